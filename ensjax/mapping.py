@@ -1,0 +1,396 @@
+"""`map_members`: how a function of one member runs over the whole stack.
+
+Outside is a `shard_map` that is manual over the mesh ("member", "data", "model"); inside,
+the local members run all at once (`vmap`), `block` at a time in a compiled loop, or one
+after the other unrolled. This is the only module that maps the member axis, and the only
+one that jits.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ensjax.members import num_members, pad_members, trim_members
+from ensjax.mesh import (
+    check_mesh,
+    default_mesh,
+    platform,
+    tracing_for,
+    tracing_platform,
+)
+
+# What an argument is fixes both how the mesh splits it and which axis is mapped.
+_SPECS = {
+    "member": jax.P("member"),
+    "batch": jax.P("data"),
+    "member_batch": jax.P("member", "data"),
+    "shared": jax.P(),
+}
+_MAPPED_AXES = {"member": 0, "batch": None, "member_batch": 0, "shared": None}
+
+MAX_UNROLLED_MEMBERS = 16
+
+# A member whose arrays fit here keeps its place in a core's cache beside others; measured
+# on two CPU cores with MLPs, a ViT and convolutional nets (`ensjax bench engine`).
+_CPU_CACHE_BYTES = 512 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How the local members of a device run.
+
+    Attributes:
+        block: "auto", or how many members run at once (None: all of them).
+        unroll: one member after the other without a loop, for at most 16 local members.
+    """
+
+    block: int | str | None = "auto"
+    unroll: bool = False
+
+    def __post_init__(self):
+        if self.block is None or self.block == "auto":
+            return
+        if isinstance(self.block, str) or isinstance(self.block, bool):
+            raise ValueError(
+                f'block must be "auto", None (all members at once) or a positive'
+                f" integer; got {self.block!r}."
+            )
+        if self.block < 1:
+            raise ValueError(f"block must be at least 1; got {self.block}.")
+
+    def rows(self, num_members: int, num_devices: int) -> int:
+        """Rows of the padded stack: whole blocks on every device."""
+        unit = num_devices
+        if isinstance(self.block, int) and not self.unroll:
+            unit *= self.block
+        return math.ceil(num_members / unit) * unit
+
+
+def map_members(
+    fn: Callable[..., Any],
+    *,
+    kinds: Sequence[str],
+    out: Any = "member",
+    mesh: Mesh | None = None,
+    block: int | str | None = "auto",
+    unroll: bool = False,
+    donate: Sequence[int] = (),
+) -> Callable[..., Any]:
+    """A compiled function of stacks from a function of one member.
+
+    Args:
+        fn: function of one member. It runs inside a manual `shard_map`, so collectives
+            over "data" and "model" work in it. It must be hashable; define it once and
+            reuse it, since every new function object compiles again.
+        kinds: what each positional argument (any pytree) is:
+            "member": stacked, `[member, ...]`;
+            "batch": split over "data" and the same for all members, `[batch, ...]`;
+            "member_batch": both, `[member, batch, ...]`;
+            "shared": whole on every device.
+        out: "member" or "member_batch", or a tuple of these, one for each output.
+        mesh: from `make_mesh`; by default all devices on the member axis.
+        block: how many local members run at once; None: all; "auto": a fixed rule of
+            platform and shapes (`auto_block`). With an integer the stack is padded to
+            whole blocks, and a member's bits do not depend on the other members.
+        unroll: run local members one after the other without a compiled loop.
+        donate: positions of arguments whose buffers the outputs may take over.
+
+    Returns:
+        A callable over stacks. If the number of members does not divide the devices, the
+        stack is padded with copies of member 0 that are dropped from the outputs.
+
+    Raises:
+        ValueError: at once for an unknown kind; on the call if stacks disagree, or a
+            batch does not divide over "data", or more than 16 members are unrolled.
+
+    Example:
+        >>> double = map_members(lambda w, x: w * x, kinds=("member", "shared"))
+        >>> double(jnp.ones(3), 2.0)
+        Array([2., 2., 2.], dtype=float32)
+    """
+    mesh = default_mesh() if mesh is None else mesh
+    check_mesh(mesh)
+    kinds = tuple(kinds)
+    for kind in kinds:
+        if kind not in _SPECS:
+            raise ValueError(
+                f"Unknown kind {kind!r}; each argument is one of {', '.join(_SPECS)}."
+            )
+    if not any(_MAPPED_AXES[kind] == 0 for kind in kinds):
+        raise ValueError(
+            'No argument is stacked: at least one kind must be "member" or'
+            ' "member_batch".'
+        )
+    out = tuple(out) if isinstance(out, list) else out
+    for kind in out if isinstance(out, tuple) else (out,):
+        if kind not in ("member", "member_batch"):
+            raise ValueError(
+                f'Outputs are "member" or "member_batch"; got {kind!r}. Reduce over'
+                " members with ensjax.reduce."
+            )
+    job = _MapMembers(fn, kinds, out, Blocks(block, unroll), tuple(donate))
+    return mesh_program(job, mesh)
+
+
+@functools.lru_cache(maxsize=256)
+def mesh_program(job: "MeshJob", mesh: Mesh) -> "MeshProgram":
+    """The compiled form of a job; made once for each (job, mesh)."""
+    return MeshProgram(job, mesh)
+
+
+class MeshJob(Protocol):
+    """A program over the local stacks of each device; hashable and compared by value.
+
+    Training is one: it needs all local members at once, and calls `map_local` for what is
+    one member's. `donate` names argument positions whose buffers may be taken over.
+    """
+
+    donate: tuple[int, ...]
+
+    def in_specs(self) -> Any:
+        """`jax.P` of every argument (or trees of them)."""
+
+    def out_specs(self) -> Any:
+        """`jax.P` of every output."""
+
+    def check(self, mesh: Mesh, *args: Any) -> None:
+        """Raises `ValueError` for arguments that cannot work."""
+
+    def prepare(self, mesh: Mesh, *args: Any) -> tuple[Any, ...]:
+        """The arguments as they enter the `shard_map` (padded)."""
+
+    def local(self, *args: Any) -> Any:
+        """What each device computes from its own part."""
+
+    def finish(self, outputs: Any, *args: Any) -> Any:
+        """The outputs of the `shard_map` as they are returned (trimmed)."""
+
+
+class MeshProgram:
+    """A jitted `shard_map` of a job: call it, or `lower` it to look at the program."""
+
+    def __init__(self, job: MeshJob, mesh: Mesh):
+        self.job, self.mesh = job, mesh
+        # check_vma=False: the check rejects scans whose carry starts as zeros, and
+        # custom derivatives, in a user's model. What it would catch (sums over "data"
+        # that are missing or doubled) is held by equality tests over meshes instead.
+        sharded = jax.shard_map(
+            job.local,
+            mesh=mesh,
+            in_specs=job.in_specs(),
+            out_specs=job.out_specs(),
+            check_vma=False,
+        )
+
+        def run(*args):
+            with tracing_for(platform(mesh)):
+                outputs = sharded(*job.prepare(mesh, *args))
+            return job.finish(outputs, *args)
+
+        run.__name__ = type(job).__name__.strip("_")
+        self._jitted = jax.jit(run, donate_argnums=job.donate)
+
+    def __call__(self, *args):
+        self.job.check(self.mesh, *args)
+        return self._jitted(*args)
+
+    def lower(self, *args):
+        """The lowered program for arrays or `jax.ShapeDtypeStruct`s, without running."""
+        self.job.check(self.mesh, *args)
+        return self._jitted.lower(*args)
+
+    def cache_size(self) -> int:
+        """How many compiled programs exist (one per set of shapes)."""
+        return self._jitted._cache_size()
+
+
+@dataclasses.dataclass(frozen=True)
+class _MapMembers:
+    fn: Callable[..., Any]
+    kinds: tuple[str, ...]
+    out: Any
+    blocks: "Blocks"
+    donate: tuple[int, ...]
+
+    def in_specs(self):
+        return tuple(_SPECS[kind] for kind in self.kinds)
+
+    def out_specs(self):
+        return jax.tree.map(lambda kind: _SPECS[kind], self.out)
+
+    def check(self, mesh, *args):
+        if len(args) != len(self.kinds):
+            raise TypeError(
+                f"{len(self.kinds)} arguments were declared ({', '.join(self.kinds)});"
+                f" got {len(args)}."
+            )
+        rows = self._rows(mesh, args)
+        check_unrolled(self.blocks, rows // mesh.shape["member"])
+        shards = mesh.shape["data"]
+        for number, (kind, arg) in enumerate(zip(self.kinds, args, strict=True)):
+            axis = {"batch": 0, "member_batch": 1}.get(kind)
+            if axis is None:
+                continue
+            for path, leaf in jax.tree.leaves_with_path(arg):
+                shape = jnp.shape(leaf)
+                if len(shape) <= axis or shape[axis] % shards:
+                    raise ValueError(
+                        f"Argument {number}{jax.tree_util.keystr(path)} is {kind!r} with"
+                        f" shape {shape}: axis {axis} must be a batch that divides over"
+                        f" data={shards} devices."
+                    )
+
+    def _rows(self, mesh, args):
+        members = _stacked_members(self.kinds, args)
+        return self.blocks.rows(members, mesh.shape["member"])
+
+    def prepare(self, mesh, *args):
+        rows = self._rows(mesh, args)
+        return tuple(
+            pad_members(arg, rows) if _MAPPED_AXES[kind] == 0 else arg
+            for kind, arg in zip(self.kinds, args, strict=True)
+        )
+
+    def local(self, *args):
+        return map_local(self.fn, kinds=self.kinds, blocks=self.blocks)(*args)
+
+    def finish(self, outputs, *args):
+        return trim_members(outputs, _stacked_members(self.kinds, args))
+
+
+def _stacked_members(kinds, args) -> int:
+    members = None
+    for number, (kind, arg) in enumerate(zip(kinds, args, strict=True)):
+        if _MAPPED_AXES[kind] != 0 or not jax.tree.leaves(arg):
+            continue
+        rows = num_members(arg)
+        if members not in (None, rows):
+            raise ValueError(
+                f"Argument {number} holds {rows} members, but an earlier one {members}."
+            )
+        members = rows
+    if members is None:
+        raise ValueError("No stacked argument holds an array.")
+    return members
+
+
+def check_unrolled(blocks: Blocks, local_members: int) -> None:
+    """Raises `ValueError` where more members would be unrolled than is sensible."""
+    if blocks.unroll and local_members > MAX_UNROLLED_MEMBERS:
+        raise ValueError(
+            f"unroll=True writes every local member into the program, which is refused"
+            f" above {MAX_UNROLLED_MEMBERS}; there are {local_members} on each device."
+            " Use block=1, which is a compiled loop."
+        )
+
+
+def map_local(
+    fn: Callable[..., Any], *, kinds: Sequence[str], blocks: Blocks
+) -> Callable[..., Any]:
+    """`fn` of one member over the members of this device, to be used in a `shard_map`.
+
+    Where all members are needed at once (joint objectives), a program is written over
+    local stacks and calls this for the parts that are one member's.
+    """
+    axes = tuple(_MAPPED_AXES[kind] for kind in kinds)
+    mapped = [i for i, axis in enumerate(axes) if axis == 0]
+    vmapped = jax.vmap(fn, in_axes=axes)
+
+    def run(*args):
+        members = num_members([args[i] for i in mapped])
+
+        def with_rows(rows):
+            full = list(args)
+            for i, arg in zip(mapped, rows, strict=True):
+                full[i] = arg
+            return full
+
+        def one(rows):
+            return fn(*with_rows(rows))
+
+        stacks = [args[i] for i in mapped]
+        if blocks.unroll:
+            check_unrolled(blocks, members)
+            results = [
+                one(jax.tree.map(lambda x: x[i], stacks)) for i in range(members)
+            ]  # noqa: B023
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+        size = blocks.block
+        if size == "auto":
+            size = auto_block(one, stacks, members)
+        if size is None or size >= members:
+            return vmapped(*args)
+        if size == 1:
+            return jax.lax.map(one, stacks)
+        if members % size:
+            raise ValueError(f"{members} local members are not whole blocks of {size}.")
+        split = jax.tree.map(
+            lambda x: x.reshape(members // size, size, *x.shape[1:]), stacks
+        )
+        results = jax.lax.map(lambda rows: vmapped(*with_rows(rows)), split)
+        return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), results)
+
+    return run
+
+
+def auto_block(
+    one: Callable[[Any], Any], stacks: Any, local_members: int
+) -> int | None:
+    """How many members run at once when `block="auto"`.
+
+    A rule of platform and shapes alone, so that a run is a function of its config:
+    accelerators run all members at once; a CPU takes as many as keep their arguments and
+    largest intermediate results in cache, and one at a time for convolutions.
+
+    Args:
+        one: function of the mapped arguments of one member.
+        stacks: the mapped arguments, leaves `[member, ...]`.
+        local_members: members on this device.
+
+    Returns:
+        A divisor of `local_members`, or None for all at once.
+    """
+    if local_members == 1 or tracing_platform() != "cpu":
+        return None
+    single = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacks)
+    shapes = _Footprint()
+    shapes.visit(jax.make_jaxpr(one)(single).jaxpr)
+    if shapes.has_convolution:
+        return 1
+    arguments = sum(_bytes(x) for x in jax.tree.leaves(single))
+    limit = max(1, _CPU_CACHE_BYTES // max(1, arguments + shapes.largest))
+    if limit >= local_members:
+        return None
+    return max(k for k in range(1, limit + 1) if local_members % k == 0)
+
+
+class _Footprint:
+    """The largest intermediate of a jaxpr and whether it convolves."""
+
+    def __init__(self):
+        self.largest, self.has_convolution = 0, False
+
+    def visit(self, jaxpr):
+        for eqn in jaxpr.eqns:
+            name = eqn.primitive.name
+            if name == "conv_general_dilated":
+                self.has_convolution = True
+            self.largest = max(self.largest, *(_bytes(v.aval) for v in eqn.outvars), 0)
+            for value in jax.tree.leaves(
+                list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+            ):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    self.visit(inner)
+
+
+def _bytes(aval) -> int:
+    if not hasattr(aval, "dtype"):
+        return 0
+    return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 4)

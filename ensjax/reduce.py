@@ -1,0 +1,221 @@
+"""Reductions over members, in one pass and across devices.
+
+A reduction is four pure functions: `init` an empty state, `update` it with some members,
+`merge` two states, `finish` it into results. Members need never exist together: blocks of
+them are folded in one after the other, or on different devices, in any order.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from ensjax.members import num_members, pad_members
+from ensjax.mesh import default_mesh
+
+
+class Moments(NamedTuple):
+    """Running count, mean and sum of squared deviations of stacked values.
+
+    Attributes:
+        count: total weight so far, `[]`.
+        mean: weighted mean so far, leaves `[...]` without the member axis.
+        sum_of_squares: weighted sum of squared deviations from `mean`, like `mean`.
+    """
+
+    count: jax.Array
+    mean: Any
+    sum_of_squares: Any
+
+
+def init_moments(like: Any) -> Moments:
+    """The moments of no members at all.
+
+    Args:
+        like: one member's values (arrays or `jax.ShapeDtypeStruct`), leaves `[...]`.
+    """
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _accumulator(x.dtype)), like)
+    return Moments(jnp.zeros((), jnp.float32), zeros, zeros)
+
+
+def _accumulator(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def update_moments(
+    moments: Moments, stacked: Any, weights: jax.Array | None = None
+) -> Moments:
+    """`moments` with the members of `stacked` (leaves `[member, ...]`) folded in.
+
+    Args:
+        moments: the state so far.
+        stacked: values of some members.
+        weights: `[member]`, non-negative; 1 by default. Members of weight 0 are left
+            out even where their values are not finite.
+    """
+    members = num_members(stacked)
+    weights = jnp.ones(members) if weights is None else jnp.asarray(weights)
+    if weights.shape != (members,):
+        raise ValueError(
+            f"weights must be [member] = ({members},); got {weights.shape}."
+        )
+    weights = weights.astype(jnp.float32)
+    count = weights.sum()
+
+    def spread(x):
+        return weights.reshape(-1, *(1,) * (x.ndim - 1)).astype(_accumulator(x.dtype))
+
+    def mean_of(x):
+        w = spread(x)
+        total = jnp.sum(jnp.where(w > 0, x, 0) * w, axis=0)
+        return total / jnp.where(count > 0, count, 1).astype(w.dtype)
+
+    mean = jax.tree.map(mean_of, stacked)
+    squares = jax.tree.map(
+        lambda x, m: jnp.sum(
+            spread(x) * jnp.where(spread(x) > 0, x - m[None], 0) ** 2, axis=0
+        ),
+        stacked,
+        mean,
+    )
+    return merge_moments(moments, Moments(count, mean, squares))
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """The moments of the members of `a` and `b` together.
+
+    Source: Chan, Golub and LeVeque 1983, equations 2.1a and 2.1b (pairwise update),
+    which keeps its digits where a difference of sums of squares would cancel.
+    """
+    count = a.count + b.count
+    share = jnp.where(count > 0, b.count / jnp.where(count > 0, count, 1), 0.0)
+
+    def mean(m_a, m_b):
+        return m_a + (m_b - m_a) * share.astype(m_a.dtype)
+
+    def squares(s_a, s_b, m_a, m_b):
+        return s_a + s_b + (m_b - m_a) ** 2 * (a.count * share).astype(s_a.dtype)
+
+    return Moments(
+        count,
+        jax.tree.map(mean, a.mean, b.mean),
+        jax.tree.map(squares, a.sum_of_squares, b.sum_of_squares, a.mean, b.mean),
+    )
+
+
+def finish_moments(moments: Moments, *, ddof: int = 0) -> tuple[Any, Any]:
+    """Mean and variance over the members folded in so far.
+
+    Args:
+        moments: the state.
+        ddof: what is taken off the count in the variance's divisor: 0 for the variance
+            of this ensemble, 1 for an unbiased estimate of the population's.
+
+    Returns:
+        `(mean, variance)`, leaves `[...]`; NaN where the divisor is not positive.
+    """
+    divisor = moments.count - ddof
+    safe = jnp.where(divisor > 0, divisor, jnp.nan)
+    mean = jax.tree.map(
+        lambda m: jnp.where(moments.count > 0, m, jnp.nan), moments.mean
+    )
+    variance = jax.tree.map(lambda s: s / safe.astype(s.dtype), moments.sum_of_squares)
+    return mean, variance
+
+
+def psum_moments(moments: Moments, axis_name: str = "member") -> Moments:
+    """The moments merged over a mesh axis, inside a `shard_map`: sums, no gather."""
+    count = jax.lax.psum(moments.count, axis_name)
+    share = jnp.where(count > 0, moments.count / jnp.where(count > 0, count, 1), 0.0)
+    mean = jax.tree.map(
+        lambda m: jax.lax.psum(m * share.astype(m.dtype), axis_name), moments.mean
+    )
+    squares = jax.tree.map(
+        lambda s, m, whole: jax.lax.psum(
+            s + (m - whole) ** 2 * moments.count.astype(s.dtype), axis_name
+        ),
+        moments.sum_of_squares,
+        moments.mean,
+        mean,
+    )
+    return Moments(count, mean, squares)
+
+
+def reduce_moments(
+    stacked: Any, weights: jax.Array | None = None, *, mesh: Mesh | None = None
+) -> Moments:
+    """The moments over all members of a stack that is split over devices.
+
+    One compiled program: each device folds in its own members, then three sums cross the
+    member axis. No device holds another's members.
+
+    Args:
+        stacked: leaves `[member, ...]`.
+        weights: `[member]`, or None for equal weights.
+        mesh: from `make_mesh`; all devices by default.
+
+    Raises:
+        ValueError: if leaves disagree on the number of members.
+    """
+    mesh = default_mesh() if mesh is None else mesh
+    members = num_members(stacked)
+    weights = jnp.ones(members) if weights is None else jnp.asarray(weights)
+    if weights.shape != (members,):
+        raise ValueError(
+            f"weights must be [member] = ({members},); got {weights.shape}."
+        )
+    return _moments_program(mesh)(stacked, weights.astype(jnp.float32))
+
+
+@functools.lru_cache(maxsize=32)
+def _moments_program(mesh):
+    def local(stacked, weights):
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked
+        )
+        return psum_moments(update_moments(init_moments(one), stacked, weights))
+
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(jax.P("member"), jax.P("member")),
+        out_specs=jax.P(),
+        check_vma=False,
+    )
+
+    @jax.jit
+    def run(stacked, weights):
+        size = mesh.shape["member"]
+        rows = -(-weights.shape[0] // size) * size
+        padding = jnp.zeros(rows - weights.shape[0], weights.dtype)
+        return sharded(pad_members(stacked, rows), jnp.concatenate([weights, padding]))
+
+    return run
+
+
+def member_mean(
+    stacked: Any, weights: jax.Array | None = None, *, mesh: Mesh | None = None
+) -> Any:
+    """The (weighted) mean over members, leaves `[...]`; see `reduce_moments`."""
+    return finish_moments(reduce_moments(stacked, weights, mesh=mesh))[0]
+
+
+def member_sum(
+    stacked: Any, weights: jax.Array | None = None, *, mesh: Mesh | None = None
+) -> Any:
+    """The (weighted) sum over members, leaves `[...]`; see `reduce_moments`."""
+    moments = reduce_moments(stacked, weights, mesh=mesh)
+    return jax.tree.map(lambda m: m * moments.count.astype(m.dtype), moments.mean)
+
+
+def member_variance(
+    stacked: Any,
+    weights: jax.Array | None = None,
+    *,
+    ddof: int = 0,
+    mesh: Mesh | None = None,
+) -> Any:
+    """The (weighted) variance over members, leaves `[...]`; see `finish_moments`."""
+    return finish_moments(reduce_moments(stacked, weights, mesh=mesh), ddof=ddof)[1]
