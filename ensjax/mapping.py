@@ -359,35 +359,42 @@ def auto_block(
     if local_members == 1 or tracing_platform() != "cpu":
         return None
     single = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacks)
-    shapes = _Footprint()
-    shapes.visit(jax.make_jaxpr(one)(single).jaxpr)
-    if shapes.has_convolution:
+    footprint = _Footprint()
+    footprint.visit(jax.make_jaxpr(one)(single).jaxpr, in_loop=False)
+    if footprint.has_convolution:
         return 1
     arguments = sum(_bytes(x) for x in jax.tree.leaves(single))
-    limit = max(1, _CPU_CACHE_BYTES // max(1, arguments + shapes.largest))
+    limit = max(1, _CPU_CACHE_BYTES // max(1, arguments + footprint.largest()))
     if limit >= local_members:
         return None
     return max(k for k in range(1, limit + 1) if local_members % k == 0)
 
 
 class _Footprint:
-    """The largest intermediate of a jaxpr and whether it convolves."""
+    """The largest intermediate of a jaxpr, and whether it convolves.
+
+    Where there is a loop only its body counts: that is where a program spends its time.
+    """
 
     def __init__(self):
-        self.largest, self.has_convolution = 0, False
+        self.has_convolution = False
+        self._largest = {True: 0, False: 0}
 
-    def visit(self, jaxpr):
+    def largest(self):
+        return self._largest[True] or self._largest[False]
+
+    def visit(self, jaxpr, in_loop):
         for eqn in jaxpr.eqns:
             name = eqn.primitive.name
-            if name == "conv_general_dilated":
-                self.has_convolution = True
-            self.largest = max(self.largest, *(_bytes(v.aval) for v in eqn.outvars), 0)
+            self.has_convolution |= name == "conv_general_dilated"
+            sizes = [_bytes(v.aval) for v in eqn.outvars]
+            self._largest[in_loop] = max(self._largest[in_loop], *sizes, 0)
             for value in jax.tree.leaves(
                 list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
             ):
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):
-                    self.visit(inner)
+                    self.visit(inner, in_loop or name in ("while", "scan"))
 
 
 def _bytes(aval) -> int:

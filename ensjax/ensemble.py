@@ -1,0 +1,471 @@
+"""`Ensemble`: one static graph, one stacked state; and `Group`, several of them.
+
+An ensemble is a pytree. Its members are flax NNX modules of one architecture, or any
+`apply(params, x)` over a pytree of parameters (linen, equinox, haiku, a bare function).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import cloudpickle
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from ensjax import checkpoint
+from ensjax.mapping import map_members
+from ensjax.members import (
+    check_stacked,
+    concatenate_members,
+    member_key,
+    member_rows,
+    stack_members,
+)
+from ensjax.mesh import default_mesh, place
+
+
+@dataclasses.dataclass(frozen=True)
+class NnxGraph:
+    """The static half of an NNX member."""
+
+    graphdef: nnx.GraphDef
+
+    def merge(self, state: Any, *, train: bool) -> nnx.Module:
+        """One module from one member's state, in training or evaluation mode.
+
+        While training, batch norm reduces over the mesh axis "data", so that a batch
+        means the same on any mesh.
+        """
+        model = nnx.merge(self.graphdef, state["params"], state["rest"], copy=True)
+        if train:
+            model.train()
+            for _, module in nnx.iter_modules(model):
+                if isinstance(module, nnx.BatchNorm):
+                    module.axis_name = "data"
+        else:
+            model.eval()
+        return model
+
+    def rest(self, model: nnx.Module) -> Any:
+        """What is not a parameter of a module that has run (batch statistics, keys)."""
+        return nnx.split(model, nnx.Param, nnx.Intermediate, ...)[3]
+
+
+@dataclasses.dataclass(frozen=True)
+class ApplyGraph:
+    """The static half of a member that is a function `apply(params, x)`."""
+
+    apply: Callable[[Any, Any], Any]
+
+    def merge(self, state: Any, *, train: bool) -> Callable[..., Any]:
+        """`apply` with one member's parameters; the same in both modes."""
+        del train
+        return BoundApply(self.apply, state["params"])
+
+    def rest(self, model: Any) -> Any:
+        """Such members have nothing but parameters."""
+        del model
+        return {}
+
+
+class BoundApply:
+    """`apply` with its parameters: called as a model, `params` within reach of a loss."""
+
+    def __init__(self, apply, params):
+        self.apply, self.params = apply, params
+
+    def __call__(self, *args, **kwargs):
+        return self.apply(self.params, *args, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ensemble:
+    """Members of one architecture, stacked.
+
+    Attributes:
+        state: `{"params": ..., "rest": ...}`, leaves `[member, ...]`; `rest` is all that
+            is not trained by gradients (batch statistics, dropout keys).
+        member_ids: int32 `[member]`. A member's randomness follows its id, so it keeps
+            its stream when members are selected or re-ordered.
+        graph: what is static: `NnxGraph` or `ApplyGraph`.
+        mesh: the devices it is split over.
+
+    Example:
+        >>> make_model = lambda rngs: ensjax.nn.MLP(4, (8,), 3, rngs=rngs)
+        >>> ensemble = Ensemble.init(make_model, num_members=5, seed=0)
+        >>> ensemble(jnp.ones((2, 4))).shape
+        (5, 2, 3)
+    """
+
+    state: Any
+    member_ids: jax.Array
+    graph: Any = dataclasses.field(metadata={"static": True})
+    mesh: Mesh = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def init(
+        cls,
+        make_model: Callable[[nnx.Rngs], nnx.Module],
+        *,
+        num_members: int | None = None,
+        seed: int = 0,
+        member_ids: Sequence[int] | None = None,
+        mesh: Mesh | None = None,
+    ) -> "Ensemble":
+        """New members, initialised on their devices by one compiled program.
+
+        Args:
+            make_model: builds one member from `nnx.Rngs` with the streams "params" and
+                "dropout".
+            num_members: how many; ids are then 0, 1, ...
+            seed: member `i` of a seed is the same model in an ensemble of any size.
+            member_ids: the ids instead of their number.
+            mesh: from `make_mesh`; by default all devices on the member axis.
+
+        Raises:
+            ValueError: if there is no member, or ids repeat.
+        """
+        ids = _new_ids(num_members, member_ids)
+        mesh = default_mesh() if mesh is None else mesh
+        abstract = nnx.eval_shape(lambda: make_model(_rngs(0, 0)))
+        graphdef, *_ = nnx.split(abstract, nnx.Param, ...)
+        initialise = map_members(
+            _Initialise(make_model), kinds=("member", "shared"), mesh=mesh
+        )
+        state = initialise(ids, jnp.int32(seed))
+        return cls(state, ids, NnxGraph(graphdef), mesh)
+
+    @classmethod
+    def stack(
+        cls,
+        models: Sequence[nnx.Module],
+        *,
+        member_ids: Sequence[int] | None = None,
+        mesh: Mesh | None = None,
+    ) -> "Ensemble":
+        """An ensemble of modules that exist already; they are copied.
+
+        Raises:
+            ValueError: if there are none, or two are of different architecture.
+        """
+        models = list(models)
+        ids = _new_ids(len(models), member_ids)
+        graphs, states = [], []
+        for model in models:
+            if not isinstance(model, nnx.Module):
+                raise TypeError(
+                    f"Ensemble.stack takes flax nnx modules; got {type(model).__name__}."
+                    " For a bare function use Ensemble.from_apply(apply, params)."
+                )
+            model = nnx.clone(model)
+            model.train()
+            graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+            graphs.append(graphdef)
+            states.append({"params": params, "rest": rest})
+        state = stack_members(states)
+        for number, graphdef in enumerate(graphs[1:], start=1):
+            if graphdef != graphs[0]:
+                raise ValueError(
+                    f"Model {number} is built differently from model 0 although their"
+                    " arrays agree (another activation, rate, or a function defined anew"
+                    " for each model). Members of different architecture form a Group."
+                )
+        mesh = default_mesh() if mesh is None else mesh
+        return cls(state, ids, NnxGraph(graphs[0]), mesh)._placed()
+
+    @classmethod
+    def from_apply(
+        cls,
+        apply: Callable[[Any, Any], Any],
+        stacked_params: Any,
+        *,
+        member_ids: Sequence[int] | None = None,
+        mesh: Mesh | None = None,
+    ) -> "Ensemble":
+        """An ensemble of a bare function `apply(params, x)`.
+
+        Args:
+            apply: function of one member, for instance `linen_module.apply`. Keep one
+                object; another one compiles anew.
+            stacked_params: leaves `[member, ...]`.
+            member_ids: ids instead of 0, 1, ...
+            mesh: from `make_mesh`.
+
+        Raises:
+            ValueError: if the leaves disagree on the number of members; names the leaf.
+        """
+        leaves = jax.tree.leaves(stacked_params)
+        if not leaves or not np.shape(leaves[0]):
+            raise ValueError("stacked_params needs arrays [member, ...].")
+        ids = _new_ids(np.shape(leaves[0])[0], member_ids)
+        check_stacked(stacked_params, len(ids))
+        mesh = default_mesh() if mesh is None else mesh
+        params = jax.tree.map(jnp.asarray, stacked_params)
+        return cls(
+            {"params": params, "rest": {}}, ids, ApplyGraph(apply), mesh
+        )._placed()
+
+    @property
+    def num_members(self) -> int:
+        """M, the number of members."""
+        return self.member_ids.shape[0]
+
+    @property
+    def params(self) -> Any:
+        """The stacked parameters, leaves `[member, ...]`."""
+        return self.state["params"]
+
+    def __len__(self) -> int:
+        return self.num_members
+
+    def __getitem__(self, index: Any) -> Any:
+        """`e[3]`: one member (an nnx module, or its parameters); `e[2:5]`: an ensemble."""
+        if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+            row = member_rows([index], self.num_members)[0]
+            state = _select_rows(self.state, [row], self.mesh)
+            state = jax.tree.map(lambda x: x[0], state)
+            if isinstance(self.graph, ApplyGraph):
+                return state["params"]
+            return nnx.merge(self.graph.graphdef, state["params"], state["rest"])
+        return self.select(index)
+
+    def __iter__(self) -> Iterable[Any]:
+        return (self[i] for i in range(self.num_members))
+
+    def select(self, indices: Any) -> "Ensemble":
+        """The chosen members, with their ids, in the order of `indices`.
+
+        Args:
+            indices: a slice, integers, or booleans `[member]`.
+
+        Raises:
+            ValueError, IndexError: as `members.select_members`.
+        """
+        rows = member_rows(indices, self.num_members)
+        state, ids = _select_rows((self.state, self.member_ids), rows, self.mesh)
+        return dataclasses.replace(self, state=state, member_ids=ids)._placed()
+
+    def concatenate(self, other: "Ensemble") -> "Ensemble":
+        """The members of both, in order. Ids are kept and may repeat (bootstraps).
+
+        Raises:
+            ValueError: if the architectures differ.
+        """
+        if self.graph != other.graph:
+            raise ValueError(
+                "The two ensembles are of different architecture; use Group([a, b])."
+            )
+        parts = [(e.state, e.member_ids) for e in (self, other)]
+        state, ids = jax.jit(lambda a, b: concatenate_members([a, b]))(*parts)
+        return dataclasses.replace(self, state=state, member_ids=ids)._placed()
+
+    def on_mesh(self, mesh: Mesh) -> "Ensemble":
+        """The same members, split over the devices of another mesh."""
+        return dataclasses.replace(self, mesh=mesh)._placed()
+
+    def _placed(self) -> "Ensemble":
+        stacks = (self.state, self.member_ids)
+        state, ids = place(stacks, self.mesh, _member_spec(stacks, self.mesh))
+        return dataclasses.replace(self, state=state, member_ids=ids)
+
+    def __call__(self, x: Any, *, block: int | str | None = "auto") -> Any:
+        """Every member's output for the same inputs (compiled; see `map_members`).
+
+        Args:
+            x: inputs of one batch (any pytree), leaves `[batch, ...]`.
+            block: how many members of a device run at once.
+
+        Returns:
+            Leaves `[member, batch, ...]`, in evaluation mode (no dropout; batch norm
+            with its running statistics).
+        """
+        forward = map_members(
+            Forward(self.graph),
+            kinds=("member", "batch"),
+            out="member_batch",
+            mesh=self.mesh,
+            block=block,
+        )
+        return forward(self.state, x)
+
+    def save(self, path: Any) -> None:
+        """Writes the ensemble to a new directory: Orbax arrays, and its architecture.
+
+        The architecture is stored by cloudpickle, so that a class defined in a notebook
+        can be loaded in another one.
+
+        Raises:
+            ValueError: if `path` exists; nothing is overwritten.
+        """
+        path = epath.Path(path)
+        if path.exists():
+            raise ValueError(f"{path} exists; choose another path or remove it first.")
+        shapes = jax.eval_shape(lambda e: (e.state, e.member_ids), self)
+        architecture = cloudpickle.dumps((self.graph, shapes))
+        partial = path.parent / f".{path.name}.partial"
+        if partial.exists():
+            raise ValueError(
+                f"{partial} is what an interrupted save left; remove it first."
+            )
+        checkpoint.save_tree(partial / "arrays", (self.state, self.member_ids))
+        if jax.process_index() == 0:
+            (partial / "architecture.pkl").write_bytes(architecture)
+            partial.rename(path)  # visible only now that it is whole
+
+    @classmethod
+    def load(
+        cls,
+        path: Any,
+        *,
+        make_model: Callable[[nnx.Rngs], nnx.Module] | None = None,
+        mesh: Mesh | None = None,
+    ) -> "Ensemble":
+        """Reads what `save` wrote, onto any mesh.
+
+        Args:
+            path: the directory.
+            make_model: builds one member. Without it the stored architecture is used,
+                which is unpickled and so runs code: load only files that you trust.
+            mesh: from `make_mesh`; by default all devices on the member axis.
+
+        Raises:
+            ValueError: if there is nothing at `path`, or `make_model` builds another
+                architecture; names the leaf.
+        """
+        path = epath.Path(path)
+        members = checkpoint.stored_shapes(path / "arrays")
+        mesh = default_mesh() if mesh is None else mesh
+        if make_model is not None:
+            abstract = nnx.eval_shape(lambda: make_model(_rngs(0, 0)))
+            graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
+            graph = NnxGraph(graphdef)
+            rows = next(iter(members.values()))[0]
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype),
+                ({"params": params, "rest": rest}, jax.ShapeDtypeStruct((), jnp.int32)),
+            )
+        else:
+            stored = (path / "architecture.pkl").read_bytes()
+            graph, shapes = cloudpickle.loads(stored)
+        sharding = jax.sharding.NamedSharding(mesh, _member_spec(shapes, mesh))
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+        )
+        state, ids = checkpoint.load_tree(path / "arrays", like)
+        return cls(state, ids, graph, mesh)
+
+
+def _member_spec(stacks, mesh) -> jax.P:
+    """Split over members where they divide over the devices, else whole on each."""
+    members = jax.tree.leaves(stacks)[0].shape[0]
+    return jax.P("member") if members % mesh.shape["member"] == 0 else jax.P()
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """One member's outputs in evaluation mode."""
+
+    graph: Any
+
+    def __call__(self, state, x):
+        return self.graph.merge(state, train=False)(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Initialise:
+    make_model: Callable[[nnx.Rngs], nnx.Module]
+
+    def __call__(self, member_id, seed):
+        model = self.make_model(_rngs(seed, member_id))
+        _, params, rest = nnx.split(model, nnx.Param, ...)
+        return {"params": params, "rest": rest}
+
+
+def _rngs(seed, member_id):
+    key = member_key(seed, "init", member_id)
+    return nnx.Rngs(
+        params=jax.random.fold_in(key, 0), dropout=jax.random.fold_in(key, 1)
+    )
+
+
+def _new_ids(num_members, member_ids):
+    if member_ids is None:
+        if num_members is None or num_members < 1:
+            raise ValueError(f"An ensemble has at least one member; got {num_members}.")
+        return jnp.arange(num_members, dtype=jnp.int32)
+    ids = np.asarray(member_ids)
+    if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"member_ids are integers [member]; got {member_ids!r}.")
+    if num_members not in (None, len(ids)):
+        raise ValueError(f"{num_members} members but {len(ids)} member_ids.")
+    if len(set(ids.tolist())) < len(ids) or ids.min() < 0:
+        raise ValueError(
+            f"member_ids must be non-negative and differ, since members of one id are"
+            f" the same model; got {ids.tolist()}."
+        )
+    return jnp.asarray(ids, jnp.int32)
+
+
+def _select_rows(tree, rows, mesh):
+    """Rows of a stack, also one that is split over several processes."""
+    sharding = jax.sharding.NamedSharding(mesh, jax.P())
+    rows = jnp.asarray(rows)
+    if all(
+        leaf.is_fully_addressable
+        for leaf in jax.tree.leaves(tree)
+        if isinstance(leaf, jax.Array)
+    ):
+        return jax.tree.map(lambda x: x[rows], tree)
+    take = jax.jit(lambda t, r: jax.tree.map(lambda x: x[r], t), out_shardings=sharding)
+    return take(tree, rows)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Ensembles of different architecture that are one ensemble together.
+
+    Attributes:
+        ensembles: one stack per architecture. Members are numbered through, in order;
+            their ids must differ, since data order and dropout follow the id.
+    """
+
+    ensembles: tuple[Ensemble, ...]
+
+    def __post_init__(self):
+        if isinstance(self.ensembles, list):
+            object.__setattr__(self, "ensembles", tuple(self.ensembles))
+        if isinstance(self.ensembles, tuple) and not self.ensembles:
+            raise ValueError("A Group holds at least one ensemble.")
+
+    @property
+    def num_members(self) -> int:
+        """Members of all ensembles together."""
+        return sum(e.num_members for e in self.ensembles)
+
+    @property
+    def member_ids(self) -> jax.Array:
+        """Ids of all members, `[member]`."""
+        return jnp.concatenate([e.member_ids for e in self.ensembles])
+
+    def __len__(self) -> int:
+        return self.num_members
+
+    def __getitem__(self, index: int) -> Any:
+        """One member, numbered through all ensembles."""
+        row = int(member_rows([index], self.num_members)[0])
+        for ensemble in self.ensembles:
+            if row < len(ensemble):
+                return ensemble[row]
+            row -= len(ensemble)
+        raise AssertionError("row was checked")
+
+    def __call__(self, x: Any, *, block: int | str | None = "auto") -> Any:
+        """`[member, batch, ...]` of all members; their outputs must agree in shape."""
+        outputs = [ensemble(x, block=block) for ensemble in self.ensembles]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
