@@ -1,0 +1,248 @@
+"""Calibration: do the probabilities mean what they say?
+
+Binned estimates depend on the number of bins and of rows; report both. All forms use
+static shapes, so they run under `jit`: a bin is a fixed row of a sum, empty or not.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.scores.rows import check_rows, is_correct, label_log_probs, weigh
+
+
+class ReliabilityBins(NamedTuple):
+    """What fell into each bin; the last axis of every field is the bin.
+
+    Attributes:
+        confidence: mean confidence of the bin's rows, NaN if it is empty.
+        accuracy: fraction of them that is right, NaN if it is empty.
+        weight: summed weight of the rows, which is their number without weights.
+        edges: `[bin + 1]`, the bins are (lo, hi]; 0 belongs to the first.
+    """
+
+    confidence: jax.Array
+    accuracy: jax.Array
+    weight: jax.Array
+    edges: jax.Array
+
+
+def reliability_bins(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    num_bins: int = 15,
+    sample_weight: jax.Array | None = None,
+) -> ReliabilityBins:
+    """Accuracy against confidence in equal-width bins (lo, hi] of the top label.
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., batch, class]`.
+        labels: class indices, `[batch]` or `[..., batch]`. A label out of range makes
+            the accuracy of its bin NaN, unless its weight is 0.
+        num_bins: number of bins between 0 and 1, at least 1.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `ReliabilityBins` with fields `[..., bin]`.
+
+    Raises:
+        ValueError: if a shape does not fit or `num_bins` is below 1.
+        TypeError: if `labels` are not integers.
+    """
+    confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
+    _check_bins(num_bins)
+    bins = _equal_width(confidence, num_bins)
+    total = _bin_sum(weight, bins, num_bins)
+    return ReliabilityBins(
+        confidence=_bin_sum(weigh(confidence, weight), bins, num_bins) / total,
+        accuracy=_bin_sum(weigh(correct, weight), bins, num_bins) / total,
+        weight=total,
+        edges=jnp.asarray(np.linspace(0.0, 1.0, num_bins + 1), confidence.dtype),
+    )
+
+
+def ece(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    num_bins: int = 15,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Expected calibration error of the top label, in equal-width bins (lo, hi]; 0-1.
+
+        ECE = sum_b (W_b / W) |accuracy_b - confidence_b|
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., batch, class]`.
+        labels: class indices, `[batch]` or `[..., batch]`; out of range gives NaN.
+        num_bins: number of bins between 0 and 1, at least 1.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`.
+
+    Raises:
+        ValueError: if a shape does not fit or `num_bins` is below 1.
+        TypeError: if `labels` are not integers.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, equation 3 (15 bins as in section 5).
+    """
+    confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
+    _check_bins(num_bins)
+    gap = _bin_sum(
+        weigh(correct - confidence, weight),
+        _equal_width(confidence, num_bins),
+        num_bins,
+    )
+    return jnp.sum(jnp.abs(gap), axis=-1) / jnp.sum(weight, axis=-1)
+
+
+def mce(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    num_bins: int = 15,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Largest |accuracy - confidence| over the bins that hold rows (0-1), `[...]`.
+
+    Arguments as for `ece`. One row alone in its bin can decide it.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, equation 5.
+    """
+    bins = reliability_bins(
+        log_probs, labels, num_bins=num_bins, sample_weight=sample_weight
+    )
+    gap = jnp.abs(bins.accuracy - bins.confidence)
+    return jnp.max(jnp.where(bins.weight == 0, 0.0, gap), axis=-1)
+
+
+def adaptive_ece(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    num_bins: int = 15,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Expected calibration error of the top label in bins of equal weight (0-1).
+
+    A row goes to bin floor(num_bins * r), r in (0, 1) being its mid-rank by confidence
+    (the middle of the weight that its ties hold). Equal confidences therefore share a
+    bin, and the order of the rows does not matter. Without ties, and when the number of
+    rows is a multiple of `num_bins`, this is the usual split of the sorted rows.
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., batch, class]`.
+        labels: class indices, `[batch]` or `[..., batch]`; out of range gives NaN.
+        num_bins: number of bins, at least 1.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`.
+
+    Raises:
+        ValueError: if a shape does not fit or `num_bins` is below 1.
+        TypeError: if `labels` are not integers.
+
+    Source: Nixon et al. 2019, arXiv:1904.01685, section 3 (adaptivity), top label only.
+    """
+    confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
+    _check_bins(num_bins)
+    total = jnp.sum(weight, axis=-1)
+    middle = _over_rows(_mid_rank)(confidence, weight)
+    bins = jnp.floor(num_bins * middle / total[..., None]).astype(jnp.int32)
+    bins = jnp.clip(bins, 0, num_bins - 1)
+    gap = _bin_sum(weigh(correct - confidence, weight), bins, num_bins)
+    return jnp.sum(jnp.abs(gap), axis=-1) / total
+
+
+def classwise_ece(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    num_bins: int = 15,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Calibration error of every class's probability, averaged over classes (0-1).
+
+        mean_c sum_b (W_b / W) |frequency of c in b - mean p_c in b|
+
+    Equal-width bins (lo, hi] of p_c, over all rows. Also called static calibration
+    error. With many classes most p_c are near 0 and the score is small.
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., batch, class]`.
+        labels: class indices, `[batch]` or `[..., batch]`; out of range gives NaN.
+        num_bins: number of bins between 0 and 1, at least 1.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`.
+
+    Raises:
+        ValueError: if a shape does not fit or `num_bins` is below 1.
+        TypeError: if `labels` are not integers.
+
+    Source: Nixon et al. 2019, arXiv:1904.01685, equation 3.
+    """
+    log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
+    _check_bins(num_bins)
+    target = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
+    undefined = jnp.isnan(label_log_probs(log_probs, labels))[..., None]
+    probs = jnp.swapaxes(jnp.exp(log_probs), -1, -2)  # [..., class, batch]
+    target = jnp.swapaxes(jnp.where(undefined, jnp.nan, target), -1, -2)
+    weight = jnp.broadcast_to(weight[..., None, :], probs.shape)
+    gap = _bin_sum(
+        weigh(target - probs, weight), _equal_width(probs, num_bins), num_bins
+    )
+    per_class = jnp.sum(jnp.abs(gap), axis=-1) / jnp.sum(weight, axis=-1)
+    return jnp.mean(per_class, axis=-1)
+
+
+def _top_label(log_probs, labels, sample_weight):
+    log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
+    confidence = jnp.exp(jnp.max(log_probs, axis=-1))
+    return confidence, is_correct(log_probs, labels), weight
+
+
+def _check_bins(num_bins):
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
+
+
+def _equal_width(probs, num_bins):
+    # Inner edges are rounded once, on the host: ceil(p * num_bins) would put p = 3/15
+    # above its own edge.
+    inner = jnp.asarray(np.arange(1, num_bins) / num_bins, probs.dtype)
+    return jnp.searchsorted(inner, probs.reshape(-1), side="left").reshape(probs.shape)
+
+
+def _mid_rank(confidence, weight):
+    order = jnp.argsort(confidence)
+    ends = jnp.concatenate([jnp.zeros(1, weight.dtype), jnp.cumsum(weight[order])])
+    ascending = confidence[order]
+    below = ends[jnp.searchsorted(ascending, confidence, side="left")]
+    up_to = ends[jnp.searchsorted(ascending, confidence, side="right")]
+    return (below + up_to) / 2
+
+
+def _bin_sum(values, bins, num_bins):
+    def one(values, bins):
+        return jax.ops.segment_sum(values, bins, num_segments=num_bins)
+
+    return _over_rows(one)(values, bins)
+
+
+def _over_rows(fn):
+    """`fn` of `[batch]` arrays, mapped over whatever axes stand before."""
+
+    def mapped(*arrays):
+        leading = arrays[0].shape[:-1]
+        flat = [a.reshape((-1, a.shape[-1])) for a in arrays]
+        out = jax.vmap(fn)(*flat)
+        return out.reshape(leading + out.shape[1:])
+
+    return mapped

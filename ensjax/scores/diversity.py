@@ -1,0 +1,242 @@
+"""How members differ in what they choose and get wrong: pairwise statistics.
+
+Every function takes all members' predictions, `[member, batch, class]` logits (or
+log-probabilities) or `Predictions`, votes included. `mask` leaves members out;
+`sample_weight` weighs the rows. Matrices are `[member, member]`, NaN in the row and
+column of a masked member.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.predictions import ABSTAIN, Predictions, as_predictions
+from ensjax.scores.rows import check_rows, is_correct, row_weights, weigh
+
+
+def disagreement(
+    logits: jax.Array | Predictions,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Fraction of (pair of members, row) on which the two choose different classes.
+
+    Pairs count equally, whatever the members' weights; rows on which one of the two
+    abstains do not count.
+
+    Args:
+        logits: `[member, batch, class]`, or `Predictions` (votes will do).
+        mask: `[member]` or `[member, batch]`; a False member counts as removed.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        A scalar (0-1); 0 if there is no pair, as with one member.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
+    chosen, _, row_weight = _choices(logits, mask, sample_weight)
+    counts = jnp.sum(chosen, axis=0)  # [batch, class]
+    voters = jnp.sum(counts, axis=-1)
+    pairs = jnp.sum(weigh(voters * (voters - 1), row_weight))
+    agreeing = jnp.sum(weigh(jnp.sum(counts * (counts - 1), axis=-1), row_weight))
+    return jnp.where(pairs == 0, 0.0, (pairs - agreeing) / pairs)
+
+
+def disagreement_matrix(
+    logits: jax.Array | Predictions,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Fraction of rows on which members i and j choose different classes.
+
+    Arguments as for `disagreement`.
+
+    Returns:
+        `[member, member]`, symmetric, 0 on the diagonal.
+    """
+    chosen, votes_at, row_weight = _choices(logits, mask, sample_weight)
+    both = _inner(votes_at, votes_at, row_weight)
+    same = _inner(chosen, chosen, row_weight)
+    return (both - same) / both
+
+
+def kappa(
+    logits: jax.Array | Predictions,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Cohen's kappa of the classes chosen by each pair: agreement beyond chance.
+
+        kappa_ij = (agree_ij - chance_ij) / (1 - chance_ij)
+
+    where chance_ij is the agreement of independent choices with the same class
+    frequencies. 1 is full agreement, 0 chance; NaN if both always choose one class.
+    No labels enter; some toolboxes compute kappa of being right instead. Memory grows
+    as members squared times classes.
+
+    Arguments as for `disagreement`.
+
+    Returns:
+        `[member, member]`, symmetric.
+
+    Source: Cohen 1960; Dietterich 2000 (kappa-error diagrams).
+    """
+    chosen, votes_at, row_weight = _choices(logits, mask, sample_weight)
+    both = _inner(votes_at, votes_at, row_weight)
+    agree = _inner(chosen, chosen, row_weight) / both
+    # frequency[i, j, c]: how often i chooses c on the rows on which j votes too.
+    frequency = jnp.einsum(
+        "inc,jn->ijc",
+        weigh(chosen, row_weight[None, :, None]),
+        votes_at[..., 0],
+        precision="highest",
+    )
+    frequency = frequency / both[..., None]
+    chance = jnp.sum(frequency * jnp.swapaxes(frequency, 0, 1), axis=-1)
+    return jnp.where(chance == 1, jnp.nan, (agree - chance) / (1 - chance))
+
+
+def error_correlation(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Pearson correlation of being wrong, between each pair of members.
+
+    Args:
+        logits: `[member, batch, class]`, or `Predictions` (votes will do).
+        labels: class indices `[batch]`. A label out of range makes everything NaN,
+            a member that abstains or holds a NaN its row and column.
+        mask: `[member]`; a False member's row and column are NaN.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        `[member, member]`; NaN where a member is always right or always wrong.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if `labels` are not integers.
+
+    Source: Kuncheva and Whitaker 2003, equation 2 (rho).
+    """
+    both_right, only_first, only_second, both_wrong = _contingency(
+        logits, labels, mask, sample_weight
+    )
+    product = (both_right + only_first) * (only_second + both_wrong)
+    product *= (both_right + only_second) * (only_first + both_wrong)
+    above = both_right * both_wrong - only_first * only_second
+    return jnp.where(product == 0, jnp.nan, above / jnp.sqrt(product))
+
+
+def q_statistic(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Yule's Q of being right, between each pair of members, from -1 to 1.
+
+        Q_ij = (N11 N00 - N01 N10) / (N11 N00 + N01 N10)
+
+    N11 counts the rows that both get right. 0 for independent members; the sign is that
+    of `error_correlation`. Arguments as there.
+
+    Returns:
+        `[member, member]`; NaN where the denominator is 0.
+
+    Source: Kuncheva and Whitaker 2003, equation 1.
+    """
+    both_right, only_first, only_second, both_wrong = _contingency(
+        logits, labels, mask, sample_weight
+    )
+    same, different = both_right * both_wrong, only_first * only_second
+    total = same + different
+    return jnp.where(total == 0, jnp.nan, (same - different) / total)
+
+
+def double_fault(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Fraction of rows that both members of a pair get wrong.
+
+    Arguments as for `error_correlation`.
+
+    Returns:
+        `[member, member]`; the members' error rates are on the diagonal.
+
+    Source: Giacinto and Roli 2001; Kuncheva and Whitaker 2003, equation 5.
+    """
+    return _contingency(logits, labels, mask, sample_weight)[3]
+
+
+def pairwise_mean(matrix: jax.Array) -> jax.Array:
+    """Mean of a `[member, member]` matrix over the pairs i < j that are not NaN.
+
+    Raises:
+        ValueError: if `matrix` is not square.
+    """
+    matrix = jnp.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"matrix must be [member, member]; got shape {matrix.shape}.")
+    above = jnp.triu(jnp.ones(matrix.shape, bool), k=1) & ~jnp.isnan(matrix)
+    return jnp.sum(jnp.where(above, matrix, 0.0)) / jnp.sum(above)
+
+
+def _choices(logits, mask, sample_weight):
+    """One-hot choices `[member, batch, class]`, voters `[member, batch, 1]`, weights.
+
+    The one-hot row of a member that abstains, or is masked, is all zeros.
+    """
+    predictions = as_predictions(logits, mask=mask)
+    choices = predictions.votes
+    counts = predictions.mask
+    counts = counts[:, None] if counts.ndim == 1 else counts
+    choices = jnp.where(counts, choices, ABSTAIN)
+    chosen = jax.nn.one_hot(choices, predictions.num_classes, dtype=jnp.float32)
+    votes_at = jnp.sum(chosen, axis=-1, keepdims=True)
+    return chosen, votes_at, row_weights(sample_weight, choices.shape[1:])
+
+
+def _inner(first, second, row_weight):
+    first = weigh(first, row_weight[None, :, None])
+    return jnp.einsum("inc,jnc->ij", first, second, precision="highest")
+
+
+def _contingency(logits, labels, mask, sample_weight):
+    """Weight fractions `[member, member]`: both right, only i, only j, both wrong."""
+    predictions = as_predictions(logits, mask=mask)
+    # One-hot log-probabilities let votes be scored like probabilities.
+    values = (
+        jnp.log(jax.nn.one_hot(predictions.votes, predictions.num_classes))
+        if predictions.kind == "votes"
+        else predictions.values
+    )
+    values, labels, row_weight = check_rows(values, labels, sample_weight)
+    right = is_correct(values, labels)
+    if predictions.mask.ndim == 2:
+        raise ValueError(
+            "Pairwise error statistics need a mask of shape [member]; got"
+            f" {predictions.mask.shape}."
+        )
+    right = jnp.where(predictions.mask[:, None], right, jnp.nan)[..., None]
+    row_weight = row_weight[0]
+    total = jnp.sum(row_weight)
+    return tuple(
+        _inner(a, b, row_weight) / total
+        for a, b in (
+            (right, right),
+            (right, 1 - right),
+            (1 - right, right),
+            (1 - right, 1 - right),
+        )
+    )

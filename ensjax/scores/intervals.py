@@ -1,0 +1,171 @@
+"""Intervals for measured numbers: proportions, seeds, paired bootstraps over rows."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its interval, arrays of one shape."""
+
+    estimate: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+
+def wilson_interval(
+    successes: jax.Array, trials: jax.Array, *, confidence: float = 0.95
+) -> Interval:
+    """Wilson score interval of a proportion, such as an accuracy over n test rows.
+
+        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    It covers the sampling of test rows, not of seeds.
+
+    Args:
+        successes: number of successes, any shape.
+        trials: number of trials, same shape or a scalar.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        `Interval` with the plain proportion as estimate; within [0, 1].
+
+    Raises:
+        ValueError: if `confidence` is not in (0, 1).
+
+    Source: Wilson 1927.
+    """
+    _check_confidence(confidence)
+    z = _normal_quantile(0.5 + confidence / 2)
+    successes, trials = jnp.asarray(successes, float), jnp.asarray(trials, float)
+    share = successes / trials
+    center = share + z**2 / (2 * trials)
+    half = z * jnp.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    scale = 1 + z**2 / trials
+    low = jnp.clip((center - half) / scale, min=0.0)
+    return Interval(share, low, jnp.clip((center + half) / scale, max=1.0))
+
+
+def t_interval(
+    values: jax.Array, *, confidence: float = 0.95, axis: int = 0
+) -> Interval:
+    """Student t interval of the mean over independent repetitions, such as seeds.
+
+        mean +- t_{n-1} sd / sqrt(n),   sd with n - 1
+
+    Args:
+        values: one value per seed along `axis`, any shape.
+        confidence: coverage of the interval, in (0, 1).
+        axis: the axis of the seeds.
+
+    Returns:
+        `Interval` of the shape without `axis`. One seed says nothing about the spread:
+        its interval is (-inf, inf).
+
+    Raises:
+        ValueError: if `confidence` is not in (0, 1) or there is no value.
+
+    Source: Student 1908.
+    """
+    _check_confidence(confidence)
+    values = jnp.asarray(values, float)
+    num_values = values.shape[axis] if values.ndim else 0
+    if num_values < 1:
+        raise ValueError("t_interval needs at least one value along the axis of seeds.")
+    mean = jnp.mean(values, axis=axis)
+    if num_values == 1:
+        return Interval(mean, jnp.full_like(mean, -np.inf), jnp.full_like(mean, np.inf))
+    half = _student_quantile(0.5 + confidence / 2, num_values - 1) / math.sqrt(
+        num_values
+    )
+    half = half * jnp.std(values, axis=axis, ddof=1)
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired_bootstrap(
+    key: jax.Array,
+    metric: Callable[[jax.Array], jax.Array],
+    num_rows: int,
+    *,
+    groups: jax.Array | None = None,
+    num_groups: int | None = None,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    block: int = 64,
+) -> Interval:
+    """Percentile bootstrap interval of any weighted metric, over rows or groups.
+
+    `metric` is evaluated on resamples written as weights: a row that was drawn twice
+    has weight 2. All systems that `metric` returns see the same resamples, so a
+    difference is compared in pairs by returning it.
+
+    Args:
+        key: random key.
+        metric: `metric(sample_weight [batch]) -> [...]`, for instance a closure over
+            one of our scores.
+        num_rows: number of rows.
+        groups: `[batch]` integers in 0..num_groups-1: rows of one group (a patient, a
+            scene) are drawn together.
+        num_groups: number of groups, required with `groups`.
+        num_resamples: number of resamples.
+        confidence: coverage of the interval, in (0, 1).
+        block: resamples evaluated at once; bounds the memory.
+
+    Returns:
+        `Interval` of arrays shaped as `metric` returns; the estimate is that of the
+        rows as they are. Resamples on which the metric is NaN (a class that was not
+        drawn) are left out.
+
+    Raises:
+        ValueError: if a number is below 1, a shape does not fit, or `groups` comes
+            without `num_groups`.
+
+    Source: Efron and Tibshirani 1993, chapter 13.
+
+    Example:
+        >>> def gain(w):
+        ...     single = scores.nll(member, labels, sample_weight=w)
+        ...     return single - scores.nll(ensemble, labels, sample_weight=w)
+        >>> scores.paired_bootstrap(jax.random.key(0), gain, len(labels))
+    """
+    _check_confidence(confidence)
+    for name, value in (("num_rows", num_rows), ("num_resamples", num_resamples)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    if (groups is None) != (num_groups is None):
+        raise ValueError("groups and num_groups go together; got one of them.")
+    if groups is not None and np.shape(groups) != (num_rows,):
+        raise ValueError(f"groups must be [{num_rows}]; got {np.shape(groups)}.")
+    num_units = num_rows if groups is None else num_groups
+
+    def resampled(key):
+        drawn = jax.random.randint(key, (num_units,), 0, num_units)
+        counts = jax.ops.segment_sum(jnp.ones(num_units), drawn, num_segments=num_units)
+        return metric(counts if groups is None else counts[jnp.asarray(groups)])
+
+    keys = jax.random.split(key, num_resamples)
+    draws = jax.lax.map(resampled, keys, batch_size=min(block, num_resamples))
+    tail = (1 - confidence) / 2
+    ends = jnp.nanquantile(draws, jnp.asarray([tail, 1 - tail]), axis=0)
+    return Interval(metric(jnp.ones(num_rows)), ends[0], ends[1])
+
+
+def _check_confidence(confidence):
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie between 0 and 1; got {confidence}.")
+
+
+def _normal_quantile(probability):
+    from scipy.special import ndtri  # in double precision, on the host
+
+    return float(ndtri(probability))
+
+
+def _student_quantile(probability, degrees):
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, probability))

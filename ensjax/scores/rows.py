@@ -1,0 +1,116 @@
+"""The rows of a prediction: checks that every score shares, and means over rows.
+
+A row is one example. Scores accept leading axes before it, so that the predictions of
+all members `[member, batch, class]` are scored in one call, against one `[batch]` of
+labels.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.predictions import log_probs as normalize
+from ensjax.predictions import votes
+
+
+def check_rows(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    sample_weight: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities, labels and weights of the same rows, checked and broadcast.
+
+    Args:
+        log_probs: log-probabilities or logits, `[..., batch, class]`. Rows are
+            normalised, which leaves log-probabilities as they are.
+        labels: integers, `[batch]` or with the same leading axes.
+        sample_weight: non-negative, `[batch]` or with the same leading axes; a bool
+            mask works too. None means 1 for every row.
+
+    Returns:
+        `log_probs [..., batch, class]` (nats, float32), `labels [..., batch]` and
+        `sample_weight [..., batch]` (float32, NaN where it was negative).
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if `labels` are not integers.
+    """
+    log_probs = normalize(log_probs)
+    if log_probs.ndim < 2:
+        raise ValueError(
+            f"log_probs must be [..., batch, class]; got shape {log_probs.shape}."
+            " One example becomes a batch of one with log_probs[None]."
+        )
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"labels must be integers, one class index per row; got {labels.dtype} of"
+            f" shape {labels.shape}. One-hot labels: labels.argmax(-1)."
+        )
+    rows = log_probs.shape[:-1]
+    labels = broadcast_rows("labels", labels, rows)
+    return log_probs, labels, row_weights(sample_weight, rows, log_probs.dtype)
+
+
+def broadcast_rows(name: str, values: jax.Array, rows: tuple[int, ...]) -> jax.Array:
+    """`values`, whose axes are the last ones of `rows`, repeated over the leading axes.
+
+    Raises:
+        ValueError: if the axes of `values` are not the last axes of `rows`.
+    """
+    values = jnp.asarray(values)
+    if values.ndim < 1 or values.shape != rows[len(rows) - values.ndim :]:
+        raise ValueError(
+            f"{name} must have shape {rows[-1:]} (one value per row) or {rows};"
+            f" got {values.shape}."
+        )
+    return jnp.broadcast_to(values, rows)
+
+
+def row_weights(
+    sample_weight: jax.Array | None, rows: tuple[int, ...], dtype=jnp.float32
+) -> jax.Array:
+    """`sample_weight` as floats of shape `rows`; ones for None, NaN for negative ones.
+
+    Raises:
+        ValueError: if the shape does not fit.
+    """
+    if sample_weight is None:
+        return jnp.ones(rows, dtype)
+    weight = broadcast_rows("sample_weight", sample_weight, rows).astype(dtype)
+    return jnp.where(weight < 0, jnp.nan, weight)
+
+
+def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """Weighted mean over the last axis; `[..., batch]` to `[...]`.
+
+    Rows of weight 0 are ignored even if they hold NaN. No weight at all gives NaN.
+    """
+    return jnp.sum(weigh(values, weight), axis=-1) / jnp.sum(weight, axis=-1)
+
+
+def weigh(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """`values * weight`, and 0 where the weight is 0, also for NaN and inf."""
+    return jnp.where(weight == 0, 0.0, values) * weight
+
+
+def label_log_probs(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Log-probability of each row's label, `[..., batch]`; NaN for one out of range.
+
+    Compiled programs cannot raise on values, and indexing would wrap -1 to the last
+    class.
+    """
+    known = (labels >= 0) & (labels < log_probs.shape[-1])
+    index = jnp.where(known, labels, 0)[..., None]
+    picked = jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
+    return jnp.where(known, picked, jnp.nan)
+
+
+def is_correct(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 where the first choice is the label, else 0, as floats `[..., batch]`.
+
+    NaN where the row holds a NaN or the label is out of range, so that neither passes
+    for an ordinary mistake.
+    """
+    correct = (votes(log_probs) == labels).astype(log_probs.dtype)
+    undefined = jnp.isnan(label_log_probs(log_probs, labels))
+    return jnp.where(undefined, jnp.nan, correct)

@@ -1,0 +1,225 @@
+"""Selective prediction: the error that is left when the least sure rows are rejected.
+
+Rows are sorted by confidence, the surest first; `risk_k` is the error rate of the first
+k. Rows of equal confidence have no order, so each takes the mean error of its ties:
+that is the expectation over their random order, and no score here depends on the order
+in which rows came. A threshold alone cannot stop inside such a group.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.scores.rows import (
+    broadcast_rows,
+    check_rows,
+    is_correct,
+    weigh,
+)
+
+# Coverages are ratios of float32 sums: k / N reaches a target of the same value.
+_TOLERANCE = 1e-6
+
+
+class RiskCoverage(NamedTuple):
+    """A risk-coverage curve; the last axis counts the rows kept, the surest first.
+
+    Attributes:
+        coverage: fraction of the weight that is kept, rising to 1.
+        risk: error rate among the rows that are kept.
+        weight: weight of the row that was added last; rows of weight 0 come last.
+    """
+
+    coverage: jax.Array
+    risk: jax.Array
+    weight: jax.Array
+
+
+def risk_coverage(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    confidence: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> RiskCoverage:
+    """Error rate of the surest rows against the fraction of rows kept.
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., batch, class]`.
+        labels: class indices, `[batch]` or `[..., batch]`. A label out of range makes
+            the curve NaN from there on.
+        confidence: larger means surer, `[batch]` or `[..., batch]`; the probability of
+            the first choice if None. Uncertainties need a minus sign.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `RiskCoverage` with fields `[..., batch]`.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if `labels` are not integers.
+
+    Source: El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017, arXiv:1705.08500.
+    """
+    error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
+    return _curve(error, confidence, weight)
+
+
+def aurc(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    confidence: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Area under the risk-coverage curve, lower is better (0-1).
+
+        AURC = mean_k risk_k        (with weights: sum_k w_k risk_k / sum_k w_k)
+
+    This is the convention of Geifman et al.; others take the trapezoid over k / N and
+    divide by 1 - 1 / N. If all rows are equally sure it is the error rate.
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., batch, class]`.
+        labels: class indices, `[batch]` or `[..., batch]`; out of range gives NaN.
+        confidence: larger means surer; the probability of the first choice if None.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if `labels` are not integers.
+
+    Source: Geifman, Uziel and El-Yaniv 2019, arXiv:1805.08206, section 2.
+    """
+    error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
+    return _area(_curve(error, confidence, weight))
+
+
+def excess_aurc(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    confidence: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """`aurc` minus that of an oracle that rejects every error first, `[...]`; >= 0.
+
+    The oracle's area is computed on the same rows, not by the approximation
+    r + (1 - r) log(1 - r) of the paper. Arguments as for `aurc`.
+
+    Source: Geifman, Uziel and El-Yaniv 2019, arXiv:1805.08206, section 3 (E-AURC).
+    """
+    error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
+    area = _area(_curve(error, confidence, weight))
+    return area - _area(_curve(error, -error, weight))
+
+
+def augrc(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    confidence: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Area under the generalised risk-coverage curve, lower is better (0-1), `[...]`.
+
+        AUGRC = mean_k risk_k * k / N
+
+    The average chance that a row is both kept and wrong. Arguments as for `aurc`.
+
+    Source: Traub et al. 2024, arXiv:2407.01032, section 3.
+    """
+    error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
+    curve = _curve(error, confidence, weight)
+    return _area(curve._replace(risk=curve.risk * curve.coverage))
+
+
+def risk_at_coverage(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    coverage: float = 0.8,
+    confidence: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Error rate of the fewest surest rows that make up `coverage`, `[...]` (0-1).
+
+    Arguments as for `aurc`, and `coverage` in (0, 1].
+
+    Raises:
+        ValueError: if `coverage` is not in (0, 1], or a shape does not fit.
+    """
+    if not 0.0 < coverage <= 1.0:
+        raise ValueError(f"coverage must lie in (0, 1]; got {coverage}.")
+    error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
+    curve = _curve(error, confidence, weight)
+    first = jnp.argmax(curve.coverage >= coverage - _TOLERANCE, axis=-1)
+    return jnp.take_along_axis(curve.risk, first[..., None], axis=-1)[..., 0]
+
+
+def coverage_at_risk(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    risk: float = 0.05,
+    confidence: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Largest coverage whose error rate is at most `risk`, `[...]`; 0 if there is none.
+
+    It looks at the whole curve, not only up to the first time the risk is exceeded.
+    Chosen on the rows it is reported on, it is optimistic. Arguments as for `aurc`.
+
+    Raises:
+        ValueError: if `risk` is not in [0, 1], or a shape does not fit.
+    """
+    if not 0.0 <= risk <= 1.0:
+        raise ValueError(f"risk must lie in [0, 1]; got {risk}.")
+    error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
+    curve = _curve(error, confidence, weight)
+    reached = (curve.risk <= risk + _TOLERANCE) & (curve.weight > 0)
+    largest = jnp.max(jnp.where(reached, curve.coverage, 0.0), axis=-1)
+    return jnp.where(jnp.isnan(curve.risk[..., -1]), jnp.nan, largest)
+
+
+def _errors(log_probs, labels, confidence, sample_weight):
+    log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
+    if confidence is None:
+        # Log-probabilities tell rows apart whose probabilities all round to 1.
+        confidence = jnp.max(log_probs, axis=-1)
+    confidence = broadcast_rows("confidence", confidence, labels.shape)
+    return 1.0 - is_correct(log_probs, labels), confidence, weight
+
+
+def _curve(error, confidence, weight):
+    leading, num_rows = error.shape[:-1], error.shape[-1]
+    flat = [x.reshape(-1, num_rows) for x in (error, confidence, weight)]
+    curve = jax.vmap(_one_curve)(*flat)
+    return RiskCoverage(*(x.reshape(*leading, num_rows) for x in curve))
+
+
+def _one_curve(error, confidence, weight):
+    # Rows without weight go last, where they add nothing.
+    order = jnp.lexsort((-confidence, weight == 0))
+    error, confidence, weight = error[order], confidence[order], weight[order]
+    wrong = weigh(error, weight)
+    new = (confidence[1:] != confidence[:-1]) | ((weight[1:] == 0) & (weight[:-1] != 0))
+    group = jnp.concatenate(
+        [jnp.zeros(1, jnp.int32), jnp.cumsum(new.astype(jnp.int32))]
+    )
+    group_wrong = jax.ops.segment_sum(wrong, group, num_segments=group.shape[0])
+    group_weight = jax.ops.segment_sum(weight, group, num_segments=group.shape[0])
+    share = jnp.where(group_weight == 0, 0.0, group_wrong / group_weight)[group]
+    kept = jnp.cumsum(weight)
+    # The share of a group is a rounded quotient; the sum at the end need not be exact.
+    risk = jnp.cumsum(share * weight) / kept
+    return RiskCoverage(kept / kept[-1], risk, weight)
+
+
+def _area(curve):
+    total = jnp.sum(curve.weight, axis=-1)
+    return jnp.sum(weigh(curve.risk, curve.weight), axis=-1) / total
