@@ -1,0 +1,283 @@
+"""The command `ensjax`: run, report, list, copy, doctor, bench.
+
+Exit codes: 0 finished; 1 a bug (traceback); 2 a mistake of the user (one line, nothing
+written); 74 no space left during the run; 75 the run or another process of it died, the
+same command resumes; 130 Ctrl-C; 143 SIGTERM.
+"""
+
+import argparse
+import ast
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ensjax
+from ensjax.experiment import exit_codes
+from ensjax.experiment.configs import (
+    PRESETS,
+    find_config,
+    load_module,
+    names_in,
+    packaged_folder,
+)
+from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
+from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
+from ensjax.experiment.processes import ProcessFlags, check_flags
+from ensjax.experiment.supervisor import is_child, prepare_child, run_in_child
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(arguments)
+    except ConfigError as error:
+        print(f"ensjax: {one_line(error)}", file=sys.stderr)
+        return exit_codes.USER_ERROR
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        print(f"ensjax: no space left ({error}).", file=sys.stderr)
+        return exit_codes.USER_ERROR
+    except BrokenPipeError:
+        return exit_codes.FINISHED
+
+
+def _main(arguments: list[str]) -> int:
+    if arguments[:1] == ["bench"] and arguments[1:2] not in (["-h"], ["--help"]):
+        return _bench(arguments[1:])  # the suite reads its own options
+    rest, overrides = split_overrides(arguments)
+    options = _parser().parse_args(rest)
+    if overrides and options.command != "run":
+        raise ConfigError("--config.key=value belongs to ensjax run.")
+    if options.command == "run":
+        return _run(options, arguments, overrides)
+    commands = {"report": _report, "list": _list, "copy": _copy, "doctor": _doctor}
+    return commands[options.command](options)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the rest of the command does."""
+
+    def error(self, message: str):
+        self.exit(exit_codes.USER_ERROR, f"{self.prog}: {one_line(message)}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ensjax",
+        description="Ensembles as one program: run experiments, read their reports.",
+        allow_abbrev=False,
+    )
+    version = f"ensjax {ensjax.__version__}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="run a config, or resume it",
+        description="Runs a config given by path or by name; the same command resumes.",
+        epilog="Fields are set with --config.key=value, such as --config.num_members=8."
+        f" Presets: {join_names(PRESETS)} (without one: small).",
+        allow_abbrev=False,
+    )
+    run.add_argument("config", help="configs/x.py, or a name; :preset may follow")
+    run.add_argument("--workdir", help="default: runs/<config>-<preset>")
+    run.add_argument("--devices", type=int, help="that many fake CPU devices")
+    run.add_argument(
+        "--log", default="", help="tensorboard, wandb, or both with a comma"
+    )
+    run.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    run.add_argument(
+        "--num_processes", type=int, help="how many hosts run this command"
+    )
+    run.add_argument("--process_id", type=int, help="which of them this is, from 0")
+
+    report = commands.add_parser(
+        "report",
+        help="build report.html again; several runs: compare them",
+        description="Builds report.html of a finished run again; for several runs, a"
+        " page that compares them.",
+        allow_abbrev=False,
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    report.add_argument(
+        "--out", default="comparison.html", help="of a comparison (%(default)s)"
+    )
+    report.add_argument(
+        "--publish",
+        action="store_true",
+        help="also keep the results in experiments/results and update RESULTS.md",
+    )
+
+    commands.add_parser("list", help="experiments, papers, presets, last results")
+    copy = commands.add_parser(
+        "copy", help="write a config and its experiment here, to be changed"
+    )
+    copy.add_argument("name", help="of a config")
+    commands.add_parser("doctor", help="devices, versions, and whether numbers agree")
+    commands.add_parser("bench", help="bench [name]: ratios against a loop and peers")
+    return parser
+
+
+def _run(
+    options: argparse.Namespace,
+    arguments: list[str],
+    overrides: list[tuple[str, str]],
+) -> int:
+    from ensjax.experiment.runner import RunOptions, default_workdir, run_and_report
+
+    flags = ProcessFlags(options.coordinator, options.num_processes, options.process_id)
+    if is_child():
+        prepare_child()
+        run = RunOptions(
+            spec=options.config,
+            workdir=options.workdir,
+            overrides=overrides,
+            flags=flags,
+            devices=options.devices,
+            loggers=[name for name in options.log.split(",") if name],
+        )
+        return run_and_report(run)
+    check_flags(flags)
+    workdir = options.workdir or default_workdir(options.config)
+    return run_in_child(arguments, workdir=workdir, process=_process_name(flags))
+
+
+def _process_name(flags: ProcessFlags) -> str:
+    if flags.process_id is not None:
+        return f"process {flags.process_id} of {flags.num_processes}"
+    for rank, size in (
+        ("SLURM_PROCID", "SLURM_NTASKS"),
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ):
+        if os.environ.get(size, "1") != "1" and rank in os.environ:
+            return f"process {os.environ[rank]} of {os.environ[size]}"
+    return "the run"
+
+
+def _report(options: argparse.Namespace) -> int:
+    from etils import epath
+
+    from ensjax.experiment.json_files import write_bytes
+    from ensjax.experiment.report import build_comparison, write_report
+    from ensjax.experiment.results import publish_results
+
+    if len(options.runs) == 1:
+        print(write_report(options.runs[0]))
+    else:
+        page = build_comparison(options.runs)
+        write_bytes(epath.Path(options.out), page.encode())
+        print(options.out)
+    if options.publish:
+        for run in options.runs:
+            print(publish_results(run))
+    return exit_codes.FINISHED
+
+
+def _list(options: argparse.Namespace) -> int:
+    del options
+    import rich.console
+    import rich.table
+
+    from ensjax.experiment.results import read_published, verdict_counts
+
+    published = read_published()
+    table = rich.table.Table()
+    for column in ("config", "what it asks", "paper", "last results"):
+        table.add_column(column, overflow="fold")
+    for name in names_in("configs"):
+        what, experiment = _describe(packaged_folder("configs") / f"{name}.py")
+        entries = [entry for entry in published if entry["config"] == name]
+        runs = [f"{entry['preset']}: {verdict_counts(entry)}" for entry in entries]
+        missing = set(PRESETS) - {entry["preset"] for entry in entries} - {"smoke"}
+        runs += [f"{preset}: not run" for preset in PRESETS if preset in missing]
+        path = packaged_folder("experiments") / f"{experiment or name}.py"
+        table.add_row(name, what, _paper(path), "\n".join(runs))
+    rich.console.Console().print(table)
+    print(f"Presets: {join_names(PRESETS)}. Run one: ensjax run NAME:PRESET")
+    return exit_codes.FINISHED
+
+
+def _describe(config: Path) -> tuple[str, str | None]:
+    """The first line of a config's docstring, and the experiment it names."""
+    tree = ast.parse(config.read_text())
+    what = (ast.get_docstring(tree) or "").partition("\n")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            target = node.targets[0]
+            if isinstance(target, ast.Attribute) and target.attr == "experiment":
+                return what, node.value.value
+        if isinstance(node, ast.keyword) and node.arg == "experiment":
+            return what, getattr(node.value, "value", None)
+    return what, None
+
+
+def _paper(experiment: Path) -> str:
+    """The string `PAPER` of an experiment, read without importing it."""
+    if experiment.is_file():
+        for node in ast.parse(experiment.read_text()).body:
+            is_constant = isinstance(node, ast.Assign) and isinstance(
+                node.value, ast.Constant
+            )
+            if is_constant and getattr(node.targets[0], "id", None) == "PAPER":
+                return str(node.value.value)
+    return "-"
+
+
+def _copy(options: argparse.Namespace) -> int:
+    source = find_config(options.name)
+    packaged = packaged_folder("configs").resolve()
+    if source.path.resolve().parent != packaged:
+        raise ConfigError(
+            f"ensjax copy takes a name ({join_names(names_in('configs'))});"
+            f" got {options.name!r}."
+        )
+    _, experiment = _describe(source.path)
+    experiment = packaged_folder("experiments") / f"{experiment or source.name}.py"
+    targets = {
+        source.path: Path("configs") / source.path.name,
+        experiment: Path("experiments") / experiment.name,
+    }
+    for target in targets.values():
+        if target.exists():
+            raise ConfigError(f"{target} is there already; nothing was copied.")
+    for origin, target in targets.items():
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(origin, target)
+        print(f"wrote {target}")
+    print(f"Change them, then: ensjax run {targets[source.path]}")
+    return exit_codes.FINISHED
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    del options
+    from ensjax.experiment.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        print(f"{finding.level:8s} {finding.text}")
+    is_sick = any(finding.level == "error" for finding in findings)
+    return exit_codes.BUG if is_sick else exit_codes.FINISHED
+
+
+def _bench(arguments: list[str]) -> int:
+    known = [name[6:] for name in names_in("experiments") if name.startswith("bench_")]
+    if not arguments:
+        print(f"Benchmarks: {join_names(known) or 'none'}. Run one: ensjax bench NAME")
+        return exit_codes.FINISHED
+    name, *rest = arguments
+    if name not in known:
+        nearest = name_nearest(name, known)
+        raise ConfigError(
+            f"there is no benchmark {name!r}{nearest}; there are:"
+            f" {join_names(known) or 'none'}."
+        )
+    path = packaged_folder("experiments") / f"bench_{name}.py"
+    return load_module(path, "bench").main(rest) or exit_codes.FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

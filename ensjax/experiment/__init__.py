@@ -1,0 +1,38 @@
+"""Running an experiment: its config, its directory, its claims and its report.
+
+An experiment module defines `run(config, run_dir)` and, if it has conditions of its
+own, `validate(config)`, which raises `ConfigError` before anything is written. `run`
+trains with `run_dir.logger()` and `run_dir.checkpoints`, adds figures and tables, and
+ends with `run_dir.finish(...)`. `ensjax list` shows a module-level string `PAPER`.
+"""
+
+from ensjax.experiment.claims import check, claim, not_run, student_interval
+from ensjax.experiment.configs import load_config
+from ensjax.experiment.exit_codes import ConfigError
+from ensjax.experiment.loggers import (
+    JsonlLogger,
+    Logger,
+    Loggers,
+    TensorBoardLogger,
+    WandbLogger,
+    read_metrics,
+)
+from ensjax.experiment.run_directory import RunDirectory, open_run, view_run
+
+__all__ = [
+    "ConfigError",
+    "JsonlLogger",
+    "Logger",
+    "Loggers",
+    "RunDirectory",
+    "TensorBoardLogger",
+    "WandbLogger",
+    "check",
+    "claim",
+    "load_config",
+    "not_run",
+    "open_run",
+    "read_metrics",
+    "student_interval",
+    "view_run",
+]

@@ -1,0 +1,189 @@
+"""Claims of a paper and checks of our own, with verdicts that follow one rule.
+
+A claim holds when the 95 % interval over seeds lies wholly on the stated side of the
+bound, fails when it lies wholly on the other, and is undecided otherwise.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ensjax.experiment.json_files import to_json_value
+
+MIN_SEEDS = 5  # fewer seeds never decide a claim
+CERTAINTIES = ("read", "recalled")
+SCALES = ("toy", "reduced", "full")
+VERDICTS = ("holds", "fails", "undecided", "not run")
+
+
+def claim(
+    name: str,
+    *,
+    paper: str,
+    source: str,
+    certainty: str,
+    scale: str,
+    expected: str | float,
+    values_by_seed: Sequence[float],
+    side: str = ">",
+    bound: float,
+) -> dict[str, Any]:
+    """A paper's statement, measured over seeds.
+
+    Args:
+        name: unique within the run.
+        paper: such as "Lakshminarayanan et al. 2017".
+        source: where in the paper: section, table or equation.
+        certainty: "read" in the source, or "recalled".
+        scale: "toy", "reduced" or "full" beside the paper's own.
+        expected: the paper's number or words.
+        values_by_seed: one number per independent seed.
+        side: ">" or "<": where the statement says that the value lies.
+        bound: of the same unit as the values.
+
+    Returns:
+        The entry for `results.json`: the arguments and `measured` (mean over seeds),
+        `interval` (Student-t, 95 %; None for one seed), `seeds` and `verdict`. Values
+        that are not finite leave it undecided, with `measured` None.
+
+    Raises:
+        ValueError: for words other than those above, or no values.
+    """
+    _check_words(certainty, scale)
+    if side not in (">", "<"):
+        raise ValueError(f'side must be ">" or "<"; got {side!r}.')
+    values = [float(value) for value in values_by_seed]
+    if not values:
+        raise ValueError(f"claim {name!r} has no values; use not_run(...) for that.")
+    interval = student_interval(values)
+    is_finite = all(math.isfinite(value) for value in values)
+    return {
+        "name": name,
+        "paper": paper,
+        "source": source,
+        "certainty": certainty,
+        "scale": scale,
+        "expected": expected,
+        "side": side,
+        "bound": float(bound),
+        "measured": sum(values) / len(values) if is_finite else None,
+        "interval": None if interval is None else list(interval),
+        "seeds": len(values),
+        "verdict": _verdict(interval, len(values), side, float(bound)),
+    }
+
+
+def not_run(
+    name: str,
+    *,
+    paper: str,
+    source: str,
+    certainty: str,
+    scale: str,
+    expected: str | float,
+) -> dict[str, Any]:
+    """A claim that this preset does not measure."""
+    _check_words(certainty, scale)
+    return {
+        "name": name,
+        "paper": paper,
+        "source": source,
+        "certainty": certainty,
+        "scale": scale,
+        "expected": expected,
+        "measured": None,
+        "interval": None,
+        "seeds": 0,
+        "verdict": "not run",
+    }
+
+
+def check(
+    name: str, *, bound: str | float, measured: float, passed: bool
+) -> dict[str, Any]:
+    """A bound of our own, such as a speed or a number from a pilot run."""
+    return {
+        "name": name,
+        "bound": bound,
+        "measured": to_json_value(measured),
+        "pass": bool(passed),
+    }
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % Student-t interval of the mean; None for one value or non-finite ones.
+
+    mean +- t(0.975, n - 1) * sd / sqrt(n),  sd with n - 1 in the denominator
+    """
+    from scipy.special import stdtrit  # inverse of the t distribution; slow to import
+
+    count = len(values)
+    if count < 2 or not all(math.isfinite(value) for value in values):
+        return None
+    mean = sum(values) / count
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
+    return mean - half, mean + half
+
+
+def build_results(
+    experiment: str,
+    *,
+    scalars: Mapping[str, float],
+    claims: Sequence[Mapping[str, Any]] = (),
+    checks: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The content of `results.json`; numbers that are not finite become None.
+
+    Raises:
+        ValueError: if a scalar is not one number, a name comes twice, a verdict is
+            unknown, or an entry lacks a field.
+    """
+    scalars = to_json_value(dict(scalars))
+    for name, value in scalars.items():
+        if isinstance(value, (bool, str, list, dict)):
+            raise ValueError(f"scalar {name!r} must be one number; got {value!r}.")
+    claims, checks = to_json_value(list(claims)), to_json_value(list(checks))
+    for kind, entries, needed in (
+        ("claim", claims, ("name", "paper", "expected", "measured", "verdict")),
+        ("check", checks, ("name", "bound", "measured", "pass")),
+    ):
+        for entry in entries:
+            missing = [field for field in needed if field not in entry]
+            if missing:
+                raise ValueError(f"a {kind} lacks {missing}: {entry}; use {kind}(...).")
+        names = [entry["name"] for entry in entries]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{kind} names must be unique; {twice} come twice.")
+    for entry in claims:
+        if entry["verdict"] not in VERDICTS:
+            raise ValueError(
+                f"the verdict of {entry['name']!r} must be one of {VERDICTS};"
+                f" got {entry['verdict']!r}."
+            )
+    return {
+        "experiment": experiment,
+        "scalars": scalars,
+        "claims": claims,
+        "checks": checks,
+    }
+
+
+def _verdict(
+    interval: tuple[float, float] | None, seeds: int, side: str, bound: float
+) -> str:
+    if interval is None or seeds < MIN_SEEDS:
+        return "undecided"
+    low, high = interval
+    is_above, is_below = low > bound, high < bound
+    if is_above or is_below:
+        return "holds" if is_above == (side == ">") else "fails"
+    return "undecided"
+
+
+def _check_words(certainty: str, scale: str) -> None:
+    if certainty not in CERTAINTIES:
+        raise ValueError(f"certainty must be one of {CERTAINTIES}; got {certainty!r}.")
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {SCALES}; got {scale!r}.")

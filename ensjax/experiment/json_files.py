@@ -1,0 +1,96 @@
+"""JSON on disk: valid for every reader, and never half-written.
+
+JSON has no NaN and no infinities: numbers that are not finite are written as `null`.
+"""
+
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+def to_json_value(value: Any) -> Any:
+    """`value` in JSON's own types: tuples and arrays as lists, non-finite as None.
+
+    Raises:
+        TypeError: if a leaf is neither a number, a string, a bool nor None.
+    """
+    if isinstance(value, dict):
+        return {str(key): to_json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json_value(item) for item in value]
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "__array__"):  # NumPy and JAX arrays and scalars
+        array = np.asarray(value)
+        if not np.issubdtype(array.dtype, np.bool_) and array.dtype.kind not in "iu":
+            array = array.astype(np.float64)  # also bfloat16
+        return to_json_value(array.tolist())
+    raise TypeError(
+        "JSON holds numbers, strings, bools, lists and dicts; got"
+        f" {type(value).__name__} ({value!r}). Convert it first."
+    )
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether `path` lies on a file system of this machine (not `gs://`, `s3://`)."""
+    return "://" not in os.fspath(path) and not os.fspath(path).startswith("gs:/")
+
+
+def write_bytes(path: epath.Path, data: bytes) -> None:
+    """Replaces the file at once: a reader sees the old content or the new, whole.
+
+    Raises:
+        OSError: if the disk is full; the earlier file is left as it was.
+    """
+    if not is_local(path):  # one upload is one object there
+        epath.Path(path).write_bytes(data)
+        return
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: epath.Path) -> None:
+    """Makes renames inside the folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON with a final line break."""
+    return json.dumps(to_json_value(value), indent=2, allow_nan=False) + "\n"
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Writes `value` as JSON, at once (see `write_bytes`)."""
+    write_bytes(path, json_text(value).encode())
+
+
+def read_json(path: epath.Path) -> Any:
+    """The value in the file.
+
+    Raises:
+        ValueError: if the file holds no valid JSON; names the file.
+    """
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} holds no valid JSON ({error}).") from error

@@ -1,0 +1,248 @@
+"""Where metrics go: `metrics.jsonl` always, TensorBoard and Weights & Biases if asked.
+
+Metrics are a flat dict of numbers and of lists with one number per member. JSON has no
+NaN: a number that is not finite is `null` in `metrics.jsonl`, and NaN when read back.
+"""
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from etils import epath
+
+from ensjax.experiment.exit_codes import ConfigError
+from ensjax.experiment.json_files import is_local, to_json_value, write_bytes
+
+Metrics = Mapping[str, float | Sequence[float]]
+
+# Name on the command line -> (package imported, extra of ensjax that brings it).
+OPTIONAL_LOGGERS = {
+    "tensorboard": ("tensorboardX", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+}
+
+
+class Logger(Protocol):
+    """What the training loop needs of a logger."""
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Records the metrics of one step."""
+
+    def close(self) -> None:
+        """Writes out what is left; the logger is not used afterwards."""
+
+
+class JsonlLogger:
+    """One JSON object per line: `step` first, then the `phase` if any, then metrics.
+
+    The first write of a logger drops the lines of its phase from that step on: they
+    were written after the checkpoint from which the run resumes, and come again.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, phase: str | None = None):
+        self._path = epath.Path(path)
+        self._phase = phase
+        self._file = None
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        if self._file is None:
+            cut_metrics(self._path, int(step) - 1, phase=self._phase)
+            self._file = _Appender(self._path)
+        head = {"step": int(step)}
+        if self._phase is not None:
+            head["phase"] = self._phase
+        line = json.dumps(head | to_json_value(dict(metrics)), allow_nan=False)
+        self._file.append(line + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class TensorBoardLogger:
+    """Scalars for TensorBoard; a list over members becomes its mean, min and max.
+
+    Raises:
+        ImportError: without the extra `tensorboard`.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        require_logger("tensorboard")
+        self._folder = os.fspath(folder)
+        self._writer = None
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        if self._writer is None:
+            import tensorboardX
+
+            # Events of later steps belong to a run that was killed: they are hidden.
+            self._writer = tensorboardX.SummaryWriter(self._folder, purge_step=step)
+        for name, value in summarise_members(metrics).items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class WandbLogger:
+    """A run of Weights & Biases; a list over members becomes its mean, min and max.
+
+    `WANDB_MODE=offline` keeps everything on this machine.
+
+    Raises:
+        ImportError: without the extra `wandb`.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, *, name: str, config: Mapping[str, Any]
+    ):
+        require_logger("wandb")
+        import wandb
+
+        self._run = wandb.init(
+            project="ensjax", name=name, dir=os.fspath(folder), config=dict(config)
+        )
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self._run.log(summarise_members(metrics), step=int(step))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Loggers:
+    """Several loggers as one; an empty list is a logger that records nothing."""
+
+    def __init__(self, loggers: Sequence[Logger]):
+        self._loggers = list(loggers)
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        for logger in self._loggers:
+            logger.write(step, metrics)
+
+    def close(self) -> None:
+        for logger in self._loggers:
+            logger.close()
+
+
+def require_logger(name: str) -> None:
+    """Raises `ImportError` naming the extra if the package of the logger is missing."""
+    package, extra = OPTIONAL_LOGGERS[name]
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"the {name} logger needs the package {package}:"
+            f" pip install 'ensjax[{extra}]'"
+        )
+
+
+def check_logger_names(names: Sequence[str]) -> None:
+    """Raises `ConfigError` for an unknown logger, or one whose package is missing."""
+    for name in names:
+        if name not in OPTIONAL_LOGGERS:
+            raise ConfigError(
+                f"unknown logger {name!r}; --log takes"
+                f" {', '.join(OPTIONAL_LOGGERS)} (metrics.jsonl is always written)."
+            )
+        try:
+            require_logger(name)
+        except ImportError as error:
+            raise ConfigError(str(error)) from error
+
+
+def summarise_members(metrics: Metrics) -> dict[str, float]:
+    """Scalars only: a list `loss` becomes `loss/mean`, `loss/min` and `loss/max`.
+
+    Members that are not finite are left out and counted in `loss/not_finite`.
+    """
+    scalars = {}
+    for name, value in metrics.items():
+        value = _with_nan(to_json_value(value))
+        if not isinstance(value, list):
+            scalars[name] = value
+            continue
+        finite = [item for item in value if math.isfinite(item)]
+        if finite:
+            scalars[f"{name}/mean"] = sum(finite) / len(finite)
+            scalars[f"{name}/min"] = min(finite)
+            scalars[f"{name}/max"] = max(finite)
+        scalars[f"{name}/not_finite"] = len(value) - len(finite)
+    return scalars
+
+
+def read_metrics(
+    path: str | os.PathLike, *, phase: str | None = None
+) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` (of one phase if given), `null` as NaN.
+
+    A last line that a kill has torn is left out.
+    """
+    lines = [line for line, _ in _parsed_lines(epath.Path(path))]
+    if phase is not None:
+        lines = [line for line in lines if line.get("phase") == phase]
+    return [
+        {
+            key: value if key == "phase" else _with_nan(value)
+            for key, value in line.items()
+        }
+        for line in lines
+    ]
+
+
+def cut_metrics(
+    path: str | os.PathLike, step: int, *, phase: str | None = None
+) -> None:
+    """Removes the lines of the phase that come after `step`, and a torn last line."""
+    path = epath.Path(path)
+    if not path.exists():
+        return
+    kept = "".join(
+        text
+        for line, text in _parsed_lines(path)
+        if line["step"] <= step or line.get("phase") != phase
+    )
+    if kept != path.read_text():
+        write_bytes(path, kept.encode())
+
+
+def _parsed_lines(path: epath.Path) -> Iterator[tuple[dict[str, Any], str]]:
+    if not path.exists():
+        return
+    for text in path.read_text().splitlines(keepends=True):
+        if text.endswith("\n") and text.startswith('{"step"'):
+            try:
+                yield json.loads(text), text
+            except json.JSONDecodeError:  # torn by a kill or a full disk
+                continue
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_nan(item) for item in value]
+    return math.nan if value is None else value
+
+
+class _Appender:
+    """Appends text; an object store cannot, so there the whole is written again."""
+
+    def __init__(self, path: epath.Path):
+        self._path = path
+        self._file = open(path, "a") if is_local(path) else None  # noqa: SIM115
+        self._text = path.read_text() if self._file is None and path.exists() else ""
+
+    def append(self, text: str) -> None:
+        if self._file is not None:
+            self._file.write(text)
+            self._file.flush()
+        else:
+            self._text += text
+            self._path.write_text(self._text)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

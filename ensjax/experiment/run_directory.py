@@ -1,0 +1,337 @@
+"""The folder of one run: made whole or not at all, resumed by the same config.
+
+config.json     what was asked, as JSON has it
+versions.json   software, hardware, git commit, and how the run was called
+metrics.jsonl   one line per report of the training loop
+checkpoints/    of the training loop
+figures/*.png   with report.json (captions and tables), from which
+report.html     is built
+results.json    scalars, claims, checks: written last, so a run that has it is finished
+"""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from ensjax.experiment.claims import build_results
+from ensjax.experiment.configs import first_difference, normalise_config
+from ensjax.experiment.exit_codes import ConfigError, is_no_space
+from ensjax.experiment.json_files import (
+    is_local,
+    json_text,
+    read_json,
+    to_json_value,
+    write_bytes,
+    write_json,
+)
+from ensjax.experiment.loggers import (
+    JsonlLogger,
+    Logger,
+    Loggers,
+    TensorBoardLogger,
+    WandbLogger,
+    cut_metrics,
+)
+from ensjax.experiment.run_lock import create_locked, lock_or_refuse
+
+
+class RunDirectory:
+    """One run on disk. Made by `open_run`, `view_run`; closed by `close` or `with`.
+
+    On every process but the first of a job it is a view: reading works and writing
+    does nothing, so that experiments call it in the same way everywhere.
+
+    Attributes:
+        path: the folder (`etils.epath.Path`).
+        is_writable: whether this process writes.
+        is_finished: whether `results.json` is there.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        is_writable: bool = False,
+        loggers: Sequence[str] = (),
+        lock: int | None = None,
+    ):
+        self.path = epath.Path(path)
+        self.is_writable = is_writable
+        self._logger_names = tuple(loggers)
+        self._lock = lock
+        self._loggers: list[Logger] = []
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.path / "results.json").exists()
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """For `fit(checkpoint_dir=...)`; a run of several fits uses folders in it."""
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json")
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        return read_json(self.path / "versions.json")
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return read_json(self.path / "results.json")
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """Title, summary, figures and tables of the report, as far as given."""
+        path = self.path / "report.json"
+        empty = {"title": self.path.name, "summary": "", "figures": [], "tables": []}
+        return empty | (read_json(path) if path.exists() else {})
+
+    def logger(self, phase: str | None = None) -> Logger:
+        """A logger for `fit`; a run of several fits gives each a `phase` of its own."""
+        if not self.is_writable:
+            return Loggers([])
+        loggers = [JsonlLogger(self.path / "metrics.jsonl", phase=phase)]
+        if "tensorboard" in self._logger_names:
+            loggers.append(TensorBoardLogger(self.path / "tensorboard" / (phase or "")))
+        if "wandb" in self._logger_names:
+            name = f"{self.path.name}-{phase}" if phase else self.path.name
+            loggers.append(WandbLogger(self.path, name=name, config=self.config))
+        self._loggers.append(Loggers(loggers))
+        return self._loggers[-1]
+
+    def cut_metrics(self, step: int, phase: str | None = None) -> None:
+        """Removes the lines of `metrics.jsonl` after `step` (of the phase)."""
+        if self.is_writable:
+            cut_metrics(self.path / "metrics.jsonl", step, phase=phase)
+
+    def add_figure(self, name: str, figure, caption: str) -> None:
+        """Saves a matplotlib figure as `figures/<name>.png`, with its caption.
+
+        Raises:
+            ValueError: if the name is not made of letters, digits, `_`, `-` and `.`.
+        """
+        if not re.fullmatch(r"[\w][\w.-]*", name):
+            raise ValueError(
+                f"a figure's name becomes a file name: letters, digits, _, - and .;"
+                f" got {name!r}."
+            )
+        if not self.is_writable:
+            return
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+        (self.path / "figures").mkdir(exist_ok=True)
+        write_bytes(self.path / "figures" / f"{name}.png", buffer.getvalue())
+        self._add_content("figures", {"name": name, "caption": caption})
+
+    def add_table(
+        self,
+        name: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str | float]],
+        caption: str,
+    ) -> None:
+        """Adds a table to the report; numbers are shown with four digits.
+
+        Raises:
+            ValueError: if a row has not one cell for each column.
+        """
+        for row in rows:
+            if len(row) != len(columns):
+                raise ValueError(
+                    f"table {name!r} has {len(columns)} columns; got the row {row}."
+                )
+        table = {"name": name, "columns": columns, "rows": rows, "caption": caption}
+        if self.is_writable:
+            self._add_content("tables", to_json_value(table))
+
+    def finish(
+        self,
+        *,
+        title: str,
+        summary: str,
+        scalars: Mapping[str, float],
+        claims: Sequence[Mapping[str, Any]] = (),
+        checks: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Writes `report.html` and then `results.json`, which makes the run finished.
+
+        Args:
+            title: of the report.
+            summary: one paragraph: what was done and what came out.
+            scalars: numbers that are a function of the config alone (no times).
+            claims: entries made by `claim` and `not_run`.
+            checks: entries made by `check`.
+
+        Raises:
+            ValueError: see `build_results`.
+        """
+        from ensjax.experiment.report import build_report
+
+        experiment = self.config.get("experiment", self.path.name)
+        results = build_results(
+            experiment, scalars=scalars, claims=claims, checks=checks
+        )
+        if not self.is_writable:
+            return
+        contents = self.contents | {"title": title, "summary": summary}
+        write_json(self.path / "report.json", contents)
+        html = build_report(self, results)
+        write_bytes(self.path / "report.html", html.encode())
+        write_json(self.path / "results.json", results)
+
+    def close(self) -> None:
+        """Closes the loggers and lets go of the lock."""
+        for logger in self._loggers:
+            logger.close()
+        self._loggers = []
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _add_content(self, kind: str, entry: dict[str, Any]) -> None:
+        contents = self.contents
+        entries = [old for old in contents[kind] if old["name"] != entry["name"]]
+        contents[kind] = [*entries, entry]
+        write_json(self.path / "report.json", contents)
+
+
+def check_run(
+    path: str | os.PathLike, config: ml_collections.ConfigDict | Mapping[str, Any]
+) -> str:
+    """What the same command would do here: "new", "resume" or "finished".
+
+    Raises:
+        ConfigError: if the folder holds something else, or a run of another config
+            (names the first field that differs and both values).
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        return "new"
+    if not path.is_dir():
+        raise ConfigError(f"{path} is a file; choose another --workdir.")
+    if not (path / "config.json").exists():
+        if any(path.iterdir()):
+            raise ConfigError(
+                f"{path} holds files but no config.json, so it is no run of ensjax;"
+                " choose another --workdir."
+            )
+        return "new"
+    try:
+        old = read_json(path / "config.json")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    difference = first_difference(old, _normalised(config))
+    if difference is not None:
+        key, before, after = difference
+        raise ConfigError(
+            f"{path} holds another run: config.{key} is {before!r} there and {after!r}"
+            " here. Choose another --workdir, or run with the same config."
+        )
+    return "finished" if (path / "results.json").exists() else "resume"
+
+
+def open_run(
+    path: str | os.PathLike,
+    config: ml_collections.ConfigDict | Mapping[str, Any],
+    *,
+    versions: Mapping[str, Any] | None = None,
+    loggers: Sequence[str] = (),
+) -> RunDirectory:
+    """Creates the run, whole, or opens it to resume; holds its lock until `close`.
+
+    Args:
+        path: local, or an object store such as `gs://bucket/run` (no lock there).
+        config: of the run.
+        versions: for `versions.json`; None collects them (starts JAX's devices).
+        loggers: names in `OPTIONAL_LOGGERS`.
+
+    Raises:
+        ConfigError: if the folder cannot be written, is in use by another process, or
+            holds something else (see `check_run`). Nothing is left behind.
+    """
+    if versions is None:
+        from ensjax.experiment.versions import collect_versions
+
+        versions = collect_versions()
+    path, config = epath.Path(path), _normalised(config)
+    texts = {"config.json": json_text(config), "versions.json": json_text(versions)}
+    is_new = check_run(path, config) == "new"
+    if not is_local(path):
+        if is_new:
+            path.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                (path / name).write_text(text)
+        return RunDirectory(path, is_writable=True, loggers=loggers)
+    lock = None
+    with _writing(path):
+        if is_new:
+            lock = create_locked(Path(path), texts)
+        if lock is None:  # it was there, or another process was faster
+            lock = lock_or_refuse(Path(path))
+    check_run(path, config)  # again, now that nobody else can change it
+    run = RunDirectory(path, is_writable=True, loggers=loggers, lock=lock)
+    if not is_new:
+        with _writing(path):
+            _note_versions(run, to_json_value(dict(versions)))
+    return run
+
+
+def view_run(path: str | os.PathLike) -> RunDirectory:
+    """The run for reading only: no lock is taken and writing does nothing."""
+    return RunDirectory(path)
+
+
+def existing_run(path: str | os.PathLike) -> RunDirectory:
+    """As `view_run`; raises `ConfigError` if there is no run at `path`."""
+    if not (epath.Path(path) / "config.json").exists():
+        raise ConfigError(f"{path} is no run of ensjax (it has no config.json).")
+    return RunDirectory(path)
+
+
+def _normalised(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict:
+    if isinstance(config, ml_collections.ConfigDict):
+        return normalise_config(config)
+    return normalise_config(ml_collections.ConfigDict(dict(config)))
+
+
+@contextlib.contextmanager
+def _writing(path: epath.Path):
+    """Turns an operating system's refusal into one line of ours."""
+    try:
+        yield
+    except OSError as error:
+        if is_no_space(error):
+            raise ConfigError(
+                f"no space left for {path} ({error.strerror}); nothing was begun."
+            ) from error
+        raise ConfigError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def _note_versions(run: RunDirectory, versions: dict[str, Any]) -> None:
+    """Keeps the first versions, and adds those of a resume if they differ."""
+    first = run.versions
+    earlier = first.get("resumed_with", [])
+    last = (
+        earlier[-1]
+        if earlier
+        else {key: value for key, value in first.items() if key != "resumed_with"}
+    )
+    if versions != last:
+        changed = first | {"resumed_with": [*earlier, versions]}
+        write_json(run.path / "versions.json", changed)

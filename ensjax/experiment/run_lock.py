@@ -1,0 +1,87 @@
+"""Creating a run directory whole, and keeping it to one process."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from etils import epath
+
+from ensjax.experiment.exit_codes import ConfigError
+from ensjax.experiment.json_files import sync_folder, write_bytes
+
+_LOCK = ".lock"
+_LOCK_PATIENCE_SECONDS = 2.0  # a killed process needs a moment to let go
+
+
+def create_locked(path: Path, texts: Mapping[str, str]) -> int | None:
+    """Makes the folder with these files, whole and locked, or leaves nothing behind.
+
+    It is built beside its place and renamed.
+
+    Returns:
+        The lock (a file descriptor), or None if another process was faster.
+
+    Raises:
+        OSError: if the place cannot be written.
+    """
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
+    new = path.parent / f".{path.name}.{os.getpid()}.new"
+    lock = None
+    undo: list[Callable[[], None]] = []
+    try:
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            undo.insert(0, parent.rmdir)
+        new.mkdir()
+        undo.insert(0, lambda: shutil.rmtree(new))
+        lock = _lock(new)
+        for name, text in texts.items():
+            write_bytes(epath.Path(new / name), text.encode())
+        os.rename(new, path)  # onto nothing, or onto an empty folder
+    except BaseException as error:
+        if lock is not None:
+            os.close(lock)
+        for step in undo:
+            with contextlib.suppress(OSError):  # a parent that others use by now
+                step()
+        codes = (errno.ENOTEMPTY, errno.EEXIST)
+        if isinstance(error, OSError) and error.errno in codes:
+            return None
+        raise
+    sync_folder(path.parent)
+    return lock
+
+
+def _lock(path: Path) -> int | None:
+    """The open lock of the folder, or None if another process holds it.
+
+    The operating system lets go of it when the process ends, however it ends.
+    """
+    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def lock_or_refuse(path: Path) -> int:
+    """The lock of a folder; raises `ConfigError` while another process holds it."""
+    end = time.monotonic() + _LOCK_PATIENCE_SECONDS
+    while (lock := _lock(path)) is None:
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"{path} is in use by another process; wait for it, or choose another"
+                " --workdir."
+            )
+        time.sleep(0.1)
+    return lock

@@ -1,0 +1,198 @@
+"""What the child of `ensjax run` does: check everything, then run the experiment."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from ensjax.experiment import exit_codes
+from ensjax.experiment.configs import (
+    ConfigSource,
+    check_devices,
+    find_experiment,
+    load_config,
+    load_module,
+    normalise_config,
+    split_spec,
+)
+from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
+from ensjax.experiment.loggers import check_logger_names
+from ensjax.experiment.processes import (
+    ProcessFlags,
+    check_flags,
+    detect_cluster,
+    everywhere,
+    initialize,
+    is_lost_peer,
+    on_first_process,
+    process_count,
+    process_index,
+)
+from ensjax.experiment.run_directory import (
+    check_run,
+    open_run,
+    view_run,
+)
+from ensjax.experiment.supervisor import Terminated
+
+
+class RunOptions(NamedTuple):
+    """The command line of `ensjax run`.
+
+    Attributes:
+        spec: path or name of the config, with an optional `:preset`.
+        workdir: None: `runs/<config>-<preset>`.
+        overrides: pairs (dotted field, text).
+        flags: of several processes.
+        devices: how many fake CPU devices; None: the devices that there are.
+        loggers: optional loggers by name.
+    """
+
+    spec: str
+    workdir: str | None = None
+    overrides: Sequence[tuple[str, str]] = ()
+    flags: ProcessFlags = ProcessFlags()
+    devices: int | None = None
+    loggers: Sequence[str] = ()
+
+
+def default_workdir(spec: str) -> str:
+    """`runs/<config>-<preset>` of a config given by path or name."""
+    target, preset = split_spec(spec)
+    return f"runs/{Path(target).stem}-{preset}"
+
+
+def run_and_report(options: RunOptions) -> int:
+    """Runs the experiment; returns the exit code after printing what went wrong.
+
+    A mistake of the user is one line, a bug a traceback.
+    """
+    try:
+        code = run_experiment(options)
+    except ConfigError as error:
+        print(f"ensjax: {one_line(error)}", file=sys.stderr)
+        code = exit_codes.USER_ERROR
+    except Terminated:
+        code = exit_codes.TERMINATED
+    except KeyboardInterrupt:
+        code = exit_codes.CTRL_C
+    except Exception as error:
+        if is_no_space(error):
+            code = exit_codes.NO_SPACE
+        elif is_lost_peer(error):
+            code = exit_codes.INTERRUPTED
+        else:
+            traceback.print_exc()
+            code = exit_codes.BUG
+    is_failure = code not in (exit_codes.FINISHED, exit_codes.USER_ERROR)
+    if is_failure and "jax" in sys.modules and process_count() > 1:
+        # At a regular exit JAX would wait minutes for the others at a barrier.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def run_experiment(options: RunOptions) -> int:
+    """Checks everything, then creates or resumes the run and runs the experiment.
+
+    Raises:
+        ConfigError: for a mistake of the user; nothing has been written then.
+    """
+    check_flags(options.flags)
+    check_logger_names(options.loggers)
+    if options.flags.coordinator is None and detect_cluster() is None:
+        _load(options)  # a typing mistake need not wait for JAX to be imported
+    _set_devices(options.devices)
+    initialize(options.flags)
+    source, config = everywhere(lambda: _load(options))
+    settings = on_first_process(lambda: normalise_config(config))
+    everywhere(lambda: _check_same_config(config, settings))
+    workdir = options.workdir or default_workdir(options.spec)
+    state = on_first_process(lambda: check_run(workdir, config))
+    if state == "finished":
+        _say(f"{workdir} is finished; see {workdir}/report.html. Nothing to do.")
+        return exit_codes.FINISHED
+    path, experiment = everywhere(lambda: _load_experiment(source, config))
+
+    run = view_run(workdir)
+
+    def open_here() -> None:
+        nonlocal run
+        about = {
+            "config_name": source.name,
+            "preset": source.preset,
+            "overrides": [list(pair) for pair in options.overrides],
+            "experiment": path.name,
+        }
+        from ensjax.experiment.versions import collect_versions
+
+        versions = about | collect_versions()
+        run = open_run(workdir, config, versions=versions, loggers=options.loggers)
+
+    on_first_process(open_here)
+    with run:
+        if state == "resume":
+            _say(f"resuming {workdir}")
+        experiment.run(config, run)
+        if run.is_writable and not run.is_finished:
+            raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
+    _say(f"finished: {workdir}/report.html")
+    return exit_codes.FINISHED
+
+
+def _load(options: RunOptions) -> tuple[ConfigSource, ml_collections.ConfigDict]:
+    source, config = load_config(options.spec, options.overrides)
+    find_experiment(source, config)
+    return source, config
+
+
+def _set_devices(num_devices: int | None) -> None:
+    if num_devices is None:
+        return
+    if num_devices < 1:
+        raise ConfigError(f"--devices must be at least 1; got {num_devices}.")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", num_devices)
+
+
+def _check_same_config(config: ml_collections.ConfigDict, settings: Any) -> None:
+    if normalise_config(config) != settings:
+        raise ConfigError(
+            f"process {process_index()} was given another config than process 0; every"
+            " host runs the same command on the same files."
+        )
+
+
+def _load_experiment(
+    source: ConfigSource, config: ml_collections.ConfigDict
+) -> tuple[Path, ModuleType]:
+    import jax
+
+    check_devices(config, jax.device_count())
+    path = find_experiment(source, config)
+    try:
+        experiment = load_module(path, "experiment")
+    except ImportError as error:
+        raise ConfigError(f"{path} needs a package: {one_line(error)}") from error
+    if not hasattr(experiment, "run"):
+        raise ConfigError(f"{path} defines no run(config, run_dir).")
+    validate = getattr(experiment, "validate", None)
+    if validate is not None:
+        try:
+            validate(config)
+        except ValueError as error:
+            raise ConfigError(one_line(error)) from error
+    return path, experiment
+
+
+def _say(text: str) -> None:
+    if process_index() == 0:
+        print(text, flush=True)

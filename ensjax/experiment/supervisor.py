@@ -1,0 +1,155 @@
+"""The thin parent of a run: it starts the work, and says in one line how it ended.
+
+A process whose peer dies is aborted inside C++, where Python cannot print, and a killed
+process prints nothing at all. So `ensjax run` does its work in a child and watches it.
+The parent imports neither JAX nor NumPy of its own accord.
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ensjax.experiment import exit_codes
+
+_PIPE = "ENSJAX_PARENT_PIPE"
+_SECOND_CTRL_C_SECONDS = 1.0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came."""
+
+
+def is_child() -> bool:
+    """Whether this process was started by `run_in_child`."""
+    return _PIPE in os.environ
+
+
+def run_in_child(arguments: Sequence[str], *, workdir: str, process: str) -> int:
+    """Runs `ensjax <arguments>` in a child and returns the exit code.
+
+    Signals are passed on (a second Ctrl-C kills), output goes straight through, and the
+    child ends if this process dies. An abnormal end gets one line on stderr.
+
+    Args:
+        arguments: of the command line.
+        workdir: where the last committed step is read from.
+        process: how the line names this process, such as "process 1 of 2".
+    """
+    read_end, write_end = os.pipe()
+    # Without -P the current folder could shadow modules, unless that is wanted already.
+    is_safe = "" not in sys.path and os.getcwd() not in sys.path
+    child = subprocess.Popen(
+        [sys.executable, *(["-P"] if is_safe else []), "-m", "ensjax.cli", *arguments],
+        env=os.environ | {_PIPE: str(read_end)},
+        pass_fds=(read_end,),
+    )
+    os.close(read_end)
+    first_ctrl_c = None
+
+    def forward(number, _):
+        nonlocal first_ctrl_c
+        now = time.monotonic()
+        if number == signal.SIGINT and first_ctrl_c is None:
+            first_ctrl_c = now
+        elif number == signal.SIGINT and now - first_ctrl_c > _SECOND_CTRL_C_SECONDS:
+            number = signal.SIGKILL
+        child.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, forward)
+    code = child.wait()
+    os.close(write_end)
+    if first_ctrl_c is not None and code < 0:
+        code = exit_codes.CTRL_C
+    code, reason = describe_end(code)
+    if reason is not None:
+        command = shlex.join(["ensjax", *arguments])
+        print(
+            f"ensjax: {process} {reason}; {last_step(workdir)} in {workdir};"
+            f" to resume: {command}",
+            file=sys.stderr,
+        )
+    return code
+
+
+def prepare_child() -> None:
+    """In the child: ends with the parent, and turns signals into exceptions."""
+    pipe = int(os.environ.pop(_PIPE))  # popped: a grandchild is not ours
+    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    last = -_SECOND_CTRL_C_SECONDS
+
+    def interrupt(number, _):
+        # A terminal sends Ctrl-C to parent and child, and the parent passes it on.
+        nonlocal last
+        if time.monotonic() - last < _SECOND_CTRL_C_SECONDS:
+            return
+        last = time.monotonic()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+def describe_end(code: int) -> tuple[int, str | None]:
+    """The exit code of the command and why it ended, or None if nothing is to be said.
+
+    Args:
+        code: of the child; negative for a signal.
+    """
+    if code in (exit_codes.CTRL_C, -signal.SIGINT):
+        return exit_codes.CTRL_C, "was interrupted (Ctrl-C)"
+    if code in (exit_codes.TERMINATED, -signal.SIGTERM, -signal.SIGHUP):
+        return exit_codes.TERMINATED, "was told to end (SIGTERM)"
+    if code == exit_codes.NO_SPACE:
+        return code, "found no space left (earlier files are whole)"
+    if code == exit_codes.INTERRUPTED:
+        return code, "lost another process of the job"
+    if code in (-signal.SIGABRT, 128 + signal.SIGABRT):
+        return exit_codes.INTERRUPTED, (
+            "was aborted (SIGABRT; in a job of several processes, another one died"
+            " or hung)"
+        )
+    if code == -signal.SIGKILL:
+        return exit_codes.INTERRUPTED, "was killed (SIGKILL; out of memory?)"
+    if code < 0:
+        name = signal.Signals(-code).name
+        return exit_codes.INTERRUPTED, f"crashed ({name})"
+    return code, None
+
+
+def last_step(workdir: str) -> str:
+    """Such as "last committed step 300", from the checkpoints or the metrics."""
+    path = Path(workdir)
+    if "://" in workdir or not path.is_dir():
+        return (
+            "nothing committed yet" if "://" not in workdir else "see the checkpoints"
+        )
+    folders = [*path.glob("checkpoints/*"), *path.glob("checkpoints/*/*")]
+    steps = [
+        folder for folder in folders if folder.name.isdecimal() and folder.is_dir()
+    ]
+    if steps:
+        # Of several fits in one run, the newest is the one that was going on.
+        newest = max(steps, key=lambda folder: folder.stat().st_mtime).parent
+        committed = [int(step.name) for step in steps if step.parent == newest]
+        return f"last committed step {max(committed)}"
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file():
+        logged = re.findall(r'^\{"step": (\d+)', metrics.read_text(), re.MULTILINE)
+        if logged:
+            return f"no checkpoint, last logged step {logged[-1]}"
+    return "nothing committed yet"
+
+
+def _end_with_parent(pipe: int) -> None:
+    while os.read(pipe, 1):
+        pass
+    # The parent is gone: nobody would hear of this run, and its lock must be free.
+    os._exit(exit_codes.INTERRUPTED)
