@@ -1,0 +1,90 @@
+"""Data sets, splits, plans of what members see, augmentation, shifts and streams."""
+
+from ensjax.data.augmentation import (
+    AugmentImages,
+    Compose,
+    Transform,
+    augment_images,
+    compose,
+    random_crop,
+    random_flip,
+    random_noise,
+    random_rotation,
+    rotate_image,
+)
+from ensjax.data.datasets import (
+    DATASETS,
+    digits,
+    digits_enlarged,
+    find_dataset,
+    mnist5k,
+)
+from ensjax.data.downloads import extract_files, fetch
+from ensjax.data.image_files import cifar10, cifar100, mnist_idx, read_idx
+from ensjax.data.prefetch import PrefetchedChunks, prefetch_chunks, stack_steps
+from ensjax.data.provenance import Dataset, check_dataset
+from ensjax.data.sampling import (
+    accumulate_weights,
+    batch_positions,
+    bayesian_bootstrap_weights,
+    bootstrap_counts,
+    bootstrap_rows,
+    epoch_orders,
+    example_keys,
+    out_of_bag,
+    poisson_bootstrap_counts,
+    weighted_rows,
+)
+from ensjax.data.shifts import SHIFTS, Shift, apply_shift, gaussian_noise, rotate
+from ensjax.data.splits import check_disjoint, k_folds, train_test_split
+from ensjax.data.streams import Batches, as_batches, stream
+
+__all__ = [
+    "DATASETS",
+    "SHIFTS",
+    "AugmentImages",
+    "Batches",
+    "Compose",
+    "Dataset",
+    "PrefetchedChunks",
+    "Shift",
+    "Transform",
+    "accumulate_weights",
+    "apply_shift",
+    "as_batches",
+    "augment_images",
+    "batch_positions",
+    "bayesian_bootstrap_weights",
+    "bootstrap_counts",
+    "bootstrap_rows",
+    "check_dataset",
+    "check_disjoint",
+    "cifar10",
+    "cifar100",
+    "compose",
+    "digits",
+    "digits_enlarged",
+    "epoch_orders",
+    "example_keys",
+    "extract_files",
+    "fetch",
+    "find_dataset",
+    "gaussian_noise",
+    "k_folds",
+    "mnist5k",
+    "mnist_idx",
+    "out_of_bag",
+    "poisson_bootstrap_counts",
+    "prefetch_chunks",
+    "random_crop",
+    "random_flip",
+    "random_noise",
+    "random_rotation",
+    "read_idx",
+    "rotate",
+    "rotate_image",
+    "stack_steps",
+    "stream",
+    "train_test_split",
+    "weighted_rows",
+]

@@ -108,7 +108,7 @@ def augment_images(
 
     Example:
         >>> augment = augment_images(random_crop(padding=4), random_flip())
-        >>> image, label = augment(key, (image, label))
+        >>> image, label = augment(jax.random.key(0), (jnp.ones((8, 8, 1)), 3))
     """
     return AugmentImages(compose(*transforms), image_name)
 
@@ -138,7 +138,7 @@ def random_rotation(max_degrees: float, *, fill: float = 0.0) -> Transform:
 
 
 def random_noise(sigma: float) -> Transform:
-    """Adds independent Gaussian noise of standard deviation `sigma`; nothing is clipped."""
+    """Adds Gaussian noise of standard deviation `sigma`; nothing is clipped."""
     if sigma < 0:
         raise ValueError(f"sigma must not be negative; got {sigma}.")
     return Transform(_random_noise, (("sigma", sigma),))

@@ -1,8 +1,8 @@
 """Real images that a pip package ships, and every data set by name.
 
-    from ensjax import data
-    digits = data.digits(test_size=0.2, seed=0)
-    digits.x_train.shape  # (1438, 8, 8, 1)
+from ensjax import data
+digits = data.digits(test_size=0.2, seed=0)
+digits.x_train.shape  # (1438, 8, 8, 1)
 """
 
 from collections.abc import Callable

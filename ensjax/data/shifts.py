@@ -117,6 +117,7 @@ def apply_shift(
         ValueError: if no shift has that name; the message lists those that exist.
 
     Example:
+        >>> images, key = np.zeros((2, 8, 8, 1), np.float32), jax.random.key(0)
         >>> for severity in SHIFTS["noise"].severities:
         ...     shifted = apply_shift(images, "noise", severity, key)
     """
@@ -130,8 +131,7 @@ def apply_shift(
 def _check_images(images):
     if images.ndim != 4:
         raise ValueError(
-            "images must be [batch, height, width, channel]; got shape"
-            f" {images.shape}."
+            f"images must be [batch, height, width, channel]; got shape {images.shape}."
         )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(

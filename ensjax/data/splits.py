@@ -88,7 +88,7 @@ def k_folds(
 def check_disjoint(
     a: np.ndarray, b: np.ndarray, *, names: tuple[str, str] = ("a", "b")
 ) -> None:
-    """Raises `ValueError` if two sets of row numbers share a row, and names the rows."""
+    """Raises `ValueError`, naming the rows, if two sets of row numbers share any."""
     overlap = np.intersect1d(a, b)
     if overlap.size:
         shown = ", ".join(str(row) for row in overlap[:5])

@@ -104,7 +104,9 @@ def test_each_member_and_example_has_its_own_draw_and_vmap_equals_a_loop(transfo
             alone = augment(keys[m, i], (images[i], labels[i]))
             np.testing.assert_allclose(mapped[0][m, i], alone[0], atol=1e-6)
             assert mapped[1][m, i] == i
-    results = {np.asarray(mapped[0][m, i]).tobytes() for m in range(3) for i in range(4)}
+    results = {
+        np.asarray(mapped[0][m, i]).tobytes() for m in range(3) for i in range(4)
+    }
     assert len(results) >= 11  # a crop of 49 places may repeat once
 
 

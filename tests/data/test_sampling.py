@@ -13,7 +13,9 @@ KEY = jax.random.key(7)
 def test_each_epoch_is_a_permutation_that_can_be_made_alone():
     orders = sampling.epoch_orders(KEY, 13, 0, 5)
     assert orders.shape == (5, 13) and orders.dtype == jnp.int32
-    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(13), (5, 1)))
+    np.testing.assert_array_equal(
+        np.sort(orders, axis=1), np.tile(np.arange(13), (5, 1))
+    )
     assert len({tuple(row) for row in np.asarray(orders)}) == 5
     np.testing.assert_array_equal(sampling.epoch_orders(KEY, 13, 3, 2), orders[3:])
 
@@ -30,7 +32,7 @@ def test_first_epoch_may_be_traced_and_members_may_be_mapped():
 def test_orders_are_uniform_over_the_positions_of_each_row():
     num_epochs = 4_000
     orders = np.asarray(sampling.epoch_orders(KEY, 4, 0, num_epochs))
-    # Each row is at each position num_epochs / 4 times; 4 standard errors of a binomial.
+    # Each row is at each position num_epochs / 4 times; 4 binomial standard errors.
     counts = np.stack([(orders == row).sum(axis=0) for row in range(4)])
     bound = 4 * np.sqrt(num_epochs * 0.25 * 0.75)
     assert np.abs(counts - num_epochs / 4).max() < bound
@@ -160,7 +162,9 @@ def test_equal_weights_at_1e5_rows_are_drawn_evenly():
 def test_accumulated_weights_are_exact_monotone_and_checked():
     cumulative = sampling.accumulate_weights([1.0, 0.0, 1.0, 2.0])
     top = 2**32 - 1
-    np.testing.assert_array_equal(cumulative, [round(top / 4), round(top / 4), 2**31, top])
+    np.testing.assert_array_equal(
+        cumulative, [round(top / 4), round(top / 4), 2**31, top]
+    )
     stacked = sampling.accumulate_weights([[1.0, 1.0], [0.0, 1e308]])
     np.testing.assert_array_equal(stacked, [[2**31, top], [0, top]])
     with pytest.raises(ValueError, match=r"weights\[1\] is -2.0"):

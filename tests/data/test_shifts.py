@@ -56,7 +56,9 @@ def test_noise_has_its_standard_deviation_and_is_clipped_to_the_range():
 
 def test_noise_of_an_image_does_not_depend_on_the_others():
     whole = shifts.gaussian_noise(IMAGES, 0.2, KEY)
-    np.testing.assert_array_equal(shifts.gaussian_noise(IMAGES[:2], 0.2, KEY), whole[:2])
+    np.testing.assert_array_equal(
+        shifts.gaussian_noise(IMAGES[:2], 0.2, KEY), whole[:2]
+    )
     np.testing.assert_array_equal(shifts.gaussian_noise(IMAGES, 0.0, KEY), IMAGES)
     assert not np.array_equal(whole[0] - IMAGES[0], whole[1] - IMAGES[1])
 
