@@ -24,7 +24,7 @@ from ensjax.experiment.configs import (
 )
 from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
 from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
-from ensjax.experiment.processes import ProcessFlags, check_flags
+from ensjax.experiment.processes import ProcessFlags, check_flags, detect_cluster
 from ensjax.experiment.supervisor import is_child, prepare_child, run_in_child
 
 
@@ -143,7 +143,12 @@ def _run(
         return run_and_report(run)
     check_flags(flags)
     workdir = options.workdir or default_workdir(options.config)
-    return run_in_child(arguments, workdir=workdir, process=_process_name(flags))
+    return run_in_child(
+        arguments,
+        workdir=workdir,
+        process=_process_name(flags),
+        is_one_of_several=flags.coordinator is not None or detect_cluster() is not None,
+    )
 
 
 def _process_name(flags: ProcessFlags) -> str:

@@ -66,8 +66,8 @@ def check_versions(
             findings.append(
                 Finding(
                     "error",
-                    f"{name} is {version} but jaxlib is {jaxlib_version}: JAX ignores"
-                    f" the plugin and runs on CPU; pip install {name}=={jaxlib_version}",
+                    f"{name} is {version} but jaxlib {jaxlib_version}, so JAX ignores"
+                    f" it and runs on CPU; pip install {name}=={jaxlib_version}",
                 )
             )
     return findings

@@ -22,16 +22,18 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto;
   padding: 1rem; overflow-wrap: break-word; }
 h1 { line-height: 1.2; font-size: 1.6rem; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+.scroll { overflow-x: auto; width: fit-content; max-width: 100%;
+  border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .35rem .6rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 tr:last-child td { border-bottom: 0; }
 th { background: var(--soft); white-space: nowrap; }
-td.number { text-align: right; white-space: nowrap;
+td.number, th.number { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-td.claim { min-width: 14rem; }
-.verdict { font-weight: 600; white-space: nowrap; padding: .1rem .45rem;
+td.claim { min-width: 9rem; max-width: 24rem; } td.source { min-width: 11rem; }
+td.verdict-cell { min-width: 7rem; }
+.verdict { font-weight: 600; display: inline-block; padding: .1rem .45rem;
   border-radius: 4px; color: #fff; background: #5a6270; }
 .holds { background: #1a7037; } .fails { background: #b3261e; }
 .undecided { background: #855a00; }
@@ -198,10 +200,21 @@ def _json(value: Any) -> str:
     return f"<pre>{_text(json.dumps(value, indent=2))}</pre>"
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in a box that scrolls by itself; columns of numbers are set right."""
+    kinds = [
+        ' class="number"' if all(_is_number(row[place]) for row in rows) else ""
+        for place in range(len(columns))
+    ]
+    head = "".join(
+        f"<th{kind}>{_text(column)}</th>"
+        for kind, column in zip(kinds, columns, strict=True)
+    )
     body = "\n".join(
-        f"<tr>{''.join(_table_cell(value) for value in row)}</tr>" for row in rows
+        "<tr>"
+        + "".join(_cell(value, kind) for value, kind in zip(row, kinds, strict=True))
+        + "</tr>"
+        for row in rows
     )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
@@ -209,12 +222,19 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     )
 
 
-def _table_cell(value: Any) -> str:
+def _cell(value: Any, kind: str) -> str:
     if isinstance(value, _Cell):
         return f'<td class="{value.kind}">{value.content}</td>'
-    if value is None or (isinstance(value, (int, float)) and value is not True):
-        return f'<td class="number">{format_number(value)}</td>'
-    return f"<td>{_text(value)}</td>"
+    text = format_number(value) if _is_number(value) else str(value)
+    return f"<td{kind}>{_text(text)}</td>"
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, _Cell):
+        return value.kind == "number"
+    return value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool)
+    )
 
 
 def _claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -241,7 +261,9 @@ def _claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
                 _Cell(_text(format_interval(claim.get("interval"))), "number"),
                 str(format_number(claim["expected"])),
                 claim.get("seeds", 0),
-                f"{source} ({certainty})" if certainty else source,
+                _Cell(
+                    _text(f"{source} ({certainty})" if certainty else source), "source"
+                ),
             ]
         )
     return _table(columns, rows)
@@ -254,7 +276,9 @@ def _verdict_cell(claim: Mapping[str, Any] | None) -> _Cell:
     verdict, scale = claim["verdict"], claim.get("scale")
     words = f"{verdict}, {scale} scale" if scale and verdict != "not run" else verdict
     kind = verdict.replace(" ", "-")
-    return _Cell(f'<span class="verdict {_text(kind)}">{_text(words)}</span>')
+    return _Cell(
+        f'<span class="verdict {_text(kind)}">{_text(words)}</span>', "verdict-cell"
+    )
 
 
 def _checks_table(checks: Sequence[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from ensjax.experiment import exit_codes
 
@@ -31,7 +32,9 @@ def is_child() -> bool:
     return _PIPE in os.environ
 
 
-def run_in_child(arguments: Sequence[str], *, workdir: str, process: str) -> int:
+def run_in_child(
+    arguments: Sequence[str], *, workdir: str, process: str, is_one_of_several: bool
+) -> int:
     """Runs `ensjax <arguments>` in a child and returns the exit code.
 
     Signals are passed on (a second Ctrl-C kills), output goes straight through, and the
@@ -41,14 +44,21 @@ def run_in_child(arguments: Sequence[str], *, workdir: str, process: str) -> int
         arguments: of the command line.
         workdir: where the last committed step is read from.
         process: how the line names this process, such as "process 1 of 2".
+        is_one_of_several: then the page of C++ text with which JAX aborts when a peer
+            dies is left out, since the line says it.
     """
     read_end, write_end = os.pipe()
     # Without -P the current folder could shadow modules, unless that is wanted already.
     is_safe = "" not in sys.path and os.getcwd() not in sys.path
+    environ = os.environ | {_PIPE: str(read_end)}
+    if is_one_of_several:
+        # C++ warns at length about peers that went away; set the variable to see it.
+        environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     child = subprocess.Popen(
         [sys.executable, *(["-P"] if is_safe else []), "-m", "ensjax.cli", *arguments],
-        env=os.environ | {_PIPE: str(read_end)},
+        env=environ,
         pass_fds=(read_end,),
+        stderr=subprocess.PIPE if is_one_of_several else None,
     )
     os.close(read_end)
     first_ctrl_c = None
@@ -64,8 +74,11 @@ def run_in_child(arguments: Sequence[str], *, workdir: str, process: str) -> int
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
+    held = _pass_on(child.stderr) if is_one_of_several else []
     code = child.wait()
     os.close(write_end)
+    if code != -signal.SIGABRT:
+        sys.stderr.write("".join(held))
     if first_ctrl_c is not None and code < 0:
         code = exit_codes.CTRL_C
     code, reason = describe_end(code)
@@ -146,6 +159,19 @@ def last_step(workdir: str) -> str:
         if logged:
             return f"no checkpoint, last logged step {logged[-1]}"
     return "nothing committed yet"
+
+
+def _pass_on(stream: IO[bytes]) -> list[str]:
+    """Copies lines to stderr until the end; returns those of a C++ abort unprinted."""
+    held = []
+    for line in stream:
+        text = line.decode(errors="replace")
+        if held or re.match(r"F\d{4} \d\d:\d\d:", text):
+            held.append(text)
+        else:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+    return held
 
 
 def _end_with_parent(pipe: int) -> None:
