@@ -5,8 +5,8 @@ import os
 import pathlib
 import shutil
 import tarfile
-import tempfile
 import urllib.request
+import uuid
 
 _BLOCK_BYTES = 1 << 20
 
@@ -105,9 +105,9 @@ class _WholeFile:
         self._path = path
 
     def __enter__(self):
-        self._file = tempfile.NamedTemporaryFile(
-            dir=self._path.parent, prefix=f".{self._path.name}.", delete=False
-        )
+        # Not `tempfile`: its files are readable by nobody else, also after renaming.
+        name = f".{self._path.name}.{uuid.uuid4().hex}"
+        self._file = self._path.with_name(name).open("xb")
         return self._file
 
     def __exit__(self, kind, error, traceback):

@@ -32,7 +32,9 @@ def rotate(
         ValueError: if `images` is not 4-dimensional.
 
     Example:
-        >>> rotate(np.eye(3, dtype=np.float32)[None, ..., None], 90.0)[0, ..., 0]
+        >>> image = np.float32([[1, 2], [3, 4]])[None, ..., None]
+        >>> rotate(image, 90.0)[0, ..., 0].round(3).tolist()
+        [[2.0, 4.0], [1.0, 3.0]]
     """
     _check_images(images)
     return jax.vmap(lambda image: rotate_image(image, degrees, fill=fill))(
