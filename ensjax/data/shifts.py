@@ -33,7 +33,7 @@ def rotate(
 
     Example:
         >>> image = np.float32([[1, 2], [3, 4]])[None, ..., None]
-        >>> rotate(image, 90.0)[0, ..., 0].round(3).tolist()
+        >>> np.round(np.float64(rotate(image, 90.0)[0, ..., 0]), 3).tolist()
         [[2.0, 4.0], [1.0, 3.0]]
     """
     _check_images(images)
