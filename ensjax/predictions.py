@@ -279,8 +279,12 @@ def predictive_log_probs(
     """
     predictions = as_predictions(logits, weights=weights, mask=mask)
     values, weights = weighted_log_probs(predictions)
-    # The weight is a factor, not log w: its gradient stays finite at w = 0.
-    return jax.nn.logsumexp(values, axis=0, b=jnp.broadcast_to(weights, values.shape))
+    peak = jnp.max(jnp.where(weights > 0, values, -jnp.inf), axis=0, keepdims=True)
+    peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
+    # Not logsumexp(log w + log p): its gradient in w is NaN at w = 0, where that of
+    # logsumexp(b=w) is silently wrong. A member without weight may exceed the peak.
+    ratio = jnp.exp(jnp.minimum(values - peak, 80.0))
+    return jnp.log(jnp.sum(weights * ratio, axis=0)) + peak[0]
 
 
 def _predictions(cls, values, kind, num_classes, weights, mask, names):

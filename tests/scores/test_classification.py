@@ -1,0 +1,264 @@
+"""Proper scores and scores of the chosen class, against scikit-learn and by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+from sklearn import metrics
+
+from ensjax import scores
+
+ROWS, CLASSES = 60, 4
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    log_probs = log_softmax(2 * rng.normal(size=(ROWS, CLASSES)), axis=-1)
+    labels = rng.integers(0, CLASSES, ROWS)
+    weight = rng.uniform(size=ROWS) * (rng.uniform(size=ROWS) < 0.8)
+    return log_probs, labels, weight
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_nll_equals_scikit_learn_log_loss(case, weighted):
+    log_probs, labels, weight = case
+    weight = weight if weighted else None
+    expected = metrics.log_loss(
+        labels, np.exp(log_probs), sample_weight=weight, labels=range(CLASSES)
+    )
+    actual = scores.nll(log_probs, labels, sample_weight=weight)
+    np.testing.assert_allclose(actual, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_brier_equals_scikit_learn_and_is_not_halved(case, weighted):
+    log_probs, labels, weight = case
+    weight = weight if weighted else None
+    expected = metrics.brier_score_loss(
+        labels,
+        np.exp(log_probs),
+        sample_weight=weight,
+        labels=range(CLASSES),
+        scale_by_half=False,
+    )
+    actual = scores.brier(log_probs, labels, sample_weight=weight)
+    np.testing.assert_allclose(actual, expected, rtol=2e-6)
+
+
+def test_brier_runs_from_zero_to_two():
+    log_probs = jnp.array([[0.0, -1e4], [0.0, -1e4]])
+    assert scores.brier(log_probs, jnp.array([0, 0])) == 0.0
+    assert scores.brier(log_probs, jnp.array([1, 1])) == 2.0
+
+
+def test_rps_equals_a_loop_over_thresholds(case):
+    log_probs, labels, _ = case
+    total = 0.0
+    for row, label in zip(np.exp(log_probs), labels):
+        for threshold in range(CLASSES):
+            below = row[: threshold + 1].sum()
+            total += (below - float(label <= threshold)) ** 2
+    actual = scores.rps(log_probs, labels)
+    np.testing.assert_allclose(actual, total / ROWS, rtol=2e-6)
+
+
+def test_rps_of_two_classes_is_half_the_brier_score(case):
+    log_probs, labels, _ = case
+    two = log_softmax(log_probs[:, :2], axis=-1)
+    np.testing.assert_allclose(
+        scores.rps(two, labels % 2), scores.brier(two, labels % 2) / 2, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_accuracy_confusion_recall_and_f1_equal_scikit_learn(case, weighted):
+    log_probs, labels, weight = case
+    weight = weight if weighted else None
+    chosen = log_probs.argmax(-1)
+    kwargs = dict(sample_weight=weight)
+    pairs = [
+        (scores.accuracy, metrics.accuracy_score),
+        (scores.balanced_accuracy, metrics.balanced_accuracy_score),
+        (scores.confusion_matrix, metrics.confusion_matrix),
+        (scores.per_class_recall, lambda *a, **k: metrics.recall_score(
+            *a, average=None, **k)),
+        (scores.macro_f1, lambda *a, **k: metrics.f1_score(*a, average="macro", **k)),
+    ]  # fmt: skip
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(
+            ours(log_probs, labels, **kwargs),
+            theirs(labels, chosen, **kwargs),
+            rtol=5e-6,
+            atol=1e-6,
+            err_msg=ours.__name__,
+        )
+
+
+@pytest.mark.parametrize("k", [1, 2, CLASSES])
+def test_top_k_accuracy_equals_scikit_learn(case, k):
+    log_probs, labels, weight = case
+    expected = metrics.top_k_accuracy_score(
+        labels, log_probs, k=k, sample_weight=weight, labels=range(CLASSES)
+    )
+    actual = scores.top_k_accuracy(log_probs, labels, k=k, sample_weight=weight)
+    np.testing.assert_allclose(actual, expected, rtol=2e-6)
+
+
+def test_among_equal_classes_the_lowest_is_chosen():
+    uniform = jnp.zeros((4, 4))
+    labels = jnp.arange(4)
+    assert scores.accuracy(uniform, labels) == 0.25
+    assert scores.top_k_accuracy(uniform, labels, k=3) == 0.75
+
+
+def test_absent_class_has_nan_recall_and_no_part_in_the_balanced_accuracy():
+    log_probs = jnp.log(jnp.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]]))
+    labels = jnp.array([0, 0])
+    recall = scores.per_class_recall(log_probs, labels)
+    assert recall[0] == 0.5 and np.isnan(recall[1:]).all()
+    assert scores.balanced_accuracy(log_probs, labels) == 0.5
+
+
+ALL = [
+    scores.nll,
+    scores.brier,
+    scores.rps,
+    scores.accuracy,
+    scores.ece,
+    scores.mce,
+    scores.adaptive_ece,
+    scores.classwise_ece,
+    scores.aurc,
+    scores.excess_aurc,
+    scores.augrc,
+    scores.risk_at_coverage,
+    scores.coverage_at_risk,
+    scores.balanced_accuracy,
+    scores.macro_f1,
+]
+every_score = pytest.mark.parametrize("score", ALL, ids=lambda f: f.__name__)
+
+
+@every_score
+def test_leading_axes_equal_one_member_at_a_time(score):
+    rng = np.random.default_rng(1)
+    logits = 2 * rng.normal(size=(2, 3, 20, 5))
+    labels = rng.integers(0, 5, 20)
+    weight = rng.uniform(size=20)
+    together = score(logits, labels, sample_weight=weight)
+    assert together.shape == (2, 3)
+    for i in range(2):
+        for j in range(3):
+            alone = score(logits[i, j], labels, sample_weight=weight)
+            np.testing.assert_allclose(together[i, j], alone, rtol=1e-5, atol=1e-6)
+
+
+@every_score
+def test_jit_equals_eager(score, case):
+    log_probs, labels, weight = case
+    eager = score(log_probs, labels, sample_weight=weight)
+    compiled = jax.jit(score)(log_probs, labels, sample_weight=weight)
+    np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@every_score
+def test_weight_zero_removes_a_row_even_if_it_is_broken(score, case):
+    log_probs, labels, _ = case
+    keep = np.arange(ROWS) % 3 != 0
+    broken = np.where(keep[:, None], log_probs, np.nan)
+    wrong = np.where(keep, labels, -7)
+    np.testing.assert_allclose(
+        score(broken, wrong, sample_weight=keep),
+        score(log_probs[keep], labels[keep]),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@every_score
+def test_weight_two_repeats_a_row(score, case):
+    log_probs, labels, _ = case
+    counts = np.random.default_rng(2).integers(0, 4, ROWS)
+    repeated = np.repeat(np.arange(ROWS), counts)
+    np.testing.assert_allclose(
+        score(log_probs, labels, sample_weight=counts),
+        score(log_probs[repeated], labels[repeated]),
+        rtol=1e-5,
+        # A repeated row adds points to the risk curve where its tie group has one.
+        atol=0.02 if score in TIE_SENSITIVE else 2e-6,
+    )
+
+
+TIE_SENSITIVE = (scores.aurc, scores.excess_aurc, scores.augrc)
+
+
+@every_score
+def test_order_of_rows_does_not_matter(score):
+    rng = np.random.default_rng(3)
+    # Few distinct rows: most confidences are tied.
+    logits = rng.integers(0, 3, size=(40, 3)).astype(float)
+    labels = rng.integers(0, 3, 40)
+    order = rng.permutation(40)
+    np.testing.assert_allclose(
+        score(logits[order], labels[order]), score(logits, labels), atol=2e-6
+    )
+
+
+@every_score
+def test_label_out_of_range_is_never_an_ordinary_mistake(score, case):
+    if score in (scores.balanced_accuracy, scores.macro_f1):
+        pytest.skip("built on the confusion matrix, which leaves such rows out")
+    log_probs, labels, _ = case
+    for bad in (-1, CLASSES):
+        assert np.isnan(score(log_probs, np.where(np.arange(ROWS) == 5, bad, labels)))
+
+
+@every_score
+def test_scores_are_finite_at_logits_of_ten_thousand(score):
+    logits = jnp.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 1e4, 1e4]])
+    assert np.isfinite(score(logits, jnp.array([0, 1, 2])))
+
+
+@every_score
+def test_one_row_and_one_class_are_defined(score):
+    assert np.isfinite(score(jnp.array([[0.3, 0.1]]), jnp.array([0])))
+    assert np.isfinite(score(jnp.zeros((3, 1)), jnp.zeros(3, int)))
+
+
+@every_score
+def test_bad_shapes_and_kinds_are_refused(score):
+    log_probs = jnp.zeros((5, 3))
+    with pytest.raises(TypeError, match="argmax"):
+        score(log_probs, jnp.zeros((5, 3)))
+    with pytest.raises(ValueError, match=r"labels must have shape \(5,\)"):
+        score(log_probs, jnp.zeros(4, int))
+    with pytest.raises(ValueError, match="sample_weight"):
+        score(log_probs, jnp.zeros(5, int), sample_weight=jnp.ones(4))
+    with pytest.raises(ValueError, match="batch, class"):
+        score(jnp.zeros(3), jnp.zeros((), int))
+
+
+def test_no_rows_that_count_give_nan(case):
+    log_probs, labels, _ = case
+    assert np.isnan(scores.nll(log_probs, labels, sample_weight=np.zeros(ROWS)))
+
+
+def test_negative_weight_gives_nan(case):
+    log_probs, labels, _ = case
+    weight = np.where(np.arange(ROWS) == 0, -1.0, 1.0)
+    assert np.isnan(scores.nll(log_probs, labels, sample_weight=weight))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.01, 1e4))
+def test_proper_scores_lie_in_their_ranges(seed, scale):
+    rng = np.random.default_rng(seed)
+    logits = scale * rng.normal(size=(8, 3))
+    labels = rng.integers(0, 3, 8)
+    assert scores.nll(logits, labels) >= 0
+    assert 0 <= scores.brier(logits, labels) <= 2 + 1e-6
+    assert 0 <= scores.rps(logits, labels) <= 2 + 1e-6

@@ -1,0 +1,96 @@
+"""Intervals against scipy, and the coverage of the bootstrap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from ensjax import scores
+
+
+@pytest.mark.parametrize("successes, trials", [(0, 10), (10, 10), (7, 20), (955, 1000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_wilson_interval_equals_scipy(successes, trials, confidence):
+    expected = stats.binomtest(successes, trials).proportion_ci(confidence, "wilson")
+    actual = scores.wilson_interval(successes, trials, confidence=confidence)
+    np.testing.assert_allclose(actual.low, expected.low, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(actual.high, expected.high, rtol=1e-5)
+    np.testing.assert_allclose(actual.estimate, successes / trials, rtol=1e-6)
+
+
+def test_t_interval_equals_scipy():
+    values = np.random.default_rng(0).normal(size=(6, 3))
+    actual = scores.t_interval(values)
+    low, high = stats.t.interval(
+        0.95, 5, values.mean(0), values.std(0, ddof=1) / np.sqrt(6)
+    )
+    np.testing.assert_allclose(actual.low, low, rtol=1e-4)
+    np.testing.assert_allclose(actual.high, high, rtol=1e-4)
+
+
+def test_one_seed_says_nothing_about_the_spread():
+    interval = scores.t_interval(jnp.array([0.3]))
+    assert (interval.low, interval.high) == (-np.inf, np.inf)
+    np.testing.assert_allclose(interval.estimate, 0.3)
+
+
+def test_no_seed_and_a_confidence_of_one_are_refused():
+    with pytest.raises(ValueError, match="at least one value"):
+        scores.t_interval(jnp.zeros((0,)))
+    with pytest.raises(ValueError, match="confidence must lie"):
+        scores.t_interval(jnp.zeros(3), confidence=1.0)
+
+
+def test_bootstrap_of_a_mean_equals_the_normal_interval():
+    values = jnp.asarray(np.random.default_rng(0).normal(2.0, 1.0, 400))
+    interval = scores.paired_bootstrap(
+        jax.random.key(0),
+        lambda w: jnp.sum(w * values) / jnp.sum(w),
+        400,
+        num_resamples=2000,
+    )
+    half = 1.96 * np.std(values) / np.sqrt(400)
+    np.testing.assert_allclose(interval.estimate, np.mean(values), rtol=1e-6)
+    # The ends of 2,000 resamples have a standard error of about 0.04 half widths.
+    np.testing.assert_allclose(interval.low, np.mean(values) - half, atol=0.16 * half)
+    np.testing.assert_allclose(interval.high, np.mean(values) + half, atol=0.16 * half)
+
+
+def test_systems_share_their_resamples():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 100)
+    first = rng.normal(size=(100, 3))
+    second = first - 0.1 * np.eye(3)[labels]  # worse by nearly the same on each row
+
+    def metric(w):
+        a = scores.nll(first, labels, sample_weight=w)
+        b = scores.nll(second, labels, sample_weight=w)
+        return jnp.stack([a, b, b - a])
+
+    interval = scores.paired_bootstrap(jax.random.key(0), metric, 100)
+    width = np.asarray(interval.high - interval.low)
+    assert width[2] < width[:2].min() / 10
+    assert interval.low[2] > 0 and interval.low[0] < interval.estimate[1]
+
+
+def test_groups_are_drawn_whole():
+    # Ten groups of ten equal rows: the rows of a group move together, which widens
+    # the interval by sqrt(10).
+    values = jnp.asarray(np.repeat(np.random.default_rng(0).normal(size=10), 10))
+    groups = np.repeat(np.arange(10), 10)
+
+    def metric(w):
+        return jnp.sum(w * values) / jnp.sum(w)
+
+    rows = scores.paired_bootstrap(jax.random.key(0), metric, 100)
+    whole = scores.paired_bootstrap(
+        jax.random.key(0), metric, 100, groups=groups, num_groups=10
+    )
+    ratio = (whole.high - whole.low) / (rows.high - rows.low)
+    assert 2.4 < ratio < 4.0
+
+
+def test_groups_without_their_number_are_refused():
+    with pytest.raises(ValueError, match="go together"):
+        scores.paired_bootstrap(jax.random.key(0), jnp.sum, 4, groups=np.zeros(4, int))

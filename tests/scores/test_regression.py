@@ -1,0 +1,99 @@
+"""Gaussian scores against scipy, scoringrules and numerical integration."""
+
+import numpy as np
+import pytest
+import scoringrules
+from scipy.stats import norm
+
+from ensjax import scores
+
+
+def case(seed=0, shape=(3, 20)):
+    rng = np.random.default_rng(seed)
+    mean, std = rng.normal(size=shape), rng.uniform(0.2, 3, size=shape)
+    return mean, std, rng.normal(size=shape[-1]), rng.uniform(size=shape[-1])
+
+
+def test_gaussian_nll_equals_scipy():
+    mean, std, targets, weight = case()
+    each = -norm.logpdf(targets, mean, std)
+    actual = scores.gaussian_nll(mean, std**2, targets, sample_weight=weight)
+    expected = np.average(each, weights=weight, axis=-1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_crps_equals_scoringrules():
+    mean, std, targets, weight = case()
+    each = scoringrules.crps_normal(np.broadcast_to(targets, mean.shape), mean, std)
+    actual = scores.crps_gaussian(mean, std, targets, sample_weight=weight)
+    expected = np.average(each, weights=weight, axis=-1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_crps_equals_the_integral_of_the_squared_difference_of_distributions():
+    grid = np.linspace(-30, 30, 200_001)
+    squared = (norm.cdf(grid, 0.5, 2.0) - (grid >= 1.3)) ** 2
+    expected = np.trapezoid(squared, grid)
+    actual = scores.crps_gaussian(np.array([0.5]), np.array([2.0]), np.array([1.3]))
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)
+
+
+def test_crps_of_a_narrow_forecast_is_the_absolute_error():
+    mean, _, targets, _ = case()
+    actual = scores.crps_gaussian(mean, np.full_like(mean, 1e-6), targets)
+    np.testing.assert_allclose(actual, scores.mae(mean, targets), rtol=1e-4)
+
+
+def test_rmse_and_mae_equal_numpy():
+    mean, _, targets, weight = case()
+    error = mean - targets
+    np.testing.assert_allclose(
+        scores.rmse(mean, targets, sample_weight=weight),
+        np.sqrt(np.average(error**2, weights=weight, axis=-1)),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        scores.mae(mean, targets), np.abs(error).mean(-1), rtol=1e-5
+    )
+
+
+def test_mixture_moments_equal_those_of_a_large_sample():
+    mean, std, _, _ = case(shape=(3, 2))
+    rng = np.random.default_rng(1)
+    member = rng.integers(0, 3, 400_000)
+    sample = mean[member] + std[member] * rng.normal(size=(400_000, 2))
+    mu, variance = scores.mixture_moments(mean, std**2)
+    # Standard errors: sd / 632 and about 2 variances / 632.
+    np.testing.assert_allclose(mu, sample.mean(0), atol=4 * 3 / 632)
+    np.testing.assert_allclose(variance, sample.var(0), rtol=4 * 2 / 632)
+
+
+def test_mixture_of_one_member_is_that_member():
+    mean, std, _, _ = case(shape=(1, 20))
+    mu, variance = scores.mixture_moments(mean, std**2)
+    np.testing.assert_allclose(mu, mean[0], rtol=1e-6)
+    np.testing.assert_allclose(variance, std[0] ** 2, rtol=1e-6)
+
+
+def test_mixture_weights_and_masks_act_on_members():
+    mean, std, _, _ = case()
+    mask = np.array([True, False, True])
+    broken = np.where(mask[:, None], mean, np.nan)
+    masked = scores.mixture_moments(broken, std**2, mask=mask)
+    removed = scores.mixture_moments(mean[mask], std[mask] ** 2)
+    twice = scores.mixture_moments(mean[[0, 2, 2]], std[[0, 2, 2]] ** 2)
+    weighted = scores.mixture_moments(mean, std**2, weights=np.array([1.0, 0, 2]))
+    for ours, theirs in ((masked, removed), (weighted, twice)):
+        for a, b in zip(ours, theirs):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_mixture_variance_does_not_cancel_far_from_zero():
+    mean = np.array([[10_000.0], [10_001.0]])
+    _, variance = scores.mixture_moments(mean, np.full((2, 1), 0.01))
+    np.testing.assert_allclose(variance, 0.26, rtol=1e-3)
+
+
+def test_standard_deviation_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="std must have the shape of mean"):
+        scores.crps_gaussian(np.zeros(3), np.ones(()), np.zeros(3))

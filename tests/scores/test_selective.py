@@ -1,0 +1,131 @@
+"""Risk-coverage scores against loops written from the formulas."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax import scores
+
+
+def case(num_rows=50, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(num_rows, 3))
+    labels = np.where(rng.uniform(size=num_rows) < 0.6, logits.argmax(-1), 0)
+    return logits, labels, rng.normal(size=num_rows)
+
+
+def loop(error, confidence):
+    """risk_k of the k surest rows, k = 1..N, all confidences being different."""
+    error = error[np.argsort(-confidence)]
+    return np.array([error[:k].mean() for k in range(1, len(error) + 1)])
+
+
+def errors(logits, labels):
+    return (logits.argmax(-1) != labels).astype(float)
+
+
+def test_curve_and_areas_equal_a_loop_over_thresholds():
+    logits, labels, confidence = case()
+    error, kept = errors(logits, labels), np.arange(1, 51) / 50
+    risk = loop(error, confidence)
+    curve = scores.risk_coverage(logits, labels, confidence=confidence)
+    np.testing.assert_allclose(curve.coverage, kept, rtol=1e-6)
+    np.testing.assert_allclose(curve.risk, risk, rtol=1e-5, atol=1e-6)
+
+    best = loop(error, -error + 1e-6 * confidence)
+    for score, expected in [
+        (scores.aurc, risk.mean()),
+        (scores.excess_aurc, risk.mean() - best.mean()),
+        (scores.augrc, (risk * kept).mean()),
+    ]:
+        actual = score(logits, labels, confidence=confidence)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, err_msg=score.__name__)
+
+
+def test_default_confidence_is_the_largest_probability():
+    logits, labels, _ = case()
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(
+        scores.aurc(logits, labels),
+        scores.aurc(logits, labels, confidence=probs.max(-1)),
+        rtol=1e-6,
+    )
+
+
+def test_aurc_by_hand():
+    # Sure to unsure: right, wrong, right. risk = 0, 1/2, 1/3.
+    log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]))
+    labels = jnp.array([0, 1, 0])
+    np.testing.assert_allclose(scores.aurc(log_probs, labels), 5 / 18, rtol=1e-6)
+    # Best order: risk = 0, 0, 1/3.
+    excess = scores.excess_aurc(log_probs, labels)
+    np.testing.assert_allclose(excess, 5 / 18 - 1 / 9, rtol=1e-6)
+    # risk_k k / N = 0, 1/3, 1/3.
+    np.testing.assert_allclose(scores.augrc(log_probs, labels), 2 / 9, rtol=1e-6)
+
+
+def test_ties_take_the_mean_over_all_orders():
+    logits = np.array([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.5, 0.0]])
+    labels = np.array([0, 1, 0, 0, 1])
+    error = errors(logits, labels)
+    risks = [
+        loop(error[[0, *middle, 4]], -np.arange(5.0))
+        for middle in itertools.permutations([1, 2, 3])
+    ]
+    curve = scores.risk_coverage(logits, labels)
+    np.testing.assert_allclose(curve.risk, np.mean(risks, axis=0), rtol=1e-6)
+
+
+def test_equal_confidence_everywhere_gives_the_error_rate():
+    logits, labels, _ = case()
+    actual = scores.aurc(logits, labels, confidence=np.zeros(50))
+    np.testing.assert_allclose(actual, errors(logits, labels).mean(), rtol=1e-6)
+
+
+def test_all_right_and_all_wrong_are_zero_and_one():
+    logits, _, _ = case()
+    right = logits.argmax(-1)
+    assert scores.aurc(logits, right) == 0 and scores.excess_aurc(logits, right) == 0
+    np.testing.assert_allclose(scores.aurc(logits, (right + 1) % 3), 1.0, rtol=1e-6)
+    assert abs(scores.excess_aurc(logits, (right + 1) % 3)) < 1e-6
+
+
+@pytest.mark.parametrize("coverage", [0.02, 0.07, 0.5, 0.8, 1.0])
+def test_risk_at_coverage_keeps_the_fewest_rows_that_reach_it(coverage):
+    logits, labels, confidence = case()
+    risk = loop(errors(logits, labels), confidence)
+    kept = int(np.ceil(coverage * 50 - 1e-9))
+    actual = scores.risk_at_coverage(
+        logits, labels, coverage=coverage, confidence=confidence
+    )
+    np.testing.assert_allclose(actual, risk[kept - 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("risk", [0.0, 0.05, 0.3, 1.0])
+def test_coverage_at_risk_is_the_largest_that_qualifies(risk):
+    logits, labels, confidence = case()
+    curve = loop(errors(logits, labels), confidence)
+    reached = [k / 50 for k in range(1, 51) if curve[k - 1] <= risk]
+    actual = scores.coverage_at_risk(logits, labels, risk=risk, confidence=confidence)
+    np.testing.assert_allclose(actual, max(reached, default=0.0), rtol=1e-5)
+
+
+def test_weighted_area_equals_a_loop_with_weights():
+    logits, labels, confidence = case()
+    weight = np.random.default_rng(1).uniform(0.1, 1, 50)
+    order = np.argsort(-confidence)
+    w, wrong = weight[order], (weight * errors(logits, labels))[order]
+    expected = np.average(np.cumsum(wrong) / np.cumsum(w), weights=w)
+    actual = scores.aurc(logits, labels, confidence=confidence, sample_weight=weight)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "score, name",
+    [(scores.risk_at_coverage, "coverage"), (scores.coverage_at_risk, "risk")],
+)
+def test_targets_outside_their_range_are_refused(score, name):
+    with pytest.raises(ValueError, match=f"{name} must lie in"):
+        score(jnp.zeros((2, 2)), jnp.zeros(2, int), **{name: 1.5})

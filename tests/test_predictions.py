@@ -1,0 +1,132 @@
+"""Predictions: one form for logits, probabilities and votes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax, logsumexp
+
+from ensjax import predictions
+from ensjax.predictions import Predictions
+
+
+def logits_of(num_members=4, num_rows=7, num_classes=3, scale=3.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return scale * rng.normal(size=(num_members, num_rows, num_classes))
+
+
+def test_log_probs_equal_the_float64_reference():
+    logits = logits_of()
+    expected = log_softmax(logits, axis=-1)
+    np.testing.assert_allclose(predictions.log_probs(logits), expected, atol=2e-6)
+
+
+def test_log_probs_are_float32_and_normalised_from_bfloat16():
+    logits = jnp.asarray(logits_of(num_classes=1000), jnp.bfloat16)
+    log_probs = predictions.log_probs(logits)
+    assert log_probs.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.exp(log_probs).sum(-1), 1.0, atol=1e-5)
+
+
+def test_log_probs_leave_log_probs_as_they_are():
+    once = predictions.log_probs(logits_of())
+    np.testing.assert_allclose(predictions.log_probs(once), once, atol=1e-6)
+
+
+def test_log_probs_are_finite_at_logits_of_ten_thousand():
+    log_probs = predictions.log_probs(jnp.array([[1e4, -1e4], [-1e4, -1e4]]))
+    np.testing.assert_allclose(log_probs, [[0.0, -2e4], [np.log(0.5)] * 2], rtol=1e-6)
+
+
+def test_log_probs_refuse_votes():
+    with pytest.raises(TypeError, match="from_votes"):
+        predictions.log_probs(jnp.array([[0, 1]]))
+
+
+def test_votes_take_the_lowest_class_of_equals_and_abstain_on_nan():
+    logits = jnp.array([[1.0, 1.0], [0.0, 2.0], [np.nan, 2.0]])
+    assert predictions.votes(logits).tolist() == [0, 1, -1]
+
+
+def test_predictions_pass_through_jit_and_keep_their_kind():
+    said = Predictions.from_votes(jnp.array([[0, 2], [1, -1]]), 3, names=["a", "b"])
+    back = jax.jit(lambda p: p)(said)
+    assert (back.kind, back.names, back.num_classes) == ("votes", ("a", "b"), 3)
+    assert back.votes.tolist() == [[0, 2], [1, -1]]
+
+
+def test_from_probs_clips_zeros_and_normalises_again():
+    probs = np.array([[[1.0, 0.0], [0.25, 0.75]]])
+    said = Predictions.from_probs(probs, smallest=1e-3)
+    expected = [[[1 / 1.001, 1e-3 / 1.001], [0.25, 0.75]]]
+    np.testing.assert_allclose(said.probs, expected, rtol=1e-6)
+    assert np.isfinite(said.log_probs).all()
+
+
+def test_from_probs_takes_scikit_learn_estimators():
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.tree import DecisionTreeClassifier
+
+    x, y = load_iris(return_X_y=True)
+    models = [LogisticRegression(max_iter=500), DecisionTreeClassifier(max_depth=2)]
+    probs = np.stack([m.fit(x, y).predict_proba(x) for m in models])
+    said = Predictions.from_probs(probs, names=["linear", "tree"])
+    np.testing.assert_allclose(said.probs, probs, atol=1e-6)
+    assert (np.asarray(said.votes) == [m.predict(x) for m in models]).all()
+
+
+def test_votes_carry_no_probabilities():
+    said = Predictions.from_votes(jnp.array([[0, 1]]), 2)
+    with pytest.raises(TypeError, match="majority_vote"):
+        _ = said.log_probs
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 7), (1, 4)])
+def test_weights_of_another_shape_are_refused_or_taken(shape):
+    logits = logits_of()
+    if shape == (4, 7):
+        assert Predictions.from_logits(logits, weights=np.ones(shape)).num_members == 4
+    else:
+        with pytest.raises(ValueError, match=r"\[member\] = \(4,\)"):
+            Predictions.from_logits(logits, weights=np.ones(shape))
+
+
+def test_one_model_without_a_member_axis_is_refused():
+    with pytest.raises(ValueError, match=r"logits\[None\]"):
+        Predictions.from_logits(jnp.zeros((7, 3)))
+
+
+def test_predictive_equals_the_weighted_mean_probability():
+    logits, weights = logits_of(), np.array([1.0, 2.0, 0.0, 5.0])
+    log_probs = log_softmax(logits, axis=-1)
+    expected = logsumexp(log_probs, axis=0, b=(weights / weights.sum())[:, None, None])
+    actual = predictions.predictive_log_probs(logits, weights)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+
+
+def test_weights_by_row_equal_each_row_alone():
+    logits = logits_of()
+    weights = np.random.default_rng(1).uniform(size=(4, 7))
+    mask = np.random.default_rng(2).uniform(size=(4, 7)) < 0.8
+    mask[0] = True
+    actual = predictions.predictive_log_probs(logits, weights, mask)
+    for row in range(7):
+        alone = predictions.predictive_log_probs(
+            logits[mask[:, row], row][:, None], weights[mask[:, row], row]
+        )
+        np.testing.assert_allclose(actual[row], alone[0], atol=1e-6)
+
+
+def test_gradient_of_a_weight_at_zero_equals_a_difference_quotient():
+    logits = logits_of(scale=0.5)  # small ratios: a difference quotient is near
+
+    def loss(weights):
+        return predictions.predictive_log_probs(logits, weights)[:, 0].sum()
+
+    weights = jnp.array([1.0, 0.0, 1.0, 1.0])
+    step = 1e-2
+    slope = (loss(weights.at[1].add(step)) - loss(weights)) / step
+    gradient = jax.grad(loss)(weights)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(gradient[1], slope, rtol=5e-2)
