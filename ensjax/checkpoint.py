@@ -89,7 +89,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True
             ),
-            item_names=("state", "meta"),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def latest_step(self) -> int | None:
@@ -116,14 +119,17 @@ class Checkpoints:
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["meta"]
 
-    def restore(self, step: int, like: Any, *, num_members: int) -> Any:
+    def restore(
+        self, step: int, like: Any, *, num_members: int | tuple[int, ...]
+    ) -> Any:
         """The state of a step, on the devices and with the rows of `like`.
 
         Args:
             step: one that was saved.
             like: `jax.ShapeDtypeStruct`s `[row, ...]` with shardings. Its number of rows
                 may differ from the stored one, since padding depends on the mesh.
-            num_members: rows that are members; the others are padding.
+            num_members: rows that are members; the others are padding. A tuple if
+                `like` is a tuple of stacks.
 
         Raises:
             ValueError: if leaves are missing, superfluous or of another shape; named.
@@ -142,14 +148,23 @@ class Checkpoints:
                 )
             ),
         )["state"]
-        for name, leaf in wanted.items():
-            if rows[name] == leaf.shape[0]:
-                continue
-            repad = jax.jit(
-                lambda x, n=leaf.shape[0]: pad_members(x[:num_members], n),
-                out_shardings=leaf.sharding,
-            )
-            table[name] = repad(table[name])
+        counts = num_members
+        if isinstance(num_members, int):
+            counts, like = (num_members,), (like,)
+        members = [
+            count
+            for part, count in zip(like, counts, strict=True)
+            for _ in jax.tree.leaves(part)
+        ]
+        for (name, leaf), count in zip(wanted.items(), members, strict=True):
+            if rows[name] != leaf.shape[0]:
+                repad = jax.jit(
+                    lambda x, n=leaf.shape[0], m=count: pad_members(x[:m], n),
+                    out_shardings=leaf.sharding,
+                )
+                table[name] = repad(table[name])
+        if isinstance(num_members, int):
+            like = like[0]
         return _from_table(table, like)
 
     def wait(self) -> None:

@@ -264,6 +264,11 @@ class Ensemble:
         state, ids = jax.jit(lambda a, b: concatenate_members([a, b]))(*parts)
         return dataclasses.replace(self, state=state, member_ids=ids)._placed()
 
+    def with_ids(self, member_ids: Sequence[int]) -> "Ensemble":
+        """The same members under other ids, which give them other random streams."""
+        ids = _new_ids(self.num_members, member_ids)
+        return dataclasses.replace(self, member_ids=ids)._placed()
+
     def on_mesh(self, mesh: Mesh) -> "Ensemble":
         """The same members, split over the devices of another mesh."""
         return dataclasses.replace(self, mesh=mesh)._placed()
@@ -469,3 +474,60 @@ class Group:
         """`[member, batch, ...]` of all members; their outputs must agree in shape."""
         outputs = [ensemble(x, block=block) for ensemble in self.ensembles]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
+
+
+def predict(
+    ensemble: Ensemble | Group,
+    x: Any,
+    *,
+    batch_size: int = 512,
+    block: int | str | None = "auto",
+) -> Any:
+    """Every member's outputs for many inputs, a batch at a time (compiled).
+
+    Args:
+        ensemble: the members.
+        x: inputs, leaves `[example, ...]`.
+        batch_size: examples at a time, for all members of a device.
+        block: members of a device that run at once; see `map_members`.
+
+    Returns:
+        Leaves `[member, example, ...]`, in evaluation mode. All batches have one shape:
+        the last is padded with copies of its first example, which are dropped.
+
+    Raises:
+        ValueError: if `x` is empty or its leaves differ in length.
+    """
+    sizes = {np.shape(leaf)[0] if np.shape(leaf) else 0 for leaf in jax.tree.leaves(x)}
+    if len(sizes) != 1 or 0 in sizes or batch_size < 1:
+        raise ValueError(
+            "predict needs inputs [example, ...] of one length, at least 1, and a"
+            f" positive batch_size; got lengths {sorted(sizes)} and {batch_size}."
+        )
+    if isinstance(ensemble, Group):
+        parts = [
+            predict(e, x, batch_size=batch_size, block=block)
+            for e in ensemble.ensembles
+        ]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    (num_examples,) = sizes
+    shards = ensemble.mesh.shape["data"]
+    size = -(-min(batch_size, num_examples) // shards) * shards
+    outputs = []
+    for start in range(0, num_examples, size):
+        count = min(size, num_examples - start)
+        batch = jax.tree.map(lambda leaf: leaf[start : start + count], x)  # noqa: B023
+        padded = jax.tree.map(lambda leaf: _padded(leaf, size), batch)
+        result = ensemble(padded, block=block)
+        outputs.append(jax.tree.map(lambda leaf: leaf[:, :count], result))  # noqa: B023
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *outputs)
+
+
+def _padded(leaf, rows):
+    leaf = np.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
+    missing = rows - leaf.shape[0]
+    if not missing:
+        return leaf
+    module = jnp if isinstance(leaf, jax.Array) else np
+    copies = module.broadcast_to(leaf[:1], (missing, *leaf.shape[1:]))
+    return module.concatenate([leaf, copies])

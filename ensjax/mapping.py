@@ -194,20 +194,20 @@ class MeshProgram:
             return job.finish(outputs, *args)
 
         run.__name__ = type(job).__name__.strip("_")
-        self._jitted = jax.jit(run, donate_argnums=job.donate)
+        self.jitted = jax.jit(run, donate_argnums=job.donate)
 
     def __call__(self, *args):
         self.job.check(self.mesh, *args)
-        return self._jitted(*args)
+        return self.jitted(*args)
 
     def lower(self, *args):
         """The lowered program for arrays or `jax.ShapeDtypeStruct`s, without running."""
         self.job.check(self.mesh, *args)
-        return self._jitted.lower(*args)
+        return self.jitted.lower(*args)
 
     def cache_size(self) -> int:
         """How many compiled programs exist (one per set of shapes)."""
-        return self._jitted._cache_size()
+        return self.jitted._cache_size()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""Training: objectives, the compiled loop, health, early stopping, checkpoints."""
+
+from ensjax.train import losses
+from ensjax.train.evaluation import EarlyStopping
+from ensjax.train.fit import fit
+from ensjax.train.loop import TrainingLog
+from ensjax.train.objectives import (
+    Joint,
+    NegativeCorrelation,
+    call_on_inputs,
+    ensemble_nll,
+    masked_mean,
+)
+
+__all__ = [
+    "EarlyStopping",
+    "Joint",
+    "NegativeCorrelation",
+    "TrainingLog",
+    "call_on_inputs",
+    "ensemble_nll",
+    "fit",
+    "losses",
+    "masked_mean",
+]

@@ -1,0 +1,274 @@
+"""What one member does in training: its state, its batches, one step, many steps.
+
+Everything here is written for a single member and runs inside the `shard_map` of
+`ensjax.mapping`; the member axis is added there.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from ensjax.data import sampling
+from ensjax.members import member_key
+
+SAMPLINGS = ("independent", "shared", "bootstrap", "weighted", "stream")
+_NEVER = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """The static description of one member's training; hashable, compared by value.
+
+    Attributes:
+        graph: the ensemble's static half.
+        loss: of one member, or what a joint objective calls as such (unused there).
+        make_tx: builds the optax transformation from one member's hyperparameters.
+        has_hyper: whether `make_tx` takes them.
+        sampling: one of `SAMPLINGS`.
+        batch_size: examples of the global batch.
+        num_examples: rows of the resident data; 0 for streams.
+        data_shards: size of the mesh axis "data".
+        augment: `augment(key, example) -> example`, or None.
+        keep_best: whether the state has room for the best weights so far.
+    """
+
+    graph: Any
+    loss: Callable[..., Any]
+    make_tx: Callable[..., optax.GradientTransformation]
+    has_hyper: bool
+    sampling: str
+    batch_size: int
+    num_examples: int
+    data_shards: int
+    augment: Callable[..., Any] | None = None
+    keep_best: bool = False
+
+    def tx(self, hyper: Any) -> optax.GradientTransformation:
+        """The member's own optimizer: norms and clipping never mix members."""
+        return self.make_tx(hyper) if self.has_hyper else self.make_tx()
+
+    # Batches
+
+    def epochs_within(self, max_steps: int) -> int:
+        """How many epochs `max_steps` steps can touch, from any first step."""
+        per_epoch = max(1, self.num_examples // self.batch_size)
+        return (max_steps - 1) // per_epoch + 2
+
+    def order(self, seed: Any, member_id: Any, first_step: Any, max_steps: int) -> Any:
+        """What the batches of the next steps are read from: `(orders, rows)`."""
+        if self.sampling in ("stream", "weighted"):
+            return None
+        if self.sampling == "shared":
+            key = member_key(seed, "shared_order", 0)
+        else:
+            key = member_key(seed, "order", member_id)
+        first = first_step // max(1, self.num_examples // self.batch_size)
+        orders = sampling.epoch_orders(
+            key, self.num_examples, first, self.epochs_within(max_steps)
+        )
+        if self.sampling == "bootstrap":
+            rows = sampling.bootstrap_rows(
+                member_key(seed, "bootstrap", member_id), self.num_examples
+            )
+            orders = rows[orders]
+        return orders, first
+
+    def batch(self, order, data, weights, seed, member_id, step, index) -> Any:
+        """This data shard's part of the member's batch, leaves `[batch, ...]`.
+
+        `index` is the step's place among those that `data` holds, for streams.
+        """
+        shard = jax.lax.axis_index("data")
+        if self.sampling == "stream":
+            # Streamed leaves are [batch, step, ...], so that their kind is "batch".
+            batch = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False),
+                data,
+            )
+            size = self.batch_size // self.data_shards
+            positions = shard * size + jnp.arange(size)
+        else:
+            epoch, places, positions = sampling.batch_positions(
+                step, self.batch_size, shard, self.data_shards, self.num_examples
+            )
+            if self.sampling == "weighted":
+                key = member_key(seed, "weighted", member_id)
+                key = jax.random.fold_in(key, step)
+                rows = sampling.weighted_rows(key, weights, positions)
+            else:
+                orders, first = order
+                rows = orders[epoch - first][places]
+            batch = jax.tree.map(lambda x: x[rows], data)
+        if self.augment is None:
+            return batch
+        key = jax.random.fold_in(member_key(seed, "augment", member_id), step)
+        return jax.vmap(self.augment)(sampling.example_keys(key, positions), batch)
+
+    # State
+
+    def init(self, model_state, hyper) -> dict[str, Any]:
+        """The member's whole training state."""
+        params, rest = model_state["params"], model_state["rest"]
+        state = {
+            "params": params,
+            "rest": rest,
+            "opt_state": self.tx(hyper).init(params),
+            "frozen_step": jnp.int32(_NEVER),
+            "stopped_step": jnp.int32(_NEVER),
+        }
+        if self.keep_best:
+            state["best"] = {
+                "params": params,
+                "rest": rest,
+                "value": jnp.float32(jnp.inf),
+                "step": jnp.int32(_NEVER),
+                "waited": jnp.int32(0),
+            }
+        return state
+
+    def loss_and_rest(self, params, rest, batch, key, *, train=True):
+        """`(loss, (rest, metrics))` of one data shard."""
+        model = self.graph.merge({"params": params, "rest": rest}, train=train)
+        loss, metrics = _with_metrics(self.loss(model, batch, key))
+        return loss, (self.graph.rest(model), metrics)
+
+    def step(self, state, batch, hyper, seed, member_id, step) -> tuple[Any, dict]:
+        """One optimizer step: the new state and the step's metrics.
+
+        Args:
+            state: as `init` made it.
+            batch: this data shard's examples, leaves `[batch, ...]`.
+            hyper: the member's hyperparameters.
+            seed: of the run.
+            member_id: the member's id.
+            step: number of the step, from 0.
+        """
+        key = jax.random.fold_in(member_key(seed, "loss", member_id), step)
+        rest = reseed(state["rest"], key)
+        value_and_grad = jax.value_and_grad(self.loss_and_rest, has_aux=True)
+        (loss, (new_rest, metrics)), grads = value_and_grad(
+            state["params"], rest, batch, key
+        )
+        # Without the varying-axes check, pmean(grad(local loss)) is the gradient of the
+        # mean over data shards, also where the loss itself holds sums over "data".
+        loss, metrics, grads, new_rest = mean_over_data(
+            self.data_shards, (loss, metrics, grads, new_rest)
+        )
+        metrics = {"loss": loss, **metrics}
+        return self.update(state, grads, new_rest, metrics, loss, hyper, step)
+
+    def update(
+        self, state, grads, rest, metrics, loss, hyper, step
+    ) -> tuple[Any, dict]:
+        """The state after an update that is dropped if it is not finite, and metrics.
+
+        A member whose loss, weights or statistics become non-finite keeps the weights it
+        had before and is frozen. The choice is a `where`, so that no other member's
+        program changes. Metrics of a dropped step are 0, and "_steps" counts the others.
+        """
+        updates, opt_state = self.tx(hyper).update(
+            grads, state["opt_state"], state["params"]
+        )
+        params = optax.apply_updates(state["params"], updates)
+        rest = keep_seeds(rest, state["rest"])
+        active = (state["frozen_step"] == _NEVER) & (state["stopped_step"] == _NEVER)
+        finite = all_finite((loss, params, rest))
+        keep = active & finite
+        new = {"params": params, "rest": rest, "opt_state": opt_state}
+        new = jax.tree.map(
+            lambda a, b: jnp.where(keep, a, b), new, {name: state[name] for name in new}
+        )
+        metrics = {
+            name: jnp.where(keep, value, 0.0).astype(jnp.float32)
+            for name, value in {**metrics, "_steps": jnp.float32(1)}.items()
+        }
+        frozen = jnp.where(active & ~finite, step, state["frozen_step"])
+        return {**state, **new, "frozen_step": frozen}, metrics
+
+
+def _with_metrics(result):
+    loss, metrics = result if isinstance(result, tuple) else (result, {})
+    if jnp.shape(loss):
+        raise ValueError(
+            f"The loss must be a scalar, a mean over the batch; got shape"
+            f" {jnp.shape(loss)}."
+        )
+    for name, value in metrics.items():
+        if jnp.shape(value):
+            raise ValueError(
+                f"Metric {name!r} of one member must be a scalar; got shape"
+                f" {jnp.shape(value)}."
+            )
+    return loss.astype(jnp.float32), metrics
+
+
+def mean_over_data(data_shards: int, tree: Any) -> Any:
+    """The mean over data shards of every floating leaf; nothing where there is one."""
+    if data_shards == 1:
+        return tree
+    leaves, treedef = jax.tree.flatten(tree)
+    places = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
+    means = jax.lax.pmean([leaves[i] for i in places], "data")
+    for i, mean in zip(places, means, strict=True):
+        leaves[i] = mean
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """True if every floating value of the tree is finite, `[]`."""
+    checks = [
+        jnp.isfinite(x).all()
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    return jnp.stack(checks).all()
+
+
+def finite_rows(tree: Any) -> jax.Array:
+    """True for every row `[row]` of stacked values whose floating values are finite."""
+    checks = [
+        jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    return jnp.stack(checks).all(axis=0)
+
+
+def reseed(rest: Any, key: jax.Array) -> Any:
+    """`rest` with every random stream of the module keyed by this step.
+
+    Streams then depend on (seed, member, step, data shard) alone, never on how many
+    draws came before; a resumed run needs no counters.
+    """
+    if not isinstance(rest, nnx.State):
+        return rest
+    flat = nnx.to_flat_state(rest)
+    if not any(isinstance(v, nnx.RngState) for _, v in flat):
+        return rest
+    key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+    new = []
+    for number, (path, variable) in enumerate(flat):
+        if isinstance(variable, nnx.RngKey):
+            variable = variable.replace(jax.random.fold_in(key, number))
+        elif isinstance(variable, nnx.RngCount):
+            variable = variable.replace(jnp.zeros_like(variable[...]))
+        new.append((path, variable))
+    return nnx.from_flat_state(new)
+
+
+def keep_seeds(new: Any, old: Any) -> Any:
+    """`new`, with the random streams of `old`."""
+    if not isinstance(old, nnx.State):
+        return new
+    before = dict(nnx.to_flat_state(old))
+    return nnx.from_flat_state(
+        [
+            (path, before[path] if isinstance(variable, nnx.RngState) else variable)
+            for path, variable in nnx.to_flat_state(new)
+        ]
+    )

@@ -1,0 +1,126 @@
+"""What a person sees while members train: one line per report, with time left."""
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Pace:
+    """Steps per second without compilation, and the time left."""
+
+    total_steps: int
+    first_step: int
+    compile_seconds: float = 0.0
+
+    def __post_init__(self):
+        self.start = time.perf_counter()
+
+    def restart(self, compile_seconds: float) -> None:
+        """Begins to count now that the program is compiled."""
+        self.compile_seconds = compile_seconds
+        self.start = time.perf_counter()
+
+    def steps_per_second(self, step: int) -> float:
+        """Mean pace since the program was compiled."""
+        seconds = time.perf_counter() - self.start
+        return (step - self.first_step) / seconds if seconds > 0 else float("nan")
+
+    def seconds_left(self, step: int) -> float:
+        """At the mean pace."""
+        pace = self.steps_per_second(step)
+        return (self.total_steps - step) / pace if pace > 0 else float("nan")
+
+
+def duration(seconds: float) -> str:
+    """`3 h 05 min`, `4 min 10 s`, `12 s`."""
+    if not np.isfinite(seconds):
+        return "?"
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    if seconds >= 60:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds} s"
+
+
+def report_line(step: int, pace: Pace, metrics: dict[str, Any], frozen: Any) -> str:
+    """One line: step, pace, time left, mean and spread over members, frozen members.
+
+    Args:
+        step: steps done.
+        pace: of this call.
+        metrics: `[member]` each; NaN for members that made no step.
+        frozen: `[member]`, True for members that are not finite.
+    """
+    parts = [f"step {step}/{pace.total_steps}"]
+    parts.append(f"{pace.steps_per_second(step):.3g} steps/s")
+    if step < pace.total_steps:
+        parts.append(f"{duration(pace.seconds_left(step))} left")
+    for name, values in metrics.items():
+        parts.append(f"{name} {spread(values)}")
+    bad = np.flatnonzero(frozen)
+    if len(bad):
+        shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+        parts.append(f"NOT FINITE: {len(bad)} of {len(frozen)} members ({shown})")
+    return " | ".join(parts)
+
+
+def spread(values: Any) -> str:
+    """Mean and standard deviation over the members that have a value."""
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return "nan"
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    return f"{values.mean():.4g} (sd {values.std(ddof=1):.2g})"
+
+
+class Progress:
+    """Prints report lines, with a moving bar where there is a terminal or notebook."""
+
+    def __init__(self, total_steps: int, first_step: int, *, show: bool):
+        self._bar = None
+        self._show = show
+        if not show:
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = Console(soft_wrap=True)
+        if self._console.is_terminal or self._console.is_jupyter:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=total_steps, completed=first_step)
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._show:
+            self._console.print(line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
