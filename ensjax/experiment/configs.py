@@ -29,6 +29,7 @@ from ensjax.experiment.overrides import (
 
 PRESETS = ("smoke", "small", "claims", "paper")
 DEFAULT_PRESET = "small"
+ABSENT = "absent"  # the value of a field that a config lacks
 
 
 class ConfigSource(NamedTuple):
@@ -183,11 +184,11 @@ def normalise_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def first_difference(old: dict, new: dict) -> tuple[str, Any, Any] | None:
     """The first field (dotted) in which two normalised configs differ, and both values.
 
-    A field that one of them lacks has the value `"absent"` there.
+    A field that one of them lacks has the value `ABSENT` there.
     """
     old, new = dict(flatten_fields(old)), dict(flatten_fields(new))
     for key in [*new, *(key for key in old if key not in new)]:
-        before, after = old.get(key, "absent"), new.get(key, "absent")
+        before, after = old.get(key, ABSENT), new.get(key, ABSENT)
         if before != after or isinstance(before, bool) != isinstance(after, bool):
             return key, before, after
     return None

@@ -21,7 +21,7 @@ import ml_collections
 from etils import epath
 
 from ensjax.experiment.claims import build_results
-from ensjax.experiment.configs import first_difference, normalise_config
+from ensjax.experiment.configs import ABSENT, first_difference, normalise_config
 from ensjax.experiment.exit_codes import ConfigError, is_no_space
 from ensjax.experiment.json_files import (
     is_local,
@@ -238,9 +238,10 @@ def check_run(
         raise ConfigError(str(error)) from error
     difference = first_difference(old, _normalised(config))
     if difference is not None:
-        key, before, after = difference
+        key, *values = difference
+        before, after = (value if value == ABSENT else repr(value) for value in values)
         raise ConfigError(
-            f"{path} holds another run: config.{key} is {before!r} there and {after!r}"
+            f"{path} holds another run: config.{key} is {before} there and {after}"
             " here. Choose another --workdir, or run with the same config."
         )
     return "finished" if (path / "results.json").exists() else "resume"

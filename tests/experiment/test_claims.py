@@ -1,0 +1,100 @@
+"""Verdicts follow from the interval over seeds; results.json is checked."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from ensjax.experiment.claims import (
+    build_results,
+    check,
+    claim,
+    not_run,
+    student_interval,
+)
+
+ABOUT = dict(
+    paper="Somebody 2000",
+    source="table 1",
+    certainty="read",
+    scale="toy",
+    expected="> 1",
+)
+
+
+def test_student_interval_agrees_with_scipy():
+    values = [1.0, 2.0, 4.0, 4.5, 3.0]
+    expected = stats.t.interval(0.95, 4, stats.tmean(values), stats.sem(values))
+    assert student_interval(values) == pytest.approx(expected, rel=1e-12)
+
+
+def test_student_interval_of_five_values_by_hand():
+    # mean 3, sd sqrt(2.5), t(0.975, 4) = 2.776445
+    half = 2.7764451 * math.sqrt(2.5 / 5)
+    assert student_interval([1, 2, 3, 4, 5]) == pytest.approx((3 - half, 3 + half))
+
+
+def test_one_seed_or_a_nan_has_no_interval():
+    assert student_interval([1.0]) is None
+    assert student_interval([1.0, math.nan, 2.0]) is None
+
+
+@pytest.mark.parametrize(
+    "values, side, verdict",
+    [
+        ([2.0, 2.1, 1.9, 2.0, 2.05], ">", "holds"),
+        ([2.0, 2.1, 1.9, 2.0, 2.05], "<", "fails"),
+        ([0.5, 0.4, 0.6, 0.5, 0.5], ">", "fails"),
+        ([0.5, 0.4, 0.6, 0.5, 0.5], "<", "holds"),
+        ([0.5, 1.4, 0.9, 1.5, 1.0], ">", "undecided"),
+        ([2.0, 2.1, 1.9, 2.0], ">", "undecided"),  # four seeds never decide
+        ([2.0, 2.1, 1.9, 2.0, math.inf], ">", "undecided"),
+        ([1.0, 1.0, 1.0, 1.0, 1.0], ">", "undecided"),  # on the bound itself
+    ],
+)
+def test_the_verdict_is_the_side_of_the_whole_interval(values, side, verdict):
+    entry = claim("x", values_by_seed=values, side=side, bound=1.0, **ABOUT)
+    assert entry["verdict"] == verdict
+    assert entry["seeds"] == len(values)
+
+
+def test_a_claim_has_all_fields_of_the_design():
+    fields = (
+        "name paper source certainty scale expected measured interval seeds verdict"
+    )
+    made = claim("x", values_by_seed=[2.0] * 5, bound=1.0, **ABOUT)
+    assert set(fields.split()) <= set(made)
+    assert set(fields.split()) == set(not_run("x", **ABOUT))
+
+
+def test_unknown_words_and_empty_values_are_refused():
+    with pytest.raises(ValueError, match="scale must be one of"):
+        not_run("x", **(ABOUT | {"scale": "huge"}))
+    with pytest.raises(ValueError, match="certainty must be one of"):
+        not_run("x", **(ABOUT | {"certainty": "sure"}))
+    with pytest.raises(ValueError, match="side must be"):
+        claim("x", values_by_seed=[1.0], side=">=", bound=0, **ABOUT)
+    with pytest.raises(ValueError, match="no values"):
+        claim("x", values_by_seed=[], bound=0, **ABOUT)
+
+
+def test_results_turn_non_finite_numbers_into_null():
+    results = build_results("toy", scalars={"a": math.nan, "b": 1, "c": math.inf})
+    assert results["scalars"] == {"a": None, "b": 1, "c": None}
+
+
+def test_results_refuse_lists_doubles_and_half_entries():
+    with pytest.raises(ValueError, match="must be one number"):
+        build_results("toy", scalars={"a": [1, 2]})
+    with pytest.raises(ValueError, match="come twice"):
+        build_results("toy", scalars={}, claims=[not_run("x", **ABOUT)] * 2)
+    with pytest.raises(ValueError, match="lacks"):
+        build_results("toy", scalars={}, checks=[{"name": "x"}])
+    wrong = not_run("x", **ABOUT) | {"verdict": "maybe"}
+    with pytest.raises(ValueError, match="verdict of 'x'"):
+        build_results("toy", scalars={}, claims=[wrong])
+
+
+def test_a_check_keeps_its_bound_and_number():
+    entry = check("speed", bound=">= 0.95", measured=1.2, passed=True)
+    assert entry == {"name": "speed", "bound": ">= 0.95", "measured": 1.2, "pass": True}

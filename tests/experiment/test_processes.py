@@ -1,0 +1,160 @@
+"""Several processes decide as one, and an end of one ends all with a line each."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ensjax.experiment.exit_codes import ConfigError
+from ensjax.experiment.json_files import read_json
+from ensjax.experiment.processes import (
+    ProcessFlags,
+    check_flags,
+    detect_cluster,
+    everywhere,
+    on_first_process,
+)
+
+TOY = str(Path(__file__).parent / "toy" / "configs" / "toy.py")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (ProcessFlags("h:1", 2, None), "--process_id missing"),
+        (ProcessFlags(None, 2, 0), "--coordinator missing"),
+        (ProcessFlags("h:1", None, None), "--num_processes and --process_id missing"),
+        (ProcessFlags("h", 2, 0), "must be HOST:PORT"),
+        (ProcessFlags("h:x", 2, 0), "must be HOST:PORT"),
+        (ProcessFlags("h:1", 2, 2), "must lie in 0..1"),
+    ],
+)
+def test_flags_come_together_and_fit(flags, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_flags(flags)
+
+
+def test_all_flags_or_none_are_right():
+    check_flags(ProcessFlags())
+    check_flags(ProcessFlags("localhost:1234", 2, 1))
+
+
+def test_a_cluster_is_known_by_its_variables_and_a_laptop_has_none():
+    slurm = dict.fromkeys(
+        ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"), "0"
+    )
+    assert detect_cluster({}) is None
+    assert detect_cluster(slurm | {"SLURM_NTASKS": "4"}) == "slurm"
+    assert detect_cluster(slurm | {"SLURM_NTASKS": "1"}) is None
+    # Inside an allocation, but not started by srun.
+    assert detect_cluster({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None
+    openmpi = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1", "OMPI_COMM_WORLD_SIZE": "2"}
+    assert detect_cluster(openmpi) == "openmpi"
+    assert detect_cluster({"TPU_WORKER_HOSTNAMES": "a,b"}) == "gke-tpu"
+    assert detect_cluster({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+    assert detect_cluster({"MEGASCALE_NUM_SLICES": "2"}) == "gke-tpu"
+
+
+def test_one_process_decides_for_itself():
+    assert on_first_process(lambda: 3) == 3
+    assert everywhere(lambda: 4) == 4
+    with pytest.raises(ConfigError, match="no"):
+        everywhere(lambda: (_ for _ in ()).throw(ConfigError("no")))
+
+
+class Job:
+    """Two processes of one command on this machine."""
+
+    def __init__(self, folder, *arguments, specs=(TOY + ":smoke", TOY + ":smoke")):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        root = str(Path(__file__).parents[2])
+        # Files, not pipes: a full pipe would stop the other process.
+        self.logs = [folder / f"errors-{index}.txt" for index in range(2)]
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ensjax.cli", "run", specs[index]]
+                + [*arguments, f"--coordinator=localhost:{port}"]
+                + ["--num_processes=2", f"--process_id={index}"],
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                stderr=open(self.logs[index], "w"),  # noqa: SIM115
+                env=os.environ | {"PYTHONPATH": root},
+            )
+            for index in range(2)
+        ]
+
+    def wait(self, timeout=90):
+        end = time.monotonic() + timeout
+        codes = [
+            process.wait(max(0.1, end - time.monotonic())) for process in self.processes
+        ]
+        return codes, [log.read_text() for log in self.logs]
+
+    def kill_work_of(self, index):
+        """Kills the child that does the work, as the kernel does without memory."""
+        parent = self.processes[index].pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_and_the_first_writes(tmp_path):
+    codes, errors = Job(tmp_path, "--workdir", "w").wait()
+    assert codes == [0, 0], errors
+    assert errors == ["", ""]
+    versions = read_json(tmp_path / "w" / "versions.json")
+    assert versions["num_processes"] == 2 and versions["num_devices"] == 2
+    lines = (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 20  # one writer
+    # A mistake is seen by process 0, and told by both in the same words.
+    codes, errors = Job(tmp_path, "--workdir", "w", "--config.seed=1").wait()
+    assert codes == [2, 2]
+    assert errors[0] == errors[1]
+    assert "config.seed is 0 there and 1 here" in errors[0]
+    assert errors[0].count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_mistake_on_one_host_ends_both_with_the_same_line(tmp_path):
+    specs = (TOY + ":smoke", "nowhere.py")
+    codes, errors = Job(tmp_path, "--workdir", "w", specs=specs).wait()
+    assert codes == [2, 2]
+    assert errors[0] == errors[1] == "ensjax: there is no config file nowhere.py.\n"
+    specs = (TOY + ":smoke", TOY + ":claims")
+    codes, errors = Job(tmp_path, "--workdir", "w", specs=specs).wait()
+    assert codes == [2, 2]
+    assert errors[0] == errors[1]
+    assert "process 1 was given another config than process 0" in errors[0]
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_and_the_job_resumes(tmp_path, victim):
+    arguments = ("--workdir", "w", "--config.seconds_per_step=0.3")
+    job = Job(tmp_path, *arguments)
+    metrics = tmp_path / "w" / "metrics.jsonl"
+    end = time.monotonic() + 60
+    while not (metrics.exists() and '{"step": 12,' in metrics.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    job.kill_work_of(victim)
+    codes, errors = job.wait(timeout=60)
+    assert codes == [75, 75], errors
+    for index, text in enumerate(errors):
+        assert text.count("\n") == 1, text
+        assert text.startswith(f"ensjax: process {index} of 2 ")
+        assert "last committed step 10 in w" in text and "to resume: ensjax run" in text
+    assert "was killed (SIGKILL" in errors[victim]
+    codes, errors = Job(tmp_path, *arguments).wait()
+    assert codes == [0, 0], errors
+    lines = metrics.read_text().splitlines()
+    assert len(lines) == 20

@@ -1,0 +1,168 @@
+"""The report is one file that a browser shows without asking for anything else."""
+
+import json
+import shutil
+
+import pytest
+from matplotlib.figure import Figure
+
+from ensjax.experiment.claims import check, claim, not_run
+from ensjax.experiment.exit_codes import ConfigError
+from ensjax.experiment.report import build_comparison, format_number, write_report
+from ensjax.experiment.run_directory import open_run
+
+VERSIONS = dict(device_kind="cpu", num_devices=8, processor="Some CPU", num_cores=2)
+ABOUT = dict(paper="P & Co", source="table 1", certainty="recalled", scale="toy")
+
+
+def make_run(path, seed=0, shift=0.0):
+    config = {"experiment": "toy", "seed": seed, "mesh": {"member": -1}}
+    with open_run(path, config, versions=VERSIONS) as run:
+        for name in ("fan", "bars"):
+            figure = Figure(figsize=(8, 3))
+            figure.subplots().plot([1, 2 + shift, 3])
+            run.add_figure(name, figure, f"The {name} <of> it & more.")
+        columns = [f"column number {i}" for i in range(12)]
+        run.add_table("Wide", columns, [["<b>x</b>"] + [1.2345 + shift] * 11], "Cap")
+        run.finish(
+            title="A <title>",
+            summary="What came out & why.",
+            scalars={"nll": 0.5 + shift, "nan": float("nan")},
+            claims=[
+                claim(
+                    "the ensemble's loss is below 1, and this is a rather long sentence",
+                    expected="< 1",
+                    values_by_seed=[0.5 + shift] * 4 + [0.51 + shift],
+                    side="<",
+                    bound=1.0,
+                    **ABOUT,
+                ),
+                not_run("at full size", expected=0.114, **ABOUT),
+            ],
+            checks=[check("fast", bound=">= 1", measured=0.5, passed=False)],
+        )
+    return path
+
+
+def test_the_report_has_claims_first_and_config_last(tmp_path):
+    text = (make_run(tmp_path / "run") / "report.html").read_text()
+    parts = ("<h2>Claims", "<h2>Checks", "<h2>Wide", "<h2>Figures", "Config</summary>")
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "Some CPU, 2 cores" in text
+
+
+def test_a_verdict_names_its_scale(tmp_path):
+    text = (make_run(tmp_path / "run") / "report.html").read_text()
+    assert ">holds, toy scale<" in text
+    assert ">not run<" in text
+    assert ">fails<" in text  # the check
+    assert "P &amp; Co, table 1 (recalled)" in text
+
+
+def test_everything_given_is_escaped(tmp_path):
+    text = (make_run(tmp_path / "run") / "report.html").read_text()
+    assert "A &lt;title&gt;" in text and "<title>A <" not in text
+    assert "&lt;b&gt;x&lt;/b&gt;" in text
+    assert "fan &lt;of&gt; it &amp; more." in text
+
+
+def test_the_report_asks_for_nothing_and_has_no_script(tmp_path):
+    text = (make_run(tmp_path / "run") / "report.html").read_text()
+    assert "http" not in text and "<script" not in text
+    assert text.count('src="') == text.count('src="data:image/png;base64,') == 2
+
+
+def test_a_report_is_built_again_from_disk(tmp_path):
+    path = make_run(tmp_path / "run")
+    before = (path / "report.html").read_text()
+    (path / "report.html").unlink()
+    assert write_report(path).read_text() == before
+
+
+def test_an_unfinished_or_missing_run_has_no_report(tmp_path):
+    with pytest.raises(ConfigError, match="is no run of ensjax"):
+        write_report(tmp_path / "nothing")
+    open_run(tmp_path / "run", {"seed": 0}, versions=VERSIONS).close()
+    with pytest.raises(ValueError, match="is not finished"):
+        write_report(tmp_path / "run")
+
+
+def test_a_comparison_puts_runs_side_by_side(tmp_path):
+    runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", seed=1, shift=1.0)]
+    text = build_comparison(runs)
+    assert ">holds, toy scale<" in text and ">fails, toy scale<" in text
+    assert "Config fields that differ" in text and "<td>seed</td>" in text
+    assert "mesh.member" not in text  # equal in both
+    assert ">0.5<" in text and ">1.5<" in text
+    assert text.count("<img") == 4
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0.123456, "0.1235"), (3, "3"), (None, "–"), (float("nan"), "–"), ("> 1", "> 1")],
+)
+def test_numbers_are_short(value, text):
+    assert format_number(value) == text
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
+    flags += " disable-background-networking disable-component-update"
+    for flag in flags.split():
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
+    service = webdriver.ChromeService(executable_path=driver)
+    browser = webdriver.Chrome(options=options, service=service)
+    yield browser
+    browser.quit()
+
+
+def open_page(browser, path, width):
+    """Shows the file at a width; returns the addresses that the page asked for."""
+    size = dict(width=width, height=900, deviceScaleFactor=1, mobile=True)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get("about:blank")
+    browser.get_log("performance")
+    browser.get_log("browser")
+    browser.get(f"file://{path}")
+    messages = [
+        json.loads(entry["message"])["message"]
+        for entry in browser.get_log("performance")
+    ]
+    return [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+
+
+@pytest.mark.parametrize("width", [360, 1000])
+@pytest.mark.parametrize("kind", ["report", "comparison"])
+def test_a_browser_shows_it_whole_and_fetches_nothing(browser, tmp_path, width, kind):
+    runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", seed=1)]
+    page = runs[0] / "report.html"
+    if kind == "comparison":
+        page = tmp_path / "comparison.html"
+        page.write_text(build_comparison(runs))
+    asked = open_page(browser, page, width)
+    assert browser.get_log("browser") == []
+    assert [url for url in asked if not url.startswith("data:")] == [f"file://{page}"]
+    widths = browser.execute_script(
+        "return [...document.images].map(image => image.naturalWidth)"
+    )
+    assert len(widths) == (2 if kind == "report" else 4) and min(widths) > 0
+    shown = browser.execute_script(
+        "return [document.documentElement.scrollWidth, window.innerWidth]"
+    )
+    assert shown[0] <= shown[1] == width  # nothing sticks out sideways

@@ -1,0 +1,109 @@
+"""The parent says in one line how a run ended, and passes signals on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ensjax.experiment.supervisor import describe_end, last_step
+
+TOY = str(Path(__file__).parent / "toy" / "configs" / "toy.py")
+SLOW_RUN = ["run", f"{TOY}:smoke", "--workdir", "w", "--config.seconds_per_step=0.2"]
+
+
+def start(folder, *arguments):
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-m", "ensjax.cli", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+
+
+def wait_for_step(folder, step):
+    end = time.monotonic() + 60
+    while f'{{"step": {step},' not in metrics_of(folder):
+        assert time.monotonic() < end, "the run did not get there"
+        time.sleep(0.05)
+
+
+def metrics_of(folder):
+    path = folder / "w" / "metrics.jsonl"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.parametrize(
+    "number, code, words",
+    [
+        (signal.SIGINT, 130, "the run was interrupted (Ctrl-C)"),
+        (signal.SIGTERM, 143, "the run was told to end (SIGTERM)"),
+    ],
+)
+def test_a_signal_ends_the_run_with_the_command_to_resume(
+    tmp_path, number, code, words
+):
+    run = start(tmp_path, *SLOW_RUN)
+    wait_for_step(tmp_path, 11)
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == code
+    assert errors.count("\n") == 1
+    assert words in errors and "last committed step 10 in w" in errors
+    assert f"to resume: ensjax {' '.join(SLOW_RUN)}" in errors
+
+
+def test_a_killed_child_is_reported_and_resumed(tmp_path):
+    run = start(tmp_path, "run", f"{TOY}:smoke", "--config.fault=kill")
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 75
+    assert errors.count("\n") == 1
+    assert "was killed (SIGKILL" in errors
+    assert "last committed step 10 in runs/toy-smoke" in errors
+
+
+def test_the_child_dies_with_its_parent_and_lets_go_of_the_lock(tmp_path):
+    run = start(tmp_path, *SLOW_RUN)
+    wait_for_step(tmp_path, 3)
+    run.kill()
+    run.communicate(timeout=30)  # the pipes close when the child is gone as well
+    lines = metrics_of(tmp_path)
+    time.sleep(0.5)
+    assert metrics_of(tmp_path) == lines
+    again = start(tmp_path, *SLOW_RUN)
+    output, errors = again.communicate(timeout=60)
+    assert again.returncode == 0, errors
+    assert "resuming w" in output and "finished: w/report.html" in output
+
+
+def test_exit_codes_are_those_of_the_documentation():
+    assert describe_end(0) == (0, None)
+    assert describe_end(1) == (1, None)
+    assert describe_end(2) == (2, None)
+    assert describe_end(3) == (3, None)
+    for code, end in [(74, 74), (75, 75), (130, 130), (143, 143), (134, 75)]:
+        assert describe_end(code)[0] == end and describe_end(code)[1]
+    for number, end in [("INT", 130), ("TERM", 143), ("KILL", 75), ("SEGV", 75)]:
+        assert describe_end(-getattr(signal, f"SIG{number}"))[0] == end
+    assert "SIGSEGV" in describe_end(-signal.SIGSEGV)[1]
+
+
+def test_the_last_step_is_read_from_checkpoints_then_metrics(tmp_path):
+    path = str(tmp_path)
+    assert last_step(path + "/nothing") == "nothing committed yet"
+    assert last_step(path) == "nothing committed yet"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7, "a": 1}\n{"step": 9, "a"')
+    assert last_step(path) == "no checkpoint, last logged step 9"
+    for step in ("5", "20", "100.orbax-checkpoint-tmp"):
+        (tmp_path / "checkpoints" / step).mkdir(parents=True)
+    assert last_step(path) == "last committed step 20"
+    phase = tmp_path / "checkpoints" / "single" / "15"
+    phase.mkdir(parents=True)
+    os.utime(phase, (time.time() + 9, time.time() + 9))
+    assert last_step(path) == "last committed step 15"  # the fit that is going on

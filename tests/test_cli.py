@@ -1,0 +1,168 @@
+"""The command `ensjax`, as a user types it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ensjax
+from ensjax import cli
+from ensjax.experiment import configs, results
+
+ROOT = Path(__file__).parents[1]
+TOY_FOLDER = Path(__file__).parent / "experiment" / "toy"
+TOY = str(TOY_FOLDER / "configs" / "toy.py")
+
+
+def command(folder, *arguments):
+    """Runs the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "ensjax.cli", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def packaged_toy(monkeypatch, tmp_path):
+    """The toy stands in for what a wheel carries."""
+    for module in (configs, cli, results):
+        monkeypatch.setattr(module, "packaged_folder", lambda kind: TOY_FOLDER / kind)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_parent_of_a_run_and_the_help_do_not_import_jax():
+    # What the package itself imports at its top is not the command's doing.
+    script = f"""
+import sys, types
+package = types.ModuleType("ensjax")
+package.__path__, package.__version__ = [{str(ROOT / "ensjax")!r}], "0"
+sys.modules["ensjax"] = package
+import ensjax.cli
+heavy = ("jax", "flax", "matplotlib", "scipy", "orbax", "rich")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_version_and_help(capsys):
+    for arguments, words in (
+        (["--version"], f"ensjax {ensjax.__version__}"),
+        (["--help"], "doctor"),
+        (["run", "--help"], "--coordinator"),
+        (["bench", "--help"], "usage: ensjax bench"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 0
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["run"], "required: config"),
+        (["run", "x.py", "--wrkdir", "w"], "unrecognized arguments: --wrkdir"),
+        (["run", "x.py", "--devices", "two"], "invalid int value: 'two'"),
+        (
+            ["run", "x.py", "--num_processes=2"],
+            "--coordinator and --process_id missing",
+        ),
+        (["run", "x.py", "--config.seed"], "--config.seed needs a value"),
+        (["report", "nowhere"], "nowhere is no run of ensjax"),
+        (["report", ".", "--config.seed=1"], "belongs to ensjax run"),
+        (["copy", "nope"], "no config named 'nope'"),
+        (["bench", "nope"], "no benchmark 'nope'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    arguments, words, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(arguments)
+    except SystemExit as end:
+        code = end.code
+    output = capsys.readouterr()
+    assert code == 2
+    assert output.out == ""
+    assert output.err.startswith("ensjax") and output.err.count("\n") == 1
+    assert words in output.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_by_path_its_report_a_comparison_and_a_mistake(tmp_path):
+    done = command(tmp_path, "run", TOY + ":smoke", "--devices", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "finished: runs/toy-smoke/report.html\n"
+    assert done.stderr == ""
+    assert '"num_devices": 2' in (tmp_path / "runs/toy-smoke/versions.json").read_text()
+
+    done = command(tmp_path, "run", TOY + ":smoke", "--config.seed=1")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "ensjax: runs/toy-smoke holds another run: config.seed"
+    )
+    assert done.stderr.count("\n") == 1
+
+    other = ["run", TOY + ":smoke", "--config.seed", "1", "--workdir", "other"]
+    assert command(tmp_path, *other).returncode == 0
+    done = command(tmp_path, "report", "runs/toy-smoke", "other", "--out", "both.html")
+    assert done.returncode == 0, done.stderr
+    assert "Config fields that differ" in (tmp_path / "both.html").read_text()
+    (tmp_path / "other" / "report.html").unlink()
+    assert command(tmp_path, "report", "other").stdout == "other/report.html\n"
+    assert (tmp_path / "other" / "report.html").exists()
+
+
+def test_list_shows_papers_questions_and_presets(packaged_toy, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert "toy" in text and "Nobody 1900" in text
+    assert "A coin for each member" in text
+    assert "small: not run" in text and "smoke, small, claims, paper" in text
+
+
+def test_copy_writes_both_files_once_and_they_run(packaged_toy, capsys, tmp_path):
+    assert cli.main(["copy", "toy"]) == 0
+    assert "ensjax run configs/toy.py" in capsys.readouterr().out
+    assert (tmp_path / "configs/toy.py").read_text() == Path(TOY).read_text()
+    changed = (tmp_path / "experiments/toy.py").read_text().replace("Coins", "Dice")
+    (tmp_path / "experiments/toy.py").write_text(changed)
+    assert cli.main(["copy", "toy"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    done = command(tmp_path, "run", "configs/toy.py:smoke")
+    assert done.returncode == 0, done.stderr
+    assert "Dice" in (tmp_path / "runs/toy-smoke/report.html").read_text()
+
+
+def test_bench_finds_its_suites_beside_the_experiments(tmp_path, capsys, monkeypatch):
+    text = "def main(arguments):\n    print('racing', arguments)\n    return 0\n"
+    (tmp_path / "bench_race.py").write_text(text)
+    for module in (configs, cli):
+        monkeypatch.setattr(module, "packaged_folder", lambda kind: tmp_path)
+    assert cli.main(["bench"]) == 0
+    assert "Benchmarks: race" in capsys.readouterr().out
+    assert cli.main(["bench", "race", "--members", "4"]) == 0
+    assert capsys.readouterr().out == "racing ['--members', '4']\n"
+    assert cli.main(["bench", "rase"]) == 2
+    assert "the nearest is 'race'" in capsys.readouterr().err
+
+
+def test_doctor_is_well_here(capsys):
+    assert cli.main(["doctor"]) == 0
+    assert "parity" in capsys.readouterr().out
