@@ -139,7 +139,7 @@ def _decide(predictions, weights, ties):
     else:
         # All members that count are equal here, whatever their votes weigh.
         pooled = predictive_log_probs(
-            predictions.values,
+            predictions.log_probs,
             jnp.ones(mask.shape[0]),
             jnp.broadcast_to(counts, choices.shape),
         )

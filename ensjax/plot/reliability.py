@@ -1,0 +1,76 @@
+"""The reliability diagram: accuracy against confidence, and how confident rows are."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ensjax import scores
+from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, named, new_figure
+
+
+def reliability(
+    log_probs: np.ndarray | Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    *,
+    num_bins: int = 15,
+    title: str | None = None,
+) -> Figure:
+    """Accuracy against confidence in bins of the top label, with the ECE.
+
+    Vertical lines are 95 % Wilson intervals of each bin's accuracy; bins without rows
+    have no point. The lower panel shows how many rows each bin holds.
+
+    Args:
+        log_probs: `[batch, class]`, or a dict of name to such arrays (a few curves).
+        labels: class indices `[batch]`.
+        num_bins: number of equal-width bins (lo, hi].
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, figures 1 and 4.
+    """
+    fig = new_figure(5.4)
+    ax, counts = fig.subplots(
+        2, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1]}
+    )
+    ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
+    curves = named(log_probs, "ensemble")
+    for i, (name, values) in enumerate(curves.items()):
+        bins = scores.reliability_bins(values, labels, num_bins=num_bins)
+        error = float(scores.ece(values, labels, num_bins=num_bins))
+        x, y, weight = (np.asarray(b, float) for b in bins[:3])
+        full = weight > 0
+        interval = scores.wilson_interval(y[full] * weight[full], weight[full])
+        color = PALETTE[i]
+        low, high = np.asarray(interval.low), np.asarray(interval.high)
+        ax.vlines(x[full], low, high, color=color, lw=1.2, alpha=0.5)
+        ax.plot(
+            x[full],
+            y[full],
+            color=color,
+            marker=MARKERS[i],
+            ms=5,
+            lw=1.5,
+            label=f"{name}, ECE {error:.3g}",
+        )
+        edges = np.asarray(bins.edges, float)
+        share = weight / weight.sum()
+        counts.stairs(share, edges, color=color, lw=1.5, fill=False)
+        if len(curves) == 1:
+            counts.stairs(share, edges, color=color, alpha=0.3, fill=True)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    rows = np.shape(labels)[0]
+    finish(
+        ax,
+        x="",
+        y="Accuracy",
+        title=title,
+        legend=True,
+        legend_title=f"{num_bins} bins, {rows:,} rows",
+    )
+    finish(counts, x="Confidence (probability of the first choice)", y="Share of rows")
+    counts.set_ylim(bottom=0)
+    return fig
