@@ -1,0 +1,29 @@
+"""The rooms of the house: who may import whom, and what is public."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ensjax
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def test_a_room_imports_only_the_rooms_above_it():
+    command = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run(
+        [command, "--no-cache"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_public_name_exists():
+    for name in ensjax.__all__:
+        assert getattr(ensjax, name) is not None
+
+
+def test_configs_import_nothing_of_ours():
+    for path in (REPOSITORY / "configs").glob("*.py"):
+        assert "ensjax" not in "".join(
+            line for line in path.read_text().splitlines() if "import" in line.split()[:1]
+        )
