@@ -4,6 +4,7 @@ from ensjax.train import losses
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
 from ensjax.train.loop import TrainingLog
+from ensjax.train.lowering import lower_step
 from ensjax.train.objectives import (
     Joint,
     NegativeCorrelation,
@@ -21,5 +22,6 @@ __all__ = [
     "ensemble_nll",
     "fit",
     "losses",
+    "lower_step",
     "masked_mean",
 ]

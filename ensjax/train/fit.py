@@ -1,7 +1,6 @@
 """`fit`: trains every member of an ensemble as one compiled program of many steps."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ensjax.data.sampling import accumulate_weights
 from ensjax.ensemble import Ensemble, Group
-from ensjax.mapping import Blocks, mesh_program
+from ensjax.mapping import Blocks, MeshProgram, mesh_program
 from ensjax.members import pad_members, trim_members
 from ensjax.mesh import check_mesh, place
 from ensjax.train.evaluation import EarlyStopping, Evaluate
@@ -124,7 +123,6 @@ def fit(
         evaluate_every_steps=evaluate_every_steps if evaluation is not None else 0,
         save_every_steps=save_every_steps if checkpoint_dir is not None else 0,
     )
-    shards = mesh.shape["data"]
     if is_resident(data):
         if sampling not in SAMPLINGS[:-1]:
             raise ValueError(
@@ -144,46 +142,34 @@ def fit(
         raise ValueError('weights belong to sampling="weighted", and it needs them.')
 
     blocks = Blocks(block, unroll)
-    members = tuple(
-        Member(
-            graph=e.graph,
-            loss=loss,
-            make_tx=make_tx,
-            has_hyper=hyper is not None,
-            sampling=sampling,
-            batch_size=feed.batch_size,
-            num_examples=feed.num_examples,
-            data_shards=shards,
-            augment=augment,
-            keep_best=early_stopping is not None,
-        )
-        for e in ensembles
-    )
     counts = tuple(e.num_members for e in ensembles)
     stacks = _Stacks(counts, blocks, mesh)
-    hypers = stacks.split(_per_member(hyper, sum(counts)))
+    hypers = stacks.split(per_member(hyper, sum(counts)))
     ids = stacks.placed([e.member_ids for e in ensembles])
     hypers = stacks.placed(hypers)
     model_states = stacks.placed([e.state for e in ensembles])
     weights, weights_kind = _cumulative(weights, feed.num_examples, stacks)
 
-    init = mesh_program(InitState(members, blocks), mesh)
-    layouts = ()
-    if shard_state:
-        shapes = jax.eval_shape(init.jitted, model_states, hypers)
-        layouts = tuple(Layout.of(state, shards) for state in shapes)
-        init = mesh_program(InitState(members, blocks, layouts=layouts), mesh)
-    job = TrainSteps(
-        members,
-        blocks,
+    init, job = build_programs(
+        ensembles,
+        model_states,
+        hypers,
+        loss=loss,
+        make_tx=make_tx,
+        has_hyper=hyper is not None,
+        sampling=sampling,
+        batch_size=feed.batch_size,
+        num_examples=feed.num_examples,
+        augment=augment,
+        keep_best=early_stopping is not None,
         max_steps=schedule.steps_per_call,
         weights_kind=weights_kind,
         data_kind=feed.kind,
-        layouts=layouts,
+        blocks=blocks,
+        mesh=mesh,
+        shard_state=shard_state,
     )
-    if isinstance(loss, Joint):
-        fields = {f.name: getattr(job, f.name) for f in dataclasses.fields(job)}
-        job = JointSteps(**fields, joint=loss, num_members=counts)
+    members, layouts = job.members, job.layouts
     evaluate = None
     if evaluation is not None:
         evaluate = _evaluation(
@@ -201,7 +187,7 @@ def fit(
         mesh_program(job, mesh),
         evaluate,
         make_states=lambda: init(model_states, hypers),
-        abstract_states=lambda: _abstract(init, job, mesh, model_states, hypers),
+        abstract_states=lambda: abstract_states(init, job, mesh, model_states, hypers),
         hypers=hypers,
         ids=ids,
         weights=weights,
@@ -218,6 +204,72 @@ def fit(
         for e, state in zip(ensembles, states, strict=True)
     ]
     return (Group(tuple(trained)) if isinstance(ensemble, Group) else trained[0]), log
+
+
+def build_programs(
+    ensembles: tuple[Ensemble, ...],
+    model_states: Any,
+    hypers: Any,
+    *,
+    loss: Callable[..., Any] | Joint,
+    make_tx: Callable[..., optax.GradientTransformation],
+    has_hyper: bool,
+    sampling: str,
+    batch_size: int,
+    num_examples: int,
+    augment: Callable[[jax.Array, Any], Any] | None,
+    keep_best: bool,
+    max_steps: int,
+    weights_kind: str,
+    data_kind: str,
+    blocks: Blocks,
+    mesh: Mesh,
+    shard_state: bool,
+) -> tuple[MeshProgram, TrainSteps]:
+    """The program that makes the training states, and the job that trains.
+
+    Args:
+        ensembles: one for each stack.
+        model_states: their states, padded; shapes are enough.
+        hypers: hyperparameters of each stack, padded; shapes are enough.
+
+    The other arguments are those of `fit` or of `TrainSteps`.
+    """
+    shards = mesh.shape["data"]
+    members = tuple(
+        Member(
+            graph=e.graph,
+            loss=loss,
+            make_tx=make_tx,
+            has_hyper=has_hyper,
+            sampling=sampling,
+            batch_size=batch_size,
+            num_examples=num_examples,
+            data_shards=shards,
+            augment=augment,
+            keep_best=keep_best,
+        )
+        for e in ensembles
+    )
+    init = mesh_program(InitState(members, blocks), mesh)
+    layouts = ()
+    if shard_state:
+        shapes = jax.eval_shape(init.jitted, model_states, hypers)
+        layouts = tuple(Layout.of(state, shards) for state in shapes)
+        init = mesh_program(InitState(members, blocks, layouts=layouts), mesh)
+    job = TrainSteps(
+        members,
+        blocks,
+        max_steps=max_steps,
+        weights_kind=weights_kind,
+        data_kind=data_kind,
+        layouts=layouts,
+    )
+    if isinstance(loss, Joint):
+        fields = {f.name: getattr(job, f.name) for f in dataclasses.fields(job)}
+        counts = tuple(e.num_members for e in ensembles)
+        job = JointSteps(**fields, joint=loss, num_members=counts)
+    return init, job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +327,7 @@ def _check_joint(joint, sampling, evaluation, evaluation_loss, early_stopping):
         )
 
 
-def _per_member(hyper, num_members):
+def per_member(hyper, num_members):
     """Hyperparameters as float32 arrays `[member]`."""
 
     def spread(path, value):
@@ -335,7 +387,7 @@ def _evaluation(
     return lambda states, ids, step, seed: program(states, ids, arrays, step, seed)
 
 
-def _abstract(init, job, mesh, model_states, hypers):
+def abstract_states(init, job, mesh, model_states, hypers):
     """Shapes and shardings of the states, without making them."""
     shapes = jax.eval_shape(init.jitted, model_states, hypers)
     specs = job.state_specs()
