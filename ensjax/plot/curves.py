@@ -270,7 +270,7 @@ def _draw_lost(ax, steps, shown, alive):
 
 
 def _band(ax, x, values, coverage, *, name, color, marker="o"):
-    """Mean of `values` `[repeat, x]` as a line, with the middle `coverage` as a band."""
+    """Mean of `values` `[repeat, x]` as a line, its middle `coverage` as a band."""
     tail = (1 - coverage) / 2
     low, high = _quantiles(values, (tail, 1 - tail), axis=0)
     if values.shape[0] > 1:
@@ -289,5 +289,5 @@ def _quantiles(values, at, axis):
         return np.nanquantile(values, at, axis=axis)
 
 
-def _few(ticks, most=9):
+def _few(ticks, most=16):
     return ticks if len(ticks) <= most else ticks[:: -(-len(ticks) // most)]

@@ -30,8 +30,8 @@ def image_grid(
     A wrong prediction is written "4, said 9", in colour; a right one "4".
 
     Args:
-        images: `[image, height, width]`, or with 1 or 3 channels last. Grey images share
-            one scale from their smallest to their largest value.
+        images: `[image, height, width]`, or with 1 or 3 channels last. Grey images
+            share one scale from their smallest to their largest value.
         labels: true class of each image.
         predictions: predicted class of each image.
         numbers: `[image]`, such as the mutual information.
@@ -88,8 +88,8 @@ def disagreement_matrix(
 ) -> Figure:
     """A `[member, member]` matrix as colours, with the numbers up to 8 members.
 
-    The diagonal is left grey; colours run from 0 (or the smallest entry, if negative) to
-    the largest entry beside the diagonal.
+    The diagonal is left grey; colours run from 0 (or the smallest entry, if negative)
+    to the largest entry beside the diagonal.
 
     Args:
         matrix: `[member, member]`, as from `scores.disagreement_matrix`.

@@ -31,12 +31,12 @@ def reliability(
 
     Source: Guo et al. 2017, arXiv:1706.04599, figures 1 and 4.
     """
-    fig = new_figure(5.4)
+    curves = named(log_probs, "ensemble")
+    fig = new_figure(5.6 + 0.25 * len(curves))
     ax, counts = fig.subplots(
         2, 1, sharex=True, gridspec_kw={"height_ratios": [3.2, 1]}
     )
     ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
-    curves = named(log_probs, "ensemble")
     for i, (name, values) in enumerate(curves.items()):
         bins = scores.reliability_bins(values, labels, num_bins=num_bins)
         error = float(scores.ece(values, labels, num_bins=num_bins))
@@ -53,6 +53,7 @@ def reliability(
             marker=MARKERS[i],
             ms=5,
             lw=1.5,
+            clip_on=False,
             label=f"{name}, ECE {error:.3g}",
         )
         edges = np.asarray(bins.edges, float)
@@ -69,6 +70,7 @@ def reliability(
         y="Accuracy",
         title=title,
         legend=True,
+        legend_above=True,
         legend_title=f"{num_bins} bins, {rows:,} rows",
     )
     finish(counts, x="Confidence (probability of the first choice)", y="Share of rows")

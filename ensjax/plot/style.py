@@ -60,6 +60,7 @@ def finish(
     title: str | None = None,
     legend: bool = False,
     legend_title: str | None = None,
+    legend_above: bool = False,
     starts_at_zero: bool = True,
 ):
     """Labels, light grid and legend of one pair of axes.
@@ -86,6 +87,12 @@ def finish(
             frameon=True,
             framealpha=0.85,
             edgecolor="none",
+            alignment="left",
+            **(
+                {"loc": "lower left", "bbox_to_anchor": (0, 1.0)}
+                if legend_above
+                else {}
+            ),
         )
     bottom = ax.get_ylim()[0]
     if starts_at_zero and ax.get_yscale() == "linear" and bottom > 0:
@@ -102,6 +109,7 @@ def note(ax, text: str):
         fontsize=NOTE_SIZE,
         color=GREY,
         va="bottom",
+        bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1},
     )
 
 
