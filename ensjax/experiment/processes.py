@@ -7,6 +7,7 @@ tells the others, so that an error ends all of them with the same line and none 
 import glob
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -195,10 +196,15 @@ def is_lost_peer(error: BaseException) -> bool:
     """Whether `error` says that another process of the job went away."""
     import jax
 
-    if process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+    if process_count() == 1:
         return False
     text = str(error).lower()
-    return any(sign in text for sign in _LOST_PEER_SIGNS)
+    # Gloo's failures come as plain ValueErrors, so the words must be its own there.
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return any(sign in text for sign in _LOST_PEER_SIGNS)
+    return (
+        re.search(r"gloo [\w-]+ failed|closed by peer|reset by peer", text) is not None
+    )
 
 
 def _result(outcome: dict[str, Any], index: int) -> Any:

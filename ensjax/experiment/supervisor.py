@@ -21,6 +21,7 @@ from ensjax.experiment import exit_codes
 
 _PIPE = "ENSJAX_PARENT_PIPE"
 _SECOND_CTRL_C_SECONDS = 1.0
+_HELD_SECONDS = 5.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -50,13 +51,9 @@ def run_in_child(
     read_end, write_end = os.pipe()
     # Without -P the current folder could shadow modules, unless that is wanted already.
     is_safe = "" not in sys.path and os.getcwd() not in sys.path
-    environ = os.environ | {_PIPE: str(read_end)}
-    if is_one_of_several:
-        # C++ warns at length about peers that went away; set the variable to see it.
-        environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     child = subprocess.Popen(
         [sys.executable, *(["-P"] if is_safe else []), "-m", "ensjax.cli", *arguments],
-        env=environ,
+        env=os.environ | {_PIPE: str(read_end)},
         pass_fds=(read_end,),
         stderr=subprocess.PIPE if is_one_of_several else None,
     )
@@ -74,11 +71,12 @@ def run_in_child(
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
-    held = _pass_on(child.stderr) if is_one_of_several else []
+    last_words = _pass_on(child.stderr) if is_one_of_several else ""
     code = child.wait()
     os.close(write_end)
-    if code != -signal.SIGABRT:
-        sys.stderr.write("".join(held))
+    is_lost_peer = code in (-signal.SIGABRT, exit_codes.INTERRUPTED)
+    if not (is_lost_peer and "oordination" in last_words):
+        sys.stderr.write(last_words)
     if first_ctrl_c is not None and code < 0:
         code = exit_codes.CTRL_C
     code, reason = describe_end(code)
@@ -161,17 +159,26 @@ def last_step(workdir: str) -> str:
     return "nothing committed yet"
 
 
-def _pass_on(stream: IO[bytes]) -> list[str]:
-    """Copies lines to stderr until the end; returns those of a C++ abort unprinted."""
-    held = []
+def _pass_on(stream: IO[bytes]) -> str:
+    """Copies lines to stderr until the end; returns the last C++ messages, not printed.
+
+    A C++ message and what follows it wait until the next line that comes later than
+    `_HELD_SECONDS`: if none does, they are the last words of the process.
+    """
+    held, since = [], 0.0
     for line in stream:
         text = line.decode(errors="replace")
-        if held or re.match(r"F\d{4} \d\d:\d\d:", text):
-            held.append(text)
-        else:
+        if held and time.monotonic() - since > _HELD_SECONDS:
+            sys.stderr.write("".join(held))
+            held = []
+        if not held and re.match(r"[WEF]\d{4} \d\d:\d\d:", text):
+            since = time.monotonic()
+        elif not held:
             sys.stderr.write(text)
             sys.stderr.flush()
-    return held
+            continue
+        held.append(text)
+    return "".join(held)
 
 
 def _end_with_parent(pipe: int) -> None:
