@@ -96,7 +96,9 @@ class Ensemble:
         mesh: the devices it is split over.
 
     Example:
-        >>> make_model = lambda rngs: ensjax.nn.MLP(4, (8,), 3, rngs=rngs)
+        >>> import ensjax, jax.numpy as jnp
+        >>> def make_model(rngs):
+        ...     return ensjax.nn.MLP(in_features=4, num_outputs=3, rngs=rngs)
         >>> ensemble = Ensemble.init(make_model, num_members=5, seed=0)
         >>> ensemble(jnp.ones((2, 4))).shape
         (5, 2, 3)

@@ -66,7 +66,7 @@ class Loader:
 
 x = np.random.default_rng(1).normal(size=(128, 2)).astype(np.float32)
 y = (x[:, 0] > x[:, 1]).astype(np.int32)
-make_model = lambda rngs: ensjax.nn.MLP(2, (8,), 2, rngs=rngs)
+make_model = lambda rngs: ensjax.nn.MLP(in_features=2, num_outputs=2, rngs=rngs)
 ensemble = ensjax.Ensemble.init(make_model, num_members=16, seed=0)
 ensemble, log = ensjax.fit(
     ensemble, Loader(), loss=ensjax.losses.cross_entropy, make_tx=optax.adam,

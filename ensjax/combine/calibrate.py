@@ -118,8 +118,12 @@ def calibrate(
     Rahaman and Thiery 2021, arXiv:2007.08792.
 
     Example:
-        >>> temperature = combine.calibrate(validation_logits, validation_labels)
-        >>> scores.nll(temperature(test_logits), test_labels)
+        >>> import jax.numpy as jnp
+        >>> from ensjax import combine
+        >>> logits = jnp.array([[[4.0, 0.0], [4.0, 0.0]]])  # sure, and wrong once
+        >>> temperature = combine.calibrate(logits, jnp.array([0, 1]))
+        >>> jnp.exp(temperature(logits)).round(1).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
     """
     pooled = _pool(logits, weights)
     rows = check_rows(pooled, labels, sample_weight)

@@ -127,10 +127,13 @@ def paired_bootstrap(
     Source: Efron and Tibshirani 1993, chapter 13.
 
     Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from ensjax import scores
+        >>> a, b, labels = jnp.zeros((20, 2)), jnp.zeros((20, 2)), jnp.arange(20) % 2
         >>> def gain(w):
-        ...     single = scores.nll(member, labels, sample_weight=w)
-        ...     return single - scores.nll(ensemble, labels, sample_weight=w)
-        >>> scores.paired_bootstrap(jax.random.key(0), gain, len(labels))
+        ...     single = scores.nll(a, labels, sample_weight=w)
+        ...     return single - scores.nll(b, labels, sample_weight=w)
+        >>> result = scores.paired_bootstrap(jax.random.key(0), gain, len(labels))
     """
     _check_confidence(confidence)
     for name, value in (("num_rows", num_rows), ("num_resamples", num_resamples)):

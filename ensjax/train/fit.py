@@ -105,12 +105,16 @@ def fit(
         ValueError: for what does not fit together, before any work is done.
 
     Example:
-        >>> model = lambda rngs: ensjax.nn.MLP(2, (8,), 2, rngs=rngs)
-        >>> ensemble = ensjax.Ensemble.init(model, num_members=4)
+        >>> import ensjax, numpy as np, optax
+        >>> def make_model(rngs):
+        ...     return ensjax.nn.MLP(in_features=2, num_outputs=2, rngs=rngs)
+        >>> ensemble = ensjax.Ensemble.init(make_model, num_members=4)
         >>> x, y = np.random.rand(32, 2), np.arange(32) % 2
         >>> ensemble, log = ensjax.fit(
         ...     ensemble, (x, y), loss=ensjax.losses.cross_entropy,
         ...     make_tx=optax.adam, hyper=1e-3, steps=10, batch_size=8, progress=False)
+        >>> log.metrics["loss"].shape
+        (10, 4)
     """
     ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
     mesh = ensembles[0].mesh if mesh is None else mesh

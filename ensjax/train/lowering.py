@@ -62,12 +62,18 @@ def lower_step(
             shards or exceeds the examples.
 
     Example:
+        >>> import ensjax, jax, jax.numpy as jnp, optax
+        >>> def make_model(rngs):
+        ...     return ensjax.nn.MLP(in_features=4, num_outputs=3, rngs=rngs)
+        >>> ensemble = ensjax.Ensemble.init(make_model, num_members=2)
         >>> shapes = (
-        ...     jax.ShapeDtypeStruct((5000, 64), jnp.float32),
+        ...     jax.ShapeDtypeStruct((5000, 4), jnp.float32),
         ...     jax.ShapeDtypeStruct((5000,), jnp.int32))
         >>> lowered = lower_step(
-        ...     ensemble, shapes, loss=losses.cross_entropy, make_tx=optax.sgd, hyper=0.1)
-        >>> lowered.compile().memory_analysis().peak_memory_in_bytes
+        ...     ensemble, shapes, loss=ensjax.losses.cross_entropy,
+        ...     make_tx=optax.adam, hyper=1e-3)
+        >>> lowered.compile().memory_analysis().argument_size_in_bytes > 0
+        True
     """
     if sampling not in SAMPLINGS[:-1]:
         raise ValueError(
