@@ -5,14 +5,30 @@ inside and split over devices outside; each job is one compiled program.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ensjax import members, mesh, reduce
-from ensjax.combine import Temperature, calibrate
-from ensjax.ensemble import Ensemble, Group, predict
-from ensjax.mapping import map_members
-from ensjax.mesh import make_mesh
-from ensjax.train import EarlyStopping, Joint, TrainingLog, fit, losses
+if TYPE_CHECKING:
+    from ensjax import (
+        checkpoint,
+        combine,
+        data,
+        experiment,
+        mapping,
+        members,
+        mesh,
+        nn,
+        ops,
+        plot,
+        predictions,
+        reduce,
+        scores,
+        train,
+    )
+    from ensjax.combine import Temperature, calibrate
+    from ensjax.ensemble import Ensemble, Group, predict
+    from ensjax.mapping import map_members
+    from ensjax.mesh import make_mesh
+    from ensjax.train import EarlyStopping, Joint, TrainingLog, fit, losses
 
 __version__ = "0.1.0"
 
@@ -24,6 +40,7 @@ __all__ = [
     "Temperature",
     "TrainingLog",
     "calibrate",
+    "checkpoint",
     "combine",
     "data",
     "experiment",
@@ -31,6 +48,7 @@ __all__ = [
     "losses",
     "make_mesh",
     "map_members",
+    "mapping",
     "members",
     "mesh",
     "nn",
@@ -43,25 +61,34 @@ __all__ = [
     "train",
 ]
 
-# Rooms that a program may not need, loaded when first named.
-_LAZY = (
-    "combine",
-    "data",
-    "experiment",
-    "nn",
-    "ops",
-    "plot",
-    "predictions",
-    "scores",
-    "train",
-)
+# Every name is loaded when it is first used, so that the import costs next to nothing
+# (`ensjax --help` loads no JAX) and touches no device.
+_HOMES = {
+    "EarlyStopping": "train",
+    "Ensemble": "ensemble",
+    "Group": "ensemble",
+    "Joint": "train",
+    "Temperature": "combine",
+    "TrainingLog": "train",
+    "calibrate": "combine",
+    "fit": "train",
+    "losses": "train",
+    "make_mesh": "mesh",
+    "map_members": "mapping",
+    "predict": "ensemble",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return importlib.import_module(f"ensjax.{name}")
-    raise AttributeError(f"module 'ensjax' has no attribute {name!r}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"ensjax.{_HOMES[name]}"), name)
+    elif name in __all__:
+        value = importlib.import_module(f"ensjax.{name}")
+    else:
+        raise AttributeError(f"module 'ensjax' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *__all__})
