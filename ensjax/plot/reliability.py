@@ -6,7 +6,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ensjax import scores
-from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, named, new_figure
+from ensjax.plot.style import (
+    GREY,
+    LABEL_SIZE,
+    MARKERS,
+    PALETTE,
+    finish,
+    named,
+    new_figure,
+)
 
 
 def reliability(
@@ -68,11 +76,12 @@ def reliability(
         ax,
         x="",
         y="Accuracy",
-        title=title,
         legend=True,
         legend_above=True,
         legend_title=f"{num_bins} bins, {rows:,} rows",
     )
     finish(counts, x="Confidence (probability of the first choice)", y="Share of rows")
     counts.set_ylim(bottom=0)
+    if title:  # above the legend
+        fig.suptitle(title, fontsize=LABEL_SIZE, x=0.01, ha="left")
     return fig

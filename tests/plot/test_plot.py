@@ -44,7 +44,7 @@ def test_reliability_draws_the_bins_and_the_ece(case):
     error = float(scores.ece(logits[0], labels, num_bins=10))
     assert texts(ax) == ["perfectly calibrated", f"ensemble, ECE {error:.3g}"]
     assert ax.get_legend().get_title().get_text() == "10 bins, 80 rows"
-    assert ax.get_ylabel() == "Accuracy" and ax.get_title("left") == "One member"
+    assert ax.get_ylabel() == "Accuracy" and fig.get_suptitle() == "One member"
     assert ax.get_ylim() == (0, 1) and ax.get_xlim() == (0, 1)
     assert "Confidence" in counts.get_xlabel()
     values, edges, _ = counts.patches[0].get_data()
