@@ -1,7 +1,7 @@
 """Model ensembles as one sharded JAX program: train, combine and score many networks.
 
-Members of an ensemble are stacked along a leading axis of every array. The axis is mapped
-inside and split over devices outside; each job is one compiled program.
+Members of an ensemble are stacked along a leading axis of every array. The axis is
+mapped inside and split over devices outside; each job is one compiled program.
 """
 
 import importlib

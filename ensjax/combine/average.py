@@ -43,8 +43,9 @@ def mean_probs(
         >>> import jax.numpy as jnp
         >>> from ensjax import combine
         >>> sure_and_unsure = jnp.log(jnp.array([[[0.9, 0.1]], [[0.5, 0.5]]]))
-        >>> jnp.exp(combine.mean_probs(sure_and_unsure)).round(2)
-        Array([[0.7, 0.3]], dtype=float32)
+        >>> probs = jnp.exp(combine.mean_probs(sure_and_unsure))
+        >>> [round(float(p), 3) for p in probs[0]]
+        [0.7, 0.3]
     """
     return predictive_log_probs(logits, weights, mask)
 
