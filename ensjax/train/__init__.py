@@ -3,7 +3,7 @@
 from ensjax.train import losses
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
-from ensjax.train.loop import TrainingLog
+from ensjax.train.history import TrainingLog
 from ensjax.train.lowering import lower_step
 from ensjax.train.objectives import (
     Joint,

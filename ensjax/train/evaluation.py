@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ensjax.members import member_key
 from ensjax.train.layout import Layout
-from ensjax.train.member import Member, mean_over_data
+from ensjax.train.member import Member, mean_over_data, with_metrics
 from ensjax.train.programs import Job
 
 
@@ -70,7 +70,6 @@ class _EvaluateMember:
     member: Member
     loss: Callable[..., Any]
     batch_size: int
-    data_shards: int
     stopping: EarlyStopping | None
     layout: Layout | None
 
@@ -84,8 +83,8 @@ class _EvaluateMember:
         whole = num_examples // size * size
 
         def metrics_of(batch, number):
-            result = self.loss(model, batch, jax.random.fold_in(key, number))
-            loss, metrics = result if isinstance(result, tuple) else (result, {})
+            key_of_batch = jax.random.fold_in(key, number)
+            loss, metrics = with_metrics(self.loss(model, batch, key_of_batch))
             return {"loss": loss, **metrics}
 
         batches = jax.tree.map(
@@ -100,8 +99,10 @@ class _EvaluateMember:
             metrics = jax.tree.map(
                 lambda m, x: m + x * (num_examples - whole), metrics, last
             )
-        metrics = jax.tree.map(lambda m: m.astype(jnp.float32) / num_examples, metrics)
-        metrics = mean_over_data(self.data_shards, metrics)
+        metrics = jax.tree.map(lambda m: m / num_examples, metrics)
+        # Also where every shard sees all examples: a loss that draws by position would
+        # differ between shards, and so would the choice of the best weights.
+        metrics = mean_over_data(self.member.data_shards, metrics)
         if self.stopping is not None:
             if self.stopping.metric not in metrics:
                 raise ValueError(
@@ -124,14 +125,12 @@ class Evaluate(Job):
         loss: of one member, called in evaluation mode.
         batch_size: examples at a time.
         split_data: whether data shards take their own examples; else all take all.
-        data_shards: size of the mesh axis "data".
         stopping: what is done with the result.
     """
 
     loss: Callable[..., Any] | None = None
     batch_size: int = 512
     split_data: bool = False
-    data_shards: int = 1
     stopping: EarlyStopping | None = None
     donate: tuple[int, ...] = (0,)
 
@@ -152,7 +151,6 @@ class Evaluate(Job):
                     member,
                     self.loss,
                     self.batch_size,
-                    self.data_shards,
                     self.stopping,
                     self.layout(i),
                 )

@@ -1,7 +1,7 @@
 """The compiled program of a joint objective: one exchange of outputs a step.
 
-Forward passes of blocks of members without a tape, an all-gather of the outputs over the
-member axis, the gradient with respect to them (the same on every device), then each
+Forward passes of blocks of members without a tape, an all-gather of the outputs over
+the member axis, the gradient with respect to them (the same on every device), then each
 member's backward pass. Both passes start from the same statistics and keys.
 """
 
@@ -53,13 +53,10 @@ class _JointBackward:
 
         block = self.forward.joint.batch_block
         size = jax.tree.leaves(batch)[0].shape[0]
-        if block is None or block >= size:
+        if block is None:
             _, vjp, rest = jax.vjp(outputs_of, params, has_aux=True)
             return vjp(cotangent)[0], rest
-        if size % block:
-            raise ValueError(
-                f"batch_block={block} must divide the {size} examples of a data shard."
-            )
+        self._check_no_draws(params, rest, batch)
 
         def add(total, part):
             batch_part, cotangent_part = part
@@ -75,6 +72,21 @@ class _JointBackward:
         )
         zeros = jax.tree.map(jnp.zeros_like, params)
         return jax.lax.scan(add, zeros, parts)[0], rest
+
+    def _check_no_draws(self, params, rest, batch):
+        """A part of the batch would draw other numbers than the whole did."""
+        model = self.forward.member.graph.merge(
+            {"params": params, "rest": rest}, train=True
+        )
+        joint = self.forward.joint
+        jaxpr = jax.make_jaxpr(lambda key: joint.forward(model, batch, key))(
+            jax.random.key(0, impl="threefry2x32")
+        ).jaxpr
+        if any(x is jaxpr.invars[0] for eqn in jaxpr.eqns for x in eqn.invars):
+            raise ValueError(
+                f"batch_block={joint.batch_block} takes a batch apart, but forward"
+                " draws from its key; draw in the loss, or pass batch_block=None."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +137,7 @@ class JointSteps(TrainSteps):
         else:
             outputs, vjp, new_rests = jax.vjp(all_outputs, params, has_aux=True)
         masks = [
-            (state["frozen_step"] < 0) & finite_rows(own)
+            (state["frozen_step"] < 0) & _finite_on_all_shards(own)
             for state, own in zip(states, outputs, strict=True)
         ]
         cotangents, metrics = self._exchange(outputs, masks, batch, seed, step)
@@ -158,8 +170,8 @@ class JointSteps(TrainSteps):
     def _exchange(self, outputs, masks, batch, seed, step):
         """The objective's gradient for this device's own outputs, and its metrics.
 
-        Every device gathers all members' outputs and computes the same gradient; nothing
-        is differentiated through a collective.
+        Every device gathers all members' outputs and computes the same gradient;
+        nothing is differentiated through a collective.
         """
         rows = [mask.shape[0] for mask in masks]
         place = jax.lax.axis_index("member")
@@ -211,8 +223,14 @@ class JointSteps(TrainSteps):
                 return jax.lax.dynamic_slice_in_dim(x, place * local, local)
 
             cotangents.append(
-                jax.tree.map(lambda g, o: mine(g).astype(o.dtype), gradient, own)  # noqa: B023
+                jax.tree.map(lambda g, o: mine(g).astype(o.dtype), gradient, own)
             )
             own_metrics.append({name: mine(v) for name, v in per_member.items()})
             start += count
         return cotangents, own_metrics
+
+
+def _finite_on_all_shards(outputs):
+    """`[row]`; one answer for all data shards, so that they mask the same members."""
+    finite = finite_rows(outputs).astype(jnp.int32)
+    return jax.lax.pmin(finite, "data") == 1

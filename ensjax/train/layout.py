@@ -39,7 +39,7 @@ class Layout:
             shape = leaf.shape[1:]
             fits = [i for i, n in enumerate(shape) if n % data_shards == 0]
             small = leaf.size // max(1, leaf.shape[0]) < _MIN_SIZE
-            longest = max(fits, key=lambda i: shape[i]) if fits else None  # noqa: B023
+            longest = max(fits, key=lambda i: shape[i]) if fits else None
             axes.append(None if small else longest)
         return cls(tuple(axes), jax.tree.structure(state))
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 def example_keys(key: jax.Array, num_examples: int) -> jax.Array:
     """One key per example, by its position in the global batch.
 
-    A loss that draws random numbers for each example maps over these: the draws are then
-    the same on every mesh, and data shards do not repeat each other's.
+    A loss that draws random numbers for each example maps over these: the draws are
+    then the same on every mesh, and data shards do not repeat each other's.
 
     Args:
         key: what the loss was given; the same on all data shards.

@@ -11,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from ensjax.ensemble import Ensemble, Group
 from ensjax.mapping import Blocks, mesh_program
 from ensjax.mesh import check_mesh
-from ensjax.train.fit import abstract_states, build_programs, per_member
+from ensjax.train.arguments import per_member
+from ensjax.train.assembly import abstract_states, build_programs
 from ensjax.train.member import SAMPLINGS
 from ensjax.train.objectives import Joint
 

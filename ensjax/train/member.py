@@ -50,14 +50,19 @@ class Member:
 
     def tx(self, hyper: Any) -> optax.GradientTransformation:
         """The member's own optimizer: norms and clipping never mix members."""
-        return self.make_tx(hyper) if self.has_hyper else self.make_tx()
+        tx = self.make_tx(hyper) if self.has_hyper else self.make_tx()
+        if not (hasattr(tx, "init") and hasattr(tx, "update")):
+            raise TypeError(
+                f"make_tx must return an optax transformation; got {type(tx).__name__}."
+            )
+        return tx
 
     # Batches
 
     def epochs_within(self, max_steps: int) -> int:
         """How many epochs `max_steps` steps can touch, from any first step."""
         per_epoch = max(1, self.num_examples // self.batch_size)
-        return (max_steps - 1) // per_epoch + 2
+        return -(-(max_steps - 1) // per_epoch) + 1
 
     def order(self, seed: Any, member_id: Any, first_step: Any, max_steps: int) -> Any:
         """What the batches of the next steps are read from: `(orders, rows)`."""
@@ -134,7 +139,7 @@ class Member:
     def loss_and_rest(self, params, rest, batch, key, *, train=True):
         """`(loss, (rest, metrics))` of one data shard."""
         model = self.graph.merge({"params": params, "rest": rest}, train=train)
-        loss, metrics = _with_metrics(self.loss(model, batch, key))
+        loss, metrics = with_metrics(self.loss(model, batch, key))
         return loss, (self.graph.rest(model), metrics)
 
     def step(self, state, batch, hyper, seed, member_id, step) -> tuple[Any, dict]:
@@ -167,9 +172,9 @@ class Member:
     ) -> tuple[Any, dict]:
         """The state after an update that is dropped if it is not finite, and metrics.
 
-        A member whose loss, weights or statistics become non-finite keeps the weights it
-        had before and is frozen. The choice is a `where`, so that no other member's
-        program changes. Metrics of a dropped step are 0, and "_steps" counts the others.
+        A member whose loss, weights or statistics become non-finite keeps the weights
+        it had before and is frozen. The choice is a `where`, so that no other member's
+        program changes. Metrics of a dropped step are 0; "_steps" counts the others.
         """
         updates, opt_state = self.tx(hyper).update(
             grads, state["opt_state"], state["params"]
@@ -184,27 +189,37 @@ class Member:
             lambda a, b: jnp.where(keep, a, b), new, {name: state[name] for name in new}
         )
         metrics = {
-            name: jnp.where(keep, value, 0.0).astype(jnp.float32)
+            name: jnp.where(keep, value, 0.0)
             for name, value in {**metrics, "_steps": jnp.float32(1)}.items()
         }
         frozen = jnp.where(active & ~finite, step, state["frozen_step"])
         return {**state, **new, "frozen_step": frozen}, metrics
 
 
-def _with_metrics(result):
+def with_metrics(result: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What a loss of one member returned, as a float32 scalar and scalars by name.
+
+    Raises:
+        TypeError: if it is neither a number nor `(number, dict)`.
+        ValueError: if a value is not a scalar; names the metric.
+    """
     loss, metrics = result if isinstance(result, tuple) else (result, {})
-    if jnp.shape(loss):
-        raise ValueError(
-            f"The loss must be a scalar, a mean over the batch; got shape"
-            f" {jnp.shape(loss)}."
+    if loss is None or not isinstance(metrics, dict):
+        raise TypeError(
+            "loss must return a scalar or (scalar, dict of metrics); got"
+            f" {type(result).__name__}."
         )
-    for name, value in metrics.items():
+    named = {"loss": loss, **metrics}
+    for name, value in named.items():
         if jnp.shape(value):
             raise ValueError(
-                f"Metric {name!r} of one member must be a scalar; got shape"
-                f" {jnp.shape(value)}."
+                f"{name!r} of one member must be a scalar, a mean over the batch; the"
+                f" loss returned shape {jnp.shape(value)}."
             )
-    return loss.astype(jnp.float32), metrics
+    if "loss" in metrics or "_steps" in metrics:
+        raise ValueError('metrics must not be called "loss" or "_steps".')
+    named = {name: jnp.asarray(value, jnp.float32) for name, value in named.items()}
+    return named.pop("loss"), named
 
 
 def mean_over_data(data_shards: int, tree: Any) -> Any:

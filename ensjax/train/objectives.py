@@ -1,8 +1,8 @@
 """Joint objectives: one loss of all members' outputs together.
 
-The gradient crosses members at one place, the outputs `[member, batch, ...]`. That gives
-an exact form with bounded memory: outputs first and without a tape, then the gradient
-of the loss with respect to the outputs, then each member's own backward pass.
+The gradient crosses members at one place, the outputs `[member, batch, ...]`. That
+gives an exact form with bounded memory: outputs first and without a tape, then the
+gradient of the loss with respect to the outputs, then each member's own backward pass.
 """
 
 import dataclasses
@@ -27,13 +27,16 @@ class Joint:
         loss: `loss(outputs, batch, key, mask) -> scalar` or `(scalar, metrics)`: a mean
             over the batch. `outputs` are `[member, batch, ...]`; `mask`, `[member]`, is
             False for members that are frozen because they were not finite, whose
-            outputs are zeros. Metrics are scalars or `[member]`. With data shards, `key`
-            is the same on all of them (see `losses.example_keys`).
+            outputs are zeros. Metrics are scalars or `[member]`. Each data shard calls
+            it with its own examples and the same `key` (see `losses.example_keys`);
+            weighted losses divide sums that are summed over "data".
         forward: `forward(model, batch, key) -> outputs` of one member, `[batch, ...]`.
         recompute: True runs every member's forward pass twice and keeps the tape of one
             block of members only; False keeps the tapes of all members of the device.
-        batch_block: examples per backward pass of a member, which bounds memory further;
-            the gradient stays exact for models without batch norm (others are refused).
+        batch_block: examples per backward pass of a member, which bounds memory
+            further. The gradient is exact, since examples do not see each other:
+            models with batch norm or dropout, and a `forward` that draws from its key,
+            are refused.
     """
 
     loss: Callable[..., Any]

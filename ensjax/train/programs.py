@@ -150,8 +150,8 @@ def run_steps(
 class TrainSteps(Job):
     """Many steps of independent members.
 
-    Arguments: states, hypers, ids and weights of every stack (tuples), data, first step,
-    number of steps, seed. Returns the states, and sums of metrics `[member]`.
+    Arguments: states, hypers, ids and weights of every stack (tuples), data, first
+    step, number of steps, seed. Returns the states, and sums of metrics `[member]`.
     """
 
     max_steps: int = 1

@@ -14,24 +14,26 @@ class Pace:
     total_steps: int
     first_step: int
     compile_seconds: float = 0.0
+    is_running: bool = False
 
     def __post_init__(self):
         self.start = time.perf_counter()
 
-    def restart(self, compile_seconds: float) -> None:
+    def begin(self, first_step: int, *, compile_seconds: float) -> None:
         """Begins to count now that the program is compiled."""
-        self.compile_seconds = compile_seconds
+        self.first_step, self.compile_seconds = first_step, compile_seconds
+        self.is_running = True
         self.start = time.perf_counter()
 
     def steps_per_second(self, step: int) -> float:
-        """Mean pace since the program was compiled."""
+        """Mean pace since the program was compiled; NaN before a step was made."""
         seconds = time.perf_counter() - self.start
-        return (step - self.first_step) / seconds if seconds > 0 else float("nan")
+        made = step - self.first_step
+        return made / seconds if made > 0 and seconds > 0 else float("nan")
 
     def seconds_left(self, step: int) -> float:
-        """At the mean pace."""
-        pace = self.steps_per_second(step)
-        return (self.total_steps - step) / pace if pace > 0 else float("nan")
+        """At the mean pace; NaN while that is unknown."""
+        return (self.total_steps - step) / self.steps_per_second(step)
 
 
 def duration(seconds: float) -> str:
@@ -56,7 +58,9 @@ def report_line(step: int, pace: Pace, metrics: dict[str, Any], frozen: Any) -> 
         frozen: `[member]`, True for members that are not finite.
     """
     parts = [f"step {step}/{pace.total_steps}"]
-    parts.append(f"{pace.steps_per_second(step):.3g} steps/s")
+    pace_now = pace.steps_per_second(step)
+    if np.isfinite(pace_now):
+        parts.append(f"{pace_now:.3g} steps/s")
     if step < pace.total_steps:
         parts.append(f"{duration(pace.seconds_left(step))} left")
     for name, values in metrics.items():

@@ -1,0 +1,211 @@
+"""What a user may pass to `fit`, checked before any work is done."""
+
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ensjax.data.sampling import accumulate_weights
+from ensjax.ensemble import Ensemble, Group, NnxGraph
+from ensjax.mesh import fetch, place
+from ensjax.train.assembly import Stacks
+from ensjax.train.evaluation import EarlyStopping
+from ensjax.train.member import SAMPLINGS
+from ensjax.train.objectives import Joint
+
+
+def stacks_of(ensemble: Ensemble | Group) -> tuple[Ensemble, ...]:
+    """The ensembles of a group, or the one that there is.
+
+    Raises:
+        TypeError: for anything else.
+        ValueError: if an id occurs twice: data order and dropout follow the id.
+    """
+    if not isinstance(ensemble, (Ensemble, Group)):
+        raise TypeError(
+            f"ensemble must be an Ensemble or a Group; got {type(ensemble).__name__}."
+            " Ensemble.stack([model]) makes one of a model."
+        )
+    ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
+    ids = np.concatenate([fetch(e.member_ids) for e in ensembles])
+    if len(set(ids.tolist())) < len(ids):
+        raise ValueError(
+            f"member_ids must differ, since data order and dropout follow the id; got"
+            f" {ids.tolist()}. Give new ids with Ensemble.with_ids."
+        )
+    return ensembles
+
+
+def check_functions(loss: Any, make_tx: Any, hyper: Any, augment: Any) -> None:
+    """Raises `TypeError` for what is not a function of the right arguments."""
+    if not isinstance(loss, Joint) and not callable(loss):
+        raise TypeError(
+            "loss must be a function loss(model, batch, key), or a Joint; got"
+            f" {type(loss).__name__}."
+        )
+    if augment is not None and not callable(augment):
+        raise TypeError(
+            "augment must be a function augment(key, example); got"
+            f" {type(augment).__name__}."
+        )
+    if not callable(make_tx):
+        raise TypeError(
+            "make_tx must be a function that builds the optimizer of one member, such"
+            f" as optax.adam with hyper=1e-3; got {type(make_tx).__name__}."
+        )
+    arguments = () if hyper is None else (hyper,)
+    try:
+        inspect.signature(make_tx).bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"make_tx is called with {len(arguments)} arguments here, since hyper is"
+            f" {'None' if hyper is None else 'given'}: {error}."
+        ) from None
+    except ValueError:
+        return  # some builtins have no signature
+
+
+def check_seed(seed: Any) -> int:
+    """The seed as an integer of 31 bits, which the compiled program takes."""
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an integer; got {seed!r}.") from None
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed must be from 0 to 2^31 - 1; got {seed}.")
+    return seed
+
+
+def check_sampling(sampling: str, weights: Any, *, is_resident: bool) -> None:
+    """Raises `ValueError` for a sampling that is unknown, or unfit for the data."""
+    known = SAMPLINGS[:-1]
+    if sampling not in known:
+        raise ValueError(
+            f"sampling must be one of {', '.join(known)}; got {sampling!r}."
+        )
+    if not is_resident and sampling in ("bootstrap", "weighted"):
+        raise ValueError(
+            f"sampling={sampling!r} draws from arrays; a stream brings its own order,"
+            " which all members share."
+        )
+    if (weights is not None) != (sampling == "weighted"):
+        raise ValueError(
+            'weights belong to sampling="weighted", which needs them; got sampling='
+            f"{sampling!r} and weights={'None' if weights is None else 'given'}."
+        )
+
+
+def check_evaluation(
+    evaluation: Any,
+    *,
+    evaluation_loss: Callable[..., Any] | None,
+    evaluate_every_steps: int | None,
+    evaluation_batch_size: int,
+    early_stopping: EarlyStopping | None,
+) -> None:
+    """Raises `ValueError` for arguments that mean nothing without `evaluation`."""
+    if evaluation is None:
+        given = {
+            "early_stopping": early_stopping,
+            "evaluation_loss": evaluation_loss,
+            "evaluate_every_steps": evaluate_every_steps,
+        }
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name} needs an evaluation; pass evaluation=(x, y).")
+    if evaluation_batch_size < 1:
+        raise ValueError(
+            f"evaluation_batch_size must be at least 1; got {evaluation_batch_size}."
+        )
+
+
+def check_joint(
+    joint: Joint,
+    ensembles: tuple[Ensemble, ...],
+    *,
+    sampling: str,
+    local_batch_size: int,
+    evaluation: Any,
+    evaluation_loss: Callable[..., Any] | None,
+) -> None:
+    """Raises `ValueError` for what a joint objective cannot work with."""
+    if sampling not in ("shared", "stream"):
+        raise ValueError(
+            'A joint objective compares members on the same examples: sampling="shared"'
+            f" or a stream; got sampling={sampling!r}."
+        )
+    if evaluation is not None and evaluation_loss is None:
+        raise ValueError(
+            "evaluation is of one member at a time; with a joint objective pass"
+            " evaluation_loss."
+        )
+    if joint.batch_block is None:
+        return
+    if local_batch_size % joint.batch_block:
+        raise ValueError(
+            f"batch_block={joint.batch_block} must divide the {local_batch_size}"
+            " examples of a data shard."
+        )
+    for ensemble in ensembles:
+        rest = ensemble.state["rest"]
+        if isinstance(ensemble.graph, NnxGraph) and nnx.to_flat_state(rest):
+            path, variable = nnx.to_flat_state(rest)[0]
+            raise ValueError(
+                f"batch_block={joint.batch_block} takes a batch apart, which changes"
+                f" what a {type(variable).__name__} sees ({'.'.join(map(str, path))});"
+                " batch norm and dropout need batch_block=None."
+            )
+
+
+def per_member(hyper: Any, num_members: int) -> Any:
+    """Hyperparameters as float32 or int32 arrays `[member, ...]`.
+
+    Raises:
+        TypeError: for what is not a number.
+        ValueError: for an array of another length; names the entry.
+    """
+
+    def spread(path, value):
+        name = "hyper" + jax.tree_util.keystr(path)
+        value = np.asarray(value)
+        if value.dtype == object or not np.issubdtype(value.dtype, np.number):
+            raise TypeError(
+                f"{name} must be a number or numbers [member]; got {value!r}."
+            )
+        if value.ndim and value.shape[0] != num_members:
+            raise ValueError(
+                f"{name} has {value.shape[0]} values for {num_members} members."
+            )
+        dtype = np.float32 if np.issubdtype(value.dtype, np.floating) else np.int32
+        value = value.astype(dtype)
+        return np.broadcast_to(value, (num_members,)) if not value.ndim else value
+
+    leaf = lambda x: isinstance(x, (tuple, list))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(spread, hyper, is_leaf=leaf)
+
+
+def cumulative_weights(weights: Any, num_examples: int, stacks: Stacks) -> Any:
+    """Running sums of the weights for every stack, and of what kind they are.
+
+    Raises:
+        ValueError: for another shape, negative or non-finite weights, or none.
+    """
+    if weights is None:
+        return (None,) * len(stacks.num_members), "shared"
+    weights = np.asarray(weights)
+    total = sum(stacks.num_members)
+    if weights.shape not in ((num_examples,), (total, num_examples)):
+        raise ValueError(
+            f"weights are [example] = ({num_examples},) or [member, example] ="
+            f" ({total}, {num_examples}); got {weights.shape}."
+        )
+    cumulative = accumulate_weights(weights)
+    if cumulative.ndim == 2:
+        return stacks.placed(stacks.split(cumulative)), "member"
+    shared = place(jnp.asarray(cumulative), stacks.mesh, jax.P())
+    return (shared,) * len(stacks.num_members), "shared"

@@ -1,0 +1,160 @@
+"""The programs of a run, put together from what `fit` was given."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from ensjax.ensemble import Ensemble
+from ensjax.mapping import Blocks, MeshProgram, mesh_program
+from ensjax.members import pad_members
+from ensjax.mesh import place
+from ensjax.train.evaluation import EarlyStopping, Evaluate
+from ensjax.train.feeds import ResidentData
+from ensjax.train.joint_program import JointSteps
+from ensjax.train.layout import Layout
+from ensjax.train.member import Member
+from ensjax.train.objectives import Joint
+from ensjax.train.programs import InitState, TrainSteps
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacks:
+    """How rows of several stacks are padded and placed."""
+
+    num_members: tuple[int, ...]
+    blocks: Blocks
+    mesh: Mesh
+
+    def split(self, tree: Any) -> list[Any]:
+        """One part of `[all members, ...]` leaves for every stack."""
+        parts, start = [], 0
+        for count in self.num_members:
+            take = slice(start, start + count)
+            parts.append(jax.tree.map(lambda x: x[take], tree))  # noqa: B023
+            start += count
+        return parts
+
+    def placed(self, trees: Any) -> tuple[Any, ...]:
+        """Padded to whole blocks on every device, and on the mesh."""
+        placed = []
+        for tree, count in zip(trees, self.num_members, strict=True):
+            rows = self.blocks.rows(count, self.mesh.shape["member"])
+            padded = jax.jit(pad_members, static_argnums=1)(tree, rows)
+            placed.append(place(padded, self.mesh, jax.P("member")))
+        return tuple(placed)
+
+
+def build_programs(
+    ensembles: tuple[Ensemble, ...],
+    model_states: Any,
+    hypers: Any,
+    *,
+    loss: Callable[..., Any] | Joint,
+    make_tx: Callable[..., optax.GradientTransformation],
+    has_hyper: bool,
+    sampling: str,
+    batch_size: int,
+    num_examples: int,
+    augment: Callable[[jax.Array, Any], Any] | None,
+    keep_best: bool,
+    max_steps: int,
+    weights_kind: str,
+    data_kind: str,
+    blocks: Blocks,
+    mesh: Mesh,
+    shard_state: bool,
+) -> tuple[MeshProgram, TrainSteps]:
+    """The program that makes the training states, and the job that trains.
+
+    Args:
+        ensembles: one for each stack.
+        model_states: their states, padded; shapes are enough.
+        hypers: hyperparameters of each stack, padded; shapes are enough.
+
+    The other arguments are those of `fit` or of `TrainSteps`.
+    """
+    shards = mesh.shape["data"]
+    members = tuple(
+        Member(
+            graph=e.graph,
+            loss=loss,
+            make_tx=make_tx,
+            has_hyper=has_hyper,
+            sampling=sampling,
+            batch_size=batch_size,
+            num_examples=num_examples,
+            data_shards=shards,
+            augment=augment,
+            keep_best=keep_best,
+        )
+        for e in ensembles
+    )
+    init = mesh_program(InitState(members, blocks), mesh)
+    layouts = ()
+    if shard_state:
+        shapes = jax.eval_shape(init.jitted, model_states, hypers)
+        layouts = tuple(Layout.of(state, shards) for state in shapes)
+        init = mesh_program(InitState(members, blocks, layouts=layouts), mesh)
+    job = TrainSteps(
+        members,
+        blocks,
+        max_steps=max_steps,
+        weights_kind=weights_kind,
+        data_kind=data_kind,
+        layouts=layouts,
+    )
+    if isinstance(loss, Joint):
+        fields = {f.name: getattr(job, f.name) for f in dataclasses.fields(job)}
+        counts = tuple(e.num_members for e in ensembles)
+        job = JointSteps(**fields, joint=loss, num_members=counts)
+    return init, job
+
+
+def evaluation_program(
+    data: Any,
+    job: TrainSteps,
+    *,
+    loss: Callable[..., Any],
+    batch_size: int,
+    stopping: EarlyStopping | None,
+    mesh: Mesh,
+) -> Callable[..., Any]:
+    """`evaluate(states, ids, step, seed)` -> states and metrics, on resident arrays.
+
+    Raises:
+        ValueError: for arrays that do not fit together.
+    """
+    shards = mesh.shape["data"]
+    feed = ResidentData.of(data, batch_size=None, mesh=mesh, name="evaluation")
+    split = shards > 1 and feed.num_examples % shards == 0
+    evaluate = Evaluate(
+        job.members,
+        job.blocks,
+        layouts=job.layouts,
+        loss=loss,
+        batch_size=batch_size,
+        split_data=split,
+        stopping=stopping,
+    )
+    arrays = place(feed.arrays, mesh, jax.P("data") if split else jax.P())
+    program = mesh_program(evaluate, mesh)
+    return lambda states, ids, step, seed: program(states, ids, arrays, step, seed)
+
+
+def abstract_states(init, job, mesh, model_states, hypers):
+    """Shapes and shardings of the states, without making them."""
+    shapes = jax.eval_shape(init.jitted, model_states, hypers)
+    specs = job.state_specs()
+    if not job.layouts:
+        specs = jax.tree.map(lambda _: jax.P("member"), shapes)
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+        ),
+        shapes,
+        specs,
+    )
