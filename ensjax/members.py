@@ -24,6 +24,7 @@ PURPOSES = {
     "weighted": 6,
     "noise": 7,
     "evaluation": 8,
+    "shared_order": 9,
 }
 
 
