@@ -1,0 +1,8 @@
+"""Flax NNX architectures that are used as members."""
+
+from ensjax.nn.cnn import CNN
+from ensjax.nn.mlp import MLP
+from ensjax.nn.resnet import ResNet, WideResNet, wide_resnet
+from ensjax.nn.vit import ViT
+
+__all__ = ["CNN", "MLP", "ResNet", "ViT", "WideResNet", "wide_resnet"]
