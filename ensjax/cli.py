@@ -22,7 +22,7 @@ from ensjax.experiment.configs import (
     names_in,
     packaged_folder,
 )
-from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
+from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
 from ensjax.experiment.processes import ProcessFlags, check_flags, detect_cluster
 from ensjax.experiment.supervisor import is_child, prepare_child, run_in_child
@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ensjax: {one_line(error)}", file=sys.stderr)
         return exit_codes.USER_ERROR
-    except OSError as error:
-        if not is_no_space(error):
-            raise
-        print(f"ensjax: no space left ({error}).", file=sys.stderr)
-        return exit_codes.USER_ERROR
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         return exit_codes.FINISHED
+    except OSError as error:
+        if arguments[0] not in ("report", "copy"):
+            raise
+        print(f"ensjax: cannot write: {one_line(error)}", file=sys.stderr)
+        return exit_codes.USER_ERROR
 
 
 def _main(arguments: list[str]) -> int:

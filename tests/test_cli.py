@@ -128,6 +128,26 @@ def test_a_run_by_path_its_report_a_comparison_and_a_mistake(tmp_path):
     assert (tmp_path / "other" / "report.html").exists()
 
 
+def test_results_are_published_from_a_checkout_only(tmp_path, capsys, monkeypatch):
+    from ensjax.experiment.run_directory import open_run
+
+    monkeypatch.chdir(tmp_path)
+    with open_run("run", {"seed": 0}, versions={"config_name": "x"}) as run:
+        run.finish(title="T", summary="S", scalars={})
+    inside = Path(cli.__file__).parent / "experiments"
+    monkeypatch.setattr(results, "packaged_folder", lambda kind: inside)
+    assert cli.main(["report", "run", "--publish"]) == 2
+    assert "needs a checkout" in capsys.readouterr().err
+    folder = tmp_path / "experiments" / "results"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(results, "packaged_folder", lambda kind: tmp_path / kind)
+    assert cli.main(["report", "run", "--publish"]) == 0
+    assert (folder / "x-small.json").exists()
+    assert "## x" in (tmp_path / "experiments" / "RESULTS.md").read_text()
+    assert cli.main(["report", "run", "run", "--out", "no/where.html"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_list_shows_papers_questions_and_presets(packaged_toy, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     assert cli.main(["list"]) == 0

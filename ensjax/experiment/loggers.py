@@ -46,10 +46,13 @@ class JsonlLogger:
         self._path = epath.Path(path)
         self._phase = phase
         self._file = None
+        self._has_cut = False
 
     def write(self, step: int, metrics: Metrics) -> None:
-        if self._file is None:
+        if not self._has_cut:
             cut_metrics(self._path, int(step) - 1, phase=self._phase)
+            self._has_cut = True
+        if self._file is None:
             self._file = _Appender(self._path)
         head = {"step": int(step)}
         if self._phase is not None:

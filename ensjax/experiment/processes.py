@@ -106,6 +106,8 @@ def initialize(flags: ProcessFlags) -> None:
     cluster = detect_cluster()
     if flags.coordinator is None and cluster is None:
         return
+    where = f"coordinator {flags.coordinator}" if flags.coordinator else cluster
+    print(f"joining the other processes of the job ({where})", flush=True)
     try:
         jax.distributed.initialize(
             *flags, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS

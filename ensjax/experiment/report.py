@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.json_files import write_bytes
 from ensjax.experiment.overrides import flatten_fields
 from ensjax.experiment.run_directory import RunDirectory, existing_run
@@ -85,8 +86,7 @@ def write_report(path: str | os.PathLike) -> epath.Path:
     """Builds `report.html` of a finished run again; returns its path.
 
     Raises:
-        ConfigError: if there is no run at `path`.
-        ValueError: if the run is not finished.
+        ConfigError: if there is no finished run at `path`.
     """
     run = existing_run(path)
     _need_finished(run)
@@ -102,8 +102,7 @@ def build_comparison(paths: Sequence[str | os.PathLike]) -> str:
     the same name.
 
     Raises:
-        ConfigError: if there is no run at one of the paths.
-        ValueError: if one of the runs is not finished.
+        ConfigError: if there is no finished run at one of the paths.
     """
     runs = [existing_run(path) for path in paths]
     for run in runs:
@@ -302,7 +301,7 @@ def _figure(run: RunDirectory, name: str, caption: str) -> str:
 
 def _need_finished(run: RunDirectory) -> None:
     if not run.is_finished:
-        raise ValueError(
+        raise ConfigError(
             f"{run.path} is not finished (it has no results.json); the command that"
             " began it resumes it."
         )

@@ -32,7 +32,10 @@ def publish_results(path: str, folder: Path | None = None) -> Path:
     Raises:
         ConfigError: if there is no finished run, or the folder is not there.
     """
-    folder = folder or packaged_folder("experiments") / "results"
+    if folder is None:
+        folder = packaged_folder("experiments") / "results"
+        if folder.is_relative_to(Path(__file__).parents[1]):
+            raise ConfigError("--publish needs a checkout of ensjax; this is a wheel.")
     run = existing_run(path)
     if not run.is_finished:
         raise ConfigError(

@@ -177,12 +177,10 @@ class RunDirectory:
         """
         from ensjax.experiment.report import build_report
 
-        experiment = self.config.get("experiment", self.path.name)
-        results = build_results(
-            experiment, scalars=scalars, claims=claims, checks=checks
-        )
-        if not self.is_writable:
+        results = build_results("", scalars=scalars, claims=claims, checks=checks)
+        if not self.is_writable:  # perhaps on a host that does not see the folder
             return
+        results["experiment"] = self.config.get("experiment", self.path.name)
         contents = self.contents | {"title": title, "summary": summary}
         write_json(self.path / "report.json", contents)
         html = build_report(self, results)

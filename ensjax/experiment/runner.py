@@ -106,11 +106,13 @@ def run_experiment(options: RunOptions) -> int:
     """
     check_flags(options.flags)
     check_logger_names(options.loggers)
-    if options.flags.coordinator is None and detect_cluster() is None:
-        _load(options)  # a typing mistake need not wait for JAX to be imported
+    is_alone = options.flags.coordinator is None and detect_cluster() is None
+    if is_alone:  # a typing mistake need not wait for JAX
+        source, config = _load(options)
     _set_devices(options.devices)
-    initialize(options.flags)
-    source, config = everywhere(lambda: _load(options))
+    if not is_alone:
+        initialize(options.flags)
+        source, config = everywhere(lambda: _load(options))
     settings = on_first_process(lambda: normalise_config(config))
     everywhere(lambda: _check_same_config(config, settings))
     workdir = options.workdir or default_workdir(options.spec)

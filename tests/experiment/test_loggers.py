@@ -76,6 +76,14 @@ def test_two_writes_of_one_step_are_both_kept(tmp_path):
     assert steps_of(tmp_path / "metrics.jsonl") == [10, 10, 20]
 
 
+def test_a_logger_that_was_closed_goes_on_without_cutting_again(tmp_path):
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
+    for step in (10, 20, 20):
+        logger.write(step, {"loss": 1.0})
+        logger.close()
+    assert steps_of(tmp_path / "metrics.jsonl") == [10, 20, 20]
+
+
 def test_phases_are_cut_apart(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write_steps(path, [10, 20], phase="ensemble")

@@ -30,7 +30,7 @@ def make_run(path, seed=0, shift=0.0):
             scalars={"nll": 0.5 + shift, "nan": float("nan")},
             claims=[
                 claim(
-                    "the ensemble's loss is below 1, and this is a rather long sentence",
+                    "the ensemble has a loss below 1, and the sentence is long",
                     expected="< 1",
                     values_by_seed=[0.5 + shift] * 4 + [0.51 + shift],
                     side="<",
@@ -84,7 +84,7 @@ def test_an_unfinished_or_missing_run_has_no_report(tmp_path):
     with pytest.raises(ConfigError, match="is no run of ensjax"):
         write_report(tmp_path / "nothing")
     open_run(tmp_path / "run", {"seed": 0}, versions=VERSIONS).close()
-    with pytest.raises(ValueError, match="is not finished"):
+    with pytest.raises(ConfigError, match="is not finished"):
         write_report(tmp_path / "run")
 
 

@@ -187,6 +187,7 @@ def test_a_view_reads_and_writes_nothing(tmp_path):
     view.close()
     assert tree(tmp_path) == before
     assert view.config["seed"] == 0
+    finish(view_run(tmp_path / "on another host"))  # whose disk does not have it
     with pytest.raises(ValueError, match="come twice"):
         twice = [check("x", bound=1, measured=1, passed=True)] * 2
         view.finish(title="", summary="", scalars={}, checks=twice)
