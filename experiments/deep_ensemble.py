@@ -47,10 +47,7 @@ AUGMENTATIONS = {
     "crop": lambda: data.random_crop(padding=4),
     "flip": data.random_flip,
 }
-SHIFTS = {
-    "rotation": ("rotation_degrees", "Rotation (degrees)"),
-    "noise": ("noise_sigma", "Noise (standard deviation, pixels in [0, 1])"),
-}
+SHIFTS = {"rotation": "rotation_degrees", "noise": "noise_sigma"}
 
 
 def validate(config):
@@ -294,7 +291,7 @@ def _schedule(config):
 
 
 def predict_and_measure(config, ensemble, rows) -> dict[str, Any]:
-    """Every measured number, by seed and member, and the logits of the test rows."""
+    """Every measured number, by seed and member, and what the figures show of rows."""
 
     def predict(x):
         logits = ensjax.predict(
@@ -306,42 +303,41 @@ def predict_and_measure(config, ensemble, rows) -> dict[str, Any]:
         logits = ensjax.mesh.fetch(logits)
         return logits.reshape(config.num_seeds, config.num_members, *logits.shape[1:])
 
+    def score(logits):
+        systems = measures.predict_systems(logits, calibration)
+        return measures.measure_systems(systems, labels, config.num_bins)
+
+    calibration = None
+    if rows.calibration is not None:
+        held_out, held_out_labels = rows.calibration
+        calibration = measures.fit_calibration(predict(held_out), held_out_labels)
     x, labels = rows.test
     logits = predict(x)
-    temperatures = None
-    if rows.calibration is not None:
-        held_out = predict(rows.calibration[0])
-        temperatures = measures.fit_temperatures(held_out, rows.calibration[1])
-    score = lambda z: measures.measure_systems(  # noqa: E731
-        z, labels, temperatures, config.num_bins
-    )
+    subsets = measures.draw_subsets(config.num_members, config.num_subsets, config.seed)
+    uncertainty = measures.measure_uncertainty(logits)
     results = {
-        "logits": logits,
-        "temperatures": temperatures,
+        "calibration": calibration,
+        "systems": measures.predict_systems(logits, calibration),
         "test": score(logits),
         "diversity": jax.device_get(measures.measure_diversity(logits, labels)),
+        "uncertainty": uncertainty,
+        "sizes": subsets.sizes,
+        "by_size": measures.measure_sizes(logits, labels, subsets, config.num_bins),
         "shift": {},
         "ood": None,
     }
-    if temperatures is not None:  # the member that a user would choose
-        nll = measures.measure(held_out, rows.calibration[1], config.num_bins)["nll"]
-        results["chosen"] = nll.argmin(axis=1)  # [seed]
-    subsets = measures.draw_subsets(config.num_members, config.num_subsets, config.seed)
-    results["sizes"] = subsets.sizes
-    results["by_size"] = measures.measure_sizes(
-        logits, labels, subsets, config.num_bins
-    )
     key = ensjax.members.member_key(config.seed, "noise", 0)
-    for name, (field, _) in SHIFTS.items():
+    for name, field in SHIFTS.items():
         results["shift"][name] = [
-            score(predict(data.apply_shift(x, name, severity, key)))
+            score(predict(_shifted(x, name, severity, key)))
             if severity
             else results["test"]
             for severity in config[field]
         ]
     if rows.ood is not None:
-        inside = measures.measure_uncertainty(logits)
-        outside = measures.measure_uncertainty(predict(rows.ood[0]))
-        results["ood"] = {"inside": inside, "outside": outside}
-        results["auroc"] = measures.measure_auroc(inside, outside)
+        results["ood"] = measures.measure_uncertainty(predict(rows.ood[0]))
+        results["auroc"] = measures.measure_auroc(uncertainty, results["ood"])
     return results
+
+
+_shifted = jax.jit(data.apply_shift, static_argnums=(1, 2))

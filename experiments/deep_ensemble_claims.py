@@ -23,9 +23,10 @@ def summarise(results) -> dict[str, float]:
             scalars[name] = values.mean()
             if values.ndim == 2:
                 scalars[f"{name}_sd"] = values.std(axis=1).mean()
-    if results["temperatures"] is not None:
-        scalars["temperature"] = np.mean(results["temperatures"].ensemble)
-        scalars["temperature_member"] = np.mean(results["temperatures"].member)
+    if results["calibration"] is not None:
+        calibration = results["calibration"]
+        scalars["temperature"] = np.mean(calibration.temperature)
+        scalars["temperature_member"] = np.mean(calibration.member_temperature)
     for name in ("jensen_gap", "disagreement", "any_right"):
         scalars[name] = results["diversity"][name].mean()
     for size, values in zip(results["sizes"], _by_size(results, "nll").T):

@@ -72,10 +72,11 @@ def _add_scores(run_dir, config, results):
         if is_member:
             spread = [f"{metrics[k].std(axis=1).mean():.2g}" for k in LABELS]
             rows.append([f"{name}: sd over members", *spread])
-    if "chosen" in results:
+    if results["calibration"] is not None:  # the member that a user would choose
         seeds = np.arange(config.num_seeds)
+        chosen = np.asarray(results["calibration"].member_nll).argmin(axis=1)
         member = results["test"][measures.MEMBER]
-        best = [_cell(member[k][seeds, results["chosen"]]) for k in LABELS]
+        best = [_cell(member[k][seeds, chosen]) for k in LABELS]
         rows.append(["best member by calibration NLL", *best])
     oracle = results["diversity"]["any_right"]
     rows.append(["any member right (oracle)", _cell(oracle), *["-"] * 4])
@@ -98,7 +99,7 @@ def add_figures(run_dir, config, rows, results, log):
     _add_shifts(run_dir, config, results)
     if results["ood"] is not None:
         _add_ood(run_dir, config, results)
-    systems = _systems_of_one_seed(rows, results, config)
+    systems = _systems_of_one_seed(results)
     run_dir.add_figure(
         "reliability",
         plot.reliability(systems, rows.test[1], num_bins=config.num_bins),
@@ -188,9 +189,8 @@ def _shift_fields():
 
 
 def _add_ood(run_dir, config, results):
-    inside, outside = (
-        results["ood"][k][measures.ENTROPY] for k in ("inside", "outside")
-    )
+    inside = results["uncertainty"][measures.ENTROPY]
+    outside = results["ood"][measures.ENTROPY]
     run_dir.add_figure(
         "ood_entropy",
         plot.histograms(
@@ -229,8 +229,8 @@ def _ood_caption(config):
     )
 
 
-def _systems_of_one_seed(rows, results, config):
-    systems = measures.predict_systems(results["logits"][:1], _first(results))
+def _systems_of_one_seed(results):
+    systems = results["systems"]
     ece = results["test"][measures.MEMBER]["ece"][0]
     median = int(np.argsort(ece, kind="stable")[len(ece) // 2])
     shown = {"one member": np.asarray(systems[measures.MEMBER][0, median])}
@@ -238,13 +238,6 @@ def _systems_of_one_seed(rows, results, config):
         if name in systems:
             shown[name] = np.asarray(systems[name][0])
     return shown
-
-
-def _first(results):
-    temperatures = results["temperatures"]
-    if temperatures is None:
-        return None
-    return measures.Temperatures(*(x[:1] for x in temperatures))
 
 
 def _add_curves(run_dir, config, log):
@@ -281,11 +274,10 @@ def _add_diversity(run_dir, config, rows, results):
         " Jensen gap (mean member NLL minus ensemble NLL):"
         f" {results['diversity']['jensen_gap'].mean():.4g} nats.",
     )
-    logits = results["logits"][:1]
-    doubt = measures.measure_uncertainty(logits)[measures.MUTUAL_INFORMATION]
+    doubt = results["uncertainty"][measures.MUTUAL_INFORMATION]
     information = np.asarray(doubt[measures.ENSEMBLE])[0]
     order = np.argsort(-information, kind="stable")[: config.num_shown]
-    pooled = np.asarray(measures.predict_systems(logits, None)[measures.ENSEMBLE])[0]
+    pooled = np.asarray(results["systems"][measures.ENSEMBLE])[0]
     run_dir.add_figure(
         "largest_mutual_information",
         plot.image_grid(

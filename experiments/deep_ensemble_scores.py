@@ -22,21 +22,23 @@ ENTROPY, MUTUAL_INFORMATION = "predictive entropy", "mutual information"
 DOUBT = "1 - largest probability"
 
 
-class Temperatures(NamedTuple):
-    """Fitted on the same held-out rows.
+class Calibration(NamedTuple):
+    """What is learnt from the held-out rows.
 
     Attributes:
-        ensemble: of the pooled predictive, `[seed]`.
-        member: of each member alone, `[seed, member]`.
+        temperature: of the pooled predictive, `[seed]`.
+        member_temperature: of each member alone, `[seed, member]`.
+        member_nll: of each member before any temperature, in nats, `[seed, member]`.
     """
 
-    ensemble: jax.Array
-    member: jax.Array
+    temperature: jax.Array
+    member_temperature: jax.Array
+    member_nll: jax.Array
 
 
 @jax.jit
-def fit_temperatures(logits: jax.Array, labels: jax.Array) -> Temperatures:
-    """Temperatures of the pooled predictive, and of each member by itself.
+def fit_calibration(logits: jax.Array, labels: jax.Array) -> Calibration:
+    """Temperatures after pooling, and of each member by itself.
 
     Args:
         logits: of the calibration rows, `[seed, member, batch, class]`.
@@ -44,42 +46,53 @@ def fit_temperatures(logits: jax.Array, labels: jax.Array) -> Temperatures:
     """
     ensemble = jax.vmap(lambda x: combine.calibrate(x, labels))(logits)
     member = jax.vmap(lambda x: combine.calibrate_members(x, labels))(logits)
-    return Temperatures(ensemble.temperature, member.temperature)
+    nll = scores.nll(logits, labels)
+    return Calibration(ensemble.temperature, member.temperature, nll)
 
 
 @jax.jit
 def predict_systems(
-    logits: jax.Array, temperatures: Temperatures | None
+    logits: jax.Array, calibration: Calibration | None
 ) -> dict[str, jax.Array]:
     """Log-probabilities in nats of every system that is compared.
 
     Args:
         logits: `[seed, member, batch, class]`.
-        temperatures: None: nothing is calibrated.
+        calibration: None: nothing is calibrated.
 
     Returns:
         `[seed, batch, class]` of ensembles, `[seed, member, batch, class]` of members.
     """
     pooled = jax.vmap(combine.mean_probs)(logits)
     systems = {MEMBER: jax.nn.log_softmax(logits), ENSEMBLE: pooled}
-    if temperatures is not None:
-        by_seed = temperatures.ensemble[:, None, None]
-        by_member = temperatures.member[:, :, None, None]
+    if calibration is not None:
+        by_seed = calibration.temperature[:, None, None]
+        by_member = calibration.member_temperature[:, :, None, None]
         systems[CALIBRATED] = jax.nn.log_softmax(pooled / by_seed)
         systems[CALIBRATED_MEMBER] = jax.nn.log_softmax(logits / by_member)
     return systems
 
 
-def measure(
-    log_probs: jax.Array, labels: jax.Array, num_bins: int
-) -> dict[str, np.ndarray]:
-    """Every metric of `METRICS`: `[..., batch, class]` to `[...]`, float64.
+def measure_systems(
+    systems: dict[str, jax.Array], labels: jax.Array, num_bins: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """System, then metric of `METRICS`, to `[seed]` or `[seed, member]`, float64.
 
     NLL in nats, Brier from 0 to 2, ECE in `num_bins` equal bins, AURC by the largest
     probability.
     """
-    values = _measure(log_probs, labels, num_bins)
-    return {name: np.asarray(values[name], np.float64) for name in METRICS}
+    # All systems in one array: one program is compiled instead of one for each shape.
+    rows = [x.reshape(-1, *x.shape[-2:]) for x in systems.values()]
+    values = jax.device_get(_measure(jnp.concatenate(rows), labels, num_bins))
+    ends = np.cumsum([len(x) for x in rows])
+    measured = {}
+    for (name, x), end in zip(systems.items(), ends):
+        own = slice(end - math.prod(x.shape[:-2]), end)
+        measured[name] = {
+            metric: values[metric][own].reshape(x.shape[:-2]).astype(np.float64)
+            for metric in METRICS
+        }
+    return measured
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -91,14 +104,6 @@ def _measure(log_probs, labels, num_bins):
         "ece": scores.ece(log_probs, labels, num_bins=num_bins),
         "aurc": scores.aurc(log_probs, labels),
     }
-
-
-def measure_systems(
-    logits: Any, labels: Any, temperatures: Temperatures | None, num_bins: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """System, then metric, to `[seed]` (ensembles) or `[seed, member]` (members)."""
-    systems = predict_systems(jnp.asarray(logits), temperatures)
-    return {name: measure(x, labels, num_bins) for name, x in systems.items()}
 
 
 class Subsets(NamedTuple):
