@@ -242,10 +242,9 @@ def _copy(options: argparse.Namespace) -> int:
         )
     _, experiment = _describe(source.path)
     experiment = packaged_folder("experiments") / f"{experiment or source.name}.py"
-    targets = {
-        source.path: Path("configs") / source.path.name,
-        experiment: Path("experiments") / experiment.name,
-    }
+    parts = sorted(experiment.parent.glob(f"{experiment.stem}_*.py"))
+    targets = {source.path: Path("configs") / source.path.name}
+    targets |= {part: Path("experiments") / part.name for part in (experiment, *parts)}
     for target in targets.values():
         if target.exists():
             raise ConfigError(f"{target} is there already; nothing was copied.")

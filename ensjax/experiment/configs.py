@@ -234,15 +234,21 @@ def load_module(path: Path, kind: str) -> ModuleType:
     """The module in `path`, imported under the name `ensjax_<kind>_<stem>`.
 
     The name does not depend on the folder, so pickles and caches stay valid when a
-    file is copied.
+    file is copied. A file that was loaded already, and has not changed, is not read
+    again. Experiments load the modules beside them with it.
 
     Raises:
         ConfigError: if a config raises while it is read. An experiment's error is a
             bug and comes as it is.
     """
     name = f"ensjax_{kind}_{path.stem}"
+    state = (str(path.absolute()), path.stat().st_mtime_ns)
+    known = sys.modules.get(name)
+    if known is not None and known.__spec__.loader_state == state:
+        return known
     loader = _SourceLoader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    spec.loader_state = state
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

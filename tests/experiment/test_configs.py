@@ -1,5 +1,6 @@
 """Configs are found, read, overridden by type, and compared."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -227,3 +228,7 @@ def test_an_experiment_has_a_stable_module_name_so_its_objects_pickle(tmp_path):
     module = load_module(tmp_path / "shop.py", "experiment")
     assert module.__name__ == "ensjax_experiment_shop"
     assert pickle.loads(pickle.dumps(module.sell))(4) == 8
+    assert load_module(tmp_path / "shop.py", "experiment") is module
+    (tmp_path / "shop.py").write_text("def sell(x):\n    return 3 * x\n")
+    os.utime(tmp_path / "shop.py", (1, 1))
+    assert load_module(tmp_path / "shop.py", "experiment").sell(4) == 12
