@@ -98,7 +98,7 @@ def test_accuracy_confusion_recall_and_f1_equal_scikit_learn(case, weighted):
         )
 
 
-@pytest.mark.parametrize("k", [1, 2, CLASSES])
+@pytest.mark.parametrize("k", [1, 2, CLASSES - 1])
 def test_top_k_accuracy_equals_scikit_learn(case, k):
     log_probs, labels, weight = case
     expected = metrics.top_k_accuracy_score(
@@ -149,6 +149,7 @@ def test_leading_axes_equal_one_member_at_a_time(score):
     logits = 2 * rng.normal(size=(2, 3, 20, 5))
     labels = rng.integers(0, 5, 20)
     weight = rng.uniform(size=20)
+    score = jax.jit(score)
     together = score(logits, labels, sample_weight=weight)
     assert together.shape == (2, 3)
     for i in range(2):
@@ -171,6 +172,7 @@ def test_weight_zero_removes_a_row_even_if_it_is_broken(score, case):
     keep = np.arange(ROWS) % 3 != 0
     broken = np.where(keep[:, None], log_probs, np.nan)
     wrong = np.where(keep, labels, -7)
+    score = jax.jit(score)
     np.testing.assert_allclose(
         score(broken, wrong, sample_weight=keep),
         score(log_probs[keep], labels[keep]),
@@ -184,9 +186,10 @@ def test_weight_two_repeats_a_row(score, case):
     log_probs, labels, _ = case
     counts = np.random.default_rng(2).integers(0, 4, ROWS)
     repeated = np.repeat(np.arange(ROWS), counts)
+    compiled = jax.jit(score)
     np.testing.assert_allclose(
-        score(log_probs, labels, sample_weight=counts),
-        score(log_probs[repeated], labels[repeated]),
+        compiled(log_probs, labels, sample_weight=counts),
+        compiled(log_probs[repeated], labels[repeated]),
         rtol=1e-5,
         # A repeated row adds points to the risk curve where its tie group has one.
         atol=0.02 if score in TIE_SENSITIVE else 2e-6,
@@ -203,6 +206,7 @@ def test_order_of_rows_does_not_matter(score):
     logits = rng.integers(0, 3, size=(40, 3)).astype(float)
     labels = rng.integers(0, 3, 40)
     order = rng.permutation(40)
+    score = jax.jit(score)
     np.testing.assert_allclose(
         score(logits[order], labels[order]), score(logits, labels), atol=2e-6
     )
@@ -213,6 +217,7 @@ def test_label_out_of_range_is_never_an_ordinary_mistake(score, case):
     if score in (scores.balanced_accuracy, scores.macro_f1):
         pytest.skip("built on the confusion matrix, which leaves such rows out")
     log_probs, labels, _ = case
+    score = jax.jit(score)
     for bad in (-1, CLASSES):
         assert np.isnan(score(log_probs, np.where(np.arange(ROWS) == 5, bad, labels)))
 
