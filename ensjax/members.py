@@ -82,6 +82,12 @@ def check_same_structure(trees: Sequence[Any]) -> None:
         if other:
             name = jax.tree_util.keystr(next(iter(other)))
             raise ValueError(f"{name} is in tree {number} but not in tree 0.")
+        if jax.tree.structure(tree) != jax.tree.structure(trees[0]):
+            raise ValueError(
+                f"Trees 0 and {number} have the same leaves in containers of different"
+                f" structure: {jax.tree.structure(trees[0])} and"
+                f" {jax.tree.structure(tree)}."
+            )
 
 
 def _dtype(leaf):
@@ -147,6 +153,10 @@ def member_rows(indices: Any, num_members: int) -> np.ndarray:
             rows = np.flatnonzero(rows)
         elif rows.size and not np.issubdtype(rows.dtype, np.integer):
             raise TypeError(f"Members are chosen by integers; got dtype {rows.dtype}.")
+        if rows.ndim != 1:
+            raise ValueError(
+                f"Members are chosen by integers [selected]; got shape {rows.shape}."
+            )
     if not rows.size:
         raise ValueError(
             f"The selection {indices!r} holds no member; an ensemble has at least one."

@@ -1,7 +1,6 @@
 """Devices: the mesh ("member", "data", "model") and where arrays live on it."""
 
 import contextlib
-import contextvars
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,9 +9,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 AXES = ("member", "data", "model")
 
-_platform: contextvars.ContextVar[str | None] = contextvars.ContextVar(
-    "ensjax_platform", default=None
-)
+# JAX keeps traces of inner functions; a context of its own kind is part of their key, so
+# that one traced for a CPU is not reused for a TPU slice.
+_platform = jax.make_user_context(default_value=None)
 
 
 def make_mesh(
@@ -128,11 +127,8 @@ def platform(mesh: Mesh) -> str:
 @contextlib.contextmanager
 def tracing_for(name: str) -> Iterator[None]:
     """Says which platform the enclosed tracing is for (see `tracing_platform`)."""
-    token = _platform.set(name)
-    try:
+    with _platform(name):
         yield
-    finally:
-        _platform.reset(token)
 
 
 def tracing_platform() -> str:
@@ -141,5 +137,5 @@ def tracing_platform() -> str:
     Inside `map_members` it is the mesh's, which differs from the default backend when a
     program is compiled for a TPU slice on a laptop; elsewhere the default backend's.
     """
-    name = _platform.get() or jax.default_backend()
+    name = _platform.value or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
