@@ -1,9 +1,9 @@
 """`map_members`: how a function of one member runs over the whole stack.
 
-Outside is a `shard_map` that is manual over the mesh ("member", "data", "model"); inside,
-the local members run all at once (`vmap`), `block` at a time in a compiled loop, or one
-after the other unrolled. This is the only module that maps the member axis, and the only
-one that jits.
+Outside is a `shard_map` that is manual over the mesh ("member", "data", "model");
+inside, the local members run all at once (`vmap`), `block` at a time in a compiled loop,
+or one after the other unrolled. This is the only module that maps the member axis, and
+the only one that jits.
 """
 
 import dataclasses
@@ -36,8 +36,9 @@ _MAPPED_AXES = {"member": 0, "batch": None, "member_batch": 0, "shared": None}
 
 MAX_UNROLLED_MEMBERS = 16
 
-# A member whose arrays fit here keeps its place in a core's cache beside others; measured
-# on two CPU cores with MLPs, a ViT and convolutional nets (`ensjax bench engine`).
+# A member whose arrays fit here keeps its place in a core's cache beside others;
+# measured on two CPU cores with MLPs, a ViT and convolutional nets
+# (`ensjax bench engine`).
 _CPU_CACHE_BYTES = 512 * 1024
 
 
@@ -56,7 +57,7 @@ class Blocks:
     def __post_init__(self):
         if self.block is None or self.block == "auto":
             return
-        if isinstance(self.block, str) or isinstance(self.block, bool):
+        if isinstance(self.block, bool) or not isinstance(self.block, int):
             raise ValueError(
                 f'block must be "auto", None (all members at once) or a positive'
                 f" integer; got {self.block!r}."
@@ -102,8 +103,8 @@ def map_members(
         donate: positions of arguments whose buffers the outputs may take over.
 
     Returns:
-        A callable over stacks. If the number of members does not divide the devices, the
-        stack is padded with copies of member 0 that are dropped from the outputs.
+        A callable over stacks. If the number of members does not divide the devices,
+        the stack is padded with copies of member 0 that are dropped from the outputs.
 
     Raises:
         ValueError: at once for an unknown kind; on the call if stacks disagree, or a
@@ -147,8 +148,8 @@ def mesh_program(job: "MeshJob", mesh: Mesh) -> "MeshProgram":
 class MeshJob(Protocol):
     """A program over the local stacks of each device; hashable and compared by value.
 
-    Training is one: it needs all local members at once, and calls `map_local` for what is
-    one member's. `donate` names argument positions whose buffers may be taken over.
+    Training is one: it needs all local members at once, and calls `map_local` for what
+    is one member's. `donate` names argument positions whose buffers may be taken over.
     """
 
     donate: tuple[int, ...]
@@ -201,7 +202,7 @@ class MeshProgram:
         return self.jitted(*args)
 
     def lower(self, *args):
-        """The lowered program for arrays or `jax.ShapeDtypeStruct`s, without running."""
+        """The lowered program for arrays or `jax.ShapeDtypeStruct`s; nothing runs."""
         self.job.check(self.mesh, *args)
         return self.jitted.lower(*args)
 
@@ -241,9 +242,9 @@ class _MapMembers:
                 shape = jnp.shape(leaf)
                 if len(shape) <= axis or shape[axis] % shards:
                     raise ValueError(
-                        f"Argument {number}{jax.tree_util.keystr(path)} is {kind!r} with"
-                        f" shape {shape}: axis {axis} must be a batch that divides over"
-                        f" data={shards} devices."
+                        f"Argument {number}{jax.tree_util.keystr(path)} is {kind!r}"
+                        f" with shape {shape}: axis {axis} must be a batch that divides"
+                        f" over data={shards} devices."
                     )
 
     def _rows(self, mesh, args):
@@ -318,12 +319,17 @@ def map_local(
         if blocks.unroll:
             check_unrolled(blocks, members)
             results = [
-                one(jax.tree.map(lambda x: x[i], stacks)) for i in range(members)
-            ]  # noqa: B023
+                one(jax.tree.map(lambda x: x[i], stacks))  # noqa: B023
+                for i in range(members)
+            ]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
         size = blocks.block
         if size == "auto":
             size = auto_block(one, stacks, members)
+        if size == 1 and members == 1:
+            # As in the loop below, without `vmap`: a member alone has the same bits.
+            result = one(jax.tree.map(lambda x: x[0], stacks))
+            return jax.tree.map(lambda x: x[None], result)
         if size is None or size >= members:
             return vmapped(*args)
         if size == 1:
@@ -345,8 +351,8 @@ def auto_block(
     """How many members run at once when `block="auto"`.
 
     A rule of platform and shapes alone, so that a run is a function of its config:
-    accelerators run all members at once; a CPU takes as many as keep their arguments and
-    largest intermediate results in cache, and one at a time for convolutions.
+    accelerators run all members at once; a CPU takes as many as keep their arguments
+    and largest intermediate results in cache, and one at a time for convolutions.
 
     Args:
         one: function of the mapped arguments of one member.

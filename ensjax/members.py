@@ -63,7 +63,8 @@ def check_stacked(tree: Any, num_members: int) -> None:
 def check_same_structure(trees: Sequence[Any]) -> None:
     """Raises `ValueError` naming the first leaf in which `trees` differ.
 
-    Structure, shapes and dtypes are compared; a leading member axis is part of the shape.
+    Structure, shapes (with a leading member axis, if there is one) and dtypes are
+    compared.
     """
     first = jax.tree.leaves_with_path(trees[0])
     for number, tree in enumerate(trees[1:], start=1):
@@ -227,8 +228,9 @@ def member_key(seed: Any, purpose: str, member_id: Any) -> jax.Array:
         member_id: integer; may be traced.
 
     Returns:
-        A threefry key `[]`. Fold the step in next, then the example's position. Threefry
-        is fixed because other implementations draw different numbers under `vmap`.
+        A threefry key `[]`. Fold the step in next, then the example's position.
+        Threefry is fixed because other implementations draw different numbers under
+        `vmap`.
 
     Raises:
         ValueError: if the purpose is unknown.

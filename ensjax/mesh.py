@@ -9,8 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 AXES = ("member", "data", "model")
 
-# JAX keeps traces of inner functions; a context of its own kind is part of their key, so
-# that one traced for a CPU is not reused for a TPU slice.
+# JAX keeps traces of inner functions; this context is part of their key, so that one
+# traced for a CPU is not reused for a TPU slice.
 _platform = jax.make_user_context(default_value=None)
 
 
