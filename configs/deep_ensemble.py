@@ -79,6 +79,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     )
     config.num_subsets = 20  # random subsets of members for each size
     config.num_shown = 24  # test images with the largest mutual information
+    # A check, not a claim: the ensemble's NLL over its mean member's is at most this.
+    config.max_nll_ratio = 0.8
     return config
 
 
@@ -161,4 +163,5 @@ def _paper():
     )
     config.num_subsets = 20
     config.num_shown = 24
+    config.max_nll_ratio = 0.8
     return config

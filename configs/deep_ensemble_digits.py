@@ -71,4 +71,6 @@ def get_config(preset="small"):  # smoke | small | claims
     config.ood.options = ml_collections.ConfigDict(dict())
     config.num_subsets = 20  # random subsets of members for each size
     config.num_shown = 24  # test images with the largest mutual information
+    # A check, not a claim: the ensemble's NLL over its mean member's is at most this.
+    config.max_nll_ratio = 1.0
     return config

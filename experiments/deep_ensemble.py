@@ -103,6 +103,14 @@ def run(config, run_dir):
         mesh=mesh,
     )
     num_parameters = sum(x[0].size for x in jax.tree.leaves(ensemble.params))
+    evaluation = {}
+    if rows.calibration is not None:  # watched, never chosen by
+        evaluation = dict(
+            evaluation=rows.calibration,
+            evaluation_loss=losses.cross_entropy,
+            evaluate_every_steps=config.evaluate_every_steps,
+            evaluation_batch_size=config.predict_batch_size,
+        )
     ensemble, log = ensjax.fit(
         ensemble,
         rows.train,
@@ -114,10 +122,7 @@ def run(config, run_dir):
         seed=config.seed,
         sampling=config.sampling,
         augment=_augment(config),
-        evaluation=rows.calibration,
-        evaluation_loss=losses.cross_entropy,
-        evaluate_every_steps=config.evaluate_every_steps,
-        evaluation_batch_size=config.predict_batch_size,
+        **evaluation,
         steps_per_call=config.steps_per_call,
         log_every_steps=config.log_every_steps,
         block=config.block,

@@ -148,9 +148,9 @@ def make_checks(config, results, scalars) -> list[dict]:
     checks = [
         check(
             "ensemble NLL / mean member NLL",
-            bound="<= 0.8",
+            bound=f"<= {config.max_nll_ratio:g}",
             measured=ratio,
-            passed=ratio <= 0.8,
+            passed=ratio <= config.max_nll_ratio,
         ),
         check(
             "ensemble accuracy - mean member accuracy",
@@ -214,9 +214,11 @@ def describe(config, rows, scalars) -> str:
         f" prediction cost of one member."
     )
     if held_out:
+        after = scalars[f"{_slug(measures.CALIBRATED)}_nll"]
         text += (
-            f" The temperature ({scalars['temperature']:.3g}) was fitted after pooling"
-            f" on {held_out:,} rows that were taken out of the training part before"
-            " training, stratified; no test row was used."
+            f" After temperature scaling: NLL {after:.4g} nats. The temperature"
+            f" ({scalars['temperature']:.3g}) was fitted after pooling on {held_out:,}"
+            " rows that were taken out of the training part before training,"
+            " stratified; no test row was used."
         )
     return text

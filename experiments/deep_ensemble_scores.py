@@ -17,6 +17,7 @@ from ensjax import combine, scores
 
 MEMBER, ENSEMBLE = "single member", "ensemble"
 CALIBRATED, CALIBRATED_MEMBER = "ensemble, calibrated", "single member, calibrated"
+SYSTEMS = (MEMBER, ENSEMBLE, CALIBRATED, CALIBRATED_MEMBER)
 METRICS = ("accuracy", "nll", "brier", "ece", "aurc")
 ENTROPY, MUTUAL_INFORMATION = "predictive entropy", "mutual information"
 DOUBT = "1 - largest probability"
@@ -81,6 +82,7 @@ def measure_systems(
     NLL in nats, Brier from 0 to 2, ECE in `num_bins` equal bins, AURC by the largest
     probability.
     """
+    systems = {name: systems[name] for name in SYSTEMS if name in systems}
     # All systems in one array: one program is compiled instead of one for each shape.
     rows = [x.reshape(-1, *x.shape[-2:]) for x in systems.values()]
     values = jax.device_get(_measure(jnp.concatenate(rows), labels, num_bins))
