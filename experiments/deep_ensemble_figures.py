@@ -15,7 +15,7 @@ measures = load_module(
 LABELS = {
     "accuracy": "Accuracy",
     "nll": "NLL (nats)",
-    "brier": "Brier score (0-2)",
+    "brier": "Brier (0-2)",
     "ece": "ECE",
     "aurc": "AURC",
 }
@@ -197,12 +197,11 @@ def _add_ood(run_dir, config, results):
             {
                 "test data, ensemble": inside[measures.ENSEMBLE],
                 "other data, ensemble": outside[measures.ENSEMBLE],
-                "test data, members": inside[measures.MEMBER],
                 "other data, members": outside[measures.MEMBER],
             },
             log_y=True,
         ),
-        f"Predictive entropy of rows, all seeds (and members). {_ood_caption(config)}",
+        f"Predictive entropy of single rows, all seeds. {_ood_caption(config)}",
     )
     bars = {}
     for score, systems in results["auroc"].items():
