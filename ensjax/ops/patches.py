@@ -8,11 +8,6 @@ import jax.numpy as jnp
 from ensjax.ops.window import Window, taps
 
 
-def extract_patches(x: jax.Array, window: Window) -> jax.Array:
-    """The inputs of every output: `[batch, *outputs, tap, channel]`, from slices."""
-    return jnp.stack(taps(x, window), axis=-2)
-
-
 def patches_conv(
     x: jax.Array,
     kernel: jax.Array,
