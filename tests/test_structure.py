@@ -1,0 +1,511 @@
+"""What the compiled training program is: collectives, operations, size and memory.
+
+The programs are those of `fit`, through `ensjax.train.lower_step`, and are not run. Run
+as a script, `python tests/test_structure.py MODEL MEMBER DATA ...` compiles them for a
+TPU slice and prints what it found as JSON.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ensjax
+from ensjax import Ensemble, losses, make_mesh, nn
+from ensjax.mapping import MeshProgram
+from ensjax.train import lower_step
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "all-to-all",
+    "ragged-all-to-all",
+    "reduce-scatter",
+    "collective-permute",
+    "collective-broadcast",
+)
+AXES = ("member", "data", "model")
+
+# Half the time to compile: the program before machine code is the same.
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def mlp(rngs):
+    return nn.MLP(in_features=16, hidden=(32, 32), num_outputs=3, rngs=rngs)
+
+
+def cnn(rngs):
+    return nn.CNN(image_shape=(8, 8, 1), features=(4, 4), num_outputs=3, rngs=rngs)
+
+
+def resnet20(rngs):
+    return nn.ResNet(depth=20, num_outputs=3, rngs=rngs)
+
+
+def vit(rngs):
+    return nn.ViT(
+        image_shape=(8, 8, 1), width=16, depth=1, num_heads=2, num_outputs=3, rngs=rngs
+    )
+
+
+MODELS = {
+    "MLP": (mlp, (16,)),
+    "CNN": (cnn, (8, 8, 1)),
+    "ResNet-20": (resnet20, (8, 8, 3)),
+    "ViT": (vit, (8, 8, 1)),
+}
+
+
+def examples(shape, count=64):
+    return (
+        jax.ShapeDtypeStruct((count, *shape), jnp.float32),
+        jax.ShapeDtypeStruct((count,), jnp.int32),
+    )
+
+
+def shapes_of(make_model, members):
+    return jax.eval_shape(lambda: Ensemble.init(make_model, num_members=members))
+
+
+def lowered(name, members, mesh, **options):
+    make_model, shape = MODELS[name]
+    return lower_step(
+        shapes_of(make_model, members),
+        options.pop("data", examples(shape)),
+        loss=losses.cross_entropy,
+        make_tx=optax.adam,
+        hyper=1e-3,
+        batch_size=options.pop("batch_size", 8),
+        mesh=mesh,
+        **options,
+    )
+
+
+def groups_of(line):
+    """The groups of devices that one collective of the compiled text joins."""
+    pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", line)
+    if pairs:
+        return [tuple(map(int, p.split(","))) for p in _braces(pairs.group(1))]
+    listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", line)
+    if listed:
+        groups = [tuple(map(int, g.split(","))) for g in _braces(listed.group(1)) if g]
+        return groups or None  # no group is written: all devices are one
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}:]*)\}, use_global", line)
+    if mesh:
+        sizes = re.findall(r"'(\w+)'=(\d+)", mesh.group(1))
+        joined = re.findall(r"'(\w+)'", mesh.group(2))
+        devices = np.arange(np.prod([int(n) for _, n in sizes]))
+        devices = devices.reshape([int(n) for _, n in sizes])
+        last = [k for k, (name, _) in enumerate(sizes) if name in joined]
+        devices = np.moveaxis(devices, last, range(-len(last), 0))
+        count = int(np.prod(devices.shape[devices.ndim - len(last) :]))
+        return [tuple(group) for group in devices.reshape(-1, count).tolist()]
+    iota = re.search(
+        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
+    )
+    if not iota:
+        raise AssertionError(f"These groups cannot be read: {line}")
+    shape, dims, order = (
+        None if g is None else tuple(map(int, g.split(","))) for g in iota.groups()
+    )
+    devices = np.arange(np.prod(dims)).reshape(dims)
+    devices = devices if order is None else devices.transpose(order)
+    return [tuple(group) for group in devices.reshape(shape[0], -1).tolist()]
+
+
+def _braces(text):
+    return re.findall(r"\{([\d,]*)\}", text)
+
+
+def collective_axes(text, sizes):
+    """`(operation, axes)` of every collective that joins more than one device.
+
+    Args:
+        text: of a compiled program.
+        sizes: devices along "member", "data" and "model"; devices are numbered through.
+    """
+    found = []
+    for line in text.splitlines():
+        match = re.search(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
+        if not match:
+            continue
+        groups = groups_of(line) or [tuple(range(int(np.prod(sizes))))]
+        axes = set()
+        for group in groups:
+            places = np.array(np.unravel_index(group, sizes))  # [axis, device]
+            axes |= {
+                a for a, row in zip(AXES, places, strict=True) if len(set(row)) > 1
+            }
+        if axes:
+            found.append((match.group(1), tuple(sorted(axes))))
+    return found
+
+
+def test_groups_are_read_in_every_notation():
+    sizes = (4, 2, 1)
+
+    def axes(groups, op="all-reduce"):
+        return collective_axes(f"  %x = f32[] {op}(%y), {groups}, to_apply=%add", sizes)
+
+    assert axes("replica_groups={{0,1},{2,3},{4,5},{6,7}}") == [
+        ("all-reduce", ("data",))
+    ]
+    assert axes("replica_groups={{0,2,4,6},{1,3,5,7}}") == [("all-reduce", ("member",))]
+    assert axes("replica_groups={{0},{1}}") == []
+    assert axes("replica_groups={}") == [("all-reduce", ("data", "member"))]
+    assert axes("replica_groups=[4,2]<=[8]") == [("all-reduce", ("data",))]
+    assert axes("replica_groups=[2,4]<=[4,2]T(1,0)") == [("all-reduce", ("member",))]
+    of_mesh = "replica_groups=mesh['a'=4,'b'=1,'c'=2] {%s}, use_global_device_ids=true"
+    assert axes(of_mesh % "'a'") == [("all-reduce", ("member",))]
+    assert axes(of_mesh % "'b','c'") == [("all-reduce", ("data",))]
+    assert axes("replica_groups=[8,1]<=[8]", "all-gather-start") == []
+    assert axes("source_target_pairs={{0,1},{1,0}}", "collective-permute") == [
+        ("collective-permute", ("data",))
+    ]
+    with pytest.raises(AssertionError, match="cannot be read"):
+        axes("replica_groups=@other")
+
+
+def test_the_reader_finds_a_collective_over_members():
+    mesh = make_mesh(member=4, data=2)
+    sharded = jax.NamedSharding(mesh, jax.P("member"))
+    x = jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=sharded)
+    text = jax.jit(lambda x: x.mean(axis=0)).lower(x).compile().as_text()
+    assert [axes for _, axes in collective_axes(text, (4, 2, 1))] == [("member",)]
+
+
+# Gradients, loss and metrics are one reduction. Batch norm adds two for each of the 19
+# layers: its statistics, and their cotangents.
+REDUCTIONS_OVER_DATA = {"MLP": 1, "CNN": 1, "ViT": 1, "ResNet-20": 39}
+SLOW = pytest.mark.slow
+
+
+def step_cases():
+    found = []
+    for name in MODELS:
+        for sizes in [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2)]:
+            quick = name == "MLP" or (name != "ResNet-20" and sizes == (4, 2))
+            found.append(pytest.param(name, *sizes, marks=() if quick else SLOW))
+    return found
+
+
+@pytest.mark.parametrize("name, member, data", step_cases())
+def test_an_independent_step_joins_no_members(name, member, data):
+    program = lowered(name, 8, make_mesh(member=member, data=data)).compile(QUICK)
+    found = collective_axes(program.as_text(), (member, data, 1))
+    expected = REDUCTIONS_OVER_DATA[name] if data > 1 else 0
+    assert found == [("all-reduce", ("data",))] * expected
+
+
+@pytest.mark.parametrize("sampling", ["shared", "bootstrap", "weighted"])
+def test_no_sampling_joins_members(sampling):
+    mesh = make_mesh(member=4, data=2)
+    program = lowered("MLP", 8, mesh, sampling=sampling, block=1).compile(QUICK)
+    found = collective_axes(program.as_text(), (4, 2, 1))
+    assert found == [("all-reduce", ("data",))]
+
+
+def test_a_scanned_call_joins_no_members():
+    mesh = make_mesh(member=4, data=2)
+    program = lowered("CNN", 8, mesh, steps_per_call=10, keep_best=True).compile(QUICK)
+    found = collective_axes(program.as_text(), (4, 2, 1))
+    assert found == [("all-reduce", ("data",))]
+
+
+def flops(name, members, devices, **options):
+    """Per device, of one step of all its members, as compiled."""
+    program = lowered(name, members, make_mesh(member=devices), **options)
+    return program.compile(QUICK).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["MLP", pytest.param("CNN", marks=SLOW), pytest.param("ViT", marks=SLOW)],
+)
+def test_operations_per_device_are_the_share_of_its_members(name):
+    """Within 2 % of M/D times one member's; all at once, so that no loop hides any."""
+    one = flops(name, 1, 1, block=None)
+    for devices in (1, 4):
+        share = flops(name, 8, devices, block=None)
+        assert share == pytest.approx(8 / devices * one, rel=0.02)
+
+
+@pytest.mark.slow
+def test_resnet_operations_per_device_are_the_share_of_its_members():
+    """Exact before fusion. Fused on a CPU, many members repeat less elementwise work.
+
+    The compiler may compute an elementwise value in each of several fusions; with 8x8
+    images that is 5 % of one member's operations, and less with eight at once.
+    """
+    one = lowered("ResNet-20", 1, make_mesh(member=1), block=None)
+    eight = lowered("ResNet-20", 8, make_mesh(member=1), block=None)
+    before = [p.cost_analysis()["flops"] for p in (one, eight)]
+    assert before[1] == pytest.approx(8 * before[0], rel=1e-3)
+    single = one.compile(QUICK).cost_analysis()["flops"]
+    assert eight.compile(QUICK).cost_analysis()["flops"] <= 1.02 * 8 * single
+    assert flops("ResNet-20", 8, 8, block=None) == pytest.approx(single, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "name, block, few",
+    [
+        ("MLP", None, 2),
+        ("MLP", 1, 2),
+        # Two members in blocks of four are one padded block; two blocks are the loop.
+        ("MLP", 4, 8),
+        # The rule runs few members at once, without a loop, and 256 in blocks of 16.
+        ("MLP", "auto", 32),
+        pytest.param("CNN", None, 2, marks=SLOW),
+        pytest.param("CNN", 1, 2, marks=SLOW),
+        pytest.param("CNN", "auto", 2, marks=SLOW),
+    ],
+)
+def test_the_program_does_not_grow_with_the_members(name, block, few):
+    mesh = make_mesh(member=1)
+    sizes = []
+    for members in (few, 256):
+        program = lowered(name, members, mesh, block=block)
+        sizes.append((len(program.as_text()), len(program.compile(QUICK).as_text())))
+    assert sizes[1][0] <= 1.1 * sizes[0][0]
+    assert sizes[1][1] <= 1.1 * sizes[0][1]
+
+
+def test_the_loop_over_blocks_is_all_that_the_automatic_block_adds():
+    """A third of a small program, once; a program without a loop is that much shorter."""
+    mesh = make_mesh(member=1)
+    two, many = (
+        len(lowered("MLP", members, mesh, block="auto").as_text())
+        for members in (2, 256)
+    )
+    assert many <= 1.4 * two
+
+
+def test_unrolled_programs_are_refused_above_16_members_a_device():
+    with pytest.raises(ValueError, match="refused above 16; there are 17"):
+        lowered("MLP", 17, make_mesh(member=1), unroll=True)
+    lowered("MLP", 17, make_mesh(member=8), unroll=True)
+
+
+@pytest.mark.parametrize(
+    "sampling, block",
+    [
+        ("independent", 1),
+        ("bootstrap", None),
+        pytest.param("independent", None, marks=SLOW),
+        pytest.param("bootstrap", 1, marks=SLOW),
+    ],
+)
+def test_members_do_not_cost_copies_of_the_data(sampling, block):
+    width, count = 784, 20_000
+    dataset = 4 * count * width
+
+    def model(rngs):
+        return nn.MLP(in_features=width, hidden=(8,), num_outputs=3, rngs=rngs)
+
+    def used(members):
+        stats = lower_step(
+            shapes_of(model, members),
+            examples((width,), count),
+            loss=losses.cross_entropy,
+            make_tx=optax.adam,
+            hyper=1e-3,
+            batch_size=32,
+            sampling=sampling,
+            steps_per_call=10,
+            mesh=make_mesh(member=1),
+            block=block,
+        )
+        stats = stats.compile(QUICK).memory_analysis()
+        return stats.argument_size_in_bytes + stats.temp_size_in_bytes
+
+    growth = used(16) - used(2)
+    # Fourteen copies would be 14; each member has an order of 4 bytes an example.
+    assert growth < 0.5 * dataset
+
+
+@pytest.mark.parametrize("steps_per_call", [pytest.param(1, marks=SLOW), 4])
+def test_fit_compiles_once_and_donates_its_state(monkeypatch, steps_per_call):
+    calls = []
+    original = MeshProgram.__call__
+
+    def record(self, *args):
+        calls.append((self, args[0]))
+        return original(self, *args)
+
+    monkeypatch.setattr(MeshProgram, "__call__", record)
+    rng = np.random.default_rng(0)
+    data = (rng.normal(size=(64, 16)).astype(np.float32), rng.integers(3, size=64))
+    ensemble = Ensemble.init(mlp, num_members=8, seed=0)
+    ensjax.fit(
+        ensemble,
+        data,
+        loss=losses.cross_entropy,
+        make_tx=optax.adam,
+        hyper=1e-3,
+        steps=3 * steps_per_call,
+        steps_per_call=steps_per_call,
+        batch_size=8,
+        progress=False,
+    )
+    steps = [(p, a) for p, a in calls if type(p.job).__name__ == "TrainSteps"]
+    assert len(steps) >= 3
+    programs = {id(p): p for p, _ in steps}
+    assert len(programs) == 1
+    assert next(iter(programs.values())).cache_size() == 1
+    for _, states in steps:
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(ensemble.state))
+
+
+class Seen(Exception):
+    pass
+
+
+def test_the_lowered_step_is_the_program_that_fit_runs(monkeypatch):
+    original = MeshProgram.__call__
+
+    def record(self, *args):
+        if type(self.job).__name__ == "TrainSteps":
+            raise Seen(self.lower(*args).as_text())
+        return original(self, *args)
+
+    monkeypatch.setattr(MeshProgram, "__call__", record)
+    rng = np.random.default_rng(0)
+    data = (rng.normal(size=(64, 16)).astype(np.float32), rng.integers(3, size=64))
+    options = dict(
+        loss=losses.cross_entropy, make_tx=optax.adam, hyper=1e-3, batch_size=8, block=2
+    )
+    ensemble = Ensemble.init(mlp, num_members=5, seed=0, mesh=make_mesh(member=2))
+    with pytest.raises(Seen) as seen:
+        ensjax.fit(ensemble, data, steps=2, steps_per_call=2, progress=False, **options)
+    text = lower_step(ensemble, data, steps_per_call=2, **options).as_text()
+    assert text == seen.value.args[0]
+
+
+# A TPU slice that is not there.
+
+TPU_MODELS = {
+    "MLP": (lambda rngs: nn.MLP(in_features=784, hidden=(256, 256), rngs=rngs), 128),
+    "CNN": (lambda rngs: nn.CNN(rngs=rngs), 64),
+    "ResNet-20": (lambda rngs: nn.ResNet(depth=20, rngs=rngs), 32),
+    "ViT": (lambda rngs: nn.ViT(rngs=rngs), 64),
+}
+TPU_SHAPES = {"MLP": (784,), "ResNet-20": (32, 32, 3)}
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(
+    not LIBTPU, reason="libtpu is not installed: pip install 'ensjax[tpu-plan]'"
+)
+
+
+def compile_for_tpu(requests):
+    """Facts about the programs of `(model, member, data, num_members)` on v5e:8x8."""
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name="v5e:8x8"
+    ).devices
+    facts = []
+    for name, member, data, members in requests:
+        make_model, batch_size = TPU_MODELS[name]
+        count = member * data
+        program = lower_step(
+            shapes_of(make_model, members),
+            examples(TPU_SHAPES.get(name, (28, 28, 1)), 5000),
+            loss=losses.cross_entropy,
+            make_tx=optax.adam,
+            hyper=1e-3,
+            batch_size=batch_size,
+            mesh=make_mesh(member=member, data=data, devices=devices[:count]),
+        ).compile()
+        memory = program.memory_analysis()
+        facts.append(
+            {
+                "collectives": collective_axes(program.as_text(), (member, data, 1)),
+                "flops": program.cost_analysis()["flops"],
+                "peak_bytes": memory.peak_memory_in_bytes,
+                "argument_bytes": memory.argument_size_in_bytes,
+            }
+        )
+    return facts
+
+
+def lower_for_both():
+    """A convolutional member with remat, lowered for the CPU first, then for a TPU."""
+    from jax.experimental import topologies
+
+    def model(rngs):
+        return nn.CNN(remat=True, rngs=rngs)
+
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:8x8")
+    facts = []
+    for devices in (jax.devices()[:1], topology.devices[:1]):
+        text = lower_step(
+            shapes_of(model, 4),
+            examples((28, 28, 1)),
+            loss=losses.cross_entropy,
+            make_tx=optax.sgd,
+            hyper=0.1,
+            batch_size=8,
+            mesh=make_mesh(member=1, devices=devices),
+        ).as_text()
+        groups = re.findall(r"stablehlo\.convolution.*?group_count = (\d+)", text)
+        loops = text.count("stablehlo.while")
+        facts.append({"groups": sorted(map(int, groups)), "loops": loops})
+    return facts
+
+
+def in_tpu_process(*arguments):
+    """JSON that this file prints as a script, with the environment of a TPU compiler."""
+    environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TPU_MODELS)
+def test_a_tpu_slice_joins_no_members(name):
+    whole, split, one = in_tpu_process(name, 64, 1, 64, name, 32, 2, 64, name, 1, 1, 1)
+    for sizes, facts in (("(64, 1)", whole), ("(32, 2)", split)):
+        print(
+            f"{name}, 64 members on v5e:8x8 {sizes}: peak {facts['peak_bytes']:,} bytes"
+            f" a device, {facts['flops']:.4g} FLOPs, {len(facts['collectives'])}"
+            " collectives"
+        )
+    assert whole["collectives"] == []
+    assert all(axes == ["data"] for _, axes in split["collectives"])
+    assert all(operation == "all-reduce" for operation, _ in split["collectives"])
+    assert 1 <= len(split["collectives"]) <= REDUCTIONS_OVER_DATA[name]
+    assert whole["flops"] == pytest.approx(one["flops"], rel=0.02)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_mesh_decides_forms_and_blocks_not_the_default_backend():
+    cpu, tpu = in_tpu_process("both")
+    assert cpu["loops"] > tpu["loops"]  # blocks of one member in a loop
+    assert set(cpu["groups"]) == {1}
+    assert 4 in tpu["groups"]  # all four members at once, plain
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "both":
+        print(json.dumps(lower_for_both()))
+    else:
+        rows = [sys.argv[i : i + 4] for i in range(1, len(sys.argv), 4)]
+        print(json.dumps(compile_for_tpu([(n, *map(int, r)) for n, *r in rows])))
