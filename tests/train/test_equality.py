@@ -1,5 +1,8 @@
 """A member of a stack is the member alone: on any mesh, in any block, in any order."""
 
+import functools
+import itertools
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -11,15 +14,21 @@ import ensjax
 from ensjax.data import sampling as plans
 from ensjax.members import member_key
 
-MESHES = [(1, 1), (8, 1), (4, 2)]
 SLOW = pytest.mark.slow
 MODELS = [
+    "mlp",
     "mlp-batch-norm",
     "cnn-batch-norm",
+    "cnn-group-norm",
     "vit",
-    pytest.param("mlp", marks=SLOW),
-    pytest.param("cnn-group-norm", marks=SLOW),
-    pytest.param("resnet-20", marks=SLOW),
+    "resnet-20",
+]
+# Compiling takes seconds for each; the rest of the table is for the slow run.
+FAST = [
+    ("mlp-batch-norm", (8, 1)),
+    ("mlp-batch-norm", (4, 2)),
+    ("cnn-batch-norm", (4, 2)),
+    ("vit", (8, 1)),
 ]
 
 
@@ -27,6 +36,7 @@ MODELS = [
 def alone(kit):
     """A member of a model, trained in an ensemble of one."""
 
+    @functools.cache
     def of(name, member_id):
         ensemble = kit.ensemble(name, member_ids=[member_id])
         return kit.fit(ensemble, kit.data(name))[0]
@@ -34,18 +44,23 @@ def alone(kit):
     return of
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_member_in_a_stack_is_the_member_alone(kit, alone, name):
+@pytest.mark.parametrize(
+    "name, mesh",
+    [
+        case if case in FAST else pytest.param(*case, marks=SLOW)
+        for case in itertools.product(MODELS, [(1, 1), (8, 1), (4, 2)])
+    ],
+)
+def test_a_member_in_a_stack_is_the_member_alone(kit, alone, name, mesh):
     # Five members do not divide over eight or four devices: stacks are padded.
     x = kit.data(name)[0]
-    singles = [alone(name, i) for i in (1, 4)]
-    for mesh in MESHES:
-        trained, _ = kit.trained(name, 5, mesh)
-        outputs = ensjax.predict(trained, x)
-        for member_id, single in zip((1, 4), singles):
-            kit.check_close(trained.select([member_id]), single)
-            expected = ensjax.predict(single, x)[0]
-            np.testing.assert_allclose(outputs[member_id], expected, atol=1e-5)
+    trained, _ = kit.trained(name, 5, mesh)
+    outputs = ensjax.predict(trained, x)
+    for member_id in (1, 4):
+        single = alone(name, member_id)
+        kit.check_close(trained.select([member_id]), single)
+        expected = ensjax.predict(single, x)[0]
+        np.testing.assert_allclose(outputs[member_id], expected, atol=1e-5, rtol=0)
 
 
 def test_dropout_of_a_member_in_a_stack_is_that_of_the_member_alone(kit, alone):
@@ -53,14 +68,17 @@ def test_dropout_of_a_member_in_a_stack_is_that_of_the_member_alone(kit, alone):
     kit.check_close(trained.select([4]), alone("mlp-dropout", 4))
     # It did drop something: without it, the same member learns other weights.
     plain = kit.trained("mlp", 5, (1, 1))[0]
-    kernels = [e.params["blocks"][0]["linear"]["kernel"][4] for e in (trained, plain)]
+    kernels = [
+        np.asarray(e.params["blocks"][0]["linear"]["kernel"])[4]
+        for e in (trained, plain)
+    ]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("block", [1, 4])
 @pytest.mark.parametrize(
     "name",
-    ["mlp-dropout", pytest.param("mlp", marks=SLOW), pytest.param("vit", marks=SLOW)],
+    ["mlp", pytest.param("mlp-dropout", marks=SLOW), pytest.param("vit", marks=SLOW)],
 )
 def test_with_a_fixed_block_a_dense_member_has_the_bits_of_the_member_alone(
     kit, name, block
@@ -73,13 +91,17 @@ def test_with_a_fixed_block_a_dense_member_has_the_bits_of_the_member_alone(
         kit.check_equal(stack.select([i]), single)
 
 
+WAYS = [dict(block=1), dict(unroll=True), dict(block=None), dict(block=4)]
+
+
+@pytest.mark.parametrize(
+    "way", WAYS[:2] + [pytest.param(w, marks=SLOW) for w in WAYS[2:]]
+)
 @pytest.mark.parametrize("name", ["mlp", pytest.param("cnn-batch-norm", marks=SLOW)])
-def test_every_block_gives_the_same_members(kit, name):
-    ensemble = kit.ensemble(name, 5)
-    first, _ = kit.trained(name, 5, (1, 1))
-    for way in [dict(block=b) for b in (None, 1, 4)] + [dict(unroll=True)]:
-        other, _ = kit.fit(ensemble, kit.data(name), **way)
-        kit.check_close(first, other)
+def test_every_block_gives_the_same_members(kit, name, way):
+    automatic, _ = kit.trained(name, 5, (1, 1))
+    other, _ = kit.fit(kit.ensemble(name, 5), kit.data(name), **way)
+    kit.check_close(automatic, other)
 
 
 @pytest.mark.parametrize("name", ["mlp", pytest.param("cnn-batch-norm", marks=SLOW)])
@@ -90,10 +112,8 @@ def test_steps_a_call_change_nothing(kit, name):
     one, log_one = kit.fit(ensemble, data, steps_per_call=1, **options)
     kit.check_close(one, ten)
     kit.check_close(log_one.metrics, log_ten.metrics)
-    # The last call of five steps was the same program, as are five calls of five.
-    five, log_five = kit.fit(ensemble, data, steps_per_call=5, **options)
-    kit.check_close(five, ten)
-    kit.check_close(log_five.metrics, log_ten.metrics)
+    # The last call of five steps was the same program.
+    assert log_ten.steps.tolist() == [10, 20, 25]
 
 
 TRANSFORMATIONS = {
@@ -177,7 +197,7 @@ def train_by_hand(
     params, data, steps, batch_size, *, sampling, seed, member_id, weights
 ):
     tx = optax.adam(1e-2, eps=1e-3)
-    x, y = data
+    x, y = map(jnp.asarray, data)
 
     def loss(params, rows):
         log_probs = jax.nn.log_softmax(dense(params, x[rows]))
@@ -198,7 +218,11 @@ def train_by_hand(
 
 
 @pytest.mark.parametrize("mesh", [(4, 2), pytest.param((1, 1), marks=SLOW)])
-@pytest.mark.parametrize("sampling", ["independent", "shared", "bootstrap", "weighted"])
+@pytest.mark.parametrize(
+    "sampling",
+    ["bootstrap", "weighted"]
+    + [pytest.param(n, marks=SLOW) for n in ("independent", "shared")],
+)
 def test_every_sampling_is_a_loop_written_by_hand(kit, sampling, mesh):
     params, ids = dense_params(3), [2, 0, 11]
     # 22 examples in batches of 8: two steps an epoch, a rest that is dropped.
@@ -255,9 +279,8 @@ def noisy_loss(model, batch, key):
 def test_draws_of_an_example_are_the_same_on_every_mesh(kit):
     draws = dict(augment=noisy, loss=noisy_loss)
     one, _ = kit.fit(kit.ensemble("mlp", 4), kit.data(), **draws)
-    for mesh in [(4, 2), (1, 8)]:
-        split, _ = kit.fit(kit.ensemble("mlp", 4, mesh=mesh), kit.data(), **draws)
-        kit.check_close(one, split)
+    split, _ = kit.fit(kit.ensemble("mlp", 4, mesh=(2, 4)), kit.data(), **draws)
+    kit.check_close(one, split)
 
 
 def test_hyperparameters_of_each_member_are_those_of_separate_runs(kit):
@@ -286,7 +309,7 @@ def test_ids_decide_and_not_positions(kit, alone):
     kit.check_close(trained.select([1]), alone("mlp", 1))
     other, _ = kit.fit(kit.ensemble("mlp", 5).with_ids([5, 6, 7, 8, 9]), kit.data())
     with pytest.raises(AssertionError):
-        kit.check_close(other, trained, tolerance=1e-3)
+        kit.check_close(other, trained, tolerance=2e-4)
 
 
 @pytest.mark.parametrize("num_members", [1, pytest.param(9, marks=SLOW)])
@@ -349,7 +372,7 @@ WIDE_TX = {
 }
 
 
-@pytest.mark.parametrize("tx", WIDE_TX)
+@pytest.mark.parametrize("tx", ["clipped adam", pytest.param("adafactor", marks=SLOW)])
 @pytest.mark.parametrize("mesh", [(4, 2), pytest.param((1, 8), marks=SLOW)])
 def test_a_split_state_trains_as_a_whole_one_and_rests_split(kit, runs, mesh, tx):
     def make_model(rngs):

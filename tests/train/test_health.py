@@ -1,0 +1,249 @@
+"""Members that are not finite, and members that stop early."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ensjax
+from ensjax.train.progress import Pace, duration, report_line
+
+BAD = 2
+
+
+def spoilt(kit):
+    """Five members; the weights of one hold an infinite number."""
+    ensemble = kit.ensemble("mlp")
+    state = jax.device_get(ensemble.state)
+    kernel = state["params"]["blocks"][0]["linear"]["kernel"]
+    weights = np.array(kernel.get_value())
+    weights[BAD, 0, 0] = np.inf
+    kernel.set_value(weights)
+    return dataclasses.replace(ensemble, state=state).on_mesh(ensemble.mesh)
+
+
+def others(ensemble):
+    return ensemble.select([i for i in range(5) if i != BAD])
+
+
+def test_infinite_weights_change_no_other_member_and_compile_nothing(kit, compilations):
+    healthy, _ = kit.trained("mlp", 5, (1, 1))
+    ensemble = spoilt(kit)
+    compilations.clear()
+    trained, log = kit.fit(ensemble, kit.data())
+    assert "jit(TrainSteps)" not in compilations
+    kit.check_equal(others(trained), others(healthy))
+    # The member was never finite: it stays as it was, and no step of it counts.
+    kit.check_equal(trained.select([BAD]), ensemble.select([BAD]))
+    assert log.frozen_steps.tolist() == [-1, -1, 0, -1, -1]
+    assert np.isnan(log.metrics["loss"][:, BAD]).all()
+    assert np.isfinite(np.delete(log.metrics["loss"], BAD, axis=1)).all()
+
+
+def test_an_infinite_learning_rate_changes_no_other_member(kit, compilations):
+    healthy, _ = kit.trained("mlp", 5, (1, 1))
+    rates = np.full(5, 1e-3)
+    rates[BAD] = np.inf
+    ensemble = kit.ensemble("mlp")
+    compilations.clear()
+    trained, log = kit.fit(ensemble, kit.data(), hyper=rates)
+    assert "jit(TrainSteps)" not in compilations
+    kit.check_equal(others(trained), others(healthy))
+    kit.check_equal(trained.select([BAD]), ensemble.select([BAD]))
+    assert log.frozen_steps.tolist() == [-1, -1, 0, -1, -1]
+
+
+class Lines:
+    """A logger that keeps what it is given."""
+
+    def __init__(self):
+        self.lines = []
+
+    def write(self, step, metrics):
+        self.lines.append((step, metrics))
+
+    def close(self):
+        pass
+
+
+def poisoned(model, batch, key):
+    """NaN for a batch that holds the example whose seventh feature is positive."""
+    x, y = batch
+    loss, metrics = ensjax.losses.cross_entropy(model, (x[:, :6], y), key)
+    return jnp.where((x[:, 6] > 0).any(), jnp.nan, loss), metrics
+
+
+def test_a_frozen_member_keeps_its_last_finite_weights_and_is_reported(kit, capsys):
+    x, y = kit.data()
+    x = np.concatenate([x, np.zeros((24, 1), np.float32)], axis=1)
+    weights = np.ones((5, 24))
+    weights[:, 3] = 0  # only one member ever draws this example
+    weights[BAD, 3] = 0.2
+    options = dict(loss=poisoned, sampling="weighted", weights=weights)
+    options |= dict(steps_per_call=1, log_every_steps=1, steps=12)
+    ensemble = kit.ensemble("mlp")
+    healthy, _ = kit.fit(ensemble, (x, y), **options)
+    x[3, 6] = 1
+    logger = Lines()
+    trained, log = kit.fit(ensemble, (x, y), logger=logger, progress=True, **options)
+    frozen = log.frozen_steps[BAD]
+    assert 0 < frozen < 12
+    assert np.delete(log.frozen_steps, BAD).tolist() == [-1] * 4
+    kit.check_equal(others(trained), others(healthy))
+    stopped, _ = kit.fit(ensemble, (x, y), **options | dict(steps=int(frozen)))
+    kit.check_equal(trained.select([BAD]), stopped.select([BAD]))
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 12
+    for step, (line, (logged_step, metrics)) in enumerate(
+        zip(shown, logger.lines, strict=True), start=1
+    ):
+        assert logged_step == step
+        assert ("NOT FINITE: 1 of 5 members (2)" in line) == (step > frozen)
+        assert metrics["num_not_finite"] == (step > frozen)
+        assert np.isnan(metrics["loss"][BAD]) == (step > frozen)
+        # Means and spreads are over the members that made steps.
+        assert "nan" not in line
+
+
+def stop_by_hand(values, patience, min_delta=0.0):
+    """The evaluations (from 0) that are best and last, by a loop."""
+    best, best_at, waited = np.inf, -1, 0
+    for number, value in enumerate(values):
+        if value < best - min_delta:
+            best, best_at, waited = value, number, 0
+        else:
+            waited += 1
+        if waited >= patience:
+            return best_at, number
+    return best_at, None
+
+
+@pytest.mark.parametrize("metric, mode", [("loss", "min"), ("accuracy", "max")])
+def test_early_stopping_of_each_member_is_a_loop_written_by_hand(kit, metric, mode):
+    # Labels that say nothing, so that held-out examples get worse at some time.
+    x, y = kit.data()
+    train, held_out = (x[:16], y[:16]), (x[16:], y[16:])
+    options = dict(evaluation=held_out, evaluate_every_steps=2, log_every_steps=10)
+    options |= dict(steps=60, steps_per_call=2, hyper=3e-2)
+    ensemble = kit.ensemble("mlp")
+    keep = ensjax.EarlyStopping(patience=None, metric=metric, mode=mode)
+    _, endless = kit.fit(ensemble, train, early_stopping=keep, **options)
+    stopping = ensjax.EarlyStopping(patience=3, metric=metric, mode=mode)
+    trained, log = kit.fit(ensemble, train, early_stopping=stopping, **options)
+    sign = 1 if mode == "min" else -1
+    ends = []
+    for member in range(5):
+        values = sign * endless.evaluations[metric][:, member]
+        best, last = stop_by_hand(values, 3)
+        assert log.best_steps[member] == 2 * (best + 1)
+        assert log.stopped_steps[member] == (-1 if last is None else 2 * (last + 1))
+        ends.append(60 if last is None else 2 * (last + 1))
+    assert len(set(ends)) > 1 and min(ends) < 60
+    # What comes back are the weights of the best evaluation.
+    outputs = np.asarray(ensjax.predict(trained, held_out[0]))
+    log_probs = np.asarray(jax.nn.log_softmax(outputs))
+    nll = -log_probs[:, np.arange(8), held_out[1]].mean(axis=1)
+    accuracy = (np.argmax(outputs, axis=2) == held_out[1]).mean(axis=1)
+    got = nll if metric == "loss" else accuracy
+    rows = np.searchsorted(log.evaluation_steps, log.best_steps)
+    expected = log.evaluations[metric][rows, np.arange(5)]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_a_run_ends_when_every_member_has_stopped_and_stays_ended(
+    kit, tmp_path, capsys, runs
+):
+    x, y = kit.data()
+    options = dict(evaluation=(x[16:], y[16:]), evaluate_every_steps=2)
+    options |= dict(log_every_steps=50, save_every_steps=100, hyper=0.1)
+    options |= dict(steps=1000, steps_per_call=2, checkpoint_dir=tmp_path / "run")
+    options |= dict(early_stopping=ensjax.EarlyStopping(patience=2), progress=True)
+    ensemble = kit.ensemble("mlp")
+    trained, log = kit.fit(ensemble, (x[:16], y[:16]), **options)
+    end = int(log.stopped_steps.max())
+    assert (log.stopped_steps > 0).all() and end < 1000
+    assert f"every member has stopped; ending at step {end}" in capsys.readouterr().out
+    # The rest of the report that was not due yet is there all the same.
+    assert log.steps[-1] == end == log.evaluation_steps[-1]
+    # The end was saved, although no save was due.
+    again, log_again = kit.fit(ensemble, (x[:16], y[:16]), **options)
+    assert log_again.resumed_step == end
+    kit.check_equal(again, trained)
+    kit.check_equal(log_again.metrics, log.metrics)
+    assert log_again.stopped_steps.tolist() == log.stopped_steps.tolist()
+    assert "resuming" not in capsys.readouterr().out
+
+
+def test_early_stopping_works_with_a_member_that_was_never_finite(kit):
+    stopping = ensjax.EarlyStopping(patience=2)
+    options = dict(evaluation=kit.data(), early_stopping=stopping, steps=20)
+    ensemble = spoilt(kit)
+    trained, log = kit.fit(ensemble, kit.data(), **options)
+    assert log.best_steps[BAD] == -1 and log.stopped_steps[BAD] == -1
+    kit.check_equal(trained.select([BAD]), ensemble.select([BAD]))
+    healthy, _ = kit.fit(kit.ensemble("mlp"), kit.data(), **options)
+    kit.check_equal(others(trained), others(healthy))
+
+
+def test_a_random_evaluation_loss_chooses_the_same_weights_on_all_shards(kit, runs):
+    # 21 examples do not divide over two shards: each evaluates all of them.
+    def noisy_loss(model, batch, key):
+        keys = ensjax.losses.example_keys(key, len(batch[0]))
+        noise = jax.vmap(jax.random.normal)(keys)
+        return ensjax.losses.cross_entropy(model, batch, key)[0] + noise.mean()
+
+    held_out = tuple(leaf[:21] for leaf in kit.data())
+    kit.fit(
+        kit.ensemble("mlp", 4, mesh=(4, 2)),
+        kit.data(),
+        evaluation=held_out,
+        evaluation_loss=noisy_loss,
+        early_stopping=ensjax.EarlyStopping(patience=None),
+        steps_per_call=5,
+        log_every_steps=5,
+    )
+    ((_, (state,)),) = runs
+    for leaf in jax.tree.leaves(state["best"]):
+        by_rows = {}
+        for shard in leaf.addressable_shards:
+            by_rows.setdefault(str(shard.index), []).append(np.asarray(shard.data))
+        for copies in by_rows.values():
+            assert len(copies) == 2
+            np.testing.assert_array_equal(*copies)
+
+
+def test_the_progress_line_says_pace_time_left_and_spread():
+    pace = Pace(total_steps=100, first_step=10)
+    pace.begin(20, compile_seconds=3.0)
+    pace.start -= 10.0  # as if ten seconds had passed
+    metrics = {"loss": np.array([1.0, 3.0, np.nan]), "accuracy": np.array([0.5] * 3)}
+    line = report_line(60, pace, metrics, np.array([False, False, True]))
+    assert line == (
+        "step 60/100 | 4 steps/s | 10 s left | loss 2 (sd 1.4) | accuracy 0.5 (sd 0)"
+        " | NOT FINITE: 1 of 3 members (2)"
+    )
+    assert [duration(s) for s in (5, 59.6, 3599, 3600, 7500)] == [
+        "5 s",
+        "1 min 00 s",
+        "59 min 59 s",
+        "1 h 00 min",
+        "2 h 05 min",
+    ]
+    # Nothing is known yet.
+    assert report_line(20, pace, {}, np.zeros(3)) == "step 20/100 | ? left"
+
+
+def test_progress_in_a_terminal_is_a_bar_with_lines_above_it(monkeypatch, capsys):
+    from ensjax.train.progress import Progress
+
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    progress = Progress(10, 0, show=True)
+    progress.advance(5)
+    progress.say("step 5/10 | loss 1")
+    progress.close()
+    progress.close()
+    shown = capsys.readouterr().out
+    assert "step 5/10 | loss 1\n" in shown and "training" in shown
