@@ -2,7 +2,9 @@
 
     ensjax run configs/deep_ensemble_digits.py
 
-(measured numbers follow)
+On 2 CPU cores: 36 s of processor time (58 s when three other jobs shared the cores), 5
+seeds. The mean member has NLL 0.136 nats and accuracy 96.2 %, the ensemble 0.122 and
+96.6 %; a temperature fitted on 200 rows makes it worse (0.135).
 """
 
 import ml_collections
@@ -53,7 +55,7 @@ def get_config(preset="small"):  # smoke | small | claims
     config.sampling = "independent"  # every member has its own data order
     # 1,237 rows are 19 batches: forty epochs.
     config.total_steps = 40 if preset == "smoke" else 760
-    config.steps_per_call = 20 if preset == "smoke" else 38
+    config.steps_per_call = 20 if preset == "smoke" else 76
     config.log_every_steps = config.steps_per_call
     config.evaluate_every_steps = config.steps_per_call
     config.save_every_steps = 20 if preset == "smoke" else 380
