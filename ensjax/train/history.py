@@ -84,7 +84,9 @@ class History:
         self._pending = []
         for sums in pending:
             for name, values in self.merged(sums).items():
-                self._totals[name] = self._totals.get(name, 0.0) + values
+                # In float64 from the first on, as a resumed run adds them.
+                total = self._totals.get(name, np.zeros(values.shape))
+                self._totals[name] = total + values
         self.frozen_steps, self.stopped_steps = self.merged(health)
         return None if evaluated is None else self.merged(evaluated)
 
