@@ -35,12 +35,32 @@ def epoch_orders(
     """
     _check_positive("num_examples", num_examples)
     _check_positive("num_epochs", num_epochs)
-    rows = jnp.arange(num_examples, dtype=jnp.int32)
 
     def order(epoch):
-        return jax.random.permutation(jax.random.fold_in(key, epoch), rows)
+        return _permutation(jax.random.fold_in(key, epoch), num_examples)
 
     return jax.vmap(order)(first_epoch + jnp.arange(num_epochs, dtype=jnp.int32))
+
+
+def _permutation(key, num_rows):
+    """A random permutation of `num_rows` rows, int32.
+
+    As `jax.random.permutation`, which sorts rows by random keys of at least three bits
+    for each bit of a row number; but row and key share one uint32, since a sort of one
+    operand is several times faster than one of pairs.
+    """
+    row_bits = max(1, (num_rows - 1).bit_length())
+    if row_bits > 24:
+        return jax.random.permutation(key, jnp.arange(num_rows, dtype=jnp.int32))
+    rounds = -(-3 * row_bits // (32 - row_bits))
+    row_mask = jnp.uint32(2**row_bits - 1)
+    rows = jnp.arange(num_rows, dtype=jnp.uint32)
+    order = rows.astype(jnp.int32)
+    for bits in jax.random.bits(key, (rounds, num_rows), jnp.uint32):
+        mixed = jax.lax.sort(bits & ~row_mask | rows, is_stable=False)
+        # Ties of one round keep the order of the round before.
+        order = order[(mixed & row_mask).astype(jnp.int32)]
+    return order
 
 
 def batch_positions(

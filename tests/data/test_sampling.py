@@ -53,6 +53,24 @@ def test_shards_concatenated_are_the_one_shard_plan(num_shards, step):
         assert all(part[leaf].dtype == jnp.int32 for part in parts)
 
 
+
+@pytest.mark.parametrize("num_examples", [1, 2, 3, 4097, 65536, 100_003])
+def test_an_order_is_a_permutation_at_any_size(num_examples):
+    orders = np.asarray(sampling.epoch_orders(KEY, num_examples, 0, 2))
+    assert orders.dtype == np.int32
+    np.testing.assert_array_equal(
+        np.sort(orders), np.broadcast_to(np.arange(num_examples), orders.shape)
+    )
+
+
+def test_neighbours_lie_in_either_order_equally_often():
+    # 50 orders of 5,000 rows: ties of the first sorting round must leave no trace. The
+    # standard deviation of the share is below 0.5 / sqrt(250,000) = 0.001.
+    orders = np.asarray(sampling.epoch_orders(KEY, 5000, 0, 50))
+    places = np.argsort(orders, axis=1)
+    share = np.mean(places[:, :-1] < places[:, 1:])
+    assert abs(share - 0.5) < 0.004
+
 def test_an_epoch_visits_every_kept_position_once_and_drops_the_remainder():
     plans = [sampling.batch_positions(step, 4, 0, 1, 14) for step in range(6)]
     assert [int(epoch) for epoch, _, _ in plans] == [0, 0, 0, 1, 1, 1]
