@@ -53,7 +53,6 @@ def test_shards_concatenated_are_the_one_shard_plan(num_shards, step):
         assert all(part[leaf].dtype == jnp.int32 for part in parts)
 
 
-
 @pytest.mark.parametrize("num_examples", [1, 2, 3, 4097, 65536, 100_003])
 def test_an_order_is_a_permutation_at_any_size(num_examples):
     orders = np.asarray(sampling.epoch_orders(KEY, num_examples, 0, 2))
@@ -70,6 +69,7 @@ def test_neighbours_lie_in_either_order_equally_often():
     places = np.argsort(orders, axis=1)
     share = np.mean(places[:, :-1] < places[:, 1:])
     assert abs(share - 0.5) < 0.004
+
 
 def test_an_epoch_visits_every_kept_position_once_and_drops_the_remainder():
     plans = [sampling.batch_positions(step, 4, 0, 1, 14) for step in range(6)]
