@@ -5,6 +5,7 @@ name of its leaf, with one chunk per member, so that a member can be read at the
 one. A save becomes visible only when it is whole.
 """
 
+import contextlib
 import logging
 import re
 from typing import Any
@@ -17,7 +18,6 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from ensjax.members import pad_members
-
 
 _KEY_KINDS = {
     "key<fry>": "threefry2x32",
@@ -100,7 +100,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Starts saving a stacked state, leaves `[row, ...]`, and a JSON-able `meta`."""
+        """Starts saving a stacked state, leaves `[row, ...]`, and JSON-able `meta`."""
         table = _table(state)
         args = {
             name: ocp.SaveArgs(chunk_byte_size=max(1, x.nbytes // max(1, x.shape[0])))
@@ -126,8 +126,8 @@ class Checkpoints:
 
         Args:
             step: one that was saved.
-            like: `jax.ShapeDtypeStruct`s `[row, ...]` with shardings. Its number of rows
-                may differ from the stored one, since padding depends on the mesh.
+            like: `jax.ShapeDtypeStruct`s `[row, ...]` with shardings. Its number of
+                rows may differ from the stored one, as padding depends on the mesh.
             num_members: rows that are members; the others are padding. A tuple if
                 `like` is a tuple of stacks.
 
@@ -232,8 +232,20 @@ def save_tree(path: Any, tree: Any) -> None:
         name: ocp.SaveArgs(chunk_byte_size=max(1, x.nbytes // max(1, x.shape[0])))
         for name, x in table.items()
     }
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), table, save_args=args)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps Orbax from warning that chunks of one small member are small."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def load_tree(path: Any, like: Any) -> Any:

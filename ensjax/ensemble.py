@@ -262,6 +262,7 @@ class Ensemble:
             raise ValueError(
                 "The two ensembles are of different architecture; use Group([a, b])."
             )
+        other = other.on_mesh(self.mesh)
         parts = [(e.state, e.member_ids) for e in (self, other)]
         state, ids = jax.jit(lambda a, b: concatenate_members([a, b]))(*parts)
         return dataclasses.replace(self, state=state, member_ids=ids)._placed()
@@ -312,14 +313,15 @@ class Ensemble:
         path = epath.Path(path)
         if path.exists():
             raise ValueError(f"{path} exists; choose another path or remove it first.")
-        shapes = jax.eval_shape(lambda e: (e.state, e.member_ids), self)
+        shapes = jax.eval_shape(_arrays, self.state, self.member_ids)
         architecture = cloudpickle.dumps((self.graph, shapes))
         partial = path.parent / f".{path.name}.partial"
         if partial.exists():
             raise ValueError(
                 f"{partial} is what an interrupted save left; remove it first."
             )
-        checkpoint.save_tree(partial / "arrays", (self.state, self.member_ids))
+        arrays = _arrays(self.state, self.member_ids)
+        checkpoint.save_tree(partial / "arrays", arrays)
         if jax.process_index() == 0:
             (partial / "architecture.pkl").write_bytes(architecture)
             partial.rename(path)  # visible only now that it is whole
@@ -354,7 +356,10 @@ class Ensemble:
             rows = next(iter(members.values()))[0]
             shapes = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype),
-                ({"params": params, "rest": rest}, jax.ShapeDtypeStruct((), jnp.int32)),
+                _arrays(
+                    {"params": params, "rest": rest},
+                    jax.ShapeDtypeStruct((), jnp.int32),
+                ),
             )
         else:
             stored = (path / "architecture.pkl").read_bytes()
@@ -363,8 +368,14 @@ class Ensemble:
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
         )
-        state, ids = checkpoint.load_tree(path / "arrays", like)
+        state = checkpoint.load_tree(path / "arrays", like)
+        ids = state.pop("member_ids")
         return cls(state, ids, graph, mesh)
+
+
+def _arrays(state, member_ids):
+    """What is saved of an ensemble, named as errors name it."""
+    return {**state, "member_ids": member_ids}
 
 
 def _member_spec(stacks, mesh) -> jax.P:
@@ -449,6 +460,13 @@ class Group:
             object.__setattr__(self, "ensembles", tuple(self.ensembles))
         if isinstance(self.ensembles, tuple) and not self.ensembles:
             raise ValueError("A Group holds at least one ensemble.")
+        # Transformations of JAX rebuild a Group from other things than ensembles.
+        meshes = {e.mesh for e in self.ensembles if isinstance(e, Ensemble)}
+        if len(meshes) > 1:
+            raise ValueError(
+                "The ensembles of a Group share one mesh; move them with"
+                " Ensemble.on_mesh."
+            )
 
     @property
     def num_members(self) -> int:

@@ -1,0 +1,371 @@
+"""`Ensemble` and `Group`: members in, members out, on any mesh."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+from ensjax import Ensemble, Group, make_mesh, nn, predict
+
+
+def make_mlp(rngs):
+    return nn.MLP(in_features=4, hidden=(8,), num_outputs=3, rngs=rngs)
+
+
+def make_wide(rngs):
+    return nn.MLP(in_features=4, hidden=(9,), num_outputs=3, rngs=rngs)
+
+
+def make_noisy(rngs):
+    """Batch norm and dropout."""
+    return nn.MLP(
+        in_features=4, hidden=(8,), num_outputs=3, norm="batch", dropout=0.5, rngs=rngs
+    )
+
+
+class Users(nnx.Module):
+    """A user's own module, with a kind of variable of its own."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(4, 3, rngs=rngs)
+        self.scale = nnx.Variable(jnp.array(2.0))
+
+    def __call__(self, x):
+        return self.scale[...] * self.linear(x)
+
+
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+ONE = dict(member=1)
+
+
+def states_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+    np.testing.assert_array_equal(a.member_ids, b.member_ids)
+
+
+def test_a_member_is_the_same_model_in_an_ensemble_of_any_size():
+    many = Ensemble.init(make_noisy, num_members=11, seed=3)
+    few = Ensemble.init(make_noisy, num_members=2, seed=3, mesh=make_mesh(**ONE))
+    states_equal(many[:2], few)
+    states_equal(
+        Ensemble.init(make_noisy, seed=3, member_ids=[7, 1]), many.select([7, 1])
+    )
+    other = Ensemble.init(make_noisy, num_members=2, seed=4)
+    assert not np.allclose(other(X), few(X))
+
+
+def test_members_differ_from_each_other():
+    outputs = Ensemble.init(make_mlp, num_members=3)(X)
+    assert len({np.asarray(own).tobytes() for own in outputs}) == 3
+
+
+@pytest.mark.parametrize("members", [1, 3, 8])
+@pytest.mark.parametrize("member, data", [(1, 1), (8, 1), (4, 2)])
+def test_a_call_equals_each_member_alone(members, member, data):
+    mesh = make_mesh(member=member, data=data)
+    ensemble = Ensemble.init(make_mlp, num_members=members, mesh=mesh)
+    assert len(ensemble) == ensemble.num_members == members
+    outputs = ensemble(X)
+    assert outputs.shape == (members, 6, 3)
+    for i in range(members):
+        np.testing.assert_allclose(outputs[i], ensemble[i](X), atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [None, 1, 2, "auto"])
+def test_every_block_gives_the_same_outputs(block):
+    ensemble = Ensemble.init(make_mlp, num_members=5, mesh=make_mesh(member=2))
+    np.testing.assert_allclose(ensemble(X, block=block), ensemble(X), atol=1e-6)
+
+
+def test_a_stack_of_modules_holds_copies_of_them():
+    models = [Users(nnx.Rngs(i)) for i in range(3)]
+    ensemble = Ensemble.stack(models)
+    for i, model in enumerate(models):
+        np.testing.assert_allclose(ensemble(X)[i], model(X), atol=1e-6)
+    before = np.asarray(ensemble(X))
+    models[0].scale[...] = jnp.array(5.0)
+    np.testing.assert_array_equal(ensemble(X), before)
+    assert isinstance(ensemble[0], Users)
+    np.testing.assert_array_equal(ensemble.member_ids, [0, 1, 2])
+
+
+def test_stacking_what_does_not_stack_says_why():
+    with pytest.raises(ValueError, match=r"bias.*\[8\].*\[9\].*Group"):
+        Ensemble.stack([make_mlp(nnx.Rngs(0)), make_wide(nnx.Rngs(1))])
+    with pytest.raises(TypeError, match="from_apply"):
+        Ensemble.stack([lambda x: x])
+    with pytest.raises(ValueError, match="at least one"):
+        Ensemble.stack([])
+    drops = [
+        nn.MLP(in_features=4, dropout=rate, rngs=nnx.Rngs(params=0, dropout=1))
+        for rate in (0.1, 0.2)
+    ]
+    with pytest.raises(ValueError, match="Model 1 is built differently"):
+        Ensemble.stack(drops)
+
+
+def test_evaluation_mode_of_one_model_does_not_keep_it_out_of_the_stack():
+    models = [make_noisy(nnx.Rngs(params=i, dropout=i)) for i in range(2)]
+    models[1].eval()
+    assert Ensemble.stack(models)(X).shape == (2, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(num_members=0), "at least one member"),
+        (dict(), "at least one member"),
+        (dict(member_ids=[1, 1]), "differ"),
+        (dict(member_ids=[-1, 1]), "non-negative"),
+        (dict(member_ids=[0.5]), "integers"),
+        (dict(member_ids=[]), "integers"),
+        (dict(num_members=2, member_ids=[1]), "2 members but 1"),
+    ],
+)
+def test_wrong_members_raise(options, words):
+    with pytest.raises(ValueError, match=words):
+        Ensemble.init(make_mlp, **options)
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["w"]) + params["b"][None]
+
+
+def test_a_bare_function_is_a_member():
+    rng = np.random.default_rng(1)
+    params = {
+        "w": rng.normal(size=(5, 4, 3)).astype(np.float32),
+        "b": np.ones((5, 3), np.float32),
+    }
+    ensemble = Ensemble.from_apply(apply, params)
+    outputs = ensemble(X)
+    for i in range(5):
+        own = ensemble[i]
+        np.testing.assert_array_equal(own["w"], params["w"][i])
+        np.testing.assert_allclose(outputs[i], apply(own, X), atol=1e-6)
+    assert len(ensemble[1:3].concatenate(ensemble[:1])) == 3
+    params["b"] = np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match=r"\['w'\].*4 members|\['b'\].*5 members"):
+        Ensemble.from_apply(apply, params)
+
+
+def test_a_linen_module_is_a_member():
+    module = linen.Dense(3)
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = jax.vmap(module.init, in_axes=(0, None))(keys, X)
+    ensemble = Ensemble.from_apply(module.apply, params)
+    for i in range(4):
+        alone = module.apply(module.init(keys[i], X), X)
+        np.testing.assert_allclose(ensemble(X)[i], alone, atol=1e-6)
+
+
+def test_indices_slices_and_masks_choose_members_with_their_ids():
+    ensemble = Ensemble.init(make_noisy, num_members=7)
+    outputs = np.asarray(ensemble(X))
+    mask = np.array([True, False, False, True, False, True, False])
+    for chosen, rows in [
+        (ensemble[2:5], [2, 3, 4]),
+        (ensemble[[5, -7]], [5, 0]),
+        (ensemble.select(mask), [0, 3, 5]),
+        (ensemble[::-3], [6, 3, 0]),
+        (ensemble.select(jnp.array([4])), [4]),
+    ]:
+        np.testing.assert_array_equal(chosen.member_ids, rows)
+        np.testing.assert_allclose(chosen(X), outputs[rows], atol=1e-6)
+    assert isinstance(ensemble[np.int64(3)], nn.MLP)
+    model = ensemble[-1]
+    model.eval()
+    np.testing.assert_allclose(model(X), outputs[6], atol=1e-6)
+    with pytest.raises(IndexError, match="0 to 6"):
+        ensemble[7]
+    with pytest.raises(ValueError, match="no member"):
+        ensemble[3:3]
+
+
+def test_all_members_can_be_iterated():
+    ensemble = Ensemble.init(make_mlp, num_members=3)
+    assert [type(model) for model in ensemble] == [nn.MLP] * 3
+
+
+def test_concatenating_the_parts_gives_the_whole():
+    ensemble = Ensemble.init(make_noisy, num_members=5)
+    states_equal(ensemble[:2].concatenate(ensemble[2:]), ensemble)
+    elsewhere = ensemble[2:].on_mesh(make_mesh(member=2))
+    states_equal(ensemble[:2].concatenate(elsewhere), ensemble)
+    other = Ensemble.init(make_wide, num_members=1)
+    with pytest.raises(ValueError, match="Group"):
+        ensemble.concatenate(other)
+
+
+def test_other_ids_leave_the_weights_alone():
+    ensemble = Ensemble.init(make_mlp, num_members=3)
+    renamed = ensemble.with_ids([10, 11, 12])
+    np.testing.assert_array_equal(renamed.member_ids, [10, 11, 12])
+    np.testing.assert_array_equal(renamed(X), ensemble(X))
+    with pytest.raises(ValueError, match="3 members but 2"):
+        ensemble.with_ids([1, 2])
+
+
+def test_an_ensemble_is_a_pytree_and_moves_between_meshes():
+    ensemble = Ensemble.init(make_noisy, num_members=8)
+    moved = ensemble.on_mesh(make_mesh(member=2, data=2))
+    states_equal(ensemble, moved)
+    leaves, treedef = jax.tree.flatten(ensemble)
+    states_equal(jax.tree.unflatten(treedef, leaves), ensemble)
+    kernel = jax.tree.leaves(moved.params)[0]
+    assert kernel.addressable_shards[0].data.shape[0] == 4
+    assert jax.jit(lambda e: e.member_ids.sum())(ensemble) == 28
+
+
+def test_equal_ensembles_share_one_program():
+    mesh = make_mesh(member=2)
+    a = Ensemble.init(make_mlp, num_members=3, seed=0, mesh=mesh)
+    b = Ensemble.init(make_mlp, num_members=3, seed=1, mesh=mesh)
+    assert a.graph == b.graph and hash(a.graph) == hash(b.graph)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+
+
+def test_evaluation_uses_running_statistics_and_no_dropout():
+    models = [make_noisy(nnx.Rngs(params=i, dropout=i)) for i in range(2)]
+    for model in models:
+        model.train()
+        for _ in range(20):
+            model(3 * X + 1)  # moves the running statistics
+    ensemble = Ensemble.stack(models)
+    outputs = np.asarray(ensemble(X))
+    np.testing.assert_array_equal(ensemble(X), outputs)
+    for model, own in zip(models, outputs, strict=True):
+        model.eval()
+        np.testing.assert_allclose(own, model(X), atol=1e-6)
+    # One example alone gives its own row: nothing depends on the batch.
+    np.testing.assert_allclose(ensemble(X[:1])[:, 0], outputs[:, 0], atol=1e-6)
+
+
+def test_inputs_may_be_a_pytree():
+    def apply_pair(params, inputs):
+        return {"sum": params["w"] * (inputs["a"] + inputs["b"])}
+
+    ensemble = Ensemble.from_apply(apply_pair, {"w": jnp.arange(1.0, 4.0)})
+    outputs = ensemble({"a": X, "b": X})["sum"]
+    np.testing.assert_allclose(outputs[2], 6 * X, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("member, data", [(8, 1), (4, 2)])
+def test_predicting_in_batches_equals_all_at_once(batch_size, member, data):
+    ensemble = Ensemble.init(
+        make_noisy, num_members=3, mesh=make_mesh(member=member, data=data)
+    )
+    outputs = predict(ensemble, X[:5], batch_size=batch_size)
+    assert outputs.shape == (3, 5, 3)
+    np.testing.assert_allclose(outputs, ensemble(X)[:, :5], atol=1e-6)
+
+
+def test_predicting_nothing_or_unequal_inputs_raises():
+    ensemble = Ensemble.init(make_mlp, num_members=2)
+    for x, size in [(X[:0], 4), ({"a": X, "b": X[:2]}, 4), (X, 0), (np.float32(1), 4)]:
+        with pytest.raises(ValueError, match="predict needs inputs"):
+            predict(ensemble, x, batch_size=size)
+
+
+def test_a_group_is_one_ensemble_of_several_architectures():
+    a = Ensemble.init(make_mlp, num_members=3)
+    b = Ensemble.init(make_wide, member_ids=[7, 8])
+    group = Group([a, b])
+    assert len(group) == group.num_members == 5
+    np.testing.assert_array_equal(group.member_ids, [0, 1, 2, 7, 8])
+    expected = np.concatenate([a(X), b(X)])
+    np.testing.assert_allclose(group(X), expected, atol=1e-6)
+    np.testing.assert_allclose(predict(group, X, batch_size=4), expected, atol=1e-6)
+    np.testing.assert_allclose(group[3](X), expected[3], atol=1e-6)
+    np.testing.assert_allclose(group[-1](X), expected[4], atol=1e-6)
+    with pytest.raises(IndexError, match="0 to 4"):
+        group[5]
+    with pytest.raises(ValueError, match="at least one"):
+        Group([])
+    assert len(jax.tree.map(lambda x: x, group)) == 5
+    assert jax.jit(lambda g: g.num_members)(group) == 5
+    with pytest.raises(ValueError, match="share one mesh"):
+        Group([a, b.on_mesh(make_mesh(member=2))])
+
+
+@pytest.mark.parametrize("members", [3, 8])
+def test_what_is_saved_loads_onto_any_mesh(tmp_path, members):
+    ensemble = Ensemble.init(make_noisy, num_members=members, seed=5)[::-1]
+    ensemble.save(tmp_path / "ensemble")
+    for member, data in [(8, 1), (1, 1), (2, 2)]:
+        mesh = make_mesh(member=member, data=data)
+        loaded = Ensemble.load(tmp_path / "ensemble", mesh=mesh)
+        assert loaded.mesh == mesh
+        states_equal(loaded, ensemble)
+        np.testing.assert_allclose(loaded(X), ensemble(X), atol=1e-6)
+    built = Ensemble.load(tmp_path / "ensemble", make_model=make_noisy)
+    states_equal(built, ensemble)
+    assert built.graph == ensemble.graph
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_is_seen(tmp_path):
+    ensemble = Ensemble.init(make_mlp, num_members=2)
+    ensemble.save(tmp_path / "a")
+    with pytest.raises(ValueError, match="exists; choose another path"):
+        ensemble.save(tmp_path / "a")
+    with pytest.raises(ValueError, match="no saved ensemble"):
+        Ensemble.load(tmp_path / "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_loading_as_another_architecture_names_the_leaf(tmp_path):
+    Ensemble.init(make_mlp, num_members=2).save(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"^params.blocks.0.linear.*\[8\].*\[9\]"):
+        Ensemble.load(tmp_path / "a", make_model=make_wide)
+    with pytest.raises(ValueError, match="no leaf '.*norm.*'"):
+        Ensemble.load(tmp_path / "a", make_model=make_noisy)
+
+
+def test_a_bare_function_is_saved_with_its_parameters(tmp_path):
+    ensemble = Ensemble.from_apply(
+        apply, {"w": np.ones((2, 4, 3)), "b": np.ones((2, 3))}
+    )
+    ensemble.save(tmp_path / "a")
+    np.testing.assert_allclose(Ensemble.load(tmp_path / "a")(X), ensemble(X), atol=1e-6)
+
+
+def in_a_fresh_process(code):
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_touches_no_device_and_no_plotting_or_data_library():
+    code = """
+import sys
+import ensjax
+ensjax.Ensemble, ensjax.fit, ensjax.calibrate
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+heavy = {"matplotlib", "sklearn", "grain", "mlxtend", "torch", "tensorflow"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    in_a_fresh_process(code)
+
+
+@pytest.mark.slow
+def test_importing_adds_little_to_jax_and_flax():
+    """The best of five, since other work on the machine only adds."""
+    code = """
+import jax, flax, time
+start = time.perf_counter()
+import ensjax
+ensjax.Ensemble, ensjax.fit, ensjax.calibrate
+print(time.perf_counter() - start)
+"""
+    assert min(float(in_a_fresh_process(code)) for _ in range(5)) < 1.5
