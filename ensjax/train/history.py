@@ -115,11 +115,14 @@ class History:
         return bool(((self.frozen_steps >= 0) | (self.stopped_steps >= 0)).all())
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint keeps; `read` comes before."""
+        """What a checkpoint keeps; `read` comes before.
+
+        Copies, since it is written while training adds to the history.
+        """
         return {
             "step": self.step,
-            "reports": self._reports,
-            "evaluations": self._evaluations,
+            "reports": list(self._reports),
+            "evaluations": list(self._evaluations),
             "totals": _lists(self._totals),
         }
 

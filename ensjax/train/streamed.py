@@ -145,8 +145,11 @@ class _Peekable:
         return self._batches.get_state()
 
     def set_state(self, state):
+        # The position is that of the global batch, of which another number of processes
+        # reads parts of another size.
+        local = jax.tree.leaves(self.peek())[0].shape[0]
         self._held = []
-        self._batches.set_state(state)
+        self._batches.set_state({**state, "batch_size": local})
 
 
 class _Limited:

@@ -60,7 +60,7 @@ def data_across_processes():
 
 
 def run(directory, *, steps, layout="member", seconds=0.0, checkpoints=True):
-    """Trains on four devices: arrays over members, or a stream over members and data."""
+    """Trains on four devices: members split, or members and a stream of data."""
     options, model = {}, make_model
     if layout == "member":
         mesh = ensjax.make_mesh(member=4, devices=jax.devices()[:4])

@@ -21,7 +21,7 @@ def start(folder, result, options):
         [sys.executable, str(JOB), str(folder), str(result), options],
         env=os.environ | {"PYTHONPATH": ROOT},
         stdout=subprocess.DEVNULL,
-        stderr=open(folder / "errors.txt", "a"),  # noqa: SIM115
+        stderr=open(folder / "errors.txt", "a"),
     )
 
 
