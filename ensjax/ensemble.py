@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ensjax import checkpoint
+from ensjax.graphs import ApplyGraph, Forward, NnxGraph
 from ensjax.mapping import map_members
 from ensjax.members import (
     check_stacked,
@@ -26,60 +27,6 @@ from ensjax.members import (
     stack_members,
 )
 from ensjax.mesh import default_mesh, place
-
-
-@dataclasses.dataclass(frozen=True)
-class NnxGraph:
-    """The static half of an NNX member."""
-
-    graphdef: nnx.GraphDef
-
-    def merge(self, state: Any, *, train: bool) -> nnx.Module:
-        """One module from one member's state, in training or evaluation mode.
-
-        While training, batch norm reduces over the mesh axis "data", so that a batch
-        means the same on any mesh.
-        """
-        model = nnx.merge(self.graphdef, state["params"], state["rest"], copy=True)
-        if train:
-            model.train()
-            for _, module in nnx.iter_modules(model):
-                if isinstance(module, nnx.BatchNorm):
-                    module.axis_name = "data"
-        else:
-            model.eval()
-        return model
-
-    def rest(self, model: nnx.Module) -> Any:
-        """What is not a parameter of a module that has run (batch statistics, keys)."""
-        return nnx.split(model, nnx.Param, nnx.Intermediate, ...)[3]
-
-
-@dataclasses.dataclass(frozen=True)
-class ApplyGraph:
-    """The static half of a member that is a function `apply(params, x)`."""
-
-    apply: Callable[[Any, Any], Any]
-
-    def merge(self, state: Any, *, train: bool) -> Callable[..., Any]:
-        """`apply` with one member's parameters; the same in both modes."""
-        del train
-        return BoundApply(self.apply, state["params"])
-
-    def rest(self, model: Any) -> Any:
-        """Such members have nothing but parameters."""
-        del model
-        return {}
-
-
-class BoundApply:
-    """`apply` with its parameters: called as a model, `params` within reach of a loss."""
-
-    def __init__(self, apply, params):
-        self.apply, self.params = apply, params
-
-    def __call__(self, *args, **kwargs):
-        return self.apply(self.params, *args, **kwargs)
 
 
 @jax.tree_util.register_dataclass
@@ -382,16 +329,6 @@ def _member_spec(stacks, mesh) -> jax.P:
     """Split over members where they divide over the devices, else whole on each."""
     members = jax.tree.leaves(stacks)[0].shape[0]
     return jax.P("member") if members % mesh.shape["member"] == 0 else jax.P()
-
-
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """One member's outputs in evaluation mode."""
-
-    graph: Any
-
-    def __call__(self, state, x):
-        return self.graph.merge(state, train=False)(x)
 
 
 @dataclasses.dataclass(frozen=True)
