@@ -35,8 +35,8 @@ class Ensemble:
     """Members of one architecture, stacked.
 
     Attributes:
-        state: `{"params": ..., "rest": ...}`, leaves `[member, ...]`; `rest` is all that
-            is not trained by gradients (batch statistics, dropout keys).
+        state: `{"params": ..., "rest": ...}`, leaves `[member, ...]`; `rest` is all
+            that is not trained by gradients (batch statistics, dropout keys).
         member_ids: int32 `[member]`. A member's randomness follows its id, so it keeps
             its stream when members are selected or re-ordered.
         graph: what is static: `NnxGraph` or `ApplyGraph`.
@@ -108,8 +108,8 @@ class Ensemble:
         for model in models:
             if not isinstance(model, nnx.Module):
                 raise TypeError(
-                    f"Ensemble.stack takes flax nnx modules; got {type(model).__name__}."
-                    " For a bare function use Ensemble.from_apply(apply, params)."
+                    "Ensemble.stack takes flax nnx modules; got"
+                    f" {type(model).__name__}. For a bare function use Ensemble.from_apply(apply, params)."
                 )
             model = nnx.clone(model)
             model.train()
@@ -121,8 +121,8 @@ class Ensemble:
             if graphdef != graphs[0]:
                 raise ValueError(
                     f"Model {number} is built differently from model 0 although their"
-                    " arrays agree (another activation, rate, or a function defined anew"
-                    " for each model). Members of different architecture form a Group."
+                    " arrays agree (another activation, rate, or a function defined"
+                    " anew for each model). Members of different architecture form a Group."
                 )
         mesh = default_mesh() if mesh is None else mesh
         return cls(state, ids, NnxGraph(graphs[0]), mesh)._placed()
@@ -173,7 +173,7 @@ class Ensemble:
         return self.num_members
 
     def __getitem__(self, index: Any) -> Any:
-        """`e[3]`: one member (an nnx module, or its parameters); `e[2:5]`: an ensemble."""
+        """`e[3]`: one member (an nnx module or its parameters); `e[2:5]`: some."""
         if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
             row = member_rows([index], self.num_members)[0]
             state = _select_rows(self.state, [row], self.mesh)

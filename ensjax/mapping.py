@@ -1,9 +1,9 @@
 """`map_members`: how a function of one member runs over the whole stack.
 
 Outside is a `shard_map` that is manual over the mesh ("member", "data", "model");
-inside, the local members run all at once (`vmap`), `block` at a time in a compiled loop,
-or one after the other unrolled. This is the only module that maps the member axis, and
-the only one that jits.
+inside, the local members run all at once (`vmap`), `block` at a time in a compiled
+loop, or one after the other unrolled. This is the only module that maps the member
+axis, and the only one that jits training and prediction.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Reductions over members, in one pass and across devices.
 
-A reduction is four pure functions: `init` an empty state, `update` it with some members,
-`merge` two states, `finish` it into results. Members need never exist together: blocks of
-them are folded in one after the other, or on different devices, in any order.
+A reduction is four pure functions: `init` an empty state, `update` it with some
+members, `merge` two states, `finish` it into results. Members need never exist together:
+blocks of them are folded in one after the other, or on different devices, in any order.
 """
 
 import functools
@@ -148,8 +148,8 @@ def reduce_moments(
 ) -> Moments:
     """The moments over all members of a stack that is split over devices.
 
-    One compiled program: each device folds in its own members, then three sums cross the
-    member axis. No device holds another's members.
+    One compiled program: each device folds in its own members, then three sums cross
+    the member axis. No device holds another's members.
 
     Args:
         stacked: leaves `[member, ...]`.

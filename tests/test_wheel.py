@@ -1,6 +1,7 @@
 """What a colab user gets: a built wheel, used in an empty folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+NOT_SOURCE = (".*", "build", "runs", "*.egg-info", "__pycache__", "tests")
 
 # A user's own module and arrays; the lines of the contract are those after "# ---".
 COLAB = """
@@ -80,9 +82,12 @@ print("loader works")
 def wheel(tmp_path_factory):
     """The folder in which a wheel of this repository is installed."""
     out = tmp_path_factory.mktemp("wheel")
+    # Built from a copy: a build in place leaves a folder that later wheels pick up.
+    source = out / "source"
+    shutil.copytree(REPOSITORY, source, ignore=shutil.ignore_patterns(*NOT_SOURCE))
     pip = [sys.executable, "-m", "pip", "-q"]
     subprocess.run(
-        [*pip, "wheel", "--no-deps", "-w", out, REPOSITORY],
+        [*pip, "wheel", "--no-deps", "-w", out, source],
         check=True,
         capture_output=True,
     )

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from ensjax.data.sampling import accumulate_weights
-from ensjax.ensemble import Ensemble, Group, NnxGraph
+from ensjax.ensemble import Ensemble, Group
+from ensjax.graphs import NnxGraph
 from ensjax.mesh import fetch, place
 from ensjax.train.assembly import Stacks
 from ensjax.train.evaluation import EarlyStopping
