@@ -109,7 +109,8 @@ class Ensemble:
             if not isinstance(model, nnx.Module):
                 raise TypeError(
                     "Ensemble.stack takes flax nnx modules; got"
-                    f" {type(model).__name__}. For a bare function use Ensemble.from_apply(apply, params)."
+                    f" {type(model).__name__}. For a bare function use"
+                    " Ensemble.from_apply(apply, params)."
                 )
             model = nnx.clone(model)
             model.train()
@@ -122,7 +123,8 @@ class Ensemble:
                 raise ValueError(
                     f"Model {number} is built differently from model 0 although their"
                     " arrays agree (another activation, rate, or a function defined"
-                    " anew for each model). Members of different architecture form a Group."
+                    " anew for each model). Members of different architecture form a"
+                    " Group."
                 )
         mesh = default_mesh() if mesh is None else mesh
         return cls(state, ids, NnxGraph(graphs[0]), mesh)._placed()

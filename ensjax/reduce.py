@@ -1,8 +1,9 @@
 """Reductions over members, in one pass and across devices.
 
 A reduction is four pure functions: `init` an empty state, `update` it with some
-members, `merge` two states, `finish` it into results. Members need never exist together:
-blocks of them are folded in one after the other, or on different devices, in any order.
+members, `merge` two states, `finish` it into results. Members need never exist
+together: blocks of them are folded in one after the other, or on different devices, in
+any order.
 """
 
 import functools

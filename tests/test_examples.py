@@ -9,7 +9,6 @@ import pytest
 
 import ensjax
 
-
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

@@ -279,7 +279,7 @@ def test_the_program_does_not_grow_with_the_members(name, block, few):
 
 
 def test_the_loop_over_blocks_is_all_that_the_automatic_block_adds():
-    """A third of a small program, once; a program without a loop is that much shorter."""
+    """A third of a small program: one without a loop is that much shorter."""
     mesh = make_mesh(member=1)
     two, many = (
         len(lowered("MLP", members, mesh, block="auto").as_text())
@@ -463,7 +463,7 @@ def lower_for_both():
 
 
 def in_tpu_process(*arguments):
-    """JSON that this file prints as a script, with the environment of a TPU compiler."""
+    """JSON that this file prints as a script, where a TPU compiler can be found."""
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, __file__, *map(str, arguments)],

@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).parent.parent
 NOT_SOURCE = (".*", "build", "runs", "*.egg-info", "__pycache__", "tests")
 
 # A user's own module and arrays; the lines of the contract are those after "# ---".
+# ruff: noqa: E501
 COLAB = """
 import numpy as np, optax, ensjax
 from flax import nnx
@@ -129,9 +130,8 @@ def test_the_contract_takes_no_more_lines_than_promised():
 
 
 def test_the_wheel_carries_every_package_config_and_experiment(wheel):
-    inside = {
-        str(path.relative_to(wheel / "ensjax")) for path in wheel.rglob("ensjax/**/*.py")
-    }
+    packages = wheel / "ensjax"
+    inside = {str(path.relative_to(packages)) for path in packages.rglob("*.py")}
     ours = {
         str(path.relative_to(REPOSITORY / "ensjax"))
         for path in (REPOSITORY / "ensjax").rglob("*.py")
