@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -203,6 +204,12 @@ def metric_under_shift(
     return fig
 
 
+@jax.jit
+def _curve_and_area(log_probs, labels, confidence):
+    curve = scores.risk_coverage(log_probs, labels, confidence=confidence)
+    return curve, scores.aurc(log_probs, labels, confidence=confidence)
+
+
 def risk_coverage(
     log_probs: np.ndarray | Mapping[str, np.ndarray],
     labels: np.ndarray,
@@ -225,14 +232,13 @@ def risk_coverage(
     ax = fig.subplots()
     for i, (name, values) in enumerate(named(log_probs, "ensemble").items()):
         sure = (confidence or {}).get(name)
-        curve = scores.risk_coverage(values, labels, confidence=sure)
-        area = float(scores.aurc(values, labels, confidence=sure))
+        curve, area = _curve_and_area(values, labels, sure)
         ax.plot(
             np.asarray(curve.coverage),
             np.asarray(curve.risk),
             color=PALETTE[i],
             lw=1.8,
-            label=f"{name}, AURC {area:.3g}",
+            label=f"{name}, AURC {float(area):.3g}",
         )
     ax.set_xlim(0, 1)
     ax.set_ylim(bottom=0)

@@ -1,7 +1,9 @@
 """The reliability diagram: accuracy against confidence, and how confident rows are."""
 
+import functools
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -15,6 +17,13 @@ from ensjax.plot.style import (
     named,
     new_figure,
 )
+
+
+# Compiled once for a figure's curves: run eagerly, dozens of small programs are.
+@functools.partial(jax.jit, static_argnums=2)
+def _bins_and_error(log_probs, labels, num_bins):
+    bins = scores.reliability_bins(log_probs, labels, num_bins=num_bins)
+    return bins, scores.ece(log_probs, labels, num_bins=num_bins)
 
 
 def reliability(
@@ -46,8 +55,7 @@ def reliability(
     )
     ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="perfectly calibrated")
     for i, (name, values) in enumerate(curves.items()):
-        bins = scores.reliability_bins(values, labels, num_bins=num_bins)
-        error = float(scores.ece(values, labels, num_bins=num_bins))
+        bins, error = _bins_and_error(values, labels, num_bins)
         x, y, weight = (np.asarray(b, float) for b in bins[:3])
         full = weight > 0
         interval = scores.wilson_interval(y[full] * weight[full], weight[full])
@@ -62,7 +70,7 @@ def reliability(
             ms=5,
             lw=1.5,
             clip_on=False,
-            label=f"{name}, ECE {error:.3g}",
+            label=f"{name}, ECE {float(error):.3g}",
         )
         edges = np.asarray(bins.edges, float)
         share = weight / weight.sum()
