@@ -28,7 +28,6 @@ FAST = [
     ("mlp-batch-norm", (8, 1)),
     ("mlp-batch-norm", (4, 2)),
     ("cnn-batch-norm", (4, 2)),
-    ("vit", (8, 1)),
 ]
 
 
@@ -196,7 +195,7 @@ def rows_by_hand(sampling, member_id, step, num_examples, batch_size, seed, weig
 def train_by_hand(
     params, data, steps, batch_size, *, sampling, seed, member_id, weights
 ):
-    tx = optax.adam(1e-2, eps=1e-3)
+    tx = optax.adam(1e-3, eps=1e-3)
     x, y = map(jnp.asarray, data)
 
     def loss(params, rows):

@@ -267,3 +267,18 @@ def test_a_stream_without_a_position_says_so_before_and_when_it_is_resumed(
     with pytest.warns(UserWarning):
         _, log = kit.fit(kit.ensemble(), batches, steps=10, **options)
     assert log.resumed_step == 10
+
+
+def test_what_is_saved_does_not_change_while_it_is_written():
+    from ensjax.train.history import History
+
+    sums = {"loss": np.ones(3), "_steps": np.ones(3)}
+    state = {"frozen_step": np.full(3, -1), "stopped_step": np.full(3, -1)}
+    history = History((3,), None)
+    saved = []
+    for history.step in (1, 2):
+        history.add_sums((sums,))
+        history.read((state,))
+        history.add_report()
+        saved.append(history.to_json())
+    assert [len(s["reports"]) for s in saved] == [1, 2]
