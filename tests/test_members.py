@@ -22,7 +22,7 @@ from ensjax.members import (
     unstack_members,
 )
 
-FEW = settings(max_examples=8, deadline=None)
+FEW = settings(max_examples=5, deadline=None)
 
 
 def tree_of(shapes, offset, dtype=np.float32):

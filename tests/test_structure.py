@@ -327,8 +327,12 @@ def test_members_do_not_cost_copies_of_the_data(sampling, block):
         return stats.argument_size_in_bytes + stats.temp_size_in_bytes
 
     growth = used(16) - used(2)
-    # Fourteen copies would be 14; each member has an order of 4 bytes an example.
-    assert growth < 0.5 * dataset
+    # Fourteen copies would be 14 datasets. Drawing a member's orders of two epochs
+    # takes 100 to 120 bytes an example, whatever an example holds, for those members
+    # that run at once.
+    assert growth < 14 * 160 * count
+    if block == 1:
+        assert growth < 0.05 * dataset
 
 
 @pytest.mark.parametrize("steps_per_call", [pytest.param(1, marks=SLOW), 4])
