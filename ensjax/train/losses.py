@@ -36,7 +36,8 @@ def cross_entropy(model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, di
 
     Args:
         model: called as `model(x)` -> logits `[batch, class]`.
-        batch: `(x, labels)`, labels integers `[batch]`.
+        batch: `(x, labels)`, labels integers `[batch]`. A label that is no class makes
+            the loss NaN, so that training reports it at once.
         key: unused.
 
     Raises:
@@ -55,13 +56,31 @@ def cross_entropy(model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, di
             "cross_entropy needs logits [batch, class] and labels [batch]; got"
             f" {logits.shape} and {labels.shape}."
         )
+    nll = -label_log_probs(logits, labels)
+    correct = jnp.argmax(logits, axis=1) == labels
+    return nll.mean(), {"accuracy": correct.astype(jnp.float32).mean()}
+
+
+def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Log-probability of each label, in nats; NaN where a label is no class.
+
+    Args:
+        logits: `[..., batch, class]`.
+        labels: integers `[batch]`.
+
+    Returns:
+        `[..., batch]`, float32.
+    """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     # One-hot instead of a gather: the gradient of a gather is a scatter, which is slow
     # under vmap.
-    chosen = labels[:, None] == jnp.arange(logits.shape[1])[None]
-    nll = -jnp.sum(jnp.where(chosen, log_probs, 0.0), axis=1)
-    correct = jnp.argmax(logits, axis=1) == labels
-    return nll.mean(), {"accuracy": correct.astype(jnp.float32).mean()}
+    chosen = labels[:, None] == jnp.arange(logits.shape[-1])[None]
+    chosen = chosen.reshape((1,) * (logits.ndim - 2) + chosen.shape)
+    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    is_class = is_class.reshape((1,) * (logits.ndim - 2) + is_class.shape)
+    return jnp.where(
+        is_class, jnp.sum(jnp.where(chosen, log_probs, 0.0), axis=-1), jnp.nan
+    )
 
 
 def mean_squared_error(model: Any, batch: Any, key: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ensjax.train.losses import label_log_probs
+
 
 def call_on_inputs(model: Any, batch: Any, key: jax.Array) -> Any:
     """`model(x)` for a batch `(x, targets)`: the usual forward pass."""
@@ -67,23 +69,22 @@ def ensemble_nll(
 
         -log (1/M) sum_m p_m(y | x),   mean over the batch
 
-    Trained jointly, members share the blame; compare with independent training before
-    use. The metric "member_nll" is each member's own.
+    Trained jointly, members share the blame, and each one's gradient is weighted by its
+    share of the mixture; compare with independent training before use. The metric
+    "member_nll" is each member's own.
 
     Args:
         logits: `[member, batch, class]`.
-        batch: `(x, labels)`, labels integers `[batch]`.
+        batch: `(x, labels)`, labels integers `[batch]`; a label that is no class makes
+            the loss NaN.
         key: unused.
         mask: `[member]`.
 
-    Source: Dutt et al. 2020, "Coupled ensembles of neural networks", section 3
-    (averaging of probabilities).
+    Source: the predictive of Lakshminarayanan et al. 2017, arXiv:1612.01474, section
+    2.4, as an objective (there, members are trained apart).
     """
     del key
-    labels = batch[1]
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    chosen = labels[None, :, None] == jnp.arange(logits.shape[2])[None, None]
-    own = jnp.sum(jnp.where(chosen, log_probs, 0.0), axis=2)  # [member, batch]
+    own = label_log_probs(logits, batch[1])  # [member, batch]
     kept = jnp.where(mask[:, None], own, -jnp.inf)
     pooled = jax.nn.logsumexp(kept, axis=0) - jnp.log(jnp.sum(mask))
     return -pooled.mean(), {"member_nll": -own.mean(axis=1)}
@@ -95,7 +96,9 @@ class NegativeCorrelation:
 
         mean_m [ (f_m - y)^2 - strength (f_m - fbar)^2 ]
 
-    At strength 1 the members fit as one model; at 0 they are independent.
+    At strength 1 the members fit as one model; at 0 they do not see each other. The
+    mean over members makes each one's gradient 1/M of that of training alone, which
+    Adam does not notice and SGD does: multiply its learning rate by M to compare.
 
     Source: Liu and Yao 1999, "Ensemble learning via negative correlation", equations 4
     and 6 (the penalty p_m sums to minus the ambiguity).

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import ensjax
+from ensjax import losses
+from ensjax.train.objectives import ensemble_nll
 from ensjax.train.progress import Pace, duration, report_line
 
 BAD = 2
@@ -247,3 +249,19 @@ def test_progress_in_a_terminal_is_a_bar_with_lines_above_it(monkeypatch, capsys
     progress.close()
     shown = capsys.readouterr().out
     assert "step 5/10 | loss 1\n" in shown and "training" in shown
+
+
+def test_a_label_that_is_no_class_is_reported_at_once():
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    logits = jnp.zeros((3, 4, 3))
+    batch = (x[:4], jnp.array([0, 2, 3, 1]))
+    loss, _ = losses.cross_entropy(lambda _: logits[0], batch, None)
+    assert jnp.isnan(loss)
+    mask = jnp.ones(3, bool)
+    assert jnp.isnan(ensemble_nll(logits, batch, None, mask)[0])
+    good = (x[:4], jnp.array([0, 2, 2, 1]))
+    value = losses.cross_entropy(lambda _: logits[0], good, None)[0]
+    np.testing.assert_allclose(value, np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(
+        ensemble_nll(logits, good, None, mask)[0], np.log(3), rtol=1e-6
+    )
