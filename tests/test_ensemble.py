@@ -42,21 +42,24 @@ X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 ONE = dict(member=1)
 
 
-def states_equal(a, b):
+def states_equal(a, b, rtol=0):
     for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            np.testing.assert_allclose(x, y, rtol=rtol)
+        else:
+            np.testing.assert_array_equal(x, y)
     np.testing.assert_array_equal(a.member_ids, b.member_ids)
 
 
 def test_a_member_is_the_same_model_in_an_ensemble_of_any_size():
+    """The same draws; another shape may round an inverse error function otherwise."""
     many = Ensemble.init(make_noisy, num_members=11, seed=3)
     few = Ensemble.init(make_noisy, num_members=2, seed=3, mesh=make_mesh(**ONE))
-    states_equal(many[:2], few)
-    states_equal(
-        Ensemble.init(make_noisy, seed=3, member_ids=[7, 1]), many.select([7, 1])
-    )
+    states_equal(many[:2], few, rtol=1e-6)
+    chosen = Ensemble.init(make_noisy, seed=3, member_ids=[7, 1])
+    states_equal(chosen, many.select([7, 1]), rtol=1e-6)
     other = Ensemble.init(make_noisy, num_members=2, seed=4)
     assert not np.allclose(other(X), few(X))
 

@@ -82,7 +82,9 @@ def dense(rngs):
 
 
 def conv(rngs):
-    return nn.CNN(image_shape=(7, 7, 1), features=(3, 5), num_outputs=3, rngs=rngs)
+    return nn.CNN(
+        image_shape=(7, 7, 1), features=(3,), num_pools=1, num_outputs=3, rngs=rngs
+    )
 
 
 def vit(rngs):
