@@ -36,10 +36,12 @@ _MAPPED_AXES = {"member": 0, "batch": None, "member_batch": 0, "shared": None}
 
 MAX_UNROLLED_MEMBERS = 16
 
-# A member whose arrays fit here keeps its place in a core's cache beside others;
-# measured on two CPU cores with MLPs, a ViT and convolutional nets
-# (`ensjax bench engine`).
-_CPU_CACHE_BYTES = 512 * 1024
+# A larger member fills a core's cache and both cores alone: running it beside others
+# gains nothing. Smaller ones share the work of starting each operation and its threads,
+# as long as all of them fit the shared cache. Measured on two CPU cores with MLPs of
+# 0.1 and 4 MB and a ViT of 2 MB a member (`ensjax bench engine`).
+_CPU_MEMBER_BYTES = 512 * 1024
+_CPU_CACHE_BYTES = 16 * 1024**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,8 +353,9 @@ def auto_block(
     """How many members run at once when `block="auto"`.
 
     A rule of platform and shapes alone, so that a run is a function of its config:
-    accelerators run all members at once; a CPU takes as many as keep their arguments
-    and largest intermediate results in cache, and one at a time for convolutions.
+    accelerators run all members at once. A CPU runs members with convolutions, or with
+    more than 512 KiB of arguments and largest intermediate result, one at a time, and
+    of smaller ones as many as fit 16 MiB.
 
     Args:
         one: function of the mapped arguments of one member.
@@ -370,7 +373,10 @@ def auto_block(
     if footprint.has_convolution:
         return 1
     arguments = sum(_bytes(x) for x in jax.tree.leaves(single))
-    limit = max(1, _CPU_CACHE_BYTES // max(1, arguments + footprint.largest()))
+    member_bytes = max(1, arguments + footprint.largest())
+    if member_bytes > _CPU_MEMBER_BYTES:
+        return 1
+    limit = _CPU_CACHE_BYTES // member_bytes
     if limit >= local_members:
         return None
     return max(k for k in range(1, limit + 1) if local_members % k == 0)

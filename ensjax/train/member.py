@@ -177,18 +177,22 @@ class Member:
         it had before and is frozen. The choice is a `where`, so that no other member's
         program changes. Metrics of a dropped step are 0; "_steps" counts the others.
         """
+        active = (state["frozen_step"] == _NEVER) & (state["stopped_step"] == _NEVER)
         updates, opt_state = self.tx(hyper).update(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
         rest = keep_seeds(rest, state["rest"])
-        active = (state["frozen_step"] == _NEVER) & (state["stopped_step"] == _NEVER)
         finite = all_finite((loss, params, rest))
         keep = active & finite
-        new = {"params": params, "rest": rest, "opt_state": opt_state}
+        # The optimizer's state is not chosen: no step of a frozen or stopped member
+        # counts, and on CPU the choice costs as much as Adam itself.
         new = jax.tree.map(
-            lambda a, b: jnp.where(keep, a, b), new, {name: state[name] for name in new}
+            lambda a, b: jnp.where(keep, a, b),
+            {"params": params, "rest": rest},
+            {"params": state["params"], "rest": state["rest"]},
         )
+        new["opt_state"] = opt_state
         metrics = {
             name: jnp.where(keep, value, 0.0)
             for name, value in {**metrics, "_steps": jnp.float32(1)}.items()
@@ -237,23 +241,46 @@ def mean_over_data(data_shards: int, tree: Any) -> Any:
 
 def all_finite(tree: Any) -> jax.Array:
     """True if every floating value of the tree is finite, `[]`."""
-    checks = [
-        _is_finite(x)
-        for x in jax.tree.leaves(tree)
-        if jnp.issubdtype(x.dtype, jnp.floating)
-    ]
-    return jnp.stack(checks).all()
+    values = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if tracing_platform() != "cpu":
+        return jnp.stack([jnp.isfinite(x).all() for x in values]).all()
+    return jnp.isfinite(_scaled_sum(values))
 
 
-def _is_finite(x):
-    if x.ndim < 2 or not x.size or tracing_platform() != "cpu":
-        return jnp.isfinite(x).all()
-    # On CPU a reduction over all entries runs one by one; a matrix-vector product does
-    # not. Rows whose sum is finite have finite entries, and the weight keeps the sum of
-    # finite entries from overflowing.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    weight = jnp.full(x.shape[-1], 2.0**-40, wide)
-    return jnp.isfinite(x.reshape(-1, x.shape[-1]).astype(wide) @ weight).all()
+# A sum is finite only if its terms are, and the scale keeps a sum of finite terms from
+# overflowing. On CPU a reduction over all entries runs one by one, a matrix-vector
+# product does not; and a loop of many small kernels is slow.
+_SCALE = 2.0**-40
+
+
+@jax.custom_batching.custom_vmap
+def _scaled_sum(values):
+    """2^-40 times the sum of all entries of a list of arrays, `[]`."""
+    sums = []
+    for x in map(_wide, values):
+        if x.ndim > 1 and x.size:
+            rows = x.reshape(-1, x.shape[-1])
+            sums.append(rows @ jnp.full(rows.shape[1], _SCALE, x.dtype))
+        else:
+            sums.append(_SCALE * x.reshape(-1))
+    sums = jnp.concatenate(sums)
+    return sums @ jnp.ones_like(sums)
+
+
+@_scaled_sum.def_vmap
+def _scaled_sums(num_rows, in_batched, values):
+    """`[row]`: one long dot product for each array and row beats many short ones."""
+    values = jax.tree.map(
+        lambda x, batched: x if batched else jnp.broadcast_to(x, (num_rows, *x.shape)),
+        list(values),
+        list(in_batched[0]),
+    )
+    rows = [_wide(x).reshape(num_rows, -1) for x in values]
+    return sum(x @ jnp.full(x.shape[1], _SCALE, x.dtype) for x in rows), True
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def finite_rows(tree: Any) -> jax.Array:
