@@ -1,8 +1,8 @@
 """The command `ensjax`: run, report, list, copy, doctor, bench.
 
 Exit codes: 0 finished; 1 a bug (traceback); 2 a mistake of the user (one line, nothing
-written); 74 no space left during the run; 75 the run or another process of it died, the
-same command resumes; 130 Ctrl-C; 143 SIGTERM.
+left behind); 74 no space left during the run; 75 the run or another process of it died,
+the same command resumes; 130 Ctrl-C; 143 SIGTERM.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from ensjax.experiment.configs import (
     load_module,
     names_in,
     packaged_folder,
+    presets_by_config,
 )
 from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
@@ -153,13 +154,13 @@ def _run(
 
 def _process_name(flags: ProcessFlags) -> str:
     if flags.process_id is not None:
-        return f"process {flags.process_id} of {flags.num_processes}"
+        return f"this process ({flags.process_id} of {flags.num_processes})"
     for rank, size in (
         ("SLURM_PROCID", "SLURM_NTASKS"),
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ):
         if os.environ.get(size, "1") != "1" and rank in os.environ:
-            return f"process {os.environ[rank]} of {os.environ[size]}"
+            return f"this process ({os.environ[rank]} of {os.environ[size]})"
     return "the run"
 
 
@@ -191,18 +192,19 @@ def _list(options: argparse.Namespace) -> int:
 
     published = read_published()
     table = rich.table.Table()
-    for column in ("config", "what it asks", "paper", "last results"):
+    for column in ("config", "what it asks", "presets", "paper", "last results"):
         table.add_column(column, overflow="fold")
-    for name in names_in("configs"):
+    for name, presets in presets_by_config().items():
         what, experiment = _describe(packaged_folder("configs") / f"{name}.py")
         entries = [entry for entry in published if entry["config"] == name]
         runs = [f"{entry['preset']}: {verdict_counts(entry)}" for entry in entries]
-        missing = set(PRESETS) - {entry["preset"] for entry in entries} - {"smoke"}
-        runs += [f"{preset}: not run" for preset in PRESETS if preset in missing]
+        missing = set(presets) - {entry["preset"] for entry in entries} - {"smoke"}
+        runs += [f"{preset}: not run" for preset in presets if preset in missing]
         path = packaged_folder("experiments") / f"{experiment or name}.py"
-        table.add_row(name, what, _paper(path), "\n".join(runs))
+        row = (name, what, ", ".join(presets), _paper(path), "\n".join(runs))
+        table.add_row(*row)
     rich.console.Console().print(table)
-    print(f"Presets: {join_names(PRESETS)}. Run one: ensjax run NAME:PRESET")
+    print("Run one: ensjax run NAME:PRESET")
     return exit_codes.FINISHED
 
 

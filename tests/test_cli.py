@@ -157,6 +157,18 @@ def test_list_shows_papers_questions_and_presets(packaged_toy, capsys, monkeypat
     assert "small: not run" in text and "smoke, small, claims, paper" in text
 
 
+def test_list_names_the_presets_that_a_config_has(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(results, "read_published", list)
+    folder = configs.packaged_folder("configs")
+    digits = configs.presets_of(folder / "deep_ensemble_digits.py")
+    assert digits == ("smoke", "small", "claims")
+    assert configs.presets_of(folder / "deep_ensemble.py") == configs.PRESETS
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("paper: not run") == text.count("small, claims, paper") > 0
+
+
 def test_copy_writes_both_files_once_and_they_run(packaged_toy, capsys, tmp_path):
     assert cli.main(["copy", "toy"]) == 0
     assert "ensjax run configs/toy.py" in capsys.readouterr().out

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ensjax.experiment.json_files import to_json_value
 
 MIN_SEEDS = 5  # fewer seeds never decide a claim
@@ -113,17 +115,16 @@ def check(
 def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The 95 % Student-t interval of the mean; None for one value or non-finite ones.
 
-    mean +- t(0.975, n - 1) * sd / sqrt(n),  sd with n - 1 in the denominator
+    `ensjax.scores.t_interval` for the numbers of a report.
     """
-    from scipy.special import stdtrit  # inverse of the t distribution; slow to import
+    from ensjax.scores import t_interval  # brings JAX, which a report does not need
 
-    count = len(values)
-    if count < 2 or not all(math.isfinite(value) for value in values):
+    if len(values) < 2 or not all(math.isfinite(value) for value in values):
         return None
-    mean = sum(values) / count
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
-    return mean - half, mean + half
+    mean = sum(values) / len(values)
+    # Around the mean, so that float32 is exact to a part of the spread.
+    around = t_interval(np.asarray([value - mean for value in values]))
+    return mean + float(around.low), mean + float(around.high)
 
 
 def build_results(

@@ -90,6 +90,29 @@ def names_in(kind: str) -> list[str]:
     return sorted(file.stem for file in files if not file.stem.startswith("_"))
 
 
+def presets_of(path: Path) -> tuple[str, ...]:
+    """The presets that the config file has: those for which it returns a config."""
+    get_config = getattr(load_module(path, "config"), "get_config", None)
+    if get_config is None:
+        return ()
+    if not inspect.signature(get_config).parameters:
+        return (DEFAULT_PRESET,)
+    presets = []
+    for preset in PRESETS:
+        try:
+            get_config(preset)
+        except Exception:  # as `load_config`, which shows the file's own words
+            continue
+        presets.append(preset)
+    return tuple(presets)
+
+
+def presets_by_config() -> dict[str, tuple[str, ...]]:
+    """The presets that each packaged config has, by its name."""
+    folder = packaged_folder("configs")
+    return {name: presets_of(folder / f"{name}.py") for name in names_in("configs")}
+
+
 def load_config(
     spec: str, overrides: Sequence[tuple[str, str]] = ()
 ) -> tuple[ConfigSource, ml_collections.ConfigDict]:

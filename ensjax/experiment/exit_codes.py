@@ -4,7 +4,7 @@ import errno
 
 FINISHED = 0
 BUG = 1  # a traceback was printed
-USER_ERROR = 2  # one line was printed, nothing was written
+USER_ERROR = 2  # one line was printed, nothing was left behind
 NO_SPACE = 74  # the disk filled up during the run; earlier files are whole
 INTERRUPTED = 75  # the run, or another process of it, died; the same command resumes
 CTRL_C = 130
@@ -12,7 +12,7 @@ TERMINATED = 143  # SIGTERM, as from a batch system
 
 
 class ConfigError(ValueError):
-    """A mistake of the user, shown as one line; raised before anything is written."""
+    """A mistake of the user, shown as one line; best before anything is computed."""
 
 
 class NoSpaceError(OSError):

@@ -4,6 +4,7 @@ Metrics are a flat dict of numbers and of lists with one number per member. JSON
 NaN: a number that is not finite is `null` in `metrics.jsonl`, and NaN when read back.
 """
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -96,7 +97,8 @@ class TensorBoardLogger:
 class WandbLogger:
     """A run of Weights & Biases; a list over members becomes its mean, min and max.
 
-    `WANDB_MODE=offline` keeps everything on this machine.
+    `WANDB_MODE=offline` keeps everything on this machine. The same name and config in
+    the same folder are the same run: a resumed one goes on where it was.
 
     Raises:
         ImportError: without the extra `wandb`.
@@ -108,8 +110,16 @@ class WandbLogger:
         require_logger("wandb")
         import wandb
 
+        folder = os.fspath(folder)
+        place = folder if "://" in folder else os.path.abspath(folder)
+        text = json.dumps([place, name, to_json_value(dict(config))], sort_keys=True)
         self._run = wandb.init(
-            project="ensjax", name=name, dir=os.fspath(folder), config=dict(config)
+            project="ensjax",
+            id=hashlib.sha256(text.encode()).hexdigest()[:16],
+            resume="allow",
+            name=name,
+            dir=folder,
+            config=dict(config),
         )
 
     def write(self, step: int, metrics: Metrics) -> None:

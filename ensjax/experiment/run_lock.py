@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -29,7 +29,7 @@ def create_locked(path: Path, texts: Mapping[str, str]) -> int | None:
     Raises:
         OSError: if the place cannot be written.
     """
-    missing = [parent for parent in path.absolute().parents if not parent.exists()]
+    missing = missing_folders(path.absolute().parent)
     new = path.parent / f".{path.name}.{os.getpid()}.new"
     lock = None
     undo: list[Callable[[], None]] = []
@@ -55,6 +55,24 @@ def create_locked(path: Path, texts: Mapping[str, str]) -> int | None:
         raise
     sync_folder(path.parent)
     return lock
+
+
+def missing_folders(path: str | os.PathLike) -> list[Path]:
+    """The folder and those that it is to be made in, as far as they are not there."""
+    path = Path(path).absolute()
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_created(path: Path, missing: Sequence[Path]) -> None:
+    """Empties a run's folder, and removes those of `missing` that are empty then.
+
+    Called by the process that holds the run's lock.
+    """
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for folder in missing:
+        with contextlib.suppress(OSError):  # a parent that others use by now
+            folder.rmdir()
 
 
 def _lock(path: Path) -> int | None:

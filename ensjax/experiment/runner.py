@@ -21,6 +21,7 @@ from ensjax.experiment.configs import (
     split_spec,
 )
 from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
+from ensjax.experiment.json_files import is_local
 from ensjax.experiment.loggers import check_logger_names
 from ensjax.experiment.processes import (
     ProcessFlags,
@@ -33,12 +34,9 @@ from ensjax.experiment.processes import (
     process_count,
     process_index,
 )
-from ensjax.experiment.run_directory import (
-    check_run,
-    open_run,
-    view_run,
-)
-from ensjax.experiment.supervisor import Terminated
+from ensjax.experiment.run_directory import check_run, open_run, view_run
+from ensjax.experiment.run_lock import missing_folders, remove_created
+from ensjax.experiment.supervisor import Terminated, committed_steps
 
 
 class RunOptions(NamedTuple):
@@ -102,7 +100,8 @@ def run_experiment(options: RunOptions) -> int:
     """Checks everything, then creates or resumes the run and runs the experiment.
 
     Raises:
-        ConfigError: for a mistake of the user; nothing has been written then.
+        ConfigError: for a mistake of the user. Nothing is left of a run that began with
+            this call on this machine, unless it has committed a checkpoint.
     """
     check_flags(options.flags)
     check_logger_names(options.loggers)
@@ -123,6 +122,7 @@ def run_experiment(options: RunOptions) -> int:
     path, experiment = everywhere(lambda: _load_experiment(source, config))
 
     run = view_run(workdir)
+    missing = missing_folders(workdir)
 
     def open_here() -> None:
         nonlocal run
@@ -141,7 +141,14 @@ def run_experiment(options: RunOptions) -> int:
     with run:
         if state == "resume":
             _say(f"resuming {workdir}")
-        experiment.run(config, run)
+        try:
+            experiment.run(config, run)
+        except ConfigError:
+            # The corrected command is another run, and must find the place free.
+            is_ours = state == "new" and run.is_writable and is_local(run.path)
+            if is_ours and not committed_steps(workdir):
+                remove_created(Path(workdir), missing)
+            raise
         if run.is_writable and not run.is_finished:
             raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
     _say(f"finished: {workdir}/report.html")

@@ -44,7 +44,7 @@ def run_in_child(
     Args:
         arguments: of the command line.
         workdir: where the last committed step is read from.
-        process: how the line names this process, such as "process 1 of 2".
+        process: how the line names this process, such as "this process (1 of 2)".
         is_one_of_several: then the page of C++ text with which JAX aborts when a peer
             dies is left out, since the line says it.
     """
@@ -74,17 +74,19 @@ def run_in_child(
     last_words = _pass_on(child.stderr) if is_one_of_several else ""
     code = child.wait()
     os.close(write_end)
-    is_lost_peer = code in (-signal.SIGABRT, exit_codes.INTERRUPTED)
-    if not (is_lost_peer and "oordination" in last_words):
+    # JAX aborts a process when its peer dies, and says so in these words.
+    has_lost_peer = code == -signal.SIGABRT and "oordination" in last_words
+    has_lost_peer |= is_one_of_several and code == exit_codes.INTERRUPTED
+    if not has_lost_peer:
         sys.stderr.write(last_words)
     if first_ctrl_c is not None and code < 0:
         code = exit_codes.CTRL_C
-    code, reason = describe_end(code)
+    code, reason = describe_end(code, has_lost_peer=has_lost_peer)
     if reason is not None:
         command = shlex.join(["ensjax", *arguments])
         print(
-            f"ensjax: {process} {reason}; {last_step(workdir)} in {workdir};"
-            f" to resume: {command}",
+            f"ensjax: {process} {reason} (exit code {code}); {last_step(workdir)} in"
+            f" {workdir}; to resume: {command}",
             file=sys.stderr,
         )
     return code
@@ -108,12 +110,18 @@ def prepare_child() -> None:
         signal.signal(number, interrupt)
 
 
-def describe_end(code: int) -> tuple[int, str | None]:
+def describe_end(code: int, *, has_lost_peer: bool = False) -> tuple[int, str | None]:
     """The exit code of the command and why it ended, or None if nothing is to be said.
 
     Args:
         code: of the child; negative for a signal.
+        has_lost_peer: whether the child ended since it lost a process of its job. It
+            does not know which one, nor why.
     """
+    if has_lost_peer:
+        return exit_codes.INTERRUPTED, (
+            "ended because it lost a peer (another process of the job died or hung)"
+        )
     if code in (exit_codes.CTRL_C, -signal.SIGINT):
         return exit_codes.CTRL_C, "was interrupted (Ctrl-C)"
     if code in (exit_codes.TERMINATED, -signal.SIGTERM, -signal.SIGHUP):
@@ -121,18 +129,22 @@ def describe_end(code: int) -> tuple[int, str | None]:
     if code == exit_codes.NO_SPACE:
         return code, "found no space left (earlier files are whole)"
     if code == exit_codes.INTERRUPTED:
-        return code, "lost another process of the job"
+        return code, "was interrupted"
     if code in (-signal.SIGABRT, 128 + signal.SIGABRT):
-        return exit_codes.INTERRUPTED, (
-            "was aborted (SIGABRT; in a job of several processes, another one died"
-            " or hung)"
-        )
+        return exit_codes.INTERRUPTED, "was aborted (SIGABRT)"
     if code == -signal.SIGKILL:
         return exit_codes.INTERRUPTED, "was killed (SIGKILL; out of memory?)"
     if code < 0:
         name = signal.Signals(-code).name
         return exit_codes.INTERRUPTED, f"crashed ({name})"
     return code, None
+
+
+def committed_steps(workdir: str) -> list[Path]:
+    """The folders of all committed checkpoints of a run on this machine."""
+    path = Path(workdir)
+    folders = [*path.glob("checkpoints/*"), *path.glob("checkpoints/*/*")]
+    return [folder for folder in folders if folder.name.isdecimal() and folder.is_dir()]
 
 
 def last_step(workdir: str) -> str:
@@ -142,10 +154,7 @@ def last_step(workdir: str) -> str:
         return (
             "nothing committed yet" if "://" not in workdir else "see the checkpoints"
         )
-    folders = [*path.glob("checkpoints/*"), *path.glob("checkpoints/*/*")]
-    steps = [
-        folder for folder in folders if folder.name.isdecimal() and folder.is_dir()
-    ]
+    steps = committed_steps(workdir)
     if steps:
         # Of several fits in one run, the newest is the one that was going on.
         newest = max(steps, key=lambda folder: folder.stat().st_mtime).parent

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -143,36 +144,50 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
         check_logger_names(["tb"])
 
 
-def test_wandb_gets_scalars_by_step(monkeypatch, tmp_path):
-    class FakeRun:
-        def __init__(self):
-            self.lines, self.is_finished = [], False
+class FakeWandb:
+    """Keeps what `wandb.init` was given, and what the run was told."""
 
-        def log(self, metrics, step):
-            self.lines.append((step, metrics))
+    def __init__(self):
+        self.settings, self.lines, self.is_finished = [], [], False
 
-        def finish(self):
-            self.is_finished = True
+    def init(self, **settings):
+        self.settings.append(settings)
+        return self
 
-    class FakeWandb:
-        run = FakeRun()
+    def log(self, metrics, step):
+        self.lines.append((step, metrics))
 
-        @classmethod
-        def init(cls, **settings):
-            cls.settings = settings
-            return cls.run
+    def finish(self):
+        self.is_finished = True
 
-    import sys
 
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb)
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(loggers, "require_logger", lambda name: None)
+    return fake
+
+
+def test_wandb_gets_scalars_by_step(wandb, tmp_path):
     logger = WandbLogger(tmp_path, name="coins", config={"seed": 0})
     logger.write(5, {"loss": [1.0, 2.0]})
     logger.close()
-    assert FakeWandb.settings["name"] == "coins"
-    assert FakeWandb.run.lines[0][0] == 5
-    assert FakeWandb.run.lines[0][1]["loss/mean"] == 1.5
-    assert FakeWandb.run.is_finished
+    assert wandb.settings[0]["name"] == "coins"
+    assert wandb.lines[0][0] == 5
+    assert wandb.lines[0][1]["loss/mean"] == 1.5
+    assert wandb.is_finished
+
+
+def test_wandb_goes_on_with_the_run_of_the_same_folder_and_config(
+    wandb, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for folder, seed in (("a", 0), (tmp_path / "a", 0), ("b", 0), ("a", 1)):
+        WandbLogger(folder, name="coins", config={"seed": seed})
+    first, again, elsewhere, other = (settings["id"] for settings in wandb.settings)
+    assert first == again and len({first, elsewhere, other}) == 3
+    assert {settings["resume"] for settings in wandb.settings} == {"allow"}
 
 
 def test_tensorboard_writes_events(tmp_path):

@@ -59,7 +59,7 @@ def test_publishing_writes_the_entry_and_the_table(run, tmp_path):
     table = (folder.parent / "RESULTS.md").read_text()
     assert "| a \\| b (P 2000) | 0.1 | 2 | [2, 2] | 5 | reduced | holds |" in table
     assert "| d | < 1 | 0.5 |  |  | check | passes |" in table
-    assert "Not run yet: small, paper." in table
+    assert "Not run yet: small, claims.\n" in table  # deep_ensemble_digits
     assert str(tmp_path) not in table + target.read_text()
     assert read_published(folder) == [entry]
 
@@ -73,8 +73,8 @@ def test_an_unfinished_run_or_a_missing_folder_is_refused(run, tmp_path):
 
 
 def test_a_config_that_nobody_ran_says_so():
-    table = results_table([], ["lonely"])
-    assert "## lonely" in table and "Not run yet: small, claims, paper." in table
+    table = results_table([], {"lonely": ("smoke", "small", "claims")})
+    assert "## lonely" in table and "Not run yet: small, claims.\n" in table
 
 
 def test_verdicts_are_counted_in_words():

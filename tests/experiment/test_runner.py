@@ -183,6 +183,17 @@ def test_no_space_during_the_run_has_its_own_exit_code(capfd):
 def test_a_user_error_inside_the_run_is_one_line(capfd):
     assert run(TOY + ":smoke", "fault=user", workdir="w") == 2
     assert capfd.readouterr().err == "ensjax: no such data here\n"
+    assert Path("w/checkpoints/10").is_dir()  # it can be resumed
+
+
+def test_a_user_error_before_the_first_checkpoint_leaves_the_place_free(capfd):
+    mistake = (TOY + ":smoke", "fault=user", "save_every_steps=20")
+    Path("empty").mkdir()
+    for workdir in ("deep/in/w", "empty"):
+        assert run(*mistake, workdir=workdir) == 2
+        assert capfd.readouterr().err == "ensjax: no such data here\n"
+    assert list(Path("empty").iterdir()) == [] and not Path("deep").exists()
+    assert run(workdir="empty") == 0
 
 
 def test_the_default_workdir_is_named_after_config_and_preset():

@@ -55,7 +55,7 @@ def test_a_signal_ends_the_run_with_the_command_to_resume(
     _, errors = run.communicate(timeout=30)
     assert run.returncode == code
     assert errors.count("\n") == 1
-    assert words in errors and "last committed step 10 in w" in errors
+    assert f"{words} (exit code {code}); last committed step 10 in w;" in errors
     assert f"to resume: ensjax {' '.join(SLOW_RUN)}" in errors
 
 
@@ -92,6 +92,12 @@ def test_exit_codes_are_those_of_the_documentation():
     for number, end in [("INT", 130), ("TERM", 143), ("KILL", 75), ("SEGV", 75)]:
         assert describe_end(-getattr(signal, f"SIG{number}"))[0] == end
     assert "SIGSEGV" in describe_end(-signal.SIGSEGV)[1]
+
+
+def test_a_peer_is_blamed_only_where_one_is_known_to_be_lost():
+    code, reason = describe_end(-signal.SIGABRT, has_lost_peer=True)
+    assert code == 75 and reason.startswith("ended because it lost a peer")
+    assert "peer" not in describe_end(-signal.SIGABRT)[1]
 
 
 def test_the_last_step_is_read_from_checkpoints_then_metrics(tmp_path):
