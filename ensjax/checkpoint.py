@@ -73,6 +73,16 @@ def _from_table(table, like):
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def _one_chunk_a_member(table):
+    """Without `shard_axes` Orbax would halve the longest axes instead."""
+    return {
+        name: ocp.SaveArgs(
+            chunk_byte_size=max(1, x.nbytes // max(1, x.shape[0])), shard_axes=(0,)
+        )
+        for name, x in table.items()
+    }
+
+
 class Checkpoints:
     """The checkpoints of one run, by step.
 
@@ -102,10 +112,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts saving a stacked state, leaves `[row, ...]`, and JSON-able `meta`."""
         table = _table(state)
-        args = {
-            name: ocp.SaveArgs(chunk_byte_size=max(1, x.nbytes // max(1, x.shape[0])))
-            for name, x in table.items()
-        }
+        args = _one_chunk_a_member(table)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -228,10 +235,7 @@ def save_tree(path: Any, tree: Any) -> None:
     if path.exists():
         raise ValueError(f"{path} exists; choose another path or remove it first.")
     table = _table(tree)
-    args = {
-        name: ocp.SaveArgs(chunk_byte_size=max(1, x.nbytes // max(1, x.shape[0])))
-        for name, x in table.items()
-    }
+    args = _one_chunk_a_member(table)
     with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), table, save_args=args)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ensjax import checkpoint
@@ -87,7 +88,7 @@ class Ensemble:
             _Initialise(make_model), kinds=("member", "shared"), mesh=mesh
         )
         state = initialise(ids, jnp.int32(seed))
-        return cls(state, ids, NnxGraph(graphdef), mesh)
+        return cls(state, ids, NnxGraph(graphdef), mesh)._placed()
 
     @classmethod
     def stack(
@@ -265,15 +266,21 @@ class Ensemble:
         shapes = jax.eval_shape(_arrays, self.state, self.member_ids)
         architecture = cloudpickle.dumps((self.graph, shapes))
         partial = path.parent / f".{path.name}.partial"
-        if partial.exists():
-            raise ValueError(
-                f"{partial} is what an interrupted save left; remove it first."
-            )
+        is_main = jax.process_index() == 0
+        if is_main and partial.exists():  # left by a save that was interrupted
+            partial.rmtree()
         arrays = _arrays(self.state, self.member_ids)
-        checkpoint.save_tree(partial / "arrays", arrays)
-        if jax.process_index() == 0:
-            (partial / "architecture.pkl").write_bytes(architecture)
-            partial.rename(path)  # visible only now that it is whole
+        try:
+            checkpoint.save_tree(partial / "arrays", arrays)
+            if is_main:
+                (partial / "architecture.pkl").write_bytes(architecture)
+                partial.rename(path)  # visible only now that it is whole
+        except BaseException:
+            if is_main and partial.exists():
+                partial.rmtree()
+            raise
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"saved {path}")
 
     @classmethod
     def load(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from ensjax import Ensemble, Group, make_mesh, nn, predict
+from ensjax import Ensemble, Group, checkpoint, make_mesh, nn, predict
 
 
 def make_mlp(rngs):
@@ -314,7 +314,33 @@ def test_what_is_saved_loads_onto_any_mesh(tmp_path, members):
     assert built.graph == ensemble.graph
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_is_seen(tmp_path):
+def test_a_save_that_fails_leaves_nothing_and_can_be_made_again(tmp_path, monkeypatch):
+    ensemble = Ensemble.init(make_mlp, num_members=2)
+    save_tree = checkpoint.save_tree
+
+    def fail_at_the_end(path, tree):
+        save_tree(path, tree)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_tree", fail_at_the_end)
+    with pytest.raises(OSError, match="No space"):
+        ensemble.save(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    ensemble.save(tmp_path / "a")
+    np.testing.assert_array_equal(Ensemble.load(tmp_path / "a")(X), ensemble(X))
+
+
+def test_what_a_killed_save_left_is_not_seen_and_not_in_the_way(tmp_path):
+    ensemble = Ensemble.init(make_mlp, num_members=2)
+    (tmp_path / ".a.partial" / "arrays").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no saved ensemble"):
+        Ensemble.load(tmp_path / "a")
+    ensemble.save(tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_nothing_is_overwritten(tmp_path):
     ensemble = Ensemble.init(make_mlp, num_members=2)
     ensemble.save(tmp_path / "a")
     with pytest.raises(ValueError, match="exists; choose another path"):

@@ -258,9 +258,10 @@ def _with_state(ensemble, state, mesh):
         model_state = _choose_best(state["best"], model_state)
     count = ensemble.num_members
     if jax.tree.leaves(model_state)[0].shape[0] != count:
-        model_state = jax.jit(
-            trim_members, static_argnums=1, out_shardings=NamedSharding(mesh, jax.P())
-        )(model_state, count)
+        divides = count % mesh.shape["member"] == 0
+        sharding = NamedSharding(mesh, jax.P("member") if divides else jax.P())
+        trim = jax.jit(trim_members, static_argnums=1, out_shardings=sharding)
+        model_state = trim(model_state, count)
     result = dataclasses.replace(ensemble, state=model_state, mesh=mesh)
     return result.on_mesh(mesh)
 

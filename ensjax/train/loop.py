@@ -8,10 +8,13 @@ or a save is due.
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from ensjax.checkpoint import Checkpoints
 from ensjax.mapping import MeshProgram
@@ -85,7 +88,7 @@ def run_schedule(
         while history.step < schedule.steps and not history.has_ended:
             states = _call(run, states, chunks, history, pace)
             show.advance(history.step)
-            states, line = _observe(run, states, history)
+            states, line = _observe(run, states, history, pace)
             if line:
                 frozen = history.frozen_steps >= 0
                 show.say(report_line(history.step, pace, line, frozen))
@@ -102,8 +105,9 @@ def run_schedule(
                 }
                 checkpoints.save(history.step, states, meta)
             if history.has_ended and history.step < schedule.steps:
-                show.say(f"every member has stopped; ending at step {history.step}")
+                show.say(_why_ended(history))
         steps_per_second = pace.steps_per_second(history.step)
+    _warn_of_frozen(history)
     best = None
     if run.keeps_best:
         best = history.merged(fetch(tuple(s["best"]["step"] for s in states)))
@@ -117,7 +121,7 @@ def run_schedule(
 
 def _begin(run, checkpoints):
     """The states and the history, new or from the last checkpoint."""
-    step = None if checkpoints is None else checkpoints.latest_step()
+    step = None if checkpoints is None else _agreed(checkpoints.latest_step())
     if step is None:
         return run.make_states(), History(run.num_members, None)
     meta = checkpoints.read_meta(step)
@@ -133,6 +137,40 @@ def _begin(run, checkpoints):
     )
     history.read(states)
     return states, history
+
+
+def _agreed(step):
+    """The step that process 0 found: other hosts may see an older listing."""
+    if jax.process_count() == 1:
+        return step
+    own = np.int32(-1 if step is None else step)
+    first = int(multihost_utils.broadcast_one_to_all(own))
+    return None if first < 0 else first
+
+
+def _why_ended(history):
+    frozen = int((history.frozen_steps >= 0).sum())
+    total = history.frozen_steps.size
+    if frozen == total:
+        return f"no member is finite any more; ending at step {history.step}"
+    others = f", {frozen} of {total} because not finite" if frozen else ""
+    return f"every member has stopped{others}; ending at step {history.step}"
+
+
+def _warn_of_frozen(history):
+    """Says it also where nothing is printed: these members are not what was asked."""
+    bad = np.flatnonzero(history.frozen_steps >= 0)
+    if not bad.size:
+        return
+    shown = ", ".join(
+        f"{i} at step {history.frozen_steps[i]}" for i in bad[:8].tolist()
+    )
+    warnings.warn(
+        f"{bad.size} of {history.frozen_steps.size} members were not finite and keep"
+        f" the weights they had before: member {shown}{', ...' * (bad.size > 8)}. See"
+        " log.frozen_steps.",
+        stacklevel=4,
+    )
 
 
 def _call(run, states, chunks, history, pace):
@@ -160,12 +198,17 @@ def _call(run, states, chunks, history, pace):
     return states
 
 
-def _observe(run, states, history):
+def _observe(run, states, history, pace):
     """Evaluates and reports where it is due: the states, and what is to be shown."""
     schedule, step = run.schedule, history.step
     evaluated = None
     if run.evaluate and schedule.due(schedule.evaluate_every_steps, step):
+        start = time.perf_counter()
         states, evaluated = run.evaluate(states, run.ids, step, run.seed)
+        if not pace.has_evaluated:  # this call compiled; training waited for it
+            jax.block_until_ready(evaluated)
+            pace.pause(time.perf_counter() - start)
+            pace.has_evaluated = True
     is_due = schedule.due(schedule.log_every_steps, step)
     saves = schedule.due(schedule.save_every_steps, step)
     if evaluated is None and not is_due and not saves:

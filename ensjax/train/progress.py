@@ -15,6 +15,7 @@ class Pace:
     first_step: int
     compile_seconds: float = 0.0
     is_running: bool = False
+    has_evaluated: bool = False
 
     def __post_init__(self):
         self.start = time.perf_counter()
@@ -24,6 +25,11 @@ class Pace:
         self.first_step, self.compile_seconds = first_step, compile_seconds
         self.is_running = True
         self.start = time.perf_counter()
+
+    def pause(self, seconds: float) -> None:
+        """Takes out time that was spent on compiling something else."""
+        self.compile_seconds += seconds
+        self.start += seconds
 
     def steps_per_second(self, step: int) -> float:
         """Mean pace since the program was compiled; NaN before a step was made."""

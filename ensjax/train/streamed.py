@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import warnings
+import zlib
 from itertools import islice
 from typing import Any
 
@@ -66,6 +67,7 @@ class StreamedData:
                 f"data yields batches of {batch_size} examples, which must divide over"
                 f" data={shards} devices."
             )
+        _check_same_rows(batches.peek(), mesh)
         if batches.can_save_position:
             json.dumps(_to_json(batches.get_state()))
         elif saves:
@@ -119,6 +121,32 @@ def _processes_over_data(mesh) -> int:
         for i in range(mesh.devices.shape[1])
     }
     return len(rows)
+
+
+def _check_same_rows(batch, mesh):
+    """Raises where processes that hold the same rows of a batch were fed other ones."""
+    if jax.process_count() == 1:
+        return
+    own = jax.process_index()
+    columns = [
+        i
+        for i in range(mesh.devices.shape[1])
+        if any(d.process_index == own for d in mesh.devices[:, i].flat)
+    ]
+    content = 0
+    for leaf in jax.tree.leaves(batch):
+        content = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), content)
+    held = zlib.crc32(repr(columns).encode())
+    table = multihost_utils.process_allgather(np.array([held, content], np.uint32))
+    for process, (theirs, their_content) in enumerate(np.asarray(table)):
+        if theirs == held and their_content != content:
+            raise ValueError(
+                f"data differs between processes {own} and {process}, whose devices"
+                " hold the same examples of every batch: the mesh splits batches over"
+                f" data={mesh.shape['data']}, not over processes. Give every process"
+                " the whole batch (process_count=1 in ensjax.data.stream), or a mesh"
+                " with data=-1."
+            )
 
 
 class _Peekable:
