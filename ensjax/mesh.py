@@ -91,6 +91,8 @@ def place(tree: Any, mesh: Mesh, spec: jax.P) -> Any:
     sharding = NamedSharding(mesh, spec)
 
     def put(leaf):
+        if isinstance(leaf, jax.core.Tracer):  # its shape may be all that is asked for
+            return jax.device_put(leaf, sharding)
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
         return jax.device_put(leaf, sharding)

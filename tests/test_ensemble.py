@@ -387,14 +387,13 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     in_a_fresh_process(code)
 
 
-@pytest.mark.slow
 def test_importing_adds_little_to_jax_and_flax():
-    """The best of five, since other work on the machine only adds."""
+    """In seconds of this process alone, so that other work on the machine adds none."""
     code = """
 import jax, flax, time
-start = time.perf_counter()
+start = time.process_time()
 import ensjax
 ensjax.Ensemble, ensjax.fit, ensjax.calibrate
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
-    assert min(float(in_a_fresh_process(code)) for _ in range(5)) < 1.5
+    assert float(in_a_fresh_process(code)) < 1.5

@@ -43,7 +43,7 @@ def mlp(rngs):
 
 
 def cnn(rngs):
-    return nn.CNN(image_shape=(8, 8, 1), features=(4, 4), num_outputs=3, rngs=rngs)
+    return nn.CNN(image_shape=(8, 8, 1), features=(8, 8), num_outputs=3, rngs=rngs)
 
 
 def resnet20(rngs):
@@ -261,8 +261,7 @@ def test_resnet_operations_per_device_are_the_share_of_its_members():
         ("MLP", 1, 2),
         # Two members in blocks of four are one padded block; two blocks are the loop.
         ("MLP", 4, 8),
-        # The rule runs few members at once, without a loop, and 256 in blocks of 16.
-        ("MLP", "auto", 32),
+        ("MLP", "auto", 2),
         pytest.param("CNN", None, 2, marks=SLOW),
         pytest.param("CNN", 1, 2, marks=SLOW),
         pytest.param("CNN", "auto", 2, marks=SLOW),
@@ -283,9 +282,9 @@ def test_the_loop_over_blocks_is_all_that_the_automatic_block_adds():
     mesh = make_mesh(member=1)
     two, many = (
         len(lowered("MLP", members, mesh, block="auto").as_text())
-        for members in (2, 256)
+        for members in (2, 4096)  # all at once; in blocks
     )
-    assert many <= 1.4 * two
+    assert two < many <= 1.4 * two
 
 
 def test_unrolled_programs_are_refused_above_16_members_a_device():
