@@ -78,10 +78,12 @@ def run(config, run_dir):
     )
     trained = time.perf_counter()
 
-    results = predict_and_measure(config, ensemble, rows)
+    frozen_steps = log.frozen_steps.reshape(config.num_seeds, config.num_members)
+    results = predict_and_measure(config, ensemble, rows, frozen_steps)
     scalars = verdicts.summarise(results) | {
         "num_parameters": num_parameters,
-        "num_members_not_finite": int((log.frozen_steps >= 0).sum()),
+        "num_members_not_finite": len(results["not_finite"]),
+        "num_members_scored": results["num_members"],
     }
     figures.add_tables(run_dir, config, results)
     figures.add_figures(run_dir, config, rows, results, log)
@@ -90,15 +92,20 @@ def run(config, run_dir):
     run_dir.logger("times").write(config.total_steps, seconds)
     run_dir.finish(
         title=config.title,
-        summary=verdicts.describe(config, rows, scalars),
+        summary=verdicts.describe(config, rows, results, scalars),
         scalars=scalars,
         claims=verdicts.make_claims(config, results),
         checks=verdicts.make_checks(config, results, scalars),
     )
 
 
-def predict_and_measure(config, ensemble, rows) -> dict[str, Any]:
-    """Every measured number, by seed and member, and what the figures show of rows."""
+def predict_and_measure(config, ensemble, rows, frozen_steps) -> dict[str, Any]:
+    """Every measured number, by seed and member, and what the figures show of rows.
+
+    Members that stopped being finite (`frozen_steps`, `[seed, member]`) are in none:
+    see `scored_members`.
+    """
+    scored = measures.scored_members(frozen_steps)
 
     def predict(x):
         logits = ensjax.predict(
@@ -108,7 +115,8 @@ def predict_and_measure(config, ensemble, rows) -> dict[str, Any]:
             block=recipe.members_at_once(config),
         )
         logits = ensjax.mesh.fetch(logits)
-        return logits.reshape(config.num_seeds, config.num_members, *logits.shape[1:])
+        logits = logits.reshape(*frozen_steps.shape, *logits.shape[1:])
+        return np.take_along_axis(logits, scored[:, :, None, None], axis=1)
 
     def score(logits):
         systems = measures.predict_systems(logits, calibration)
@@ -120,9 +128,14 @@ def predict_and_measure(config, ensemble, rows) -> dict[str, Any]:
         calibration = measures.fit_calibration(predict(held_out), held_out_labels)
     x, labels = rows.test
     logits = predict(x)
-    subsets = measures.draw_subsets(config.num_members, config.num_subsets, config.seed)
+    subsets = measures.draw_subsets(scored.shape[1], config.num_subsets, config.seed)
     uncertainty = measures.measure_uncertainty(logits)
     results = {
+        "num_members": scored.shape[1],
+        "not_finite": [
+            (int(seed), int(member), int(frozen_steps[seed, member]))
+            for seed, member in np.argwhere(frozen_steps >= 0)
+        ],
         "calibration": calibration,
         "systems": measures.predict_systems(logits, calibration),
         "test": score(logits),

@@ -166,7 +166,7 @@ def make_checks(config, results, scalars) -> list[dict]:
         ),
         check("members not finite", bound="0", measured=broken, passed=broken == 0),
     ]
-    doublings = [size for size in (1, 2, 4, 8, 16) if size <= config.num_members]
+    doublings = [size for size in (1, 2, 4, 8, 16) if size <= results["num_members"]]
     if len(doublings) > 1:
         rows = np.searchsorted(results["sizes"], doublings)
         step = float(np.diff(_by_size(results, "nll").mean(axis=0)[rows]).max())
@@ -191,9 +191,10 @@ def _slug(text) -> str:
     return "_".join(words)
 
 
-def describe(config, rows, scalars) -> str:
+def describe(config, rows, results, scalars) -> str:
     """The summary: what was done, what came out, what it does not show."""
     count, seeds = config.num_members, config.num_seeds
+    scored, not_finite = results["num_members"], results["not_finite"]
     held_out = 0 if rows.calibration is None else len(rows.calibration[1])
     text = (
         f"{seeds} seed{'s' if seeds > 1 else ''} of an ensemble of {count}"
@@ -205,12 +206,20 @@ def describe(config, rows, scalars) -> str:
         f" over seeds say nothing about other test rows. Augmentation:"
         f" {', '.join(config.augment) or 'none'}."
     )
+    if not_finite:
+        shown = ", ".join(f"{m} of seed {s} after step {at}" for s, m, at in not_finite)
+        text += (
+            f" {len(not_finite)} of {count * seeds} members stopped being finite"
+            f" (member {shown}) and count in no score below: every seed is scored with"
+            f" its first {scored} members that stayed finite, so the ensemble is one of"
+            f" {scored}."
+        )
     member, ensemble = (_slug(s) for s in (measures.MEMBER, measures.ENSEMBLE))
     text += (
         f" Mean member: NLL {scalars[f'{member}_nll']:.4g} nats, accuracy"
         f" {scalars[f'{member}_accuracy']:.2%}. Ensemble: NLL"
         f" {scalars[f'{ensemble}_nll']:.4g} nats, accuracy"
-        f" {scalars[f'{ensemble}_accuracy']:.2%}, at {count} times the training and"
+        f" {scalars[f'{ensemble}_accuracy']:.2%}, at {scored} times the training and"
         f" prediction cost of one member."
     )
     if held_out:

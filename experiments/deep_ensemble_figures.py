@@ -24,6 +24,14 @@ SHOWN = (measures.MEMBER, measures.ENSEMBLE, measures.CALIBRATED)
 
 def add_tables(run_dir, config, results):
     """The scores, out-of-distribution detection, and what the ensemble costs."""
+    if results["not_finite"]:
+        run_dir.add_table(
+            "Members that are in no score",
+            ["seed", "member", "last finite step"],
+            results["not_finite"],
+            "They stopped being finite and were frozen. Every seed is scored with its"
+            f" first {results['num_members']} members that stayed finite.",
+        )
     _add_scores(run_dir, config, results)
     if results["ood"] is not None:
         rows = []
@@ -39,7 +47,7 @@ def add_tables(run_dir, config, results):
             f" {_ood_caption(config)}",
         )
     sizes, rows = results["sizes"], []
-    for size in [s for s in (1, 2, 4, 8, 16) if s <= config.num_members]:
+    for size in [s for s in (1, 2, 4, 8, 16) if s <= results["num_members"]]:
         at = int(np.flatnonzero(sizes == size)[0])
         values = [
             float(np.nanmean(results["by_size"][k][:, at])) for k in ("accuracy", "nll")
@@ -56,8 +64,8 @@ def add_tables(run_dir, config, results):
         ],
         rows,
         f"An ensemble of M costs M times one member's training, and M times its"
-        f" prediction: {config.num_members} here. Mean over subsets of the same members"
-        " and over seeds. One network trained for as many steps, or a larger one, was"
+        f" prediction: {results['num_members']} here. Mean over subsets of the same"
+        " members and over seeds. One network trained for as many steps, or a larger one, was"
         " not measured.",
     )
 
@@ -94,7 +102,7 @@ def _add_scores(run_dir, config, results):
 def add_figures(run_dir, config, rows, results, log):
     """Every figure of the report; those that need several members are left out at 1."""
     _add_score_dots(run_dir, config, results)
-    if config.num_members > 1:
+    if results["num_members"] > 1:
         _add_sizes(run_dir, config, results)
     _add_shifts(run_dir, config, results)
     if results["ood"] is not None:
@@ -114,7 +122,7 @@ def add_figures(run_dir, config, rows, results, log):
         " probability; the temperature changes their order a little.",
     )
     _add_curves(run_dir, config, log)
-    if config.num_members > 1:
+    if results["num_members"] > 1:
         _add_diversity(run_dir, config, rows, results)
 
 
@@ -153,8 +161,8 @@ def _add_sizes(run_dir, config, results):
             ),
             f"{LABELS[metric]} of at most {config.num_subsets} random subsets of each"
             f" size, of {config.num_seeds} seed(s). Subsets of the same"
-            f" {config.num_members} members overlap, so the band narrows towards"
-            f" M = {config.num_members} by itself: there it shows seeds alone.",
+            f" {results['num_members']} members overlap, so the band narrows towards"
+            f" M = {results['num_members']} by itself: there it shows seeds alone.",
         )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax import combine, scores
+from ensjax.experiment import ConfigError
 
 MEMBER, ENSEMBLE = "single member", "ensemble"
 CALIBRATED, CALIBRATED_MEMBER = "ensemble, calibrated", "single member, calibrated"
@@ -108,6 +109,31 @@ def _measure(log_probs, labels, num_bins):
     }
 
 
+def scored_members(frozen_steps: np.ndarray) -> np.ndarray:
+    """Positions of the members that are scored, `[seed, scored]`.
+
+    A member that stopped being finite counts in no score. Every seed keeps its first
+    finite members, as many as the seed with the fewest has: ensembles of all seeds are
+    of one size.
+
+    Args:
+        frozen_steps: steps after which a member was found not finite, or -1,
+            `[seed, member]`.
+
+    Raises:
+        ConfigError: if a seed has no member left.
+    """
+    is_finite = np.asarray(frozen_steps) < 0
+    num_scored = int(is_finite.sum(axis=1).min())
+    if not num_scored:
+        seed = int(is_finite.any(axis=1).argmin())
+        raise ConfigError(
+            f"no member of seed {seed} stayed finite, so there is nothing to score;"
+            " choose a smaller learning rate."
+        )
+    return np.argsort(~is_finite, axis=1, kind="stable")[:, :num_scored]
+
+
 class Subsets(NamedTuple):
     """Which members form the smaller ensembles.
 
@@ -125,12 +151,14 @@ class Subsets(NamedTuple):
 def draw_subsets(num_members: int, num_subsets: int, seed: int) -> Subsets:
     """At most `num_subsets` subsets of each size, all of them where there are as few.
 
-    Sizes are 1 to `num_members`, or 16 of these in equal ratios if there are more.
+    Sizes are 1 to `num_members`; if there are more than 16, some 16 of these in equal
+    ratios and the powers of two up to 16.
     """
     rng = np.random.default_rng(seed)
     sizes = np.arange(1, num_members + 1)
     if num_members > 16:
-        sizes = np.unique(np.geomspace(1, num_members, 16).round().astype(int))
+        ratios = np.geomspace(1, num_members, 16).round().astype(int)
+        sizes = np.unique([*ratios, 2, 4, 8, 16])
     rows = np.zeros((len(sizes), num_subsets, num_members), np.float32)
     exists = np.zeros((len(sizes), num_subsets), bool)
     for i, size in enumerate(sizes.tolist()):

@@ -115,7 +115,17 @@ def test_subsets_hold_each_member_once_and_are_all_of_them_where_few_exist():
     want = np.broadcast_to(subsets.sizes[:, None], sums.shape)
     np.testing.assert_array_equal(sums[subsets.exists], want[subsets.exists])
     assert measures.draw_subsets(1, 20, seed=0).exists.sum() == 1
-    assert measures.draw_subsets(80, 5, seed=0).sizes[[0, -1]].tolist() == [1, 80]
+    sizes = measures.draw_subsets(80, 5, seed=0).sizes.tolist()
+    assert {1, 2, 4, 8, 16, 80} <= set(sizes)
+
+
+def test_a_seed_is_scored_with_its_first_finite_members():
+    frozen_steps = np.array([[-1, 3, -1, -1], [-1, -1, -1, -1], [0, -1, 7, -1]])
+    kept = measures.scored_members(frozen_steps)
+    assert kept.tolist() == [[0, 2], [0, 1], [1, 3]]
+    assert measures.scored_members(np.full((2, 3), -1)).tolist() == [[0, 1, 2]] * 2
+    with pytest.raises(ConfigError, match="no member of seed 1 stayed finite"):
+        measures.scored_members(np.array([[-1, 1], [0, 1]]))
 
 
 def test_auroc_by_each_uncertainty_equals_scikit_learn():
@@ -406,6 +416,37 @@ def test_an_ensemble_of_one_is_its_member_and_has_fewer_figures(tmp_path):
     figures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert "reliability" in figures and "held_out_loss" not in figures
     assert not figures & {"size_nll", "disagreement", "largest_mutual_information"}
+
+
+def test_a_member_that_is_not_finite_is_in_no_score_and_is_named(tmp_path):
+    common = dict(num_seeds=2, num_subsets=2, num_shown=3)
+    rates = {"optimizer.learning_rate": "(1e-3, 1e999, 2e-3)"}
+    overrides = common | rates | {"num_members": 3}
+    broken = run(f"{DIGITS}:smoke", tmp_path / "broken", overrides.items())
+    scalars = broken["scalars"]
+    assert scalars["num_members_not_finite"] == 2  # member 1 of both seeds
+    assert scalars["num_members_scored"] == 2
+    assert None not in scalars.values() and "nll_of_3" not in scalars
+    # The ensemble of a seed is the mean of its finite members alone.
+    config = config_of(f"{DIGITS}:smoke", ("num_members", "3"))
+    rows = recipe.load_rows(config)
+    ensemble = ensjax.Ensemble.init(
+        lambda rngs: recipe.build_model(config, rngs), num_members=6, seed=0
+    )
+    frozen_steps = np.array([[-1, 0, -1], [-1, 0, -1]])
+    results = experiment.predict_and_measure(config, ensemble, rows, frozen_steps)
+    logits = np.asarray(ensjax.predict(ensemble, rows.test[0])).reshape(2, 3, 360, 10)
+    want = [
+        log_loss(rows.test[1], softmax(own[[0, 2]]).mean(0), labels=range(10))
+        for own in logits
+    ]
+    nll = results["test"][measures.ENSEMBLE]["nll"]
+    np.testing.assert_allclose(nll, want, atol=1e-5)
+    report = (tmp_path / "broken" / "report.html").read_text()
+    words = "2 of 6 members stopped being finite (member 1 of seed 0 after step 0, 1 of"
+    assert words in report and "Members that are in no score" in report
+    checks = {check["name"]: check["pass"] for check in broken["checks"]}
+    assert not checks["members not finite"]
 
 
 def command(workdir):
