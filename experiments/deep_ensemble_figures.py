@@ -65,8 +65,8 @@ def add_tables(run_dir, config, results):
         rows,
         f"An ensemble of M costs M times one member's training, and M times its"
         f" prediction: {results['num_members']} here. Mean over subsets of the same"
-        " members and over seeds. One network trained for as many steps, or a larger one, was"
-        " not measured.",
+        " members and over seeds. One network trained for as many steps, or a larger"
+        " one, was not measured.",
     )
 
 
