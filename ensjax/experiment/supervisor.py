@@ -120,7 +120,7 @@ def describe_end(code: int, *, has_lost_peer: bool = False) -> tuple[int, str | 
     """
     if has_lost_peer:
         return exit_codes.INTERRUPTED, (
-            "ended because it lost a peer (another process of the job died or hung)"
+            "ended because it lost a peer: another process of the job died or hung"
         )
     if code in (exit_codes.CTRL_C, -signal.SIGINT):
         return exit_codes.CTRL_C, "was interrupted (Ctrl-C)"

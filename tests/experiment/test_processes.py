@@ -151,9 +151,10 @@ def test_a_killed_process_ends_the_other_and_the_job_resumes(tmp_path, victim):
     assert codes == [75, 75], errors
     for index, text in enumerate(errors):
         assert text.count("\n") == 1, text
-        assert text.startswith(f"ensjax: process {index} of 2 ")
+        assert text.startswith(f"ensjax: this process ({index} of 2) ")
         assert "last committed step 10 in w" in text and "to resume: ensjax run" in text
     assert "was killed (SIGKILL" in errors[victim]
+    assert "lost a peer" in errors[1 - victim]
     codes, errors = Job(tmp_path, *arguments).wait()
     assert codes == [0, 0], errors
     lines = metrics.read_text().splitlines()
