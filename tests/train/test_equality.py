@@ -1,5 +1,6 @@
 """A member of a stack is the member alone: on any mesh, in any block, in any order."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -21,7 +22,6 @@ MODELS = [
     "cnn-batch-norm",
     "cnn-group-norm",
     "vit",
-    "resnet-20",
 ]
 # Compiling takes seconds for each; the rest of the table is for the slow run.
 FAST = [
@@ -60,6 +60,42 @@ def test_a_member_in_a_stack_is_the_member_alone(kit, alone, name, mesh):
         kit.check_close(trained.select([member_id]), single)
         expected = ensjax.predict(single, x)[0]
         np.testing.assert_allclose(outputs[member_id], expected, atol=1e-5, rtol=0)
+
+
+def double_cross_entropy(model, batch, key):
+    """Cross-entropy in the precision of the model."""
+    x, labels = batch
+    log_probs = jax.nn.log_softmax(model(x))
+    chosen = labels[:, None] == jnp.arange(3)[None]
+    return -jnp.where(chosen, log_probs, 0.0).sum(axis=1).mean()
+
+
+@SLOW
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 2)])
+def test_a_resnet_in_a_stack_is_the_resnet_alone(kit, mesh):
+    # In float64: in float32 most members agree to 4e-6, but in twenty layers of twenty
+    # steps a ReLU whose input is within rounding of 0 may switch, and then that member
+    # is off by 1e-2. The first gradient is compared in float32 below.
+    with jax.enable_x64(True):
+
+        def wide(x):
+            return np.float64(x) if np.issubdtype(x.dtype, np.floating) else x
+
+        def trained(ids, mesh):
+            ensemble = kit.ensemble("resnet-20", member_ids=ids)
+            state = jax.tree.map(wide, jax.device_get(ensemble.state))
+            ensemble = dataclasses.replace(ensemble, state=state)
+            x, y = kit.data("resnet-20")
+            return kit.fit(
+                ensemble.on_mesh(kit.mesh(*mesh)),
+                (wide(x), y),
+                loss=double_cross_entropy,
+            )[0]
+
+        stack = trained([0, 1, 2, 3, 4], mesh)
+        for member_id in (1, 4):
+            single = trained([member_id], (1, 1))
+            kit.check_close(stack.select([member_id]), single, tolerance=1e-10)
 
 
 def test_dropout_of_a_member_in_a_stack_is_that_of_the_member_alone(kit, alone):
