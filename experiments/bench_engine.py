@@ -1,0 +1,293 @@
+"""Stacked training against the best of what one would write instead, as ratios.
+
+    ensjax bench engine
+    ensjax bench engine --rows mlp-small,cnn --members 4 --json engine.json
+
+Every row is one model, batch and ensemble size, and every column a way to make the same
+steps in the same process (`engine_alternatives`): repetitions take turns, and medians
+are compared, without the time to compile. The ratio is the time of the best alternative
+over ours: above 1, ours is faster.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+
+from ensjax.experiment import exit_codes
+from ensjax.experiment.configs import load_module
+from ensjax.experiment.versions import collect_versions, hardware, package_version
+
+alternatives = load_module(Path(__file__).with_name("engine_alternatives.py"), "bench")
+
+# A repetition lasts at least this long on our program, in seconds.
+MIN_SECONDS = 0.2
+# What is this many times slower than the fastest is repeated three times only.
+HOPELESS = 4.0
+
+# `lax.map` over members is our own program with a block of one, but for the health
+# check; a loop over scans is shown, not counted: nobody's baseline, but close to it.
+COUNTED = ("loop", "lax.map", "torch.func")
+SHOWN = ("one step a call", "loop of scans")
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Runs the rows asked for, prints the table; returns the exit code."""
+    options = _options(arguments)
+    rows = [
+        (alternatives.WORKLOADS[name], members)
+        for name in options.rows
+        for members in options.members or alternatives.WORKLOADS[name].members
+    ]
+    versions = {**collect_versions(), **_torch_versions(options.torch)}
+    console = rich.console.Console()
+    console.print(_describe(versions))
+    results = []
+    with _progress(console) as progress:
+        task = progress.add_task("", total=len(rows) * options.repetitions)
+        for workload, members in rows:
+            progress.update(task, description=f"{workload.title}, M = {members}")
+            row = measure_row(
+                workload,
+                members,
+                repetitions=options.repetitions,
+                with_torch=options.torch,
+                advance=lambda: progress.advance(task),
+            )
+            results.append(row)
+            console.print(_one_line(row))
+    console.print(make_table(results))
+    if options.json:
+        report = {"command": ["bench", "engine", *arguments], "versions": versions}
+        report["rows"] = results
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+    return exit_codes.FINISHED
+
+
+def _options(arguments):
+    parser = argparse.ArgumentParser(prog="ensjax bench engine", allow_abbrev=False)
+    names = list(alternatives.WORKLOADS)
+    parser.add_argument(
+        "--rows", default=",".join(names), help="models, of %(default)s"
+    )
+    parser.add_argument("--members", help="ensemble sizes, such as 1,4,16")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    parser.add_argument("--no-torch", dest="torch", action="store_false")
+    options = parser.parse_args(list(arguments))
+    options.rows = options.rows.split(",")
+    for name in options.rows:
+        if name not in names:
+            parser.error(f"--rows takes {', '.join(names)}; got {name!r}")
+    if options.members:
+        try:
+            options.members = [int(number) for number in options.members.split(",")]
+        except ValueError:
+            parser.error(f"--members takes numbers; got {options.members!r}")
+    if options.repetitions < 1 or min(options.members or [1]) < 1:
+        parser.error("--repetitions and --members must be at least 1")
+    return options
+
+
+def measure_row(
+    workload: Any,
+    num_members: int,
+    *,
+    repetitions: int = 7,
+    with_torch: bool = True,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """The times of all ways to make the same steps, for one model and ensemble size.
+
+    Args:
+        workload: of `engine_alternatives.WORKLOADS`.
+        num_members: M.
+        repetitions: of each way, taking turns.
+        with_torch: whether `torch.func` is among them, where torch is installed.
+        advance: called after each repetition.
+
+    Returns:
+        What the table shows and the JSON holds: `milliseconds` per member and step and
+        `compile_seconds` of every way, the `best` of those that count, and `ratio`.
+    """
+    runs, compile_seconds = {}, {}
+    for name, make in _ways(workload, num_members, with_torch):
+        start = time.perf_counter()
+        try:
+            runs[name] = make().run
+        except ImportError:  # no torch
+            continue
+        runs[name]()
+        compile_seconds[name] = time.perf_counter() - start
+    once = {name: _seconds(run, 1) for name, run in runs.items()}
+    calls = max(1, round(MIN_SECONDS / once["ours"]))
+    seconds = {name: [] for name in runs}
+    for repetition in range(repetitions):
+        for name in _in_turn(list(runs), repetition):
+            if repetition < 3 or once[name] < HOPELESS * min(once.values()):
+                seconds[name].append(_seconds(runs[name], calls))
+        advance()
+    steps = calls * workload.steps_per_call * num_members
+    medians = {name: statistics.median(s) * 1e3 / steps for name, s in seconds.items()}
+    best = min((name for name in COUNTED if name in medians), key=medians.get)
+    return {
+        "model": workload.name,
+        "title": workload.title,
+        "is_convolutional": workload.is_convolutional,
+        "members": num_members,
+        "batch": workload.batch_size,
+        "dtype": "float32",
+        "steps_per_call": workload.steps_per_call,
+        "milliseconds": medians,
+        "all_milliseconds": {
+            name: [x * 1e3 / steps for x in s] for name, s in seconds.items()
+        },
+        "compile_seconds": {
+            name: max(0.0, total - once[name])
+            for name, total in compile_seconds.items()
+        },
+        "best": best,
+        "ratio": medians[best] / medians["ours"],
+        "ratio_to_loop": medians["loop"] / medians["ours"],
+        "gain_of_scanning": medians["one step a call"] / medians["ours"],
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _ways(workload, members, with_torch) -> Iterator[tuple[str, Callable[[], Any]]]:
+    steps = workload.steps_per_call
+    yield "ours", lambda: alternatives.ours(workload, members, steps_per_call=steps)
+    yield "loop", lambda: alternatives.python_loop(workload, members)
+    yield "lax.map", lambda: alternatives.lax_map(workload, members)
+    if with_torch and _torch_fits():
+        yield "torch.func", lambda: alternatives.torch_func(workload, members)
+    yield (
+        "one step a call",
+        lambda: alternatives.ours(workload, members, steps_per_call=1),
+    )
+    yield "loop of scans", lambda: alternatives.loop_over_scans(workload, members)
+
+
+def _torch_fits():
+    """Whether torch, if it is installed, has the kind of device that JAX has."""
+    if jax.default_backend() == "cpu":
+        return True
+    if jax.default_backend() != "gpu" or package_version("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _in_turn(names, repetition):
+    """Another one comes first every time, so that none always follows the same."""
+    first = repetition % len(names)
+    return names[first:] + names[:first]
+
+
+def _seconds(run, calls):
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return time.perf_counter() - start
+
+
+def target(row: dict[str, Any]) -> str:
+    """Whether a row reaches its target on a CPU: "ok", "below goal" or "DEFECT"."""
+    if row["model"] == "mlp-small" and row["members"] == 64:
+        if row["ratio_to_loop"] < 5:
+            return "DEFECT (5 x loop)"
+        if row["ratio_to_loop"] < 8:
+            return "below goal (8 x loop)"
+    if row["ratio"] >= 0.95:
+        return "ok"
+    if row["is_convolutional"] and row["ratio"] >= 0.85:
+        return "below goal"
+    return "DEFECT"
+
+
+def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
+    """All rows: milliseconds per member and step, and what they come to."""
+    ways = [
+        way
+        for way in ("ours", *COUNTED, *SHOWN)
+        if any(way in row["milliseconds"] for row in rows)
+    ]
+    table = rich.table.Table(
+        title="ms per member and step (float32, Adam); ratio: best alternative / ours",
+        caption="Counted: " + ", ".join(w for w in ways if w in COUNTED) + ". A ratio"
+        " within 5 % of 1 against lax.map, our own program in blocks of one, is 1.",
+    )
+    for column in ("model", "batch", "M", *ways):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for column in ("best", "ratio", "/ loop", "scan gain", "compile s", "target"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        times = [
+            f"{row['milliseconds'][way]:.4g}" if way in row["milliseconds"] else "-"
+            for way in ways
+        ]
+        table.add_row(
+            row["title"],
+            str(row["batch"]),
+            str(row["members"]),
+            *times,
+            row["best"],
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_to_loop']:.2f}",
+            f"{row['gain_of_scanning']:.2f}",
+            f"{row['compile_seconds']['ours']:.1f}",
+            target(row),
+        )
+    return table
+
+
+def _one_line(row):
+    return (
+        f"{row['title']}, batch {row['batch']}, M = {row['members']}:"
+        f" {row['milliseconds']['ours']:.4g} ms, {row['ratio']:.2f} x {row['best']},"
+        f" {row['ratio_to_loop']:.2f} x loop"
+    )
+
+
+def _torch_versions(with_torch):
+    if not with_torch or package_version("torch") is None:
+        return {"torch": None}
+    import torch
+
+    return {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
+
+
+def _describe(versions):
+    torch = versions["torch"]
+    threads = f", torch {torch} ({versions['torch_threads']} threads)" if torch else ""
+    return (
+        f"{versions['platform']}: {hardware(versions)}; jax {versions['jax']},"
+        f" jaxlib {versions['jaxlib']}{threads}"
+    )
+
+
+def _progress(console):
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left:"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

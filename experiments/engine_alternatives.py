@@ -1,0 +1,357 @@
+"""What `bench_engine` compares: the engine's program, and what one would write instead.
+
+Every alternative trains the same members on the same batches from device-resident data
+with Adam and sums up their losses and accuracies. None but the engine checks health,
+freezes members or makes data orders: the others read rows that were made before the
+clock starts.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from ensjax import nn
+from ensjax.data import sampling
+from ensjax.ensemble import Ensemble
+from ensjax.experiment.configs import load_module
+from ensjax.mapping import Blocks, mesh_program
+from ensjax.members import member_key, unstack_members
+from ensjax.mesh import make_mesh, place
+from ensjax.train.fit import build_programs
+from ensjax.train.losses import cross_entropy
+
+SEED = 0
+LEARNING_RATE = 1e-3
+EPSILON = 1e-8  # of Adam
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One model and its data.
+
+    Attributes:
+        name: as `--rows` takes it.
+        title: what the table says.
+        make_model: `make_model(rngs, conv_form)` -> one member; models without
+            convolutions ignore the form.
+        example_shape: of one input.
+        batch_size: examples per member and step.
+        num_examples: rows of the resident data.
+        steps_per_call: steps of one call of the compiled program.
+        members: ensemble sizes of the full table.
+        is_convolutional: whether the target is that of convolutional nets.
+    """
+
+    name: str
+    title: str
+    make_model: Callable[[nnx.Rngs, str], nnx.Module]
+    example_shape: tuple[int, ...]
+    batch_size: int
+    num_examples: int
+    steps_per_call: int
+    members: tuple[int, ...] = (1, 4, 16)
+    is_convolutional: bool = False
+
+    def data(self) -> tuple[jax.Array, jax.Array]:
+        """Normal inputs `[example, ...]` and random labels of 10 classes."""
+        rng = np.random.default_rng(SEED)
+        x = rng.normal(size=(self.num_examples, *self.example_shape))
+        labels = rng.integers(0, 10, self.num_examples)
+        return jnp.asarray(x, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+def _adam(learning_rate):
+    return optax.adam(learning_rate, eps=EPSILON)
+
+
+def _small_mlp(rngs, conv_form):
+    del conv_form
+    return nn.MLP(in_features=64, hidden=(64, 64), rngs=rngs)
+
+
+def _large_mlp(rngs, conv_form):
+    del conv_form
+    return nn.MLP(in_features=784, hidden=(256, 256), rngs=rngs)
+
+
+def _cnn(rngs, conv_form):
+    return nn.CNN(features=(16, 32, 32), conv_form=conv_form, rngs=rngs)
+
+
+def _resnet(rngs, conv_form):
+    return nn.ResNet(depth=20, conv_form=conv_form, rngs=rngs)
+
+
+def _vit(rngs, conv_form):
+    del conv_form
+    return nn.ViT(patch_size=(7, 7), width=64, depth=2, rngs=rngs)
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload(
+            "mlp-small", "MLP 64-64-64-10", _small_mlp, (64,), 8, 1797, 400,
+            members=(1, 4, 16, 64),
+        ),
+        Workload(
+            "mlp-large", "MLP 784-256-256-10", _large_mlp, (784,), 128, 4000, 31,
+            members=(1, 4, 16, 64),
+        ),
+        Workload(
+            "cnn", "CNN 16-32-32", _cnn, (28, 28, 1), 64, 4000, 20,
+            is_convolutional=True,
+        ),
+        Workload(
+            "resnet20", "ResNet-20", _resnet, (32, 32, 3), 32, 1024, 4,
+            is_convolutional=True,
+        ),
+        Workload("vit", "ViT 2 x 64, 16 patches", _vit, (28, 28, 1), 32, 4000, 30),
+    )
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Alternative:
+    """A way to make the steps of all members.
+
+    Attributes:
+        run: makes `steps_per_call` steps of every member and waits for them.
+        params: the trained parameters by now, leaves `[member, ...]`.
+    """
+
+    run: Callable[[], Any]
+    params: Callable[[], Any]
+
+
+def ours(
+    workload: Workload, num_members: int, *, steps_per_call: int, block: Any = "auto"
+) -> Alternative:
+    """The program that `fit` runs, called as `fit` calls it."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    ensemble = _ensemble(workload, num_members, "auto", mesh)
+    data = place(workload.data(), mesh, jax.P())
+    hypers = (place(jnp.full(num_members, LEARNING_RATE), mesh, jax.P("member")),)
+    blocks = Blocks(block)
+    init, job = build_programs(
+        (ensemble,),
+        (ensemble.state,),
+        hypers,
+        loss=cross_entropy,
+        make_tx=_adam,
+        has_hyper=True,
+        sampling="independent",
+        batch_size=workload.batch_size,
+        num_examples=workload.num_examples,
+        augment=None,
+        keep_best=False,
+        max_steps=steps_per_call,
+        weights_kind="shared",
+        data_kind="shared",
+        blocks=blocks,
+        mesh=mesh,
+        shard_state=False,
+    )
+    program = mesh_program(job, mesh)
+    held = {"states": init((ensemble.state,), hypers)}
+    ids = (ensemble.member_ids,)
+
+    def run():
+        states = held["states"]
+        for first in range(0, workload.steps_per_call, steps_per_call):
+            count = min(steps_per_call, workload.steps_per_call - first)
+            states, _ = program(states, hypers, ids, (None,), data, first, count, SEED)
+        held["states"] = jax.block_until_ready(states)
+
+    return Alternative(run, lambda: held["states"][0]["params"])
+
+
+def python_loop(workload: Workload, num_members: int) -> Alternative:
+    """One member after the other, one jitted and donated step at a time."""
+    step, members, rows, data = _single(workload, num_members, "plain")
+    jitted = jax.jit(step, donate_argnums=0)
+
+    def run():
+        for i in range(num_members):
+            leaves, order = members[i], rows[i]
+            for _ in range(workload.steps_per_call):
+                leaves = jitted(leaves, order, *data)
+            members[i] = leaves
+        jax.block_until_ready(members)
+
+    return Alternative(run, lambda: step.params(members))
+
+
+def loop_over_scans(workload: Workload, num_members: int) -> Alternative:
+    """One member after the other, all steps in one jitted and donated `lax.scan`."""
+    step, members, rows, data = _single(workload, num_members, "auto")
+    jitted = jax.jit(_scanned(step, workload), donate_argnums=0)
+
+    def run():
+        for i in range(num_members):
+            members[i] = jitted(members[i], rows[i], *data)
+        jax.block_until_ready(members)
+
+    return Alternative(run, lambda: step.params(members))
+
+
+def lax_map(workload: Workload, num_members: int) -> Alternative:
+    """`lax.map` over members of a `lax.scan` of steps, in one jitted program.
+
+    Convolutions take the engine's form: `lax` ones are 10-25 times slower in a loop.
+    """
+    step, members, rows, data = _single(workload, num_members, "auto")
+    scanned = _scanned(step, workload)
+
+    def mapped(stacked, orders, *data):
+        return jax.lax.map(lambda xs: scanned(*xs, *data), (stacked, orders))
+
+    jitted = jax.jit(mapped, donate_argnums=0)
+    held = {"members": [jnp.stack(leaves) for leaves in zip(*members, strict=True)]}
+    orders = jnp.stack(rows)
+
+    def run():
+        held["members"] = jax.block_until_ready(jitted(held["members"], orders, *data))
+
+    def params():
+        unstacked = zip(*map(list, held["members"]), strict=True)
+        return step.params([list(leaves) for leaves in unstacked])
+
+    return Alternative(run, params)
+
+
+def torch_func(workload: Workload, num_members: int) -> Alternative:
+    """`torch.func` over stacked weights (`engine_torch`), on the same kind of device.
+
+    Raises:
+        ImportError: where torch is not installed.
+    """
+    path = Path(__file__).with_name("engine_torch.py")
+    steps = load_module(path, "bench").TorchSteps(
+        workload.name,
+        _named_params(_stacked_params(workload, num_members)),
+        [np.asarray(leaf) for leaf in workload.data()],
+        np.stack([np.asarray(r) for r in member_rows(workload, num_members)], axis=1),
+        learning_rate=LEARNING_RATE,
+        epsilon=EPSILON,
+        device="cpu" if jax.default_backend() == "cpu" else "cuda",
+    )
+
+    def params():
+        stacked = _stacked_params(workload, num_members)
+        trained = [
+            (path, variable.replace(steps.params[_name(path)].cpu().numpy()))
+            for path, variable in nnx.to_flat_state(stacked)
+        ]
+        return nnx.from_flat_state(trained)
+
+    return Alternative(steps.run, params)
+
+
+def _stacked_params(workload, num_members):
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return _ensemble(workload, num_members, "plain", mesh).params
+
+
+def _named_params(params):
+    flat = nnx.to_flat_state(params)
+    return {_name(path): np.array(variable[...]) for path, variable in flat}
+
+
+def _name(path):
+    return ".".join(map(str, path))
+
+
+def _ensemble(workload, num_members, conv_form, mesh):
+    def make_model(rngs):
+        return workload.make_model(rngs, conv_form)
+
+    return Ensemble.init(make_model, num_members=num_members, seed=SEED, mesh=mesh)
+
+
+def member_rows(workload: Workload, num_members: int) -> list[jax.Array]:
+    """The examples of every step that `ours` makes, `[step, batch]` for each member."""
+    per_epoch = workload.num_examples // workload.batch_size
+    num_epochs = -(-workload.steps_per_call // per_epoch)
+
+    @jax.jit
+    def rows(member_id):
+        key = member_key(SEED, "order", member_id)
+        orders = sampling.epoch_orders(key, workload.num_examples, 0, num_epochs)
+        orders = orders[:, : per_epoch * workload.batch_size]
+        orders = orders.reshape(-1, workload.batch_size)
+        return orders[: workload.steps_per_call]
+
+    return [rows(i) for i in range(num_members)]
+
+
+def _single(workload, num_members, conv_form):
+    """The step of one member, and what it works on."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    ensemble = _ensemble(workload, num_members, conv_form, mesh)
+    states = unstack_members(ensemble.state)
+    step = _SingleStep(ensemble.graph.graphdef, states[0], workload.steps_per_call)
+    members = [step.init(state) for state in states]
+    rows = member_rows(workload, num_members)
+    return step, members, rows, workload.data()
+
+
+class _SingleStep:
+    """An Adam step of one member: a list of arrays in, a list of arrays out.
+
+    A plain list, not an `nnx.State`, since flattening that costs a Python loop more
+    than a small step takes.
+    """
+
+    def __init__(self, graphdef, state, num_rows):
+        self._graphdef, self._num_rows = graphdef, num_rows
+        self._tx = _adam(LEARNING_RATE)
+        self._tree = jax.tree.structure(self._whole(state))
+
+    def _whole(self, state):
+        params, rest = state["params"], state["rest"]
+        sums = {"loss": jnp.float32(0), "accuracy": jnp.float32(0)}
+        return (params, rest, self._tx.init(params), sums, jnp.int32(0))
+
+    def init(self, state):
+        """The leaves of one member's state; they are copies, and may be donated."""
+        return jax.tree.map(jnp.copy, jax.tree.leaves(self._whole(state)))
+
+    def params(self, members):
+        """Parameters of all members, leaves `[member, ...]`."""
+        trees = [jax.tree.unflatten(self._tree, leaves)[0] for leaves in members]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+    def __call__(self, leaves, rows, x, labels):
+        params, rest, opt_state, sums, count = jax.tree.unflatten(self._tree, leaves)
+        chosen = rows[count % self._num_rows]
+
+        def loss_and_rest(params):
+            model = nnx.merge(self._graphdef, params, rest, copy=True)
+            model.train()
+            loss, metrics = cross_entropy(model, (x[chosen], labels[chosen]), None)
+            metrics = {"loss": loss, **metrics}
+            return loss, (nnx.split(model, nnx.Param, ...)[2], metrics)
+
+        grads, (rest, metrics) = jax.grad(loss_and_rest, has_aux=True)(params)
+        sums = jax.tree.map(jnp.add, sums, metrics)
+        updates, opt_state = self._tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return jax.tree.leaves((params, rest, opt_state, sums, count + 1))
+
+
+def _scanned(step, workload):
+    def scanned(leaves, rows, x, labels):
+        def body(leaves, _):
+            return step(leaves, rows, x, labels), None
+
+        return jax.lax.scan(body, leaves, None, length=workload.steps_per_call)[0]
+
+    return scanned
