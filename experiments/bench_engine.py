@@ -35,6 +35,8 @@ MIN_SECONDS = 0.2
 # What is this many times slower than the fastest is repeated three times only.
 HOPELESS = 4.0
 
+TABLE_WIDTH = 150
+
 # `lax.map` over members is our own program with a block of one, but for the health
 # check; a loop over scans is shown, not counted: nobody's baseline, but close to it.
 COUNTED = ("loop", "lax.map", "torch.func")
@@ -66,7 +68,9 @@ def main(arguments: Sequence[str] = ()) -> int:
             )
             results.append(row)
             console.print(_one_line(row))
-    console.print(make_table(results))
+    # A narrow table would fold its numbers; lines that are too long are the lesser evil.
+    wide = rich.console.Console(width=max(console.width, TABLE_WIDTH))
+    wide.print(make_table(results))
     if options.json:
         report = {"command": ["bench", "engine", *arguments], "versions": versions}
         report["rows"] = results
@@ -229,7 +233,8 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
         " within 5 % of 1 against lax.map, our own program in blocks of one, is 1.",
     )
     for column in ("model", "batch", "M", *ways):
-        table.add_column(column, justify="left" if column == "model" else "right")
+        justify = "left" if column == "model" else "right"
+        table.add_column(column, justify=justify, no_wrap=column == "model")
     for column in ("best", "ratio", "/ loop", "scan gain", "compile s", "target"):
         table.add_column(column, justify="right")
     for row in rows:

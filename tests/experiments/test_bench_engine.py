@@ -1,0 +1,149 @@
+"""The benchmark of the engine: it compares the same work, and reports what it found."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ensjax.experiment.configs import load_module
+
+FOLDER = Path(__file__).parents[2] / "experiments"
+bench = load_module(FOLDER / "bench_engine.py", "bench")
+alternatives = bench.alternatives
+SMALL = dataclasses.replace(
+    alternatives.WORKLOADS["mlp-small"], num_examples=40, steps_per_call=7
+)
+
+
+MEMBERS = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def damped():
+    """Adam with eps = 1e-3: with 1e-8 it amplifies rounding where a gradient is 0."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alternatives, "EPSILON", 1e-3)
+        yield
+
+
+@functools.cache
+def trained_by_the_engine(workload):
+    steps = workload.steps_per_call
+    return trained(alternatives.ours(workload, MEMBERS, steps_per_call=steps))
+
+
+def trained(alternative):
+    alternative.run()
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(alternative.params())]
+
+
+def assert_same_numbers(make, workload):
+    # 1e-5: at most an epoch and two more steps of Adam, in float32.
+    expected = trained_by_the_engine(workload)
+    result = trained(make(workload, MEMBERS))
+    assert len(result) == len(expected)
+    for ours, other in zip(expected, result, strict=True):
+        assert ours.shape[0] == MEMBERS
+        np.testing.assert_allclose(other, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["python_loop", "loop_over_scans", "lax_map"])
+def test_alternatives_make_the_steps_of_the_engine(name):
+    assert_same_numbers(getattr(alternatives, name), SMALL)
+
+
+def test_one_step_a_call_makes_the_same_steps():
+    assert_same_numbers(
+        lambda workload, members: alternatives.ours(
+            workload, members, steps_per_call=1
+        ),
+        SMALL,
+    )
+
+
+def test_torch_makes_the_steps_of_the_engine():
+    pytest.importorskip("torch")
+    assert_same_numbers(alternatives.torch_func, SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "resnet20", "vit"])
+@pytest.mark.parametrize("make", ["python_loop", "lax_map", "torch_func"])
+def test_larger_models_make_the_steps_of_the_engine(name, make):
+    if make == "torch_func":
+        pytest.importorskip("torch")
+    workload = dataclasses.replace(
+        alternatives.WORKLOADS[name], batch_size=4, num_examples=8, steps_per_call=3
+    )
+    assert_same_numbers(getattr(alternatives, make), workload)
+
+
+def test_every_alternative_reads_the_rows_that_the_engine_reads():
+    orders = alternatives.member_rows(SMALL, 2)
+    assert [order.shape for order in orders] == [(7, 8)] * 2
+    first_epoch = np.sort(np.asarray(orders[0][:5]).reshape(-1))
+    np.testing.assert_array_equal(first_epoch, np.arange(40))
+    assert (orders[0] != orders[1]).any()
+
+
+def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(alternatives.WORKLOADS, "mlp-small", SMALL)
+    monkeypatch.setattr(bench, "MIN_SECONDS", 1e-3)
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "engine.json"
+    arguments = "--rows mlp-small --members 2 --repetitions 2 --no-torch --json"
+    assert bench.main([*arguments.split(), str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "MLP 64-64-64-10" in printed and "ratio" in printed
+    report = json.loads(path.read_text())
+    assert report["versions"]["torch"] is None
+    [row] = report["rows"]
+    assert row["members"] == 2 and row["batch"] == 8 and row["dtype"] == "float32"
+    ways = {"ours", "loop", "lax.map", "one step a call", "loop of scans"}
+    assert set(row["milliseconds"]) == set(row["compile_seconds"]) == ways
+    assert all(len(times) == 2 for times in row["all_milliseconds"].values())
+    assert row["best"] in ("loop", "lax.map")
+    ratio = row["milliseconds"][row["best"]] / row["milliseconds"]["ours"]
+    assert row["ratio"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ("--rows mpl", "mpl"),
+        ("--members four", "four"),
+        ("--members 0", "at least 1"),
+        ("--repetitions 0", "at least 1"),
+    ],
+)
+def test_a_mistaken_option_is_named(arguments, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(arguments.split())
+    assert stopped.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, "ok"),
+        ({"ratio": 0.9}, "DEFECT"),
+        ({"ratio": 0.9, "is_convolutional": True}, "below goal"),
+        ({"ratio": 0.8, "is_convolutional": True}, "DEFECT"),
+        ({"members": 64, "ratio_to_loop": 4.0}, "DEFECT (5 x loop)"),
+        ({"members": 64, "ratio_to_loop": 6.0}, "below goal (8 x loop)"),
+    ],
+)
+def test_rows_are_held_against_their_target(changes, expected):
+    row = {
+        "model": "mlp-small",
+        "members": 16,
+        "ratio": 0.96,
+        "ratio_to_loop": 9.0,
+        "is_convolutional": False,
+    }
+    assert bench.target(row | changes) == expected
