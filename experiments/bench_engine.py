@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             )
             results.append(row)
             console.print(_one_line(row))
-    # A narrow table would fold its numbers; lines that are too long are the lesser evil.
+    # A narrow table would fold its numbers; too long lines are the lesser evil.
     wide = rich.console.Console(width=max(console.width, TABLE_WIDTH))
     wide.print(make_table(results))
     if options.json:
@@ -210,9 +210,9 @@ def target(row: dict[str, Any]) -> str:
     """Whether a row reaches its target on a CPU: "ok", "below goal" or "DEFECT"."""
     if row["model"] == "mlp-small" and row["members"] == 64:
         if row["ratio_to_loop"] < 5:
-            return "DEFECT (5 x loop)"
+            return "DEFECT: < 5 x loop"
         if row["ratio_to_loop"] < 8:
-            return "below goal (8 x loop)"
+            return "goal: 8 x loop"
     if row["ratio"] >= 0.95:
         return "ok"
     if row["is_convolutional"] and row["ratio"] >= 0.85:

@@ -134,8 +134,8 @@ def test_a_mistaken_option_is_named(arguments, named, capsys):
         ({"ratio": 0.9}, "DEFECT"),
         ({"ratio": 0.9, "is_convolutional": True}, "below goal"),
         ({"ratio": 0.8, "is_convolutional": True}, "DEFECT"),
-        ({"members": 64, "ratio_to_loop": 4.0}, "DEFECT (5 x loop)"),
-        ({"members": 64, "ratio_to_loop": 6.0}, "below goal (8 x loop)"),
+        ({"members": 64, "ratio_to_loop": 4.0}, "DEFECT: < 5 x loop"),
+        ({"members": 64, "ratio_to_loop": 6.0}, "goal: 8 x loop"),
     ],
 )
 def test_rows_are_held_against_their_target(changes, expected):
