@@ -252,7 +252,7 @@ def test_draws_do_not_depend_on_mesh_block_or_company():
         return jax.random.normal(member_key(0, "noise", member_id), (3,))
 
     expected = np.stack([draw(i) for i in range(13)])
-    for (member, data), options in zip(MESHES * 2, BLOCKS):
+    for (member, data), options in zip(MESHES, BLOCKS):
         mesh = make_mesh(member=member, data=data)
         run = map_members(draw, kinds=("member",), mesh=mesh, **options)
         np.testing.assert_array_equal(run(jnp.arange(13)), expected)
