@@ -352,10 +352,10 @@ def auto_block(
 ) -> int | None:
     """How many members run at once when `block="auto"`.
 
-    A rule of platform and shapes alone, so that a run is a function of its config:
-    accelerators run all members at once. A CPU runs members with convolutions, or with
-    more than 512 KiB of arguments and largest intermediate result, one at a time, and
-    of smaller ones as many as fit 16 MiB.
+    A rule of platform and shapes alone, so that a run is a function of its config: one
+    member runs without `vmap`, and accelerators run all at once. A CPU runs members
+    with convolutions, or with more than 512 KiB of arguments and largest intermediate
+    result, one at a time, and of smaller ones as many as fit 16 MiB.
 
     Args:
         one: function of the mapped arguments of one member.
@@ -365,7 +365,9 @@ def auto_block(
     Returns:
         A divisor of `local_members`, or None for all at once.
     """
-    if local_members == 1 or tracing_platform() != "cpu":
+    if local_members == 1:
+        return 1  # products of a stack of one are slower than those of a member
+    if tracing_platform() != "cpu":
         return None
     single = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacks)
     footprint = _Footprint()
