@@ -175,7 +175,8 @@ class Member:
 
         A member whose loss, weights or statistics become non-finite keeps the weights
         it had before and is frozen. The choice is a `where`, so that no other member's
-        program changes. Metrics of a dropped step are 0; "_steps" counts the others.
+        program changes. Metrics of a step without a finite loss are 0; "_steps" counts
+        the others.
         """
         active = (state["frozen_step"] == _NEVER) & (state["stopped_step"] == _NEVER)
         updates, opt_state = self.tx(hyper).update(
@@ -193,8 +194,11 @@ class Member:
             {"params": state["params"], "rest": state["rest"]},
         )
         new["opt_state"] = opt_state
+        # Metrics are of the weights before the update. If they waited for the check of
+        # the new ones, small dense members would take half again as long on CPU.
+        counts = active & jnp.isfinite(loss)
         metrics = {
-            name: jnp.where(keep, value, 0.0)
+            name: jnp.where(counts, value, 0.0)
             for name, value in {**metrics, "_steps": jnp.float32(1)}.items()
         }
         frozen = jnp.where(active & ~finite, step, state["frozen_step"])
