@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+jax.config.update("jax_platforms", "cpu")  # else libtpu, where installed, is locked
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -56,7 +56,9 @@ def _permutation(key, num_rows):
     row_mask = jnp.uint32(2**row_bits - 1)
     rows = jnp.arange(num_rows, dtype=jnp.uint32)
     order = rows.astype(jnp.int32)
-    for bits in jax.random.bits(key, (rounds, num_rows), jnp.uint32):
+    # One axis: the text of a TPU program with more of them cannot be read back.
+    draws = jax.random.bits(key, (rounds * num_rows,), jnp.uint32)
+    for bits in draws.reshape(rounds, num_rows):
         mixed = jax.lax.sort(bits & ~row_mask | rows, is_stable=False)
         # Ties of one round keep the order of the round before.
         order = order[(mixed & row_mask).astype(jnp.int32)]
