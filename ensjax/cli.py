@@ -86,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("config", help="configs/x.py, or a name; :preset may follow")
     run.add_argument("--workdir", help="default: runs/<config>-<preset>")
-    run.add_argument("--devices", type=int, help="that many fake CPU devices")
+    run.add_argument(
+        "--devices", type=int, help="CPU devices (default: accelerators, or the cores)"
+    )
     run.add_argument(
         "--log", default="", help="tensorboard, wandb, or both with a comma"
     )

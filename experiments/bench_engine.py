@@ -4,18 +4,19 @@
     ensjax bench engine --rows mlp-small,cnn --members 4 --json engine.json
 
 Every row is one model, batch and ensemble size, and every column a way to make the same
-steps in the same process (`engine_alternatives`): repetitions take turns, and medians
-are compared, without the time to compile. The ratio is the time of the best alternative
-over ours: above 1, ours is faster.
+steps (`engine_alternatives`): repetitions take turns, and medians are compared, without
+the time to compile. The ratio is the time of the best alternative over ours: above 1,
+ours is faster. On a CPU ours runs on one device a core, and what has no use for that in
+a process with one device (`engine_clock`).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ import rich.table
 from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.versions import collect_versions, hardware, package_version
+from ensjax.mesh import use_cpu_cores
 
 alternatives = load_module(Path(__file__).with_name("engine_alternatives.py"), "bench")
+clocks = load_module(Path(__file__).with_name("engine_clock.py"), "bench")
 
 # A repetition lasts at least this long on our program, in seconds.
 MIN_SECONDS = 0.2
@@ -41,6 +44,8 @@ TABLE_WIDTH = 150
 # check; a loop over scans is shown, not counted: nobody's baseline, but close to it.
 COUNTED = ("loop", "lax.map", "torch.func")
 SHOWN = ("one step a call", "loop of scans")
+# What splits members over devices; the others use one.
+SPLIT = ("ours", "one step a call")
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -51,19 +56,25 @@ def main(arguments: Sequence[str] = ()) -> int:
         for name in options.rows
         for members in options.members or alternatives.WORKLOADS[name].members
     ]
+    use_cpu_cores()
     versions = {**collect_versions(), **_torch_versions(options.torch)}
     console = rich.console.Console()
     console.print(_describe(versions))
-    results = []
-    with _progress(console) as progress:
+    here = other = clocks.Clock()
+    with contextlib.ExitStack() as cleanup:
+        if jax.default_backend() == "cpu" and not options.one_process:
+            other = clocks.OtherProcess()
+            cleanup.callback(other.close)
+        progress = cleanup.enter_context(_progress(console))
+        results = []
         task = progress.add_task("", total=len(rows) * options.repetitions)
         for workload, members in rows:
             progress.update(task, description=f"{workload.title}, M = {members}")
             row = measure_row(
                 workload,
                 members,
+                clocks={way: here if way in SPLIT else other for way in options.ways},
                 repetitions=options.repetitions,
-                with_torch=options.torch,
                 advance=lambda: progress.advance(task),
             )
             results.append(row)
@@ -88,6 +99,9 @@ def _options(arguments):
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--json", metavar="FILE", help="write all numbers there")
     parser.add_argument("--no-torch", dest="torch", action="store_false")
+    parser.add_argument(
+        "--one-process", action="store_true", help="time all ways in this process"
+    )
     options = parser.parse_args(list(arguments))
     options.rows = options.rows.split(",")
     for name in options.rows:
@@ -100,6 +114,8 @@ def _options(arguments):
             parser.error(f"--members takes numbers; got {options.members!r}")
     if options.repetitions < 1 or min(options.members or [1]) < 1:
         parser.error("--repetitions and --members must be at least 1")
+    ways = ("ours", *COUNTED, *SHOWN)
+    options.ways = [w for w in ways if w != "torch.func" or options.torch]
     return options
 
 
@@ -107,8 +123,8 @@ def measure_row(
     workload: Any,
     num_members: int,
     *,
+    clocks: dict[str, Any],
     repetitions: int = 7,
-    with_torch: bool = True,
     advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The times of all ways to make the same steps, for one model and ensemble size.
@@ -116,31 +132,36 @@ def measure_row(
     Args:
         workload: of `engine_alternatives.WORKLOADS`.
         num_members: M.
+        clocks: what prepares and times each way (a key of `engine_alternatives.WAYS`).
         repetitions: of each way, taking turns.
-        with_torch: whether `torch.func` is among them, where torch is installed.
         advance: called after each repetition.
 
     Returns:
         What the table shows and the JSON holds: `milliseconds` per member and step and
         `compile_seconds` of every way, the `best` of those that count, and `ratio`.
     """
-    runs, compile_seconds = {}, {}
-    for name, make in _ways(workload, num_members, with_torch):
-        start = time.perf_counter()
-        try:
-            runs[name] = make().run
-        except ImportError:  # no torch
+    compile_seconds = {}
+    for name, clock in clocks.items():
+        if name == "torch.func" and not _torch_fits():
             continue
-        runs[name]()
-        compile_seconds[name] = time.perf_counter() - start
-    once = {name: _seconds(run, 1) for name, run in runs.items()}
+        seconds = clock.prepare(name, workload.name, num_members)
+        if seconds is not None:
+            compile_seconds[name] = seconds
+
+    def time_way(name, calls):
+        return clocks[name].seconds(name, calls)
+
+    runs = list(compile_seconds)
+    once = {name: time_way(name, 1) for name in runs}
     calls = max(1, round(MIN_SECONDS / once["ours"]))
     seconds = {name: [] for name in runs}
     for repetition in range(repetitions):
-        for name in _in_turn(list(runs), repetition):
+        for name in _in_turn(runs, repetition):
             if repetition < 3 or once[name] < HOPELESS * min(once.values()):
-                seconds[name].append(_seconds(runs[name], calls))
+                seconds[name].append(time_way(name, calls))
         advance()
+    for clock in set(clocks.values()):
+        clock.clear()
     steps = calls * workload.steps_per_call * num_members
     medians = {name: statistics.median(s) * 1e3 / steps for name, s in seconds.items()}
     best = min((name for name in COUNTED if name in medians), key=medians.get)
@@ -168,20 +189,6 @@ def measure_row(
     }
 
 
-def _ways(workload, members, with_torch) -> Iterator[tuple[str, Callable[[], Any]]]:
-    steps = workload.steps_per_call
-    yield "ours", lambda: alternatives.ours(workload, members, steps_per_call=steps)
-    yield "loop", lambda: alternatives.python_loop(workload, members)
-    yield "lax.map", lambda: alternatives.lax_map(workload, members)
-    if with_torch and _torch_fits():
-        yield "torch.func", lambda: alternatives.torch_func(workload, members)
-    yield (
-        "one step a call",
-        lambda: alternatives.ours(workload, members, steps_per_call=1),
-    )
-    yield "loop of scans", lambda: alternatives.loop_over_scans(workload, members)
-
-
 def _torch_fits():
     """Whether torch, if it is installed, has the kind of device that JAX has."""
     if jax.default_backend() == "cpu":
@@ -197,13 +204,6 @@ def _in_turn(names, repetition):
     """Another one comes first every time, so that none always follows the same."""
     first = repetition % len(names)
     return names[first:] + names[:first]
-
-
-def _seconds(run, calls):
-    start = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return time.perf_counter() - start
 
 
 def target(row: dict[str, Any]) -> str:

@@ -98,7 +98,7 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload(
-            "mlp-small", "MLP 64-64-64-10", _small_mlp, (64,), 8, 1797, 400,
+            "mlp-small", "MLP 64-64-64-10", _small_mlp, (64,), 8, 1797, 1344,
             members=(1, 4, 16, 64),
         ),
         Workload(
@@ -134,8 +134,13 @@ class Alternative:
 def ours(
     workload: Workload, num_members: int, *, steps_per_call: int, block: Any = "auto"
 ) -> Alternative:
-    """The program that `fit` runs, called as `fit` calls it."""
-    mesh = make_mesh(devices=jax.devices()[:1])
+    """The program that `fit` runs, called as `fit` calls it.
+
+    Members are split over as many devices as they divide over (the cores of a CPU).
+    """
+    devices = jax.devices()
+    most = max(k for k in range(1, len(devices) + 1) if num_members % k == 0)
+    mesh = make_mesh(devices=devices[:most])
     ensemble = _ensemble(workload, num_members, "auto", mesh)
     data = place(workload.data(), mesh, jax.P())
     hypers = (place(jnp.full(num_members, LEARNING_RATE), mesh, jax.P("member")),)
@@ -355,3 +360,13 @@ def _scanned(step, workload):
         return jax.lax.scan(body, leaves, None, length=workload.steps_per_call)[0]
 
     return scanned
+
+
+WAYS = {
+    "ours": lambda w, members: ours(w, members, steps_per_call=w.steps_per_call),
+    "loop": python_loop,
+    "lax.map": lax_map,
+    "torch.func": torch_func,
+    "one step a call": lambda w, members: ours(w, members, steps_per_call=1),
+    "loop of scans": loop_over_scans,
+}

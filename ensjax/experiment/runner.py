@@ -47,7 +47,7 @@ class RunOptions(NamedTuple):
         workdir: None: `runs/<config>-<preset>`.
         overrides: pairs (dotted field, text).
         flags: of several processes.
-        devices: how many fake CPU devices; None: the devices that there are.
+        devices: how many CPU devices; None: accelerators, or one for each CPU core.
         loggers: optional loggers by name.
     """
 
@@ -108,7 +108,7 @@ def run_experiment(options: RunOptions) -> int:
     is_alone = options.flags.coordinator is None and detect_cluster() is None
     if is_alone:  # a typing mistake need not wait for JAX
         source, config = _load(options)
-    _set_devices(options.devices)
+    _set_devices(options.devices, is_alone=is_alone)
     if not is_alone:
         initialize(options.flags)
         source, config = everywhere(lambda: _load(options))
@@ -161,8 +161,12 @@ def _load(options: RunOptions) -> tuple[ConfigSource, ml_collections.ConfigDict]
     return source, config
 
 
-def _set_devices(num_devices: int | None) -> None:
+def _set_devices(num_devices: int | None, *, is_alone: bool) -> None:
     if num_devices is None:
+        if is_alone:
+            from ensjax.mesh import use_cpu_cores
+
+            use_cpu_cores()
         return
     if num_devices < 1:
         raise ConfigError(f"--devices must be at least 1; got {num_devices}.")

@@ -103,13 +103,17 @@ def check_sampling(sampling: str, weights: Any, *, is_resident: bool) -> None:
 
 def check_evaluation(
     evaluation: Any,
+    data: Any,
     *,
     evaluation_loss: Callable[..., Any] | None,
     evaluate_every_steps: int | None,
     evaluation_batch_size: int,
     early_stopping: EarlyStopping | None,
 ) -> None:
-    """Raises `ValueError` for arguments that mean nothing without `evaluation`."""
+    """Raises `ValueError` for what means nothing without `evaluation`, or misfits it.
+
+    `data` are the resident arrays, or None for a stream.
+    """
     if evaluation is None:
         given = {
             "early_stopping": early_stopping,
@@ -119,10 +123,22 @@ def check_evaluation(
         for name, value in given.items():
             if value is not None:
                 raise ValueError(f"{name} needs an evaluation; pass evaluation=(x, y).")
+    elif data is not None and evaluation_loss is None:
+        ours, theirs = jax.tree.structure(data), jax.tree.structure(evaluation)
+        if ours != theirs:
+            raise ValueError(
+                "evaluation must hold arrays in the structure of data, since the loss"
+                f" takes both: expected {_shown(ours)}, got {_shown(theirs)}. With"
+                " another structure pass evaluation_loss."
+            )
     if evaluation_batch_size < 1:
         raise ValueError(
             f"evaluation_batch_size must be at least 1; got {evaluation_batch_size}."
         )
+
+
+def _shown(structure):
+    return str(structure).removeprefix("PyTreeDef(").removesuffix(")")
 
 
 def check_joint(

@@ -130,6 +130,7 @@ def fit(
     arguments.check_sampling(sampling, weights, is_resident=is_resident(data))
     arguments.check_evaluation(
         evaluation,
+        data if is_resident(data) else None,
         evaluation_loss=evaluation_loss,
         evaluate_every_steps=evaluate_every_steps,
         evaluation_batch_size=evaluation_batch_size,
@@ -228,8 +229,10 @@ def fit(
                 "sampling": sampling,
                 "batch_size": feed.batch_size,
                 "num_examples": feed.num_examples,
-                "steps_per_call": schedule.steps_per_call,
                 "hyper": _named(hyper),
+                "loss": _name(loss),
+                "augment": _name(augment),
+                "early_stopping": early_stopping and dataclasses.asdict(early_stopping),
             },
             keeps_best=early_stopping is not None,
         ),
@@ -249,6 +252,13 @@ def _named(hyper):
         jax.tree_util.keystr(path): np.asarray(value).tolist()
         for path, value in jax.tree.leaves_with_path(hyper)
     }
+
+
+def _name(function):
+    """What a function is called; enough to notice another one in its place."""
+    if function is None:
+        return None
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def _with_state(ensemble, state, mesh):

@@ -38,7 +38,8 @@ class _JointUpdate:
         loss, metrics, grads, rest = mean_over_data(
             self.member.data_shards, (loss, metrics, grads, rest)
         )
-        return self.member.update(state, grads, rest, metrics, loss, hyper, step)
+        after = self.member.update(state, grads, rest, hyper)
+        return self.member.settle(state, after, {**metrics, "loss": loss}, step, 1)
 
 
 @dataclasses.dataclass(frozen=True)

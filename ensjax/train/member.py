@@ -66,7 +66,11 @@ class Member:
         return -(-(max_steps - 1) // per_epoch) + 1
 
     def order(self, seed: Any, member_id: Any, first_step: Any, max_steps: int) -> Any:
-        """What the batches of the next steps are read from: `(orders, rows)`."""
+        """Rows of the data that this shard reads in the next steps, `[step, batch]`.
+
+        Looked up before the loop, since on CPU every scalar operation inside it costs a
+        small member a fiftieth of a step. None where rows are drawn or streamed.
+        """
         if self.sampling in ("stream", "weighted"):
             return None
         if self.sampling == "shared":
@@ -82,33 +86,40 @@ class Member:
                 member_key(seed, "bootstrap", member_id), self.num_examples
             )
             orders = rows[orders]
-        return orders, first
+
+        def rows_of(step):
+            epoch, places, _ = self._positions(step)
+            return orders[epoch - first, places]
+
+        return jax.vmap(rows_of)(first_step + jnp.arange(max_steps, dtype=jnp.int32))
+
+    def _positions(self, step):
+        return sampling.batch_positions(
+            step,
+            self.batch_size,
+            jax.lax.axis_index("data"),
+            self.data_shards,
+            max(self.num_examples, self.batch_size),
+        )
 
     def batch(self, order, data, weights, seed, member_id, step, index) -> Any:
         """This data shard's part of the member's batch, leaves `[batch, ...]`.
 
-        `index` is the step's place among those that `data` holds, for streams.
+        `index` is the step's place among those of `order`, or of `data` in streams.
         """
-        shard = jax.lax.axis_index("data")
+        _, _, positions = self._positions(step)
         if self.sampling == "stream":
             # Streamed leaves are [batch, step, ...], so that their kind is "batch".
             batch = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False),
                 data,
             )
-            size = self.batch_size // self.data_shards
-            positions = shard * size + jnp.arange(size)
+        elif self.sampling == "weighted":
+            key = jax.random.fold_in(member_key(seed, "weighted", member_id), step)
+            rows = sampling.weighted_rows(key, weights, positions)
+            batch = jax.tree.map(lambda x: x[rows], data)
         else:
-            epoch, places, positions = sampling.batch_positions(
-                step, self.batch_size, shard, self.data_shards, self.num_examples
-            )
-            if self.sampling == "weighted":
-                key = member_key(seed, "weighted", member_id)
-                key = jax.random.fold_in(key, step)
-                rows = sampling.weighted_rows(key, weights, positions)
-            else:
-                orders, first = order
-                rows = orders[epoch - first][places]
+            rows = order[index]
             batch = jax.tree.map(lambda x: x[rows], data)
         if self.augment is None:
             return batch
@@ -144,7 +155,7 @@ class Member:
         return loss, (self.graph.rest(model), metrics)
 
     def step(self, state, batch, hyper, seed, member_id, step) -> tuple[Any, dict]:
-        """One optimizer step: the new state and the step's metrics.
+        """One optimizer step, whatever comes of it: the new state and its metrics.
 
         Args:
             state: as `init` made it.
@@ -166,43 +177,49 @@ class Member:
             self.data_shards, (loss, metrics, grads, new_rest)
         )
         metrics = {"loss": loss, **metrics}
-        return self.update(state, grads, new_rest, metrics, loss, hyper, step)
+        return self.update(state, grads, new_rest, hyper), metrics
 
-    def update(
-        self, state, grads, rest, metrics, loss, hyper, step
-    ) -> tuple[Any, dict]:
-        """The state after an update that is dropped if it is not finite, and metrics.
-
-        A member whose loss, weights or statistics become non-finite keeps the weights
-        it had before and is frozen. The choice is a `where`, so that no other member's
-        program changes. Metrics of a step without a finite loss are 0; "_steps" counts
-        the others.
-        """
-        active = (state["frozen_step"] == _NEVER) & (state["stopped_step"] == _NEVER)
+    def update(self, state, grads, rest, hyper) -> Any:
+        """The state after one update by the member's own optimizer."""
         updates, opt_state = self.tx(hyper).update(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
         rest = keep_seeds(rest, state["rest"])
-        finite = all_finite((loss, params, rest))
+        return {**state, "params": params, "rest": rest, "opt_state": opt_state}
+
+    def settle(self, before, after, sums, step, num_steps) -> tuple[Any, dict]:
+        """What remains of the steps between two states: all of them, or none.
+
+        If the loss, the weights or the statistics are not finite, the member keeps
+        those it had before and is frozen. The choice is a `where`, so that no other
+        member's program changes.
+
+        Args:
+            before: the state before these steps.
+            after: the state after them.
+            sums: of their metrics.
+            step: steps made before them.
+            num_steps: how many they are.
+
+        Returns:
+            The state, and the sums of the steps that count, with their number as
+            "_steps": 0 for a frozen or stopped member.
+        """
+        active = (before["frozen_step"] == _NEVER) & (before["stopped_step"] == _NEVER)
+        finite = all_finite((sums["loss"], after["params"], after["rest"]))
         keep = active & finite
-        # The optimizer's state is not chosen: no step of a frozen or stopped member
-        # counts, and on CPU the choice costs as much as Adam itself.
-        new = jax.tree.map(
-            lambda a, b: jnp.where(keep, a, b),
-            {"params": params, "rest": rest},
-            {"params": state["params"], "rest": state["rest"]},
-        )
-        new["opt_state"] = opt_state
-        # Metrics are of the weights before the update. If they waited for the check of
-        # the new ones, small dense members would take half again as long on CPU.
-        counts = active & jnp.isfinite(loss)
-        metrics = {
-            name: jnp.where(counts, value, 0.0)
-            for name, value in {**metrics, "_steps": jnp.float32(1)}.items()
+        # The optimizer's state is not chosen: no later step of the member counts.
+        chosen = {
+            name: jax.tree.map(
+                lambda a, b: jnp.where(keep, a, b), after[name], before[name]
+            )
+            for name in ("params", "rest")
         }
-        frozen = jnp.where(active & ~finite, step, state["frozen_step"])
-        return {**state, **new, "frozen_step": frozen}, metrics
+        sums = {**sums, "_steps": jnp.float32(num_steps)}
+        sums = jax.tree.map(lambda x: jnp.where(keep, x, 0.0), sums)
+        frozen = jnp.where(active & ~finite, step, before["frozen_step"])
+        return {**after, **chosen, "frozen_step": frozen}, sums
 
 
 def with_metrics(result: Any) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -17,6 +17,10 @@ from ensjax.mapping import Blocks, map_local
 from ensjax.train.layout import Layout
 from ensjax.train.member import Member
 
+# Looking whether a member is finite, and choosing between two sets of weights, costs a
+# small dense member a tenth of a step; so it is done once for this many steps.
+CHECK_STEPS = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -101,7 +105,7 @@ class _Init:
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """`num_steps` steps of one member."""
+    """`num_steps` steps of one member, with a look at its health every now and then."""
 
     member: Member
     max_steps: int
@@ -120,7 +124,17 @@ class _Steps:
             batch = member.batch(order, data, weights, seed, member_id, number, i)
             return member.step(state, batch, hyper, seed, member_id, number)
 
-        state, sums = run_steps(step, state, num_steps, self.max_steps)
+        size = min(CHECK_STEPS, self.max_steps)
+
+        def checked_steps(number, state):
+            start = number * size
+            count = jnp.minimum(size, num_steps - start)
+            after, sums = run_steps(lambda i, s: step(start + i, s), state, count, size)
+            return member.settle(state, after, sums, first_step + start, count)
+
+        state, sums = run_steps(
+            checked_steps, state, -(-num_steps // size), -(-self.max_steps // size)
+        )
         return (self.layout.split(state) if self.layout else state), sums
 
 
@@ -130,8 +144,8 @@ def run_steps(
     """`num_steps` times `state, metrics = step(i, state)`; metrics are summed.
 
     The number of steps is data, so that a shorter last call compiles nothing. One step
-    a call (`max_steps == 1`) is written without a loop: on CPU the gradient of a
-    convolution in its plain form is slow inside a loop.
+    (`max_steps == 1`, whatever `num_steps` says) is written without a loop: on CPU the
+    gradient of a convolution in its plain form is slow inside a loop.
     """
     if max_steps == 1:
         return step(0, state)

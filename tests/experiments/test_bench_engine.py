@@ -95,7 +95,9 @@ def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, monkeypatch, caps
     monkeypatch.setattr(bench, "MIN_SECONDS", 1e-3)
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "engine.json"
-    arguments = "--rows mlp-small --members 2 --repetitions 2 --no-torch --json"
+    arguments = (
+        "--rows mlp-small --members 2 --repetitions 2 --no-torch --one-process --json"
+    )
     assert bench.main([*arguments.split(), str(path)]) == 0
     printed = capsys.readouterr().out
     assert "MLP 64-64-64-10" in printed and "ratio" in printed
@@ -109,6 +111,18 @@ def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, monkeypatch, caps
     assert row["best"] in ("loop", "lax.map")
     ratio = row["milliseconds"][row["best"]] / row["milliseconds"]["ours"]
     assert row["ratio"] == pytest.approx(ratio)
+
+
+def test_another_process_with_one_device_times_as_this_one_does():
+    other = bench.clocks.OtherProcess()
+    try:
+        assert other.prepare("lax.map", "mlp-small", 2) > 0
+        assert other.seconds("lax.map", 1) > 0
+        other.clear()
+        with pytest.raises(RuntimeError, match="ended with exit code 1"):
+            other.seconds("lax.map", 1)
+    finally:
+        other.close()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def others(ensemble):
 
 
 def test_infinite_weights_change_no_other_member_and_compile_nothing(kit, compilations):
-    healthy, _ = kit.trained("mlp", 5, (1, 1))
+    healthy, _ = kit.fit(kit.ensemble("mlp"), kit.data())  # compiles
     ensemble = spoilt(kit)
     compilations.clear()
     trained, log = kit.fit(ensemble, kit.data())
@@ -45,7 +45,7 @@ def test_infinite_weights_change_no_other_member_and_compile_nothing(kit, compil
 
 
 def test_an_infinite_learning_rate_changes_no_other_member(kit, compilations):
-    healthy, _ = kit.trained("mlp", 5, (1, 1))
+    healthy, _ = kit.fit(kit.ensemble("mlp"), kit.data())  # compiles
     rates = np.full(5, 1e-3)
     rates[BAD] = np.inf
     ensemble = kit.ensemble("mlp")

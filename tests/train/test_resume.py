@@ -81,6 +81,16 @@ def test_a_finished_run_does_nothing_and_returns_the_same(kit, tmp_path, compila
     assert "jit(TrainSteps)" not in compilations
 
 
+def test_a_run_of_more_steps_goes_on_with_other_default_intervals(kit, tmp_path):
+    options = dict(steps_per_call=None, batch_size=3)
+    unbroken, _ = kit.fit(kit.ensemble(), kit.data(), steps=61, **options)
+    options["checkpoint_dir"] = tmp_path / "run"
+    kit.fit(kit.ensemble(), kit.data(), steps=20, **options)  # one step a call
+    longer, log = kit.fit(kit.ensemble(), kit.data(), steps=61, **options)
+    assert log.resumed_step == 20 and log.steps[-1] == 61
+    kit.check_equal(longer, unbroken)
+
+
 def test_a_run_of_more_steps_goes_on_from_inside_a_call(kit, tmp_path):
     options = dict(SAVED, log_every_steps=5)
     unbroken, log = kit.fit(
@@ -157,7 +167,10 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(kit, tmp_path):
     refused("batch_size=8", batch_size=4)
     refused("num_examples=24", data=(x[:20], y[:20]))
     refused("hyper={'': [0.001", hyper=0.1)
-    refused("steps_per_call=5", steps_per_call=10, save_every_steps=10)
+    refused("loss=cross_entropy", loss=lambda *args: ensjax.losses.cross_entropy(*args))
+    refused("augment=None", augment=lambda key, example: example)
+    stopping = ensjax.EarlyStopping(patience=3)
+    refused("early_stopping=None", early_stopping=stopping, evaluation=(x, y))
     refused("for another model or optimizer", make_tx=optax.sgd)
     refused("for another model or optimizer", kit.ensemble("mlp-batch-norm"))
     refused("holds step 10 of a run, but steps=5", steps=5)
