@@ -265,7 +265,11 @@ def load_tree(path: Any, like: Any) -> Any:
 
 
 def stored_shapes(path: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes `[member, ...]` of the leaves in what `save_tree` wrote."""
+    """Shapes `[member, ...]` of the leaves in what `save_tree` wrote, by name.
+
+    Raises:
+        ValueError: if there is nothing at `path`.
+    """
     path = epath.Path(path)
     if not path.exists():
         raise ValueError(f"There is no saved ensemble at {path}.")

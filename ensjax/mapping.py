@@ -300,6 +300,19 @@ def map_local(
 
     Where all members are needed at once (joint objectives), a program is written over
     local stacks and calls this for the parts that are one member's.
+
+    Args:
+        fn: function of one member.
+        kinds: of its arguments, as in `map_members`; here they say what is mapped.
+        blocks: how the local members run.
+
+    Returns:
+        A function of local stacks, leaves `[local member, ...]` where mapped; so are
+        its outputs.
+
+    Raises:
+        ValueError: on the call, if more than 16 members are unrolled, or the local
+            members are no whole blocks.
     """
     axes = tuple(_MAPPED_AXES[kind] for kind in kinds)
     mapped = [i for i, axis in enumerate(axes) if axis == 0]

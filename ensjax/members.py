@@ -114,7 +114,11 @@ def stack_members(trees: Sequence[Any]) -> Any:
 
 
 def unstack_members(tree: Any) -> list[Any]:
-    """The members of a stacked pytree, one by one and without the member axis."""
+    """The members of a stacked pytree `[member, ...]`, one by one: leaves `[...]`.
+
+    Raises:
+        ValueError: if leaves disagree on the number of members.
+    """
     return [
         jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: B023
         for i in range(num_members(tree))
@@ -141,7 +145,14 @@ def select_members(tree: Any, indices: Any) -> Any:
 
 
 def member_rows(indices: Any, num_members: int) -> np.ndarray:
-    """Non-negative row numbers `[selected]` that `indices` chooses of `num_members`."""
+    """Non-negative row numbers `[selected]` that `indices` chooses of `num_members`.
+
+    Raises:
+        TypeError: if indices are neither integers nor booleans.
+        ValueError: if nothing is selected, a mask has another length, or the indices
+            are not one-dimensional.
+        IndexError: if an index is out of range.
+    """
     if isinstance(indices, slice):
         rows = np.arange(num_members)[indices]
     else:
@@ -171,6 +182,12 @@ def member_rows(indices: Any, num_members: int) -> np.ndarray:
 
 def concatenate_members(trees: Sequence[Any]) -> Any:
     """One stacked pytree of the members of several, in order.
+
+    Args:
+        trees: leaves `[member, ...]`; the numbers of members may differ.
+
+    Returns:
+        Leaves `[all members, ...]`.
 
     Raises:
         ValueError: if the trees differ in anything but the number of members.
@@ -213,7 +230,7 @@ def pad_members(tree: Any, num_rows: int) -> Any:
 
 
 def trim_members(tree: Any, num_members: int) -> Any:
-    """The first `num_members` rows: the inverse of `pad_members`."""
+    """The first `num_members` rows of leaves `[row, ...]`: undoes `pad_members`."""
     return jax.tree.map(
         lambda leaf: leaf if leaf.shape[0] == num_members else leaf[:num_members], tree
     )

@@ -55,6 +55,10 @@ def update_moments(
         stacked: values of some members.
         weights: `[member]`, non-negative; 1 by default. Members of weight 0 are left
             out even where their values are not finite.
+
+    Raises:
+        ValueError: if leaves disagree on the number of members, or `weights` are of
+            another shape.
     """
     members = num_members(stacked)
     weights = jnp.ones(members) if weights is None else jnp.asarray(weights)
@@ -85,7 +89,7 @@ def update_moments(
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    """The moments of the members of `a` and `b` together.
+    """The moments of the members of `a` and `b` together, leaves `[...]` as theirs.
 
     Source: Chan, Golub and LeVeque 1983, equations 2.1a and 2.1b (pairwise update),
     which keeps its digits where a difference of sums of squares would cancel.
@@ -127,7 +131,15 @@ def finish_moments(moments: Moments, *, ddof: int = 0) -> tuple[Any, Any]:
 
 
 def psum_moments(moments: Moments, axis_name: str = "member") -> Moments:
-    """The moments merged over a mesh axis, inside a `shard_map`: sums, no gather."""
+    """The moments merged over a mesh axis, inside a `shard_map`: sums, no gather.
+
+    Args:
+        moments: of this device's members, leaves `[...]`.
+        axis_name: of the mesh axis.
+
+    Returns:
+        The moments of all members, the same on every device; leaves `[...]`.
+    """
     count = jax.lax.psum(moments.count, axis_name)
     share = jnp.where(count > 0, moments.count / jnp.where(count > 0, count, 1), 0.0)
     mean = jax.tree.map(

@@ -102,7 +102,7 @@ WORKLOADS = {
             members=(1, 4, 16, 64),
         ),
         Workload(
-            "mlp-large", "MLP 784-256-256-10", _large_mlp, (784,), 128, 4000, 31,
+            "mlp-large", "MLP 784-256-256-10", _large_mlp, (784,), 128, 4000, 124,
             members=(1, 4, 16, 64),
         ),
         Workload(

@@ -207,10 +207,14 @@ def test_an_independent_step_joins_no_members(name, member, data):
     assert found == [("all-reduce", ("data",))] * expected
 
 
+WEIGHTS = {"weighted": dict(weights=jax.ShapeDtypeStruct((8, 64), jnp.float32))}
+
+
 @pytest.mark.parametrize("sampling", ["shared", "bootstrap", "weighted"])
 def test_no_sampling_joins_members(sampling):
     mesh = make_mesh(member=4, data=2)
-    program = lowered("MLP", 8, mesh, sampling=sampling, block=1).compile(QUICK)
+    options = dict(sampling=sampling, block=1) | WEIGHTS.get(sampling, {})
+    program = lowered("MLP", 8, mesh, **options).compile(QUICK)
     found = collective_axes(program.as_text(), (4, 2, 1))
     assert found == [("all-reduce", ("data",))]
 
@@ -374,7 +378,15 @@ class Seen(Exception):
     pass
 
 
-def test_the_lowered_step_is_the_program_that_fit_runs(monkeypatch):
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        dict(),
+        dict(sampling="weighted", weights=np.arange(64.0)),
+        dict(sampling="weighted", weights=np.ones((5, 64))),
+    ],
+)
+def test_the_lowered_step_is_the_program_that_fit_runs(monkeypatch, sampling):
     original = MeshProgram.__call__
 
     def record(self, *args):
@@ -388,6 +400,7 @@ def test_the_lowered_step_is_the_program_that_fit_runs(monkeypatch):
     options = dict(
         loss=losses.cross_entropy, make_tx=optax.adam, hyper=1e-3, batch_size=8, block=2
     )
+    options |= sampling
     ensemble = Ensemble.init(mlp, num_members=5, seed=0, mesh=make_mesh(member=2))
     with pytest.raises(Seen) as seen:
         ensjax.fit(ensemble, data, steps=2, steps_per_call=2, progress=False, **options)

@@ -118,6 +118,9 @@ def random_crop(padding: int = 4, *, fill: float = 0.0) -> Transform:
 
     All `(2 padding + 1)^2` places are equally likely. What is padded has value `fill`.
 
+    Raises:
+        ValueError: if `padding` is negative.
+
     Source: the CIFAR recipe of He et al. 2016, arXiv:1512.03385, section 4.2.
     """
     if padding < 0:
@@ -131,14 +134,22 @@ def random_flip() -> Transform:
 
 
 def random_rotation(max_degrees: float, *, fill: float = 0.0) -> Transform:
-    """Rotates by a uniform angle in [-max_degrees, max_degrees], as `rotate_image`."""
+    """Rotates by a uniform angle in [-max_degrees, max_degrees], as `rotate_image`.
+
+    Raises:
+        ValueError: if `max_degrees` is negative.
+    """
     if max_degrees < 0:
         raise ValueError(f"max_degrees must not be negative; got {max_degrees}.")
     return Transform(_random_rotation, (("max_degrees", max_degrees), ("fill", fill)))
 
 
 def random_noise(sigma: float) -> Transform:
-    """Adds Gaussian noise of standard deviation `sigma`; nothing is clipped."""
+    """Adds Gaussian noise of standard deviation `sigma`; nothing is clipped.
+
+    Raises:
+        ValueError: if `sigma` is negative.
+    """
     if sigma < 0:
         raise ValueError(f"sigma must not be negative; got {sigma}.")
     return Transform(_random_noise, (("sigma", sigma),))

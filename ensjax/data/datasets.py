@@ -78,6 +78,9 @@ def digits_enlarged(
         Images `[example, size, size, 1]`, float32. The digits fill the frame, unlike
         MNIST's, which keep a margin of 4 pixels: out of distribution in style, not in
         class.
+
+    Raises:
+        ValueError: if `size` is below 8.
     """
     if size < 8:
         raise ValueError(f"size must be at least 8, the digits' own; got {size}.")

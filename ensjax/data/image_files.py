@@ -88,6 +88,9 @@ def cifar100(
     """CIFAR-100 with its 100 fine labels; arguments and errors are those of `cifar10`.
 
     Class names are read from `fine_label_names.txt` beside the records.
+
+    Raises:
+        FileNotFoundError, ValueError: as `cifar10`, or if there are not 100 names.
     """
     files = ("train.bin", "test.bin", "fine_label_names.txt")
     folder = _cifar_folder(root, "cifar-100-binary", files, download, url, md5)

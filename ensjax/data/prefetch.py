@@ -144,6 +144,9 @@ def prefetch_chunks(
     Returns:
         An iterator over chunks with leaves `[batch, step, ...]`; `get_state()` is the
         position after the last chunk handed out, for `batches.set_state`.
+
+    Raises:
+        ValueError: if `steps_per_chunk` or `num_ahead` is below 1.
     """
     if steps_per_chunk < 1 or num_ahead < 1:
         raise ValueError(

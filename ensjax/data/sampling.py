@@ -241,7 +241,14 @@ def bootstrap_counts(key: jax.Array, num_examples: int) -> jax.Array:
 
 
 def out_of_bag(counts: jax.Array) -> jax.Array:
-    """True for rows that a resample left out (about 1/e of them), shape of `counts`."""
+    """True for rows that a resample left out, about 1/e of them.
+
+    Args:
+        counts: how often each row was drawn, `[..., example]`.
+
+    Returns:
+        Booleans `[..., example]`.
+    """
     return counts == 0
 
 

@@ -215,14 +215,25 @@ def cumulative_weights(weights: Any, num_examples: int, stacks: Stacks) -> Any:
     if weights is None:
         return (None,) * len(stacks.num_members), "shared"
     weights = np.asarray(weights)
-    total = sum(stacks.num_members)
-    if weights.shape not in ((num_examples,), (total, num_examples)):
-        raise ValueError(
-            f"weights are [example] = ({num_examples},) or [member, example] ="
-            f" ({total}, {num_examples}); got {weights.shape}."
-        )
+    check_weights_shape(weights.shape, num_examples, sum(stacks.num_members))
     cumulative = accumulate_weights(weights)
     if cumulative.ndim == 2:
         return stacks.placed(stacks.split(cumulative)), "member"
     shared = place(jnp.asarray(cumulative), stacks.mesh, jax.P())
     return (shared,) * len(stacks.num_members), "shared"
+
+
+def check_weights_shape(shape: Any, num_examples: int, num_members: int) -> str:
+    """The kind of weights of a shape: "shared" by all members, or "member".
+
+    Raises:
+        ValueError: for any other shape.
+    """
+    if tuple(shape) == (num_examples,):
+        return "shared"
+    if tuple(shape) == (num_members, num_examples):
+        return "member"
+    raise ValueError(
+        f"weights are [example] = ({num_examples},) or [member, example] ="
+        f" ({num_members}, {num_examples}); got {tuple(shape)}."
+    )

@@ -29,6 +29,12 @@ class Stacks:
     blocks: Blocks
     mesh: Mesh
 
+    @property
+    def num_rows(self) -> tuple[int, ...]:
+        """Rows of every stack, with padding."""
+        devices = self.mesh.shape["member"]
+        return tuple(self.blocks.rows(count, devices) for count in self.num_members)
+
     def split(self, tree: Any) -> list[Any]:
         """One part of `[all members, ...]` leaves for every stack."""
         parts, start = [], 0
@@ -41,8 +47,7 @@ class Stacks:
     def placed(self, trees: Any) -> tuple[Any, ...]:
         """Padded to whole blocks on every device, and on the mesh."""
         placed = []
-        for tree, count in zip(trees, self.num_members, strict=True):
-            rows = self.blocks.rows(count, self.mesh.shape["member"])
+        for tree, rows in zip(trees, self.num_rows, strict=True):
             padded = jax.jit(pad_members, static_argnums=1)(tree, rows)
             placed.append(place(padded, self.mesh, jax.P("member")))
         return tuple(placed)

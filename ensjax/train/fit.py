@@ -61,8 +61,10 @@ def fit(
 ) -> tuple[Ensemble | Group, TrainingLog]:
     """Trains all members at once; compiled through `ensjax.mapping`.
 
-    A member that becomes non-finite is frozen at its last finite weights and reported;
-    nothing of the others changes. The same call with the same `checkpoint_dir` resumes.
+    A member that becomes non-finite is frozen and reported; nothing of the others
+    changes. It keeps the weights it had at the last look at its health, which comes
+    every 32 steps and at the end of every call of the compiled program (every step for
+    a joint objective). The same call with the same `checkpoint_dir` resumes.
 
     Args:
         ensemble: what to train; it is left as it is.
@@ -222,6 +224,7 @@ def fit(
             feed=feed,
             seed=seed,
             num_members=counts,
+            num_rows=stacks.num_rows,
             identity={
                 "seed": seed,
                 "num_members": list(counts),

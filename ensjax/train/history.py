@@ -33,6 +33,8 @@ class TrainingLog:
             `steps_per_call` is 1 the first step.
         steps_per_second: mean pace without compilation; every step is of all members.
         resumed_step: where this call started.
+        num_padding: rows beside the members that the devices computed and dropped,
+            because members must fill whole blocks on every device.
     """
 
     steps: np.ndarray
@@ -45,6 +47,7 @@ class TrainingLog:
     compile_seconds: float
     steps_per_second: float
     resumed_step: int
+    num_padding: int = 0
 
 
 class History:

@@ -38,6 +38,7 @@ class Run:
         feed: `ResidentData` or `StreamedData`.
         seed: of the run.
         num_members: of every stack.
+        num_rows: of every stack with its padding.
         identity: what must agree with a checkpoint that is resumed; JSON-able.
         keeps_best: whether the states hold best weights.
     """
@@ -53,6 +54,7 @@ class Run:
     feed: Any
     seed: int
     num_members: tuple[int, ...]
+    num_rows: tuple[int, ...]
     identity: dict[str, Any]
     keeps_best: bool
 
@@ -83,6 +85,9 @@ def run_schedule(
         pace = Pace(schedule.steps, first_step)
         show = Progress(schedule.steps, first_step, show=progress and main)
         cleanup.callback(show.close)
+        num_padding = sum(run.num_rows) - sum(run.num_members)
+        if num_padding:
+            show.say(_padding_line(sum(run.num_members), num_padding))
         if 0 < first_step < schedule.steps and not history.has_ended:
             show.say(f"resuming from step {first_step} of {schedule.steps}")
         while history.step < schedule.steps and not history.has_ended:
@@ -116,6 +121,7 @@ def run_schedule(
         compile_seconds=pace.compile_seconds,
         steps_per_second=steps_per_second,
         resumed_step=first_step,
+        num_padding=num_padding,
     )
 
 
@@ -146,6 +152,14 @@ def _agreed(step):
     own = np.int32(-1 if step is None else step)
     first = int(multihost_utils.broadcast_one_to_all(own))
     return None if first < 0 else first
+
+
+def _padding_line(num_members, num_padding):
+    rows = num_members + num_padding
+    return (
+        f"{num_members} members fill {rows} rows of the devices and blocks:"
+        f" {num_padding / rows:.0%} of the work is padding"
+    )
 
 
 def _why_ended(history):

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ensjax.data import sampling
+
 
 def example_keys(key: jax.Array, num_examples: int) -> jax.Array:
     """One key per example, by its position in the global batch.
@@ -27,8 +29,7 @@ def example_keys(key: jax.Array, num_examples: int) -> jax.Array:
         first = jax.lax.axis_index("data") * num_examples
     except NameError:  # outside the mesh, where there is one shard
         first = 0
-    positions = first + jnp.arange(num_examples)
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(positions)
+    return sampling.example_keys(key, first + jnp.arange(num_examples))
 
 
 def cross_entropy(model: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, dict]:

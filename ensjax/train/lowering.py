@@ -11,9 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from ensjax.ensemble import Ensemble, Group
 from ensjax.mapping import Blocks, mesh_program
 from ensjax.mesh import check_mesh
-from ensjax.train.arguments import per_member
+from ensjax.train.arguments import check_sampling, check_weights_shape, per_member
 from ensjax.train.assembly import abstract_states, build_programs
-from ensjax.train.member import SAMPLINGS
 from ensjax.train.objectives import Joint
 
 
@@ -26,6 +25,7 @@ def lower_step(
     hyper: Any = None,
     batch_size: int = 64,
     sampling: str = "independent",
+    weights: Any = None,
     augment: Callable[[jax.Array, Any], Any] | None = None,
     keep_best: bool = False,
     steps_per_call: int = 1,
@@ -48,8 +48,8 @@ def lower_step(
         make_tx: builds the optimizer.
         hyper: hyperparameters.
         batch_size: examples of the global batch of each member.
-        sampling: "independent", "shared", "bootstrap" or "weighted" (by weights that
-            all members share).
+        sampling: "independent", "shared", "bootstrap" or "weighted".
+        weights: for "weighted": `[example]` or `[member, example]`, or their shape.
         augment: of one example.
         keep_best: whether the state holds best weights, as with early stopping.
         steps_per_call: 1 is written without a loop, so that all of it is counted.
@@ -59,8 +59,8 @@ def lower_step(
         shard_state: rest the state split over "data".
 
     Raises:
-        ValueError: if sampling is unknown, or the batch does not divide over the data
-            shards or exceeds the examples.
+        ValueError: if sampling is unknown, weights are missing or of another shape, or
+            the batch does not divide over the data shards or exceeds the examples.
 
     Example:
         >>> import ensjax, jax, jax.numpy as jnp, optax
@@ -76,10 +76,7 @@ def lower_step(
         >>> lowered.compile().memory_analysis().argument_size_in_bytes > 0
         True
     """
-    if sampling not in SAMPLINGS[:-1]:
-        raise ValueError(
-            f"sampling is one of {', '.join(SAMPLINGS[:-1])}; got {sampling!r}."
-        )
+    check_sampling(sampling, weights, is_resident=True)
     ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
     mesh = ensembles[0].mesh if mesh is None else mesh
     check_mesh(mesh)
@@ -105,6 +102,12 @@ def lower_step(
     model_states = by_stack([e.state for e in ensembles])
     # Every stack's rows have the same shapes behind the member axis.
     hypers = by_stack([per_member(hyper, sum(counts))] * len(counts))
+    weights_kind, running_sums = "shared", (None,) * len(ensembles)
+    if weights is not None:
+        shape = np.shape(weights)
+        weights_kind = check_weights_shape(shape, num_examples, sum(counts))
+        sums = (_shape(shape, np.uint32, mesh, jax.P()),) * len(ensembles)
+        running_sums = by_stack(sums) if weights_kind == "member" else sums
     init, job = build_programs(
         ensembles,
         model_states,
@@ -118,15 +121,12 @@ def lower_step(
         augment=augment,
         keep_best=keep_best,
         max_steps=steps_per_call,
-        weights_kind="shared",
+        weights_kind=weights_kind,
         data_kind="shared",
         blocks=blocks,
         mesh=mesh,
         shard_state=shard_state,
     )
-    weights = None
-    if sampling == "weighted":
-        weights = _shape((num_examples,), np.float32, mesh, jax.P())
     whole = jax.tree.map(
         lambda x: _shape(
             x.shape, jax.dtypes.canonicalize_dtype(x.dtype), mesh, jax.P()
@@ -137,7 +137,7 @@ def lower_step(
         abstract_states(init, job, mesh, model_states, hypers),
         hypers,
         by_stack([e.member_ids for e in ensembles]),
-        (weights,) * len(ensembles),
+        running_sums,
         whole,
         0,
         steps_per_call,

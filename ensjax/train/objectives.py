@@ -16,7 +16,16 @@ from ensjax.train.losses import label_log_probs
 
 
 def call_on_inputs(model: Any, batch: Any, key: jax.Array) -> Any:
-    """`model(x)` for a batch `(x, targets)`: the usual forward pass."""
+    """`model(x)` for a batch `(x, targets)`: the usual forward pass.
+
+    Args:
+        model: one member.
+        batch: a tuple whose first item is the input, leaves `[batch, ...]`.
+        key: unused.
+
+    Returns:
+        Leaves `[batch, ...]`.
+    """
     del key
     return model(batch[0])
 

@@ -51,6 +51,26 @@ def make_plain_model(rngs):
     return ensjax.nn.MLP(in_features=16, hidden=(128, 64), num_outputs=3, rngs=rngs)
 
 
+IMAGE = (4, 4, 1)
+IMAGE_MODELS = {
+    "cnn": lambda rngs: ensjax.nn.CNN(
+        image_shape=IMAGE, features=(4,), num_pools=1, num_outputs=3, rngs=rngs
+    ),
+    "resnet-20": lambda rngs: ensjax.nn.ResNet(
+        depth=20, width=4, in_channels=1, num_outputs=3, rngs=rngs
+    ),
+    "vit": lambda rngs: ensjax.nn.ViT(
+        image_shape=IMAGE,
+        patch_size=(2, 2),
+        width=8,
+        depth=1,
+        num_heads=2,
+        num_outputs=3,
+        rngs=rngs,
+    ),
+}
+
+
 def data_across_processes():
     """A mesh of 2 x 2 whose axis "data" goes from one process to the other."""
     devices = jax.devices()[:4]
@@ -59,12 +79,30 @@ def data_across_processes():
     )
 
 
-def run(directory, *, steps, layout="member", seconds=0.0, checkpoints=True):
-    """Trains on four devices: members split, or members and a stream of data."""
-    options, model = {}, make_model
-    if layout == "member":
+def run(
+    directory,
+    *,
+    steps,
+    layout="member",
+    seconds=0.0,
+    checkpoints=True,
+    model_name=None,
+):
+    """Trains on four devices: members split, or members and a stream of data.
+
+    The layout "same rows" streams to members that are split: every process must be fed
+    the same batches, and is not.
+    """
+    options, model, held_out = {}, make_model, (X, Y)
+    if layout in ("member", "same rows"):
         mesh = ensjax.make_mesh(member=4, devices=jax.devices()[:4])
         data = (X, Y)
+        if layout == "same rows":
+            shift = jax.process_index()
+            data = ensjax.data.stream((X + shift, Y), batch_size=8, seed=1)
+        if model_name:
+            model = IMAGE_MODELS[model_name]
+            data = held_out = (X.reshape(-1, *IMAGE), Y)
     else:
         mesh, model = data_across_processes(), make_plain_model
         data = ensjax.data.stream(
@@ -86,7 +124,7 @@ def run(directory, *, steps, layout="member", seconds=0.0, checkpoints=True):
         batch_size=8,
         steps_per_call=2,
         log_every_steps=2,
-        evaluation=(X, Y),
+        evaluation=held_out,
         early_stopping=ensjax.EarlyStopping(patience=None),
         checkpoint_dir=f"{directory}/checkpoints" if checkpoints else None,
         save_every_steps=2 if checkpoints else None,
@@ -98,7 +136,11 @@ def run(directory, *, steps, layout="member", seconds=0.0, checkpoints=True):
 
 def main(directory, result, options):
     """Trains, and writes weights and where the run began."""
-    ensemble, log = run(directory, **json.loads(options))
+    options = json.loads(options)
+    saves = options.pop("save", False)
+    ensemble, log = run(directory, **options)
+    if saves:
+        ensemble.save(f"{directory}/ensemble")
     leaves = fetch(jax.tree.leaves(ensemble.params))
     if jax.process_index() == 0:
         np.savez(

@@ -353,6 +353,7 @@ def test_any_number_of_members_trains_on_eight_devices(kit, num_members):
     kit.check_close(whole, kit.trained("mlp", num_members, (1, 1))[0])
     assert log.metrics["loss"].shape == (2, num_members)
     assert whole.num_members == num_members
+    assert log.num_padding == -num_members % 8
 
 
 def test_what_is_trained_is_left_as_it_is(kit):

@@ -46,6 +46,11 @@ TABLE = {
         VALUE,
         "evaluate_every_steps=2 must be a multiple",
     ),
+    "evaluation": (
+        dict(evaluation=X),
+        VALUE,
+        "evaluation must hold arrays in the structure of data",
+    ),
     "batch": (dict(batch_size=25), VALUE, "batch_size must be from 1 to the 24"),
     "batch 0": (dict(batch_size=0), VALUE, "batch_size must be from 1 to the 24"),
     "seed": (dict(seed=-1), VALUE, "seed must be from 0 to 2^31 - 1; got -1"),

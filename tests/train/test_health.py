@@ -237,6 +237,15 @@ def test_the_progress_line_says_pace_time_left_and_spread():
     assert report_line(20, pace, {}, np.zeros(3)) == "step 20/100 | ? left"
 
 
+def test_padding_is_reported(kit, capsys):
+    _, log = kit.fit(kit.ensemble("mlp", 5), kit.data(), block=3, progress=True)
+    first = capsys.readouterr().out.splitlines()[0]
+    expected = "5 members fill 6 rows of the devices and blocks: 17% of the work is"
+    assert first == f"{expected} padding" and log.num_padding == 1
+    kit.fit(kit.ensemble("mlp", 5), kit.data(), block=5, progress=True)
+    assert "padding" not in capsys.readouterr().out
+
+
 def test_progress_in_a_terminal_is_a_bar_with_lines_above_it(monkeypatch, capsys):
     from ensjax.train.progress import Progress
 

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+import ensjax
+
 JOB = Path(__file__).with_name("job.py")
 ROOT = str(Path(__file__).parents[2])
 pytestmark = pytest.mark.slow
@@ -31,7 +33,8 @@ def in_one_process(folder, **options):
     return jax.device_get(jax.tree.leaves(ensemble.params)), log
 
 
-def in_two_processes(folder, **options):
+def in_two_processes(folder, *, expected=(0, 0), **options):
+    """What they trained; with other exit codes expected, what they wrote to stderr."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -53,7 +56,10 @@ def in_two_processes(folder, **options):
     finally:
         for process in processes:
             process.kill()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    words = [log.read_text() for log in logs]
+    assert codes == list(expected), "\n".join(text[-3000:] for text in words)
+    if any(codes):
+        return words
     end = np.load(folder / "end.npz")
     return [end[f"arr_{i}"] for i in range(len(end.files) - 2)], end
 
@@ -92,3 +98,33 @@ def test_two_processes_and_one_go_on_from_each_others_checkpoints(tmp_path, layo
     resumed, end = in_two_processes(tmp_path / "b", steps=20, layout=layout)
     assert end["resumed_step"] == 10
     check_close(resumed, unbroken)
+
+
+@pytest.mark.parametrize("model_name", ["cnn", "resnet-20", "vit"])
+def test_two_processes_train_every_model_as_one_does(tmp_path, model_name):
+    options = dict(steps=4, model_name=model_name, checkpoints=False)
+    one, _ = in_one_process(tmp_path / "one", **options)
+    two, _ = in_two_processes(tmp_path / "two", **options)
+    check_close(two, one, tolerance=0)
+
+
+def test_two_processes_save_one_ensemble(tmp_path):
+    two, _ = in_two_processes(tmp_path, steps=2, checkpoints=False, save=True)
+    loaded = ensjax.Ensemble.load(tmp_path / "ensemble")
+    assert loaded.member_ids.tolist() == [0, 1, 2, 3, 4]
+    check_close(two, jax.device_get(jax.tree.leaves(loaded.params)), tolerance=0)
+
+
+def test_processes_that_hold_the_same_rows_must_be_fed_the_same(tmp_path):
+    words = in_two_processes(
+        tmp_path,
+        expected=(1, 1),
+        steps=2,
+        layout="same rows",
+        checkpoints=False,
+        save=True,
+    )
+    for text in words:
+        assert "data differs between processes" in text
+        assert "Give every process the whole batch" in text
+    assert not (tmp_path / "ensemble").exists()
