@@ -1,5 +1,9 @@
 """The mesh, and where arrays live on it."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,3 +106,25 @@ def test_one_traced_function_is_not_shared_between_platforms():
     with tracing_for("cpu"):
         jax.jit(lambda x: inner(x) + 1).lower(jnp.ones(2))
     assert seen == ["tpu", "cpu"]
+
+
+def devices_of_a_new_process(environment, before=""):
+    """What `use_cpu_cores` leads to, as printed on stdout and stderr."""
+    lines = ("import jax, ensjax.mesh", before, "ensjax.mesh.use_cpu_cores()")
+    program = "\n".join((*lines, "print(len(jax.devices()))"))
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+    )
+    return result.stdout.strip(), result.stderr
+
+
+def test_every_core_becomes_a_device_unless_a_number_is_set():
+    cores = len(os.sched_getaffinity(0))
+    assert devices_of_a_new_process({})[0] == str(min(8, cores))
+    assert devices_of_a_new_process({"JAX_NUM_CPU_DEVICES": "3"})[0] == "3"
+    flag = {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}
+    assert devices_of_a_new_process(flag)[0] == "5"
+    assert "RuntimeError" in devices_of_a_new_process({}, "jax.devices()")[1]

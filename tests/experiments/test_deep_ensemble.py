@@ -408,6 +408,7 @@ def test_scalars_hold_no_times_and_metrics_do(smoke):
     assert lines[-1]["phase"] == "times" and lines[-1]["training_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_one_is_its_member_and_has_fewer_figures(tmp_path):
     overrides = dict(num_members=1, num_seeds=1, **{"data.num_calibration": 0})
     scalars = run(f"{DIGITS}:smoke", tmp_path, overrides.items())["scalars"]

@@ -27,7 +27,8 @@ MODELS = {
 NORMED = ("mlp", "cnn", "resnet", "wide_resnet")
 EACH = pytest.mark.parametrize("name", MODELS)
 # ResNet and WideResNet run their blocks through the same functions.
-KINDS = pytest.mark.parametrize("name", ["mlp", "cnn", "wide_resnet", "vit"])
+WIDE = pytest.param("wide_resnet", marks=pytest.mark.slow)
+KINDS = pytest.mark.parametrize("name", ["mlp", "cnn", WIDE, "vit"])
 
 
 def make(name, *, seed=0, dropout_seed=0, **options):
@@ -75,10 +76,16 @@ def test_equal_arguments_give_equal_graphs(name):
     assert hash(graphs[0]) == hash(graphs[1])
 
 
-@pytest.mark.parametrize(
-    "name, norm",
-    [(name, "batch") for name in NORMED] + [("cnn", "group"), ("vit", None)],
-)
+def _stacked_cases():
+    found = [("mlp", "batch"), ("cnn", "batch"), ("cnn", "group"), ("vit", None)]
+    slow = [
+        pytest.param(name, "batch", marks=pytest.mark.slow)
+        for name in ("resnet", "wide_resnet")
+    ]
+    return found + slow
+
+
+@pytest.mark.parametrize("name, norm", _stacked_cases())
 def test_stacked_members_equal_one_by_one(name, norm):
     options = {"norm": norm} if name in NORMED else {}
     x = images(name)
@@ -157,7 +164,7 @@ def test_dropout_differs_by_key_and_is_identity_in_eval(name):
     np.testing.assert_array_equal(first(x), second(x))
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "wide_resnet"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", WIDE])
 def test_batch_statistics_move_in_training_and_not_in_eval(name):
     x = images(name, batch=8)
     model = make(name, norm="batch")
