@@ -8,6 +8,7 @@ the same command resumes; 130 Ctrl-C; 143 SIGTERM.
 import argparse
 import ast
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Sequence
@@ -163,6 +164,10 @@ def _process_name(flags: ProcessFlags) -> str:
     ):
         if os.environ.get(size, "1") != "1" and rank in os.environ:
             return f"this process ({os.environ[rank]} of {os.environ[size]})"
+    if "TPU_WORKER_ID" in os.environ:
+        return f"this process (worker {os.environ['TPU_WORKER_ID']})"
+    if detect_cluster() is not None:
+        return f"this process (on {platform.node()})"
     return "the run"
 
 

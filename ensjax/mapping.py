@@ -37,11 +37,11 @@ _MAPPED_AXES = {"member": 0, "batch": None, "member_batch": 0, "shared": None}
 MAX_UNROLLED_MEMBERS = 16
 
 # A larger member fills a core's cache and both cores alone: running it beside others
-# gains nothing. Smaller ones share the work of starting each operation and its threads,
-# as long as all of them fit the shared cache. Measured on two CPU cores with MLPs of
-# 0.1 and 4 MB and a ViT of 2 MB a member (`ensjax bench engine`).
+# gains nothing. Smaller ones share the work of starting operations and their threads,
+# up to about the shared cache. Measured on two CPU cores with MLPs of 0.1 and 4 MB
+# and a ViT of 2 MB a member (`ensjax bench engine`).
 _CPU_MEMBER_BYTES = 512 * 1024
-_CPU_CACHE_BYTES = 16 * 1024**2
+_CPU_TOTAL_BYTES = 40 * 1024**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,7 +368,7 @@ def auto_block(
     A rule of platform and shapes alone, so that a run is a function of its config: one
     member runs without `vmap`, and accelerators run all at once. A CPU runs members
     with convolutions, or with more than 512 KiB of arguments and largest intermediate
-    result, one at a time, and of smaller ones as many as fit 16 MiB.
+    result, one at a time, and of smaller ones as many as fit 40 MiB.
 
     Args:
         one: function of the mapped arguments of one member.
@@ -391,7 +391,7 @@ def auto_block(
     member_bytes = max(1, arguments + footprint.largest())
     if member_bytes > _CPU_MEMBER_BYTES:
         return 1
-    limit = _CPU_CACHE_BYTES // member_bytes
+    limit = _CPU_TOTAL_BYTES // member_bytes
     if limit >= local_members:
         return None
     return max(k for k in range(1, limit + 1) if local_members % k == 0)

@@ -33,8 +33,8 @@ def summarise(results) -> dict[str, float]:
         scalars[f"nll_of_{size}"] = values.mean()
     for shift, by_severity in results["shift"].items():
         worst = by_severity[-1]
-        for system in (measures.MEMBER, measures.ENSEMBLE):
-            for metric in ("accuracy", "nll", "ece"):
+        for system in worst:
+            for metric in measures.METRICS:
                 name = f"hardest_{shift}_{_slug(system)}_{metric}"
                 scalars[name] = worst[system][metric].mean()
     for score, systems in results.get("auroc", {}).items():

@@ -46,6 +46,18 @@ def add_tables(run_dir, config, results):
             "Chance that a row of the other data is less certain than a test row."
             f" {_ood_caption(config)}",
         )
+    for shift, (field, label) in _shift_fields().items():
+        rows = [
+            [severity, name, *cells]
+            for severity, measured in zip(config[field], results["shift"][shift])
+            for name, *cells in _mean_rows(measured)
+        ]
+        run_dir.add_table(
+            f"Scores under {shift}",
+            [label, "system", *LABELS.values()],
+            rows,
+            "Temperatures are those fitted on unshifted calibration rows.",
+        )
     sizes, rows = results["sizes"], []
     for size in [s for s in (1, 2, 4, 8, 16) if s <= results["num_members"]]:
         at = int(np.flatnonzero(sizes == size)[0])
@@ -68,6 +80,17 @@ def add_tables(run_dir, config, results):
         " members and over seeds. One network trained for as many steps, or a larger"
         " one, was not measured.",
     )
+
+
+def _mean_rows(measured):
+    """`[system, value of each metric]`, means over seeds (and members), as text."""
+    rows = []
+    for system, metrics in measured.items():
+        is_member = metrics["nll"].ndim == 2
+        values = {k: v.mean(axis=1) if is_member else v for k, v in metrics.items()}
+        name = system.replace("single", "mean") if is_member else system
+        rows.append([name, *(_cell(values[k]) for k in LABELS)])
+    return rows
 
 
 def _add_scores(run_dir, config, results):
@@ -169,7 +192,7 @@ def _add_sizes(run_dir, config, results):
 def _add_shifts(run_dir, config, results):
     for shift, (field, label) in _shift_fields().items():
         severities = np.asarray(config[field], float)
-        for metric in ("nll", "accuracy", "ece"):
+        for metric in LABELS:
             curves = {}
             for system in [s for s in SHOWN if s in results["test"]]:
                 values = [by[system][metric] for by in results["shift"][shift]]

@@ -132,14 +132,22 @@ class Alternative:
 
 
 def ours(
-    workload: Workload, num_members: int, *, steps_per_call: int, block: Any = "auto"
+    workload: Workload,
+    num_members: int,
+    *,
+    steps_per_call: int,
+    block: Any = "auto",
+    num_devices: int | None = None,
 ) -> Alternative:
     """The program that `fit` runs, called as `fit` calls it.
 
-    Members are split over as many devices as they divide over (the cores of a CPU).
+    Members are split over as many devices as they divide over (the cores of a CPU),
+    where `fit` on the default mesh would pad them; or over `num_devices`.
     """
     devices = jax.devices()
-    most = max(k for k in range(1, len(devices) + 1) if num_members % k == 0)
+    most = num_devices or max(
+        k for k in range(1, len(devices) + 1) if num_members % k == 0
+    )
     mesh = make_mesh(devices=devices[:most])
     ensemble = _ensemble(workload, num_members, "auto", mesh)
     data = place(workload.data(), mesh, jax.P())

@@ -1,11 +1,16 @@
-"""The examples in docstrings run and print what they say."""
+"""The examples in docstrings and in README.md run and say what they say."""
 
 import doctest
 import importlib
+import pathlib
 import pkgutil
+import re
 
 import jax
+import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import ensjax
 
@@ -26,3 +31,45 @@ def test_examples_of(name):
     with jax.numpy_rank_promotion("allow"):  # a user's default
         result = doctest.testmod(module, optionflags=FLAGS)
     assert result.failed == 0
+
+
+def readme_blocks():
+    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
+    """As it stands, but for the number of steps."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+
+    def split(count):
+        return rng.random((count, 8, 8, 1), np.float32), rng.integers(3, size=count)
+
+    def model(seed):
+        rngs = nnx.Rngs(params=seed, dropout=seed)
+        return ensjax.nn.MLP(in_features=64, num_outputs=3, rngs=rngs)
+
+    names = {f"m{i}": model(i) for i in range(5)}
+    names["x"], names["y"] = split(96)
+    names["x_val"], names["y_val"] = split(32)
+    names["x_test"], names["y_test"] = split(32)
+    names |= {"rates": np.geomspace(1e-4, 1e-2, 5), "optax": optax, "ensjax": ensjax}
+    blocks = readme_blocks()
+    assert len(blocks) == 2
+    with jax.numpy_rank_promotion("allow"):  # a user's default
+        for block in blocks:
+            exec(re.sub(r"steps=\d+", "steps=20", block), names)
+    assert names["logits"].shape == (5, 32, 3)
+    assert (tmp_path / "ensemble").is_dir() and (tmp_path / "checkpoints").is_dir()
+    assert names["log"].steps[-1] == 20 or (names["log"].stopped_steps > 0).all()
+
+
+def test_the_readme_names_commands_and_rooms_that_are_there():
+    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    commands = set(re.findall(r"^ensjax (\w+)", text, flags=re.MULTILINE))
+    assert commands == {"run", "report", "list", "copy", "doctor", "bench"}
+    table = text[text.index("## Rooms") :]
+    rooms = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `.*?\|", table, re.M))))
+    there = {info.name for info in pkgutil.iter_modules(ensjax.__path__)}
+    assert rooms == there

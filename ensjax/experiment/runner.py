@@ -1,5 +1,6 @@
 """What the child of `ensjax run` does: check everything, then run the experiment."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -166,14 +167,21 @@ def _set_devices(num_devices: int | None, *, is_alone: bool) -> None:
         if is_alone:
             from ensjax.mesh import use_cpu_cores
 
-            use_cpu_cores()
+            with contextlib.suppress(RuntimeError):  # the config has started JAX
+                use_cpu_cores()
         return
     if num_devices < 1:
         raise ConfigError(f"--devices must be at least 1; got {num_devices}.")
     import jax
 
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", num_devices)
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", num_devices)
+    except RuntimeError as error:
+        raise ConfigError(
+            "--devices comes too late: the config has started JAX. A config holds"
+            " numbers, strings and tuples only."
+        ) from error
 
 
 def _check_same_config(config: ml_collections.ConfigDict, settings: Any) -> None:

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from ensjax.data.sampling import accumulate_weights
 from ensjax.ensemble import Ensemble, Group
 from ensjax.graphs import NnxGraph
-from ensjax.mesh import fetch, place
+from ensjax.mesh import check_mesh, fetch, place
 from ensjax.train.assembly import Stacks
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.member import SAMPLINGS
@@ -40,6 +41,17 @@ def stacks_of(ensemble: Ensemble | Group) -> tuple[Ensemble, ...]:
             f" {ids.tolist()}. Give new ids with Ensemble.with_ids."
         )
     return ensembles
+
+
+def check_fit_mesh(mesh: Mesh) -> None:
+    """Raises `ValueError` for a mesh on which devices would repeat others' work."""
+    check_mesh(mesh)
+    if mesh.shape["model"] > 1:
+        raise ValueError(
+            f"fit does not split one member: model={mesh.shape['model']} devices would"
+            " all compute the same. Use more of member or data; shard_state=True splits"
+            " the state over data."
+        )
 
 
 def check_functions(loss: Any, make_tx: Any, hyper: Any, augment: Any) -> None:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from ensjax.ensemble import Ensemble, Group
 from ensjax.mapping import Blocks, mesh_program
 from ensjax.members import trim_members
-from ensjax.mesh import check_mesh, fetch
-from ensjax.train import arguments
+from ensjax.mesh import fetch
+from ensjax.train import arguments, identity
 from ensjax.train.assembly import (
     Stacks,
     abstract_states,
@@ -98,7 +98,8 @@ def fit(
         block: local members that run at once; see `map_members`.
         unroll: local members one after the other, without a loop.
         mesh: default: the ensemble's.
-        shard_state: rest the state of each member split over the mesh axis "data".
+        shard_state: rest the state of each member split over the mesh axis "data"; a
+            call of the program gathers the members that run at once as a whole.
         checkpoint_dir: where to save; nothing is saved without it.
         save_every_steps: default: with every report. The end is always saved.
         logger: has `write(step, metrics)`; only process 0 calls it.
@@ -126,7 +127,7 @@ def fit(
     """
     ensembles = arguments.stacks_of(ensemble)
     mesh = ensembles[0].mesh if mesh is None else mesh
-    check_mesh(mesh)
+    arguments.check_fit_mesh(mesh)
     seed = arguments.check_seed(seed)
     arguments.check_functions(loss, make_tx, hyper, augment)
     arguments.check_sampling(sampling, weights, is_resident=is_resident(data))
@@ -169,6 +170,7 @@ def fit(
     counts = tuple(e.num_members for e in ensembles)
     stacks = Stacks(counts, Blocks(block, unroll), mesh)
     hyper = arguments.per_member(hyper, sum(counts))
+    weights_digest = None if weights is None else identity.digest(weights)
     weights, weights_kind = arguments.cumulative_weights(
         weights, feed.num_examples, stacks
     )
@@ -233,9 +235,12 @@ def fit(
                 "batch_size": feed.batch_size,
                 "num_examples": feed.num_examples,
                 "hyper": _named(hyper),
-                "loss": _name(loss),
-                "augment": _name(augment),
-                "early_stopping": early_stopping and dataclasses.asdict(early_stopping),
+                "loss": identity.describe(loss),
+                "make_tx": identity.describe(make_tx),
+                "augment": identity.describe(augment),
+                "early_stopping": identity.describe(early_stopping),
+                "weights": weights_digest,
+                "data": identity.digest(feed.arrays) if is_resident(data) else None,
             },
             keeps_best=early_stopping is not None,
         ),
@@ -255,13 +260,6 @@ def _named(hyper):
         jax.tree_util.keystr(path): np.asarray(value).tolist()
         for path, value in jax.tree.leaves_with_path(hyper)
     }
-
-
-def _name(function):
-    """What a function is called; enough to notice another one in its place."""
-    if function is None:
-        return None
-    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def _with_state(ensemble, state, mesh):

@@ -112,7 +112,9 @@ class JointSteps(TrainSteps):
 
         def step(i, states):
             number = first_step + i
-            batch = first.batch(order, data, None, seed, 0, number, i)
+            rows = first.rows(order, number, 1)
+            own = None if rows is None else rows[0]
+            batch = first.batch(own, data, None, seed, 0, number, i)
             return self._step(states, hypers, ids, batch, seed, number)
 
         states, sums = run_steps(step, states, num_steps, self.max_steps)

@@ -10,8 +10,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from ensjax.ensemble import Ensemble, Group
 from ensjax.mapping import Blocks, mesh_program
-from ensjax.mesh import check_mesh
-from ensjax.train.arguments import check_sampling, check_weights_shape, per_member
+from ensjax.train.arguments import (
+    check_fit_mesh,
+    check_sampling,
+    check_weights_shape,
+    per_member,
+)
 from ensjax.train.assembly import abstract_states, build_programs
 from ensjax.train.objectives import Joint
 
@@ -79,7 +83,7 @@ def lower_step(
     check_sampling(sampling, weights, is_resident=True)
     ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
     mesh = ensembles[0].mesh if mesh is None else mesh
-    check_mesh(mesh)
+    check_fit_mesh(mesh)
     blocks = Blocks(block, unroll)
     num_examples = jax.tree.leaves(data)[0].shape[0]
     shards = mesh.shape["data"]

@@ -66,10 +66,9 @@ class Member:
         return -(-(max_steps - 1) // per_epoch) + 1
 
     def order(self, seed: Any, member_id: Any, first_step: Any, max_steps: int) -> Any:
-        """Rows of the data that this shard reads in the next steps, `[step, batch]`.
+        """Orders of the epochs that the next steps touch, and the first one's number.
 
-        Looked up before the loop, since on CPU every scalar operation inside it costs a
-        small member a fiftieth of a step. None where rows are drawn or streamed.
+        Four bytes an example and epoch. None where rows are drawn or streamed.
         """
         if self.sampling in ("stream", "weighted"):
             return None
@@ -86,12 +85,23 @@ class Member:
                 member_key(seed, "bootstrap", member_id), self.num_examples
             )
             orders = rows[orders]
+        return orders, first
+
+    def rows(self, order: Any, first_step: Any, num_steps: int) -> Any:
+        """Rows of the data that this shard reads in some steps, `[step, batch]`.
+
+        Looked up before the steps, since on CPU every scalar operation among them costs
+        a small member a fiftieth of a step.
+        """
+        if order is None:
+            return None
+        orders, first = order
 
         def rows_of(step):
             epoch, places, _ = self._positions(step)
             return orders[epoch - first, places]
 
-        return jax.vmap(rows_of)(first_step + jnp.arange(max_steps, dtype=jnp.int32))
+        return jax.vmap(rows_of)(first_step + jnp.arange(num_steps, dtype=jnp.int32))
 
     def _positions(self, step):
         return sampling.batch_positions(
@@ -102,10 +112,11 @@ class Member:
             max(self.num_examples, self.batch_size),
         )
 
-    def batch(self, order, data, weights, seed, member_id, step, index) -> Any:
+    def batch(self, rows, data, weights, seed, member_id, step, index) -> Any:
         """This data shard's part of the member's batch, leaves `[batch, ...]`.
 
-        `index` is the step's place among those of `order`, or of `data` in streams.
+        `rows` are those of this step, `[batch]`; `index` is the step's place among
+        those that `data` holds, for streams.
         """
         _, _, positions = self._positions(step)
         if self.sampling == "stream":
@@ -119,7 +130,6 @@ class Member:
             rows = sampling.weighted_rows(key, weights, positions)
             batch = jax.tree.map(lambda x: x[rows], data)
         else:
-            rows = order[index]
             batch = jax.tree.map(lambda x: x[rows], data)
         if self.augment is None:
             return batch

@@ -119,17 +119,22 @@ class _Steps:
             state = self.layout.gather(state)
         order = member.order(seed, member_id, first_step, self.max_steps)
 
-        def step(i, state):
-            number = first_step + i
-            batch = member.batch(order, data, weights, seed, member_id, number, i)
-            return member.step(state, batch, hyper, seed, member_id, number)
-
         size = min(CHECK_STEPS, self.max_steps)
 
         def checked_steps(number, state):
             start = number * size
+            rows = member.rows(order, first_step + start, size)
+
+            def step(i, state):
+                number = first_step + start + i
+                own = None if rows is None else rows[i]
+                batch = member.batch(
+                    own, data, weights, seed, member_id, number, start + i
+                )
+                return member.step(state, batch, hyper, seed, member_id, number)
+
             count = jnp.minimum(size, num_steps - start)
-            after, sums = run_steps(lambda i, s: step(start + i, s), state, count, size)
+            after, sums = run_steps(step, state, count, size)
             return member.settle(state, after, sums, first_step + start, count)
 
         state, sums = run_steps(

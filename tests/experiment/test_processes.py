@@ -159,3 +159,41 @@ def test_a_killed_process_ends_the_other_and_the_job_resumes(tmp_path, victim):
     assert codes == [0, 0], errors
     lines = metrics.read_text().splitlines()
     assert len(lines) == 20
+
+
+DIGITS = "deep_ensemble_digits:smoke"
+
+
+@pytest.mark.slow
+def test_the_experiment_in_two_processes_is_that_of_one_also_after_a_kill(tmp_path):
+    one = tmp_path / "one"
+    one.mkdir()
+    # More steps than the preset has, so that there is time to kill.
+    longer = ("--workdir", "w", "--config.total_steps=2000")
+    subprocess.run(
+        [sys.executable, "-m", "ensjax.cli", "run", DIGITS, *longer, "--devices=2"],
+        cwd=one,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+        timeout=300,
+    )
+    two = tmp_path / "two"
+    two.mkdir()
+    job = Job(two, *longer, specs=(DIGITS, DIGITS))
+    checkpoints = two / "w" / "checkpoints"
+    end = time.monotonic() + 120
+    while not any(p.name.isdecimal() for p in checkpoints.glob("*")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    job.kill_work_of(1)
+    codes, errors = job.wait(timeout=90)
+    assert codes == [75, 75], errors
+    codes, errors = Job(two, *longer, specs=(DIGITS, DIGITS)).wait(timeout=300)
+    assert codes == [0, 0], errors
+    results = [read_json(folder / "w" / "results.json") for folder in (one, two)]
+    scalars, others = (found["scalars"] for found in results)
+    assert scalars.keys() == others.keys()
+    for name, value in scalars.items():
+        # The same programs on as many devices; scores are sums in another order.
+        assert others[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    assert (two / "w" / "report.html").stat().st_size > 10_000

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ensjax
@@ -55,6 +56,55 @@ def test_an_infinite_learning_rate_changes_no_other_member(kit, compilations):
     kit.check_equal(others(trained), others(healthy))
     kit.check_equal(trained.select([BAD]), ensemble.select([BAD]))
     assert log.frozen_steps.tolist() == [-1, -1, 0, -1, -1]
+
+
+@pytest.mark.parametrize("mesh, block", [((1, 1), None), ((1, 1), 1), ((4, 2), "auto")])
+def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block):
+    """75 steps in one call are looked at after 32, 64 and 75."""
+
+    def make_tx(hyper):
+        def rate(step):
+            return jnp.where(step >= hyper["breaks_at"], jnp.inf, 1e-3)
+
+        return optax.adam(rate, eps=1e-3)
+
+    never = np.full(5, 10**6)
+    breaks = np.where(np.arange(5) == BAD, 50, never)
+    ensemble = kit.ensemble("mlp", 5, mesh=mesh)
+    options = dict(make_tx=make_tx, block=block, steps_per_call=75, log_every_steps=75)
+    options |= dict(steps=75)
+    healthy, healthy_log = kit.fit(
+        ensemble, kit.data(), hyper={"breaks_at": never}, **options
+    )
+    trained, log = kit.fit(ensemble, kit.data(), hyper={"breaks_at": breaks}, **options)
+    assert log.frozen_steps.tolist() == [-1, -1, 32, -1, -1]
+    kit.check_equal(others(trained), others(healthy))
+    early, early_log = kit.fit(
+        ensemble,
+        kit.data(),
+        hyper={"breaks_at": never},
+        **options | dict(steps=32, steps_per_call=32, log_every_steps=32),
+    )
+    kit.check_close(trained.select([BAD]), early.select([BAD]))
+    # Means are over the steps that count: 75 of the others, 32 of this one.
+    np.testing.assert_allclose(
+        log.metrics["loss"][0, BAD], early_log.metrics["loss"][0, BAD], rtol=1e-5
+    )
+    np.testing.assert_array_equal(
+        np.delete(log.metrics["loss"], BAD, 1),
+        np.delete(healthy_log.metrics["loss"], BAD, 1),
+    )
+
+
+@pytest.mark.parametrize("steps_per_call", [40, 75])
+def test_several_looks_in_a_call_change_nothing(kit, steps_per_call):
+    options = dict(steps=75, batch_size=7)
+    short, log = kit.fit(
+        kit.ensemble("mlp"), kit.data(), **options | dict(steps_per_call=5)
+    )
+    calls = dict(steps_per_call=steps_per_call, log_every_steps=steps_per_call)
+    long, _ = kit.fit(kit.ensemble("mlp"), kit.data(), **options | calls)
+    kit.check_close(long, short)
 
 
 class Lines:

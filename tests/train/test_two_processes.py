@@ -102,7 +102,7 @@ def test_two_processes_and_one_go_on_from_each_others_checkpoints(tmp_path, layo
 
 @pytest.mark.parametrize("model_name", ["cnn", "resnet-20", "vit"])
 def test_two_processes_train_every_model_as_one_does(tmp_path, model_name):
-    options = dict(steps=4, model_name=model_name, checkpoints=False)
+    options = dict(steps=20, model_name=model_name, checkpoints=False)
     one, _ = in_one_process(tmp_path / "one", **options)
     two, _ = in_two_processes(tmp_path / "two", **options)
     check_close(two, one, tolerance=0)

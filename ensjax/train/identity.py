@@ -1,0 +1,54 @@
+"""What makes a run the run it is, as JSON: a checkpoint of another one is refused."""
+
+import dataclasses
+import functools
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def describe(value: Any) -> Any:
+    """A function or a setting by what it is called and what it holds.
+
+    Functions are told apart by their names alone: a checkpoint outlives the process
+    that wrote it, and code may be edited in between.
+
+    Args:
+        value: a function, a `functools.partial`, a dataclass, a number, an array, or
+            tuples and dicts of these.
+
+    Returns:
+        What JSON can hold, equal for equal settings in any process.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, functools.partial):
+        return ["partial", *map(describe, (value.func, value.args, value.keywords))]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return [type(value).__name__, describe(fields)]
+    if isinstance(value, dict):
+        return {str(name): describe(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return digest(value)
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def digest(tree: Any) -> str | None:
+    """A checksum of all arrays of a tree; None where a process holds only parts."""
+    checksum = 0
+    for leaf in jax.tree.leaves(tree):
+        is_whole = not isinstance(leaf, jax.Array) or (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        )
+        if not is_whole:
+            return None
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        about = f"{array.dtype}{array.shape}".encode()
+        checksum = zlib.crc32(array.view(np.uint8).reshape(-1), checksum)
+        checksum = zlib.crc32(about, checksum)
+    return f"{checksum:08x}"
