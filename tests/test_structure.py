@@ -244,14 +244,14 @@ def flops(name, members, devices, **options):
 def test_operations_per_device_are_the_share_of_its_members(name):
     """M/D times one member's; all at once, so that no loop hides any.
 
-    Exact before fusion. Fused on a CPU, many members repeat less elementwise work: the
+    Within 0.5 % before fusion. Fused on a CPU, many members repeat less elementwise work: the
     compiler may compute an elementwise value in each of several fusions, which is 5 %
     of the operations of one small member, and less with eight at once.
     """
     one = lowered(name, 1, make_mesh(member=1), block=None)
     eight = lowered(name, 8, make_mesh(member=1), block=None)
     before = [p.cost_analysis()["flops"] for p in (one, eight)]
-    assert before[1] == pytest.approx(8 * before[0], rel=1e-3)
+    assert before[1] == pytest.approx(8 * before[0], rel=5e-3)
     single = one.compile(QUICK).cost_analysis()["flops"]
     assert eight.compile(QUICK).cost_analysis()["flops"] <= 1.02 * 8 * single
     # A device of D does what one device does with M/D members.
