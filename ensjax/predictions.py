@@ -283,7 +283,9 @@ def predictive_log_probs(
     peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
     # Not logsumexp(log w + log p): its gradient in w is NaN at w = 0, where that of
     # logsumexp(b=w) is silently wrong. A member without weight may exceed the peak.
-    ratio = jnp.exp(jnp.minimum(values - peak, 80.0))
+    # `where`, since jnp.minimum(NaN, 80) is 80 in compiled programs of jax 0.12 on CPU.
+    excess = values - peak
+    ratio = jnp.exp(jnp.where(excess > 80.0, 80.0, excess))
     return jnp.log(jnp.sum(weights * ratio, axis=0)) + peak[0]
 
 
