@@ -244,9 +244,9 @@ def flops(name, members, devices, **options):
 def test_operations_per_device_are_the_share_of_its_members(name):
     """M/D times one member's; all at once, so that no loop hides any.
 
-    Within 0.5 % before fusion. Fused on a CPU, many members repeat less elementwise work: the
-    compiler may compute an elementwise value in each of several fusions, which is 5 %
-    of the operations of one small member, and less with eight at once.
+    Within 0.5 % before fusion. Fused on a CPU, many members repeat less elementwise
+    work: the compiler may compute an elementwise value in each of several fusions,
+    which is 5 % of the operations of one small member, and less with eight at once.
     """
     one = lowered(name, 1, make_mesh(member=1), block=None)
     eight = lowered(name, 8, make_mesh(member=1), block=None)

@@ -44,7 +44,7 @@ def examine() -> list[Finding]:
     ]
     findings += check_versions(versions, plugins)
     findings += check_accelerators(devices[0].platform, find_accelerators(), plugins)
-    return [*findings, *probe_parity()]
+    return [*findings, *probe_parity(), *probe_nan()]
 
 
 def check_versions(
@@ -160,6 +160,24 @@ def probe_parity(sizes: Sequence[int] = PROBE_SIZES) -> list[Finding]:
         )
         findings.append(Finding("ok", text))
     return findings
+
+
+def probe_nan() -> list[Finding]:
+    """A warning if compiled minima lose a NaN, as those of jax 0.12.0.1 do on CPU."""
+    import jax
+    import jax.numpy as jnp
+
+    x = np.zeros((3, 400, 4), np.float32)
+    x[0, 0] = np.nan
+    # Only where it is fused with what comes after it.
+    summed = jax.jit(lambda x: jnp.exp(jnp.minimum(x, 80.0)).sum(axis=0))(x)
+    if np.isnan(summed[0]).all():
+        return [Finding("ok", "NaN: compiled minima keep it")]
+    text = (
+        "NaN: this JAX turns it into a number in compiled jnp.minimum and jnp.maximum."
+        " Scores and health checks of ensjax do without them; a ReLU may hide a NaN"
+    )
+    return [Finding("warning", text)]
 
 
 def _release(version: str | None) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ def test_this_machine_is_examined():
     text = "\n".join(finding.text for finding in findings)
     assert "jax " in text and "8 device(s) of cpu" in text
     assert "32769 rows" in text  # past 2^15
+    assert "NaN: " in text
 
 
 def test_the_version_that_miscompiles_is_an_error():

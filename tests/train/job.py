@@ -56,8 +56,8 @@ IMAGE_MODELS = {
     "cnn": lambda rngs: ensjax.nn.CNN(
         image_shape=IMAGE, features=(4,), num_pools=1, num_outputs=3, rngs=rngs
     ),
-    "resnet-20": lambda rngs: ensjax.nn.ResNet(
-        depth=20, width=4, in_channels=1, num_outputs=3, rngs=rngs
+    "resnet-8": lambda rngs: ensjax.nn.ResNet(
+        depth=8, width=4, in_channels=1, num_outputs=3, rngs=rngs
     ),
     "vit": lambda rngs: ensjax.nn.ViT(
         image_shape=IMAGE,

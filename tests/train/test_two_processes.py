@@ -100,7 +100,7 @@ def test_two_processes_and_one_go_on_from_each_others_checkpoints(tmp_path, layo
     check_close(resumed, unbroken)
 
 
-@pytest.mark.parametrize("model_name", ["cnn", "resnet-20", "vit"])
+@pytest.mark.parametrize("model_name", ["cnn", "resnet-8", "vit"])
 def test_two_processes_train_every_model_as_one_does(tmp_path, model_name):
     options = dict(steps=20, model_name=model_name, checkpoints=False)
     one, _ = in_one_process(tmp_path / "one", **options)
