@@ -86,14 +86,19 @@ def main(arguments: Sequence[str] = ()) -> int:
             )
             results.append(row)
             console.print(_one_line(row))
+            _write(options, arguments, versions, results)
     # A narrow table would fold its numbers; too long lines are the lesser evil.
     wide = rich.console.Console(width=max(console.width, TABLE_WIDTH))
     wide.print(make_table(results))
+    return exit_codes.FINISHED
+
+
+def _write(options, arguments, versions, results):
+    """After every row, so that nothing measured is lost when the rest is not."""
     if options.json:
         report = {"command": ["bench", "engine", *arguments], "versions": versions}
         report["rows"] = results
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-    return exit_codes.FINISHED
 
 
 def _options(arguments):

@@ -98,11 +98,11 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload(
-            "mlp-small", "MLP 64-64-64-10", _small_mlp, (64,), 8, 1797, 1344,
+            "mlp-small", "MLP 64-64-64-10", _small_mlp, (64,), 8, 1797, 672,
             members=(1, 4, 16, 64),
         ),
         Workload(
-            "mlp-large", "MLP 784-256-256-10", _large_mlp, (784,), 128, 4000, 124,
+            "mlp-large", "MLP 784-256-256-10", _large_mlp, (784,), 128, 4000, 31,
             members=(1, 4, 16, 64),
         ),
         Workload(
@@ -110,7 +110,7 @@ WORKLOADS = {
             is_convolutional=True,
         ),
         Workload(
-            "resnet20", "ResNet-20", _resnet, (32, 32, 3), 32, 1024, 4,
+            "resnet20", "ResNet-20", _resnet, (32, 32, 3), 32, 1024, 2,
             is_convolutional=True,
         ),
         Workload("vit", "ViT 2 x 64, 16 patches", _vit, (28, 28, 1), 32, 4000, 30),
