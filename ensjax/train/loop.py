@@ -217,6 +217,8 @@ def _observe(run, states, history, pace):
     schedule, step = run.schedule, history.step
     evaluated = None
     if run.evaluate and schedule.due(schedule.evaluate_every_steps, step):
+        if not pace.has_evaluated:
+            jax.block_until_ready(states)  # else training would count as compiling
         start = time.perf_counter()
         states, evaluated = run.evaluate(states, run.ids, step, run.seed)
         if not pace.has_evaluated:  # this call compiled; training waited for it

@@ -324,3 +324,18 @@ def test_a_label_that_is_no_class_is_reported_at_once():
     np.testing.assert_allclose(
         ensemble_nll(logits, good, None, mask)[0], np.log(3), rtol=1e-6
     )
+
+
+def test_the_first_evaluation_does_not_make_training_look_fast(kit):
+    """Its compilation is no part of the pace; the training it waits for is."""
+
+    def make_model(rngs):  # large enough to take longer than what is called for it
+        return ensjax.nn.MLP(in_features=6, hidden=(512, 512), num_outputs=3, rngs=rngs)
+
+    logger = Lines()
+    options = dict(steps=60, steps_per_call=20, log_every_steps=20, batch_size=24)
+    ensemble = ensjax.Ensemble.init(make_model, num_members=5, mesh=kit.mesh(1, 1))
+    kit.fit(ensemble, kit.data(), logger=logger, evaluation=kit.data(), **options)
+    paces = [metrics["steps_per_second"] for _, metrics in logger.lines]
+    assert len(paces) == 3
+    assert paces[0] < 5 * paces[-1]
