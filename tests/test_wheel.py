@@ -148,6 +148,7 @@ def test_the_wheel_carries_every_package_config_and_experiment(wheel):
     assert packed == results
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_by_name_from_the_wheel(wheel, tmp_path):
     command = ["-m", "ensjax.cli", "run", "deep_ensemble_digits:smoke"]
     result = run([*command, "--workdir", "out"], wheel, tmp_path)

@@ -100,6 +100,7 @@ def test_every_alternative_reads_the_rows_that_the_engine_reads():
     assert (orders[0] != orders[1]).any()
 
 
+@pytest.mark.slow
 def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(alternatives.WORKLOADS, "mlp-small", SMALL)
     monkeypatch.setattr(bench, "MIN_SECONDS", 1e-3)
