@@ -342,7 +342,7 @@ def test_members_do_not_cost_copies_of_the_data(sampling, block):
 
 
 def test_orders_of_many_epochs_cost_bytes_for_each_example():
-    """20 epochs a call: their orders, 4 bytes an example each, and what sorting takes.
+    """About 16 bytes for each of 20 epochs a call: orders, and drawing them.
 
     Where an example is narrow that can be more than the example itself.
     """
@@ -362,7 +362,7 @@ def test_orders_of_many_epochs_cost_bytes_for_each_example():
         return stats.argument_size_in_bytes + stats.temp_size_in_bytes
 
     per_example = (used(16) - used(2)) / 14 / count
-    assert per_example < 40 * (epochs + 1)
+    assert per_example < 20 * (epochs + 1)
 
 
 @pytest.mark.parametrize("steps_per_call", [pytest.param(1, marks=SLOW), 4])

@@ -68,7 +68,8 @@ class Member:
     def order(self, seed: Any, member_id: Any, first_step: Any, max_steps: int) -> Any:
         """Orders of the epochs that the next steps touch, and the first one's number.
 
-        Four bytes an example and epoch. None where rows are drawn or streamed.
+        Four bytes an example and epoch, and about sixteen while they are drawn. None
+        where rows are drawn one by one or streamed.
         """
         if self.sampling in ("stream", "weighted"):
             return None
