@@ -79,24 +79,26 @@ def finish(
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color(GREY)
+    bottom = ax.get_ylim()[0]
+    start = None
+    if starts_at_zero and ax.get_yscale() == "linear" and bottom > 0:
+        start = f"y axis starts at {bottom:.3g}"
     if legend:
+        # In the legend, which would lie on a note in a corner.
+        titles = [text for text in (legend_title, start) if text]
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1.0)}
         ax.legend(
             fontsize=TICK_SIZE,
-            title=legend_title,
+            title="\n".join(titles) or None,
             title_fontsize=NOTE_SIZE,
             frameon=True,
             framealpha=0.85,
             edgecolor="none",
             alignment="left",
-            **(
-                {"loc": "lower left", "bbox_to_anchor": (0, 1.0)}
-                if legend_above
-                else {}
-            ),
+            **(above if legend_above else {}),
         )
-    bottom = ax.get_ylim()[0]
-    if starts_at_zero and ax.get_yscale() == "linear" and bottom > 0:
-        note(ax, f"axis starts at {bottom:.3g}")
+    elif start:
+        note(ax, start)
 
 
 def note(ax, text: str):

@@ -99,18 +99,19 @@ def build_programs(
         for e in ensembles
     )
     init = mesh_program(InitState(members, blocks), mesh)
-    layouts = ()
-    if shard_state:
+    if shard_state and shards > 1:
         shapes = jax.eval_shape(init.jitted, model_states, hypers)
-        layouts = tuple(Layout.of(state, shards) for state in shapes)
-        init = mesh_program(InitState(members, blocks, layouts=layouts), mesh)
+        members = tuple(
+            dataclasses.replace(member, layout=Layout.of(state, shards))
+            for member, state in zip(members, shapes, strict=True)
+        )
+        init = mesh_program(InitState(members, blocks), mesh)
     job = TrainSteps(
         members,
         blocks,
         max_steps=max_steps,
         weights_kind=weights_kind,
         data_kind=data_kind,
-        layouts=layouts,
     )
     if isinstance(loss, Joint):
         fields = {f.name: getattr(job, f.name) for f in dataclasses.fields(job)}
@@ -139,7 +140,6 @@ def evaluation_program(
     evaluate = Evaluate(
         job.members,
         job.blocks,
-        layouts=job.layouts,
         loss=loss,
         batch_size=batch_size,
         split_data=split,
@@ -153,13 +153,14 @@ def evaluation_program(
 def abstract_states(init, job, mesh, model_states, hypers):
     """Shapes and shardings of the states, without making them."""
     shapes = jax.eval_shape(init.jitted, model_states, hypers)
-    specs = job.state_specs()
-    if not job.layouts:
-        specs = jax.tree.map(lambda _: jax.P("member"), shapes)
     return jax.tree.map(
-        lambda x, spec: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+        lambda spec, part: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+            ),
+            part,
         ),
+        job.state_specs(),
         shapes,
-        specs,
+        is_leaf=lambda x: isinstance(x, jax.P),
     )

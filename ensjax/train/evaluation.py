@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.members import member_key
-from ensjax.train.layout import Layout
 from ensjax.train.member import Member, mean_over_data, with_metrics
 from ensjax.train.programs import Job
 
@@ -71,16 +70,16 @@ class _EvaluateMember:
     loss: Callable[..., Any]
     batch_size: int
     stopping: EarlyStopping | None
-    layout: Layout | None
 
     def __call__(self, state, member_id, data, step, seed):
-        if self.layout:
-            state = self.layout.gather(state)
         key = jax.random.fold_in(member_key(seed, "evaluation", member_id), step)
-        model = self.member.graph.merge(state, train=False)
+        whole = {
+            name: self.member.whole(name, state[name]) for name in ("params", "rest")
+        }
+        model = self.member.graph.merge(whole, train=False)
         num_examples = jax.tree.leaves(data)[0].shape[0]
         size = min(self.batch_size, num_examples)
-        whole = num_examples // size * size
+        num_whole = num_examples // size * size
 
         def metrics_of(batch, number):
             key_of_batch = jax.random.fold_in(key, number)
@@ -88,16 +87,17 @@ class _EvaluateMember:
             return {"loss": loss, **metrics}
 
         batches = jax.tree.map(
-            lambda x: x[:whole].reshape(whole // size, size, *x.shape[1:]), data
+            lambda x: x[:num_whole].reshape(num_whole // size, size, *x.shape[1:]), data
         )
         each = jax.lax.map(
-            lambda xs: metrics_of(*xs), (batches, jnp.arange(whole // size))
+            lambda xs: metrics_of(*xs), (batches, jnp.arange(num_whole // size))
         )
         metrics = jax.tree.map(lambda m: m.sum(axis=0) * size, each)
-        if whole < num_examples:
-            last = metrics_of(jax.tree.map(lambda x: x[whole:], data), whole // size)
+        if num_whole < num_examples:
+            rest = jax.tree.map(lambda x: x[num_whole:], data)
+            last = metrics_of(rest, num_whole // size)
             metrics = jax.tree.map(
-                lambda m, x: m + x * (num_examples - whole), metrics, last
+                lambda m, x: m + x * (num_examples - num_whole), metrics, last
             )
         metrics = jax.tree.map(lambda m: m / num_examples, metrics)
         # Also where every shard sees all examples: a loss that draws by position would
@@ -111,7 +111,7 @@ class _EvaluateMember:
                 )
             value = metrics[self.stopping.metric]
             state = self.stopping.update(state, value, step)
-        return (self.layout.split(state) if self.layout else state), metrics
+        return state, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,14 +147,8 @@ class Evaluate(Job):
         """The evaluation of all local members."""
         results = self.over_members(
             [
-                _EvaluateMember(
-                    member,
-                    self.loss,
-                    self.batch_size,
-                    self.stopping,
-                    self.layout(i),
-                )
-                for i, member in self.numbered()
+                _EvaluateMember(member, self.loss, self.batch_size, self.stopping)
+                for member in self.members
             ],
             ("member", "member", "batch", "shared", "shared"),
             states,

@@ -98,8 +98,10 @@ def fit(
         block: local members that run at once; see `map_members`.
         unroll: local members one after the other, without a loop.
         mesh: default: the ensemble's.
-        shard_state: rest the state of each member split over the mesh axis "data"; a
-            call of the program gathers the members that run at once as a whole.
+        shard_state: keep the state of each member split over the mesh axis "data", leaf
+            by leaf. A step gathers the weights for the loss, and each shard updates its
+            own part; optimizers that are not elementwise (clipping by a norm, factored
+            moments) gather what they need, so that all are exact.
         checkpoint_dir: where to save; nothing is saved without it.
         save_every_steps: default: with every report. The end is always saved.
         logger: has `write(step, metrics)`; only process 0 calls it.

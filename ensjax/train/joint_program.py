@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.members import member_key
-from ensjax.train.member import Member, finite_rows, mean_over_data, reseed
+from ensjax.train.member import Member, finite_rows, reseed
 from ensjax.train.objectives import Joint
 from ensjax.train.programs import TrainSteps, run_steps
 
@@ -21,7 +21,13 @@ class _JointForward:
     member: Member
     joint: Joint
 
-    def __call__(self, params, rest, member_id, batch, seed, step):
+    def __call__(self, params, rest, *args):
+        return self.on_whole(*self.whole(params, rest), *args)
+
+    def whole(self, params, rest):
+        return self.member.whole("params", params), self.member.whole("rest", rest)
+
+    def on_whole(self, params, rest, member_id, batch, seed, step):
         key = jax.random.fold_in(member_key(seed, "loss", member_id), step)
         state = {"params": params, "rest": reseed(rest, key)}
         model = self.member.graph.merge(state, train=True)
@@ -34,12 +40,9 @@ class _JointUpdate:
     member: Member
 
     def __call__(self, state, grads, rest, hyper, metrics, step):
-        loss = metrics["loss"]
-        loss, metrics, grads, rest = mean_over_data(
-            self.member.data_shards, (loss, metrics, grads, rest)
-        )
+        grads, rest, metrics = self.member.mean_over_data(grads, rest, metrics)
         after = self.member.update(state, grads, rest, hyper)
-        return self.member.settle(state, after, {**metrics, "loss": loss}, step, 1)
+        return self.member.settle(state, after, metrics, step, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +60,19 @@ class _JointBackward:
         if block is None:
             _, vjp, rest = jax.vjp(outputs_of, params, has_aux=True)
             return vjp(cotangent)[0], rest
-        self._check_no_draws(params, rest, batch)
+        # Gathered once, not with every part of the batch.
+        whole, pull_back, rest = jax.vjp(
+            lambda p: self.forward.whole(p, rest), params, has_aux=True
+        )
+        self._check_no_draws(whole, rest, batch)
 
         def add(total, part):
             batch_part, cotangent_part = part
             _, vjp, _ = jax.vjp(
-                lambda p: self.forward(p, rest, member_id, batch_part, seed, step),
-                params,
+                lambda p: self.forward.on_whole(
+                    p, rest, member_id, batch_part, seed, step
+                ),
+                whole,
                 has_aux=True,
             )
             return jax.tree.map(jnp.add, total, vjp(cotangent_part)[0]), None
@@ -71,8 +80,9 @@ class _JointBackward:
         parts = jax.tree.map(
             lambda x: x.reshape(size // block, block, *x.shape[1:]), (batch, cotangent)
         )
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return jax.lax.scan(add, zeros, parts)[0], rest
+        zeros = jax.tree.map(jnp.zeros_like, whole)
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return pull_back(total)[0], rest
 
     def _check_no_draws(self, params, rest, batch):
         """A part of the batch would draw other numbers than the whole did."""
@@ -105,9 +115,6 @@ class JointSteps(TrainSteps):
     def local(self, states, hypers, ids, weights, data, first_step, num_steps, seed):
         """The steps of all members, each with one exchange of outputs."""
         first = self.members[0]
-        if self.layouts:
-            gathers = [layout.gather for layout in self.layouts]
-            states = self.over_members(gathers, ("member",), states)
         order = first.order(seed, 0, first_step, self.max_steps)
 
         def step(i, states):
@@ -117,11 +124,7 @@ class JointSteps(TrainSteps):
             batch = first.batch(own, data, None, seed, 0, number, i)
             return self._step(states, hypers, ids, batch, seed, number)
 
-        states, sums = run_steps(step, states, num_steps, self.max_steps)
-        if self.layouts:
-            splits = [layout.split for layout in self.layouts]
-            states = self.over_members(splits, ("member",), states)
-        return states, sums
+        return run_steps(step, states, num_steps, self.max_steps)
 
     def _step(self, states, hypers, ids, batch, seed, step):
         forwards = [_JointForward(member, self.joint) for member in self.members]

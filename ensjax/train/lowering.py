@@ -60,7 +60,7 @@ def lower_step(
         block: local members that run at once.
         unroll: local members one after the other.
         mesh: default: the ensemble's.
-        shard_state: rest the state split over "data".
+        shard_state: keep the state split over "data".
 
     Raises:
         ValueError: if sampling is unknown, weights are missing or of another shape, or

@@ -16,6 +16,7 @@ from flax import nnx
 from ensjax.data import sampling
 from ensjax.members import member_key
 from ensjax.mesh import tracing_platform
+from ensjax.train.layout import Layout, on_parts
 
 SAMPLINGS = ("independent", "shared", "bootstrap", "weighted", "stream")
 _NEVER = -1
@@ -36,6 +37,9 @@ class Member:
         data_shards: size of the mesh axis "data".
         augment: `augment(key, example) -> example`, or None.
         keep_best: whether the state has room for the best weights so far.
+        layout: how the state is split over the data shards; None: every shard has it
+            whole. Everything below that takes or returns a state means this shard's
+            part of it.
     """
 
     graph: Any
@@ -48,6 +52,7 @@ class Member:
     data_shards: int
     augment: Callable[..., Any] | None = None
     keep_best: bool = False
+    layout: Layout | None = None
 
     def tx(self, hyper: Any) -> optax.GradientTransformation:
         """The member's own optimizer: norms and clipping never mix members."""
@@ -157,7 +162,15 @@ class Member:
                 "step": jnp.int32(_NEVER),
                 "waited": jnp.int32(0),
             }
-        return state
+        return self.layout.split(state) if self.layout else state
+
+    def whole(self, name: str, part: Any) -> Any:
+        """An entry of the state, gathered from all shards; its derivative scatters."""
+        return self.layout.entry(name).gather(part) if self.layout else part
+
+    def part(self, name: str, whole: Any) -> Any:
+        """This shard's part of an entry of the state."""
+        return self.layout.entry(name).split(whole) if self.layout else whole
 
     def loss_and_rest(self, params, rest, batch, key, *, train=True):
         """`(loss, (rest, metrics))` of one data shard."""
@@ -177,26 +190,54 @@ class Member:
             step: number of the step, from 0.
         """
         key = jax.random.fold_in(member_key(seed, "loss", member_id), step)
-        rest = reseed(state["rest"], key)
-        value_and_grad = jax.value_and_grad(self.loss_and_rest, has_aux=True)
-        (loss, (new_rest, metrics)), grads = value_and_grad(
-            state["params"], rest, batch, key
-        )
-        # Without the varying-axes check, pmean(grad(local loss)) is the gradient of the
-        # mean over data shards, also where the loss itself holds sums over "data".
-        loss, metrics, grads, new_rest = mean_over_data(
-            self.data_shards, (loss, metrics, grads, new_rest)
-        )
+        rest = reseed(self.whole("rest", state["rest"]), key)
+
+        def loss_of(params):
+            return self.loss_and_rest(self.whole("params", params), rest, batch, key)
+
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (rest, metrics)), grads = value_and_grad(state["params"])
         metrics = {"loss": loss, **metrics}
-        return self.update(state, grads, new_rest, hyper), metrics
+        grads, rest, metrics = self.mean_over_data(grads, rest, metrics)
+        return self.update(state, grads, rest, hyper), metrics
+
+    def mean_over_data(self, grads, rest, metrics) -> tuple[Any, Any, Any]:
+        """Means over data shards, of gradients that are split as the parameters are.
+
+        Without the varying-axes check, the mean of the local losses' gradients is the
+        gradient of the mean, also where the loss itself holds sums over "data".
+        """
+        if self.layout is None:
+            return mean_over_data(self.data_shards, (grads, rest, metrics))
+        layout = self.layout.entry("params")
+        # The derivative of a gather sums over the shards.
+        sums, here = layout.partition(grads)
+        here, rest, metrics = mean_over_data(self.data_shards, (here, rest, metrics))
+        means = [x / self.data_shards for x in sums]
+        return layout.join(means, here), rest, metrics
 
     def update(self, state, grads, rest, hyper) -> Any:
-        """The state after one update by the member's own optimizer."""
-        updates, opt_state = self.tx(hyper).update(
-            grads, state["opt_state"], state["params"]
-        )
-        params = optax.apply_updates(state["params"], updates)
-        rest = keep_seeds(rest, state["rest"])
+        """The state after one update by the member's own optimizer.
+
+        Args:
+            state: this shard's part.
+            grads: split as the parameters are.
+            rest: the new statistics, whole.
+            hyper: the member's hyperparameters.
+        """
+        tx = self.tx(hyper)
+
+        def optimize(params, opt_state, grads):
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        arguments = state["params"], state["opt_state"], grads
+        if self.layout is not None:
+            names = ("params", "opt_state")
+            layouts = [self.layout.entry(name) for name in (*names, "params")]
+            optimize = on_parts(optimize, layouts, num_outputs=2)
+        params, opt_state = optimize(*arguments)
+        rest = keep_seeds(self.part("rest", rest), state["rest"])
         return {**state, "params": params, "rest": rest, "opt_state": opt_state}
 
     def settle(self, before, after, sums, step, num_steps) -> tuple[Any, dict]:
@@ -219,6 +260,8 @@ class Member:
         """
         active = (before["frozen_step"] == _NEVER) & (before["stopped_step"] == _NEVER)
         finite = all_finite((sums["loss"], after["params"], after["rest"]))
+        if self.layout is not None:
+            finite = jax.lax.pmin(finite.astype(jnp.int32), "data") == 1
         keep = active & finite
         # The optimizer's state is not chosen: no later step of the member counts.
         chosen = {

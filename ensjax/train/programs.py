@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.mapping import Blocks, map_local
-from ensjax.train.layout import Layout
 from ensjax.train.member import Member
 
 # Looking whether a member is finite, and choosing between two sets of weights, costs a
@@ -30,27 +29,17 @@ class Job:
         members: one description per stack.
         blocks: how local members run.
         donate: positions of donated arguments.
-        layouts: how each stack's state is split over data; empty: not at all.
     """
 
     members: tuple[Member, ...]
     blocks: Blocks
     donate: tuple[int, ...] = ()
-    layouts: tuple[Layout, ...] = ()
-
-    def numbered(self):
-        """The stacks' descriptions with their numbers."""
-        return enumerate(self.members)
-
-    def layout(self, number: int) -> Layout | None:
-        """How the state of one stack is split over data."""
-        return self.layouts[number] if self.layouts else None
 
     def state_specs(self) -> Any:
-        """`jax.P` of the states."""
-        if not self.layouts:
-            return jax.P("member")
-        return tuple(layout.specs for layout in self.layouts)
+        """`jax.P` of the state of each stack, or of its leaves where they are split."""
+        return tuple(
+            m.layout.specs if m.layout else jax.P("member") for m in self.members
+        )
 
     def check(self, mesh, *args):
         """Arguments were made by `fit`, which checked what the user gave."""
@@ -86,21 +75,11 @@ class InitState(Job):
     def local(self, model_states, hypers):
         """One state per local member."""
         return self.over_members(
-            [_Init(m, self.layout(i)) for i, m in self.numbered()],
+            [member.init for member in self.members],
             ("member",) * 2,
             model_states,
             hypers,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Init:
-    member: Member
-    layout: Layout | None
-
-    def __call__(self, model_state, hyper):
-        state = self.member.init(model_state, hyper)
-        return self.layout.split(state) if self.layout else state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +88,11 @@ class _Steps:
 
     member: Member
     max_steps: int
-    layout: Layout | None
 
     def __call__(
         self, state, hyper, member_id, weights, data, first_step, num_steps, seed
     ):
         member = self.member
-        if self.layout:
-            state = self.layout.gather(state)
         order = member.order(seed, member_id, first_step, self.max_steps)
 
         size = min(CHECK_STEPS, self.max_steps)
@@ -137,10 +113,9 @@ class _Steps:
             after, sums = run_steps(step, state, count, size)
             return member.settle(state, after, sums, first_step + start, count)
 
-        state, sums = run_steps(
+        return run_steps(
             checked_steps, state, -(-num_steps // size), -(-self.max_steps // size)
         )
-        return (self.layout.split(state) if self.layout else state), sums
 
 
 def run_steps(
@@ -202,7 +177,7 @@ class TrainSteps(Job):
         """The steps of all local members."""
         kinds = ("member",) * 3 + (self.weights_kind, self.data_kind) + ("shared",) * 3
         results = self.over_members(
-            [_Steps(m, self.max_steps, self.layout(i)) for i, m in self.numbered()],
+            [_Steps(member, self.max_steps) for member in self.members],
             kinds,
             states,
             hypers,
