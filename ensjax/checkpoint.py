@@ -5,7 +5,6 @@ name of its leaf, with one chunk per member, so that a member can be read at the
 one. A save becomes visible only when it is whole.
 """
 
-import contextlib
 import logging
 import re
 from typing import Any
@@ -83,6 +82,15 @@ def _one_chunk_a_member(table):
     }
 
 
+def _hush_orbax():
+    """Orbax logs every step of a save, its barriers, and how small its chunks are."""
+    logging.getLogger("absl").addFilter(_not_chatter)
+
+
+def _not_chatter(record):
+    return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+
+
 class Checkpoints:
     """The checkpoints of one run, by step.
 
@@ -92,8 +100,7 @@ class Checkpoints:
 
     def __init__(self, directory: Any, *, max_to_keep: int | None = 2):
         self.directory = epath.Path(directory)
-        # Orbax logs every step of a save at INFO and its barriers at WARNING.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _hush_orbax()
         self._manager = ocp.CheckpointManager(
             self.directory.resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -236,20 +243,9 @@ def save_tree(path: Any, tree: Any) -> None:
         raise ValueError(f"{path} exists; choose another path or remove it first.")
     table = _table(tree)
     args = _one_chunk_a_member(table)
-    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+    _hush_orbax()
+    with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), table, save_args=args)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps Orbax from warning that chunks of one small member are small."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def load_tree(path: Any, like: Any) -> Any:

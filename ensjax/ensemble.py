@@ -4,6 +4,7 @@ An ensemble is a pytree. Its members are flax NNX modules of one architecture, o
 `apply(params, x)` over a pytree of parameters (linen, equinox, haiku, a bare function).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -176,14 +177,20 @@ class Ensemble:
         return self.num_members
 
     def __getitem__(self, index: Any) -> Any:
-        """`e[3]`: one member (an nnx module or its parameters); `e[2:5]`: some."""
+        """`e[3]`: one member (an nnx module or its parameters); `e[2:5]`: some.
+
+        The module is in evaluation mode, so that `e[3](x)` is `e(x)[3]`; call its
+        `train()` before training it.
+        """
         if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
             row = member_rows([index], self.num_members)[0]
             state = _select_rows(self.state, [row], self.mesh)
             state = jax.tree.map(lambda x: x[0], state)
             if isinstance(self.graph, ApplyGraph):
                 return state["params"]
-            return nnx.merge(self.graph.graphdef, state["params"], state["rest"])
+            member = nnx.merge(self.graph.graphdef, state["params"], state["rest"])
+            member.eval()
+            return member
         return self.select(index)
 
     def __iter__(self) -> Iterable[Any]:
@@ -260,27 +267,13 @@ class Ensemble:
         Raises:
             ValueError: if `path` exists; nothing is overwritten.
         """
-        path = epath.Path(path)
-        if path.exists():
-            raise ValueError(f"{path} exists; choose another path or remove it first.")
         shapes = jax.eval_shape(_arrays, self.state, self.member_ids)
         architecture = cloudpickle.dumps((self.graph, shapes))
-        partial = path.parent / f".{path.name}.partial"
-        is_main = jax.process_index() == 0
-        if is_main and partial.exists():  # left by a save that was interrupted
-            partial.rmtree()
         arrays = _arrays(self.state, self.member_ids)
-        try:
+        with _written_whole(path) as partial:
             checkpoint.save_tree(partial / "arrays", arrays)
-            if is_main:
+            if jax.process_index() == 0:
                 (partial / "architecture.pkl").write_bytes(architecture)
-                partial.rename(path)  # visible only now that it is whole
-        except BaseException:
-            if is_main and partial.exists():
-                partial.rmtree()
-            raise
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"saved {path}")
 
     @classmethod
     def load(
@@ -327,6 +320,28 @@ class Ensemble:
         state = checkpoint.load_tree(path / "arrays", like)
         ids = state.pop("member_ids")
         return cls(state, ids, graph, mesh)
+
+
+@contextlib.contextmanager
+def _written_whole(path):
+    """A directory to write to, which becomes `path` only when all is there."""
+    path = epath.Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists; choose another path or remove it first.")
+    partial = path.parent / f".{path.name}.partial"
+    is_main = jax.process_index() == 0
+    if is_main and partial.exists():  # left by a save that was interrupted
+        partial.rmtree()
+    try:
+        yield partial
+        if is_main:
+            partial.rename(path)
+    except BaseException:
+        if is_main and partial.exists():
+            partial.rmtree()
+        raise
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {path}")
 
 
 def _arrays(state, member_ids):
@@ -427,14 +442,68 @@ class Group:
     def __len__(self) -> int:
         return self.num_members
 
-    def __getitem__(self, index: int) -> Any:
-        """One member, numbered through all ensembles."""
-        row = int(member_rows([index], self.num_members)[0])
-        for ensemble in self.ensembles:
-            if row < len(ensemble):
-                return ensemble[row]
-            row -= len(ensemble)
-        raise AssertionError("row was checked")
+    def __getitem__(self, index: Any) -> Any:
+        """One member, numbered through all ensembles; `g[2:5]`: some."""
+        if isinstance(index, (int, np.integer)) and not isinstance(index, bool):
+            (part,) = self.select([index]).ensembles
+            return part[0]
+        return self.select(index)
+
+    def __iter__(self) -> Iterable[Any]:
+        return (self[i] for i in range(self.num_members))
+
+    def select(self, indices: Any) -> "Group":
+        """The chosen members; ensembles of which none is chosen are left out.
+
+        Args:
+            indices: a slice, integers, or booleans `[member]`.
+
+        Raises:
+            ValueError, IndexError: as `members.select_members`, or if the order would
+                mix the ensembles, whose members lie one after the other.
+        """
+        rows = np.asarray(member_rows(indices, self.num_members))
+        starts = np.cumsum([0, *map(len, self.ensembles)])
+        numbers = np.searchsorted(starts, rows, side="right") - 1
+        if (np.diff(numbers) < 0).any():
+            raise ValueError(
+                "The members of a Group lie ensemble by ensemble, and cannot be chosen"
+                f" in the order {rows.tolist()}."
+            )
+        parts = [
+            ensemble.select(rows[numbers == i] - starts[i])
+            for i, ensemble in enumerate(self.ensembles)
+            if (numbers == i).any()
+        ]
+        return Group(tuple(parts))
+
+    def on_mesh(self, mesh: Mesh) -> "Group":
+        """The same members, split over the devices of another mesh."""
+        return Group(tuple(e.on_mesh(mesh) for e in self.ensembles))
+
+    def save(self, path: Any) -> None:
+        """Writes all ensembles to a new directory, as `Ensemble.save`; all or none.
+
+        Raises:
+            ValueError: if `path` exists; nothing is overwritten.
+        """
+        with _written_whole(path) as partial:
+            for number, ensemble in enumerate(self.ensembles):
+                ensemble.save(partial / str(number))
+
+    @classmethod
+    def load(cls, path: Any, *, mesh: Mesh | None = None) -> "Group":
+        """Reads what `save` wrote, onto any mesh; see `Ensemble.load`.
+
+        Raises:
+            ValueError: if there is no group at `path`.
+        """
+        path, parts = epath.Path(path), []
+        while (path / str(len(parts))).exists():
+            parts.append(Ensemble.load(path / str(len(parts)), mesh=mesh))
+        if not parts:
+            raise ValueError(f"There is no saved group at {path}.")
+        return cls(tuple(parts))
 
     def __call__(self, x: Any, *, block: int | str | None = "auto") -> Any:
         """`[member, batch, ...]` of all members; their outputs must agree in shape."""

@@ -33,11 +33,8 @@ from ensjax.mesh import use_cpu_cores
 alternatives = load_module(Path(__file__).with_name("engine_alternatives.py"), "bench")
 clocks = load_module(Path(__file__).with_name("engine_clock.py"), "bench")
 
-# A repetition lasts at least this long on our program, in seconds.
+# A repetition of each way makes whole calls for about this long, in seconds.
 MIN_SECONDS = 0.2
-# What is this many times slower than the fastest is repeated three times only; but for
-# the loop, which a row's target may be.
-HOPELESS = 4.0
 
 TABLE_WIDTH = 150
 
@@ -165,18 +162,17 @@ def measure_row(
 
     runs = list(compile_seconds)
     once = {name: time_way(name, 1) for name in runs}
-    calls = max(1, round(MIN_SECONDS / once["ours"]))
-    seconds = {name: [] for name in runs}
+    calls = {name: max(1, round(MIN_SECONDS / once[name])) for name in runs}
+    steps = workload.steps_per_call * num_members  # of one call
+    times = {name: [] for name in runs}
     for repetition in range(repetitions):
         for name in _in_turn(runs, repetition):
-            is_hopeless = once[name] > HOPELESS * min(once.values())
-            if repetition < 3 or name == "loop" or not is_hopeless:
-                seconds[name].append(time_way(name, calls))
+            seconds = time_way(name, calls[name])
+            times[name].append(seconds * 1e3 / (steps * calls[name]))
         advance()
     for clock in set(clocks.values()):
         clock.clear()
-    steps = calls * workload.steps_per_call * num_members
-    medians = {name: statistics.median(s) * 1e3 / steps for name, s in seconds.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
     best = min((name for name in COUNTED if name in medians), key=medians.get)
     return {
         "model": workload.name,
@@ -187,11 +183,9 @@ def measure_row(
         "dtype": "float32",
         "steps_per_call": workload.steps_per_call,
         "milliseconds": medians,
-        "all_milliseconds": {
-            name: [x * 1e3 / steps for x in s] for name, s in seconds.items()
-        },
+        "all_milliseconds": times,
         "compile_seconds": {
-            name: max(0.0, total - once[name])
+            name: max(0.0, total - 2 * once[name])
             for name, total in compile_seconds.items()
         },
         "best": best,

@@ -16,6 +16,7 @@ import numpy as np
 import ensjax
 from ensjax import data, losses
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.processes import everywhere
 
 
 def _beside(name):
@@ -38,8 +39,7 @@ validate = checks.validate
 def run(config, run_dir):
     """Trains, predicts, scores and reports; the same command resumes the training."""
     start = time.perf_counter()
-    rows = recipe.load_rows(config)
-    checks.check_rows(config, rows)
+    rows = everywhere(lambda: _load_rows(config))
     mesh = ensjax.make_mesh(**config.mesh.to_dict())
     ensemble = ensjax.Ensemble.init(
         lambda rngs: recipe.build_model(config, rngs),
@@ -97,6 +97,12 @@ def run(config, run_dir):
         claims=verdicts.make_claims(config, results),
         checks=verdicts.make_checks(config, results, scalars),
     )
+
+
+def _load_rows(config):
+    rows = recipe.load_rows(config)
+    checks.check_rows(config, rows)
+    return rows
 
 
 def predict_and_measure(config, ensemble, rows, frozen_steps) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ensjax import data
 from ensjax.experiment import ConfigError
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.exit_codes import one_line
-from ensjax.mapping import Blocks
+from ensjax.mapping import Blocks, check_unrolled
 from ensjax.train import arguments
 from ensjax.train.schedule import Schedule
 
@@ -40,7 +40,11 @@ def validate(config):
     try:
         arguments.check_seed(config.seed)
         arguments.check_sampling(config.sampling, None, is_resident=True)
-        Blocks(recipe.members_at_once(config), config.unroll)
+        blocks = Blocks(recipe.members_at_once(config), config.unroll)
+        mesh = ensjax.make_mesh(**config.mesh.to_dict())
+        arguments.check_fit_mesh(mesh)
+        members, devices = config.num_seeds * config.num_members, mesh.shape["member"]
+        check_unrolled(blocks, blocks.rows(members, devices) // devices)
         Schedule.of(
             steps=config.total_steps,
             steps_per_call=config.steps_per_call,

@@ -173,7 +173,7 @@ def _add_score_dots(run_dir, config, results):
 
 
 def _add_sizes(run_dir, config, results):
-    for metric in ("nll", "accuracy", "ece"):
+    for metric in LABELS:
         values = results["by_size"][metric]  # [seed, size, subset]
         flat = np.moveaxis(values, 1, 0).reshape(len(results["sizes"]), -1)
         member = results["test"][measures.MEMBER][metric].mean()

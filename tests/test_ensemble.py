@@ -183,9 +183,7 @@ def test_indices_slices_and_masks_choose_members_with_their_ids():
         np.testing.assert_array_equal(chosen.member_ids, rows)
         np.testing.assert_allclose(chosen(X), outputs[rows], atol=1e-6)
     assert isinstance(ensemble[np.int64(3)], nn.MLP)
-    model = ensemble[-1]
-    model.eval()
-    np.testing.assert_allclose(model(X), outputs[6], atol=1e-6)
+    np.testing.assert_allclose(ensemble[-1](X), outputs[6], atol=1e-6)
     with pytest.raises(IndexError, match="0 to 6"):
         ensemble[7]
     with pytest.raises(ValueError, match="no member"):
@@ -244,9 +242,10 @@ def test_evaluation_uses_running_statistics_and_no_dropout():
     ensemble = Ensemble.stack(models)
     outputs = np.asarray(ensemble(X))
     np.testing.assert_array_equal(ensemble(X), outputs)
-    for model, own in zip(models, outputs, strict=True):
+    for model, member, own in zip(models, ensemble, outputs, strict=True):
         model.eval()
         np.testing.assert_allclose(own, model(X), atol=1e-6)
+        np.testing.assert_allclose(own, member(X), atol=1e-6)  # in evaluation mode
     # One example alone gives its own row: nothing depends on the batch.
     np.testing.assert_allclose(ensemble(X[:1])[:, 0], outputs[:, 0], atol=1e-6)
 
@@ -291,12 +290,51 @@ def test_a_group_is_one_ensemble_of_several_architectures():
     np.testing.assert_allclose(group[-1](X), expected[4], atol=1e-6)
     with pytest.raises(IndexError, match="0 to 4"):
         group[5]
+    np.testing.assert_allclose([m(X) for m in group], expected, atol=1e-6)
+    for indices in (slice(1, 4), [0, 2, 4, 3], [True, False, False, False, True], [1]):
+        some = group.select(indices)
+        np.testing.assert_allclose(some(X), expected[indices], atol=1e-6)
+        np.testing.assert_array_equal(
+            some.member_ids, np.array([0, 1, 2, 7, 8])[indices]
+        )
+    with pytest.raises(ValueError, match=r"ensemble by ensemble.*\[3, 0\]"):
+        group.select([3, 0])
+    with pytest.raises(ValueError, match="holds no member"):
+        group[:0]
     with pytest.raises(ValueError, match="at least one"):
         Group([])
     assert len(jax.tree.map(lambda x: x, group)) == 5
     assert jax.jit(lambda g: g.num_members)(group) == 5
     with pytest.raises(ValueError, match="share one mesh"):
         Group([a, b.on_mesh(make_mesh(member=2))])
+
+
+def test_a_group_is_saved_whole_and_loads_onto_any_mesh(tmp_path, monkeypatch):
+    parts = [Ensemble.init(make_noisy, num_members=3)]
+    parts += [Ensemble.init(make_wide, member_ids=[7, 8])]
+    group, path = Group(parts), tmp_path / "group"
+    group.save(path)
+    loaded = Group.load(path, mesh=make_mesh(member=2, data=2))
+    for a, b in zip(loaded.ensembles, group.ensembles, strict=True):
+        assert a.mesh.shape["member"] == 2
+        states_equal(a, b)
+    with pytest.raises(ValueError, match="group exists"):
+        group.save(path)
+    with pytest.raises(ValueError, match="no saved group at"):
+        Group.load(tmp_path / "nowhere")
+    saved = []
+
+    def save_tree(*args):
+        saved.append(args)
+        if len(saved) == 2:
+            raise OSError(28, "No space left on device")
+        save(*args)
+
+    save = checkpoint.save_tree
+    monkeypatch.setattr(checkpoint, "save_tree", save_tree)
+    with pytest.raises(OSError, match="No space"):
+        group.save(tmp_path / "other")
+    assert [p.name for p in tmp_path.iterdir()] == ["group"]
 
 
 @pytest.mark.parametrize("members", [3, 8])

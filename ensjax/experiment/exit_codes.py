@@ -15,6 +15,10 @@ class ConfigError(ValueError):
     """A mistake of the user, shown as one line; best before anything is computed."""
 
 
+class SharedMistake(ConfigError):
+    """A mistake that all processes of the job know of: none waits for another."""
+
+
 class NoSpaceError(OSError):
     """The disk or a quota is full; what was written before is whole."""
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from ensjax.experiment.exit_codes import ConfigError
+
 
 def to_json_value(value: Any) -> Any:
     """`value` in JSON's own types: tuples and arrays as lists, non-finite as None.
@@ -88,9 +90,9 @@ def read_json(path: epath.Path) -> Any:
     """The value in the file.
 
     Raises:
-        ValueError: if the file holds no valid JSON; names the file.
+        ConfigError: if the file holds no valid JSON; names the file.
     """
     try:
         return json.loads(epath.Path(path).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} holds no valid JSON ({error}).") from error
+        raise ConfigError(f"{path} holds no valid JSON ({error}).") from error

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ensjax.experiment.exit_codes import ConfigError, one_line
+from ensjax.experiment.exit_codes import ConfigError, SharedMistake, one_line
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ def check_flags(flags: ProcessFlags) -> None:
     """Raises `ConfigError` unless all three flags are given and fit, or none is."""
     given = [value is not None for value in flags]
     if not any(given):
+        _check_open_mpi(os.environ)
         return
     if not all(given):
         missing = [
@@ -65,6 +66,17 @@ def check_flags(flags: ProcessFlags) -> None:
         raise ConfigError(
             f"--process_id must lie in 0..{flags.num_processes - 1} for"
             f" --num_processes {flags.num_processes}; got {flags.process_id}."
+        )
+
+
+def _check_open_mpi(environ: Mapping[str, str]) -> None:
+    """Raises `ConfigError` for an Open MPI that JAX cannot ask for its coordinator."""
+    size = _count(environ, "OMPI_COMM_WORLD_SIZE")
+    if size > 1 and detect_cluster(environ) is None:
+        raise ConfigError(
+            f"Open MPI started {size} processes, but this version (5 or later) does not"
+            " say where process 0 is; give --coordinator HOST:PORT --num_processes"
+            f" {size} --process_id $OMPI_COMM_WORLD_RANK."
         )
 
 
@@ -211,7 +223,7 @@ def is_lost_peer(error: BaseException) -> bool:
 
 def _result(outcome: dict[str, Any], index: int) -> Any:
     if "mistake" in outcome:
-        raise ConfigError(outcome["mistake"])
+        raise SharedMistake(outcome["mistake"])
     if "bug" in outcome:
         raise RuntimeError(f"process {index} of the job failed: {outcome['bug']}")
     return outcome["value"]

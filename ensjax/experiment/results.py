@@ -127,7 +127,8 @@ def verdict_counts(entry: dict[str, Any]) -> str:
 
 
 def _entry_lines(entry: dict[str, Any]) -> list[str]:
-    commit = (entry.get("commit") or "unknown commit")[:12]
+    commit = entry.get("commit") or "unknown commit"
+    commit = commit[:12] + "-dirty" * commit.endswith("-dirty")
     versions = entry.get("versions", {})
     columns = ("claim or check", "expected", "ours", "95 % interval")
     columns += ("seeds", "scale", "verdict")

@@ -21,7 +21,12 @@ from ensjax.experiment.configs import (
     normalise_config,
     split_spec,
 )
-from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
+from ensjax.experiment.exit_codes import (
+    ConfigError,
+    SharedMistake,
+    is_no_space,
+    one_line,
+)
 from ensjax.experiment.json_files import is_local
 from ensjax.experiment.loggers import check_logger_names
 from ensjax.experiment.processes import (
@@ -71,11 +76,14 @@ def run_and_report(options: RunOptions) -> int:
 
     A mistake of the user is one line, a bug a traceback.
     """
+    others_wait = True
     try:
         code = run_experiment(options)
+        others_wait = False
     except ConfigError as error:
         print(f"ensjax: {one_line(error)}", file=sys.stderr)
         code = exit_codes.USER_ERROR
+        others_wait = not isinstance(error, SharedMistake)
     except Terminated:
         code = exit_codes.TERMINATED
     except KeyboardInterrupt:
@@ -88,8 +96,7 @@ def run_and_report(options: RunOptions) -> int:
         else:
             traceback.print_exc()
             code = exit_codes.BUG
-    is_failure = code not in (exit_codes.FINISHED, exit_codes.USER_ERROR)
-    if is_failure and "jax" in sys.modules and process_count() > 1:
+    if others_wait and "jax" in sys.modules and process_count() > 1:
         # At a regular exit JAX would wait minutes for the others at a barrier.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -82,6 +82,8 @@ def run_in_child(
     if first_ctrl_c is not None and code < 0:
         code = exit_codes.CTRL_C
     code, reason = describe_end(code, has_lost_peer=has_lost_peer)
+    if code == exit_codes.BUG and committed_steps(workdir):
+        reason = "ended with the error above"
     if reason is not None:
         command = shlex.join(["ensjax", *arguments])
         print(

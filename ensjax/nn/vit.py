@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -163,8 +164,11 @@ class TransformerBlock(nnx.Module):
 
 def cut_patches(x: jax.Array, patch_size: Sequence[int]) -> jax.Array:
     """Patches in rows, `[batch, patch, patch height * patch width * channel]`."""
-    batch, height, width, channels = x.shape
     tall, wide = patch_size
-    x = x.reshape(batch, height // tall, tall, width // wide, wide, channels)
-    x = jnp.swapaxes(x, 2, 3)  # [batch, row, column, tall, wide, channel]
-    return x.reshape(batch, -1, tall * wide * channels)
+    return einops.rearrange(
+        x,
+        "batch (row tall) (column wide) channel"
+        " -> batch (row column) (tall wide channel)",
+        tall=tall,
+        wide=wide,
+    )

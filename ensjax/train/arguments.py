@@ -66,6 +66,15 @@ def check_functions(loss: Any, make_tx: Any, hyper: Any, augment: Any) -> None:
             "augment must be a function augment(key, example); got"
             f" {type(augment).__name__}."
         )
+    settings = {"loss": loss, "make_tx": make_tx, "augment": augment}
+    for name, value in settings.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"{name} must be hashable, since compiled programs are found by it;"
+                f" make {type(value).__name__} a frozen dataclass, or a function."
+            ) from None
     if not callable(make_tx):
         raise TypeError(
             "make_tx must be a function that builds the optimizer of one member, such"

@@ -215,6 +215,16 @@ def fit(
     jax.eval_shape(program.jitted, shapes, *inputs, schedule.steps_per_call, seed)
     if evaluate is not None:
         jax.eval_shape(evaluate, shapes, ids, 0, seed)
+    initial = None
+    if checkpoint_dir is not None:
+        initial = [identity.fingerprint(e.params) for e in ensembles]
+    best = {}
+    if early_stopping is not None:  # which weights are the best depends on these
+        best = {
+            "evaluation": identity.digest(evaluation),
+            "evaluation_loss": identity.describe(evaluation_loss),
+            "evaluate_every_steps": schedule.evaluate_every_steps,
+        }
     states, log = run_schedule(
         Run(
             schedule=schedule,
@@ -243,7 +253,9 @@ def fit(
                 "early_stopping": identity.describe(early_stopping),
                 "weights": weights_digest,
                 "data": identity.digest(feed.arrays) if is_resident(data) else None,
+                **best,
             },
+            initial_weights=initial,
             keeps_best=early_stopping is not None,
         ),
         checkpoint_dir=checkpoint_dir,

@@ -6,7 +6,10 @@ import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from ensjax.mesh import fetch
 
 
 def describe(value: Any) -> Any:
@@ -52,3 +55,44 @@ def digest(tree: Any) -> str | None:
         checksum = zlib.crc32(array.view(np.uint8).reshape(-1), checksum)
         checksum = zlib.crc32(about, checksum)
     return f"{checksum:08x}"
+
+
+# Entries of each leaf that a fingerprint looks at, and how far two may differ: another
+# mesh rounds initial weights differently.
+_ENTRIES = 64
+_TOLERANCE = 1e-4
+
+
+def fingerprint(params: Any) -> list[list[float]]:
+    """Two random projections of some entries of every member's weights, and their norm.
+
+    Args:
+        params: leaves `[member, ...]`, which may live on several devices or processes.
+
+    Returns:
+        Three numbers for each member; compare them with `began_alike`.
+    """
+    return np.asarray(fetch(_projections(params)), float).tolist()
+
+
+@jax.jit
+def _projections(params):
+    entries = []
+    for leaf in jax.tree.leaves(params):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            rows = leaf.reshape(leaf.shape[0], -1).astype(jnp.float32)
+            stride = max(1, rows.shape[1] // _ENTRIES)
+            entries.append(rows[:, ::stride][:, :_ENTRIES])
+    entries = jnp.concatenate(entries, axis=1)
+    directions = np.random.default_rng(0).normal(size=(entries.shape[1], 2))
+    along = (entries[:, :, None] * directions[None].astype(np.float32)).sum(axis=1)
+    norm = jnp.linalg.norm(entries, axis=1, keepdims=True)
+    return jnp.concatenate([along, norm], axis=1)
+
+
+def began_alike(stored: Any, ours: Any) -> bool:
+    """Whether two fingerprints are of the same weights."""
+    stored, ours = np.asarray(stored, float), np.asarray(ours, float)
+    if stored.shape != ours.shape:
+        return False
+    return bool((np.abs(stored - ours) <= _TOLERANCE * ours[:, 2:]).all())

@@ -212,6 +212,12 @@ class JointSteps(TrainSteps):
 
         (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(every)
         total = mask.shape[0]
+        for name, value in metrics.items():
+            if jnp.shape(value) not in ((), (total,)):
+                raise ValueError(
+                    f"{name!r} of a joint objective must be a scalar or [member], here"
+                    f" [{total}]; got shape {jnp.shape(value)}."
+                )
         per_member = {
             name: jnp.broadcast_to(value, (total,)) if not jnp.shape(value) else value
             for name, value in metrics.items()

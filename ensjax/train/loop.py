@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from ensjax.checkpoint import Checkpoints
 from ensjax.mapping import MeshProgram
 from ensjax.mesh import fetch
+from ensjax.train import identity
 from ensjax.train.history import History, TrainingLog
 from ensjax.train.progress import Pace, Progress, report_line
 from ensjax.train.schedule import Schedule
@@ -40,6 +41,8 @@ class Run:
         num_members: of every stack.
         num_rows: of every stack with its padding.
         identity: what must agree with a checkpoint that is resumed; JSON-able.
+        initial_weights: fingerprints of every stack's weights at step 0; None where
+            nothing is saved.
         keeps_best: whether the states hold best weights.
     """
 
@@ -56,6 +59,7 @@ class Run:
     num_members: tuple[int, ...]
     num_rows: tuple[int, ...]
     identity: dict[str, Any]
+    initial_weights: list[Any] | None
     keeps_best: bool
 
 
@@ -105,6 +109,7 @@ def run_schedule(
             ):
                 meta = {
                     "run": run.identity,
+                    "initial_weights": run.initial_weights,
                     "history": history.to_json(),
                     "position": chunks.position(),
                 }
@@ -138,6 +143,13 @@ def _begin(run, checkpoints):
             f"{run.schedule.steps}. Pass at least {step}, or another checkpoint_dir."
         )
     states = checkpoints.restore(step, run.abstract_states, num_members=run.num_members)
+    for stored, ours in zip(meta["initial_weights"], run.initial_weights, strict=True):
+        if not identity.began_alike(stored, ours):
+            raise ValueError(
+                f"{checkpoints.directory} holds a run that began with other weights."
+                " Pass the ensemble that it was started with, or another"
+                " checkpoint_dir."
+            )
     history = History(
         run.num_members, {**meta["history"], "position": meta["position"]}
     )

@@ -244,7 +244,8 @@ class Member:
         """What remains of the steps between two states: all of them, or none.
 
         If the loss, the weights or the statistics are not finite, the member keeps
-        those it had before and is frozen. The choice is a `where`, so that no other
+        those it had before and is frozen; a statistic that was not finite before, such
+        as a mask of -inf, does not count. The choice is a `where`, so that no other
         member's program changes.
 
         Args:
@@ -259,7 +260,8 @@ class Member:
             "_steps": 0 for a frozen or stopped member.
         """
         active = (before["frozen_step"] == _NEVER) & (before["stopped_step"] == _NEVER)
-        finite = all_finite((sums["loss"], after["params"], after["rest"]))
+        finite = all_finite((sums["loss"], after["params"]))
+        finite &= still_finite(before["rest"], after["rest"])
         if self.layout is not None:
             finite = jax.lax.pmin(finite.astype(jnp.int32), "data") == 1
         keep = active & finite
@@ -320,6 +322,19 @@ def all_finite(tree: Any) -> jax.Array:
     if tracing_platform() != "cpu":
         return jnp.stack([jnp.isfinite(x).all() for x in values]).all()
     return jnp.isfinite(_scaled_sum(values))
+
+
+def still_finite(before: Any, after: Any) -> jax.Array:
+    """True if every floating leaf is finite, or was not before either, `[]`."""
+    leaves = [
+        (old, new)
+        for old, new in zip(
+            jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+        )
+        if jnp.issubdtype(new.dtype, jnp.floating)
+    ]
+    finite = [all_finite(new) | ~all_finite(old) for old, new in leaves]
+    return jnp.stack(finite).all() if finite else jnp.bool_(True)
 
 
 # A sum is finite only if its terms are, and the scale keeps a sum of finite terms from

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import operator
+import warnings
 
 _REPORTS = 20
 
@@ -40,10 +41,9 @@ class Schedule:
         evaluate = _integer("evaluate_every_steps", evaluate_every_steps, at_least=0)
         save = _integer("save_every_steps", save_every_steps, at_least=0)
         if log_every_steps is None:
-            log_every_steps = max(1, steps // _REPORTS)
-            if steps_per_call is not None:
-                log_every_steps = math.ceil(log_every_steps / steps_per_call)
-                log_every_steps *= steps_per_call
+            # A multiple of what was given, or the steps of a call would be few.
+            unit = steps_per_call or math.gcd(evaluate or 0, save or 0) or 1
+            log_every_steps = math.ceil(max(1, steps // _REPORTS) / unit) * unit
         intervals = {
             "log_every_steps": log_every_steps,
             "evaluate_every_steps": log_every_steps if evaluate is None else evaluate,
@@ -51,6 +51,13 @@ class Schedule:
         }
         if steps_per_call is None:
             steps_per_call = math.gcd(*intervals.values())
+            if steps_per_call == 1 and min(v for v in intervals.values() if v) > 1:
+                given = ", ".join(f"{k}={v}" for k, v in intervals.items() if v)
+                warnings.warn(
+                    f"{given} have no common divisor, so a call of the program makes"
+                    " one step; multiples of one number, as 50 and 100, are faster.",
+                    stacklevel=3,
+                )
         for name, value in intervals.items():
             if value % steps_per_call:
                 raise ValueError(

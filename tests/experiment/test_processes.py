@@ -45,7 +45,7 @@ def test_all_flags_or_none_are_right():
     check_flags(ProcessFlags("localhost:1234", 2, 1))
 
 
-def test_a_cluster_is_known_by_its_variables_and_a_laptop_has_none():
+def test_a_cluster_is_known_by_its_variables_and_a_laptop_has_none(monkeypatch):
     slurm = dict.fromkeys(
         ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"), "0"
     )
@@ -56,6 +56,11 @@ def test_a_cluster_is_known_by_its_variables_and_a_laptop_has_none():
     assert detect_cluster({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}) is None
     openmpi = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1", "OMPI_COMM_WORLD_SIZE": "2"}
     assert detect_cluster(openmpi) == "openmpi"
+    # Open MPI 5 does not say where process 0 is.
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--num_processes 2 --process_id"):
+        check_flags(ProcessFlags())
+    check_flags(ProcessFlags("localhost:1234", 2, 1))
     assert detect_cluster({"TPU_WORKER_HOSTNAMES": "a,b"}) == "gke-tpu"
     assert detect_cluster({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
     assert detect_cluster({"MEGASCALE_NUM_SLICES": "2"}) == "gke-tpu"
@@ -134,6 +139,20 @@ def test_a_mistake_on_one_host_ends_both_with_the_same_line(tmp_path):
     assert errors[0] == errors[1]
     assert "process 1 was given another config than process 0" in errors[0]
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_process_meets_in_the_run_hangs_no_other(tmp_path):
+    job = Job(tmp_path, "--workdir", "w", "--config.fault=user on 1")
+    codes, errors = job.wait(timeout=60)
+    assert codes == [75, 2], errors
+    assert "lost a peer" in errors[0]
+    assert errors[1] == "ensjax: no such data here\n"
+    # Where all look for it together, all say the same.
+    job = Job(tmp_path, "--workdir", "v", "--config.fault=known to all")
+    codes, errors = job.wait(timeout=60)
+    assert codes == [2, 2]
+    assert errors == ["ensjax: no such data here\n"] * 2
 
 
 @pytest.mark.slow

@@ -68,6 +68,22 @@ def test_a_killed_child_is_reported_and_resumed(tmp_path):
     assert "last committed step 10 in runs/toy-smoke" in errors
 
 
+def test_a_bug_is_a_traceback_and_the_way_to_go_on(tmp_path):
+    run = start(tmp_path, "run", f"{TOY}:smoke", "--config.fault=bug")
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    *_, error, line = errors.splitlines()
+    assert error == "KeyError: 'a bug'"
+    assert line.startswith("ensjax: the run ended with the error above (exit code 1);")
+    assert "last committed step 10 in runs/toy-smoke; to resume: ensjax run" in line
+    # Before anything was committed there is nothing to go on from.
+    arguments = ("--workdir=w", "--config.save_every_steps=20", "--config.fault=bug")
+    run = start(tmp_path, "run", f"{TOY}:smoke", *arguments)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert errors.splitlines()[-1] == "KeyError: 'a bug'"
+
+
 def test_the_child_dies_with_its_parent_and_lets_go_of_the_lock(tmp_path):
     run = start(tmp_path, *SLOW_RUN)
     wait_for_step(tmp_path, 3)

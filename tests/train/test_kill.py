@@ -48,7 +48,7 @@ def test_a_killed_run_ends_with_the_bits_of_the_one_that_was_not(tmp_path, seed)
     checkpoints = broken / "checkpoints"
     kills = ["training", "save", "save", "training"]
     draws.shuffle(kills)
-    last = 0
+    last, unfinished = 0, 0
     for moment in kills:
         process = start(broken, broken / "end.npz", '{"steps": 60, "seconds": 0.1}')
         # At least one save more than before, so that each of them resumes.
@@ -61,8 +61,10 @@ def test_a_killed_run_ends_with_the_bits_of_the_one_that_was_not(tmp_path, seed)
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
+        unfinished += len(list(checkpoints.glob("*tmp*")))
         last = max(committed_steps(checkpoints))
         assert last < 60
+    assert unfinished  # at least one kill tore a save
     assert start(broken, broken / "end.npz", '{"steps": 60}').wait(180) == 0
     expected, got = np.load(whole / "end.npz"), np.load(broken / "end.npz")
     assert got["resumed_step"] == last > 0 == expected["resumed_step"]

@@ -184,6 +184,11 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(kit, tmp_path):
     refused("for another model or optimizer", make_tx=adam)
     refused("for another model or optimizer", kit.ensemble("mlp-batch-norm"))
     refused("holds step 10 of a run, but steps=5", steps=5)
+    other = kit.ensemble(seed=1)
+    refused("began with other weights", other)
+    # One member among others.
+    one = ensemble.select([0, 1]).concatenate(other.select([2, 3, 4]))
+    refused("began with other weights", one)
 
     def wider(rngs):
         return ensjax.nn.MLP(in_features=6, hidden=(9,), num_outputs=3, rngs=rngs)
@@ -207,6 +212,41 @@ def test_two_settings_of_one_kind_are_two_runs(kit, tmp_path):
     options["weights"] = np.ones(24)
     with pytest.raises(ValueError, match="holds a run with weights="):
         kit.fit(ensemble, (x, y), augment=augment(1), **options)
+
+
+def test_the_best_weights_belong_to_one_evaluation(kit, tmp_path):
+    x, y = kit.data()
+    stopping = ensjax.EarlyStopping(patience=None)
+    options = dict(SAVED, steps=10, checkpoint_dir=tmp_path / "run")
+    options |= dict(early_stopping=stopping, evaluation=(x, y))
+    ensemble = kit.ensemble()
+    kit.fit(ensemble, (x, y), **options)
+    for changed in (
+        {"evaluation": (x + 1, y)},
+        {"evaluation_loss": lambda *args: ensjax.losses.cross_entropy(*args)},
+        {"evaluate_every_steps": 5},
+    ):
+        with pytest.raises(ValueError, match=f"holds a run with {[*changed][0]}="):
+            kit.fit(ensemble, (x, y), **{**options, **changed})
+    kit.fit(ensemble, (x, y), **options)
+
+
+def test_a_fingerprint_bears_rounding_and_nothing_else(kit):
+    from ensjax.train.identity import began_alike, fingerprint
+
+    params = kit.ensemble().params
+    prints = fingerprint(params)
+    assert np.shape(prints) == (5, 3)
+    rounded = jax.tree.map(lambda x: x * (1 + 1e-6), params)
+    assert began_alike(prints, fingerprint(rounded))
+    assert not began_alike(prints, fingerprint(jax.tree.map(lambda x: x[::-1], params)))
+    assert not began_alike(prints, prints[:4])
+    leaves, treedef = jax.tree.flatten(params)
+    for i, leaf in enumerate(leaves):
+        if leaf.any():  # not a bias, which begins with zeros
+            changed = [*leaves[:i], leaf.at[2].set(leaf[2][::-1]), *leaves[i + 1 :]]
+            other = fingerprint(jax.tree.unflatten(treedef, changed))
+            assert not began_alike(prints, other)
 
 
 def test_settings_are_described_by_what_they_hold():

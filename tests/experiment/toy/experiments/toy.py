@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ensjax.experiment import ConfigError, check, claim, not_run
+from ensjax.experiment.processes import everywhere
 
 PAPER = "Nobody 1900"
 
@@ -86,5 +87,7 @@ def fail(fault, step):
         os.abort()
     if fault == "space":
         raise OSError(28, "No space left on device")
-    if fault == "user":
+    if fault == "user" or (fault == "user on 1" and jax.process_index() == 1):
         raise ConfigError("no such data here")
+    if fault == "known to all":
+        everywhere(lambda: fail("user on 1", step))
