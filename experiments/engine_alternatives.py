@@ -1,12 +1,13 @@
 """What `bench_engine` compares: the engine's program, and what one would write instead.
 
 Every alternative trains the same members on the same batches from device-resident data
-with Adam and sums up their losses and accuracies. None but the engine checks health,
-freezes members or makes data orders: the others read rows that were made before the
-clock starts.
+with Adam and sums up their losses and accuracies. All draw their data orders in every
+call, by the engine's own function; `torch.func` alone reads rows that were made before
+the clock starts. None but the engine checks health or freezes members.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,12 +189,13 @@ def ours(
 
 def python_loop(workload: Workload, num_members: int) -> Alternative:
     """One member after the other, one jitted and donated step at a time."""
-    step, members, rows, data = _single(workload, num_members, "plain")
+    step, members, data = _single(workload, num_members, "plain")
     jitted = jax.jit(step, donate_argnums=0)
+    draw = jax.jit(functools.partial(draw_rows, workload))
 
     def run():
         for i in range(num_members):
-            leaves, order = members[i], rows[i]
+            leaves, order = members[i], draw(i)
             for _ in range(workload.steps_per_call):
                 leaves = jitted(leaves, order, *data)
             members[i] = leaves
@@ -204,12 +206,12 @@ def python_loop(workload: Workload, num_members: int) -> Alternative:
 
 def loop_over_scans(workload: Workload, num_members: int) -> Alternative:
     """One member after the other, all steps in one jitted and donated `lax.scan`."""
-    step, members, rows, data = _single(workload, num_members, "auto")
+    step, members, data = _single(workload, num_members, "auto")
     jitted = jax.jit(_scanned(step, workload), donate_argnums=0)
 
     def run():
         for i in range(num_members):
-            members[i] = jitted(members[i], rows[i], *data)
+            members[i] = jitted(members[i], i, *data)
         jax.block_until_ready(members)
 
     return Alternative(run, lambda: step.params(members))
@@ -220,18 +222,18 @@ def lax_map(workload: Workload, num_members: int) -> Alternative:
 
     Convolutions take the engine's form: `lax` ones are 10-25 times slower in a loop.
     """
-    step, members, rows, data = _single(workload, num_members, "auto")
+    step, members, data = _single(workload, num_members, "auto")
     scanned = _scanned(step, workload)
 
-    def mapped(stacked, orders, *data):
-        return jax.lax.map(lambda xs: scanned(*xs, *data), (stacked, orders))
+    def mapped(stacked, member_ids, *data):
+        return jax.lax.map(lambda xs: scanned(*xs, *data), (stacked, member_ids))
 
     jitted = jax.jit(mapped, donate_argnums=0)
     held = {"members": [jnp.stack(leaves) for leaves in zip(*members, strict=True)]}
-    orders = jnp.stack(rows)
+    ids = jnp.arange(num_members)
 
     def run():
-        held["members"] = jax.block_until_ready(jitted(held["members"], orders, *data))
+        held["members"] = jax.block_until_ready(jitted(held["members"], ids, *data))
 
     def params():
         unstacked = zip(*map(list, held["members"]), strict=True)
@@ -251,7 +253,7 @@ def torch_func(workload: Workload, num_members: int) -> Alternative:
         workload.name,
         _named_params(_stacked_params(workload, num_members)),
         [np.asarray(leaf) for leaf in workload.data()],
-        np.stack([np.asarray(r) for r in member_rows(workload, num_members)], axis=1),
+        np.swapaxes(member_rows(workload, num_members), 0, 1),
         learning_rate=LEARNING_RATE,
         epsilon=EPSILON,
         device="cpu" if jax.default_backend() == "cpu" else "cuda",
@@ -289,20 +291,20 @@ def _ensemble(workload, num_members, conv_form, mesh):
     return Ensemble.init(make_model, num_members=num_members, seed=SEED, mesh=mesh)
 
 
-def member_rows(workload: Workload, num_members: int) -> list[jax.Array]:
-    """The examples of every step that `ours` makes, `[step, batch]` for each member."""
+def draw_rows(workload: Workload, member_id: Any) -> jax.Array:
+    """The examples of every step that `ours` makes, `[step, batch]`, of one member."""
     per_epoch = workload.num_examples // workload.batch_size
     num_epochs = -(-workload.steps_per_call // per_epoch)
+    key = member_key(SEED, "order", member_id)
+    orders = sampling.epoch_orders(key, workload.num_examples, 0, num_epochs)
+    orders = orders[:, : per_epoch * workload.batch_size]
+    return orders.reshape(-1, workload.batch_size)[: workload.steps_per_call]
 
-    @jax.jit
-    def rows(member_id):
-        key = member_key(SEED, "order", member_id)
-        orders = sampling.epoch_orders(key, workload.num_examples, 0, num_epochs)
-        orders = orders[:, : per_epoch * workload.batch_size]
-        orders = orders.reshape(-1, workload.batch_size)
-        return orders[: workload.steps_per_call]
 
-    return [rows(i) for i in range(num_members)]
+def member_rows(workload: Workload, num_members: int) -> np.ndarray:
+    """The examples of every step that `ours` makes, `[member, step, batch]`."""
+    draw = jax.jit(functools.partial(draw_rows, workload))
+    return np.stack([draw(i) for i in range(num_members)])
 
 
 def _single(workload, num_members, conv_form):
@@ -312,8 +314,7 @@ def _single(workload, num_members, conv_form):
     states = unstack_members(ensemble.state)
     step = _SingleStep(ensemble.graph.graphdef, states[0], workload.steps_per_call)
     members = [step.init(state) for state in states]
-    rows = member_rows(workload, num_members)
-    return step, members, rows, workload.data()
+    return step, members, workload.data()
 
 
 class _SingleStep:
@@ -361,7 +362,9 @@ class _SingleStep:
 
 
 def _scanned(step, workload):
-    def scanned(leaves, rows, x, labels):
+    def scanned(leaves, member_id, x, labels):
+        rows = draw_rows(workload, member_id)
+
         def body(leaves, _):
             return step(leaves, rows, x, labels), None
 

@@ -63,7 +63,7 @@ def fit(
 
     A member that becomes non-finite is frozen and reported; nothing of the others
     changes. It keeps the weights it had at the last look at its health, which comes
-    every 32 steps and at the end of every call of the compiled program (every step for
+    every 128 steps and at the end of every call of the compiled program (every step for
     a joint objective). The same call with the same `checkpoint_dir` resumes.
 
     Args:

@@ -115,7 +115,7 @@ class JointSteps(TrainSteps):
     def local(self, states, hypers, ids, weights, data, first_step, num_steps, seed):
         """The steps of all members, each with one exchange of outputs."""
         first = self.members[0]
-        order = first.order(seed, 0, first_step, self.max_steps)
+        order = first.order(seed, 0, first_step, num_steps, self.max_steps)
 
         def step(i, states):
             number = first_step + i

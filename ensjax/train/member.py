@@ -70,11 +70,18 @@ class Member:
         per_epoch = max(1, self.num_examples // self.batch_size)
         return -(-(max_steps - 1) // per_epoch) + 1
 
-    def order(self, seed: Any, member_id: Any, first_step: Any, max_steps: int) -> Any:
+    def order(
+        self,
+        seed: Any,
+        member_id: Any,
+        first_step: Any,
+        num_steps: Any,
+        max_steps: int,
+    ) -> Any:
         """Orders of the epochs that the next steps touch, and the first one's number.
 
-        Four bytes an example and epoch, and about sixteen while they are drawn. None
-        where rows are drawn one by one or streamed.
+        Four bytes an example for each epoch that `max_steps` steps can touch, and about
+        35 for the one that is drawn. None where rows are drawn one by one or streamed.
         """
         if self.sampling in ("stream", "weighted"):
             return None
@@ -82,16 +89,25 @@ class Member:
             key = member_key(seed, "shared_order", 0)
         else:
             key = member_key(seed, "order", member_id)
-        first = first_step // max(1, self.num_examples // self.batch_size)
-        orders = sampling.epoch_orders(
-            key, self.num_examples, first, self.epochs_within(max_steps)
-        )
+        rows = None
         if self.sampling == "bootstrap":
             rows = sampling.bootstrap_rows(
                 member_key(seed, "bootstrap", member_id), self.num_examples
             )
-            orders = rows[orders]
-        return orders, first
+        steps_per_epoch = max(1, self.num_examples // self.batch_size)
+        first = first_step // steps_per_epoch
+
+        def draw(i, orders):
+            order = sampling.epoch_orders(key, self.num_examples, first + i, 1)[0]
+            return orders.at[i].set(order if rows is None else rows[order])
+
+        # Only those that are needed: a call of whole epochs may touch one more, but
+        # seldom does, and for a small member drawing one is worth many steps.
+        needed = (first_step + num_steps - 1) // steps_per_epoch - first + 1
+        orders = jnp.zeros(
+            (self.epochs_within(max_steps), self.num_examples), jnp.int32
+        )
+        return jax.lax.fori_loop(0, needed, draw, orders), first
 
     def rows(self, order: Any, first_step: Any, num_steps: int) -> Any:
         """Rows of the data that this shard reads in some steps, `[step, batch]`.

@@ -18,7 +18,7 @@ from ensjax.train.member import Member
 
 # Looking whether a member is finite, and choosing between two sets of weights, costs a
 # small dense member a tenth of a step; so it is done once for this many steps.
-CHECK_STEPS = 32
+CHECK_STEPS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class _Steps:
         self, state, hyper, member_id, weights, data, first_step, num_steps, seed
     ):
         member = self.member
-        order = member.order(seed, member_id, first_step, self.max_steps)
+        order = member.order(seed, member_id, first_step, num_steps, self.max_steps)
 
         size = min(CHECK_STEPS, self.max_steps)
 

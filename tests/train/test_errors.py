@@ -1,5 +1,7 @@
 """What does not fit together is one line that names it, before anything is written."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,6 +23,16 @@ def shared_nll(logits, batch, key, mask):
 def draws(model, batch, key):
     """A forward pass that draws from its key."""
     return model(batch[0]) + ensjax.losses.example_keys(key, 8).shape[0]
+
+
+@dataclasses.dataclass
+class Unhashable:
+    """A dataclass that may change is compared by value, and has no hash."""
+
+    weight: float = 1.0
+
+    def __call__(self, model, batch, key):
+        return self.weight * ensjax.losses.cross_entropy(model, batch, key)[0]
 
 
 JOINT = ensjax.Joint(shared_nll)
@@ -196,6 +208,23 @@ TABLE = {
         ),
         VALUE,
         "A joint objective is a scalar",
+    ),
+    "joint metric": (
+        dict(
+            loss=ensjax.Joint(
+                lambda logits, *args: (logits.mean(), {"gap": logits[..., 0]})
+            ),
+            sampling="shared",
+        ),
+        VALUE,
+        "'gap' of a joint objective must be a scalar or [member], here [2]; got shape"
+        " (2, 8)",
+    ),
+    "loss without a hash": (
+        dict(loss=Unhashable()),
+        KIND,
+        "loss must be hashable, since compiled programs are found by it; make"
+        " Unhashable a frozen dataclass",
     ),
     "batch block": (
         dict(loss=ensjax.Joint(shared_nll, batch_block=3), sampling="shared"),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import ensjax
 from ensjax import losses
@@ -60,7 +61,7 @@ def test_an_infinite_learning_rate_changes_no_other_member(kit, compilations):
 
 @pytest.mark.parametrize("mesh, block", [((1, 1), None), ((1, 1), 1), ((4, 2), "auto")])
 def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block):
-    """75 steps in one call are looked at after 32, 64 and 75."""
+    """300 steps in one call are looked at after 128, 256 and 300."""
 
     def make_tx(hyper):
         def rate(step):
@@ -69,24 +70,24 @@ def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block
         return optax.adam(rate, eps=1e-3)
 
     never = np.full(5, 10**6)
-    breaks = np.where(np.arange(5) == BAD, 50, never)
+    breaks = np.where(np.arange(5) == BAD, 200, never)
     ensemble = kit.ensemble("mlp", 5, mesh=mesh)
-    options = dict(make_tx=make_tx, block=block, steps_per_call=75, log_every_steps=75)
-    options |= dict(steps=75)
+    every = dict.fromkeys(("steps", "steps_per_call", "log_every_steps"), 300)
+    options = dict(make_tx=make_tx, block=block, **every)
     healthy, healthy_log = kit.fit(
         ensemble, kit.data(), hyper={"breaks_at": never}, **options
     )
     trained, log = kit.fit(ensemble, kit.data(), hyper={"breaks_at": breaks}, **options)
-    assert log.frozen_steps.tolist() == [-1, -1, 32, -1, -1]
+    assert log.frozen_steps.tolist() == [-1, -1, 128, -1, -1]
     kit.check_equal(others(trained), others(healthy))
     early, early_log = kit.fit(
         ensemble,
         kit.data(),
         hyper={"breaks_at": never},
-        **options | dict(steps=32, steps_per_call=32, log_every_steps=32),
+        **options | dict.fromkeys(every, 128),
     )
     kit.check_close(trained.select([BAD]), early.select([BAD]))
-    # Means are over the steps that count: 75 of the others, 32 of this one.
+    # Means are over the steps that count: 300 of the others, 128 of this one.
     np.testing.assert_allclose(
         log.metrics["loss"][0, BAD], early_log.metrics["loss"][0, BAD], rtol=1e-5
     )
@@ -96,9 +97,9 @@ def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block
     )
 
 
-@pytest.mark.parametrize("steps_per_call", [40, 75])
+@pytest.mark.parametrize("steps_per_call", [160, 290])
 def test_several_looks_in_a_call_change_nothing(kit, steps_per_call):
-    options = dict(steps=75, batch_size=7)
+    options = dict(steps=290, batch_size=7)
     short, log = kit.fit(
         kit.ensemble("mlp"), kit.data(), **options | dict(steps_per_call=5)
     )
@@ -339,3 +340,24 @@ def test_the_first_evaluation_does_not_make_training_look_fast(kit):
     paces = [metrics["steps_per_second"] for _, metrics in logger.lines]
     assert len(paces) == 3
     assert paces[0] < 5 * paces[-1]
+
+
+def test_a_statistic_that_is_infinite_from_the_start_is_no_fault(kit):
+    """A mask of -inf, say; one that becomes infinite is."""
+
+    class Masked(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(6, 3, rngs=rngs)
+            self.mask = nnx.BatchStat(jnp.full(3, -jnp.inf))
+            self.count = nnx.BatchStat(jnp.zeros(()))
+
+        def __call__(self, x):
+            self.count.set_value(self.count.get_value() * 2e20 + 1)
+            return self.linear(x)
+
+    ensemble = ensjax.Ensemble.init(lambda rngs: Masked(rngs), num_members=2)
+    options = dict(steps_per_call=1, log_every_steps=1)
+    _, log = kit.fit(ensemble, kit.data(), steps=2, **options)
+    assert log.frozen_steps.tolist() == [-1, -1]
+    _, log = kit.fit(ensemble, kit.data(), steps=4, **options)
+    assert log.frozen_steps.tolist() == [2, 2]
