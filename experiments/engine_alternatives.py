@@ -132,6 +132,12 @@ class Alternative:
     params: Callable[[], Any]
 
 
+def devices_for(num_members: int) -> int:
+    """The largest number of devices that the members divide over."""
+    numbers = range(1, len(jax.devices()) + 1)
+    return max(k for k in numbers if num_members % k == 0)
+
+
 def ours(
     workload: Workload,
     num_members: int,
@@ -145,11 +151,8 @@ def ours(
     Members are split over as many devices as they divide over (the cores of a CPU),
     where `fit` on the default mesh would pad them; or over `num_devices`.
     """
-    devices = jax.devices()
-    most = num_devices or max(
-        k for k in range(1, len(devices) + 1) if num_members % k == 0
-    )
-    mesh = make_mesh(devices=devices[:most])
+    most = num_devices or devices_for(num_members)
+    mesh = make_mesh(devices=jax.devices()[:most])
     ensemble = _ensemble(workload, num_members, "auto", mesh)
     data = place(workload.data(), mesh, jax.P())
     hypers = (place(jnp.full(num_members, LEARNING_RATE), mesh, jax.P("member")),)

@@ -1,4 +1,7 @@
-"""Eight CPU devices for every test, and no silent broadcasting of ranks."""
+"""Eight CPU devices for every test, no silent broadcasting of ranks, and a browser."""
+
+import json
+import shutil
 
 import jax
 import pytest
@@ -13,3 +16,70 @@ def _forget_compiled_programs():
     """Compiled programs map memory, and all tests together run out of mappings."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
+    flags += " disable-background-networking disable-component-update"
+    for flag in flags.split():
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
+    service = webdriver.ChromeService(executable_path=driver)
+    browser = webdriver.Chrome(options=options, service=service)
+    yield browser
+    browser.quit()
+
+
+def _open(browser, path, width):
+    """Shows the file at a width; returns the addresses that the page asked for."""
+    size = dict(width=width, height=900, deviceScaleFactor=1, mobile=True)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get("about:blank")
+    browser.get_log("performance")
+    browser.get_log("browser")
+    browser.get(f"file://{path}")
+    messages = [
+        json.loads(entry["message"])["message"]
+        for entry in browser.get_log("performance")
+    ]
+    return [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+
+
+@pytest.fixture
+def open_in_browser(browser):
+    """Opens a file at a width, checks that all is there; returns how many images.
+
+    No message on the console, no request but for the file itself, every image loaded,
+    and nothing sticks out sideways.
+    """
+
+    def check(page, width):
+        asked = _open(browser, page, width)
+        assert browser.get_log("browser") == []
+        outside = [url for url in asked if not url.startswith("data:")]
+        assert outside == [f"file://{page}"]
+        widths = browser.execute_script(
+            "return [...document.images].map(image => image.naturalWidth)"
+        )
+        assert min(widths) > 0
+        shown = browser.execute_script(
+            "return [document.documentElement.scrollWidth, window.innerWidth]"
+        )
+        assert shown[0] <= shown[1] == width
+        return len(widths)
+
+    return check

@@ -27,3 +27,13 @@ def test_configs_import_nothing_of_ours():
         lines = path.read_text().splitlines()
         imports = [line for line in lines if line.startswith(("import ", "from "))]
         assert not any("ensjax" in line for line in imports), path
+
+
+def test_programs_over_the_member_axis_are_made_in_one_place():
+    """`mapping` runs functions of members; `reduce` sums over members that are there."""
+    found = {
+        path.relative_to(REPOSITORY / "ensjax").as_posix()
+        for path in (REPOSITORY / "ensjax").rglob("*.py")
+        if "jax.shard_map(" in path.read_text()
+    }
+    assert found == {"mapping.py", "reduce.py"}

@@ -1,10 +1,12 @@
 """What the compiled training program is: collectives, operations, size and memory.
 
 The programs are those of `fit`, through `ensjax.train.lower_step`, and are not run. Run
-as a script, `python tests/test_structure.py MODEL MEMBER DATA ...` compiles them for a
-TPU slice and prints what it found as JSON.
+as a script, `python tests/test_structure.py MODEL MEMBER DATA M ...` compiles them for
+a TPU slice and prints what it found as JSON; `python tests/test_structure.py write`
+writes the file with peak memory that the tests compare with.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -442,6 +444,7 @@ TPU_MODELS = {
     "ViT": (lambda rngs: nn.ViT(rngs=rngs), 64),
 }
 TPU_SHAPES = {"MLP": (784,), "ResNet-20": (32, 32, 3)}
+TPU_FILE = pathlib.Path(__file__).parents[1] / "experiments/benchmarks/tpu-v5e-8x8.json"
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(
     not LIBTPU, reason="libtpu is not installed: pip install 'ensjax[tpu-plan]'"
@@ -533,12 +536,14 @@ def in_tpu_process(*arguments):
 @pytest.mark.parametrize("name", TPU_MODELS)
 def test_a_tpu_slice_joins_no_members(name):
     whole, split, one = in_tpu_process(name, 64, 1, 64, name, 32, 2, 64, name, 1, 1, 1)
-    for sizes, facts in (("(64, 1)", whole), ("(32, 2)", split)):
-        print(
-            f"{name}, 64 members on v5e:8x8 {sizes}: peak {facts['peak_bytes']:,} bytes"
-            f" a device, {facts['flops']:.4g} FLOPs, {len(facts['collectives'])}"
-            " collectives"
-        )
+    stated = {
+        tuple(row["mesh"]): row["peak_bytes"]
+        for row in json.loads(TPU_FILE.read_text())["rows"]
+        if row["model"] == name
+    }
+    # Compilers differ a little.
+    assert whole["peak_bytes"] == pytest.approx(stated[64, 1], rel=0.1)
+    assert split["peak_bytes"] == pytest.approx(stated[32, 2], rel=0.1)
     assert whole["collectives"] == []
     assert all(axes == ["data"] for _, axes in split["collectives"])
     assert all(operation == "all-reduce" for operation, _ in split["collectives"])
@@ -555,8 +560,38 @@ def test_the_mesh_decides_forms_and_blocks_not_the_default_backend():
     assert 4 in tpu["groups"]  # all four members at once, plain
 
 
+def write_tpu_file():
+    """Peak memory of 64 members on a slice, for all models and two meshes."""
+    requests = [
+        (name, member, data, 64)
+        for name in TPU_MODELS
+        for member, data in ((64, 1), (32, 2))
+    ]
+    rows = [
+        {
+            "model": name,
+            "batch": TPU_MODELS[name][1],
+            "members": members,
+            "mesh": [member, data],
+            "peak_bytes": facts["peak_bytes"],
+            "argument_bytes": facts["argument_bytes"],
+            "flops": facts["flops"],
+            "collectives": len(facts["collectives"]),
+        }
+        for (name, member, data, members), facts in zip(
+            requests, compile_for_tpu(requests), strict=True
+        )
+    ]
+    versions = {p: importlib.metadata.version(p) for p in ("jax", "libtpu")}
+    about = {"topology": "v5e:8x8", "per": "device and step; compiled, not run"}
+    text = json.dumps({**about, "versions": versions, "rows": rows}, indent=1)
+    TPU_FILE.write_text(text + "\n")
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "both":
+    if sys.argv[1] == "write":
+        write_tpu_file()
+    elif sys.argv[1] == "both":
         print(json.dumps(lower_for_both()))
     else:
         rows = [sys.argv[i : i + 4] for i in range(1, len(sys.argv), 4)]

@@ -158,6 +158,12 @@ def test_every_way_is_timed_as_often_as_ours_however_slow_it_is():
     assert clock.calls.count(("lax.map", 1)) == 8
 
 
+@pytest.mark.parametrize("members, devices", [(1, 1), (3, 3), (4, 4), (15, 5), (16, 8)])
+def test_ours_takes_the_devices_that_members_divide_over(members, devices):
+    assert alternatives.devices_for(members) == devices  # of eight
+    assert bench.is_split(members) == (devices > 1)
+
+
 def test_another_process_with_one_device_times_as_this_one_does():
     other = bench.clocks.OtherProcess()
     try:

