@@ -30,7 +30,7 @@ def test_configs_import_nothing_of_ours():
 
 
 def test_programs_over_the_member_axis_are_made_in_one_place():
-    """`mapping` runs functions of members; `reduce` sums over members that are there."""
+    """`mapping` runs functions of members; `reduce` sums over those that are there."""
     found = {
         path.relative_to(REPOSITORY / "ensjax").as_posix()
         for path in (REPOSITORY / "ensjax").rglob("*.py")
