@@ -140,7 +140,7 @@ def metric_dots(
             )
         ax.margins(x=0.15)
         finish(ax, x=metric, y="", starts_at_zero=False)
-        ax.locator_params(axis="x", nbins=4)
+        ax.locator_params(axis="x", nbins=3)
     _name_rows(axes[0, 0], systems, margin=0.7)
     if title:
         fig.suptitle(title, fontsize=11, x=0.01, ha="left")
