@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         train,
     )
     from ensjax.combine import Temperature, calibrate
-    from ensjax.ensemble import Ensemble, Group, predict
+    from ensjax.ensemble import Ensemble
+    from ensjax.group import Group, predict
     from ensjax.mapping import map_members
     from ensjax.mesh import make_mesh
     from ensjax.train import EarlyStopping, Joint, TrainingLog, fit, losses
@@ -66,7 +67,7 @@ __all__ = [
 _HOMES = {
     "EarlyStopping": "train",
     "Ensemble": "ensemble",
-    "Group": "ensemble",
+    "Group": "group",
     "Joint": "train",
     "Temperature": "combine",
     "TrainingLog": "train",
@@ -75,7 +76,7 @@ _HOMES = {
     "losses": "train",
     "make_mesh": "mesh",
     "map_members": "mapping",
-    "predict": "ensemble",
+    "predict": "group",
 }
 
 

@@ -5,8 +5,10 @@ name of its leaf, with one chunk per member, so that a member can be read at the
 one. A save becomes visible only when it is whole.
 """
 
+import contextlib
 import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from ensjax.members import pad_members
@@ -246,6 +249,32 @@ def save_tree(path: Any, tree: Any) -> None:
     _hush_orbax()
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), table, save_args=args)
+
+
+@contextlib.contextmanager
+def written_whole(path: Any) -> Iterator[epath.Path]:
+    """A directory to write to, which becomes `path` only when all is there.
+
+    Raises:
+        ValueError: if `path` exists; nothing is overwritten.
+    """
+    path = epath.Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists; choose another path or remove it first.")
+    partial = path.parent / f".{path.name}.partial"
+    is_main = jax.process_index() == 0
+    if is_main and partial.exists():  # left by a save that was interrupted
+        partial.rmtree()
+    try:
+        yield partial
+        if is_main:
+            partial.rename(path)
+    except BaseException:
+        if is_main and partial.exists():
+            partial.rmtree()
+        raise
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {path}")
 
 
 def load_tree(path: Any, like: Any) -> Any:

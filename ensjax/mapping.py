@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from ensjax.members import num_members, pad_members, trim_members
@@ -367,8 +368,8 @@ def auto_block(
 
     A rule of platform and shapes alone, so that a run is a function of its config: one
     member runs without `vmap`, and accelerators run all at once. A CPU runs members
-    with convolutions, or with more than 512 KiB of arguments and largest intermediate
-    result, one at a time, and of smaller ones as many as fit 40 MiB.
+    with convolutions, or with more than 512 KiB of arguments and largest floating
+    intermediate of a step, one at a time, and of smaller ones as many as fit 40 MiB.
 
     Args:
         one: function of the mapped arguments of one member.
@@ -398,9 +399,11 @@ def auto_block(
 
 
 class _Footprint:
-    """The largest intermediate of a jaxpr, and whether it convolves.
+    """The largest floating intermediate of a jaxpr, and whether it convolves.
 
-    Where there is a loop only its body counts: that is where a program spends its time.
+    Where there is a loop of matrix products or convolutions only its body counts: that
+    is where a program spends its time. What else loops, and integers, such as the
+    orders of data, do not: they are not part of a step.
     """
 
     def __init__(self):
@@ -414,14 +417,37 @@ class _Footprint:
         for eqn in jaxpr.eqns:
             name = eqn.primitive.name
             self.has_convolution |= name == "conv_general_dilated"
-            sizes = [_bytes(v.aval) for v in eqn.outvars]
+            sizes = [_float_bytes(v.aval) for v in eqn.outvars]
             self._largest[in_loop] = max(self._largest[in_loop], *sizes, 0)
-            for value in jax.tree.leaves(
-                list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-            ):
-                inner = getattr(value, "jaxpr", value)
-                if hasattr(inner, "eqns"):
-                    self.visit(inner, in_loop or name in ("while", "scan"))
+            bodies = list(_inner_jaxprs(eqn))
+            is_loop = name in ("while", "scan")
+            if is_loop and not any(map(_multiplies, bodies)):
+                continue
+            for inner in bodies:
+                self.visit(inner, in_loop or is_loop)
+
+
+def _inner_jaxprs(eqn):
+    for value in jax.tree.leaves(
+        list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+    ):
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+            yield inner
+
+
+def _multiplies(jaxpr) -> bool:
+    """Whether a matrix product or a convolution is in it, at any depth."""
+    return any(
+        eqn.primitive.name in ("dot_general", "conv_general_dilated")
+        or any(map(_multiplies, _inner_jaxprs(eqn)))
+        for eqn in jaxpr.eqns
+    )
+
+
+def _float_bytes(aval) -> int:
+    is_float = jnp.issubdtype(getattr(aval, "dtype", np.int32), jnp.floating)
+    return _bytes(aval) if is_float else 0
 
 
 def _bytes(aval) -> int:

@@ -39,7 +39,8 @@ MIN_SECONDS = 0.2
 TABLE_WIDTH = 150
 
 # `lax.map` over members is our own program with a block of one, but for the health
-# check; a loop over scans is shown, not counted: nobody's baseline, but close to it.
+# check and a number of steps that is data; a loop over scans is shown, not counted:
+# nobody's baseline, but close to it.
 COUNTED = ("loop", "lax.map", "torch.func")
 SHOWN = ("one step a call", "loop of scans")
 # What splits members over devices; the others use one.

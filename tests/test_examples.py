@@ -60,9 +60,12 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
     with jax.numpy_rank_promotion("allow"):  # a user's default
         for block in blocks:
             exec(re.sub(r"steps=\d+", "steps=20", block), names)
+        # The last block goes on from its checkpoint, here for more steps.
+        exec(re.sub(r"steps=\d+", "steps=40", blocks[1]), names)
+    assert names["log"].resumed_step == 20 or (names["log"].stopped_steps > 0).any()
     assert names["logits"].shape == (5, 32, 3)
     assert (tmp_path / "ensemble").is_dir() and (tmp_path / "checkpoints").is_dir()
-    assert names["log"].steps[-1] == 20 or (names["log"].stopped_steps > 0).all()
+    assert names["log"].steps[-1] == 40 or (names["log"].stopped_steps > 0).all()
 
 
 def test_the_readme_names_commands_and_rooms_that_are_there():

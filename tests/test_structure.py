@@ -286,6 +286,24 @@ def test_the_program_does_not_grow_with_the_members(name, block, few):
     assert sizes[1][1] <= 1.1 * sizes[0][1]
 
 
+@pytest.mark.parametrize(
+    "count, batch_size, steps",
+    [(60_000, 8, 50), (4_000, 128, 1_000), (60_000, 2_048, 1), (60_000, 8, 1)],
+)
+def test_data_orders_do_not_split_small_members_into_blocks(count, batch_size, steps):
+    """The automatic block is that of the step, however many examples there are."""
+    options = dict(data=examples((64,), count), batch_size=batch_size)
+    options |= dict(steps_per_call=steps)
+
+    def text(block):
+        mesh = make_mesh(member=1)
+        return lowered("MLP 64-64-64-10", 16, mesh, block=block, **options).as_text()
+
+    assert (text("auto") == text(None)) == (batch_size < 2_048)
+    if batch_size == 2_048:  # its activations are large
+        assert text("auto") == text(1)
+
+
 def test_the_loop_over_blocks_is_all_that_the_automatic_block_adds():
     """A third of a small program: one without a loop is that much shorter."""
     mesh = make_mesh(member=1)

@@ -12,8 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ensjax.data.sampling import accumulate_weights
-from ensjax.ensemble import Ensemble, Group
+from ensjax.ensemble import Ensemble
 from ensjax.graphs import NnxGraph
+from ensjax.group import Group
 from ensjax.mesh import check_mesh, fetch, place
 from ensjax.train.assembly import Stacks
 from ensjax.train.evaluation import EarlyStopping
@@ -54,7 +55,9 @@ def check_fit_mesh(mesh: Mesh) -> None:
         )
 
 
-def check_functions(loss: Any, make_tx: Any, hyper: Any, augment: Any) -> None:
+def check_functions(
+    loss: Any, make_tx: Any, hyper: Any, augment: Any, evaluation_loss: Any = None
+) -> None:
     """Raises `TypeError` for what is not a function of the right arguments."""
     if not isinstance(loss, Joint) and not callable(loss):
         raise TypeError(
@@ -67,6 +70,7 @@ def check_functions(loss: Any, make_tx: Any, hyper: Any, augment: Any) -> None:
             f" {type(augment).__name__}."
         )
     settings = {"loss": loss, "make_tx": make_tx, "augment": augment}
+    settings["evaluation_loss"] = evaluation_loss
     for name, value in settings.items():
         try:
             hash(value)

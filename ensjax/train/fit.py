@@ -10,7 +10,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from ensjax.ensemble import Ensemble, Group
+from ensjax.ensemble import Ensemble
+from ensjax.group import Group
 from ensjax.mapping import Blocks, mesh_program
 from ensjax.members import trim_members
 from ensjax.mesh import fetch
@@ -94,14 +95,15 @@ def fit(
         early_stopping: keeps the best weights of each member, and stops it.
         steps_per_call: steps in one call of the compiled program. All intervals are
             multiples of it. 1 runs without a compiled loop.
-        log_every_steps: between reports; default: a twentieth of `steps`.
+        log_every_steps: between reports; default: about a twentieth of `steps`.
         block: local members that run at once; see `map_members`.
         unroll: local members one after the other, without a loop.
         mesh: default: the ensemble's.
         shard_state: keep the state of each member split over the mesh axis "data", leaf
             by leaf. A step gathers the weights for the loss, and each shard updates its
-            own part; optimizers that are not elementwise (clipping by a norm, factored
-            moments) gather what they need, so that all are exact.
+            own part. For an optimizer that is not elementwise (clipping by a norm,
+            factored moments) a step also gathers gradients and the optimizer's state
+            of the members that run at once, so that it is exact.
         checkpoint_dir: where to save; nothing is saved without it.
         save_every_steps: default: with every report. The end is always saved.
         logger: has `write(step, metrics)`; only process 0 calls it.
@@ -131,7 +133,7 @@ def fit(
     mesh = ensembles[0].mesh if mesh is None else mesh
     arguments.check_fit_mesh(mesh)
     seed = arguments.check_seed(seed)
-    arguments.check_functions(loss, make_tx, hyper, augment)
+    arguments.check_functions(loss, make_tx, hyper, augment, evaluation_loss)
     arguments.check_sampling(sampling, weights, is_resident=is_resident(data))
     arguments.check_evaluation(
         evaluation,
@@ -223,7 +225,6 @@ def fit(
         best = {
             "evaluation": identity.digest(evaluation),
             "evaluation_loss": identity.describe(evaluation_loss),
-            "evaluate_every_steps": schedule.evaluate_every_steps,
         }
     states, log = run_schedule(
         Run(

@@ -95,4 +95,9 @@ def began_alike(stored: Any, ours: Any) -> bool:
     stored, ours = np.asarray(stored, float), np.asarray(ours, float)
     if stored.shape != ours.shape:
         return False
-    return bool((np.abs(stored - ours) <= _TOLERANCE * ours[:, 2:]).all())
+    # A member may be broken from the start.
+    if (np.isfinite(stored) != np.isfinite(ours)).any():
+        return False
+    with np.errstate(invalid="ignore"):
+        is_close = np.abs(stored - ours) <= _TOLERANCE * ours[:, 2:]
+    return bool((is_close | ~np.isfinite(ours)).all())

@@ -177,13 +177,14 @@ def _elementwise_steps(jaxpr, consts):
     """A jaxpr's operations and their numbers, or None if it is not elementwise."""
     if any(getattr(x, "ndim", 0) for x in consts):
         return None
-    steps = []
+    steps = [id(x) if isinstance(x, jax.core.Tracer) else repr(x) for x in consts]
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         shapes = [getattr(x.aval, "shape", ()) for x in (*eqn.invars, *eqn.outvars)]
         if any(hasattr(x, "val") and x.aval.shape for x in eqn.invars):
             return None  # a constant array, such as a mask
         if name in _CALLS:
+            num_steps = len(steps)
             for value in jax.tree.leaves(
                 list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
             ):
@@ -193,7 +194,9 @@ def _elementwise_steps(jaxpr, consts):
                 own = _elementwise_steps(inner, getattr(value, "consts", ()))
                 if own is None:
                     return None
-                steps += own
+                steps += [name, *own]
+            if len(steps) == num_steps:
+                return None  # what it calls cannot be seen
         elif any(shapes):
             is_fill = name == "broadcast_in_dim" and not shapes[0]
             if not is_fill and name not in _ELEMENTWISE:

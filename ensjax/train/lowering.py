@@ -8,7 +8,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from ensjax.ensemble import Ensemble, Group
+from ensjax.ensemble import Ensemble
+from ensjax.group import Group
 from ensjax.mapping import Blocks, mesh_program
 from ensjax.train.arguments import (
     check_fit_mesh,

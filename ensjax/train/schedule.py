@@ -41,9 +41,11 @@ class Schedule:
         evaluate = _integer("evaluate_every_steps", evaluate_every_steps, at_least=0)
         save = _integer("save_every_steps", save_every_steps, at_least=0)
         if log_every_steps is None:
-            # A multiple of what was given, or the steps of a call would be few.
-            unit = steps_per_call or math.gcd(evaluate or 0, save or 0) or 1
-            log_every_steps = math.ceil(max(1, steps // _REPORTS) / unit) * unit
+            log_every_steps = _between_reports(
+                max(1, steps // _REPORTS),
+                steps_per_call or math.gcd(evaluate or 0, save or 0) or 1,
+                may_divide=steps_per_call is None,
+            )
         intervals = {
             "log_every_steps": log_every_steps,
             "evaluate_every_steps": log_every_steps if evaluate is None else evaluate,
@@ -76,6 +78,19 @@ class Schedule:
         A run that is resumed for more steps may start inside a call.
         """
         return min(self.steps_per_call - step % self.steps_per_call, self.steps - step)
+
+
+def _between_reports(about: int, unit: int, *, may_divide: bool) -> int:
+    """Steps between reports, near `about`: a multiple of `unit`, or a divisor.
+
+    Otherwise the calls of the program, which end at every interval, would be short. A
+    unit without a divisor of at least a quarter of `about` is taken as it is.
+    """
+    if may_divide and unit > about:
+        divisor = max(k for k in range(1, about + 1) if unit % k == 0)
+        if 4 * divisor >= about:
+            return divisor
+    return math.ceil(about / unit) * unit
 
 
 def _integer(name, value, *, at_least):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import ensjax
-from ensjax.ensemble import Group
+from ensjax.group import Group
 
 X = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
 Y = np.arange(24) % 3
@@ -225,6 +225,11 @@ TABLE = {
         KIND,
         "loss must be hashable, since compiled programs are found by it; make"
         " Unhashable a frozen dataclass",
+    ),
+    "evaluation loss without a hash": (
+        dict(evaluation_loss=Unhashable(), **EVALUATED),
+        KIND,
+        "evaluation_loss must be hashable",
     ),
     "batch block": (
         dict(loss=ensjax.Joint(shared_nll, batch_block=3), sampling="shared"),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ensjax
-from ensjax.ensemble import Group
+from ensjax.group import Group
 from ensjax.train import NegativeCorrelation, ensemble_nll, lower_step
 
 SLOW = pytest.mark.slow

@@ -74,6 +74,13 @@ def scaled_by_fan_in():
     )
 
 
+def scaled_by_a_constant():
+    """The same, by a constant array."""
+    return optax.stateless(
+        lambda grads, _: jax.tree.map(lambda g: g * jnp.float32(1 / g.shape[0]), grads)
+    )
+
+
 ELEMENTWISE = {
     "sgd": optax.sgd(0.1, momentum=0.9, nesterov=True),
     "adamw": optax.adamw(optax.cosine_decay_schedule(0.1, 10), weight_decay=0.1),
@@ -91,6 +98,7 @@ WHOLE = {
     "noise": optax.chain(optax.add_noise(0.1, 0.5, key=0), optax.sgd(0.1)),
     "by column": by_column(),
     "scaled by fan-in": scaled_by_fan_in(),
+    "scaled by a constant": scaled_by_a_constant(),
     "centred": optax.chain(optax.centralize(), optax.adam(0.1)),
 }
 

@@ -1,5 +1,6 @@
 """A run that is resumed is the run that was never stopped."""
 
+import dataclasses
 import functools
 import hashlib
 
@@ -222,11 +223,24 @@ def test_the_best_weights_belong_to_one_evaluation(kit, tmp_path):
     for changed in (
         {"evaluation": (x + 1, y)},
         {"evaluation_loss": lambda *args: ensjax.losses.cross_entropy(*args)},
-        {"evaluate_every_steps": 5},
     ):
         with pytest.raises(ValueError, match=f"holds a run with {[*changed][0]}="):
             kit.fit(ensemble, (x, y), **{**options, **changed})
-    kit.fit(ensemble, (x, y), **options)
+    # How often it is looked at may change, as it does by default with more steps.
+    kit.fit(ensemble, (x, y), **{**options, "steps": 20, "evaluate_every_steps": 5})
+
+
+def test_a_run_with_a_member_that_was_never_finite_goes_on(kit, tmp_path):
+    ensemble = kit.ensemble()
+    state = jax.tree.map(lambda x: x.at[2].set(np.nan), ensemble.state)
+    broken = dataclasses.replace(ensemble, state=state)
+    options = dict(SAVED, checkpoint_dir=tmp_path / "run")
+    for steps in (10, 20):
+        _, log = kit.fit(broken, kit.data(), steps=steps, **options)
+        assert log.frozen_steps.tolist() == [-1, -1, 0, -1, -1]
+    assert log.resumed_step == 10
+    with pytest.raises(ValueError, match="began with other weights"):
+        kit.fit(ensemble, kit.data(), steps=20, **options)
 
 
 def test_a_fingerprint_bears_rounding_and_nothing_else(kit):

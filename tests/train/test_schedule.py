@@ -22,7 +22,11 @@ def schedule(**given):
         # Reports follow what was given, or a call would make one step.
         (dict(steps=1999, evaluate_every_steps=50), 100, 50),
         (dict(steps=1999, evaluate_every_steps=50, save_every_steps=30), 100, 10),
-        (dict(steps=1999, save_every_steps=500), 500, 500),
+        (dict(steps=1999, save_every_steps=500), 50, 50),
+        (dict(steps=20_000, evaluate_every_steps=5_000), 1000, 1000),
+        (dict(steps=2_000, evaluate_every_steps=10_000), 100, 100),
+        # No divisor is near a twentieth of the steps.
+        (dict(steps=1999, evaluate_every_steps=101), 101, 101),
         (dict(steps=1999, steps_per_call=7), 105, 7),
         (dict(steps=1999, evaluate_every_steps=0), 99, 99),
     ],
