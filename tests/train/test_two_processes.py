@@ -85,7 +85,7 @@ def test_two_processes_train_what_one_does(tmp_path, layout):
     assert not (tmp_path / "two" / "lines-1.jsonl").exists()
 
 
-@pytest.mark.parametrize("layout", ["member", "data", "split state"])
+@pytest.mark.parametrize("layout", ["member", "split state"])
 def test_two_processes_and_one_go_on_from_each_others_checkpoints(tmp_path, layout):
     unbroken, _ = in_one_process(
         tmp_path / "whole", steps=20, layout=layout, checkpoints=False
