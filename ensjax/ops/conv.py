@@ -33,11 +33,10 @@ class Conv:
     - "depthwise": a sum of shifted products (`depthwise_conv`); raises unless
       `feature_group_count` is the number of input channels.
     - "auto": a fixed rule of platform and shapes. "depthwise" for depthwise kernels
-      and "mixed" for other groups, on every platform, since JAX cannot differentiate
-      a grouped convolution under `vmap`. Else "plain" on GPU and TPU, and on CPU
-      "patches" for kernels of one tap, for strides above 1 (where the gradient of
-      the input would multiply inserted zeros) and for at most `PATCHES_MAX_CHANNELS`
-      input channels, and "mixed" for the rest.
+      and "mixed" for other groups, on every platform, for the reason below. Else
+      "plain" on GPU and TPU, and on CPU "patches" for kernels of one tap, for strides
+      above 1 (where the gradient of the input would multiply inserted zeros) and for
+      at most `PATCHES_MAX_CHANNELS` input channels, and "mixed" for the rest.
 
     A dilated input (`lhs_dilation`), `batch_group_count` above 1, an `out_sharding`,
     operands that are not real floating point, and empty results always take the
@@ -46,7 +45,9 @@ class Conv:
     "mixed" and "depthwise" define their own reverse mode, which may be repeated
     (`grad` of `grad`, `jax.hessian`), but `jax.jvp` and `jax.linearize` of a model
     that holds them raise `TypeError`: choose "patches" there. "plain" with groups
-    cannot be differentiated under `vmap` (`NotImplementedError`).
+    meets a limit of JAX: inside a `shard_map`, where the engine runs members, its
+    gradient under `vmap` over kernels that share their images is JAX's own
+    `NotImplementedError`; use "auto" there.
 
     Models hold it: equal forms are equal and hash alike, so two models built with it
     have equal graphs.

@@ -126,7 +126,8 @@ def test_form_under_vmap_and_scan_equals_one_kernel_at_a_time(form):
 @pytest.mark.parametrize("form", ["auto", "plain", "patches", "mixed", "depthwise"])
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_form_inside_shard_map_has_the_gradient_of_the_mean(form, check_vma):
-    # lax itself cannot differentiate a grouped convolution under vmap.
+    # Here, in a shard_map, lax itself cannot differentiate a grouped convolution under
+    # vmap over kernels of the same images.
     case = {"depthwise": "depthwise", "plain": "same"}.get(form, "groups")
     x, kernel = _operands(case)
     x = jnp.concatenate([x, 2 * x[:1]])  # 4 examples on 2 data shards
