@@ -9,7 +9,7 @@ axis, and the only one that jits training and prediction.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -419,7 +419,7 @@ class _Footprint:
             self.has_convolution |= name == "conv_general_dilated"
             sizes = [_float_bytes(v.aval) for v in eqn.outvars]
             self._largest[in_loop] = max(self._largest[in_loop], *sizes, 0)
-            bodies = list(_inner_jaxprs(eqn))
+            bodies = [inner for inner, _ in inner_jaxprs(eqn)]
             is_loop = name in ("while", "scan")
             if is_loop and not any(map(_multiplies, bodies)):
                 continue
@@ -427,20 +427,21 @@ class _Footprint:
                 self.visit(inner, in_loop or is_loop)
 
 
-def _inner_jaxprs(eqn):
+def inner_jaxprs(eqn: Any) -> Iterator[tuple[Any, Sequence[Any]]]:
+    """The jaxprs that one equation runs, and the constants of each."""
     for value in jax.tree.leaves(
         list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
     ):
         inner = getattr(value, "jaxpr", value)
         if hasattr(inner, "eqns"):
-            yield inner
+            yield inner, getattr(value, "consts", ())
 
 
 def _multiplies(jaxpr) -> bool:
     """Whether a matrix product or a convolution is in it, at any depth."""
     return any(
         eqn.primitive.name in ("dot_general", "conv_general_dilated")
-        or any(map(_multiplies, _inner_jaxprs(eqn)))
+        or any(_multiplies(inner) for inner, _ in inner_jaxprs(eqn))
         for eqn in jaxpr.eqns
     )
 

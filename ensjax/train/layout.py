@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from ensjax.mapping import inner_jaxprs
+
 # A smaller leaf is not worth a collective.
 _MIN_SIZE = 1024
 _WHOLE = -1
@@ -185,13 +187,8 @@ def _elementwise_steps(jaxpr, consts):
             return None  # a constant array, such as a mask
         if name in _CALLS:
             num_steps = len(steps)
-            for value in jax.tree.leaves(
-                list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-            ):
-                inner = getattr(value, "jaxpr", value)
-                if not hasattr(inner, "eqns"):
-                    continue
-                own = _elementwise_steps(inner, getattr(value, "consts", ()))
+            for inner, inner_consts in inner_jaxprs(eqn):
+                own = _elementwise_steps(inner, inner_consts)
                 if own is None:
                     return None
                 steps += [name, *own]
