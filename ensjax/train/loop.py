@@ -20,6 +20,7 @@ from ensjax.mapping import MeshProgram
 from ensjax.mesh import fetch
 from ensjax.train import identity
 from ensjax.train.history import History, TrainingLog
+from ensjax.train.preemption import Preempted, Watch
 from ensjax.train.progress import Pace, Progress, report_line
 from ensjax.train.schedule import Schedule
 
@@ -87,6 +88,7 @@ def run_schedule(
         )
         cleanup.callback(chunks.close)
         pace = Pace(schedule.steps, first_step)
+        watch = cleanup.enter_context(Watch(saves=checkpoints is not None))
         show = Progress(schedule.steps, first_step, show=progress and main)
         cleanup.callback(show.close)
         num_padding = sum(run.num_rows) - sum(run.num_members)
@@ -97,7 +99,8 @@ def run_schedule(
         while history.step < schedule.steps and not history.has_ended:
             states = _call(run, states, chunks, history, pace)
             show.advance(history.step)
-            states, line = _observe(run, states, history, pace)
+            is_last = watch.is_told_to_end(history.step)
+            states, line = _observe(run, states, history, pace, saves=is_last)
             if line:
                 frozen = history.frozen_steps >= 0
                 show.say(report_line(history.step, pace, line, frozen))
@@ -106,6 +109,7 @@ def run_schedule(
             if checkpoints and (
                 schedule.due(schedule.save_every_steps, history.step)
                 or history.has_ended
+                or is_last
             ):
                 meta = {
                     "run": run.identity,
@@ -114,6 +118,9 @@ def run_schedule(
                     "position": chunks.position(),
                 }
                 checkpoints.save(history.step, states, meta)
+                if is_last:
+                    checkpoints.wait()
+                    raise Preempted(history.step)
             if history.has_ended and history.step < schedule.steps:
                 show.say(_why_ended(history))
         steps_per_second = pace.steps_per_second(history.step)
@@ -223,7 +230,7 @@ def _call(run, states, chunks, history, pace):
     return states
 
 
-def _observe(run, states, history, pace):
+def _observe(run, states, history, pace, *, saves):
     """Evaluates and reports where it is due: the states, and what is to be shown."""
     schedule, step = run.schedule, history.step
     evaluated = None
@@ -237,7 +244,7 @@ def _observe(run, states, history, pace):
             pace.pause(time.perf_counter() - start)
             pace.has_evaluated = True
     is_due = schedule.due(schedule.log_every_steps, step)
-    saves = schedule.due(schedule.save_every_steps, step)
+    saves = saves or schedule.due(schedule.save_every_steps, step)
     if evaluated is None and not is_due and not saves:
         return states, {}
     evaluated = history.read(states, evaluated)
