@@ -9,5 +9,4 @@ def get_config(preset="small"):
     config.total_steps = dict(smoke=40, small=120, claims=120, paper=1000)[preset]
     config.steps_per_call, config.log_every_steps, config.save_every_steps = 2, 4, 20
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
-    config.seconds_per_line, config.seconds_of_scoring = 0.0, 0.0
     return config

@@ -19,14 +19,14 @@ ROOT = str(Path(__file__).parents[2])
 TIMES = ("steps_per_second", "compile_seconds")
 
 
-def start(folder, *arguments, output=subprocess.PIPE):
+def start(folder, **slowly):
     return subprocess.Popen(
-        [sys.executable, "-m", "ensjax.cli", "run", CONFIG, *arguments],
+        [sys.executable, "-m", "ensjax.cli", "run", CONFIG, "--workdir", "w"],
         cwd=folder,
-        stdout=output,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": ROOT},
+        env=os.environ | {"PYTHONPATH": ROOT} | slowly,
     )
 
 
@@ -62,7 +62,7 @@ def assert_same_run(a, b):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    run = start(folder, "--workdir", "w")
+    run = start(folder)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     return folder / "w"
@@ -71,8 +71,7 @@ def unbroken(tmp_path_factory):
 def test_sigterm_saves_between_two_saves_and_nothing_of_the_run_changes(
     unbroken, tmp_path
 ):
-    arguments = ("--workdir", "w", "--config.seconds_per_line=0.4")
-    run = start(tmp_path, *arguments)
+    run = start(tmp_path, SECONDS_PER_LINE="0.4")
     wait_for_step(tmp_path / "w", 8)  # the next save is due at 20
     run.send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=60)
@@ -84,7 +83,7 @@ def test_sigterm_saves_between_two_saves_and_nothing_of_the_run_changes(
         "ensjax: the run was told to end (SIGTERM) and saved first (exit code 85);"
         f" last committed step {step} in w; to resume: ensjax run "
     )
-    run = start(tmp_path, *arguments)
+    run = start(tmp_path)
     output, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     assert f"resuming from step {step} of 40" in output
@@ -92,7 +91,7 @@ def test_sigterm_saves_between_two_saves_and_nothing_of_the_run_changes(
 
 
 def test_sigterm_while_scoring_ends_the_run_as_it_is(tmp_path):
-    run = start(tmp_path, "--workdir", "w", "--config.seconds_of_scoring=60")
+    run = start(tmp_path, SECONDS_OF_SCORING="60")
     while run.stdout.readline() != "scoring\n":
         assert run.poll() is None
     run.send_signal(signal.SIGTERM)
@@ -103,7 +102,7 @@ def test_sigterm_while_scoring_ends_the_run_as_it_is(tmp_path):
 
 
 def test_a_second_sigterm_ends_at_once(tmp_path):
-    run = start(tmp_path, "--workdir", "w", "--config.seconds_per_line=30")
+    run = start(tmp_path, SECONDS_PER_LINE="30")
     while not run.stdout.readline().startswith("step 4/40"):
         assert run.poll() is None  # the line is printed, and logged 30 s later
     run.send_signal(signal.SIGTERM)
