@@ -94,12 +94,17 @@ def _one_chunk_a_member(table):
 
 
 def _hush_orbax():
-    """Orbax logs every step of a save, its barriers, and how small its chunks are."""
+    """Orbax logs every step of a save, its barriers, and how small its chunks are.
+
+    Also the traceback of what goes wrong in its threads, which is raised again where
+    the save is waited for.
+    """
     logging.getLogger("absl").addFilter(_not_chatter)
 
 
 def _not_chatter(record):
-    return record.levelno >= logging.ERROR or "orbax" not in record.pathname
+    is_news = record.levelno >= logging.ERROR and not record.exc_info
+    return is_news or "orbax" not in record.pathname
 
 
 class _Manager(ocp.CheckpointManager):
