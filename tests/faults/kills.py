@@ -3,9 +3,9 @@
     python tests/faults/kills.py --kills 100
 
 prints a summary as JSON; exit code 1 if anything was not as it must be. A round is one
-run that is killed up to 25 times, by SIGKILL, at random moments (start-up and compilation
-are among them) or as soon as files of a save are seen, and then left to finish. Rounds
-take turns: in one every start has four devices, in the next four, two, one, four, ...
+run that is killed up to 25 times by SIGKILL, at random moments (start-up and
+compilation are among them) or once files of a save are seen, and then left to finish.
+Rounds take turns: in one every start has four devices, in the next four, two, one, ...
 """
 
 import argparse
