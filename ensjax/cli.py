@@ -1,8 +1,16 @@
 """The command `ensjax`: run, report, list, copy, doctor, bench.
 
-Exit codes: 0 finished; 1 a bug (traceback); 2 a mistake of the user (one line, nothing
-left behind); 74 no space left during the run; 75 the run or another process of it died,
-the same command resumes; 130 Ctrl-C; 143 SIGTERM.
+Exit codes of `ensjax run`; after all but 0 and 2 the same command goes on from the last
+committed step:
+
+    0    finished
+    1    a bug; a traceback was printed
+    2    a mistake of the user, or no checkpoint is whole; one line, nothing was changed
+    74   no space left; what was saved before is whole
+    75   this process or another of the job died, or lost the run to another process
+    85   SIGTERM or SIGHUP while training; the step that was reached is saved
+    130  Ctrl-C
+    143  SIGTERM or SIGHUP at another moment, or a second one; nothing was saved for it
 """
 
 import argparse
