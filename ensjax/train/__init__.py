@@ -4,6 +4,7 @@ from ensjax.train import losses
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
 from ensjax.train.history import TrainingLog
+from ensjax.train.job import TrainingJob
 from ensjax.train.lowering import lower_step
 from ensjax.train.objectives import (
     Joint,
@@ -17,6 +18,7 @@ __all__ = [
     "EarlyStopping",
     "Joint",
     "NegativeCorrelation",
+    "TrainingJob",
     "TrainingLog",
     "call_on_inputs",
     "ensemble_nll",
