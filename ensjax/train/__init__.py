@@ -3,6 +3,7 @@
 from ensjax.train import losses
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
+from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
 from ensjax.train.job import TrainingJob
 from ensjax.train.lowering import lower_step
@@ -16,6 +17,7 @@ from ensjax.train.objectives import (
 
 __all__ = [
     "EarlyStopping",
+    "Health",
     "Joint",
     "NegativeCorrelation",
     "TrainingJob",

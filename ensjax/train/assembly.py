@@ -14,6 +14,7 @@ from ensjax.members import pad_members
 from ensjax.mesh import place
 from ensjax.train.evaluation import EarlyStopping, Evaluate
 from ensjax.train.feeds import ResidentData
+from ensjax.train.health import Health
 from ensjax.train.joint_program import JointSteps
 from ensjax.train.layout import Layout
 from ensjax.train.member import Member
@@ -66,6 +67,7 @@ def build_programs(
     num_examples: int,
     augment: Callable[[jax.Array, Any], Any] | None,
     keep_best: bool,
+    healths: tuple[Health, ...],
     max_steps: int,
     weights_kind: str,
     data_kind: str,
@@ -79,6 +81,7 @@ def build_programs(
         ensembles: one for each stack.
         model_states: their states, padded; shapes are enough.
         hypers: hyperparameters of each stack, padded; shapes are enough.
+        healths: what is done with broken members, for each stack.
 
     The other arguments are those of `fit` or of `TrainSteps`.
     """
@@ -95,8 +98,9 @@ def build_programs(
             data_shards=shards,
             augment=augment,
             keep_best=keep_best,
+            health=health,
         )
-        for e in ensembles
+        for e, health in zip(ensembles, healths, strict=True)
     )
     init = mesh_program(InitState(members, blocks), mesh)
     if shard_state and shards > 1:

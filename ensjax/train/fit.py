@@ -24,6 +24,7 @@ from ensjax.train.assembly import (
 )
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.feeds import ResidentData, is_resident
+from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
 from ensjax.train.loop import Run, run_schedule
 from ensjax.train.objectives import Joint
@@ -49,6 +50,7 @@ def fit(
     evaluate_every_steps: int | None = None,
     evaluation_batch_size: int = 512,
     early_stopping: EarlyStopping | None = None,
+    health: str | Health = "freeze",
     steps_per_call: int | None = None,
     log_every_steps: int | None = None,
     block: int | str | None = "auto",
@@ -62,10 +64,8 @@ def fit(
 ) -> tuple[Ensemble | Group, TrainingLog]:
     """Trains all members at once; compiled through `ensjax.mapping`.
 
-    A member that becomes non-finite is frozen and reported; nothing of the others
-    changes. It keeps the weights it had at the last look at its health, which comes
-    every 128 steps and at the end of every call of the compiled program (every step for
-    a joint objective). The same call with the same `checkpoint_dir` resumes.
+    A member that becomes non-finite is frozen (or what `health` says) and reported;
+    nothing of the others changes. The same call with the same `checkpoint_dir` resumes.
 
     Args:
         ensemble: what to train; it is left as it is.
@@ -93,6 +93,8 @@ def fit(
         evaluate_every_steps: default: with every report.
         evaluation_batch_size: examples at a time.
         early_stopping: keeps the best weights of each member, and stops it.
+        health: what becomes of a member that is not finite: "freeze", "rollback",
+            "reseed", "off", or an `ensjax.Health` with its settings.
         steps_per_call: steps in one call of the compiled program. All intervals are
             multiples of it. 1 runs without a compiled loop.
         log_every_steps: between reports; default: about a twentieth of `steps`.
@@ -130,6 +132,8 @@ def fit(
         (10, 4)
     """
     ensembles = arguments.stacks_of(ensemble)
+    health = Health.of(health)
+    healths = health.for_stacks(ensembles)
     mesh = ensembles[0].mesh if mesh is None else mesh
     arguments.check_fit_mesh(mesh)
     seed = arguments.check_seed(seed)
@@ -193,6 +197,7 @@ def fit(
         num_examples=feed.num_examples,
         augment=augment,
         keep_best=early_stopping is not None,
+        healths=healths,
         max_steps=schedule.steps_per_call,
         weights_kind=weights_kind,
         data_kind=feed.kind,
@@ -252,6 +257,7 @@ def fit(
                 "make_tx": identity.describe(make_tx),
                 "augment": identity.describe(augment),
                 "early_stopping": identity.describe(early_stopping),
+                "health": identity.describe(health),
                 "weights": weights_digest,
                 "data": identity.digest(feed.arrays) if is_resident(data) else None,
                 **best,

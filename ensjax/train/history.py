@@ -26,6 +26,8 @@ class TrainingLog:
         evaluations: name -> `[evaluation, member]`.
         frozen_steps: `[member]`, the steps that a member had made when it was found not
             finite; its weights are those after that many steps. -1: never.
+        recovery_steps: `[member, recovery]`, after how many steps a member that was not
+            finite was rolled back or seeded anew; -1: not. None for other policies.
         stopped_steps: `[member]`, when early stopping ended a member; -1: never.
         best_steps: `[member]`, the step of the weights returned with early stopping;
             -1 for a member that was never evaluated while it was finite.
@@ -48,6 +50,7 @@ class TrainingLog:
     steps_per_second: float
     resumed_step: int
     num_padding: int = 0
+    recovery_steps: np.ndarray | None = None
 
 
 class History:
@@ -57,6 +60,7 @@ class History:
         step: steps done.
         position: of the data stream, when this history was saved.
         frozen_steps, stopped_steps: `[member]`, as last read from the devices.
+        recovery_steps: `[member, recovery]`, or None if no member recovers.
     """
 
     def __init__(self, num_members: tuple[int, ...], saved: dict[str, Any] | None):
@@ -73,6 +77,7 @@ class History:
         self.position = saved.get("position")
         self.frozen_steps = np.full(sum(num_members), -1)
         self.stopped_steps = self.frozen_steps
+        self.recovery_steps = None
 
     def add_sums(self, sums: Any) -> None:
         """Takes the sums of one call, which stay on the devices until they are read."""
@@ -82,7 +87,8 @@ class History:
 
     def read(self, states: Any, evaluated: Any = None) -> dict[str, np.ndarray] | None:
         """Reads what is on the devices: sums, health and `evaluated` (collective)."""
-        health = [(s["frozen_step"], s["stopped_step"]) for s in states]
+        names = ("frozen_step", "stopped_step", "recovery_steps")
+        health = [{name: s[name] for name in names if name in s} for s in states]
         pending, health, evaluated = fetch((self._pending, tuple(health), evaluated))
         self._pending = []
         for sums in pending:
@@ -90,7 +96,10 @@ class History:
                 # In float64 from the first on, as a resumed run adds them.
                 total = self._totals.get(name, np.zeros(values.shape))
                 self._totals[name] = total + values
-        self.frozen_steps, self.stopped_steps = self.merged(health)
+        health = self.merged(health)
+        self.frozen_steps = health["frozen_step"]
+        self.stopped_steps = health["stopped_step"]
+        self.recovery_steps = health.get("recovery_steps")
         return None if evaluated is None else self.merged(evaluated)
 
     def add_evaluation(self, metrics: dict[str, np.ndarray]) -> None:
@@ -117,6 +126,12 @@ class History:
         """Whether no member changes any more, as last read."""
         return bool(((self.frozen_steps >= 0) | (self.stopped_steps >= 0)).all())
 
+    @property
+    def num_recoveries(self) -> np.ndarray | None:
+        """`[member]`, how often each has recovered, as last read."""
+        steps = self.recovery_steps
+        return None if steps is None else (steps >= 0).sum(axis=1)
+
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint keeps; `read` comes before.
 
@@ -140,6 +155,7 @@ class History:
             evaluations=evaluations,
             frozen_steps=self.frozen_steps,
             stopped_steps=self.stopped_steps,
+            recovery_steps=self.recovery_steps,
             **others,
         )
 

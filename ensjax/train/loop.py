@@ -100,7 +100,8 @@ def run_schedule(
             states, line = _observe(run, states, history, pace)
             if line:
                 frozen = history.frozen_steps >= 0
-                show.say(report_line(history.step, pace, line, frozen))
+                recoveries = history.num_recoveries
+                show.say(report_line(history.step, pace, line, frozen, recoveries))
                 if logger is not None and main:
                     logger.write(history.step, _logged(line, pace, history))
             if checkpoints and (
@@ -254,6 +255,8 @@ def _logged(line, pace, history):
     logged["steps_per_second"] = float(pace.steps_per_second(history.step))
     logged["compile_seconds"] = float(pace.compile_seconds)
     logged["num_not_finite"] = int((history.frozen_steps >= 0).sum())
+    if history.num_recoveries is not None:
+        logged["num_recoveries"] = history.num_recoveries.tolist()
     return logged
 
 

@@ -54,14 +54,17 @@ def duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
-def report_line(step: int, pace: Pace, metrics: dict[str, Any], frozen: Any) -> str:
-    """One line: step, pace, time left, mean and spread over members, frozen members.
+def report_line(
+    step: int, pace: Pace, metrics: dict[str, Any], frozen: Any, recoveries: Any = None
+) -> str:
+    """One line: step, pace, time left, mean and spread over members, broken members.
 
     Args:
         step: steps done.
         pace: of this call.
         metrics: `[member]` each; NaN for members that made no step.
         frozen: `[member]`, True for members that are not finite.
+        recoveries: `[member]`, how often a member has recovered; None: never.
     """
     parts = [f"step {step}/{pace.total_steps}"]
     pace_now = pace.steps_per_second(step)
@@ -73,9 +76,15 @@ def report_line(step: int, pace: Pace, metrics: dict[str, Any], frozen: Any) -> 
         parts.append(f"{name} {spread(values)}")
     bad = np.flatnonzero(frozen)
     if len(bad):
-        shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-        parts.append(f"NOT FINITE: {len(bad)} of {len(frozen)} members ({shown})")
+        parts.append(f"NOT FINITE: {len(bad)} of {len(frozen)} members ({_some(bad)})")
+    if recoveries is not None and recoveries.any():
+        which = np.flatnonzero(recoveries)
+        parts.append(f"recovered: {len(which)} of {len(frozen)} ({_some(which)})")
     return " | ".join(parts)
+
+
+def _some(members):
+    return ", ".join(map(str, members[:8])) + (", ..." if len(members) > 8 else "")
 
 
 def spread(values: Any) -> str:
