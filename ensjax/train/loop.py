@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from ensjax.checkpoint import Checkpoints
 from ensjax.mapping import MeshProgram
@@ -80,7 +79,8 @@ def run_schedule(
         checkpoints = None
         if checkpoint_dir is not None:
             checkpoints = cleanup.enter_context(Checkpoints(checkpoint_dir))
-        states, history = _begin(run, checkpoints)
+        say = print if progress else warnings.warn
+        states, history = _begin(run, checkpoints, say if main else lambda line: None)
         first_step = history.step
         chunks = run.feed.chunks(
             history.position, first_step=first_step, last_step=schedule.steps
@@ -131,11 +131,19 @@ def run_schedule(
     )
 
 
-def _begin(run, checkpoints):
-    """The states and the history, new or from the last checkpoint."""
-    step = None if checkpoints is None else _agreed(checkpoints.latest_step())
-    if step is None:
+def _begin(run, checkpoints, say):
+    """The states and the history, new or from the last whole checkpoint."""
+    found = None
+    if checkpoints is not None:
+        found = checkpoints.newest_whole(
+            lambda step: _restored(run, checkpoints, step), say=say
+        )
+    if found is None:
         return run.make_states(), History(run.num_members, None)
+    return found[1]
+
+
+def _restored(run, checkpoints, step):
     meta = checkpoints.read_meta(step)
     _check_identity(meta["run"], run.identity, checkpoints.directory)
     if step > run.schedule.steps:
@@ -156,15 +164,6 @@ def _begin(run, checkpoints):
     )
     history.read(states)
     return states, history
-
-
-def _agreed(step):
-    """The step that process 0 found: other hosts may see an older listing."""
-    if jax.process_count() == 1:
-        return step
-    own = np.int32(-1 if step is None else step)
-    first = int(multihost_utils.broadcast_one_to_all(own))
-    return None if first < 0 else first
 
 
 def _padding_line(num_members, num_padding):
