@@ -124,34 +124,54 @@ def build_programs(
     return init, job
 
 
-def evaluation_program(
-    data: Any,
-    job: TrainSteps,
-    *,
-    loss: Callable[..., Any],
-    batch_size: int,
-    stopping: EarlyStopping | None,
-    mesh: Mesh,
-) -> Callable[..., Any]:
-    """`evaluate(states, ids, step, seed)` -> states and metrics, on resident arrays.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation job and the arrays that it reads.
 
-    Raises:
-        ValueError: for arrays that do not fit together.
+    Attributes:
+        job: compiled for a mesh when it is called.
+        arrays: on the devices.
+        mesh: the devices.
     """
-    shards = mesh.shape["data"]
-    feed = ResidentData.of(data, batch_size=None, mesh=mesh, name="evaluation")
-    split = shards > 1 and feed.num_examples % shards == 0
-    evaluate = Evaluate(
-        job.members,
-        job.blocks,
-        loss=loss,
-        batch_size=batch_size,
-        split_data=split,
-        stopping=stopping,
-    )
-    arrays = place(feed.arrays, mesh, jax.P("data") if split else jax.P())
-    program = mesh_program(evaluate, mesh)
-    return lambda states, ids, step, seed: program(states, ids, arrays, step, seed)
+
+    job: Evaluate
+    arrays: Any
+    mesh: Mesh
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        job: TrainSteps,
+        *,
+        loss: Callable[..., Any],
+        batch_size: int,
+        stopping: EarlyStopping | None,
+        mesh: Mesh,
+    ) -> "Evaluation":
+        """Puts arrays on the devices.
+
+        Raises:
+            ValueError: for arrays that do not fit together.
+        """
+        shards = mesh.shape["data"]
+        feed = ResidentData.of(data, batch_size=None, mesh=mesh, name="evaluation")
+        split = shards > 1 and feed.num_examples % shards == 0
+        evaluate = Evaluate(
+            job.members,
+            job.blocks,
+            loss=loss,
+            batch_size=batch_size,
+            split_data=split,
+            stopping=stopping,
+        )
+        arrays = place(feed.arrays, mesh, jax.P("data") if split else jax.P())
+        return cls(evaluate, arrays, mesh)
+
+    def __call__(self, states: Any, ids: Any, step: Any, seed: Any) -> Any:
+        """The states and the metrics of every stack."""
+        program = mesh_program(self.job, self.mesh)
+        return program(states, ids, self.arrays, step, seed)
 
 
 def abstract_states(init, job, mesh, model_states, hypers):

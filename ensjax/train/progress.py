@@ -22,7 +22,8 @@ class Pace:
 
     def begin(self, first_step: int, *, compile_seconds: float) -> None:
         """Begins to count now that the program is compiled."""
-        self.first_step, self.compile_seconds = first_step, compile_seconds
+        self.first_step = first_step
+        self.compile_seconds += compile_seconds
         self.is_running = True
         self.start = time.perf_counter()
 
@@ -30,6 +31,10 @@ class Pace:
         """Takes out time that was spent on compiling something else."""
         self.compile_seconds += seconds
         self.start += seconds
+
+    def restart(self, step: int) -> None:
+        """Begins again before a program of another size, which compiles first."""
+        self.first_step, self.is_running, self.has_evaluated = step, False, False
 
     def steps_per_second(self, step: int) -> float:
         """Mean pace since the program was compiled; NaN before a step was made."""
