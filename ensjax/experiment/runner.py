@@ -86,10 +86,15 @@ def run_and_report(options: RunOptions) -> int:
         others_wait = not isinstance(error, SharedMistake)
     except Terminated:
         code = exit_codes.TERMINATED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         code = exit_codes.CTRL_C
+        if _is(error, "ensjax.train.preemption", "Preempted"):
+            code, others_wait = exit_codes.PREEMPTED, False
     except Exception as error:
-        if is_no_space(error):
+        if _is(error, "ensjax.seals", "DamagedCheckpoint"):
+            print(f"ensjax: {one_line(error)}", file=sys.stderr)
+            code, others_wait = exit_codes.USER_ERROR, False  # all see it
+        elif is_no_space(error):
             code = exit_codes.NO_SPACE
         elif is_lost_peer(error):
             code = exit_codes.INTERRUPTED
@@ -128,6 +133,7 @@ def run_experiment(options: RunOptions) -> int:
         _say(f"{workdir} is finished; see {workdir}/report.html. Nothing to do.")
         return exit_codes.FINISHED
     path, experiment = everywhere(lambda: _load_experiment(source, config))
+    from ensjax.train import preemption  # loads JAX
 
     run = view_run(workdir)
     missing = missing_folders(workdir)
@@ -149,6 +155,7 @@ def run_experiment(options: RunOptions) -> int:
     with run:
         if state == "resume":
             _say(f"resuming {workdir}")
+        preemption.enable()
         try:
             experiment.run(config, run)
         except ConfigError:
@@ -161,6 +168,12 @@ def run_experiment(options: RunOptions) -> int:
             raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
     _say(f"finished: {workdir}/report.html")
     return exit_codes.FINISHED
+
+
+def _is(error: BaseException, module: str, name: str) -> bool:
+    """Whether it is of that class, without loading its module (and JAX) for it."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(error, getattr(loaded, name))
 
 
 def _load(options: RunOptions) -> tuple[ConfigSource, ml_collections.ConfigDict]:

@@ -25,6 +25,7 @@ from ensjax.train.elastic import (
     remove_joining,
 )
 from ensjax.train.history import Times, TrainingLog, merged
+from ensjax.train.preemption import Preempted, Watch
 from ensjax.train.progress import Pace, Progress, report_line
 from ensjax.train.run import Run
 
@@ -138,6 +139,7 @@ class _Stage:
         self.start = time.perf_counter()
         self.other_seconds = 0.0  # not spent on steps
         self.row_steps = self.member_steps = 0
+        self.is_told_to_end = False
         self.times = cohort.history.times
 
     def advance(self) -> Pace:
@@ -151,12 +153,17 @@ class _Stage:
             self.screen = Progress(self.last_step, first_step, show=self.is_shown)
             cleanup.callback(self.screen.close)
             self._announce()
+            watch = cleanup.enter_context(Watch(saves=self.checkpoints is not None))
             while self.history.step < self.last_step and not self.cohort.has_ended:
                 self._call(chunks)
                 self.screen.advance(self.history.step)
+                self.is_told_to_end = watch.is_told_to_end(self.history.step)
                 self._observe()
                 if self.checkpoints and self._saves():
                     self._save(chunks.position())
+                    if self.is_told_to_end:
+                        self.checkpoints.wait()
+                        raise Preempted(self.history.step)
                     if self.cohort.compact(self.whole):
                         self.screen.say(self._compacted_line())
             self.history.position = chunks.position()
@@ -220,7 +227,8 @@ class _Stage:
     def _saves(self) -> bool:
         step, schedule = self.history.step, self.schedule
         is_due = schedule.due(schedule.save_every_steps, step)
-        return is_due or step == self.last_step or self.cohort.has_ended
+        is_last = step == self.last_step or self.is_told_to_end
+        return is_due or is_last or self.cohort.has_ended
 
     def _observe(self):
         """Evaluates and reports where it is due; prints and logs what there is."""
