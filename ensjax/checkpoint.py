@@ -145,6 +145,10 @@ class Checkpoints:
         """The last committed checkpoint's step; None if there is none."""
         return self._manager.latest_step()
 
+    def all_steps(self) -> list[int]:
+        """The steps of all committed checkpoints, ascending; damaged ones included."""
+        return steps_of_first_process(self._manager.all_steps())
+
     def newest_whole(
         self, read: Callable[[int], T], *, say: Callable[[str], None]
     ) -> tuple[int, T] | None:
@@ -205,6 +209,17 @@ class Checkpoints:
             DamagedCheckpoint: if it cannot be read, or is not what was written.
         """
         return self._unsealed(step)[0]
+
+    def read_leaves(self, step: int) -> dict[str, seals.Leaf]:
+        """Shapes, dtypes and checksums of what was saved, by the names of leaves.
+
+        Raises:
+            DamagedCheckpoint: if they cannot be read, or are not what was written.
+        """
+        leaves = self._unsealed(step)[1]
+        if leaves is None:
+            raise DamagedCheckpoint(f"checkpoint {step} has no checksums")
+        return leaves
 
     def restore(
         self,

@@ -190,6 +190,25 @@ def find_origin(
     return Origin(parts, str(new), False, damaged, tuple(notes))
 
 
+def stored_in(checkpoint_dir: Any, *, every_step: bool = False) -> list[Stored]:
+    """What the checkpoints of a run hold: the newest of every generation, or all.
+
+    Raises:
+        DamagedCheckpoint: if no checkpoint of a directory is whole.
+    """
+    found = []
+    root = epath.Path(checkpoint_dir)
+    for path in [root, *_generations(root)] if root.exists() else []:
+        if not every_step:
+            found.append(_stored(path, {}, lambda line: None))
+            continue
+        with Checkpoints(path) as checkpoints:
+            for step in checkpoints.all_steps():
+                meta = checkpoints.read_meta(step)
+                found.append(Stored.of(path, step, meta))
+    return [stored for stored in found if stored is not None]
+
+
 def joining_directory(checkpoint_dir: Any, ids: Sequence[int]) -> str:
     """Where some members are saved until they have caught up."""
     digest = zlib.crc32(json.dumps(sorted(ids)).encode())

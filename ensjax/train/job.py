@@ -1,6 +1,7 @@
 """`TrainingJob`: one call of `fit`, described before anything is made."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,10 @@ from jax.sharding import Mesh
 from ensjax.ensemble import Ensemble
 from ensjax.mesh import make_mesh
 from ensjax.train.fit import fit
+from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
+from ensjax.train.preparation import prepare_run
+from ensjax.train.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,17 @@ class TrainingJob:
         hyper = jax.tree.map(lambda x: np.asarray(x)[rows], self.hyper)
         return dataclasses.replace(self, member_ids=tuple(member_ids), hyper=hyper)
 
+    def prepare(self, mesh: Mesh | None = None) -> Run:
+        """The run that `fit` would begin, checked and placed; nothing is trained."""
+        self._check_data()
+        arguments = inspect.signature(fit).bind(
+            self.ensemble(mesh), self.data, hyper=self.hyper, **self._options()
+        )
+        arguments.apply_defaults()
+        names = inspect.signature(prepare_run).parameters
+        given = {k: v for k, v in arguments.arguments.items() if k in names}
+        return prepare_run(**given, saves=False)
+
     def fit(self, mesh: Mesh | None = None, **others: Any) -> tuple[Any, TrainingLog]:
         """Runs it; `others` are arguments of `fit` that change no number.
 
@@ -89,12 +104,22 @@ class TrainingJob:
         Raises:
             ValueError: if `data` holds shapes only; and what `fit` raises.
         """
+        self._check_data()
+        options = self._options() | others
+        return fit(self.ensemble(mesh), self.data, hyper=self.hyper, **options)
+
+    def _check_data(self):
         for leaf in jax.tree.leaves(self.data):
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 raise ValueError("This job knows only the shapes of its data.")
-        return fit(
-            self.ensemble(mesh), self.data, hyper=self.hyper, **self.options, **others
-        )
+
+    def _options(self):
+        """`options`; a policy that seeds members anew is told how to build one."""
+        options = dict(self.options)
+        health = Health.of(options.get("health", "freeze"))
+        if health.policy == "reseed" and health.make_model is None:
+            health = dataclasses.replace(health, make_model=self.make_model)
+        return options | {"health": health}
 
 
 def short_list(ids: Sequence[int]) -> str:

@@ -93,6 +93,18 @@ def run_schedule(
     )
 
 
+def run_until(run: Run, step: int, *, progress: bool) -> Any:
+    """The states after some steps of a run, from its beginning; nothing is saved.
+
+    Evaluations and reports come where they come in the whole run, since early stopping
+    depends on them.
+    """
+    everyone = Part(None, np.arange(run.total), np.zeros(0, int))
+    cohort = Cohort.of(run, everyone)
+    _Stage(run, cohort, step, None, None, progress).advance()
+    return cohort.states
+
+
 def _say_nothing(line):
     del line
 
