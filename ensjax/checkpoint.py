@@ -10,7 +10,7 @@ own JSON under one more.
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -23,7 +23,6 @@ from jax.sharding import NamedSharding
 
 from ensjax import seals
 from ensjax.checksums import row_checksums
-from ensjax.members import pad_members
 from ensjax.reading import read_or_damaged, steps_of_first_process
 from ensjax.seals import DamagedCheckpoint
 
@@ -73,9 +72,10 @@ def _target_table(like):
     return dict(zip(leaf_names(like), leaves, strict=True))
 
 
-def _from_table(table, like):
+def _from_table(table, like, names=None):
     leaves = []
-    for name, leaf in zip(leaf_names(like), jax.tree.leaves(like), strict=True):
+    names = leaf_names(like) if names is None else names
+    for name, leaf in zip(names, jax.tree.leaves(like), strict=True):
         value = table[name]
         if _is_key(leaf):
             value = jax.random.wrap_key_data(value, impl=_KEY_KINDS[str(leaf.dtype)])
@@ -150,6 +150,10 @@ class Checkpoints:
         """The last committed checkpoint's step; None if there is none."""
         return self._manager.latest_step()
 
+    def all_steps(self) -> list[int]:
+        """The steps of all committed checkpoints, ascending; damaged ones included."""
+        return steps_of_first_process(self._manager.all_steps())
+
     def newest_whole(
         self, read: Callable[[int], T], *, say: Callable[[str], None]
     ) -> tuple[int, T] | None:
@@ -211,8 +215,25 @@ class Checkpoints:
         """
         return self._unsealed(step)[0]
 
+    def read_leaves(self, step: int) -> dict[str, seals.Leaf]:
+        """Shapes, dtypes and checksums of what was saved, by the names of leaves.
+
+        Raises:
+            DamagedCheckpoint: if they cannot be read, or are not what was written.
+        """
+        leaves = self._unsealed(step)[1]
+        if leaves is None:
+            raise DamagedCheckpoint(f"checkpoint {step} has no checksums")
+        return leaves
+
     def restore(
-        self, step: int, like: Any, *, num_members: int | tuple[int, ...]
+        self,
+        step: int,
+        like: Any,
+        *,
+        num_members: int | tuple[int, ...] | None = None,
+        rows: tuple[np.ndarray, ...] | None = None,
+        stacks: Sequence[int] | None = None,
     ) -> Any:
         """The state of a step, on the devices and with the rows of `like`.
 
@@ -222,6 +243,8 @@ class Checkpoints:
                 rows may differ from the stored one, as padding depends on the mesh.
             num_members: rows that are members; the others are padding. A tuple if
                 `like` is a tuple of stacks.
+            rows: instead, for every stack, which stored rows are taken, in their order.
+            stacks: which of the stored stacks those of `like` are; default: all.
 
         Raises:
             ValueError: if leaves are missing, superfluous or of another shape; named.
@@ -229,39 +252,60 @@ class Checkpoints:
                 not what was saved; names leaf and member. Checkpoints of versions that
                 kept no checksums are not compared.
         """
+        if rows is None:
+            is_tuple = not isinstance(num_members, int)
+            counts = num_members if is_tuple else (num_members,)
+            rows = tuple(np.arange(count) for count in counts)
+            if not is_tuple:
+                like = (like,)
+        else:
+            is_tuple = True
+        stacks = range(len(rows)) if stacks is None else stacks
         _, leaves = self._unsealed(step)
-        wanted = _target_table(like)
         if leaves is None:
             stored = self._read(step, _stored_leaves)
         else:
             stored = {name: leaf.abstract() for name, leaf in leaves.items()}
-        _check_same_leaves(stored, wanted, self.directory)
-        rows = {name: stored[name].shape[0] for name in wanted}
-        target = {name: _with_rows(leaf, rows[name]) for name, leaf in wanted.items()}
+        whole = like if is_tuple else like[0]
+        if is_tuple:
+            places = dict(zip(stacks, like, strict=True))
+            whole = tuple(places.get(i) for i in range(1 + max(places)))
+            own = tuple(f"{i}." for i in stacks)
+            asked = {n: x for n, x in stored.items() if n.startswith(own)}
+        else:
+            asked = stored
+        wanted = _target_table(whole)
+        _check_same_leaves(asked, wanted, self.directory)
+        target = {
+            name: _with_rows(leaf, stored[name].shape[0])
+            for name, leaf in wanted.items()
+        }
 
         def read(path):
             if leaves is not None:
                 seals.check_leaves(_stored_leaves(path), stored)
-            args = ocp.checkpoint_utils.construct_restore_args(target)
-            return ocp.PyTreeCheckpointHandler().restore(
-                path / "state", args=ocp.args.PyTreeRestore(target, restore_args=args)
+            args = ocp.args.PyTreeRestore(
+                target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=len(asked) < len(stored),
             )
+            return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
 
         table = self._read(step, read)
-        counts = dict(zip(wanted, _members_by_leaf(like, num_members), strict=True))
+        taken = [
+            own
+            for part, own in zip(like, rows, strict=True)
+            for _ in jax.tree.leaves(part)
+        ]
+        taken = dict(zip(wanted, taken, strict=True))
         if leaves is not None:
             found = row_checksums(table)  # collective, and the same everywhere
             with _naming(step):
-                for name, count in counts.items():
-                    leaves[name].check(name, found[name], count)
+                for name, own in taken.items():
+                    leaves[name].check(name, found[name], own)
         for name, leaf in wanted.items():
-            if rows[name] != leaf.shape[0]:
-                repad = jax.jit(
-                    lambda x, n=leaf.shape[0], m=counts[name]: pad_members(x[:m], n),
-                    out_shardings=leaf.sharding,
-                )
-                table[name] = repad(table[name])
-        return _from_table(table, like)
+            table[name] = _take_rows(table[name], taken[name], leaf)
+        return _from_table(table, whole if not is_tuple else like, names=list(wanted))
 
     def wait(self) -> None:
         """Waits until everything saved so far is on disk; raises what went wrong."""
@@ -326,15 +370,13 @@ def _stored_leaves(path):
     return ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
 
 
-def _members_by_leaf(like, num_members):
-    """For each leaf of `like`, how many of its rows are members."""
-    if isinstance(num_members, int):
-        like, num_members = (like,), (num_members,)
-    return [
-        count
-        for part, count in zip(like, num_members, strict=True)
-        for _ in jax.tree.leaves(part)
-    ]
+def _take_rows(stored, rows, leaf):
+    """Some rows of an array with the shape and sharding of `leaf`, padded by row 0."""
+    if stored.shape == leaf.shape and (rows == np.arange(len(rows))).all():
+        return stored
+    padded = np.concatenate([rows, np.repeat(rows[:1], leaf.shape[0] - len(rows))])
+    take = jax.jit(lambda x, index: x[index], out_shardings=leaf.sharding)
+    return take(stored, jnp.asarray(padded, jnp.int32))
 
 
 def _with_rows(leaf, rows):

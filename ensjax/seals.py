@@ -38,11 +38,11 @@ class Leaf(NamedTuple):
         """Shape and dtype as JAX knows them."""
         return jax.ShapeDtypeStruct(self.shape, np.dtype(self.dtype))
 
-    def check(self, name: str, checksums: np.ndarray, num_members: int) -> None:
-        """Raises `DamagedCheckpoint` unless the members' rows are what was saved."""
-        changed = self.checksums[:num_members] != checksums[:num_members]
+    def check(self, name: str, checksums: np.ndarray, rows: np.ndarray) -> None:
+        """Raises `DamagedCheckpoint` unless some rows are what was saved."""
+        changed = self.checksums[rows] != checksums[rows]
         if changed.any():
-            rows = np.flatnonzero(changed)
+            rows = np.asarray(rows)[changed]
             shown = ", ".join(map(str, rows[:8])) + ", ..." * (len(rows) > 8)
             raise DamagedCheckpoint(f"{name} of member {shown} is not what was saved")
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 CONFIG = str(Path(__file__).with_name("small.py")) + ":smoke"
 ROOT = str(Path(__file__).parents[2])
-TIMES = ("steps_per_second", "compile_seconds")
+TIMES = ("steps_per_second", "compile_seconds", "goodput", "chip_hours")
 
 
 def start(folder, **slowly):

@@ -19,7 +19,7 @@ class Lines:
         self.lines, self._ask_at = {}, ask_at
 
     def write(self, step, metrics):
-        times = ("steps_per_second", "compile_seconds")
+        times = ("steps_per_second", "compile_seconds", "goodput", "chip_hours")
         self.lines[step] = {k: v for k, v in metrics.items() if k not in times}
         if step in self._ask_at:
             assert preemption.request()
