@@ -269,7 +269,7 @@ class _Stage:
             line = self.history.add_report()
         if evaluated is not None:
             self.history.add_evaluation(evaluated)
-            line |= {f"evaluation_{name}": value for name, value in evaluated.items()}
+            line = line | {f"evaluation_{n}": value for n, value in evaluated.items()}
         if line:
             self._count_time()
             history = self.history
