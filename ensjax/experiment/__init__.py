@@ -18,6 +18,7 @@ from ensjax.experiment.loggers import (
     read_metrics,
 )
 from ensjax.experiment.run_directory import RunDirectory, open_run, view_run
+from ensjax.experiment.segments import SegmentLogger
 
 __all__ = [
     "ConfigError",
@@ -25,6 +26,7 @@ __all__ = [
     "Logger",
     "Loggers",
     "RunDirectory",
+    "SegmentLogger",
     "TensorBoardLogger",
     "WandbLogger",
     "check",

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from etils import epath
 
 from ensjax.experiment.exit_codes import ConfigError
-from ensjax.experiment.json_files import to_json_value, write_bytes
+from ensjax.experiment.json_files import is_local, to_json_value, write_bytes
 from ensjax.experiment.segments import read_segments
 
 Metrics = Mapping[str, float | Sequence[float]]
@@ -45,9 +45,17 @@ class JsonlLogger:
 
     The first write of a logger drops the lines of its phase from that step on: they
     were written after the checkpoint from which the run resumes, and come again.
+
+    Raises:
+        ValueError: if the file is to lie on an object store.
     """
 
     def __init__(self, path: str | os.PathLike, *, phase: str | None = None):
+        if not is_local(path):
+            raise ValueError(
+                f"{path} is on an object store, where nothing can be appended; pass a"
+                " folder there to SegmentLogger."
+            )
         self._path = epath.Path(path)
         self._phase = phase
         self._file = None

@@ -89,6 +89,7 @@ def run_and_report(options: RunOptions) -> int:
     except KeyboardInterrupt as error:
         code = exit_codes.CTRL_C
         if _is(error, "ensjax.train.preemption", "Preempted"):
+            _say(one_line(error))
             code, others_wait = exit_codes.PREEMPTED, False
     except Exception as error:
         if _is(error, "ensjax.seals", "DamagedCheckpoint"):

@@ -77,6 +77,11 @@ def test_what_is_local(store, tmp_path):
         assert not is_local(path)
 
 
+def test_a_file_that_is_appended_is_refused_on_a_store(store):
+    with pytest.raises(ValueError, match="pass a folder there to SegmentLogger"):
+        JsonlLogger(store / "metrics.jsonl")
+
+
 def test_a_run_on_a_store_has_a_lease_and_segments(store):
     path = store / "run"
     for attempt, steps in enumerate(([10, 20, 30], [20, 30, 40])):
