@@ -104,22 +104,22 @@ def prepare_child() -> None:
     """In the child: ends with the parent, and turns signals into exceptions.
 
     SIGTERM and SIGHUP make training save and end at its next look, if it can; at other
-    times, and when they come again, they end the process.
+    times they end the process.
     """
     pipe = int(os.environ.pop(_PIPE))  # popped: a grandchild is not ours
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    last = {}
+    last = -_SECOND_SIGNAL_SECONDS
 
     def interrupt(number, _):
-        kind = number if number == signal.SIGINT else signal.SIGTERM
-        is_second, now = kind in last, time.monotonic()
-        if is_second and now - last[kind] < _SECOND_SIGNAL_SECONDS:
+        nonlocal last
+        # What comes a second time because the parent passes it on changes nothing; if
+        # somebody means it, the parent kills.
+        if number != signal.SIGINT and _training_ends():
             return
-        last[kind] = now
-        if kind == signal.SIGINT:
-            raise KeyboardInterrupt
-        if is_second or not _training_ends():
-            raise Terminated
+        if time.monotonic() - last < _SECOND_SIGNAL_SECONDS:
+            return
+        last = time.monotonic()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, _TOLD_TO_END):
         signal.signal(number, interrupt)

@@ -34,6 +34,7 @@ class _Notice:
         self.is_enabled = False
         self.is_watched = False
         self.has_come = False
+        self.is_ending = False  # all is saved; whoever asks again need not end it
         # Of all calls of programs in this process, so that a second `fit` counts on.
         self.calls = itertools.count()
 
@@ -54,7 +55,7 @@ def request() -> bool:
     """
     if _notice.is_watched:
         _notice.has_come = True
-    return _notice.is_watched
+    return _notice.is_watched or _notice.is_ending
 
 
 class Watch:
@@ -65,16 +66,22 @@ class Watch:
     """
 
     def __init__(self, *, saves: bool):
-        self._looks = saves and _notice.is_enabled
+        # Without its service `jax.distributed` gives no notice.
+        can_agree = jax.process_count() == 1 or jax.config.jax_enable_preemption_service
+        self._looks = saves and _notice.is_enabled and can_agree
         self._step = 0
 
     def __enter__(self) -> "Watch":
         _notice.is_watched, _notice.has_come = self._looks, False
+        _notice.is_ending = False
         return self
 
     def __exit__(self, kind, *_) -> None:
         _notice.is_watched = False
-        if kind is None and _notice.has_come:  # after the last look: all is done
+        # It came after the last look: all is done and saved. Of several processes the
+        # others may not know, and would wait for this one.
+        if kind is None and _notice.has_come and jax.process_count() == 1:
+            _notice.is_ending = True
             raise Preempted(self._step)
 
     def is_told_to_end(self, step: int) -> bool:
@@ -86,6 +93,9 @@ class Watch:
         self._step = step
         if not self._looks:
             return False
-        if jax.process_count() == 1:
-            return _notice.has_come
-        return multihost_utils.reached_preemption_sync_point(next(_notice.calls))
+        has_come = _notice.has_come
+        if jax.process_count() > 1:
+            call = next(_notice.calls)
+            has_come = multihost_utils.reached_preemption_sync_point(call)
+        _notice.is_ending = has_come
+        return has_come

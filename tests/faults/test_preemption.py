@@ -27,6 +27,7 @@ def start(folder, **slowly):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": ROOT} | slowly,
+        start_new_session=True,
     )
 
 
@@ -73,11 +74,12 @@ def test_sigterm_saves_between_two_saves_and_nothing_of_the_run_changes(
 ):
     run = start(tmp_path, SECONDS_PER_LINE="0.4")
     wait_for_step(tmp_path / "w", 8)  # the next save is due at 20
-    run.send_signal(signal.SIGTERM)
-    _, errors = run.communicate(timeout=60)
+    os.killpg(run.pid, signal.SIGTERM)  # the child as well, as a batch system does
+    output, errors = run.communicate(timeout=60)
     assert run.returncode == 85
     *_, step = saved_steps(tmp_path / "w")
     assert 8 <= step < 20
+    assert output.splitlines()[-1] == f"told to end; step {step} is saved"
     assert errors.count("\n") == 1
     assert errors.startswith(
         "ensjax: the run was told to end (SIGTERM) and saved first (exit code 85);"

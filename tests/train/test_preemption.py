@@ -50,6 +50,7 @@ def test_the_run_that_was_told_to_end_twice_is_the_unbroken_one(kit, tmp_path, e
             kit.fit(ensemble, data, logger=part, **options)
         # The step after the request, in the middle of what the next report averages.
         assert error.value.step == step
+        assert preemption.request()  # it ends: the same signal again changes nothing
         assert (tmp_path / "b" / str(step)).is_dir()
     resumed, resumed_log = kit.fit(ensemble, data, logger=parts[2], **options)
     assert resumed_log.resumed_step == 16
