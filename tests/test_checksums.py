@@ -23,7 +23,9 @@ def by_hand(row):
     size = row.dtype.itemsize
     unsigned = {1: np.uint8, 2: np.uint16}.get(size, np.uint32)
     words = np.ascontiguousarray(row).reshape(-1).view(unsigned).tolist()
-    return sum(mix(word ^ mix(i)) for i, word in enumerate(words)) % 2**32
+    return (
+        sum(mix(word ^ 0x9E3779B9 * i % 2**32) for i, word in enumerate(words)) % 2**32
+    )
 
 
 def table():
