@@ -45,6 +45,7 @@ def run(config, run_dir):
     ensemble, log = training_job(config, rows).fit(
         checkpoint_dir=run_dir.checkpoints,
         save_every_steps=config.save_every_steps,
+        members_from=run_dir.members_from,
         logger=run_dir.logger(),
     )
     num_parameters = sum(x[0].size for x in jax.tree.leaves(ensemble.params))

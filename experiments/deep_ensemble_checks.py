@@ -37,6 +37,7 @@ def validate(config):
     _check_names(config)
     _check_numbers(config)
     _check_optimizer(config)
+    recipe.member_ids(config)
     try:
         arguments.check_seed(config.seed)
         arguments.check_sampling(config.sampling, None, is_resident=True)

@@ -204,6 +204,37 @@ def normalise_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
         ) from error
 
 
+# Fields in which a run may be continued with another value: its members are found by
+# their ids on any devices.
+ELASTIC_FIELDS = ("num_members", "members", "mesh")
+
+
+def without_elastic(config: dict[str, Any]) -> dict[str, Any]:
+    """A normalised config without `ELASTIC_FIELDS`."""
+    return {k: v for k, v in config.items() if k not in ELASTIC_FIELDS}
+
+
+def has_other_members(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two normalised configs differ in which members they have."""
+    return any(
+        (old.get(name) or None) != (new.get(name) or None)
+        for name in ("num_members", "members")
+    )
+
+
+def from_json(settings: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The config of a `config.json`: lists become tuples, as configs have them."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {key: tuples(item) for key, item in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    config = ml_collections.ConfigDict(tuples(settings))
+    config.lock()
+    return config
+
+
 def first_difference(old: dict, new: dict) -> tuple[str, Any, Any] | None:
     """The first field (dotted) in which two normalised configs differ, and both values.
 

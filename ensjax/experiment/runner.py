@@ -40,7 +40,13 @@ from ensjax.experiment.processes import (
     process_count,
     process_index,
 )
-from ensjax.experiment.run_directory import check_run, open_run, view_run
+from ensjax.experiment.run_directory import (
+    check_run,
+    existing_run,
+    open_run,
+    refuse_other_members,
+    view_run,
+)
 from ensjax.experiment.run_lock import missing_folders, remove_created
 from ensjax.experiment.supervisor import Terminated, committed_steps
 
@@ -55,6 +61,7 @@ class RunOptions(NamedTuple):
         flags: of several processes.
         devices: how many CPU devices; None: accelerators, or one for each CPU core.
         loggers: optional loggers by name.
+        members_from: other runs whose members are taken over.
     """
 
     spec: str
@@ -63,6 +70,7 @@ class RunOptions(NamedTuple):
     flags: ProcessFlags = ProcessFlags()
     devices: int | None = None
     loggers: Sequence[str] = ()
+    members_from: Sequence[str] = ()
 
 
 def default_workdir(spec: str) -> str:
@@ -91,7 +99,9 @@ def run_and_report(options: RunOptions) -> int:
         if _is(error, "ensjax.train.preemption", "Preempted"):
             code, others_wait = exit_codes.PREEMPTED, False
     except Exception as error:
-        if _is(error, "ensjax.seals", "DamagedCheckpoint"):
+        if _is(error, "ensjax.seals", "DamagedCheckpoint") or _is(
+            error, "ensjax.train.elastic", "OtherRun"
+        ):
             print(f"ensjax: {one_line(error)}", file=sys.stderr)
             code, others_wait = exit_codes.USER_ERROR, False  # all see it
         elif is_no_space(error):
@@ -133,6 +143,8 @@ def run_experiment(options: RunOptions) -> int:
         _say(f"{workdir} is finished; see {workdir}/report.html. Nothing to do.")
         return exit_codes.FINISHED
     path, experiment = everywhere(lambda: _load_experiment(source, config))
+    if state == "changed" and not hasattr(experiment, "training_job"):
+        on_first_process(lambda: refuse_other_members(workdir, config))
     from ensjax.train import preemption  # loads JAX
 
     run = view_run(workdir)
@@ -151,10 +163,13 @@ def run_experiment(options: RunOptions) -> int:
         versions = about | collect_versions()
         run = open_run(workdir, config, versions=versions, loggers=options.loggers)
 
+    members_from = everywhere(lambda: _checkpoints_of(options.members_from))
     on_first_process(open_here)
+    run.members_from = members_from
     with run:
-        if state == "resume":
-            _say(f"resuming {workdir}")
+        if state in ("resume", "changed"):
+            others = " with other members" if state == "changed" else ""
+            _say(f"resuming {workdir}{others}")
         preemption.enable()
         try:
             experiment.run(config, run)
@@ -168,6 +183,15 @@ def run_experiment(options: RunOptions) -> int:
             raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
     _say(f"finished: {workdir}/report.html")
     return exit_codes.FINISHED
+
+
+def _checkpoints_of(runs: Sequence[str]) -> tuple[Any, ...]:
+    """The checkpoints of other runs; raises `ConfigError` where there are none."""
+    found = [existing_run(path).checkpoints for path in runs]
+    for path, checkpoints in zip(runs, found, strict=True):
+        if not checkpoints.exists():
+            raise ConfigError(f"--members_from: {path} has no checkpoints.")
+    return tuple(found)
 
 
 def _is(error: BaseException, module: str, name: str) -> bool:
