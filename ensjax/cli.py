@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ensjax
 from ensjax.experiment import exit_codes
+from ensjax.experiment.compilation_cache import check_choice
 from ensjax.experiment.configs import (
     PRESETS,
     find_config,
@@ -93,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--log", default="", help="tensorboard, wandb, or both with a comma"
     )
+    run.add_argument(
+        "--compilation_cache",
+        metavar="on|off|DIR",
+        help="compiled programs for the next run (default: on for GPU and TPU)",
+    )
     run.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     run.add_argument(
         "--num_processes", type=int, help="how many hosts run this command"
@@ -143,9 +149,11 @@ def _run(
             flags=flags,
             devices=options.devices,
             loggers=[name for name in options.log.split(",") if name],
+            compilation_cache=options.compilation_cache,
         )
         return run_and_report(run)
     check_flags(flags)
+    check_choice(options.compilation_cache)
     workdir = options.workdir or default_workdir(options.config)
     return run_in_child(
         arguments,

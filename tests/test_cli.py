@@ -81,6 +81,10 @@ def test_version_and_help(capsys):
             ["run", "x.py", "--num_processes=2"],
             "--coordinator and --process_id missing",
         ),
+        (
+            ["run", "x.py", "--compilation_cache", "cache"],
+            "takes on, off or a folder with a slash, such as ./cache; got 'cache'",
+        ),
         (["run", "x.py", "--config.seed"], "--config.seed needs a value"),
         (["report", "nowhere"], "nowhere is no run of ensjax"),
         (["report", ".", "--config.seed=1"], "belongs to ensjax run"),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from ensjax.experiment import exit_codes
+from ensjax.experiment.compilation_cache import check_choice, use_compilation_cache
 from ensjax.experiment.configs import (
     ConfigSource,
     check_devices,
@@ -55,6 +56,7 @@ class RunOptions(NamedTuple):
         flags: of several processes.
         devices: how many CPU devices; None: accelerators, or one for each CPU core.
         loggers: optional loggers by name.
+        compilation_cache: "on", "off" or a folder; None: on for GPU and TPU.
     """
 
     spec: str
@@ -63,6 +65,7 @@ class RunOptions(NamedTuple):
     flags: ProcessFlags = ProcessFlags()
     devices: int | None = None
     loggers: Sequence[str] = ()
+    compilation_cache: str | None = None
 
 
 def default_workdir(spec: str) -> str:
@@ -113,6 +116,7 @@ def run_experiment(options: RunOptions) -> int:
     """
     check_flags(options.flags)
     check_logger_names(options.loggers)
+    check_choice(options.compilation_cache)
     is_alone = options.flags.coordinator is None and detect_cluster() is None
     if is_alone:  # a typing mistake need not wait for JAX
         source, config = _load(options)
@@ -127,6 +131,7 @@ def run_experiment(options: RunOptions) -> int:
     if state == "finished":
         _say(f"{workdir} is finished; see {workdir}/report.html. Nothing to do.")
         return exit_codes.FINISHED
+    use_compilation_cache(options.compilation_cache)
     path, experiment = everywhere(lambda: _load_experiment(source, config))
 
     run = view_run(workdir)
