@@ -128,7 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     copy.add_argument("name", help="of a config")
     commands.add_parser("doctor", help="devices, versions, and whether numbers agree")
-    commands.add_parser("bench", help="bench [name]: ratios against a loop and peers")
+    commands.add_parser(
+        "bench",
+        help="bench [name] [--compare old.json]: speed, and against an older file",
+    )
     return parser
 
 
@@ -290,6 +293,8 @@ def _bench(arguments: list[str]) -> int:
         print(f"Benchmarks: {join_names(known) or 'none'}. Run one: ensjax bench NAME")
         return exit_codes.FINISHED
     name, *rest = arguments
+    if name == "--compare" and rest:  # the file says which suite it is of
+        name, rest = _suite_of(rest[0]), arguments
     if name not in known:
         nearest = name_nearest(name, known)
         raise ConfigError(
@@ -298,6 +303,21 @@ def _bench(arguments: list[str]) -> int:
         )
     path = packaged_folder("experiments") / f"bench_{name}.py"
     return load_module(path, "bench").main(rest) or exit_codes.FINISHED
+
+
+def _suite_of(report: str) -> str:
+    """The suite of a file that `ensjax bench NAME --json` wrote."""
+    from etils import epath
+
+    from ensjax.experiment.json_files import read_json
+
+    try:
+        found = read_json(epath.Path(report))
+        return str(found.get("suite") or found["command"][1])
+    except OSError as error:
+        raise ConfigError(f"cannot read {report}: {one_line(error)}.") from error
+    except (AttributeError, KeyError, TypeError, IndexError, UnicodeError) as error:
+        raise ConfigError(f"{report} is no report of ensjax bench.") from error
 
 
 if __name__ == "__main__":
