@@ -127,6 +127,7 @@ def run_experiment(options: RunOptions) -> int:
     settings = on_first_process(lambda: normalise_config(config))
     everywhere(lambda: _check_same_config(config, settings))
     workdir = options.workdir or default_workdir(options.spec)
+    everywhere(lambda: _check_store(workdir))
     state = on_first_process(lambda: check_run(workdir, config))
     if state == "finished":
         _say(f"{workdir} is finished; see {workdir}/report.html. Nothing to do.")
@@ -193,6 +194,22 @@ def _set_devices(num_devices: int | None, *, is_alone: bool) -> None:
         raise ConfigError(
             "--devices comes too late: the config has started JAX. A config holds"
             " numbers, strings and tuples only."
+        ) from error
+
+
+def _check_store(workdir: str) -> None:
+    """Raises `ConfigError` if a package for `gs://` and the like is not installed."""
+    from etils import epath
+
+    path = epath.Path(workdir)
+    if is_local(path):
+        return
+    try:
+        path.exists()
+    except ImportError as error:
+        extra = " (pip install 'ensjax[gcs]')" if workdir.startswith("gs:") else ""
+        raise ConfigError(
+            f"--workdir {workdir} needs a package{extra}: {one_line(error)}."
         ) from error
 
 
