@@ -4,9 +4,9 @@
     ensjax bench scale --rows guard,save --repetitions 41 --json scale.json
     ensjax bench scale --compare scale.json
 
-Groups of rows: `guard` (the health of members, watched or not), `save` (steps with and
-without a save), `start` (with an empty and a filled compilation cache), `memory`
-(members per GiB by the compiled step) and `many` (1,000 and 10,000 small members). A
+Groups of rows: `start` (with an empty and a filled compilation cache), `many` (1,000
+and 10,000 small members), `guard` (the health of members, watched or not), `save`
+(steps with and without a save) and `memory` (members per GiB by the compiled step). A
 ratio has a 95 % interval over the repetitions, which take turns (`scale_timing`).
 """
 
@@ -24,7 +24,7 @@ import rich.table
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import load_module
-from ensjax.experiment.versions import collect_versions, hardware
+from ensjax.experiment.versions import hardware
 from ensjax.mesh import use_cpu_cores
 
 
@@ -38,7 +38,8 @@ memory = _beside("scale_memory")
 processes = _beside("scale_processes")
 
 SUITE = "scale"
-GROUPS = ("guard", "save", "start", "memory", "many")
+# The first two run in processes of their own, before this one takes the devices.
+GROUPS = ("start", "many", "guard", "save", "memory")
 # A repetition is a minute of two CPU cores for the main job's saves, and two starts.
 MOST_REPETITIONS = {"save": 5, "start": 3}
 TABLE_WIDTH = 150
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     console = rich.console.Console()
     wide = rich.console.Console(width=max(console.width, TABLE_WIDTH))
     report, show = files.begin(
-        options, SUITE, collect_versions(), measurements_of, make_table
+        options, SUITE, processes.collect_versions, measurements_of, make_table
     )
     console.print(_describe(report["versions"]))
     if not options.results:
@@ -82,6 +83,7 @@ def _options(arguments):
     for name in options.rows:
         if name not in GROUPS:
             parser.error(f"--rows takes {', '.join(GROUPS)}; got {name!r}")
+    options.rows.sort(key=GROUPS.index)
     if options.repetitions < 1:
         parser.error("--repetitions must be at least 1")
     return options

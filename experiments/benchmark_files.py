@@ -74,7 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def begin(
     options: argparse.Namespace,
     suite: str,
-    versions: dict[str, Any],
+    collect_versions: Callable[[], dict[str, Any]],
     measurements_of: Callable[[dict], tuple[str, dict[str, Measurement]]],
     make_table: Callable[[list[dict]], rich.table.Table],
 ) -> tuple[dict[str, Any], Callable[[rich.console.Console], None]]:
@@ -83,7 +83,7 @@ def begin(
     Args:
         options: with those of `add_options`.
         suite: its name.
-        versions: of what is here.
+        collect_versions: gives what is here; not called with `--results`.
         measurements_of: the name of a row, and its measurements.
         make_table: of all rows.
 
@@ -94,7 +94,6 @@ def begin(
     Raises:
         ConfigError: if a file cannot be read or compared with.
     """
-    report = {"suite": suite, "command": [], "versions": versions, "rows": []}
     if options.results:
         report = read_report(options.results, suite, force=options.force)
         read_measurements(report, measurements_of, options.results)
@@ -105,6 +104,9 @@ def begin(
                 f"{options.results}: a row lacks what the table shows"
                 f" ({type(error).__name__}: {one_line(error)})."
             ) from error
+    else:
+        report = {"suite": suite, "command": [], "rows": []}
+        report["versions"] = collect_versions()
     if not options.compare:
         return report, lambda console: None
     old = read_report(options.compare, suite, force=options.force)

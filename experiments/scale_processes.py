@@ -36,6 +36,26 @@ STARTED = {
 MANY = ((1_000, 30.0), (10_000, 300.0))  # members, seconds they may take
 MANY_STEPS = 1_000
 TIMEOUT_SECONDS = 1_800.0
+_VERSIONS = """
+import json
+from ensjax.experiment.versions import collect_versions
+from ensjax.mesh import use_cpu_cores
+use_cpu_cores()
+print(json.dumps(collect_versions()))
+"""
+
+
+def collect_versions() -> dict[str, Any]:
+    """Versions and hardware, asked for in a process that ends.
+
+    One that has started JAX's devices keeps most of a GPU's memory and all of a TPU
+    from those that are measured.
+    """
+    command = [sys.executable, "-P", "-c", _VERSIONS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"JAX does not start: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_start(

@@ -193,4 +193,6 @@ def test_a_report_is_read_back(tmp_path):
     files.write_report(None, report(), [])
     options = argparse.Namespace(results=None, compare=path, force=False)
     with pytest.raises(ConfigError, match="measured on cpu x 2 .Some"):
-        files.begin(options, "scale", OTHER, scale.measurements_of, scale.make_table)
+        files.begin(
+            options, "scale", lambda: OTHER, scale.measurements_of, scale.make_table
+        )

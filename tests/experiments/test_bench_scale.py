@@ -187,7 +187,7 @@ def test_a_warm_start_finds_what_another_start_compiled():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--rows", "guard,sav"], "--rows takes guard, save, start, memory, many"),
+        (["--rows", "guard,sav"], "--rows takes start, many, guard, save, memory"),
         (["--repetitions", "0"], "must be at least 1"),
     ],
 )
@@ -223,8 +223,9 @@ def test_all_groups_end_in_one_table_and_one_file(tmp_path, capsys, monkeypatch)
     printed = capsys.readouterr().out
     assert "1.250 [1.000, 2.000]" in printed and "a [b] / c" in printed
     report = json.loads(path.read_text())
-    assert report["suite"] == "scale" and report["versions"]["num_devices"] == 8
+    assert report["suite"] == "scale" and report["versions"]["num_devices"] > 0
     groups = [row["group"] for row in report["rows"]]
+    assert groups == sorted(groups, key=["start", "many", *groups].index)
     expected = dict(guard=4, saves=2, start=2, memory=5, many=2)
     assert {group: groups.count(group) for group in groups} == expected
     _, measurements = bench.measurements_of(report["rows"][0])
