@@ -109,6 +109,7 @@ def test_a_save_is_timed_until_the_first_call_behind_it():
 @pytest.mark.slow
 def test_saves_are_measured_with_fit_and_with_a_save_in_flight(monkeypatch):
     monkeypatch.setitem(timing.SAVED, "tiny", (SMALL, 2, 5))
+    monkeypatch.setattr(timing, "MAIN_JOB", "tiny")
     ticks = []
     with_saves, in_flight = timing.measure_saves(
         "tiny", repetitions=2, advance=lambda: ticks.append(1)
@@ -116,6 +117,7 @@ def test_saves_are_measured_with_fit_and_with_a_save_in_flight(monkeypatch):
     assert len(ticks) == 4
     for row in (with_saves, in_flight):
         assert row["members"] == 2 and row["target"] == 1.05
+        assert row["verdict"] in ("ok", "undecided", "DEFECT")
         assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
         for values in row["measurements"].values():
             assert len(values) == 2 and min(values) > 0
