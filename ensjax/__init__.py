@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ensjax.group import Group, predict
     from ensjax.mapping import map_members
     from ensjax.mesh import make_mesh
-    from ensjax.train import EarlyStopping, Joint, TrainingLog, fit, losses
+    from ensjax.train import EarlyStopping, Health, Joint, TrainingLog, fit, losses
 
 __version__ = "0.1.0"
 
@@ -37,6 +37,7 @@ __all__ = [
     "EarlyStopping",
     "Ensemble",
     "Group",
+    "Health",
     "Joint",
     "Temperature",
     "TrainingLog",
@@ -68,6 +69,7 @@ _HOMES = {
     "EarlyStopping": "train",
     "Ensemble": "ensemble",
     "Group": "group",
+    "Health": "train",
     "Joint": "train",
     "Temperature": "combine",
     "TrainingLog": "train",

@@ -2,14 +2,16 @@
 
 A tree is stored as a flat table of named arrays, so that a mismatch is reported by the
 name of its leaf, with one chunk per member, so that a member can be read at the cost of
-one. A save becomes visible only when it is whole.
+one. A save becomes visible only when it is whole, and what was damaged since is noticed
+when it is read: by a checksum of every leaf and member, which lie in the checkpoint's
+own JSON under one more.
 """
 
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from ensjax.members import pad_members
+from ensjax import seals
+from ensjax.checksums import row_checksums
+from ensjax.reading import read_or_damaged, steps_of_first_process
+from ensjax.seals import DamagedCheckpoint
+
+T = TypeVar("T")
 
 _KEY_KINDS = {
     "key<fry>": "threefry2x32",
@@ -65,9 +72,10 @@ def _target_table(like):
     return dict(zip(leaf_names(like), leaves, strict=True))
 
 
-def _from_table(table, like):
+def _from_table(table, like, names=None):
     leaves = []
-    for name, leaf in zip(leaf_names(like), jax.tree.leaves(like), strict=True):
+    names = leaf_names(like) if names is None else names
+    for name, leaf in zip(names, jax.tree.leaves(like), strict=True):
         value = table[name]
         if _is_key(leaf):
             value = jax.random.wrap_key_data(value, impl=_KEY_KINDS[str(leaf.dtype)])
@@ -94,20 +102,38 @@ def _not_chatter(record):
     return record.levelno >= logging.ERROR or "orbax" not in record.pathname
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves the agreement on a preemption to the training loop.
+
+    Orbax would ask for it at every save, under numbers of its own, and the processes
+    would wait for a number that never comes.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run, by step.
 
     Saving is asynchronous: it copies to the host and returns, and the files are written
-    while training goes on. `close` (or `wait`) waits for the last of them.
+    while training goes on. `close` (or `wait`) waits for the last of them. In a job of
+    several processes every method is collective, and what one process cannot read is
+    damaged for all.
     """
 
     def __init__(self, directory: Any, *, max_to_keep: int | None = 2):
         self.directory = epath.Path(directory)
+        self._damaged: list[int] = []
         _hush_orbax()
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory.resolve(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=max_to_keep, create=True, enable_async_checkpointing=True
+                max_to_keep=max_to_keep,
+                create=True,
+                enable_async_checkpointing=True,
+                lightweight_initialize=True,  # a damaged one must not stop us here
             ),
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
@@ -116,28 +142,78 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The last whole checkpoint's step; None if there is none."""
+        """The last committed checkpoint's step; None if there is none."""
         return self._manager.latest_step()
+
+    def newest_whole(
+        self, read: Callable[[int], T], *, say: Callable[[str], None]
+    ) -> tuple[int, T] | None:
+        """The newest step that can be read, with what `read(step)` returns for it.
+
+        A checkpoint for which `read` raises `DamagedCheckpoint` is passed over, and
+        moved to `<step>.damaged` when the next one is saved: it is never read again,
+        nor deleted.
+
+        Args:
+            read: calls `read_meta` and `restore`.
+            say: is given one line if a checkpoint was passed over.
+
+        Returns:
+            None if nothing was saved.
+
+        Raises:
+            DamagedCheckpoint: if no checkpoint is whole. Nothing is moved then.
+        """
+        damaged = {}
+        for step in reversed(steps_of_first_process(self._manager.all_steps())):
+            try:
+                value = read(step)
+            except DamagedCheckpoint as error:
+                damaged[step] = str(error)
+                continue
+            if damaged:
+                say(f"{'; '.join(damaged.values())}; going on from step {step}")
+            self._damaged = list(damaged)
+            return step, value
+        if damaged:
+            raise DamagedCheckpoint(
+                f"no checkpoint in {self.directory} is whole: "
+                f"{'; '.join(damaged.values())}. Nothing was changed there. Put a whole"
+                " one back, or start in another directory."
+            )
+        return None
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts saving a stacked state, leaves `[row, ...]`, and JSON-able `meta`."""
+        self._move_damaged()
         table = _table(state)
         args = _one_chunk_a_member(table)
+        sealed = seals.seal(meta, table, row_checksums(table))
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(table, save_args=args),
-                meta=ocp.args.JsonSave(meta),
+                meta=ocp.args.JsonSave(sealed),
             ),
+            force=True,  # whether it is time is known to the caller
         )
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """What `save` was given as `meta`."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["meta"]
+        """What `save` was given as `meta`.
+
+        Raises:
+            DamagedCheckpoint: if it cannot be read, or is not what was written.
+        """
+        return self._unsealed(step)[0]
 
     def restore(
-        self, step: int, like: Any, *, num_members: int | tuple[int, ...]
+        self,
+        step: int,
+        like: Any,
+        *,
+        num_members: int | tuple[int, ...] | None = None,
+        rows: tuple[np.ndarray, ...] | None = None,
+        stacks: Sequence[int] | None = None,
     ) -> Any:
         """The state of a step, on the devices and with the rows of `like`.
 
@@ -147,42 +223,69 @@ class Checkpoints:
                 rows may differ from the stored one, as padding depends on the mesh.
             num_members: rows that are members; the others are padding. A tuple if
                 `like` is a tuple of stacks.
+            rows: instead, for every stack, which stored rows are taken, in their order.
+            stacks: which of the stored stacks those of `like` are; default: all.
 
         Raises:
             ValueError: if leaves are missing, superfluous or of another shape; named.
+            DamagedCheckpoint: if files are missing or torn, or the rows of a member are
+                not what was saved; names leaf and member. Checkpoints of versions that
+                kept no checksums are not compared.
         """
-        stored = self._manager.item_metadata(step)["state"].tree
-        wanted = _target_table(like)
-        _check_same_leaves(stored, wanted, self.directory)
-        rows = {name: stored[name].shape[0] for name in wanted}
-        target = {name: _with_rows(leaf, rows[name]) for name, leaf in wanted.items()}
-        table = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    target,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                )
-            ),
-        )["state"]
-        counts = num_members
-        if isinstance(num_members, int):
-            counts, like = (num_members,), (like,)
-        members = [
-            count
-            for part, count in zip(like, counts, strict=True)
+        if rows is None:
+            is_tuple = not isinstance(num_members, int)
+            counts = num_members if is_tuple else (num_members,)
+            rows = tuple(np.arange(count) for count in counts)
+            if not is_tuple:
+                like = (like,)
+        else:
+            is_tuple = True
+        stacks = range(len(rows)) if stacks is None else stacks
+        _, leaves = self._unsealed(step)
+        if leaves is None:
+            stored = self._read(step, _stored_leaves)
+        else:
+            stored = {name: leaf.abstract() for name, leaf in leaves.items()}
+        whole = like if is_tuple else like[0]
+        if is_tuple:
+            places = dict(zip(stacks, like, strict=True))
+            whole = tuple(places.get(i) for i in range(1 + max(places)))
+            own = tuple(f"{i}." for i in stacks)
+            asked = {n: x for n, x in stored.items() if n.startswith(own)}
+        else:
+            asked = stored
+        wanted = _target_table(whole)
+        _check_same_leaves(asked, wanted, self.directory)
+        target = {
+            name: _with_rows(leaf, stored[name].shape[0])
+            for name, leaf in wanted.items()
+        }
+
+        def read(path):
+            if leaves is not None:
+                seals.check_leaves(_stored_leaves(path), stored)
+            args = ocp.args.PyTreeRestore(
+                target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=len(asked) < len(stored),
+            )
+            return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
+
+        table = self._read(step, read)
+        taken = [
+            own
+            for part, own in zip(like, rows, strict=True)
             for _ in jax.tree.leaves(part)
         ]
-        for (name, leaf), count in zip(wanted.items(), members, strict=True):
-            if rows[name] != leaf.shape[0]:
-                repad = jax.jit(
-                    lambda x, n=leaf.shape[0], m=count: pad_members(x[:m], n),
-                    out_shardings=leaf.sharding,
-                )
-                table[name] = repad(table[name])
-        if isinstance(num_members, int):
-            like = like[0]
-        return _from_table(table, like)
+        taken = dict(zip(wanted, taken, strict=True))
+        if leaves is not None:
+            found = row_checksums(table)  # collective, and the same everywhere
+            with _naming(step):
+                for name, own in taken.items():
+                    leaves[name].check(name, found[name], own)
+        for name, leaf in wanted.items():
+            table[name] = _take_rows(table[name], taken[name], leaf)
+        return _from_table(table, whole if not is_tuple else like, names=list(wanted))
 
     def wait(self) -> None:
         """Waits until everything saved so far is on disk; raises what went wrong."""
@@ -192,11 +295,68 @@ class Checkpoints:
         """Waits for the last save and releases the directory."""
         self._manager.close()
 
+    def _unsealed(self, step):
+        """The step's `meta` and leaves; see `seals.unseal`."""
+
+        def read(path):
+            handler = ocp.JsonCheckpointHandler()
+            stored = handler.restore(path / "meta", args=ocp.args.JsonRestore())
+            return seals.unseal(stored)
+
+        return self._read(step, read)
+
+    def _read(self, step, read):
+        """`read(the step's folder)`, or `DamagedCheckpoint` on all processes.
+
+        Orbax's manager is passed by: it meets the other processes at a barrier, where
+        they would wait for one that cannot read its part.
+        """
+        path = self.directory.resolve() / str(step)
+        with _naming(step):
+            return read_or_damaged(lambda: read(path))
+
+    def _move_damaged(self):
+        """Takes what was passed over out of the way of steps to be saved."""
+        if not self._damaged:
+            return
+        if jax.process_index() == 0:
+            for step in self._damaged:
+                moved = self.directory / f"{step}.damaged"
+                while moved.exists():  # the same step was damaged before
+                    moved = moved.parent / f"{moved.name}-again"
+                (self.directory / str(step)).rename(moved)
+        self._damaged = []
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("moved damaged checkpoints")
+        self._manager.reload()
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+@contextlib.contextmanager
+def _naming(step):
+    try:
+        yield
+    except DamagedCheckpoint as error:
+        raise DamagedCheckpoint(f"checkpoint {step} is damaged ({error})") from None
+
+
+def _stored_leaves(path):
+    """The leaves of a step as Orbax describes them, by name."""
+    return ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
+
+
+def _take_rows(stored, rows, leaf):
+    """Some rows of an array with the shape and sharding of `leaf`, padded by row 0."""
+    if stored.shape == leaf.shape and (rows == np.arange(len(rows))).all():
+        return stored
+    padded = np.concatenate([rows, np.repeat(rows[:1], leaf.shape[0] - len(rows))])
+    take = jax.jit(lambda x, index: x[index], out_shardings=leaf.sharding)
+    return take(stored, jnp.asarray(padded, jnp.int32))
 
 
 def _with_rows(leaf, rows):

@@ -25,6 +25,7 @@ PURPOSES = {
     "noise": 7,
     "evaluation": 8,
     "shared_order": 9,
+    "reseed": 10,
 }
 
 

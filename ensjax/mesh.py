@@ -1,11 +1,13 @@
 """Devices: the mesh ("member", "data", "model") and where arrays live on it."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 AXES = ("member", "data", "model")
@@ -147,6 +149,27 @@ def fetch(tree: Any) -> Any:
         for i, leaf in zip(remote, whole, strict=True):
             leaves[i] = leaf
     return jax.device_get(jax.tree.unflatten(treedef, leaves))
+
+
+def from_first_process(value: Any) -> Any:
+    """What process 0 of the job passed, on every process (a collective call).
+
+    Hosts may see different listings of a directory, so that one of them decides.
+
+    Args:
+        value: what JSON can hold.
+    """
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    message = np.zeros(size, np.uint8)
+    if jax.process_index() == 0:
+        message[:] = data
+    message = np.asarray(multihost_utils.broadcast_one_to_all(message))
+    return json.loads(message.tobytes())
 
 
 def platform(mesh: Mesh) -> str:

@@ -6,6 +6,7 @@ ends in claims and figures. Beside it, `deep_ensemble_recipe.py` builds,
 measures, `deep_ensemble_claims.py` judges and `deep_ensemble_figures.py` draws.
 """
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import ensjax
 from ensjax import data, losses
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.processes import everywhere
+from ensjax.train import TrainingJob
 
 
 def _beside(name):
@@ -40,42 +42,12 @@ def run(config, run_dir):
     """Trains, predicts, scores and reports; the same command resumes the training."""
     start = time.perf_counter()
     rows = everywhere(lambda: _load_rows(config))
-    mesh = ensjax.make_mesh(**config.mesh.to_dict())
-    ensemble = ensjax.Ensemble.init(
-        lambda rngs: recipe.build_model(config, rngs),
-        num_members=config.num_seeds * config.num_members,
-        seed=config.seed,
-        mesh=mesh,
-    )
-    num_parameters = sum(x[0].size for x in jax.tree.leaves(ensemble.params))
-    evaluation = {}
-    if rows.calibration is not None:  # watched, never chosen by
-        evaluation = dict(
-            evaluation=rows.calibration,
-            evaluation_loss=losses.cross_entropy,
-            evaluate_every_steps=config.evaluate_every_steps,
-            evaluation_batch_size=config.predict_batch_size,
-        )
-    ensemble, log = ensjax.fit(
-        ensemble,
-        rows.train,
-        loss=recipe.make_loss(config),
-        make_tx=recipe.make_optimizer(config),
-        hyper=np.tile(recipe.per_member(config), config.num_seeds).astype(np.float32),
-        steps=config.total_steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        sampling=config.sampling,
-        augment=recipe.make_augment(config),
-        **evaluation,
-        steps_per_call=config.steps_per_call,
-        log_every_steps=config.log_every_steps,
-        block=recipe.members_at_once(config),
-        unroll=config.unroll,
+    ensemble, log = training_job(config, rows).fit(
         checkpoint_dir=run_dir.checkpoints,
         save_every_steps=config.save_every_steps,
         logger=run_dir.logger(),
     )
+    num_parameters = sum(x[0].size for x in jax.tree.leaves(ensemble.params))
     trained = time.perf_counter()
 
     frozen_steps = log.frozen_steps.reshape(config.num_seeds, config.num_members)
@@ -96,6 +68,47 @@ def run(config, run_dir):
         scalars=scalars,
         claims=verdicts.make_claims(config, results),
         checks=verdicts.make_checks(config, results, scalars),
+    )
+
+
+def training_job(config, rows=None):
+    """What the run trains: the members of all seeds, as one call of `fit`.
+
+    Args:
+        config: of the run.
+        rows: what `recipe.load_rows` gives, or None: they are loaded.
+    """
+    rows = _load_rows(config) if rows is None else rows
+    evaluation = {}
+    if rows.calibration is not None:  # watched, never chosen by
+        evaluation = dict(
+            evaluation=rows.calibration,
+            evaluation_loss=losses.cross_entropy,
+            evaluate_every_steps=config.evaluate_every_steps,
+            evaluation_batch_size=config.predict_batch_size,
+        )
+    hyper = np.tile(recipe.per_member(config), config.num_seeds).astype(np.float32)
+    return TrainingJob(
+        make_model=functools.partial(recipe.build_model, config),
+        member_ids=recipe.member_ids(config),
+        init_seed=config.seed,
+        data=rows.train,
+        hyper=hyper,
+        mesh_sizes=config.mesh.to_dict(),
+        options=dict(
+            loss=recipe.make_loss(config),
+            make_tx=recipe.make_optimizer(config),
+            steps=config.total_steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            sampling=config.sampling,
+            augment=recipe.make_augment(config),
+            **evaluation,
+            steps_per_call=config.steps_per_call,
+            log_every_steps=config.log_every_steps,
+            block=recipe.members_at_once(config),
+            unroll=config.unroll,
+        ),
     )
 
 

@@ -204,6 +204,20 @@ def make_augment(config):
     return data.augment_images(*(AUGMENTATIONS[name]() for name in config.augment))
 
 
+# Ids of the members of different seeds are apart by this, so that a member keeps its id
+# when an ensemble grows.
+SEED_STRIDE = 2**16
+
+
+def member_ids(config):
+    """Ids of all members, those of one seed after those of the other."""
+    return tuple(
+        seed * SEED_STRIDE + member
+        for seed in range(config.num_seeds)
+        for member in range(config.num_members)
+    )
+
+
 def per_member(config):
     """The learning rate of each member of one seed, `[member]`."""
     return np.broadcast_to(config.optimizer.learning_rate, (config.num_members,))

@@ -7,8 +7,9 @@ BUG = 1  # a traceback was printed
 USER_ERROR = 2  # one line was printed, nothing was left behind
 NO_SPACE = 74  # the disk filled up during the run; earlier files are whole
 INTERRUPTED = 75  # the run, or another process of it, died; the same command resumes
+PREEMPTED = 85  # SIGTERM while training: saved first; the same command resumes
 CTRL_C = 130
-TERMINATED = 143  # SIGTERM, as from a batch system
+TERMINATED = 143  # SIGTERM at another moment, or a second one: nothing was saved for it
 
 
 class ConfigError(ValueError):

@@ -39,9 +39,26 @@ def to_json_value(value: Any) -> Any:
     )
 
 
-def is_local(path: epath.Path) -> bool:
-    """Whether `path` lies on a file system of this machine (not `gs://`, `s3://`)."""
-    return "://" not in os.fspath(path) and not os.fspath(path).startswith("gs:/")
+# Folders, separated as in PATH, where object stores are mounted (gcsfuse, s3fs).
+OBJECT_STORE_FOLDERS = "ENSJAX_OBJECT_STORE_FOLDERS"
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether `path` lies on a file system of this machine, with locks and appending.
+
+    `gs://` and `s3://` do not, nor do the folders that the environment variable
+    ENSJAX_OBJECT_STORE_FOLDERS names because an object store is mounted there.
+    """
+    path = os.fspath(path)
+    if "://" in path or path.startswith("gs:/"):
+        return False
+    place = os.path.abspath(path)
+    folders = os.environ.get(OBJECT_STORE_FOLDERS, "").split(os.pathsep)
+    return not any(
+        os.path.commonpath([place, os.path.abspath(folder)]) == os.path.abspath(folder)
+        for folder in folders
+        if folder
+    )
 
 
 def write_bytes(path: epath.Path, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """Where metrics go: `metrics.jsonl` always, TensorBoard and Weights & Biases if asked.
 
+On an object store the folder `metrics` takes the place of the file (see `segments.py`).
 Metrics are a flat dict of numbers and of lists with one number per member. JSON has no
 NaN: a number that is not finite is `null` in `metrics.jsonl`, and NaN when read back.
 """
@@ -15,7 +16,8 @@ from typing import Any, Protocol
 from etils import epath
 
 from ensjax.experiment.exit_codes import ConfigError
-from ensjax.experiment.json_files import is_local, to_json_value, write_bytes
+from ensjax.experiment.json_files import to_json_value, write_bytes
+from ensjax.experiment.segments import read_segments
 
 Metrics = Mapping[str, float | Sequence[float]]
 
@@ -39,6 +41,8 @@ class Logger(Protocol):
 class JsonlLogger:
     """One JSON object per line: `step` first, then the `phase` if any, then metrics.
 
+    For a file on a disk; `SegmentLogger` is for object stores.
+
     The first write of a logger drops the lines of its phase from that step on: they
     were written after the checkpoint from which the run resumes, and come again.
     """
@@ -54,12 +58,13 @@ class JsonlLogger:
             cut_metrics(self._path, int(step) - 1, phase=self._phase)
             self._has_cut = True
         if self._file is None:
-            self._file = _Appender(self._path)
+            self._file = open(self._path, "a")  # noqa: SIM115
         head = {"step": int(step)}
         if self._phase is not None:
             head["phase"] = self._phase
         line = json.dumps(head | to_json_value(dict(metrics)), allow_nan=False)
-        self._file.append(line + "\n")
+        self._file.write(line + "\n")
+        self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
@@ -193,9 +198,14 @@ def read_metrics(
 ) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl` (of one phase if given), `null` as NaN.
 
-    A last line that a kill has torn is left out.
+    A last line that a kill has torn is left out. Where a run on an object store has the
+    folder `metrics` in its place, its segments are merged.
     """
-    lines = [line for line, _ in _parsed_lines(epath.Path(path))]
+    path = epath.Path(path)
+    if path.exists():
+        lines = [line for line, _ in _parsed_lines(path)]
+    else:
+        lines = read_segments(path.with_suffix(""))
     if phase is not None:
         lines = [line for line in lines if line.get("phase") == phase]
     return [
@@ -238,24 +248,3 @@ def _with_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_nan(item) for item in value]
     return math.nan if value is None else value
-
-
-class _Appender:
-    """Appends text; an object store cannot, so there the whole is written again."""
-
-    def __init__(self, path: epath.Path):
-        self._path = path
-        self._file = open(path, "a") if is_local(path) else None  # noqa: SIM115
-        self._text = path.read_text() if self._file is None and path.exists() else ""
-
-    def append(self, text: str) -> None:
-        if self._file is not None:
-            self._file.write(text)
-            self._file.flush()
-        else:
-            self._text += text
-            self._path.write_text(self._text)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()

@@ -2,7 +2,8 @@
 
 config.json     what was asked, as JSON has it
 versions.json   software, hardware, git commit, and how the run was called
-metrics.jsonl   one line per report of the training loop
+metrics.jsonl   one line per report of the training loop; on an object store the folder
+                metrics/ with one segment per attempt, and lease.json
 checkpoints/    of the training loop
 figures/*.png   with report.json (captions and tables), from which
 report.html     is built
@@ -11,15 +12,17 @@ results.json    scalars, claims, checks: written last, so a run that has it is f
 
 import contextlib
 import io
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from etils import epath
 
+from ensjax.experiment import lease
 from ensjax.experiment.claims import build_results
 from ensjax.experiment.configs import ABSENT, first_difference, normalise_config
 from ensjax.experiment.exit_codes import ConfigError, is_no_space
@@ -38,8 +41,10 @@ from ensjax.experiment.loggers import (
     TensorBoardLogger,
     WandbLogger,
     cut_metrics,
+    read_metrics,
 )
 from ensjax.experiment.run_lock import create_locked, lock_or_refuse
+from ensjax.experiment.segments import SegmentLogger
 
 
 class RunDirectory:
@@ -60,12 +65,12 @@ class RunDirectory:
         *,
         is_writable: bool = False,
         loggers: Sequence[str] = (),
-        lock: int | None = None,
+        release: Callable[[], None] | None = None,
     ):
         self.path = epath.Path(path)
         self.is_writable = is_writable
         self._logger_names = tuple(loggers)
-        self._lock = lock
+        self._release = release
         self._loggers: list[Logger] = []
 
     @property
@@ -96,11 +101,15 @@ class RunDirectory:
         empty = {"title": self.path.name, "summary": "", "figures": [], "tables": []}
         return empty | (read_json(path) if path.exists() else {})
 
+    def metrics(self, phase: str | None = None) -> list[dict[str, Any]]:
+        """What was logged (of one phase if given), as `read_metrics` gives it."""
+        return read_metrics(self.path / "metrics.jsonl", phase=phase)
+
     def logger(self, phase: str | None = None) -> Logger:
         """A logger for `fit`; a run of several fits gives each a `phase` of its own."""
         if not self.is_writable:
             return Loggers([])
-        loggers = [JsonlLogger(self.path / "metrics.jsonl", phase=phase)]
+        loggers = [self._metrics_logger(phase)]
         if "tensorboard" in self._logger_names:
             loggers.append(TensorBoardLogger(self.path / "tensorboard" / (phase or "")))
         if "wandb" in self._logger_names:
@@ -110,9 +119,13 @@ class RunDirectory:
         return self._loggers[-1]
 
     def cut_metrics(self, step: int, phase: str | None = None) -> None:
-        """Removes the lines of `metrics.jsonl` after `step` (of the phase)."""
-        if self.is_writable:
+        """Removes the logged lines after `step` (of the phase)."""
+        if not self.is_writable:
+            return
+        if is_local(self.path):
             cut_metrics(self.path / "metrics.jsonl", step, phase=phase)
+        else:
+            SegmentLogger(self.path / "metrics", phase=phase).cut(step)
 
     def add_figure(self, name: str, figure, caption: str) -> None:
         """Saves a matplotlib figure as `figures/<name>.png`, with its caption.
@@ -192,15 +205,20 @@ class RunDirectory:
         for logger in self._loggers:
             logger.close()
         self._loggers = []
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def __enter__(self) -> "RunDirectory":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _metrics_logger(self, phase):
+        if is_local(self.path):
+            return JsonlLogger(self.path / "metrics.jsonl", phase=phase)
+        return SegmentLogger(self.path / "metrics", phase=phase)
 
     def _add_content(self, kind: str, entry: dict[str, Any]) -> None:
         contents = self.contents
@@ -224,7 +242,7 @@ def check_run(
     if not path.is_dir():
         raise ConfigError(f"{path} is a file; choose another --workdir.")
     if not (path / "config.json").exists():
-        if any(path.iterdir()):
+        if any(entry.name != lease.NAME for entry in path.iterdir()):
             raise ConfigError(
                 f"{path} holds files but no config.json, so it is no run of ensjax;"
                 " choose another --workdir."
@@ -255,7 +273,9 @@ def open_run(
     """Creates the run, whole, or opens it to resume; holds its lock until `close`.
 
     Args:
-        path: local, or an object store such as `gs://bucket/run` (no lock there).
+        path: local, or an object store such as `gs://bucket/run`. There is no lock
+            there, but a lease: see `ensjax.experiment.lease`, also for how long it
+            waits for a run that died.
         config: of the run.
         versions: for `versions.json`; None collects them (starts JAX's devices).
         loggers: names in `OPTIONAL_LOGGERS`.
@@ -270,13 +290,9 @@ def open_run(
         versions = collect_versions()
     path, config = epath.Path(path), _normalised(config)
     texts = {"config.json": json_text(config), "versions.json": json_text(versions)}
-    is_new = check_run(path, config) == "new"
     if not is_local(path):
-        if is_new:
-            path.mkdir(parents=True, exist_ok=True)
-            for name, text in texts.items():
-                (path / name).write_text(text)
-        return RunDirectory(path, is_writable=True, loggers=loggers)
+        return _open_on_store(path, config, texts, loggers)
+    is_new = check_run(path, config) == "new"
     lock = None
     with _writing(path):
         if is_new:
@@ -284,11 +300,30 @@ def open_run(
         if lock is None:  # it was there, or another process was faster
             lock = lock_or_refuse(Path(path))
     check_run(path, config)  # again, now that nobody else can change it
-    run = RunDirectory(path, is_writable=True, loggers=loggers, lock=lock)
+    run = RunDirectory(
+        path, is_writable=True, loggers=loggers, release=lambda: os.close(lock)
+    )
     if not is_new:
         with _writing(path):
             _note_versions(run, to_json_value(dict(versions)))
     return run
+
+
+def _open_on_store(path, config, texts, loggers):
+    check_run(path, config)
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        taken = lease.take_lease(path, say=print)
+        try:
+            if check_run(path, config) == "new":  # else another process was faster
+                for name, text in texts.items():
+                    write_bytes(path / name, text.encode())
+            else:
+                _note_versions(view_run(path), json.loads(texts["versions.json"]))
+        except BaseException:
+            taken.release()
+            raise
+    return RunDirectory(path, is_writable=True, loggers=loggers, release=taken.release)
 
 
 def view_run(path: str | os.PathLike) -> RunDirectory:

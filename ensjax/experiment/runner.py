@@ -89,10 +89,15 @@ def run_and_report(options: RunOptions) -> int:
         others_wait = not isinstance(error, SharedMistake)
     except Terminated:
         code = exit_codes.TERMINATED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         code = exit_codes.CTRL_C
+        if _is(error, "ensjax.train.preemption", "Preempted"):
+            code, others_wait = exit_codes.PREEMPTED, False
     except Exception as error:
-        if is_no_space(error):
+        if _is(error, "ensjax.seals", "DamagedCheckpoint"):
+            print(f"ensjax: {one_line(error)}", file=sys.stderr)
+            code, others_wait = exit_codes.USER_ERROR, False  # all see it
+        elif is_no_space(error):
             code = exit_codes.NO_SPACE
         elif is_lost_peer(error):
             code = exit_codes.INTERRUPTED
@@ -134,6 +139,7 @@ def run_experiment(options: RunOptions) -> int:
         return exit_codes.FINISHED
     use_compilation_cache(options.compilation_cache)
     path, experiment = everywhere(lambda: _load_experiment(source, config))
+    from ensjax.train import preemption  # loads JAX
 
     run = view_run(workdir)
     missing = missing_folders(workdir)
@@ -155,6 +161,7 @@ def run_experiment(options: RunOptions) -> int:
     with run:
         if state == "resume":
             _say(f"resuming {workdir}")
+        preemption.enable()
         try:
             experiment.run(config, run)
         except ConfigError:
@@ -167,6 +174,12 @@ def run_experiment(options: RunOptions) -> int:
             raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
     _say(f"finished: {workdir}/report.html")
     return exit_codes.FINISHED
+
+
+def _is(error: BaseException, module: str, name: str) -> bool:
+    """Whether it is of that class, without loading its module (and JAX) for it."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(error, getattr(loaded, name))
 
 
 def _load(options: RunOptions) -> tuple[ConfigSource, ml_collections.ConfigDict]:

@@ -20,12 +20,16 @@ from typing import IO
 from ensjax.experiment import exit_codes
 
 _PIPE = "ENSJAX_PARENT_PIPE"
-_SECOND_CTRL_C_SECONDS = 1.0
+# A signal to a group of processes reaches the child twice: itself, and passed on.
+_SECOND_SIGNAL_SECONDS = 1.0
 _HELD_SECONDS = 5.0
+# In a job of several processes `jax.distributed` takes SIGTERM over, and Python hears
+# nothing of it: the parent says it with this one as well.
+_TOLD_TO_END = signal.SIGUSR1
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came."""
+    """SIGTERM or SIGHUP came while nothing was training that could be saved."""
 
 
 def is_child() -> bool:
@@ -38,7 +42,7 @@ def run_in_child(
 ) -> int:
     """Runs `ensjax <arguments>` in a child and returns the exit code.
 
-    Signals are passed on (a second Ctrl-C kills), output goes straight through, and the
+    Signals are passed on (a second one kills), output goes straight through, and the
     child ends if this process dies. An abnormal end gets one line on stderr.
 
     Args:
@@ -58,16 +62,17 @@ def run_in_child(
         stderr=subprocess.PIPE if is_one_of_several else None,
     )
     os.close(read_end)
-    first_ctrl_c = None
+    first = {}  # kind of signal -> when it came
 
     def forward(number, _):
-        nonlocal first_ctrl_c
         now = time.monotonic()
-        if number == signal.SIGINT and first_ctrl_c is None:
-            first_ctrl_c = now
-        elif number == signal.SIGINT and now - first_ctrl_c > _SECOND_CTRL_C_SECONDS:
-            number = signal.SIGKILL
-        child.send_signal(number)
+        kind = number if number == signal.SIGINT else signal.SIGTERM
+        if now - first.setdefault(kind, now) > _SECOND_SIGNAL_SECONDS:
+            child.send_signal(signal.SIGKILL)
+            return
+        child.send_signal(kind)
+        if kind == signal.SIGTERM and is_one_of_several:
+            child.send_signal(_TOLD_TO_END)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
@@ -79,8 +84,9 @@ def run_in_child(
     has_lost_peer |= is_one_of_several and code == exit_codes.INTERRUPTED
     if not has_lost_peer:
         sys.stderr.write(last_words)
-    if first_ctrl_c is not None and code < 0:
-        code = exit_codes.CTRL_C
+    if first and code < 0:
+        last = max(first, key=first.get)
+        code = exit_codes.CTRL_C if last == signal.SIGINT else exit_codes.TERMINATED
     code, reason = describe_end(code, has_lost_peer=has_lost_peer)
     if code == exit_codes.BUG and committed_steps(workdir):
         reason = "ended with the error above"
@@ -95,21 +101,34 @@ def run_in_child(
 
 
 def prepare_child() -> None:
-    """In the child: ends with the parent, and turns signals into exceptions."""
+    """In the child: ends with the parent, and turns signals into exceptions.
+
+    SIGTERM and SIGHUP make training save and end at its next look, if it can; at other
+    times, and when they come again, they end the process.
+    """
     pipe = int(os.environ.pop(_PIPE))  # popped: a grandchild is not ours
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    last = -_SECOND_CTRL_C_SECONDS
+    last = {}
 
     def interrupt(number, _):
-        # A terminal sends Ctrl-C to parent and child, and the parent passes it on.
-        nonlocal last
-        if time.monotonic() - last < _SECOND_CTRL_C_SECONDS:
+        kind = number if number == signal.SIGINT else signal.SIGTERM
+        is_second, now = kind in last, time.monotonic()
+        if is_second and now - last[kind] < _SECOND_SIGNAL_SECONDS:
             return
-        last = time.monotonic()
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        last[kind] = now
+        if kind == signal.SIGINT:
+            raise KeyboardInterrupt
+        if is_second or not _training_ends():
+            raise Terminated
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, _TOLD_TO_END):
         signal.signal(number, interrupt)
+
+
+def _training_ends() -> bool:
+    """Asks what is training to save and end; False if nothing is that can."""
+    preemption = sys.modules.get("ensjax.train.preemption")  # else nothing trains
+    return preemption is not None and preemption.request()
 
 
 def describe_end(code: int, *, has_lost_peer: bool = False) -> tuple[int, str | None]:
@@ -126,6 +145,8 @@ def describe_end(code: int, *, has_lost_peer: bool = False) -> tuple[int, str | 
         )
     if code in (exit_codes.CTRL_C, -signal.SIGINT):
         return exit_codes.CTRL_C, "was interrupted (Ctrl-C)"
+    if code == exit_codes.PREEMPTED:
+        return code, "was told to end (SIGTERM) and saved first"
     if code in (exit_codes.TERMINATED, -signal.SIGTERM, -signal.SIGHUP):
         return exit_codes.TERMINATED, "was told to end (SIGTERM)"
     if code == exit_codes.NO_SPACE:

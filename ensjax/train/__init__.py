@@ -3,7 +3,9 @@
 from ensjax.train import losses
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
+from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
+from ensjax.train.job import TrainingJob
 from ensjax.train.lowering import lower_step
 from ensjax.train.objectives import (
     Joint,
@@ -15,8 +17,10 @@ from ensjax.train.objectives import (
 
 __all__ = [
     "EarlyStopping",
+    "Health",
     "Joint",
     "NegativeCorrelation",
+    "TrainingJob",
     "TrainingLog",
     "call_on_inputs",
     "ensemble_nll",

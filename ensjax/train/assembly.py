@@ -14,6 +14,7 @@ from ensjax.members import pad_members
 from ensjax.mesh import place
 from ensjax.train.evaluation import EarlyStopping, Evaluate
 from ensjax.train.feeds import ResidentData
+from ensjax.train.health import Health
 from ensjax.train.joint_program import JointSteps
 from ensjax.train.layout import Layout
 from ensjax.train.member import Member
@@ -66,6 +67,7 @@ def build_programs(
     num_examples: int,
     augment: Callable[[jax.Array, Any], Any] | None,
     keep_best: bool,
+    healths: tuple[Health, ...],
     max_steps: int,
     weights_kind: str,
     data_kind: str,
@@ -79,6 +81,7 @@ def build_programs(
         ensembles: one for each stack.
         model_states: their states, padded; shapes are enough.
         hypers: hyperparameters of each stack, padded; shapes are enough.
+        healths: what is done with broken members, for each stack.
 
     The other arguments are those of `fit` or of `TrainSteps`.
     """
@@ -95,8 +98,9 @@ def build_programs(
             data_shards=shards,
             augment=augment,
             keep_best=keep_best,
+            health=health,
         )
-        for e in ensembles
+        for e, health in zip(ensembles, healths, strict=True)
     )
     init = mesh_program(InitState(members, blocks), mesh)
     if shard_state and shards > 1:
@@ -120,34 +124,54 @@ def build_programs(
     return init, job
 
 
-def evaluation_program(
-    data: Any,
-    job: TrainSteps,
-    *,
-    loss: Callable[..., Any],
-    batch_size: int,
-    stopping: EarlyStopping | None,
-    mesh: Mesh,
-) -> Callable[..., Any]:
-    """`evaluate(states, ids, step, seed)` -> states and metrics, on resident arrays.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation job and the arrays that it reads.
 
-    Raises:
-        ValueError: for arrays that do not fit together.
+    Attributes:
+        job: compiled for a mesh when it is called.
+        arrays: on the devices.
+        mesh: the devices.
     """
-    shards = mesh.shape["data"]
-    feed = ResidentData.of(data, batch_size=None, mesh=mesh, name="evaluation")
-    split = shards > 1 and feed.num_examples % shards == 0
-    evaluate = Evaluate(
-        job.members,
-        job.blocks,
-        loss=loss,
-        batch_size=batch_size,
-        split_data=split,
-        stopping=stopping,
-    )
-    arrays = place(feed.arrays, mesh, jax.P("data") if split else jax.P())
-    program = mesh_program(evaluate, mesh)
-    return lambda states, ids, step, seed: program(states, ids, arrays, step, seed)
+
+    job: Evaluate
+    arrays: Any
+    mesh: Mesh
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        job: TrainSteps,
+        *,
+        loss: Callable[..., Any],
+        batch_size: int,
+        stopping: EarlyStopping | None,
+        mesh: Mesh,
+    ) -> "Evaluation":
+        """Puts arrays on the devices.
+
+        Raises:
+            ValueError: for arrays that do not fit together.
+        """
+        shards = mesh.shape["data"]
+        feed = ResidentData.of(data, batch_size=None, mesh=mesh, name="evaluation")
+        split = shards > 1 and feed.num_examples % shards == 0
+        evaluate = Evaluate(
+            job.members,
+            job.blocks,
+            loss=loss,
+            batch_size=batch_size,
+            split_data=split,
+            stopping=stopping,
+        )
+        arrays = place(feed.arrays, mesh, jax.P("data") if split else jax.P())
+        return cls(evaluate, arrays, mesh)
+
+    def __call__(self, states: Any, ids: Any, step: Any, seed: Any) -> Any:
+        """The states and the metrics of every stack."""
+        program = mesh_program(self.job, self.mesh)
+        return program(states, ids, self.arrays, step, seed)
 
 
 def abstract_states(init, job, mesh, model_states, hypers):

@@ -1,7 +1,7 @@
 """`fit`: trains every member of an ensemble as one compiled program of many steps."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,21 +12,18 @@ from jax.sharding import Mesh, NamedSharding
 
 from ensjax.ensemble import Ensemble
 from ensjax.group import Group
-from ensjax.mapping import Blocks, mesh_program
+from ensjax.mapping import Blocks
 from ensjax.members import trim_members
 from ensjax.mesh import fetch
 from ensjax.train import arguments, identity
-from ensjax.train.assembly import (
-    Stacks,
-    abstract_states,
-    build_programs,
-    evaluation_program,
-)
+from ensjax.train.assembly import Evaluation, Stacks, build_programs
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.feeds import ResidentData, is_resident
+from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
-from ensjax.train.loop import Run, run_schedule
+from ensjax.train.loop import run_schedule
 from ensjax.train.objectives import Joint
+from ensjax.train.run import Run
 from ensjax.train.schedule import Schedule
 from ensjax.train.streamed import StreamedData
 
@@ -49,6 +46,7 @@ def fit(
     evaluate_every_steps: int | None = None,
     evaluation_batch_size: int = 512,
     early_stopping: EarlyStopping | None = None,
+    health: str | Health = "freeze",
     steps_per_call: int | None = None,
     log_every_steps: int | None = None,
     block: int | str | None = "auto",
@@ -57,15 +55,18 @@ def fit(
     shard_state: bool = False,
     checkpoint_dir: Any = None,
     save_every_steps: int | None = None,
+    members_from: Sequence[Any] = (),
     logger: Any = None,
     progress: bool = True,
 ) -> tuple[Ensemble | Group, TrainingLog]:
     """Trains all members at once; compiled through `ensjax.mapping`.
 
-    A member that becomes non-finite is frozen and reported; nothing of the others
-    changes. It keeps the weights it had at the last look at its health, which comes
-    every 128 steps and at the end of every call of the compiled program (every step for
-    a joint objective). The same call with the same `checkpoint_dir` resumes.
+    A member that becomes non-finite is frozen (or what `health` says) and reported;
+    nothing of the others changes. The same call with the same `checkpoint_dir` resumes.
+
+    There the members may be others than those that are stored: those that are stored
+    (by id) go on, new ones first catch up as an ensemble of their own, and the others
+    are left where they are. Every member is what it would have been.
 
     Args:
         ensemble: what to train; it is left as it is.
@@ -93,6 +94,8 @@ def fit(
         evaluate_every_steps: default: with every report.
         evaluation_batch_size: examples at a time.
         early_stopping: keeps the best weights of each member, and stops it.
+        health: what becomes of a member that is not finite: "freeze", "rollback",
+            "reseed", "off", or an `ensjax.Health` with its settings.
         steps_per_call: steps in one call of the compiled program. All intervals are
             multiples of it. 1 runs without a compiled loop.
         log_every_steps: between reports; default: about a twentieth of `steps`.
@@ -106,6 +109,9 @@ def fit(
             of the members that run at once, so that it is exact.
         checkpoint_dir: where to save; nothing is saved without it.
         save_every_steps: default: with every report. The end is always saved.
+        members_from: checkpoint directories of other runs with the same settings, such
+            as parts of an ensemble that were trained elsewhere. Members that
+            `checkpoint_dir` lacks are taken over from them.
         logger: has `write(step, metrics)`; only process 0 calls it.
         progress: whether to print.
 
@@ -130,6 +136,8 @@ def fit(
         (10, 4)
     """
     ensembles = arguments.stacks_of(ensemble)
+    health = Health.of(health)
+    healths = health.for_stacks(ensembles)
     mesh = ensembles[0].mesh if mesh is None else mesh
     arguments.check_fit_mesh(mesh)
     seed = arguments.check_seed(seed)
@@ -143,8 +151,13 @@ def fit(
         evaluation_batch_size=evaluation_batch_size,
         early_stopping=early_stopping,
     )
-    if save_every_steps is not None and checkpoint_dir is None:
-        raise ValueError("save_every_steps needs a checkpoint_dir to save to.")
+    if checkpoint_dir is None:
+        for name, value in (
+            ("save_every_steps", save_every_steps),
+            ("members_from", members_from or None),
+        ):
+            if value is not None:
+                raise ValueError(f"{name} needs a checkpoint_dir to save to.")
     schedule = Schedule.of(
         steps=steps,
         steps_per_call=steps_per_call,
@@ -175,6 +188,9 @@ def fit(
     stacks = Stacks(counts, Blocks(block, unroll), mesh)
     hyper = arguments.per_member(hyper, sum(counts))
     weights_digest = None if weights is None else identity.digest(weights)
+    member_digests = None
+    if weights is not None and np.ndim(weights) == 2:
+        member_digests = [identity.digest(row) for row in np.asarray(weights)]
     weights, weights_kind = arguments.cumulative_weights(
         weights, feed.num_examples, stacks
     )
@@ -193,6 +209,7 @@ def fit(
         num_examples=feed.num_examples,
         augment=augment,
         keep_best=early_stopping is not None,
+        healths=healths,
         max_steps=schedule.steps_per_call,
         weights_kind=weights_kind,
         data_kind=feed.kind,
@@ -200,9 +217,9 @@ def fit(
         mesh=mesh,
         shard_state=shard_state,
     )
-    program, evaluate = mesh_program(job, mesh), None
+    watched = None
     if evaluation is not None:
-        evaluate = evaluation_program(
+        watched = Evaluation.of(
             evaluation,
             job,
             loss=evaluation_loss or loss,
@@ -210,56 +227,61 @@ def fit(
             stopping=early_stopping,
             mesh=mesh,
         )
-    shapes = abstract_states(init, job, mesh, model_states, hypers)
-    # Tracing now shows what is wrong with a loss before anything is written; the first
-    # call finds the trace.
-    inputs = (hypers, ids, weights, feed.abstract(), 0)
-    jax.eval_shape(program.jitted, shapes, *inputs, schedule.steps_per_call, seed)
-    if evaluate is not None:
-        jax.eval_shape(evaluate, shapes, ids, 0, seed)
-    initial = None
-    if checkpoint_dir is not None:
-        initial = [identity.fingerprint(e.params) for e in ensembles]
     best = {}
     if early_stopping is not None:  # which weights are the best depends on these
         best = {
             "evaluation": identity.digest(evaluation),
             "evaluation_loss": identity.describe(evaluation_loss),
         }
+    run = Run(
+        schedule=schedule,
+        init=init.job,
+        job=job,
+        evaluation=watched,
+        stacks=stacks,
+        places=tuple(stacks.split(np.arange(sum(counts)))),
+        model_states=model_states,
+        hypers=hypers,
+        ids=ids,
+        weights=weights,
+        weights_kind=weights_kind,
+        feed=feed,
+        seed=seed,
+        identity={
+            "seed": seed,
+            "num_stacks": len(ensembles),
+            "sampling": sampling,
+            "batch_size": feed.batch_size,
+            "num_examples": feed.num_examples,
+            "loss": identity.describe(loss),
+            "make_tx": identity.describe(make_tx),
+            "augment": identity.describe(augment),
+            "early_stopping": identity.describe(early_stopping),
+            "health": identity.describe(health),
+            "data": identity.digest(feed.arrays) if is_resident(data) else None,
+            "weights": weights_digest if weights_kind == "shared" else None,
+            **best,
+        },
+        facts={
+            "ids": np.concatenate([fetch(e.member_ids) for e in ensembles]).tolist(),
+            "stack": np.repeat(np.arange(len(counts)), counts).tolist(),
+            **_named(hyper),
+            **({} if member_digests is None else {"weights": member_digests}),
+            **({} if checkpoint_dir is None else _fingerprints(ensembles)),
+        },
+        keeps_best=early_stopping is not None,
+    )
+    # Tracing now shows what is wrong with a loss before anything is written; the first
+    # call finds the trace.
+    shapes = run.abstract_states()
+    inputs = (hypers, ids, weights, feed.abstract(), 0)
+    jax.eval_shape(run.program.jitted, shapes, *inputs, schedule.steps_per_call, seed)
+    if watched is not None:
+        jax.eval_shape(lambda *args: watched(*args), shapes, ids, 0, seed)
     states, log = run_schedule(
-        Run(
-            schedule=schedule,
-            program=program,
-            evaluate=evaluate,
-            make_states=lambda: init(model_states, hypers),
-            abstract_states=shapes,
-            hypers=hypers,
-            ids=ids,
-            weights=weights,
-            feed=feed,
-            seed=seed,
-            num_members=counts,
-            num_rows=stacks.num_rows,
-            identity={
-                "seed": seed,
-                "num_members": list(counts),
-                "member_ids": [fetch(e.member_ids).tolist() for e in ensembles],
-                "sampling": sampling,
-                "batch_size": feed.batch_size,
-                "num_examples": feed.num_examples,
-                "hyper": _named(hyper),
-                "loss": identity.describe(loss),
-                "make_tx": identity.describe(make_tx),
-                "augment": identity.describe(augment),
-                "early_stopping": identity.describe(early_stopping),
-                "weights": weights_digest,
-                "data": identity.digest(feed.arrays) if is_resident(data) else None,
-                **best,
-            },
-            initial_weights=initial,
-            keeps_best=early_stopping is not None,
-        ),
+        run,
         checkpoint_dir=checkpoint_dir,
+        members_from=members_from,
         logger=logger,
         progress=progress,
     )
@@ -270,11 +292,16 @@ def fit(
 
 
 def _named(hyper):
-    """Hyperparameters by name, as JSON holds them."""
+    """Hyperparameters by name, `[member]`, as JSON holds them."""
     return {
-        jax.tree_util.keystr(path): np.asarray(value).tolist()
+        "hyper" + jax.tree_util.keystr(path): np.asarray(value).tolist()
         for path, value in jax.tree.leaves_with_path(hyper)
     }
+
+
+def _fingerprints(ensembles):
+    prints = [identity.fingerprint(e.params) for e in ensembles]
+    return {"initial_weights": sum(prints, [])}
 
 
 def _with_state(ensemble, state, mesh):

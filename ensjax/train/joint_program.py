@@ -39,10 +39,12 @@ class _JointForward:
 class _JointUpdate:
     member: Member
 
-    def __call__(self, state, grads, rest, hyper, metrics, step):
+    def __call__(self, state, grads, rest, hyper, metrics, member_id, step, seed):
         grads, rest, metrics = self.member.mean_over_data(grads, rest, metrics)
         after = self.member.update(state, grads, rest, hyper)
-        return self.member.settle(state, after, metrics, step, 1)
+        return self.member.settle(
+            state, after, metrics, step, 1, hyper, member_id, seed
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,13 +165,14 @@ class JointSteps(TrainSteps):
             grads = vjp(cotangents)[0]
         results = self.over_members(
             [_JointUpdate(member) for member in self.members],
-            ("member",) * 5 + ("shared",),
+            ("member",) * 6 + ("shared",) * 2,
             states,
             list(grads),
             list(new_rests),
             hypers,
             metrics,
-            shared=(step,),
+            ids,
+            shared=(step, seed),
         )
         return tuple(r[0] for r in results), tuple(r[1] for r in results)
 

@@ -6,164 +6,309 @@ or a save is due.
 """
 
 import contextlib
-import dataclasses
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from ensjax.checkpoint import Checkpoints
-from ensjax.mapping import MeshProgram
+from ensjax.checkpoint import Checkpoints, DamagedCheckpoint
 from ensjax.mesh import fetch
-from ensjax.train import identity
-from ensjax.train.history import History, TrainingLog
+from ensjax.train.cohort import Cohort
+from ensjax.train.elastic import (
+    Origin,
+    Part,
+    find_origin,
+    joining_directory,
+    remove_joining,
+)
+from ensjax.train.history import Times, TrainingLog, merged
+from ensjax.train.preemption import Preempted, Watch
 from ensjax.train.progress import Pace, Progress, report_line
-from ensjax.train.schedule import Schedule
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What one run is made of; `fit` fills it in.
-
-    Attributes:
-        schedule: steps and intervals.
-        program: advances the states by many steps.
-        evaluate: `evaluate(states, ids, step, seed)` -> states and metrics, or None.
-        make_states: the states at step 0.
-        abstract_states: their shapes and shardings.
-        hypers, ids, weights: of every stack, padded.
-        feed: `ResidentData` or `StreamedData`.
-        seed: of the run.
-        num_members: of every stack.
-        num_rows: of every stack with its padding.
-        identity: what must agree with a checkpoint that is resumed; JSON-able.
-        initial_weights: fingerprints of every stack's weights at step 0; None where
-            nothing is saved.
-        keeps_best: whether the states hold best weights.
-    """
-
-    schedule: Schedule
-    program: MeshProgram
-    evaluate: Callable[..., Any] | None
-    make_states: Callable[[], Any]
-    abstract_states: Any
-    hypers: Any
-    ids: Any
-    weights: Any
-    feed: Any
-    seed: int
-    num_members: tuple[int, ...]
-    num_rows: tuple[int, ...]
-    identity: dict[str, Any]
-    initial_weights: list[Any] | None
-    keeps_best: bool
+from ensjax.train.run import Run
 
 
 def run_schedule(
-    run: Run, *, checkpoint_dir: Any, logger: Any, progress: bool
+    run: Run,
+    *,
+    checkpoint_dir: Any,
+    logger: Any,
+    progress: bool,
+    members_from: Sequence[Any] = (),
 ) -> tuple[Any, TrainingLog]:
     """Runs a program until its schedule ends, from the last checkpoint if there is one.
+
+    Members that are stored after fewer steps than others, or not at all, first catch up
+    as an ensemble of their own.
 
     Returns:
         The states of all stacks (padded), and the log.
 
     Raises:
         ValueError: if the checkpoint is of another run, or the data end too early.
+        DamagedCheckpoint: if there are checkpoints and none is whole.
     """
-    schedule = run.schedule
-    main = jax.process_index() == 0
+    is_main = jax.process_index() == 0
     with contextlib.ExitStack() as cleanup:
         checkpoints = None
-        if checkpoint_dir is not None:
-            checkpoints = cleanup.enter_context(Checkpoints(checkpoint_dir))
-        states, history = _begin(run, checkpoints)
-        first_step = history.step
-        chunks = run.feed.chunks(
-            history.position, first_step=first_step, last_step=schedule.steps
+        if checkpoint_dir is None:
+            everyone = Part(None, np.arange(run.total), np.zeros(0, int))
+            cohort = Cohort.of(run, everyone)
+        else:
+            say = (print if progress else warnings.warn) if is_main else _say_nothing
+            origin, cohorts = _begin(run, checkpoint_dir, members_from, say)
+            cohort = _catch_up(run, cohorts, checkpoint_dir, progress and is_main)
+            checkpoints = cleanup.enter_context(Checkpoints(origin.directory))
+            origin.pass_over_damaged(checkpoints)
+            if not origin.is_there and cohort.history.step:
+                # The members have never been together on disk.
+                _save(run, cohort, checkpoints, cohort.history.position)
+                checkpoints.wait()
+                remove_joining(checkpoint_dir)
+        first_step = cohort.history.step
+        stage = _Stage(
+            run,
+            cohort,
+            run.schedule.steps,
+            checkpoints,
+            logger if is_main else None,
+            progress and is_main,
         )
-        cleanup.callback(chunks.close)
-        pace = Pace(schedule.steps, first_step)
-        show = Progress(schedule.steps, first_step, show=progress and main)
-        cleanup.callback(show.close)
-        num_padding = sum(run.num_rows) - sum(run.num_members)
-        if num_padding:
-            show.say(_padding_line(sum(run.num_members), num_padding))
-        if 0 < first_step < schedule.steps and not history.has_ended:
-            show.say(f"resuming from step {first_step} of {schedule.steps}")
-        while history.step < schedule.steps and not history.has_ended:
-            states = _call(run, states, chunks, history, pace)
-            show.advance(history.step)
-            states, line = _observe(run, states, history, pace)
-            if line:
-                frozen = history.frozen_steps >= 0
-                show.say(report_line(history.step, pace, line, frozen))
-                if logger is not None and main:
-                    logger.write(history.step, _logged(line, pace, history))
-            if checkpoints and (
-                schedule.due(schedule.save_every_steps, history.step)
-                or history.has_ended
-            ):
-                meta = {
-                    "run": run.identity,
-                    "initial_weights": run.initial_weights,
-                    "history": history.to_json(),
-                    "position": chunks.position(),
-                }
-                checkpoints.save(history.step, states, meta)
-            if history.has_ended and history.step < schedule.steps:
-                show.say(_why_ended(history))
-        steps_per_second = pace.steps_per_second(history.step)
-    _warn_of_frozen(history)
+        pace = stage.advance()
+        steps_per_second = pace.steps_per_second(cohort.history.step)
+    _warn_of_frozen(cohort.history, run)
+    everyone, states = cohort.all_states(run)
     best = None
     if run.keeps_best:
-        best = history.merged(fetch(tuple(s["best"]["step"] for s in states)))
-    return states, history.log(
+        steps = fetch(tuple(s["best"]["step"] for s in states))
+        best = merged(steps, everyone.places)
+    return states, cohort.history.log(
         best_steps=best,
         compile_seconds=pace.compile_seconds,
         steps_per_second=steps_per_second,
         resumed_step=first_step,
-        num_padding=num_padding,
+        num_padding=sum(run.stacks.num_rows) - run.total,
     )
 
 
-def _begin(run, checkpoints):
-    """The states and the history, new or from the last checkpoint."""
-    step = None if checkpoints is None else _agreed(checkpoints.latest_step())
-    if step is None:
-        return run.make_states(), History(run.num_members, None)
-    meta = checkpoints.read_meta(step)
-    _check_identity(meta["run"], run.identity, checkpoints.directory)
-    if step > run.schedule.steps:
-        raise ValueError(
-            f"{checkpoints.directory} holds step {step} of a run, but steps="
-            f"{run.schedule.steps}. Pass at least {step}, or another checkpoint_dir."
-        )
-    states = checkpoints.restore(step, run.abstract_states, num_members=run.num_members)
-    for stored, ours in zip(meta["initial_weights"], run.initial_weights, strict=True):
-        if not identity.began_alike(stored, ours):
-            raise ValueError(
-                f"{checkpoints.directory} holds a run that began with other weights."
-                " Pass the ensemble that it was started with, or another"
-                " checkpoint_dir."
+def _say_nothing(line):
+    del line
+
+
+def _begin(run, checkpoint_dir, members_from, say) -> tuple[Origin, list[Cohort]]:
+    """Where the run is stored, and its members as cohorts by their steps."""
+    damaged: dict[tuple[str, int], str] = {}
+    while True:
+        origin = find_origin(run, checkpoint_dir, members_from, damaged)
+        cohorts = []
+        for part in origin.parts:
+            try:
+                cohorts.append(Cohort.of(run, part))
+            except DamagedCheckpoint as error:
+                damaged[part.stored.directory, part.stored.step] = str(error)
+                break
+        else:
+            for line in origin.notes:
+                say(line)
+            return origin, cohorts
+
+
+def _catch_up(run, cohorts, checkpoint_dir, show) -> Cohort:
+    """All members after the most steps that any of them has made."""
+    cohort = cohorts[0]
+    for later in cohorts[1:]:
+        if cohort.history.step < later.history.step and not cohort.has_ended:
+            ids = [run.facts["ids"][place] for place in cohort.members]
+            with Checkpoints(joining_directory(checkpoint_dir, ids)) as checkpoints:
+                until = later.history.step
+                _Stage(run, cohort, until, checkpoints, None, show).advance()
+        cohort = cohort.join(run, later)
+    return cohort
+
+
+class _Stage:
+    """A cohort on its way to some step."""
+
+    def __init__(self, whole, cohort, last_step, checkpoints, logger, show):
+        self.whole, self.cohort, self.last_step = whole, cohort, last_step
+        self.checkpoints, self.logger, self.is_shown = checkpoints, logger, show
+        self.schedule, self.history = whole.schedule, cohort.history
+        self.pace = Pace(last_step, cohort.history.step)
+        self.start = time.perf_counter()
+        self.other_seconds = 0.0  # not spent on steps
+        self.row_steps = self.member_steps = 0
+        self.is_told_to_end = False
+        self.times = cohort.history.times
+
+    def advance(self) -> Pace:
+        """Trains until the step is reached, or no member changes any more."""
+        with contextlib.ExitStack() as cleanup:
+            first_step = self.history.step
+            chunks = self.whole.feed.chunks(
+                self.history.position, first_step=first_step, last_step=self.last_step
             )
-    history = History(
-        run.num_members, {**meta["history"], "position": meta["position"]}
-    )
-    history.read(states)
-    return states, history
+            cleanup.callback(chunks.close)
+            self.screen = Progress(self.last_step, first_step, show=self.is_shown)
+            cleanup.callback(self.screen.close)
+            self._announce()
+            watch = cleanup.enter_context(Watch(saves=self.checkpoints is not None))
+            while self.history.step < self.last_step and not self.cohort.has_ended:
+                self._call(chunks)
+                self.screen.advance(self.history.step)
+                self.is_told_to_end = watch.is_told_to_end(self.history.step)
+                self._observe()
+                if self.checkpoints and self._saves():
+                    self._save(chunks.position())
+                    if self.is_told_to_end:
+                        self.checkpoints.wait()
+                        raise Preempted(self.history.step)
+                    if self.cohort.compact(self.whole):
+                        self.screen.say(self._compacted_line())
+            self.history.position = chunks.position()
+            if self.cohort.has_ended and self.history.step < self.last_step:
+                self.screen.say(_why_ended(self.history, self.cohort.members))
+            self._count_time()
+        return self.pace
+
+    @property
+    def is_catching_up(self) -> bool:
+        """Whether others have made more steps."""
+        return len(self.cohort.members) < self.whole.total
+
+    def _announce(self):
+        step, last = self.history.step, self.last_step
+        run = self.cohort.run
+        num_padding = sum(run.stacks.num_rows) - len(run.members)
+        if num_padding:
+            self.screen.say(_padding_line(len(run.members), num_padding))
+        if self.is_catching_up:
+            ids = [self.whole.facts["ids"][place] for place in self.cohort.members]
+            few = ", ".join(map(str, ids[:8])) + ", ..." * (len(ids) > 8)
+            self.screen.say(
+                f"{len(ids)} members catch up from step {step} to {last} ({few})"
+            )
+        elif 0 < step < last and not self.cohort.has_ended:
+            self.screen.say(f"resuming from step {step} of {last}")
+
+    def _call(self, chunks):
+        """One call of the program; nothing is read from the devices."""
+        run, step = self.cohort.run, self.history.step
+        wanted = min(self.schedule.next_call(step), self.last_step - step)
+        data, count = chunks.next(wanted)
+        if not count:
+            raise ValueError(
+                f"The data ended after {step} of {self.last_step} steps. Pass a loader"
+                " that can be started again, or fewer steps."
+            )
+        arguments = (run.hypers, run.ids, run.weights, data, step)
+        states, program = self.cohort.states, run.program
+        is_first = not self.pace.is_running
+        is_loop = self.schedule.steps_per_call > 1
+        start = time.perf_counter()
+        if is_first and is_loop:
+            # No steps: this compiles, so that the pace is that of training.
+            states, _ = jax.block_until_ready(program(states, *arguments, 0, run.seed))
+            self._began(step, time.perf_counter() - start)
+        self.cohort.states, sums = program(states, *arguments, count, run.seed)
+        if is_first and not is_loop:
+            jax.block_until_ready(self.cohort.states)
+            self._began(step + count, time.perf_counter() - start)
+        self.row_steps += count * sum(run.stacks.num_rows)
+        self.member_steps += count * self.cohort.num_live
+        self.history.step += count
+        self.history.add_sums(sums)
+
+    def _began(self, step, seconds):
+        self.pace.begin(step, compile_seconds=seconds)
+        self.other_seconds += seconds
+
+    def _saves(self) -> bool:
+        step, schedule = self.history.step, self.schedule
+        is_due = schedule.due(schedule.save_every_steps, step)
+        is_last = step == self.last_step or self.is_told_to_end
+        return is_due or is_last or self.cohort.has_ended
+
+    def _observe(self):
+        """Evaluates and reports where it is due; prints and logs what there is."""
+        schedule, step, run = self.schedule, self.history.step, self.cohort.run
+        evaluated = None
+        if run.evaluation and schedule.due(schedule.evaluate_every_steps, step):
+            # Else training would count as evaluating.
+            jax.block_until_ready(self.cohort.states)
+            start = time.perf_counter()
+            self.cohort.states, evaluated = run.evaluation(
+                self.cohort.states, run.ids, step, run.seed
+            )
+            jax.block_until_ready(evaluated)
+            seconds = time.perf_counter() - start
+            self.other_seconds += seconds
+            if not self.pace.has_evaluated:  # this call compiled
+                self.pace.pause(seconds)
+                self.pace.has_evaluated = True
+        is_due = schedule.due(schedule.log_every_steps, step)
+        saves = self.checkpoints and self._saves()
+        if evaluated is None and not is_due and not saves:
+            return
+        evaluated = self.history.read(self.cohort.states, run.places, evaluated)
+        line = {}
+        if is_due or self.cohort.has_ended:
+            line = self.history.add_report()
+        if evaluated is not None:
+            self.history.add_evaluation(evaluated)
+            line |= {f"evaluation_{name}": value for name, value in evaluated.items()}
+        if line:
+            self._count_time()
+            history = self.history
+            frozen = history.frozen_steps >= 0
+            shown = report_line(step, self.pace, line, frozen, history.num_recoveries)
+            self.screen.say(shown)
+            if self.logger is not None:
+                self.logger.write(step, _logged(line, self.pace, history))
+
+    def _save(self, position):
+        start = time.perf_counter()
+        self._count_time()
+        _save(self.whole, self.cohort, self.checkpoints, position)
+        self.other_seconds += time.perf_counter() - start
+
+    def _count_time(self):
+        devices = self.whole.stacks.mesh.size
+        seconds = time.perf_counter() - self.start
+        self.history.times = self.times.plus(
+            Times(
+                device_seconds=seconds * devices,
+                step_seconds=max(0.0, seconds - self.other_seconds) * devices,
+                row_steps=self.row_steps,
+                member_steps=self.member_steps,
+            )
+        )
+
+    def _compacted_line(self):
+        run = self.cohort.run
+        self.pace.restart(self.history.step)
+        return (
+            f"{len(run.members)} of {len(self.cohort.members)} members still change;"
+            f" the others leave the program, which has {sum(run.stacks.num_rows)} rows"
+            " now"
+        )
 
 
-def _agreed(step):
-    """The step that process 0 found: other hosts may see an older listing."""
-    if jax.process_count() == 1:
-        return step
-    own = np.int32(-1 if step is None else step)
-    first = int(multihost_utils.broadcast_one_to_all(own))
-    return None if first < 0 else first
+def _save(whole, cohort, checkpoints, position):
+    """Starts to save all members of a cohort, also those on its shelf."""
+    run, states = cohort.all_states(whole)
+    facts = {
+        name: [values[place] for place in run.members]
+        for name, values in whole.facts.items()
+    }
+    meta = {
+        "run": whole.identity,
+        "members": facts,
+        "history": cohort.history.to_json(run.members),
+        "position": position,
+    }
+    checkpoints.save(cohort.history.step, states, meta)
 
 
 def _padding_line(num_members, num_padding):
@@ -174,16 +319,16 @@ def _padding_line(num_members, num_padding):
     )
 
 
-def _why_ended(history):
-    frozen = int((history.frozen_steps >= 0).sum())
-    total = history.frozen_steps.size
+def _why_ended(history, members):
+    frozen = int((history.frozen_steps[members] >= 0).sum())
+    total = len(members)
     if frozen == total:
         return f"no member is finite any more; ending at step {history.step}"
     others = f", {frozen} of {total} because not finite" if frozen else ""
     return f"every member has stopped{others}; ending at step {history.step}"
 
 
-def _warn_of_frozen(history):
+def _warn_of_frozen(history, run):
     """Says it also where nothing is printed: these members are not what was asked."""
     bad = np.flatnonzero(history.frozen_steps >= 0)
     if not bad.size:
@@ -192,61 +337,11 @@ def _warn_of_frozen(history):
         f"{i} at step {history.frozen_steps[i]}" for i in bad[:8].tolist()
     )
     warnings.warn(
-        f"{bad.size} of {history.frozen_steps.size} members were not finite and keep"
+        f"{bad.size} of {run.total} members were not finite and keep"
         f" the weights they had before: member {shown}{', ...' * (bad.size > 8)}. See"
         " log.frozen_steps.",
         stacklevel=4,
     )
-
-
-def _call(run, states, chunks, history, pace):
-    """The states after one call of the program; nothing is read from the devices."""
-    schedule, step = run.schedule, history.step
-    data, count = chunks.next(schedule.next_call(step))
-    if not count:
-        raise ValueError(
-            f"The data ended after {step} of {schedule.steps} steps. Pass a loader that"
-            " can be started again, or fewer steps."
-        )
-    arguments = (run.hypers, run.ids, run.weights, data, step)
-    is_first, is_loop = not pace.is_running, schedule.steps_per_call > 1
-    start = time.perf_counter()
-    if is_first and is_loop:
-        # No steps: this compiles, so that the pace is that of training.
-        states, _ = jax.block_until_ready(run.program(states, *arguments, 0, run.seed))
-        pace.begin(step, compile_seconds=time.perf_counter() - start)
-    states, sums = run.program(states, *arguments, count, run.seed)
-    if is_first and not is_loop:
-        jax.block_until_ready(states)
-        pace.begin(step + count, compile_seconds=time.perf_counter() - start)
-    history.step += count
-    history.add_sums(sums)
-    return states
-
-
-def _observe(run, states, history, pace):
-    """Evaluates and reports where it is due: the states, and what is to be shown."""
-    schedule, step = run.schedule, history.step
-    evaluated = None
-    if run.evaluate and schedule.due(schedule.evaluate_every_steps, step):
-        if not pace.has_evaluated:
-            jax.block_until_ready(states)  # else training would count as compiling
-        start = time.perf_counter()
-        states, evaluated = run.evaluate(states, run.ids, step, run.seed)
-        if not pace.has_evaluated:  # this call compiled; training waited for it
-            jax.block_until_ready(evaluated)
-            pace.pause(time.perf_counter() - start)
-            pace.has_evaluated = True
-    is_due = schedule.due(schedule.log_every_steps, step)
-    saves = schedule.due(schedule.save_every_steps, step)
-    if evaluated is None and not is_due and not saves:
-        return states, {}
-    evaluated = history.read(states, evaluated)
-    line = history.add_report() if is_due or history.has_ended else {}
-    if evaluated is not None:
-        history.add_evaluation(evaluated)
-        line |= {f"evaluation_{name}": value for name, value in evaluated.items()}
-    return states, line
 
 
 def _logged(line, pace, history):
@@ -254,19 +349,10 @@ def _logged(line, pace, history):
     logged["steps_per_second"] = float(pace.steps_per_second(history.step))
     logged["compile_seconds"] = float(pace.compile_seconds)
     logged["num_not_finite"] = int((history.frozen_steps >= 0).sum())
+    if history.num_recoveries is not None:
+        logged["num_recoveries"] = history.num_recoveries.tolist()
+    times = history.times
+    logged["live_fraction"] = float(times.live_fraction)
+    logged["goodput"] = float(times.goodput)
+    logged["chip_hours"] = float(times.chip_hours)
     return logged
-
-
-def _check_identity(stored, ours, directory):
-    for name, value in ours.items():
-        if stored.get(name) != value:
-            raise ValueError(
-                f"{directory} holds a run with {name}={_short(stored.get(name))}, but"
-                f" this one has {name}={_short(value)}. Pass what it was started with,"
-                " or another checkpoint_dir."
-            )
-
-
-def _short(value):
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -18,6 +18,7 @@ from ensjax.train.arguments import (
     per_member,
 )
 from ensjax.train.assembly import abstract_states, build_programs
+from ensjax.train.health import Health
 from ensjax.train.objectives import Joint
 
 
@@ -33,6 +34,7 @@ def lower_step(
     weights: Any = None,
     augment: Callable[[jax.Array, Any], Any] | None = None,
     keep_best: bool = False,
+    health: str | Health = "freeze",
     steps_per_call: int = 1,
     block: int | str | None = "auto",
     unroll: bool = False,
@@ -57,6 +59,7 @@ def lower_step(
         weights: for "weighted": `[example]` or `[member, example]`, or their shape.
         augment: of one example.
         keep_best: whether the state holds best weights, as with early stopping.
+        health: what is done with broken members.
         steps_per_call: 1 is written without a loop, so that all of it is counted.
         block: local members that run at once.
         unroll: local members one after the other.
@@ -125,6 +128,7 @@ def lower_step(
         num_examples=num_examples,
         augment=augment,
         keep_best=keep_best,
+        healths=Health.of(health).for_stacks(ensembles),
         max_steps=steps_per_call,
         weights_kind=weights_kind,
         data_kind="shared",

@@ -16,6 +16,7 @@ from flax import nnx
 from ensjax.data import sampling
 from ensjax.members import member_key
 from ensjax.mesh import tracing_platform
+from ensjax.train.health import Health, any_in_block
 from ensjax.train.layout import Layout, on_parts
 
 SAMPLINGS = ("independent", "shared", "bootstrap", "weighted", "stream")
@@ -37,6 +38,7 @@ class Member:
         data_shards: size of the mesh axis "data".
         augment: `augment(key, example) -> example`, or None.
         keep_best: whether the state has room for the best weights so far.
+        health: what is done when the member is not finite.
         layout: how the state is split over the data shards; None: every shard has it
             whole. Everything below that takes or returns a state means this shard's
             part of it.
@@ -52,6 +54,7 @@ class Member:
     data_shards: int
     augment: Callable[..., Any] | None = None
     keep_best: bool = False
+    health: Health = Health()
     layout: Layout | None = None
 
     def tx(self, hyper: Any) -> optax.GradientTransformation:
@@ -169,6 +172,7 @@ class Member:
             "opt_state": self.tx(hyper).init(params),
             "frozen_step": jnp.int32(_NEVER),
             "stopped_step": jnp.int32(_NEVER),
+            **self.health.initial(),
         }
         if self.keep_best:
             state["best"] = {
@@ -243,26 +247,32 @@ class Member:
         """
         tx = self.tx(hyper)
 
-        def optimize(params, opt_state, grads):
+        def optimize(params, opt_state, grads, *scale):
             updates, opt_state = tx.update(grads, opt_state, params)
+            if scale:  # what a rollback has left of the learning rate
+                updates = jax.tree.map(lambda u: u * scale[0].astype(u.dtype), updates)
             return optax.apply_updates(params, updates), opt_state
 
+        names = ("params", "opt_state", "params")
         arguments = state["params"], state["opt_state"], grads
+        if "rate_scale" in state:
+            names, arguments = (*names, "rate_scale"), (*arguments, state["rate_scale"])
         if self.layout is not None:
-            names = ("params", "opt_state")
-            layouts = [self.layout.entry(name) for name in (*names, "params")]
+            layouts = [self.layout.entry(name) for name in names]
             optimize = on_parts(optimize, layouts, num_outputs=2)
         params, opt_state = optimize(*arguments)
         rest = keep_seeds(self.part("rest", rest), state["rest"])
         return {**state, "params": params, "rest": rest, "opt_state": opt_state}
 
-    def settle(self, before, after, sums, step, num_steps) -> tuple[Any, dict]:
+    def settle(
+        self, before, after, sums, step, num_steps, hyper, member_id, seed
+    ) -> tuple[Any, dict]:
         """What remains of the steps between two states: all of them, or none.
 
-        If the loss, the weights or the statistics are not finite, the member keeps
-        those it had before and is frozen; a statistic that was not finite before, such
-        as a mask of -inf, does not count. The choice is a `where`, so that no other
-        member's program changes.
+        If the loss, the weights or the statistics are not finite, `health` says what
+        becomes of the member; a statistic that was not finite before, such as a mask of
+        -inf, does not count. The choice is a `where`, so that no other member's program
+        changes.
 
         Args:
             before: the state before these steps.
@@ -270,28 +280,78 @@ class Member:
             sums: of their metrics.
             step: steps made before them.
             num_steps: how many they are.
+            hyper: the member's hyperparameters.
+            member_id: the member's id.
+            seed: of the run.
 
         Returns:
             The state, and the sums of the steps that count, with their number as
             "_steps": 0 for a frozen or stopped member.
         """
+        sums = {**sums, "_steps": jnp.float32(num_steps)}
         active = (before["frozen_step"] == _NEVER) & (before["stopped_step"] == _NEVER)
+        if self.health.policy == "off":
+            if not self.keep_best:
+                return after, sums
+            keep = active
+        else:
+            # A call that only compiles makes no step, and must not count as a look.
+            is_finite = self._is_finite(before, after, sums) | (num_steps == 0)
+            keep = active & is_finite
+        sums = jax.tree.map(lambda x: jnp.where(keep, x, 0.0), sums)
+        is_broken = active & ~keep
+        if not self.health.recovers:
+            # The optimizer's state is not chosen: no later step of the member counts.
+            chosen = _choose(keep, after, before, ("params", "rest"))
+            frozen = jnp.where(is_broken, step, before["frozen_step"])
+            return {**after, **chosen, "frozen_step": frozen}, sums
+        state = jax.lax.cond(
+            any_in_block(~keep),
+            lambda: self._recover(
+                before, after, keep, is_broken, step, hyper, member_id, seed
+            ),
+            lambda: after,
+        )
+        return state, sums
+
+    def _is_finite(self, before, after, sums):
         finite = all_finite((sums["loss"], after["params"]))
         finite &= still_finite(before["rest"], after["rest"])
         if self.layout is not None:
             finite = jax.lax.pmin(finite.astype(jnp.int32), "data") == 1
-        keep = active & finite
-        # The optimizer's state is not chosen: no later step of the member counts.
-        chosen = {
-            name: jax.tree.map(
-                lambda a, b: jnp.where(keep, a, b), after[name], before[name]
-            )
-            for name in ("params", "rest")
-        }
-        sums = {**sums, "_steps": jnp.float32(num_steps)}
-        sums = jax.tree.map(lambda x: jnp.where(keep, x, 0.0), sums)
-        frozen = jnp.where(active & ~finite, step, before["frozen_step"])
-        return {**after, **chosen, "frozen_step": frozen}, sums
+        return finite
+
+    def _recover(self, before, after, keep, is_broken, step, hyper, member_id, seed):
+        """The state where some member of the block is broken, or has ended."""
+        steps = before["recovery_steps"]
+        number = (steps != _NEVER).sum()
+        recovers = is_broken & (number < self.health.max_recoveries)
+        names = ("params", "rest", "opt_state")
+        state = {**after, **_choose(keep, after, before, names)}
+        if self.health.policy == "reseed":
+            fresh = self.health.fresh(self.graph, seed, member_id, number)
+            fresh = self.init(fresh, hyper)
+            names += ("best",) if self.keep_best else ()
+            state |= _choose(recovers, fresh, state, names)
+        if "rate_scale" in before:
+            factor = jnp.where(recovers, self.health.learning_rate_factor, 1.0)
+            state["rate_scale"] = before["rate_scale"] * factor
+        is_next = jnp.arange(self.health.max_recoveries) == number
+        state["recovery_steps"] = jnp.where(recovers & is_next, step, steps)
+        state["frozen_step"] = jnp.where(
+            is_broken & ~recovers, step, before["frozen_step"]
+        )
+        return state
+
+
+def _choose(condition, new, old, names):
+    """Entries of one state where the condition holds, else of the other."""
+    return {
+        name: jax.tree.map(
+            lambda a, b: jnp.where(condition, a, b), new[name], old[name]
+        )
+        for name in names
+    }
 
 
 def with_metrics(result: Any) -> tuple[jax.Array, dict[str, jax.Array]]:

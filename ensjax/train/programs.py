@@ -111,7 +111,10 @@ class _Steps:
 
             count = jnp.minimum(size, num_steps - start)
             after, sums = run_steps(step, state, count, size)
-            return member.settle(state, after, sums, first_step + start, count)
+            step_before = first_step + start
+            return member.settle(
+                state, after, sums, step_before, count, hyper, member_id, seed
+            )
 
         return run_steps(
             checked_steps, state, -(-num_steps // size), -(-self.max_steps // size)

@@ -22,7 +22,8 @@ class Pace:
 
     def begin(self, first_step: int, *, compile_seconds: float) -> None:
         """Begins to count now that the program is compiled."""
-        self.first_step, self.compile_seconds = first_step, compile_seconds
+        self.first_step = first_step
+        self.compile_seconds += compile_seconds
         self.is_running = True
         self.start = time.perf_counter()
 
@@ -30,6 +31,10 @@ class Pace:
         """Takes out time that was spent on compiling something else."""
         self.compile_seconds += seconds
         self.start += seconds
+
+    def restart(self, step: int) -> None:
+        """Begins again before a program of another size, which compiles first."""
+        self.first_step, self.is_running, self.has_evaluated = step, False, False
 
     def steps_per_second(self, step: int) -> float:
         """Mean pace since the program was compiled; NaN before a step was made."""
@@ -54,14 +59,17 @@ def duration(seconds: float) -> str:
     return f"{seconds} s"
 
 
-def report_line(step: int, pace: Pace, metrics: dict[str, Any], frozen: Any) -> str:
-    """One line: step, pace, time left, mean and spread over members, frozen members.
+def report_line(
+    step: int, pace: Pace, metrics: dict[str, Any], frozen: Any, recoveries: Any = None
+) -> str:
+    """One line: step, pace, time left, mean and spread over members, broken members.
 
     Args:
         step: steps done.
         pace: of this call.
         metrics: `[member]` each; NaN for members that made no step.
         frozen: `[member]`, True for members that are not finite.
+        recoveries: `[member]`, how often a member has recovered; None: never.
     """
     parts = [f"step {step}/{pace.total_steps}"]
     pace_now = pace.steps_per_second(step)
@@ -73,9 +81,15 @@ def report_line(step: int, pace: Pace, metrics: dict[str, Any], frozen: Any) -> 
         parts.append(f"{name} {spread(values)}")
     bad = np.flatnonzero(frozen)
     if len(bad):
-        shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-        parts.append(f"NOT FINITE: {len(bad)} of {len(frozen)} members ({shown})")
+        parts.append(f"NOT FINITE: {len(bad)} of {len(frozen)} members ({_some(bad)})")
+    if recoveries is not None and recoveries.any():
+        which = np.flatnonzero(recoveries)
+        parts.append(f"recovered: {len(which)} of {len(frozen)} ({_some(which)})")
     return " | ".join(parts)
+
+
+def _some(members):
+    return ", ".join(map(str, members[:8])) + (", ..." if len(members) > 8 else "")
 
 
 def spread(values: Any) -> str:

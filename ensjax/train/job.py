@@ -1,0 +1,105 @@
+"""`TrainingJob`: one call of `fit`, described before anything is made."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ensjax.ensemble import Ensemble
+from ensjax.mesh import make_mesh
+from ensjax.train.fit import fit
+from ensjax.train.history import TrainingLog
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingJob:
+    """The arguments of one call of `fit`, for some members by their ids.
+
+    An experiment describes its training with it, so that the same description can be
+    run, planned without running, or run again for one member.
+
+    Attributes:
+        make_model: builds one member from `nnx.Rngs`, as for `Ensemble.init`.
+        member_ids: of all members, which may be none of a mesh's multiples.
+        init_seed: of the initial weights.
+        data: resident arrays, leaves `[example, ...]`, or their shapes
+            (`jax.ShapeDtypeStruct`) where the data are not at hand.
+        hyper: None, or hyperparameters with leaves `[member]`.
+        mesh_sizes: devices along "member", "data" and "model", -1 for what is left.
+        options: the other keyword arguments of `fit` that say what is computed: `loss`,
+            `make_tx`, `steps`, `seed`, ...
+    """
+
+    make_model: Callable[[nnx.Rngs], nnx.Module]
+    member_ids: tuple[int, ...]
+    init_seed: int
+    data: Any
+    hyper: Any
+    mesh_sizes: Mapping[str, int]
+    options: Mapping[str, Any]
+
+    def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """The mesh of these sizes over some devices; all that there are by default."""
+        return make_mesh(**self.mesh_sizes, devices=devices)
+
+    def ensemble(self, mesh: Mesh | None = None) -> Ensemble:
+        """The members with their initial weights, on their devices."""
+        return Ensemble.init(
+            self.make_model,
+            member_ids=self.member_ids,
+            seed=self.init_seed,
+            mesh=self.mesh() if mesh is None else mesh,
+        )
+
+    def abstract_ensemble(self, mesh: Mesh) -> Ensemble:
+        """The ensemble's shapes alone; the devices of the mesh need not be there."""
+        shapes = jax.eval_shape(
+            lambda: Ensemble.init(
+                self.make_model, member_ids=self.member_ids, seed=self.init_seed
+            )
+        )
+        return dataclasses.replace(shapes, mesh=mesh)
+
+    def select(self, member_ids: Sequence[int]) -> "TrainingJob":
+        """The same training of some of the members, by id.
+
+        Raises:
+            ValueError: for an id that is not of this job; names it.
+        """
+        places = {id_: place for place, id_ in enumerate(self.member_ids)}
+        for id_ in member_ids:
+            if id_ not in places:
+                raise ValueError(
+                    f"There is no member {id_}; the members are"
+                    f" {short_list(self.member_ids)}."
+                )
+        rows = np.array([places[id_] for id_ in member_ids], int)
+        hyper = jax.tree.map(lambda x: np.asarray(x)[rows], self.hyper)
+        return dataclasses.replace(self, member_ids=tuple(member_ids), hyper=hyper)
+
+    def fit(self, mesh: Mesh | None = None, **others: Any) -> tuple[Any, TrainingLog]:
+        """Runs it; `others` are arguments of `fit` that change no number.
+
+        Such are `checkpoint_dir`, `logger` and `progress`.
+
+        Raises:
+            ValueError: if `data` holds shapes only; and what `fit` raises.
+        """
+        for leaf in jax.tree.leaves(self.data):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise ValueError("This job knows only the shapes of its data.")
+        return fit(
+            self.ensemble(mesh), self.data, hyper=self.hyper, **self.options, **others
+        )
+
+
+def short_list(ids: Sequence[int]) -> str:
+    """Such as "0, 1, 2, ... (48 in all)"."""
+    ids = list(ids)
+    if len(ids) <= 8:
+        return ", ".join(map(str, ids))
+    return f"{', '.join(map(str, ids[:6]))}, ... ({len(ids)} in all)"
