@@ -25,7 +25,8 @@ from ensjax.experiment.configs import load_module
 from ensjax.mapping import Blocks, mesh_program
 from ensjax.members import member_key, unstack_members
 from ensjax.mesh import make_mesh, place
-from ensjax.train.fit import build_programs
+from ensjax.train.assembly import build_programs
+from ensjax.train.health import Health
 from ensjax.train.losses import cross_entropy
 
 SEED = 0
@@ -172,6 +173,7 @@ def ours(
         num_examples=workload.num_examples,
         augment=None,
         keep_best=False,
+        healths=Health.of("freeze").for_stacks((ensemble,)),
         max_steps=steps_per_call,
         weights_kind="shared",
         data_kind="shared",

@@ -7,7 +7,6 @@ compilation.
 """
 
 import dataclasses
-import inspect
 import statistics
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 import ensjax
 from ensjax import losses
@@ -32,7 +32,6 @@ MIN_SECONDS = 1.0
 POLICIES = ("freeze", "rollback", "reseed")
 GUARDED = {"mlp-small": (16, 64), "mlp-large": (16, 64)}
 GUARD_TARGET = 1.01  # at M = 64
-NO_HEALTH = "this ensjax has no fit(health=...): its guard cannot be switched off"
 
 _WORKLOADS = alternatives.WORKLOADS
 # 48 members of configs/deep_ensemble.py, which holds out 400 of 4,000 rows and saves
@@ -83,12 +82,14 @@ class Fits:
         self.workload, self.num_members = workload, num_members
         self._data = workload.data()
         self._ensemble = ensjax.Ensemble.init(
-            lambda rngs: workload.make_model(rngs, "auto"),
-            num_members=num_members,
-            seed=alternatives.SEED,
+            self.make_model, num_members=num_members, seed=alternatives.SEED
         )
         self._calls = 1
         self.compile_seconds = {}
+
+    def make_model(self, rngs: nnx.Rngs) -> nnx.Module:
+        """One member."""
+        return self.workload.make_model(rngs, "auto")
 
     def seconds_per_step(self, way: str, *, calls: int | None = None, **options) -> Any:
         """Seconds of a step of all members, by the pace that `fit` measured."""
@@ -127,11 +128,13 @@ def measure_guard(
     """A row for each policy of health: the time of a step over that without a guard."""
     workload = _WORKLOADS[name]
     about = _about("guard", workload, num_members)
-    if "health" not in inspect.signature(ensjax.fit).parameters:
-        return [{**about, "name": f"guard {name} M={num_members}", "note": NO_HEALTH}]
     fits = Fits(workload, num_members)
-    ways = {policy: {"health": policy} for policy in ("off", *POLICIES)}
-    fits.choose_length("off", health="off")
+    reseed = ensjax.Health(policy="reseed", make_model=fits.make_model)
+    ways = {
+        policy: {"health": reseed if policy == "reseed" else policy}
+        for policy in ("off", *POLICIES)
+    }
+    fits.choose_length("off", **ways["off"])
     for way, options in ways.items():
         fits.seconds_per_step(way, calls=1, **options)
     times = {way: [] for way in ways}

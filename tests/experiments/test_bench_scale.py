@@ -43,24 +43,15 @@ def test_a_verdict_needs_the_whole_interval_on_one_side():
     assert timing.verdict((1.011, 1.02), 1.01) == "DEFECT"
 
 
-def test_without_policies_the_guard_says_so(monkeypatch):
-    def fit(ensemble, data, *, steps):
-        raise AssertionError("must not be called")
-
-    monkeypatch.setattr(ensjax, "fit", fit)
-    [row] = timing.measure_guard("mlp-small", 2, repetitions=1)
-    assert row["note"] == timing.NO_HEALTH
-    name, measurements = bench.measurements_of(row)
-    assert name == "guard mlp-small M=2" and measurements == {}
-    bench.make_table([row])
-
-
 @pytest.mark.parametrize("members", [16, 64])
 def test_the_guard_is_every_policy_over_none(monkeypatch, members):
     pace = {"off": 100.0, "freeze": 99.5, "rollback": 98.0, "reseed": 50.0}
     asked = []
 
     def fit(ensemble, data, *, steps, health, **options):
+        if isinstance(health, ensjax.Health):
+            assert health.make_model is not None
+            health = health.policy
         asked.append((health, steps))
         return ensemble, types.SimpleNamespace(
             steps_per_second=pace[health], compile_seconds=1.5
@@ -81,6 +72,17 @@ def test_the_guard_is_every_policy_over_none(monkeypatch, members):
     assert sorted(health for health, _ in repeated) == sorted([*pace] * 3)
     assert [health for health, _ in repeated[4:8]] == [*pace][1:] + ["off"]
     bench.make_table(rows)
+
+
+@pytest.mark.slow
+def test_every_policy_trains(monkeypatch):
+    monkeypatch.setitem(timing.alternatives.WORKLOADS, "tiny", SMALL)
+    monkeypatch.setattr(timing, "MIN_SECONDS", 1e-3)
+    rows = timing.measure_guard("tiny", 2, repetitions=2)
+    assert [row["name"].split()[2] for row in rows] == [*timing.POLICIES]
+    for row in rows:
+        assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
+        assert min(map(min, row["measurements"].values())) > 0
 
 
 class _SlowCheckpoints:
