@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ensjax
 from ensjax.experiment import exit_codes
+from ensjax.experiment.compilation_cache import check_choice
 from ensjax.experiment.configs import (
     PRESETS,
     find_config,
@@ -112,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN,RUN",
         help="other runs of the same config whose members are taken over",
     )
+    run.add_argument(
+        "--compilation_cache",
+        metavar="on|off|DIR",
+        help="compiled programs for the next run (default: on for GPU and TPU)",
+    )
     run.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     run.add_argument(
         "--num_processes", type=int, help="how many hosts run this command"
@@ -174,7 +180,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     copy.add_argument("name", help="of a config")
     commands.add_parser("doctor", help="devices, versions, and whether numbers agree")
-    commands.add_parser("bench", help="bench [name]: ratios against a loop and peers")
+    commands.add_parser(
+        "bench",
+        help="bench [name] [--compare old.json]: speed, and against an older file",
+    )
     return parser
 
 
@@ -198,9 +207,11 @@ def _run(
             devices=options.devices,
             loggers=[name for name in options.log.split(",") if name],
             members_from=[run for run in options.members_from.split(",") if run],
+            compilation_cache=options.compilation_cache,
         )
         return run_and_report(run)
     check_flags(flags)
+    check_choice(options.compilation_cache)
     workdir = options.workdir or default_workdir(options.config)
     return run_in_child(
         arguments,
@@ -373,6 +384,8 @@ def _bench(arguments: list[str]) -> int:
         print(f"Benchmarks: {join_names(known) or 'none'}. Run one: ensjax bench NAME")
         return exit_codes.FINISHED
     name, *rest = arguments
+    if name == "--compare" and rest:  # the file says which suite it is of
+        name, rest = _suite_of(rest[0]), arguments
     if name not in known:
         nearest = name_nearest(name, known)
         raise ConfigError(
@@ -381,6 +394,21 @@ def _bench(arguments: list[str]) -> int:
         )
     path = packaged_folder("experiments") / f"bench_{name}.py"
     return load_module(path, "bench").main(rest) or exit_codes.FINISHED
+
+
+def _suite_of(report: str) -> str:
+    """The suite of a file that `ensjax bench NAME --json` wrote."""
+    from etils import epath
+
+    from ensjax.experiment.json_files import read_json
+
+    try:
+        found = read_json(epath.Path(report))
+        return str(found.get("suite") or found["command"][1])
+    except OSError as error:
+        raise ConfigError(f"cannot read {report}: {one_line(error)}.") from error
+    except (AttributeError, KeyError, TypeError, IndexError, UnicodeError) as error:
+        raise ConfigError(f"{report} is no report of ensjax bench.") from error
 
 
 if __name__ == "__main__":

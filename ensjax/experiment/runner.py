@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from ensjax.experiment import exit_codes
+from ensjax.experiment.compilation_cache import check_choice, use_compilation_cache
 from ensjax.experiment.configs import (
     ConfigSource,
     check_devices,
@@ -62,6 +63,7 @@ class RunOptions(NamedTuple):
         devices: how many CPU devices; None: accelerators, or one for each CPU core.
         loggers: optional loggers by name.
         members_from: other runs whose members are taken over.
+        compilation_cache: "on", "off" or a folder; None: on for GPU and TPU.
     """
 
     spec: str
@@ -71,6 +73,7 @@ class RunOptions(NamedTuple):
     devices: int | None = None
     loggers: Sequence[str] = ()
     members_from: Sequence[str] = ()
+    compilation_cache: str | None = None
 
 
 def default_workdir(spec: str) -> str:
@@ -128,6 +131,7 @@ def run_experiment(options: RunOptions) -> int:
     """
     check_flags(options.flags)
     check_logger_names(options.loggers)
+    check_choice(options.compilation_cache)
     is_alone = options.flags.coordinator is None and detect_cluster() is None
     if is_alone:  # a typing mistake need not wait for JAX
         source, config = _load(options)
@@ -138,10 +142,12 @@ def run_experiment(options: RunOptions) -> int:
     settings = on_first_process(lambda: normalise_config(config))
     everywhere(lambda: _check_same_config(config, settings))
     workdir = options.workdir or default_workdir(options.spec)
+    everywhere(lambda: _check_store(workdir))
     state = on_first_process(lambda: check_run(workdir, config))
     if state == "finished":
         _say(f"{workdir} is finished; see {workdir}/report.html. Nothing to do.")
         return exit_codes.FINISHED
+    use_compilation_cache(options.compilation_cache)
     path, experiment = everywhere(lambda: _load_experiment(source, config))
     if state == "changed" and not hasattr(experiment, "training_job"):
         on_first_process(lambda: refuse_other_members(workdir, config))
@@ -225,6 +231,22 @@ def _set_devices(num_devices: int | None, *, is_alone: bool) -> None:
         raise ConfigError(
             "--devices comes too late: the config has started JAX. A config holds"
             " numbers, strings and tuples only."
+        ) from error
+
+
+def _check_store(workdir: str) -> None:
+    """Raises `ConfigError` if a package for `gs://` and the like is not installed."""
+    from etils import epath
+
+    path = epath.Path(workdir)
+    if is_local(path):
+        return
+    try:
+        path.exists()
+    except ImportError as error:
+        extra = " (pip install 'ensjax[gcs]')" if workdir.startswith("gs:") else ""
+        raise ConfigError(
+            f"--workdir {workdir} needs a package{extra}: {one_line(error)}."
         ) from error
 
 
