@@ -31,7 +31,7 @@ def test_configs_import_nothing_of_ours():
 
 
 def test_programs_over_the_member_axis_are_made_in_one_place():
-    """`mapping` makes them all; what else runs on a mesh is a job of its `MeshProgram`."""
+    """`mapping` makes them all: what else runs on a mesh is a job of its program."""
     found = {
         path.relative_to(REPOSITORY / "ensjax").as_posix()
         for path in (REPOSITORY / "ensjax").rglob("*.py")

@@ -121,12 +121,12 @@ class FoldBlocks:
             split = jax.tree.map(
                 lambda x: x.reshape(rows // block, block, *x.shape[1:]), (stacked, mask)
             )
-            starts = jnp.arange(rows // block) * block
-            states, _ = jax.lax.scan(
-                lambda states, xs: (fold(states, xs[0], *xs[1]), None),
-                states,
-                (starts, split),
-            )
+
+            def step(carry, xs):
+                start, states = carry
+                return (start + block, fold(states, start, *xs)), None
+
+            (_, states), _ = jax.lax.scan(step, (0, states), split)
         return {
             name: families[name].psum(state, "member") for name, state in states.items()
         }
