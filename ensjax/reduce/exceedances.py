@@ -68,8 +68,8 @@ def _check_thresholds(like, thresholds):
         shape = jnp.shape(given.pop(path)) if path in given else None
         if not shape or shape[1:] != leaf.shape:
             raise ValueError(
-                f"thresholds{name} must be [threshold, *{list(leaf.shape)}], or one"
-                f" list of numbers for everything; got {shape or 'none'}."
+                f"thresholds{name} must be [threshold, ...] for values of shape"
+                f" {leaf.shape}, or one list of numbers for all; got {shape or 'none'}."
             )
     if given:
         name = jax.tree_util.keystr(next(iter(given)))

@@ -50,7 +50,7 @@ def check_values(like: Any, stacked: Any) -> int:
         if jnp.shape(leaf)[1:] != shape:
             raise ValueError(
                 f"{name} has shape {jnp.shape(leaf)}, but this reduction was made for"
-                f" members of shape {shape}: it takes [member, *{list(shape)}]."
+                f" members of shape {shape}, which come stacked: [member, ...]."
             )
     if expected:
         name = jax.tree_util.keystr(next(iter(expected)))

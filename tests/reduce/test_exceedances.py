@@ -39,7 +39,7 @@ def test_one_array_of_thresholds_serves_every_leaf():
 
 
 def test_thresholds_of_another_shape_are_named():
-    with pytest.raises(ValueError, match=r"thresholds must be .*\[2\].*got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"thresholds must be .*\(2,\).*got \(3, 5\)"):
         init_exceedances(X[0], np.zeros((3, 5)))
     with pytest.raises(ValueError, match=r"thresholds\['u'\] must be .*got none"):
         init_exceedances({"t": X[0], "u": X[0]}, {"t": np.zeros((1, 2))})
