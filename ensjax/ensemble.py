@@ -25,6 +25,7 @@ from ensjax.members import (
     member_key,
     member_rows,
     stack_members,
+    take_rows,
 )
 from ensjax.mesh import default_mesh, place
 
@@ -390,6 +391,6 @@ def _select_rows(tree, rows, mesh):
         for leaf in jax.tree.leaves(tree)
         if isinstance(leaf, jax.Array)
     ):
-        return jax.tree.map(lambda x: x[rows], tree)
+        return jax.tree.map(lambda x: take_rows(x, rows), tree)
     take = jax.jit(lambda t, r: jax.tree.map(lambda x: x[r], t), out_shardings=sharding)
     return take(tree, rows)

@@ -109,7 +109,7 @@ class Command(NamedTuple):
 
 
 def deep(*overrides):
-    return ("run", "deep_ensemble:smoke", "--workdir", "w", *overrides)
+    return ("run", "deep_ensemble_digits:smoke", "--workdir", "w", *overrides)
 
 
 COMMANDS = {

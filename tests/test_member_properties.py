@@ -245,3 +245,31 @@ def test_an_ensemble_selects_concatenates_and_moves_as_its_stack_does(
     assert_same(both[:count].params, stacked)
     assert both.member_ids.tolist() == ids + [ids[i] for i in rows]
     assert_same(ensemble.on_mesh(mesh_of(3)).on_mesh(mesh_of(2)).params, stacked)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_rows_that_move_between_devices_keep_every_bit(devices, dtype):
+    """Moved as sums with zeros, -0.0 would become 0.0."""
+    bits = {
+        "float32": np.array([0x80000000, 0x7FC00000, 0xFFC00000, 1], np.uint32),
+        "bfloat16": np.array([0x8000, 0x7FC0, 0xFFC0, 1], np.uint16),
+    }[dtype]
+    host = np.tile(bits, (8, 1)).view(jnp.dtype(dtype))
+    sharding = jax.NamedSharding(mesh_of(devices), jax.P("member"))
+    stacked = jax.device_put(host, sharding)
+
+    def expect_same_bits(x):
+        rows = np.asarray(x).reshape(-1, 4).view(bits.dtype)
+        np.testing.assert_array_equal(rows, np.tile(bits, (len(rows), 1)))
+
+    expect_same_bits(select_members(stacked, [3, 0, 5]))
+    expect_same_bits(pad_members(stacked, 12))
+    expect_same_bits(concatenate_members([stacked, stacked]))
+    expect_same_bits(trim_members(stacked, 3))
+    expect_same_bits(stack_members(unstack_members(stacked)))
+    ensemble = Ensemble.from_apply(apply, stacked, mesh=mesh_of(devices))
+    expect_same_bits(ensemble[6])
+    expect_same_bits(ensemble.select([7, 1]).params)
+    expect_same_bits(ensemble.concatenate(ensemble[2:3]).params)
+    expect_same_bits(ensemble.on_mesh(mesh_of(3)).params)
