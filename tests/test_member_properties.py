@@ -27,7 +27,7 @@ from ensjax.members import (
     unstack_members,
 )
 
-SOME = settings(max_examples=12, deadline=None)
+SOME = settings(max_examples=8, deadline=None)
 SHAPES = ((), (2,), (2, 3), (0,), (3, 0, 1))
 DTYPES = ("float32", "bfloat16", "int32", "int8", "uint32", "bool", "key")
 
@@ -219,7 +219,7 @@ def mesh_of(devices):
     return make_mesh(member=devices)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(with_leaves, st.integers(1, 4), st.data())
 def test_an_ensemble_selects_concatenates_and_moves_as_its_stack_does(
     template, count, data

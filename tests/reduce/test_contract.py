@@ -102,7 +102,9 @@ def finish(name, members):
 
 
 def finished(name, state, members):
-    return jax.tree.leaves(finish(name, members)(state))
+    # Only the number of bins of a rank histogram is compiled in.
+    program = finish(name, members if name == "ranks" else None)
+    return jax.tree.leaves(program(state))
 
 
 def expect(name, state, x):
@@ -157,7 +159,7 @@ def test_no_members_at_all_are_not_a_number(name):
         assert np.isnan(leaf).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_masked_members_are_left_out_even_if_not_finite(name, bad):
     x, mask = draw(21), np.ones(21, bool)
@@ -181,8 +183,16 @@ def test_a_member_that_is_nan_is_never_passed_over(name):
         np.testing.assert_array_equal(np.isnan(leaf).reshape(-1, 3)[0], [0, 1, 0])
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8, bool])
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        *((name, jnp.bfloat16) for name in NAMES[:-2]),
+        *((name, dtype) for name in ("extremes", "ranks") for dtype in (int, bool)),
+        pytest.param("quantiles", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("crps", jnp.bfloat16, marks=pytest.mark.slow),
+        ("quantiles", jnp.int8),
+    ],
+)
 def test_narrow_floats_integers_and_booleans(name, dtype):
     # bool: comparing and averaging it as 0 and 1; ties everywhere.
     x = jnp.asarray(3 * draw(14)).astype(dtype)
@@ -200,8 +210,10 @@ def reduced(name, x, mask, mesh):
     return fn(x, *data.get(name, ()), mask, mesh=mesh)
 
 
-@pytest.mark.parametrize("member, data", [(8, 1), (3, 2)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name, member, data",
+    [*((name, 8, 1) for name in NAMES), ("extremes", 3, 2), ("quantiles", 3, 2)],
+)
 def test_a_stack_split_over_devices(name, member, data):
     x, mask = draw(21), np.arange(21) % 5 != 1
     x[~mask] = np.nan
@@ -209,7 +221,7 @@ def test_a_stack_split_over_devices(name, member, data):
     expect(name, reduced(name, x, mask, mesh), x[mask])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["extremes", "quantiles"])
 def test_devices_gather_no_stack(name):
     mesh = make_mesh(member=4)
     x = jax.ShapeDtypeStruct((16, 3), jnp.float32)

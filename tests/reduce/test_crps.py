@@ -46,7 +46,7 @@ def draw(members, offset=0.0, seed=0):
     return x.astype(np.float32), (rng.normal(size=4) + offset).astype(np.float32)
 
 
-@pytest.mark.parametrize("members", [2, 3, 50])
+@pytest.mark.parametrize("members", [2, 50])
 @pytest.mark.parametrize("fair", [False, True])
 def test_it_equals_scoringrules_and_every_pair(members, fair):
     x, y = draw(members)
@@ -132,8 +132,7 @@ RELATIVE = {
 }
 
 
-@pytest.mark.parametrize("fair", [False, True])
-def test_many_members_keep_the_bound_and_are_never_scored_too_well(fair):
+def test_many_members_keep_the_bound_and_are_never_scored_too_well():
     members = 100_000
     streams = hard_streams(members)
     x = np.stack(list(streams.values()), axis=1)
@@ -147,15 +146,16 @@ def test_many_members_keep_the_bound_and_are_never_scored_too_well(fair):
     state = run(x.reshape(-1, 1000, x.shape[1]))
     bound = rank_error_bound(state.members)
     assert bound <= 0.005
-    exact = by_order(x, y.astype(np.float64), fair)
-    excess = np.asarray(finish(state, fair=fair), np.float64) - exact
     span = np.ptp(x.astype(np.float64), axis=0)
-    pairs = members / (members - 1) if fair else 1
     rounding = 2e-6 * np.abs(x - y).mean(0, dtype=np.float64)
-    assert (excess >= -rounding).all()
-    assert (excess <= bound * span * pairs + rounding).all()
-    for name, error in zip(streams, excess / exact, strict=True):
-        assert error <= RELATIVE.get(name, np.inf), name
+    for fair in (False, True):
+        exact = by_order(x, y.astype(np.float64), fair)
+        excess = np.asarray(finish(state, fair=fair), np.float64) - exact
+        pairs = members / (members - 1) if fair else 1
+        assert (excess >= -rounding).all()
+        assert (excess <= bound * span * pairs + rounding).all()
+        for name, error in zip(streams, excess / exact, strict=True):
+            assert error <= RELATIVE.get(name, np.inf), name
 
 
 def test_merges_of_many_keep_the_bound():
@@ -170,6 +170,7 @@ def test_merges_of_many_keep_the_bound():
     assert int(merged.count) == 6000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_stack_over_devices_with_masked_members(devices):
     x, y = draw(45)

@@ -179,6 +179,7 @@ def test_all_members_are_held_and_exact_while_they_fit_the_buffer():
     assert levels > 0
 
 
+@pytest.mark.slow
 def test_members_on_several_devices_keep_the_bound():
     rng = np.random.default_rng(3)
     x = np.sort(rng.normal(size=(4001, 2)).astype(np.float32), axis=0)
