@@ -83,7 +83,7 @@ def a_run(*damage, finished=True):
         for name, content in damage:
             path = Path("w", name)
             if content is None:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif isinstance(content, bytes):
                 path.write_bytes(content)
             else:
@@ -239,6 +239,21 @@ COMMANDS = {
         RUN,
         "w/versions.json holds no valid JSON",
     ),
+    # The resumed run has steps to log.
+    "metrics.jsonl of bytes": Command(
+        a_run(("metrics.jsonl", b"\xff{\n"), ("checkpoints/20", None), finished=False),
+        RUN,
+        "w/metrics.jsonl",
+    ),
+    "metrics.jsonl with a step that is text": Command(
+        a_run(
+            ("metrics.jsonl", '{"step": "one"}\n'),
+            ("checkpoints/20", None),
+            finished=False,
+        ),
+        RUN,
+        "w/metrics.jsonl",
+    ),
     # Reports.
     "report of nothing": Command(nothing, ("report", "w"), "w is no run of ensjax"),
     "report of an unfinished run": Command(
@@ -271,13 +286,30 @@ COMMANDS = {
 }
 
 
+# Not refused in one line yet, with what happens.
+LABELS = "fit does not look at labels: the loss is NaN and all members freeze"
+XFAIL = {
+    "labels out of range": LABELS,
+    "labels below zero": LABELS,
+    "checkpoints of bytes": "the decoder's own words, which name no file",
+    "metrics.jsonl of bytes": "a traceback of the decoder, exit code 1",
+    "metrics.jsonl with a step that is text": "a traceback of <=, exit code 1",
+}
+
+
+def marked(name):
+    reason = XFAIL.get(name)
+    marks = pytest.mark.xfail(strict=True, reason=reason) if reason else ()
+    return pytest.param(name, marks=marks)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [marked(name) for name in COMMANDS])
 def test_a_bad_command_is_one_line_with_exit_code_2(name, folder, monkeypatch, capfd):
     # The child's part of `ensjax run`, without the child.
     monkeypatch.setattr(cli, "is_child", lambda: True)
@@ -536,21 +568,6 @@ CALLS = {
         "['t'] has shape (12, 2)",
     ),
 }
-
-
-# Not refused in one line yet, with what happens.
-LABELS = "fit does not look at labels: the loss is NaN and all members freeze"
-XFAIL = {
-    "labels out of range": LABELS,
-    "labels below zero": LABELS,
-    "checkpoints of bytes": "the decoder's own words, which name no file",
-}
-
-
-def marked(name):
-    reason = XFAIL.get(name)
-    marks = pytest.mark.xfail(strict=True, reason=reason) if reason else ()
-    return pytest.param(name, marks=marks)
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite")
