@@ -258,6 +258,9 @@ def _report(options: argparse.Namespace) -> int:
     if len(options.runs) == 1:
         print(write_report(options.runs[0]))
     else:
+        folder = epath.Path(options.out).parent
+        if not folder.is_dir():
+            raise ConfigError(f"--out {options.out}: there is no folder {folder}.")
         page = build_comparison(options.runs)
         write_bytes(epath.Path(options.out), page.encode())
         print(options.out)

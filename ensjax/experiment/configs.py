@@ -194,14 +194,17 @@ def normalise_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as JSON has it: tuples as lists, infinities and NaN as strings.
 
     Raises:
-        ConfigError: if a field holds a function or another object.
+        ConfigError: if a field holds a function or another object; names it.
     """
-    try:
-        return to_json_value(_name_non_finite(config.to_dict()))
-    except TypeError as error:
-        raise ConfigError(
-            f"a config holds numbers, strings and tuples: {error}"
-        ) from error
+    for key, value in flatten_fields(config):
+        try:
+            to_json_value(value)
+        except TypeError as error:
+            raise ConfigError(
+                f"config.{key}: a config holds numbers, strings and tuples; got"
+                f" {type(value).__name__} ({value!r})."
+            ) from error
+    return to_json_value(_name_non_finite(config.to_dict()))
 
 
 # Fields in which a run may be continued with another value: its members are found by
