@@ -63,6 +63,10 @@ def get_config(preset="small"):  # smoke | small | claims
     config.save_every_steps = 20 if preset == "smoke" else 285
     config.block = "auto"  # or "all", or how many members run at once
     config.unroll = False
+    # What becomes of a member that is not finite: freeze, rollback, reseed or off.
+    config.health = ml_collections.ConfigDict(
+        dict(policy="freeze", learning_rate_factor=0.1, max_recoveries=3)
+    )
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
 
     config.predict_batch_size = 400

@@ -59,6 +59,7 @@ def run(config, run_dir):
         "num_members_scored": results["num_members"],
     }
     figures.add_tables(run_dir, config, results)
+    figures.add_history(run_dir, recipe.member_ids(config), log)
     figures.add_figures(run_dir, config, rows, results, log)
     scored = time.perf_counter()
     seconds = {"training_seconds": trained - start, "scoring_seconds": scored - trained}
@@ -109,6 +110,7 @@ def training_job(config, rows=None):
             log_every_steps=config.log_every_steps,
             block=recipe.members_at_once(config),
             unroll=config.unroll,
+            health=ensjax.Health(**config.health.to_dict()),
         ),
     )
 

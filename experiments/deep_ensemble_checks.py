@@ -41,6 +41,7 @@ def validate(config):
     try:
         arguments.check_seed(config.seed)
         arguments.check_sampling(config.sampling, None, is_resident=True)
+        ensjax.Health(**config.health.to_dict())
         blocks = Blocks(recipe.members_at_once(config), config.unroll)
         mesh = ensjax.make_mesh(**config.mesh.to_dict())
         arguments.check_fit_mesh(mesh)
