@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from ensjax.mapping import Blocks, map_local, mesh_program
@@ -52,7 +53,7 @@ def run_fold(
     mesh = default_mesh() if mesh is None else mesh
     check_mesh(mesh)
     mask = None if mask is None else jnp.asarray(mask)
-    count = jnp.int32(num_members(stacked))
+    count = np.int32(num_members(stacked))
     return mesh_program(job, mesh)(states, stacked, mask, count, shared)
 
 
