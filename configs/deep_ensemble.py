@@ -23,6 +23,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.title = "Deep ensembles: CNNs on 5,000 MNIST digits"
     config.seed = 0
     config.num_members = dict(smoke=3, small=16, claims=16)[preset]
+    config.members = ()  # which ones, if not 0 to num_members - 1
     # Member m of seed s has the id 65536 s + m; all are one stack. Ids vary initial
     # weights and data order; data and splits are those below for all.
     config.num_seeds = dict(smoke=2, small=3, claims=5)[preset]
@@ -69,6 +70,10 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.save_every_steps = config.steps_per_call
     config.block = "auto"  # or "all", or how many members run at once
     config.unroll = False
+    # What becomes of a member that is not finite: freeze, rollback, reseed or off.
+    config.health = ml_collections.ConfigDict(
+        dict(policy="freeze", learning_rate_factor=0.1, max_recoveries=3)
+    )
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
 
     config.predict_batch_size = 500
@@ -97,6 +102,7 @@ def _paper():
     config.title = "Deep ensembles: WRN-28-10 on CIFAR-10"
     config.seed = 0
     config.num_members = 4
+    config.members = ()
     config.num_seeds = 1
 
     # The recipe trains on all 50,000 images: no row is left to fit a temperature.
@@ -149,6 +155,10 @@ def _paper():
     config.save_every_steps = 5 * steps_per_epoch
     config.block = "auto"  # or "all", or how many members run at once
     config.unroll = False
+    # What becomes of a member that is not finite: freeze, rollback, reseed or off.
+    config.health = ml_collections.ConfigDict(
+        dict(policy="freeze", learning_rate_factor=0.1, max_recoveries=3)
+    )
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
 
     config.predict_batch_size = 512

@@ -20,8 +20,9 @@ def get_config(preset="small"):  # smoke | small | claims
     config.title = "Deep ensembles: MLPs on 8x8 digits"
     config.seed = 0
     config.num_members = dict(smoke=4, small=16, claims=16)[preset]
-    # Seed s of the ensemble is members s * num_members and following of one stack. It
-    # varies initial weights and data order; data and splits are those below for all.
+    config.members = ()  # which ones, if not 0 to num_members - 1
+    # Member m of seed s has the id 65536 s + m; all are one stack. Ids vary initial
+    # weights and data order; data and splits are those below for all.
     config.num_seeds = dict(smoke=2, small=5, claims=10)[preset]
 
     # 1,437 and 360 test rows. num_calibration of the 1,437 are held out of training:
@@ -62,6 +63,10 @@ def get_config(preset="small"):  # smoke | small | claims
     config.save_every_steps = 20 if preset == "smoke" else 285
     config.block = "auto"  # or "all", or how many members run at once
     config.unroll = False
+    # What becomes of a member that is not finite: freeze, rollback, reseed or off.
+    config.health = ml_collections.ConfigDict(
+        dict(policy="freeze", learning_rate_factor=0.1, max_recoveries=3)
+    )
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
 
     config.predict_batch_size = 400

@@ -1,4 +1,4 @@
-"""The command `ensjax`: run, report, list, copy, doctor, bench.
+"""The command `ensjax`: run, replay, export, report, list, copy, doctor, bench.
 
 Exit codes of `ensjax run`; after all but 0 and 2 the same command goes on from the last
 committed step:
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import ensjax
 from ensjax.experiment import exit_codes
+from ensjax.experiment.compilation_cache import check_choice
 from ensjax.experiment.configs import (
     PRESETS,
     find_config,
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         return exit_codes.FINISHED
     except OSError as error:
-        if arguments[0] not in ("report", "copy"):
+        if arguments[0] not in ("report", "copy", "export"):
             raise
         print(f"ensjax: cannot write: {one_line(error)}", file=sys.stderr)
         return exit_codes.USER_ERROR
@@ -64,7 +65,14 @@ def _main(arguments: list[str]) -> int:
         raise ConfigError("--config.key=value belongs to ensjax run.")
     if options.command == "run":
         return _run(options, arguments, overrides)
-    commands = {"report": _report, "list": _list, "copy": _copy, "doctor": _doctor}
+    commands = {
+        "replay": _replay,
+        "export": _export,
+        "report": _report,
+        "list": _list,
+        "copy": _copy,
+        "doctor": _doctor,
+    }
     return commands[options.command](options)
 
 
@@ -101,6 +109,23 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--log", default="", help="tensorboard, wandb, or both with a comma"
     )
+    run.add_argument(
+        "--members",
+        metavar="N,N",
+        help="these members only, by number; the same as"
+        " --config.members and --config.num_members",
+    )
+    run.add_argument(
+        "--members_from",
+        default="",
+        metavar="RUN,RUN",
+        help="other runs of the same config whose members are taken over",
+    )
+    run.add_argument(
+        "--compilation_cache",
+        metavar="on|off|DIR",
+        help="compiled programs for the next run (default: on for GPU and TPU)",
+    )
     run.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     run.add_argument(
         "--num_processes", type=int, help="how many hosts run this command"
@@ -124,13 +149,49 @@ def _parser() -> argparse.ArgumentParser:
         help="also keep the results in experiments/results and update RESULTS.md",
     )
 
+    replay = commands.add_parser(
+        "replay",
+        help="make one member of a run again alone, and compare it",
+        description="Trains one member of a run alone, from config, seed and id, and"
+        " compares it with the checkpoint.",
+        allow_abbrev=False,
+    )
+    replay.add_argument("run", metavar="RUN", help="a run directory")
+    replay.add_argument("--member", type=int, required=True, help="its id")
+    replay.add_argument("--step", type=int, help="of a checkpoint; default: the last")
+    replay.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="where other bits are expected (%(default)s)",
+    )
+
+    export = commands.add_parser(
+        "export",
+        help="write members of a run on their own",
+        description="Writes members of a run, reading nothing but their own bytes.",
+        allow_abbrev=False,
+    )
+    export.add_argument("run", metavar="RUN", help="a run directory")
+    export.add_argument(
+        "--member", type=int, required=True, action="append", help="its id; repeatable"
+    )
+    export.add_argument("--step", type=int, help="of a checkpoint; default: the last")
+    export.add_argument(
+        "--format", default="nnx", help="nnx, safetensors or ensemble (%(default)s)"
+    )
+    export.add_argument("--out", help="default: in the run's folder exports")
+
     commands.add_parser("list", help="experiments, papers, presets, last results")
     copy = commands.add_parser(
         "copy", help="write a config and its experiment here, to be changed"
     )
     copy.add_argument("name", help="of a config")
     commands.add_parser("doctor", help="devices, versions, and whether numbers agree")
-    commands.add_parser("bench", help="bench [name]: ratios against a loop and peers")
+    commands.add_parser(
+        "bench",
+        help="bench [name] [--compare old.json]: speed, and against an older file",
+    )
     return parser
 
 
@@ -141,6 +202,8 @@ def _run(
 ) -> int:
     from ensjax.experiment.runner import RunOptions, default_workdir, run_and_report
 
+    if options.members is not None:
+        overrides = overrides + _members(options.members)
     flags = ProcessFlags(options.coordinator, options.num_processes, options.process_id)
     if is_child():
         prepare_child()
@@ -151,9 +214,12 @@ def _run(
             flags=flags,
             devices=options.devices,
             loggers=[name for name in options.log.split(",") if name],
+            members_from=[run for run in options.members_from.split(",") if run],
+            compilation_cache=options.compilation_cache,
         )
         return run_and_report(run)
     check_flags(flags)
+    check_choice(options.compilation_cache)
     workdir = options.workdir or default_workdir(options.config)
     return run_in_child(
         arguments,
@@ -161,6 +227,17 @@ def _run(
         process=_process_name(flags),
         is_one_of_several=flags.coordinator is not None or detect_cluster() is not None,
     )
+
+
+def _members(text: str) -> list[tuple[str, str]]:
+    """The overrides of `--members 0,3,5`."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(name.isdecimal() for name in names) or len(set(names)) < len(names):
+        raise ConfigError(
+            f"--members takes different numbers with commas, as 0,3,5; got {text!r}."
+        )
+    chosen = "".join(f"{int(name)}," for name in names)
+    return [("members", f"({chosen})"), ("num_members", str(len(names)))]
 
 
 def _process_name(flags: ProcessFlags) -> str:
@@ -189,12 +266,40 @@ def _report(options: argparse.Namespace) -> int:
     if len(options.runs) == 1:
         print(write_report(options.runs[0]))
     else:
+        folder = epath.Path(options.out).parent
+        if not folder.is_dir():
+            raise ConfigError(f"--out {options.out}: there is no folder {folder}.")
         page = build_comparison(options.runs)
         write_bytes(epath.Path(options.out), page.encode())
         print(options.out)
     if options.publish:
         for run in options.runs:
             print(publish_results(run))
+    return exit_codes.FINISHED
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from ensjax.experiment.replay import replay
+
+    return replay(
+        options.run,
+        member_id=options.member,
+        step=options.step,
+        tolerance=options.tolerance,
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ensjax.experiment.export import export_members
+
+    written = export_members(
+        options.run,
+        options.member,
+        step=options.step,
+        form=options.format,
+        out=options.out,
+    )
+    print("\n".join(written))
     return exit_codes.FINISHED
 
 
@@ -290,6 +395,8 @@ def _bench(arguments: list[str]) -> int:
         print(f"Benchmarks: {join_names(known) or 'none'}. Run one: ensjax bench NAME")
         return exit_codes.FINISHED
     name, *rest = arguments
+    if name == "--compare" and rest:  # the file says which suite it is of
+        name, rest = _suite_of(rest[0]), arguments
     if name not in known:
         nearest = name_nearest(name, known)
         raise ConfigError(
@@ -298,6 +405,21 @@ def _bench(arguments: list[str]) -> int:
         )
     path = packaged_folder("experiments") / f"bench_{name}.py"
     return load_module(path, "bench").main(rest) or exit_codes.FINISHED
+
+
+def _suite_of(report: str) -> str:
+    """The suite of a file that `ensjax bench NAME --json` wrote."""
+    from etils import epath
+
+    from ensjax.experiment.json_files import read_json
+
+    try:
+        found = read_json(epath.Path(report))
+        return str(found.get("suite") or found["command"][1])
+    except OSError as error:
+        raise ConfigError(f"cannot read {report}: {one_line(error)}.") from error
+    except (AttributeError, KeyError, TypeError, IndexError, UnicodeError) as error:
+        raise ConfigError(f"{report} is no report of ensjax bench.") from error
 
 
 if __name__ == "__main__":

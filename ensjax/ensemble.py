@@ -25,6 +25,7 @@ from ensjax.members import (
     member_key,
     member_rows,
     stack_members,
+    take_rows,
 )
 from ensjax.mesh import default_mesh, place
 
@@ -263,8 +264,12 @@ class Ensemble:
         can be loaded in another one.
 
         Raises:
-            ValueError: if `path` exists; nothing is overwritten.
+            ValueError: if `path` exists (nothing is overwritten), or lies below a file.
         """
+        parents = epath.Path(path).parents
+        below = next((p for p in parents if p.exists() and not p.is_dir()), None)
+        if below is not None:
+            raise ValueError(f"cannot write {path}: {below} is a file.")
         shapes = jax.eval_shape(_arrays, self.state, self.member_ids)
         architecture = cloudpickle.dumps((self.graph, shapes))
         arrays = _arrays(self.state, self.member_ids)
@@ -290,8 +295,8 @@ class Ensemble:
             mesh: from `make_mesh`; by default all devices on the member axis.
 
         Raises:
-            ValueError: if there is nothing at `path`, or `make_model` builds another
-                architecture; names the leaf.
+            ValueError: if there is no ensemble at `path`, its architecture cannot be
+                read, or `make_model` builds another one; names the file or leaf.
         """
         path = epath.Path(path)
         members = checkpoint.stored_shapes(path / "arrays")
@@ -309,8 +314,7 @@ class Ensemble:
                 ),
             )
         else:
-            stored = (path / "architecture.pkl").read_bytes()
-            graph, shapes = cloudpickle.loads(stored)
+            graph, shapes = _read_architecture(path / "architecture.pkl")
         sharding = jax.sharding.NamedSharding(mesh, _member_spec(shapes, mesh))
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
@@ -318,6 +322,18 @@ class Ensemble:
         state = checkpoint.load_tree(path / "arrays", like)
         ids = state.pop("member_ids")
         return cls(state, ids, graph, mesh)
+
+
+def _read_architecture(path):
+    try:
+        graph, shapes = cloudpickle.loads(path.read_bytes())
+    except Exception as error:  # unpickling runs code, which may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{path} cannot be read ({reason}). With make_model=..., which builds one"
+            " member, it is not needed."
+        ) from error
+    return graph, shapes
 
 
 def _arrays(state, member_ids):
@@ -375,6 +391,6 @@ def _select_rows(tree, rows, mesh):
         for leaf in jax.tree.leaves(tree)
         if isinstance(leaf, jax.Array)
     ):
-        return jax.tree.map(lambda x: x[rows], tree)
+        return jax.tree.map(lambda x: take_rows(x, rows), tree)
     take = jax.jit(lambda t, r: jax.tree.map(lambda x: x[r], t), out_shardings=sharding)
     return take(tree, rows)

@@ -295,7 +295,11 @@ def check_unrolled(blocks: Blocks, local_members: int) -> None:
 
 
 def map_local(
-    fn: Callable[..., Any], *, kinds: Sequence[str], blocks: Blocks
+    fn: Callable[..., Any],
+    *,
+    kinds: Sequence[str],
+    blocks: Blocks,
+    updates_first: bool = False,
 ) -> Callable[..., Any]:
     """`fn` of one member over the members of this device, to be used in a `shard_map`.
 
@@ -306,6 +310,9 @@ def map_local(
         fn: function of one member.
         kinds: of its arguments, as in `map_members`; here they say what is mapped.
         blocks: how the local members run.
+        updates_first: whether the first output replaces the first argument, which both
+            are "member" and of the same shapes. A loop over blocks then writes where it
+            has read, and the stack exists once.
 
     Returns:
         A function of local stacks, leaves `[local member, ...]` where mapped; so are
@@ -348,17 +355,45 @@ def map_local(
             return jax.tree.map(lambda x: x[None], result)
         if size is None or size >= members:
             return vmapped(*args)
+        loop = _map_in_place if updates_first else jax.lax.map
         if size == 1:
-            return jax.lax.map(one, stacks)
+            return loop(one, stacks)
         if members % size:
             raise ValueError(f"{members} local members are not whole blocks of {size}.")
         split = jax.tree.map(
             lambda x: x.reshape(members // size, size, *x.shape[1:]), stacks
         )
-        results = jax.lax.map(lambda rows: vmapped(*with_rows(rows)), split)
+        results = loop(lambda rows: vmapped(*with_rows(rows)), split)
         return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), results)
 
     return run
+
+
+def _map_in_place(one, stacks):
+    """`lax.map` of a function whose first output takes the place of its first row."""
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], stacks))
+    num_rows = jax.tree.leaves(stacks)[0].shape[0]
+    others = jax.tree.map(
+        lambda x: jnp.zeros((num_rows, *x.shape), x.dtype), tuple(shapes[1:])
+    )
+
+    def row_of(tree, i):
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), tree
+        )
+
+    def put(tree, row, i):
+        return jax.tree.map(
+            lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), tree, row
+        )
+
+    def body(i, carry):
+        first, others = carry
+        new, *results = one([row_of(first, i), *row_of(stacks[1:], i)])
+        return put(first, new, i), put(others, tuple(results), i)
+
+    first, others = jax.lax.fori_loop(0, num_rows, body, (stacks[0], others))
+    return (first, *others)
 
 
 def auto_block(

@@ -121,7 +121,7 @@ def unstack_members(tree: Any) -> list[Any]:
         ValueError: if leaves disagree on the number of members.
     """
     return [
-        jax.tree.map(lambda leaf: leaf[i], tree)  # noqa: B023
+        jax.tree.map(lambda leaf: take_rows(leaf, i), tree)  # noqa: B023
         for i in range(num_members(tree))
     ]
 
@@ -142,7 +142,31 @@ def select_members(tree: Any, indices: Any) -> Any:
         IndexError: if an index is out of range.
     """
     rows = member_rows(indices, num_members(tree))
-    return jax.tree.map(lambda leaf: leaf[rows], tree)
+    return jax.tree.map(lambda leaf: take_rows(leaf, rows), tree)
+
+
+def take_rows(leaf: Any, rows: Any) -> Any:
+    """`leaf[rows]` to the last bit, also where `leaf` is split over devices."""
+    return _keeping_bits(lambda x: x[rows], leaf)
+
+
+def _keeping_bits(fn, leaf):
+    """`fn(leaf)`, where `fn` moves rows about.
+
+    Rows of an array that is split over devices travel as sums with zeros, and -0.0 + 0
+    is 0.0: they travel as integers instead. Not while tracing, since integers have no
+    gradient; there a minus before a zero may be lost.
+    """
+    is_split = (
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, jax.core.Tracer)
+        and not leaf.is_fully_replicated
+    )
+    integers = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
+    if not is_split or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return fn(leaf)
+    bits = jax.lax.bitcast_convert_type(leaf, integers[leaf.dtype.itemsize])
+    return jax.lax.bitcast_convert_type(fn(bits), leaf.dtype)
 
 
 def member_rows(indices: Any, num_members: int) -> np.ndarray:
@@ -227,7 +251,7 @@ def pad_members(tree: Any, num_rows: int) -> Any:
         copies = jnp.broadcast_to(leaf[:1], (num_rows - rows, *leaf.shape[1:]))
         return jnp.concatenate([leaf, copies])
 
-    return jax.tree.map(pad, tree)
+    return jax.tree.map(lambda leaf: _keeping_bits(pad, leaf), tree)
 
 
 def trim_members(tree: Any, num_members: int) -> Any:

@@ -2,6 +2,7 @@
 
     ensjax bench engine
     ensjax bench engine --rows mlp-small,cnn --members 4 --json engine.json
+    ensjax bench engine --compare engine.json
 
 Every row is one model, batch and ensemble size, and every column a way to make the same
 steps (`engine_alternatives`): repetitions take turns, and medians are compared, without
@@ -12,7 +13,6 @@ a process with one device (`engine_clock`); so does ours of a single member.
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import sys
@@ -32,6 +32,9 @@ from ensjax.mesh import use_cpu_cores
 
 alternatives = load_module(Path(__file__).with_name("engine_alternatives.py"), "bench")
 clocks = load_module(Path(__file__).with_name("engine_clock.py"), "bench")
+files = load_module(Path(__file__).with_name("benchmark_files.py"), "bench")
+
+SUITE = "engine"
 
 # A repetition of each way makes whole calls for about this long, in seconds.
 MIN_SECONDS = 0.2
@@ -53,30 +56,45 @@ def is_split(num_members: int) -> bool:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Runs the rows asked for, prints the table; returns the exit code."""
+    """Runs the rows asked for, prints the table; returns the exit code.
+
+    Raises:
+        ConfigError: for a file that cannot be compared with, before anything is run.
+    """
     options = _options(arguments)
+    use_cpu_cores()
+    console = rich.console.Console()
+    # A narrow table would fold its numbers; too long lines are the lesser evil.
+    wide = rich.console.Console(width=max(console.width, TABLE_WIDTH))
+    versions = {**collect_versions(), **_torch_versions(options.torch)}
+    report, show = files.begin(options, SUITE, versions, measurements_of, make_table)
+    console.print(_describe(report["versions"]))
+    if not options.results:
+        _measure(options, arguments, report, console)
+    wide.print(make_table(report["rows"]))
+    show(wide)
+    return exit_codes.FINISHED
+
+
+def _measure(options, arguments, report, console):
+    """Adds every row to the report, and writes it after each one."""
     rows = [
         (alternatives.WORKLOADS[name], members)
         for name in options.rows
         for members in options.members or alternatives.WORKLOADS[name].members
     ]
-    use_cpu_cores()
     if jax.default_backend() != "cpu" and not options.members:
         rows += [
             (alternatives.WORKLOADS[name], 256)
             for name in options.rows
             if name == "mlp-small"
         ]
-    versions = {**collect_versions(), **_torch_versions(options.torch)}
-    console = rich.console.Console()
-    console.print(_describe(versions))
     here = other = clocks.Clock()
     with contextlib.ExitStack() as cleanup:
         if jax.default_backend() == "cpu" and not options.one_process:
             other = clocks.OtherProcess()
             cleanup.callback(other.close)
         progress = cleanup.enter_context(_progress(console))
-        results = []
         task = progress.add_task("", total=len(rows) * options.repetitions)
         for workload, members in rows:
             progress.update(task, description=f"{workload.title}, M = {members}")
@@ -90,21 +108,18 @@ def main(arguments: Sequence[str] = ()) -> int:
                 repetitions=options.repetitions,
                 advance=lambda: progress.advance(task),
             )
-            results.append(row)
+            report["rows"].append(row)
             console.print(_one_line(row))
-            _write(options, arguments, versions, results)
-    # A narrow table would fold its numbers; too long lines are the lesser evil.
-    wide = rich.console.Console(width=max(console.width, TABLE_WIDTH))
-    wide.print(make_table(results))
-    return exit_codes.FINISHED
+            # Now, so that nothing measured is lost when the rest is not.
+            files.write_report(options.json, report, arguments)
 
 
-def _write(options, arguments, versions, results):
-    """After every row, so that nothing measured is lost when the rest is not."""
-    if options.json:
-        report = {"command": ["bench", "engine", *arguments], "versions": versions}
-        report["rows"] = results
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+def measurements_of(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a row and what is compared of it: the times of all ways."""
+    return f"{row['model']} M={row['members']}", {
+        way: files.Measurement(tuple(times), "ms")
+        for way, times in row["all_milliseconds"].items()
+    }
 
 
 def _options(arguments):
@@ -115,7 +130,7 @@ def _options(arguments):
     )
     parser.add_argument("--members", help="ensemble sizes, such as 1,4,16")
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    files.add_options(parser)
     parser.add_argument("--no-torch", dest="torch", action="store_false")
     parser.add_argument(
         "--one-process", action="store_true", help="time all ways in this process"
@@ -302,7 +317,7 @@ def _torch_versions(with_torch):
 
 
 def _describe(versions):
-    torch = versions["torch"]
+    torch = versions.get("torch")
     threads = f", torch {torch} ({versions['torch_threads']} threads)" if torch else ""
     return (
         f"{versions['platform']}: {hardware(versions)}; jax {versions['jax']},"

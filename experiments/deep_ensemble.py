@@ -45,6 +45,7 @@ def run(config, run_dir):
     ensemble, log = training_job(config, rows).fit(
         checkpoint_dir=run_dir.checkpoints,
         save_every_steps=config.save_every_steps,
+        members_from=run_dir.members_from,
         logger=run_dir.logger(),
     )
     num_parameters = sum(x[0].size for x in jax.tree.leaves(ensemble.params))
@@ -58,6 +59,7 @@ def run(config, run_dir):
         "num_members_scored": results["num_members"],
     }
     figures.add_tables(run_dir, config, results)
+    figures.add_history(run_dir, recipe.member_ids(config), log)
     figures.add_figures(run_dir, config, rows, results, log)
     scored = time.perf_counter()
     seconds = {"training_seconds": trained - start, "scoring_seconds": scored - trained}
@@ -108,6 +110,7 @@ def training_job(config, rows=None):
             log_every_steps=config.log_every_steps,
             block=recipe.members_at_once(config),
             unroll=config.unroll,
+            health=ensjax.Health(**config.health.to_dict()),
         ),
     )
 

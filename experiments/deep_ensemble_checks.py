@@ -37,9 +37,11 @@ def validate(config):
     _check_names(config)
     _check_numbers(config)
     _check_optimizer(config)
+    recipe.member_ids(config)
     try:
         arguments.check_seed(config.seed)
         arguments.check_sampling(config.sampling, None, is_resident=True)
+        ensjax.Health(**config.health.to_dict())
         blocks = Blocks(recipe.members_at_once(config), config.unroll)
         mesh = ensjax.make_mesh(**config.mesh.to_dict())
         arguments.check_fit_mesh(mesh)

@@ -122,6 +122,44 @@ def _add_scores(run_dir, config, results):
     )
 
 
+def add_history(run_dir, member_ids, log):
+    """What happened to each member, as a figure, and as a table where something did."""
+    events = []
+    for place, member_id in enumerate(member_ids):
+        for name, steps in (
+            ("frozen", log.frozen_steps[place : place + 1]),
+            ("stopped", log.stopped_steps[place : place + 1]),
+            (
+                "recovered",
+                () if log.recovery_steps is None else log.recovery_steps[place],
+            ),
+        ):
+            events += [(member_id, name, int(step)) for step in steps if step >= 0]
+    if events:
+        run_dir.add_table(
+            "What happened to members",
+            ["member", "what", "after steps"],
+            events,
+            "frozen: not finite, and keeps the weights of then; recovered: went on from"
+            " earlier weights, or from new ones; stopped: by early stopping.",
+        )
+    run_dir.add_figure(
+        "member_history",
+        plot.member_history(
+            log.steps,
+            log.metrics["loss"],
+            frozen_steps=log.frozen_steps,
+            stopped_steps=log.stopped_steps,
+            recovery_steps=log.recovery_steps,
+            names=member_ids,
+            label="Training loss (nats)",
+        ),
+        "Every member's training loss between reports, from dark (low) to bright; grey:"
+        " no step of it counted. A member's number is its id: those of seed s begin at"
+        " 65536 s.",
+    )
+
+
 def add_figures(run_dir, config, rows, results, log):
     """Every figure of the report; those that need several members are left out at 1."""
     _add_score_dots(run_dir, config, results)

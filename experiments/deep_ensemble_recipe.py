@@ -210,11 +210,25 @@ SEED_STRIDE = 2**16
 
 
 def member_ids(config):
-    """Ids of all members, those of one seed after those of the other."""
+    """Ids of all members, those of one seed after those of the other.
+
+    Raises:
+        ConfigError: if `config.members` are not `num_members` different numbers.
+    """
+    members = tuple(config.get("members", ())) or tuple(range(config.num_members))
+    if len(members) != config.num_members or len(set(members)) < len(members):
+        raise ConfigError(
+            f"config.members must be {config.num_members} different numbers"
+            f" (config.num_members), or (); got {members}."
+        )
+    if not all(0 <= member < SEED_STRIDE for member in members):
+        raise ConfigError(
+            f"config.members are numbers from 0 to {SEED_STRIDE - 1}; got {members}."
+        )
     return tuple(
         seed * SEED_STRIDE + member
         for seed in range(config.num_seeds)
-        for member in range(config.num_members)
+        for member in members
     )
 
 

@@ -25,7 +25,8 @@ from ensjax.experiment.configs import load_module
 from ensjax.mapping import Blocks, mesh_program
 from ensjax.members import member_key, unstack_members
 from ensjax.mesh import make_mesh, place
-from ensjax.train.fit import build_programs
+from ensjax.train.assembly import build_programs
+from ensjax.train.health import Health
 from ensjax.train.losses import cross_entropy
 
 SEED = 0
@@ -68,7 +69,8 @@ class Workload:
         return jnp.asarray(x, jnp.float32), jnp.asarray(labels, jnp.int32)
 
 
-def _adam(learning_rate):
+def adam(learning_rate: Any) -> optax.GradientTransformation:
+    """The optimizer of one member in every alternative."""
     return optax.adam(learning_rate, eps=EPSILON)
 
 
@@ -126,10 +128,12 @@ class Alternative:
     Attributes:
         run: makes `steps_per_call` steps of every member and waits for them.
         params: the trained parameters by now, leaves `[member, ...]`.
+        states: all that the engine would save; None for the others.
     """
 
     run: Callable[[], Any]
     params: Callable[[], Any]
+    states: Callable[[], Any] | None = None
 
 
 def devices_for(num_members: int) -> int:
@@ -162,13 +166,14 @@ def ours(
         (ensemble.state,),
         hypers,
         loss=cross_entropy,
-        make_tx=_adam,
+        make_tx=adam,
         has_hyper=True,
         sampling="independent",
         batch_size=workload.batch_size,
         num_examples=workload.num_examples,
         augment=None,
         keep_best=False,
+        healths=Health.of("freeze").for_stacks((ensemble,)),
         max_steps=steps_per_call,
         weights_kind="shared",
         data_kind="shared",
@@ -187,7 +192,7 @@ def ours(
             states, _ = program(states, hypers, ids, (None,), data, first, count, SEED)
         held["states"] = jax.block_until_ready(states)
 
-    return Alternative(run, lambda: held["states"][0]["params"])
+    return Alternative(run, lambda: held["states"][0]["params"], lambda: held["states"])
 
 
 def python_loop(workload: Workload, num_members: int) -> Alternative:
@@ -329,7 +334,7 @@ class _SingleStep:
 
     def __init__(self, graphdef, state, num_rows):
         self._graphdef, self._num_rows = graphdef, num_rows
-        self._tx = _adam(LEARNING_RATE)
+        self._tx = adam(LEARNING_RATE)
         self._tree = jax.tree.structure(self._whole(state))
 
     def _whole(self, state):

@@ -1,6 +1,7 @@
 """The command `ensjax`, as a user types it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,10 @@ def test_version_and_help(capsys):
         (
             ["run", "x.py", "--num_processes=2"],
             "--coordinator and --process_id missing",
+        ),
+        (
+            ["run", "x.py", "--compilation_cache", "cache"],
+            "takes on, off or a folder with a slash, such as ./cache; got 'cache'",
         ),
         (["run", "x.py", "--config.seed"], "--config.seed needs a value"),
         (["report", "nowhere"], "nowhere is no run of ensjax"),
@@ -198,3 +203,23 @@ def test_bench_finds_its_suites_beside_the_experiments(tmp_path, capsys, monkeyp
 def test_doctor_is_well_here(capsys):
     assert cli.main(["doctor"]) == 0
     assert "parity" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_readme_have_the_options_that_they_name():
+    text = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"^[^#\n`]*?\bensjax (run .*)$", text, re.MULTILINE)
+    assert len(found) >= 3
+    for command in found:
+        words = re.split(r"\s#|[\"';]", command)[0].split()
+        # What a shell fills in is a number, where there must be one.
+        words = ["7" if re.fullmatch(r"\$\w+", word) else word for word in words]
+        rest, _ = cli.split_overrides(words)
+        options = cli._parser().parse_args(rest)
+        cli.check_flags(
+            cli.ProcessFlags(
+                options.coordinator,
+                options.num_processes,
+                options.process_id,
+            )
+        )
+        cli.check_choice(options.compilation_cache)

@@ -31,10 +31,10 @@ def test_configs_import_nothing_of_ours():
 
 
 def test_programs_over_the_member_axis_are_made_in_one_place():
-    """`mapping` runs functions of members; `reduce` sums over those that are there."""
+    """`mapping` makes them all: what else runs on a mesh is a job of its program."""
     found = {
         path.relative_to(REPOSITORY / "ensjax").as_posix()
         for path in (REPOSITORY / "ensjax").rglob("*.py")
         if re.search(r"jax\.shard_map\(|import.*shard_map", path.read_text())
     }
-    assert found == {"mapping.py", "reduce.py"}
+    assert found == {"mapping.py"}

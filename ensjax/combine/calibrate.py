@@ -111,7 +111,7 @@ def calibrate(
         holds a NaN.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or there is no row.
         TypeError: if `labels` are not integers.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2; pooling before scaling:
@@ -126,7 +126,7 @@ def calibrate(
         [[0.5, 0.5], [0.5, 0.5]]
     """
     pooled = _pool(logits, weights)
-    rows = check_rows(pooled, labels, sample_weight)
+    rows = _held_out(pooled, labels, sample_weight)
     return Temperature(_fit(*rows), None if weights is None else jnp.asarray(weights))
 
 
@@ -150,10 +150,10 @@ def calibrate_members(
         `MemberTemperatures`.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or there is no row.
         TypeError: if `labels` are not integers.
     """
-    rows = check_rows(as_predictions(logits).log_probs, labels, sample_weight)
+    rows = _held_out(as_predictions(logits).log_probs, labels, sample_weight)
     return MemberTemperatures(jax.vmap(_fit)(*rows))
 
 
@@ -161,6 +161,16 @@ def _pool(logits, weights):
     if not isinstance(logits, Predictions) and jnp.ndim(logits) == 2:
         return normalize(logits)
     return mean_probs(logits, weights)
+
+
+def _held_out(log_probs, labels, sample_weight):
+    rows = check_rows(log_probs, labels, sample_weight)
+    if not rows[1].shape[-1]:
+        raise ValueError(
+            "A temperature is fitted on at least one held-out row; logits of shape"
+            f" {log_probs.shape} hold none."
+        )
+    return rows
 
 
 def _slope(log_probs, labels, weight, log_temperature):

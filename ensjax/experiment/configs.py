@@ -194,14 +194,48 @@ def normalise_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config as JSON has it: tuples as lists, infinities and NaN as strings.
 
     Raises:
-        ConfigError: if a field holds a function or another object.
+        ConfigError: if a field holds a function or another object; names it.
     """
-    try:
-        return to_json_value(_name_non_finite(config.to_dict()))
-    except TypeError as error:
-        raise ConfigError(
-            f"a config holds numbers, strings and tuples: {error}"
-        ) from error
+    for key, value in flatten_fields(config):
+        try:
+            to_json_value(value)
+        except TypeError as error:
+            raise ConfigError(
+                f"config.{key}: a config holds numbers, strings and tuples; got"
+                f" {type(value).__name__} ({value!r})."
+            ) from error
+    return to_json_value(_name_non_finite(config.to_dict()))
+
+
+# Fields in which a run may be continued with another value: its members are found by
+# their ids on any devices.
+ELASTIC_FIELDS = ("num_members", "members", "mesh")
+
+
+def without_elastic(config: dict[str, Any]) -> dict[str, Any]:
+    """A normalised config without `ELASTIC_FIELDS`."""
+    return {k: v for k, v in config.items() if k not in ELASTIC_FIELDS}
+
+
+def has_other_members(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two normalised configs differ in which members they have."""
+    return any(
+        (old.get(name) or None) != (new.get(name) or None)
+        for name in ("num_members", "members")
+    )
+
+
+def from_json(settings: dict[str, Any]) -> ml_collections.ConfigDict:
+    """The config of a `config.json`: lists become tuples, as configs have them."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {key: tuples(item) for key, item in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    config = ml_collections.ConfigDict(tuples(settings))
+    config.lock()
+    return config
 
 
 def first_difference(old: dict, new: dict) -> tuple[str, Any, Any] | None:

@@ -103,13 +103,20 @@ def write_json(path: epath.Path, value: Any) -> None:
     write_bytes(path, json_text(value).encode())
 
 
-def read_json(path: epath.Path) -> Any:
-    """The value in the file.
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The object in the file.
 
     Raises:
-        ConfigError: if the file holds no valid JSON; names the file.
+        ConfigError: if there is no such file, or it holds no JSON object; names it.
     """
     try:
-        return json.loads(epath.Path(path).read_text())
-    except json.JSONDecodeError as error:
+        value = json.loads(epath.Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} holds no valid JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{path} must hold a JSON object; got {type(value).__name__}."
+        )
+    return value

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from etils import epath
@@ -145,8 +145,18 @@ class WandbLogger:
 class Loggers:
     """Several loggers as one; an empty list is a logger that records nothing."""
 
-    def __init__(self, loggers: Sequence[Logger]):
+    def __init__(
+        self,
+        loggers: Sequence[Logger],
+        *,
+        phase: Callable[[str], "Loggers"] | None = None,
+    ):
         self._loggers = list(loggers)
+        self._phase = phase
+
+    def phase(self, name: str) -> "Loggers":
+        """A logger of its own for members that catch up with the others."""
+        return Loggers([]) if self._phase is None else self._phase(name)
 
     def write(self, step: int, metrics: Metrics) -> None:
         for logger in self._loggers:

@@ -292,7 +292,10 @@ def _checks_table(checks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _figure(run: RunDirectory, name: str, caption: str) -> str:
-    data = base64.b64encode((run.path / "figures" / f"{name}.png").read_bytes())
+    path = run.path / "figures" / f"{name}.png"
+    if not path.exists():
+        raise ConfigError(f"{path} is missing, which report.json names.")
+    data = base64.b64encode(path.read_bytes())
     return (
         f'<figure><img src="data:image/png;base64,{data.decode()}"'
         f' alt="{_text(caption)}"><figcaption>{_text(caption)}</figcaption></figure>'
@@ -305,6 +308,14 @@ def _need_finished(run: RunDirectory) -> None:
             f"{run.path} is not finished (it has no results.json); the command that"
             " began it resumes it."
         )
+    results = run.results
+    for field, kind in (("scalars", dict), ("claims", list), ("checks", list)):
+        if not isinstance(results.get(field), kind):
+            raise ConfigError(
+                f"{run.path / 'results.json'} must hold {field!r}, a {kind.__name__};"
+                " it was changed by hand or cut. Without it the run is not finished:"
+                " remove it, and the command that began the run makes it again."
+            )
 
 
 def _labels(runs: Sequence[RunDirectory]) -> list[str]:

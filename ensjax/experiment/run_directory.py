@@ -8,6 +8,7 @@ checkpoints/    of the training loop
 figures/*.png   with report.json (captions and tables), from which
 report.html     is built
 results.json    scalars, claims, checks: written last, so a run that has it is finished
+previous/       what was finished before the run was given other members
 """
 
 import contextlib
@@ -24,7 +25,13 @@ from etils import epath
 
 from ensjax.experiment import lease
 from ensjax.experiment.claims import build_results
-from ensjax.experiment.configs import ABSENT, first_difference, normalise_config
+from ensjax.experiment.configs import (
+    ABSENT,
+    first_difference,
+    has_other_members,
+    normalise_config,
+    without_elastic,
+)
 from ensjax.experiment.exit_codes import ConfigError, is_no_space
 from ensjax.experiment.json_files import (
     is_local,
@@ -57,6 +64,7 @@ class RunDirectory:
         path: the folder (`etils.epath.Path`).
         is_writable: whether this process writes.
         is_finished: whether `results.json` is there.
+        members_from: checkpoints of other runs, for `fit(members_from=...)`.
     """
 
     def __init__(
@@ -66,11 +74,14 @@ class RunDirectory:
         is_writable: bool = False,
         loggers: Sequence[str] = (),
         release: Callable[[], None] | None = None,
+        changed_config: dict[str, Any] | None = None,
     ):
         self.path = epath.Path(path)
         self.is_writable = is_writable
         self._logger_names = tuple(loggers)
         self._release = release
+        self._changed_config = changed_config
+        self.members_from: tuple[epath.Path, ...] = ()
         self._loggers: list[Logger] = []
 
     @property
@@ -115,7 +126,7 @@ class RunDirectory:
         if "wandb" in self._logger_names:
             name = f"{self.path.name}-{phase}" if phase else self.path.name
             loggers.append(WandbLogger(self.path, name=name, config=self.config))
-        self._loggers.append(Loggers(loggers))
+        self._loggers.append(Loggers(loggers, phase=self.logger))
         return self._loggers[-1]
 
     def cut_metrics(self, step: int, phase: str | None = None) -> None:
@@ -140,6 +151,7 @@ class RunDirectory:
             )
         if not self.is_writable:
             return
+        self._set_aside()
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
         (self.path / "figures").mkdir(exist_ok=True)
@@ -193,6 +205,7 @@ class RunDirectory:
         results = build_results("", scalars=scalars, claims=claims, checks=checks)
         if not self.is_writable:  # perhaps on a host that does not see the folder
             return
+        self._set_aside()
         results["experiment"] = self.config.get("experiment", self.path.name)
         contents = self.contents | {"title": title, "summary": summary}
         write_json(self.path / "report.json", contents)
@@ -220,7 +233,32 @@ class RunDirectory:
             return JsonlLogger(self.path / "metrics.jsonl", phase=phase)
         return SegmentLogger(self.path / "metrics", phase=phase)
 
+    def _set_aside(self) -> None:
+        """Keeps what was finished with other members, in `previous/<number>`.
+
+        Called once the new members are trained: until then the run is the old one.
+        """
+        if self._changed_config is None:
+            return
+        previous = self.path / "previous"
+        numbers = [int(p.name) for p in previous.iterdir()] if previous.exists() else []
+        place = previous / str(max(numbers, default=0) + 1)
+        place.mkdir(parents=True)
+        names = ["config.json", "results.json", "report.json", "report.html"]
+        if (self.path / "figures").exists():
+            (place / "figures").mkdir()
+            figures = sorted((self.path / "figures").iterdir())
+            names += [f"figures/{figure.name}" for figure in figures]
+        names = [name for name in names if (self.path / name).exists()]
+        for name in names:
+            (self.path / name).copy(place / name)
+        for name in names[1:]:  # the config is replaced, so that there always is one
+            (self.path / name).unlink()
+        write_json(self.path / "config.json", self._changed_config)
+        self._changed_config = None
+
     def _add_content(self, kind: str, entry: dict[str, Any]) -> None:
+        self._set_aside()
         contents = self.contents
         entries = [old for old in contents[kind] if old["name"] != entry["name"]]
         contents[kind] = [*entries, entry]
@@ -230,7 +268,9 @@ class RunDirectory:
 def check_run(
     path: str | os.PathLike, config: ml_collections.ConfigDict | Mapping[str, Any]
 ) -> str:
-    """What the same command would do here: "new", "resume" or "finished".
+    """What the same command would do here: "new", "resume", "finished" or "changed".
+
+    A run is "changed" if only its members are others; a mesh may always be another.
 
     Raises:
         ConfigError: if the folder holds something else, or a run of another config
@@ -252,15 +292,31 @@ def check_run(
         old = read_json(path / "config.json")
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    difference = first_difference(old, _normalised(config))
+    new = _normalised(config)
+    difference = first_difference(without_elastic(old), without_elastic(new))
     if difference is not None:
-        key, *values = difference
-        before, after = (value if value == ABSENT else repr(value) for value in values)
-        raise ConfigError(
-            f"{path} holds another run: config.{key} is {before} there and {after}"
-            " here. Choose another --workdir, or run with the same config."
-        )
+        raise _other_run(path, difference)
+    if has_other_members(old, new):
+        return "changed"
     return "finished" if (path / "results.json").exists() else "resume"
+
+
+def refuse_other_members(
+    path: str | os.PathLike, config: ml_collections.ConfigDict
+) -> None:
+    """Raises `ConfigError` for a run whose experiment cannot change its members."""
+    difference = first_difference(view_run(path).config, _normalised(config))
+    if difference is not None:
+        raise _other_run(path, difference)
+
+
+def _other_run(path, difference):
+    key, *values = difference
+    before, after = (value if value == ABSENT else repr(value) for value in values)
+    return ConfigError(
+        f"{path} holds another run: config.{key} is {before} there and {after} here."
+        " Choose another --workdir, or run with the same config."
+    )
 
 
 def open_run(
@@ -299,9 +355,13 @@ def open_run(
             lock = create_locked(Path(path), texts)
         if lock is None:  # it was there, or another process was faster
             lock = lock_or_refuse(Path(path))
-    check_run(path, config)  # again, now that nobody else can change it
+    state = check_run(path, config)  # again, now that nobody else can change it
     run = RunDirectory(
-        path, is_writable=True, loggers=loggers, release=lambda: os.close(lock)
+        path,
+        is_writable=True,
+        loggers=loggers,
+        release=lambda: os.close(lock),
+        changed_config=config if state == "changed" else None,
     )
     if not is_new:
         with _writing(path):
@@ -310,7 +370,7 @@ def open_run(
 
 
 def _open_on_store(path, config, texts, loggers):
-    check_run(path, config)
+    state = check_run(path, config)
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         taken = lease.take_lease(path, say=print)
@@ -323,7 +383,13 @@ def _open_on_store(path, config, texts, loggers):
         except BaseException:
             taken.release()
             raise
-    return RunDirectory(path, is_writable=True, loggers=loggers, release=taken.release)
+    return RunDirectory(
+        path,
+        is_writable=True,
+        loggers=loggers,
+        release=taken.release,
+        changed_config=config if state == "changed" else None,
+    )
 
 
 def view_run(path: str | os.PathLike) -> RunDirectory:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from ensjax.experiment import exit_codes
+from ensjax.experiment.compilation_cache import check_choice, use_compilation_cache
 from ensjax.experiment.configs import (
     ConfigSource,
     check_devices,
@@ -40,7 +41,13 @@ from ensjax.experiment.processes import (
     process_count,
     process_index,
 )
-from ensjax.experiment.run_directory import check_run, open_run, view_run
+from ensjax.experiment.run_directory import (
+    check_run,
+    existing_run,
+    open_run,
+    refuse_other_members,
+    view_run,
+)
 from ensjax.experiment.run_lock import missing_folders, remove_created
 from ensjax.experiment.supervisor import Terminated, committed_steps
 
@@ -55,6 +62,8 @@ class RunOptions(NamedTuple):
         flags: of several processes.
         devices: how many CPU devices; None: accelerators, or one for each CPU core.
         loggers: optional loggers by name.
+        members_from: other runs whose members are taken over.
+        compilation_cache: "on", "off" or a folder; None: on for GPU and TPU.
     """
 
     spec: str
@@ -63,6 +72,8 @@ class RunOptions(NamedTuple):
     flags: ProcessFlags = ProcessFlags()
     devices: int | None = None
     loggers: Sequence[str] = ()
+    members_from: Sequence[str] = ()
+    compilation_cache: str | None = None
 
 
 def default_workdir(spec: str) -> str:
@@ -92,7 +103,9 @@ def run_and_report(options: RunOptions) -> int:
             _say(one_line(error))
             code, others_wait = exit_codes.PREEMPTED, False
     except Exception as error:
-        if _is(error, "ensjax.seals", "DamagedCheckpoint"):
+        if _is(error, "ensjax.seals", "DamagedCheckpoint") or _is(
+            error, "ensjax.train.elastic", "OtherRun"
+        ):
             print(f"ensjax: {one_line(error)}", file=sys.stderr)
             code, others_wait = exit_codes.USER_ERROR, False  # all see it
         elif is_no_space(error):
@@ -119,6 +132,7 @@ def run_experiment(options: RunOptions) -> int:
     """
     check_flags(options.flags)
     check_logger_names(options.loggers)
+    check_choice(options.compilation_cache)
     is_alone = options.flags.coordinator is None and detect_cluster() is None
     if is_alone:  # a typing mistake need not wait for JAX
         source, config = _load(options)
@@ -129,11 +143,15 @@ def run_experiment(options: RunOptions) -> int:
     settings = on_first_process(lambda: normalise_config(config))
     everywhere(lambda: _check_same_config(config, settings))
     workdir = options.workdir or default_workdir(options.spec)
+    everywhere(lambda: _check_store(workdir))
     state = on_first_process(lambda: check_run(workdir, config))
     if state == "finished":
         _say(f"{workdir} is finished; see {workdir}/report.html. Nothing to do.")
         return exit_codes.FINISHED
+    use_compilation_cache(options.compilation_cache)
     path, experiment = everywhere(lambda: _load_experiment(source, config))
+    if state == "changed" and not hasattr(experiment, "training_job"):
+        on_first_process(lambda: refuse_other_members(workdir, config))
     from ensjax.train import preemption  # loads JAX
 
     run = view_run(workdir)
@@ -152,10 +170,13 @@ def run_experiment(options: RunOptions) -> int:
         versions = about | collect_versions()
         run = open_run(workdir, config, versions=versions, loggers=options.loggers)
 
+    members_from = everywhere(lambda: _checkpoints_of(options.members_from))
     on_first_process(open_here)
+    run.members_from = members_from
     with run:
-        if state == "resume":
-            _say(f"resuming {workdir}")
+        if state in ("resume", "changed"):
+            others = " with other members" if state == "changed" else ""
+            _say(f"resuming {workdir}{others}")
         preemption.enable()
         try:
             experiment.run(config, run)
@@ -169,6 +190,15 @@ def run_experiment(options: RunOptions) -> int:
             raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
     _say(f"finished: {workdir}/report.html")
     return exit_codes.FINISHED
+
+
+def _checkpoints_of(runs: Sequence[str]) -> tuple[Any, ...]:
+    """The checkpoints of other runs; raises `ConfigError` where there are none."""
+    found = [existing_run(path).checkpoints for path in runs]
+    for path, checkpoints in zip(runs, found, strict=True):
+        if not checkpoints.exists():
+            raise ConfigError(f"--members_from: {path} has no checkpoints.")
+    return tuple(found)
 
 
 def _is(error: BaseException, module: str, name: str) -> bool:
@@ -202,6 +232,22 @@ def _set_devices(num_devices: int | None, *, is_alone: bool) -> None:
         raise ConfigError(
             "--devices comes too late: the config has started JAX. A config holds"
             " numbers, strings and tuples only."
+        ) from error
+
+
+def _check_store(workdir: str) -> None:
+    """Raises `ConfigError` if a package for `gs://` and the like is not installed."""
+    from etils import epath
+
+    path = epath.Path(workdir)
+    if is_local(path):
+        return
+    try:
+        path.exists()
+    except ImportError as error:
+        extra = " (pip install 'ensjax[gcs]')" if workdir.startswith("gs:") else ""
+        raise ConfigError(
+            f"--workdir {workdir} needs a package{extra}: {one_line(error)}."
         ) from error
 
 

@@ -11,6 +11,7 @@ from ensjax.plot.curves import (
     risk_coverage,
 )
 from ensjax.plot.grids import disagreement_matrix, image_grid
+from ensjax.plot.history import member_history
 from ensjax.plot.reliability import reliability
 from ensjax.plot.style import Figure, save
 
@@ -21,6 +22,7 @@ __all__ = [
     "histograms",
     "image_grid",
     "learning_curves",
+    "member_history",
     "metric_against_size",
     "metric_dots",
     "metric_under_shift",

@@ -23,6 +23,10 @@ from ensjax.mesh import from_first_process
 from ensjax.train import identity
 
 
+class OtherRun(ValueError):
+    """A checkpoint directory holds what this run cannot go on from."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """The last whole checkpoint in one directory.
@@ -49,7 +53,7 @@ class Stored:
             ValueError: if another version has written it.
         """
         if not {"run", "members", "history"} <= meta.keys():
-            raise ValueError(
+            raise OtherRun(
                 f"{directory} holds a checkpoint of an older version of ensjax, which"
                 " cannot be resumed. Start in another checkpoint_dir."
             )
@@ -153,7 +157,7 @@ def find_origin(
     for directory in members_from:
         found = find(epath.Path(directory))
         if not any(found):
-            raise ValueError(
+            raise OtherRun(
                 f"{directory} of members_from holds no checkpoint; give the folder"
                 " `checkpoints` of a run."
             )
@@ -165,7 +169,7 @@ def find_origin(
         elif stored.run != _as_json(run.identity):
             continue  # left by another run that wanted to grow
         if stored.step > run.schedule.steps:
-            raise ValueError(
+            raise OtherRun(
                 f"{stored.directory} holds step {stored.step} of a run, but steps="
                 f"{run.schedule.steps}. Pass at least {stored.step}, or another"
                 " checkpoint_dir."
@@ -180,7 +184,7 @@ def find_origin(
     if not any(stores):
         return Origin(parts, str(root), False, damaged, tuple(notes))
     if run.is_joint:
-        raise ValueError(
+        raise OtherRun(
             f"{root} holds other members than this run has, and under a joint objective"
             " a member depends on all others: they cannot be added, removed or taken"
             " over. Use another checkpoint_dir."
@@ -226,7 +230,7 @@ def check_same(stored: dict[str, Any], ours: dict[str, Any], directory: Any) -> 
     """Raises `ValueError` if two runs differ; names the first difference."""
     for name, value in _as_json(ours).items():
         if stored.get(name) != value:
-            raise ValueError(
+            raise OtherRun(
                 f"{directory} holds a run with {name}={_short(stored.get(name))}, but"
                 f" this one has {name}={_short(value)}. Pass what it was started with,"
                 " or another checkpoint_dir."
@@ -286,7 +290,7 @@ def _check_members(stored, columns, facts, places):
         for column, place in zip(columns, places, strict=True):
             old = None if theirs is None else theirs[column]
             if old != ours[place]:
-                raise ValueError(
+                raise OtherRun(
                     f"{stored.directory} holds a run with {name}={_short(old)} for"
                     f" member {facts['ids'][place]}, but this one has"
                     f" {_short(ours[place])}. Pass what it was started with, or another"
@@ -300,7 +304,7 @@ def check_beginnings(part: Part, facts: dict[str, list[Any]]) -> None:
     for column, place in zip(part.columns, part.members, strict=True):
         old = [] if theirs is None else [theirs[column]]
         if not identity.began_alike(old, [facts["initial_weights"][place]]):
-            raise ValueError(
+            raise OtherRun(
                 f"{part.stored.directory} holds a run whose member"
                 f" {facts['ids'][place]} began with other weights. Pass the ensemble"
                 " that it was started with, or another checkpoint_dir."

@@ -154,5 +154,6 @@ class Evaluate(Job):
             states,
             ids,
             shared=(data, step, seed),
+            updates_first=True,
         )
         return tuple(r[0] for r in results), tuple(r[1] for r in results)

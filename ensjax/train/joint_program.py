@@ -173,6 +173,7 @@ class JointSteps(TrainSteps):
             metrics,
             ids,
             shared=(step, seed),
+            updates_first=True,
         )
         return tuple(r[0] for r in results), tuple(r[1] for r in results)
 

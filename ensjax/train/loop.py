@@ -59,7 +59,10 @@ def run_schedule(
         else:
             say = (print if progress else warnings.warn) if is_main else _say_nothing
             origin, cohorts = _begin(run, checkpoint_dir, members_from, say)
-            cohort = _catch_up(run, cohorts, checkpoint_dir, progress and is_main)
+            shown = progress and is_main
+            cohort = _catch_up(
+                run, cohorts, checkpoint_dir, logger if is_main else None, shown
+            )
             checkpoints = cleanup.enter_context(Checkpoints(origin.directory))
             origin.pass_over_damaged(checkpoints)
             if not origin.is_there and cohort.history.step:
@@ -127,7 +130,7 @@ def _begin(run, checkpoint_dir, members_from, say) -> tuple[Origin, list[Cohort]
             return origin, cohorts
 
 
-def _catch_up(run, cohorts, checkpoint_dir, show) -> Cohort:
+def _catch_up(run, cohorts, checkpoint_dir, logger, show) -> Cohort:
     """All members after the most steps that any of them has made."""
     cohort = cohorts[0]
     for later in cohorts[1:]:
@@ -135,7 +138,10 @@ def _catch_up(run, cohorts, checkpoint_dir, show) -> Cohort:
             ids = [run.facts["ids"][place] for place in cohort.members]
             with Checkpoints(joining_directory(checkpoint_dir, ids)) as checkpoints:
                 until = later.history.step
-                _Stage(run, cohort, until, checkpoints, None, show).advance()
+                # The lines of others at these steps are there already.
+                phase = getattr(logger, "phase", None)
+                own = None if phase is None else phase(f"joining-{ids[0]}-{ids[-1]}")
+                _Stage(run, cohort, until, checkpoints, own, show).advance()
         cohort = cohort.join(run, later)
     return cohort
 

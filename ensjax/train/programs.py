@@ -52,10 +52,12 @@ class Job:
         """Stacks leave padded."""
         return outputs
 
-    def over_members(self, fns, kinds, *stacks, shared=()):
+    def over_members(self, fns, kinds, *stacks, shared=(), updates_first=False):
         """Each stack's function over its local members; one result per stack."""
         return tuple(
-            map_local(fn, kinds=kinds, blocks=self.blocks)(*rows, *shared)
+            map_local(fn, kinds=kinds, blocks=self.blocks, updates_first=updates_first)(
+                *rows, *shared
+            )
             for fn, *rows in zip(fns, *stacks, strict=True)
         )
 
@@ -187,5 +189,6 @@ class TrainSteps(Job):
             ids,
             weights,
             shared=shared,
+            updates_first=True,
         )
         return tuple(r[0] for r in results), tuple(r[1] for r in results)

@@ -1,6 +1,7 @@
 """Every mistake of the user is one line, exit code 2, and an unchanged folder."""
 
 import fcntl
+import importlib.util
 import os
 import resource
 from pathlib import Path
@@ -199,3 +200,12 @@ def test_a_user_error_before_the_first_checkpoint_leaves_the_place_free(capfd):
 def test_the_default_workdir_is_named_after_config_and_preset():
     assert default_workdir("configs/deep.py:paper") == "runs/deep-paper"
     assert default_workdir("deep") == "runs/deep-small"
+
+
+def test_a_store_without_its_package_is_one_line(capsys):
+    if importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed, and would ask the network")
+    assert run(workdir="gs://bucket/run") == 2
+    error = capsys.readouterr().err
+    assert "--workdir gs://bucket/run needs a package" in error
+    assert "pip install 'ensjax[gcs]'" in error and error.count("\n") == 1

@@ -308,3 +308,35 @@ def test_bad_inputs_are_refused_with_the_shape_that_was_expected():
         plot.histograms({"a": [np.nan]})
     with pytest.raises(ValueError, match="Between 1 and 7"):
         plot.histograms({str(i): [1.0] for i in range(8)})
+
+
+def test_a_member_history_shows_every_event_where_it_was():
+    steps = np.array([10, 20, 30])
+    values = np.array([[1.0, 2.0, 3.0], [1.0, np.nan, 2.0], [0.5, np.nan, 1.0]])
+    fig = plot.member_history(
+        steps,
+        values,
+        frozen_steps=np.array([-1, 10, -1]),
+        stopped_steps=np.array([-1, -1, 30]),
+        recovery_steps=np.array([[5, 15], [-1, -1], [-1, -1]]),
+        names=["a", "b", "c"],
+    )
+    ax = fig.axes[0]
+    shown = {
+        points.get_label(): points.get_offsets().tolist()
+        for points in ax.collections[1:]
+    }
+    assert shown == {
+        "recovered": [[5, 0], [15, 0]],
+        "frozen": [[10, 1]],
+        "stopped": [[30, 2]],
+    }
+    grid = ax.collections[0].get_array()
+    assert grid.mask.tolist() == [[False] * 3, [False, True, True], [False] * 3]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["a", "b", "c"]
+    quiet = plot.member_history(steps, values)
+    assert quiet.axes[0].get_legend() is None
+    with pytest.raises(ValueError, match="at least one"):
+        plot.member_history([], np.zeros((0, 3)))
+    with pytest.raises(ValueError, match="frozen_steps must hold 3 members"):
+        plot.member_history(steps, values, frozen_steps=np.zeros(2))

@@ -1,20 +1,13 @@
-"""Reductions over members, in one pass and across devices.
+"""Mean and variance over members, in one pass and across devices."""
 
-A reduction is four pure functions: `init` an empty state, `update` it with some
-members, `merge` two states, `finish` it into results. Members need never exist
-together: blocks of them are folded in one after the other, or on different devices, in
-any order.
-"""
-
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ensjax.members import num_members, pad_members
-from ensjax.mesh import default_mesh
+from ensjax.members import num_members
+from ensjax.reduce.devices import Family, reduce_stack
 
 
 class Moments(NamedTuple):
@@ -156,6 +149,11 @@ def psum_moments(moments: Moments, axis_name: str = "member") -> Moments:
     return Moments(count, mean, squares)
 
 
+MOMENTS = Family(
+    update_moments, psum_moments, lambda state: jax.tree.map(jnp.zeros_like, state)
+)
+
+
 def reduce_moments(
     stacked: Any, weights: jax.Array | None = None, *, mesh: Mesh | None = None
 ) -> Moments:
@@ -172,40 +170,15 @@ def reduce_moments(
     Raises:
         ValueError: if leaves disagree on the number of members.
     """
-    mesh = default_mesh() if mesh is None else mesh
     members = num_members(stacked)
     weights = jnp.ones(members) if weights is None else jnp.asarray(weights)
     if weights.shape != (members,):
         raise ValueError(
             f"weights must be [member] = ({members},); got {weights.shape}."
         )
-    return _moments_program(mesh)(stacked, weights.astype(jnp.float32))
-
-
-@functools.lru_cache(maxsize=32)
-def _moments_program(mesh):
-    def local(stacked, weights):
-        one = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked
-        )
-        return psum_moments(update_moments(init_moments(one), stacked, weights))
-
-    sharded = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(jax.P("member"), jax.P("member")),
-        out_specs=jax.P(),
-        check_vma=False,
-    )
-
-    @jax.jit
-    def run(stacked, weights):
-        size = mesh.shape["member"]
-        rows = -(-weights.shape[0] // size) * size
-        padding = jnp.zeros(rows - weights.shape[0], weights.dtype)
-        return sharded(pad_members(stacked, rows), jnp.concatenate([weights, padding]))
-
-    return run
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+    weights = weights.astype(jnp.float32)
+    return reduce_stack(MOMENTS, init_moments(one), stacked, weights, mesh)
 
 
 def member_mean(

@@ -1,0 +1,179 @@
+"""Runs that are given other members; members made again, and written alone."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+import ensjax
+from ensjax import cli
+from ensjax.experiment.configs import load_module
+from ensjax.experiment.json_files import read_json
+from ensjax.experiment.loggers import read_metrics
+from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.train.stored import read_member
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Runs lie here; the experiment is found beside its config; JAX has started."""
+    monkeypatch.chdir(tmp_path)
+    source = Path(__file__).parent / "trained"
+    for name in ("configs", "experiments"):
+        (tmp_path / name).symlink_to(source / name)
+    monkeypatch.setattr("ensjax.experiment.replay.set_devices_of", lambda run: None)
+    return tmp_path
+
+
+def run(workdir, *overrides, **options):
+    pairs = [tuple(text.split("=", 1)) for text in overrides]
+    mesh = [("mesh.member", "2")]
+    options = RunOptions(
+        "configs/trained.py:smoke", workdir=workdir, overrides=mesh + pairs, **options
+    )
+    return run_and_report(options)
+
+
+def scalars(workdir):
+    return read_json(Path(workdir) / "results.json")["scalars"]
+
+
+def test_a_finished_run_is_given_more_members_and_fewer(capsys):
+    assert run("whole", "num_members=7") == 0
+    expected = scalars("whole")
+    assert run("w") == 0
+    four = scalars("w")
+    assert four == {name: expected[name] for name in four}
+    assert run("w", "num_members=7") == 0
+    assert scalars("w") == expected
+    out = capsys.readouterr().out
+    assert "resuming w with other members" in out
+    assert "3 members catch up from step 0 to 20 (4, 5, 6)" in out
+    # What was finished is still there, and the config is the new one.
+    assert read_json(Path("w/previous/1/results.json"))["scalars"] == four
+    assert Path("w/previous/1/report.html").is_file()
+    assert read_json(Path("w/previous/1/config.json"))["num_members"] == 4
+    assert read_json(Path("w/config.json"))["num_members"] == 7
+    # The lines of those that caught up have a phase of their own.
+    phases = {line.get("phase") for line in read_metrics(Path("w/metrics.jsonl"))}
+    assert phases == {None, "joining-4-6"}
+    # The same command has nothing to do; on another mesh neither.
+    assert run("w", "num_members=7") == 0
+    assert run("w", "num_members=7", "mesh.member=4") == 0
+    assert capsys.readouterr().out.count("Nothing to do") == 2
+    assert cli._members("0, 3,5") == [("members", "(0,3,5,)"), ("num_members", "3")]
+    assert run("w", "members=(0,3,5)", "num_members=3") == 0
+    chosen = [expected[f"loss_{i}"] for i in (0, 3, 5)]
+    assert list(scalars("w").values()) == chosen
+    assert sorted(p.name for p in Path("w/previous").iterdir()) == ["1", "2"]
+
+
+def test_an_ensemble_is_trained_in_parts_and_put_together():
+    assert run("whole", "num_members=5") == 0
+    assert run("a", "num_members=3") == 0
+    assert run("b", "members=(3,4)", "num_members=2") == 0
+    assert run("a", "num_members=5", members_from=["b"]) == 0
+    assert scalars("a") == scalars("whole")
+    assert not list(Path("a/checkpoints").glob("joining-*"))
+
+
+def test_what_cannot_change_is_refused_in_one_line_and_left_alone(capsys):
+    assert run("w", "joint=True") == 0
+
+    def contents():  # but that another machine tried is noted
+        files = [p for p in Path("w").rglob("*") if p.is_file()]
+        return {p: p.read_bytes() for p in files if p.name != "versions.json"}
+
+    before = contents()
+    capsys.readouterr()
+
+    def refused(words, *overrides, **options):
+        assert run("w", *overrides, **options) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+        assert contents() == before
+
+    refused("a member depends on all others", "joint=True", "num_members=5")
+    refused("config.seed is 0 there and 1 here", "joint=True", "seed=1")
+    refused(
+        "nowhere is no run", "joint=True", "num_members=5", members_from=["nowhere"]
+    )
+    with pytest.raises(Exception, match="--members takes different numbers"):
+        cli._members("1,1")
+    assert cli.main(["replay", "w", "--member", "1"]) == 2
+    assert "joint objective" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("block", ["2", "auto"])
+def test_a_member_is_replayed(capsys, block):
+    """With a fixed block to the bit; else the tolerance and the reason are said."""
+    assert run("w", "num_members=5", f"block={block}") == 0
+    capsys.readouterr()
+    assert cli.main(["replay", "w", "--member", "4", "--step", "15"]) == 0
+    out = capsys.readouterr().out
+    if block == "2":
+        assert "the same bits in all" in out
+    else:
+        assert "the same bits in all" in out or (
+            "the same to a tolerance of 0.001" in out and "block='auto'" in out
+        )
+    # A checkpoint that is not of this config is found out.
+    config = read_json(Path("w/config.json"))
+    Path("w/config.json").write_text(json.dumps(config | {"seed": 1}))
+    assert cli.main(["replay", "w", "--member", "4"]) == 1
+    assert "NOT THE SAME" in capsys.readouterr().out
+
+
+def test_members_are_exported(capsys):
+    assert run("w") == 0
+    capsys.readouterr()
+    assert cli.main(["export", "w", "--member", "3"]) == 0
+    assert capsys.readouterr().out.strip() == "w/exports/member-3"
+    expected = read_member("w/checkpoints", 3).leaves
+    # As the documentation of flax restores it.
+    experiment = load_module(Path("experiments/trained.py"), "experiment")
+    model = experiment.make_model(nnx.Rngs(params=1, dropout=2))
+    graphdef, state = nnx.split(model)
+    restored = ocp.StandardCheckpointer().restore(Path("w/exports/member-3").absolute())
+    restored = nnx.restore_int_paths(restored)
+    nnx.replace_by_pure_dict(state, restored)
+    member = nnx.merge(graphdef, state)
+    kernel = member.blocks[0].linear.kernel[...]
+    np.testing.assert_array_equal(kernel, expected["params.blocks.0.linear.kernel"])
+    np.testing.assert_array_equal(
+        member.blocks[0].norm.mean[...], expected["rest.blocks.0.norm.mean"]
+    )
+    # Several as one ensemble, whose members are those of the run.
+    arguments = ["export", "w", "--member", "3", "--member", "0"]
+    assert cli.main([*arguments, "--format", "ensemble", "--out", "both"]) == 0
+    ensemble = ensjax.Ensemble.load("both")
+    assert ensemble.member_ids.tolist() == [3, 0]
+    np.testing.assert_array_equal(
+        jax.tree.leaves(ensemble[0])[0], jax.tree.leaves(member)[0]
+    )
+    for arguments, words in (
+        (["--member", "3"], "is there already"),
+        (["--member", "9"], "holds no member 9; the members are 0, 1, 2, 3"),
+        (["--member", "1", "--step", "7"], "but not after step 7"),
+        (["--member", "1", "--format", "onnx"], "--format is one of nnx"),
+        (["--member", "1", "--member", "2", "--out", "x"], "--out takes one member"),
+    ):
+        assert cli.main(["export", "w", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+
+
+def test_safetensors_hold_the_leaves_by_name():
+    numpy_form = pytest.importorskip("safetensors.numpy")
+    assert run("w") == 0
+    arguments = ["export", "w", "--member", "2", "--format", "safetensors"]
+    assert cli.main(arguments) == 0
+    tensors = numpy_form.load_file("w/exports/member-2.safetensors")
+    expected = read_member("w/checkpoints", 2).weights()
+    assert tensors.keys() == expected.keys()
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(value, expected[name])
