@@ -287,29 +287,13 @@ COMMANDS = {
 
 
 # Not refused in one line yet, with what happens.
-LABELS = "fit does not look at labels: the loss is NaN and all members freeze"
-XFAIL = {
-    "labels out of range": LABELS,
-    "labels below zero": LABELS,
-    "checkpoints of bytes": "the decoder's own words, which name no file",
-    "metrics.jsonl of bytes": "a traceback of the decoder, exit code 1",
-    "metrics.jsonl with a step that is text": "a traceback of <=, exit code 1",
-}
-
-
-def marked(name):
-    reason = XFAIL.get(name)
-    marks = pytest.mark.xfail(strict=True, reason=reason) if reason else ()
-    return pytest.param(name, marks=marks)
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in COMMANDS])
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_bad_command_is_one_line_with_exit_code_2(name, folder, monkeypatch, capfd):
     # The child's part of `ensjax run`, without the child.
     monkeypatch.setattr(cli, "is_child", lambda: True)
@@ -571,7 +555,7 @@ CALLS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite")
-@pytest.mark.parametrize("name", [marked(name) for name in CALLS])
+@pytest.mark.parametrize("name", list(CALLS))
 def test_a_bad_call_is_one_line_that_names_it(name, folder, ensemble, saved):
     call, words = CALLS[name]
     stored = snapshot(saved)

@@ -254,12 +254,21 @@ def cut_metrics(
 def _parsed_lines(path: epath.Path) -> Iterator[tuple[dict[str, Any], str]]:
     if not path.exists():
         return
-    for text in path.read_text().splitlines(keepends=True):
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text of lines of JSON ({error}).") from error
+    for text in lines:
         if text.endswith("\n") and text.startswith('{"step"'):
             try:
-                yield json.loads(text), text
+                line = json.loads(text)
             except json.JSONDecodeError:  # torn by a kill or a full disk
                 continue
+            if not isinstance(line["step"], int):
+                raise ConfigError(
+                    f"{path} holds a line whose step is no integer: {text[:60]!r}."
+                )
+            yield line, text
 
 
 def _with_nan(value: Any) -> Any:

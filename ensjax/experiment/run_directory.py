@@ -274,7 +274,8 @@ def check_run(
 
     Raises:
         ConfigError: if the folder holds something else, or a run of another config
-            (names the first field that differs and both values).
+            (names the first field that differs and both values), or its metrics cannot
+            be read.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -296,9 +297,11 @@ def check_run(
     difference = first_difference(without_elastic(old), without_elastic(new))
     if difference is not None:
         raise _other_run(path, difference)
-    if has_other_members(old, new):
-        return "changed"
-    return "finished" if (path / "results.json").exists() else "resume"
+    is_finished = (path / "results.json").exists()
+    if is_finished and not has_other_members(old, new):
+        return "finished"
+    read_metrics(path / "metrics.jsonl")  # it will be written on
+    return "changed" if has_other_members(old, new) else "resume"
 
 
 def refuse_other_members(

@@ -103,7 +103,7 @@ def run_and_report(options: RunOptions) -> int:
             _say(one_line(error))
             code, others_wait = exit_codes.PREEMPTED, False
     except Exception as error:
-        if _is(error, "ensjax.seals", "DamagedCheckpoint") or _is(
+        if _is(error, "ensjax.checkpoint.seals", "DamagedCheckpoint") or _is(
             error, "ensjax.train.elastic", "OtherRun"
         ):
             print(f"ensjax: {one_line(error)}", file=sys.stderr)

@@ -16,6 +16,7 @@ from ensjax.ensemble import Ensemble
 from ensjax.graphs import NnxGraph
 from ensjax.group import Group
 from ensjax.mesh import check_mesh, fetch, place
+from ensjax.train import losses
 from ensjax.train.assembly import Stacks
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.member import SAMPLINGS
@@ -160,6 +161,50 @@ def check_evaluation(
         raise ValueError(
             f"evaluation_batch_size must be at least 1; got {evaluation_batch_size}."
         )
+
+
+def check_labels(
+    loss: Any, ensembles: tuple[Ensemble, ...], data: Any, name: str
+) -> None:
+    """Raises `ValueError` for a label that is no class, under `losses.cross_entropy`.
+
+    The loss would be NaN, and every member frozen at once.
+
+    Args:
+        loss: any loss; others are not looked at.
+        ensembles: whose outputs say how many classes there are.
+        data: resident arrays; looked at if they are `(x, integer labels)`.
+        name: of the data, for the message.
+    """
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2
+    if loss is not losses.cross_entropy or not is_pair:
+        return
+    x, labels = data
+    is_here = not isinstance(labels, jax.Array) or labels.is_fully_addressable
+    labels = np.asarray(labels) if is_here else np.zeros(0)
+    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iu":
+        return  # the loss says what it needs
+    rows = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x
+    )
+    for ensemble in ensembles:
+        outputs = jax.eval_shape(
+            lambda state, x, graph=ensemble.graph: graph.merge(
+                jax.tree.map(lambda leaf: leaf[0], state), train=False
+            )(x),
+            ensemble.state,
+            rows,
+        )
+        if len(getattr(outputs, "shape", ())) != 2:
+            return
+        num_classes = outputs.shape[1]
+        bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(bad):
+            raise ValueError(
+                f"{name}[1] must hold labels from 0 to {num_classes - 1}, as the models"
+                f" have {num_classes} outputs; row {bad[0]} has {labels[bad[0]]}"
+                f" ({len(bad)} of {len(labels)} rows are wrong)."
+            )
 
 
 def _shown(structure):

@@ -103,6 +103,11 @@ def prepare_run(
             evaluation=evaluation,
             evaluation_loss=evaluation_loss,
         )
+    if is_resident(data):
+        arguments.check_labels(loss, ensembles, data, "data")
+    if evaluation is not None:
+        watches = evaluation_loss or loss
+        arguments.check_labels(watches, ensembles, evaluation, "evaluation")
     counts = tuple(e.num_members for e in ensembles)
     stacks = Stacks(counts, Blocks(block, unroll), mesh)
     hyper = arguments.per_member(hyper, sum(counts))

@@ -7,7 +7,7 @@ import tensorstore
 from etils import epath
 
 from ensjax.checkpoint import Checkpoints, DamagedCheckpoint
-from ensjax.checksums import row_checksums
+from ensjax.checkpoint.checksums import row_checksums
 from ensjax.train.elastic import Stored, stored_in
 
 _CACHE_BYTES = 64 * 1024**2

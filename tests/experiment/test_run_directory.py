@@ -71,9 +71,13 @@ def test_the_same_config_resumes_and_a_finished_run_says_so(tmp_path):
 
 def test_another_config_is_refused_with_the_field_and_both_values(tmp_path):
     open_here(tmp_path / "run").close()
-    other = CONFIG | {"mesh": {"member": 2}}
-    with pytest.raises(ConfigError, match="config.mesh.member is -1 there and 2 here"):
+    other = CONFIG | {"optimizer": {"learning_rate": 0.2}}
+    with pytest.raises(ConfigError, match="config.optimizer.learning_rate is"):
         check_run(tmp_path / "run", other)
+    # Devices may always be others, and members have a word of their own.
+    assert check_run(tmp_path / "run", CONFIG | {"mesh": {"member": 2}}) == "resume"
+    more = CONFIG | {"num_members": 99}
+    assert check_run(tmp_path / "run", more) == "changed"
 
 
 def test_a_folder_with_other_files_and_a_file_are_refused(tmp_path):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from ensjax.seals import DamagedCheckpoint
+from ensjax.checkpoint.seals import DamagedCheckpoint
 
 SAVED = dict(steps_per_call=5, log_every_steps=10, save_every_steps=5)
 

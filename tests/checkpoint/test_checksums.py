@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ensjax import checksums
-from ensjax.checksums import row_checksums
+from ensjax.checkpoint import checksums
+from ensjax.checkpoint.checksums import row_checksums
 from ensjax.mesh import make_mesh, place
 
 

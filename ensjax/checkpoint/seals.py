@@ -27,7 +27,7 @@ class Leaf(NamedTuple):
     Attributes:
         shape: `[row, ...]`, padding included.
         dtype: by NumPy's name.
-        checksums: `[row]`, see `ensjax.checksums`.
+        checksums: `[row]`, see `ensjax.checkpoint.checksums`.
     """
 
     shape: tuple[int, ...]

@@ -10,8 +10,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from ensjax.checkpoint import Checkpoints
+from ensjax.checkpoint.seals import DamagedCheckpoint
 from ensjax.mesh import make_mesh, place
-from ensjax.seals import DamagedCheckpoint
 
 MEMBERS = 3  # padded to four rows
 

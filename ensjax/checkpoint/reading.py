@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ensjax.seals import DamagedCheckpoint
+from ensjax.checkpoint.seals import DamagedCheckpoint
 
 T = TypeVar("T")
 

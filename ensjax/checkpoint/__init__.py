@@ -1,0 +1,21 @@
+"""Stacked trees on disk: whole or not at all, and checked when they are read."""
+
+from ensjax.checkpoint.seals import DamagedCheckpoint
+from ensjax.checkpoint.steps import Checkpoints
+from ensjax.checkpoint.trees import (
+    leaf_names,
+    load_tree,
+    save_tree,
+    stored_shapes,
+    written_whole,
+)
+
+__all__ = [
+    "Checkpoints",
+    "DamagedCheckpoint",
+    "leaf_names",
+    "load_tree",
+    "save_tree",
+    "stored_shapes",
+    "written_whole",
+]
