@@ -112,13 +112,12 @@ class Lease:
 
 def read_lease(file: epath.Path) -> dict[str, Any] | None:
     """The lease in the file; None if there is none. What is torn is nobody's yet."""
-    try:
-        lease = read_json(file)
-    except FileNotFoundError:
+    if not file.exists():
         return None
+    try:
+        return read_json(file)
     except ConfigError:  # half-written, where a store is a mounted folder
         return {"owner": None, "renewed": None}
-    return lease
 
 
 def take_lease(
