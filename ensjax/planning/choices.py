@@ -1,0 +1,144 @@
+"""Which block, rematerialisation and batch fit a given memory, by compiling them."""
+
+import dataclasses
+from collections.abc import Callable
+
+from jax.sharding import Mesh
+
+from ensjax.planning.memory import DoesNotFit
+from ensjax.planning.plan import plan
+from ensjax.train.job import TrainingJob
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What of a job decides its memory, and not what is learned (but for the batch).
+
+    Attributes:
+        block: as for `fit`: "auto", None (all local members at once) or how many.
+        remat: whether the model computes its blocks again for the gradient; None if it
+            has no such option.
+        batch_size: examples of the global batch of each member.
+    """
+
+    block: int | str | None
+    remat: bool | None
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Settings, and what they take.
+
+    Attributes:
+        settings: of the job.
+        peak_bytes: the most on a device; None if the compiler gave up without a number.
+        fits: whether that is within the memory that was given.
+    """
+
+    settings: Settings
+    peak_bytes: int | None
+    fits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What was tried, in this order, and what is recommended.
+
+    Attributes:
+        memory_bytes: of a device.
+        tried: the first is the job as it is.
+        best: the first that fits, of: the job as it is; the largest block; the largest
+            block with `remat`; half the batch, a quarter, ...; None if nothing fits.
+    """
+
+    memory_bytes: int
+    tried: tuple[Choice, ...]
+    best: Choice | None
+
+
+def find_choices(
+    make_job: Callable[[Settings], TrainingJob],
+    settings: Settings,
+    *,
+    mesh: Mesh,
+    local_members: int,
+    memory_bytes: int,
+    say: Callable[[str], None] | None = None,
+) -> Choices:
+    """Looks for settings whose peak is within a memory, changing as little as it can.
+
+    Smaller blocks and `remat` cost time and change no number but by rounding; another
+    batch is another training, and comes last. Memory is taken to grow with the block.
+
+    Args:
+        make_job: the job under other settings.
+        settings: of the job as it is.
+        mesh: devices, which need not be there.
+        local_members: rows of the stack on each device.
+        memory_bytes: of a device.
+        say: is told what is being done, a line at a time.
+    """
+    say = say or (lambda text: None)
+    tried: list[Choice] = []
+
+    def attempt(**changes) -> Choice:
+        new = dataclasses.replace(settings, **changes)
+        for choice in tried:
+            if choice.settings == new:
+                return choice
+        say(f"trying {show_settings(new)}")
+        try:
+            peak = plan(make_job(new), mesh=mesh, costs=False).peak_bytes
+            fits = peak <= memory_bytes
+        except DoesNotFit as error:
+            peak, fits = error.needed_bytes, False
+        tried.append(Choice(new, peak, fits))
+        return tried[-1]
+
+    def largest_block(**changes) -> Choice | None:
+        """The largest block that fits, by bisection, or None."""
+        if not (best := attempt(block=1, **changes)).fits:
+            return None
+        larger = [k for k in blocks_of(local_members) if k != 1]
+        while larger:
+            middle = len(larger) // 2
+            block = larger[middle]
+            choice = attempt(block=None if block == local_members else block, **changes)
+            if choice.fits:
+                best, larger = choice, larger[middle + 1 :]
+            else:
+                larger = larger[:middle]
+        return best
+
+    def search() -> Choice | None:
+        if (choice := attempt()).fits:
+            return choice
+        if choice := largest_block():
+            return choice
+        frugal = {} if settings.remat is None else {"remat": True}
+        if frugal and (choice := largest_block(**frugal)):
+            return choice
+        batch_size = settings.batch_size
+        while batch_size % 2 == 0 and batch_size // 2 % mesh.shape["data"] == 0:
+            batch_size //= 2
+            choice = attempt(block=1, batch_size=batch_size, **frugal)
+            if choice.fits:
+                return choice
+        return None
+
+    best = search()
+    return Choices(memory_bytes, tuple(tried), best)
+
+
+def blocks_of(local_members: int) -> list[int]:
+    """Powers of two that divide the local members, and all of them; ascending."""
+    powers = {2**i for i in range(local_members.bit_length())}
+    return sorted({k for k in powers if local_members % k == 0} | {local_members})
+
+
+def show_settings(settings: Settings) -> str:
+    """Such as "block all, batch 64, remat"."""
+    block = "all" if settings.block is None else settings.block
+    remat = ", remat" if settings.remat else ""
+    return f"block {block}, batch {settings.batch_size}{remat}"
