@@ -1,4 +1,4 @@
-"""The command `ensjax`: run, report, list, copy, doctor, bench.
+"""The command `ensjax`: run, plan, report, list, copy, doctor, bench.
 
 Exit codes: 0 finished; 1 a bug (traceback); 2 a mistake of the user (one line, nothing
 left behind); 74 no space left during the run; 75 the run or another process of it died,
@@ -52,10 +52,12 @@ def _main(arguments: list[str]) -> int:
         return _bench(arguments[1:])  # the suite reads its own options
     rest, overrides = split_overrides(arguments)
     options = _parser().parse_args(rest)
-    if overrides and options.command != "run":
-        raise ConfigError("--config.key=value belongs to ensjax run.")
+    if overrides and options.command not in ("run", "plan"):
+        raise ConfigError("--config.key=value belongs to ensjax run or plan.")
     if options.command == "run":
         return _run(options, arguments, overrides)
+    if options.command == "plan":
+        return _plan(options, arguments, overrides)
     commands = {"report": _report, "list": _list, "copy": _copy, "doctor": _doctor}
     return commands[options.command](options)
 
@@ -98,6 +100,28 @@ def _parser() -> argparse.ArgumentParser:
         "--num_processes", type=int, help="how many hosts run this command"
     )
     run.add_argument("--process_id", type=int, help="which of them this is, from 0")
+
+    plan = commands.add_parser(
+        "plan",
+        help="what a config needs: memory, operations, collectives; no training",
+        description="Compiles what a config would train, and says what it needs.",
+        epilog="Fields are set with --config.key=value.",
+        allow_abbrev=False,
+    )
+    plan.add_argument("config", help="configs/x.py, or a name; :preset may follow")
+    plan.add_argument("--memory", help="of a device, such as 16GiB: finds what fits")
+    plan.add_argument("--devices", type=int, help="CPU stand-ins if there are fewer")
+    plan.add_argument("--mesh", help="such as member=32,data=2 (default: the config's)")
+    plan.add_argument(
+        "--topology", help="a TPU slice, such as v5e:8x8; needs ensjax[tpu-plan]"
+    )
+    plan.add_argument("--tune", action="store_true", help="time all blocks here")
+    plan.add_argument(
+        "--trial",
+        action=argparse.BooleanOptionalAction,
+        help="time a few steps here (default: where that is short)",
+    )
+    plan.add_argument("--json", metavar="FILE", help="also write what was found")
 
     report = commands.add_parser(
         "report",
@@ -153,6 +177,17 @@ def _run(
         process=_process_name(flags),
         is_one_of_several=flags.coordinator is not None or detect_cluster() is not None,
     )
+
+
+def _plan(
+    options: argparse.Namespace,
+    arguments: list[str],
+    overrides: list[tuple[str, str]],
+) -> int:
+    from ensjax.experiment.planner import PlanOptions, plan_config
+
+    given = {name: getattr(options, name) for name in PlanOptions._fields[2:]}
+    return plan_config(PlanOptions(options.config, overrides, **given), arguments)
 
 
 def _process_name(flags: ProcessFlags) -> str:

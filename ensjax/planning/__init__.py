@@ -1,4 +1,4 @@
-"""Planning: what a training job needs and does, before it runs; what fits; what is fast.
+"""Planning: what a training job needs before it runs, what fits, what is fast.
 
 from ensjax.planning import plan
 print(plan(job).peak_bytes)

@@ -1,6 +1,7 @@
 """Which block, rematerialisation and batch fit a given memory, by compiling them."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from jax.sharding import Mesh
@@ -69,7 +70,8 @@ def find_choices(
     """Looks for settings whose peak is within a memory, changing as little as it can.
 
     Smaller blocks and `remat` cost time and change no number but by rounding; another
-    batch is another training, and comes last. Memory is taken to grow with the block.
+    batch is another training, and comes last. Between blocks of 1 and all, memory is
+    taken to grow with the block.
 
     Args:
         make_job: the job under other settings.
@@ -99,7 +101,10 @@ def find_choices(
     def largest_block(**changes) -> Choice | None:
         """The largest block that fits, by bisection, or None."""
         if not (best := attempt(block=1, **changes)).fits:
-            return None
+            # A loop over blocks keeps what it has made beside what it is given: where
+            # most is state, all members at once can take less.
+            every = attempt(block=None, **changes)
+            return every if every.fits else None
         larger = [k for k in blocks_of(local_members) if k != 1]
         while larger:
             middle = len(larger) // 2
@@ -111,6 +116,20 @@ def find_choices(
                 larger = larger[:middle]
         return best
 
+    def smaller_batch(**changes) -> Choice | None:
+        """The largest half, quarter, ... of the batch that fits, or None."""
+        least, batch_size = math.inf, settings.batch_size
+        while batch_size % 2 == 0 and batch_size // 2 % mesh.shape["data"] == 0:
+            batch_size //= 2
+            choice = attempt(block=1, batch_size=batch_size, **changes)
+            if choice.fits:
+                return choice
+            peak = least if choice.peak_bytes is None else choice.peak_bytes
+            if peak > 0.99 * least:
+                return None  # it is not the batch that takes the memory
+            least = peak
+        return None
+
     def search() -> Choice | None:
         if (choice := attempt()).fits:
             return choice
@@ -119,13 +138,7 @@ def find_choices(
         frugal = {} if settings.remat is None else {"remat": True}
         if frugal and (choice := largest_block(**frugal)):
             return choice
-        batch_size = settings.batch_size
-        while batch_size % 2 == 0 and batch_size // 2 % mesh.shape["data"] == 0:
-            batch_size //= 2
-            choice = attempt(block=1, batch_size=batch_size, **frugal)
-            if choice.fits:
-                return choice
-        return None
+        return smaller_batch(**frugal)
 
     best = search()
     return Choices(memory_bytes, tuple(tried), best)

@@ -13,28 +13,32 @@ import numpy as np
 
 from ensjax.mesh import platform
 
-_UNITS = {"": 1, "K": 1, "M": 2, "G": 3, "T": 4}
+# How a TPU compiler says it; the second is of temporaries alone.
+_OUT_OF_MEMORY = (
+    r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm",
+    r"required for .*? \(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)",
+)
 
 
 class DoesNotFit(Exception):
     """The compiler itself says that a program does not fit its device.
 
     Attributes:
-        needed_bytes: what it would need on a device, as the compiler says; None if it
-            does not.
+        needed_bytes: what it would need on a device at least, as the compiler says;
+            None if it does not.
         limit_bytes: what a device has for programs; None if unknown.
     """
 
     def __init__(self, message: str):
         super().__init__(message)
-        found = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", message)
-        sizes = [_compiler_bytes(text) for text in found.groups()] if found else [None]
-        self.needed_bytes, self.limit_bytes = sizes[0], sizes[-1]
+        found = [m for pattern in _OUT_OF_MEMORY if (m := re.search(pattern, message))]
+        sizes = [_compiler_bytes(text) for text in found[0].groups()] if found else []
+        self.needed_bytes, self.limit_bytes = sizes or (None, None)
 
 
 def _compiler_bytes(text) -> int:
     number, unit = re.fullmatch(r"([\d.]+)([KMGT]?)", text).groups()
-    return int(float(number) * 1024 ** (_UNITS[unit] if unit else 0))
+    return int(float(number) * 1024 ** " KMGT".index(unit or " "))
 
 
 @dataclasses.dataclass(frozen=True)
