@@ -56,8 +56,7 @@ class ProgramMemory:
             temporaries - aliased, which is what is allocated (the peak that XLA states
             for a CPU leaves temporaries out).
         beside_bytes: of arrays that are no arguments and stay on the device meanwhile,
-            such as the members before training, and the evaluation's data while
-            training.
+            such as the members before training, and the evaluation's data.
         lower_seconds: to trace and lower it, on this machine.
         compile_seconds: to compile it, on this machine.
     """

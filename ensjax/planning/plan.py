@@ -289,18 +289,18 @@ def describe(
 
 
 # What stays on a device while a program runs and is no argument of it: `fit` holds the
-# members it was given, and everything that it has placed.
+# members that it was given, its padded copy of them, and everything else it has placed.
 _BESIDE = {
-    "training": ("initial members", "unpadded members", "evaluation data"),
+    "training": ("members as given", "members as padded", "evaluation data"),
     "evaluation": (
-        "initial members",
-        "unpadded members",
+        "members as given",
+        "members as padded",
         "data",
         "hyperparameters",
         "sampling weights",
     ),
     "initial state": (
-        "unpadded members",
+        "members as given",
         "data",
         "evaluation data",
         "member ids",
@@ -317,18 +317,14 @@ def _lowerings(run):
 
 
 def _arrays(run, ensemble: Ensemble) -> dict[str, int]:
-    """Bytes on one device of everything that `fit` places, by what it is."""
-    unpadded = 0
-    if run.num_rows != run.num_members:
-        # The members that `fit` was given stay beside the padded ones; where their
-        # number does not divide over the devices, every device holds all of them.
-        unpadded = tree_bytes((ensemble.state, ensemble.member_ids))
-        if run.num_members[0] % run.mesh.shape["member"] == 0:
-            unpadded //= run.mesh.shape["member"]
+    """Bytes on one device of everything that `fit` holds there, by what it is."""
+    given = tree_bytes((ensemble.state, ensemble.member_ids))
+    if run.num_members[0] % run.mesh.shape["member"] == 0:
+        given //= run.mesh.shape["member"]  # else every device holds all of them
     return {
         "training state": device_bytes(run.states),
-        "initial members": device_bytes(run.model_states),
-        "unpadded members": unpadded,
+        "members as given": given,
+        "members as padded": device_bytes(run.model_states),
         "data": device_bytes(run.data),
         "evaluation data": device_bytes(run.evaluation),
         "hyperparameters": device_bytes(run.hypers),
