@@ -74,16 +74,18 @@ def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
     source, config = load_config(options.spec, options.overrides)
     path = find_experiment(source, config)
     for axis, size in sizes.items():
-        if "mesh" in config:
+        if axis in config.get("mesh", {}):
             config.mesh[axis] = size
-    needed = _devices_needed(options, config)
+    sizes = dict(config.get("mesh", {})) | sizes
+    needed = _devices_needed(options, sizes)
     devices = _find_devices(options, needed)
     if devices is None:
         code, report = _plan_in_child(arguments, needed)
         if code:
             return code
     else:
-        report = _plan_here(options, source, config, path, devices, memory)
+        mesh = _make_mesh(sizes, devices)
+        report = _plan_here(options, source, config, path, mesh, memory)
     child_file = os.environ.get(_CHILD)
     if child_file:
         Path(child_file).write_text(json_text(report))
@@ -147,11 +149,10 @@ def _check_together(options):
             )
 
 
-def _devices_needed(options, config) -> int:
+def _devices_needed(options, sizes) -> int:
     """How many devices are asked for; 0: those that there are."""
-    sizes = list((config.get("mesh") or {}).values())
-    product = 0 if -1 in sizes else math.prod(sizes)
-    return max(options.devices or 0, product)
+    product = 0 if -1 in sizes.values() else math.prod(sizes.values())
+    return max(options.devices or 0, product if sizes else 0)
 
 
 def _find_devices(options, needed) -> Sequence[Any] | None:
@@ -204,14 +205,18 @@ def _plan_in_child(arguments, num_devices) -> tuple[int, dict[str, Any] | None]:
         return code, None if code else json.loads(file.read_text())
 
 
-def _plan_here(options, source, config, path, devices, memory) -> dict[str, Any]:
-    from ensjax import planning
+def _make_mesh(sizes, devices):
     from ensjax.mesh import make_mesh
 
     try:
-        mesh = make_mesh(**(config.get("mesh") or {}), devices=devices)
+        return make_mesh(**sizes, devices=devices)
     except ValueError as error:
         raise ConfigError(one_line(error)) from error
+
+
+def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
+    from ensjax import planning
+
     experiment = _load_experiment(config, path, mesh)
     is_stand_in = bool(os.environ.get(_CHILD))
     trial = {None: "auto", True: "always", False: "never"}[options.trial]
@@ -235,17 +240,18 @@ def _plan_here(options, source, config, path, devices, memory) -> dict[str, Any]
     }
     with _one_line_errors():
         try:
-            plan = planning.plan(
+            known = planning.plan(
                 job,
                 mesh=mesh,
                 save_every_steps=save_every_steps,
                 trial=trial,
                 say=say,
             )
-            report["plan"] = plan.to_json()
-            if plan.trial is None and is_stand_in:
+            report["plan"] = known.to_json()
+            if is_stand_in:
                 report["plan"]["why_no_trial"] = "the devices are stand-ins"
         except planning.DoesNotFit as error:
+            known = error
             report["does_not_fit"] = _show_unfit(error)
             if memory is None:
                 raise ConfigError(
@@ -253,7 +259,7 @@ def _plan_here(options, source, config, path, devices, memory) -> dict[str, Any]
                 ) from error
         if memory is not None:
             report |= _find_choices(
-                planning, experiment, config, job, mesh, memory, say
+                experiment, config, job, mesh, memory_bytes=memory, known=known, say=say
             )
         if options.tune:
             tuning = planning.tune(job, mesh=mesh, say=say)
@@ -319,7 +325,9 @@ def _make_job(experiment, config):
 # Settings
 
 
-def _find_choices(planning, experiment, config, job, mesh, memory, say):
+def _find_choices(experiment, config, job, mesh, *, memory_bytes, known, say):
+    from ensjax import planning
+
     remat_field = _field_ending(config, "remat")
     block = job.options.get("block", "auto")
     settings = planning.Settings(
@@ -343,7 +351,8 @@ def _find_choices(planning, experiment, config, job, mesh, memory, say):
         settings,
         mesh=mesh,
         local_members=rows,
-        memory_bytes=memory,
+        memory_bytes=memory_bytes,
+        known=known,
         say=say,
     )
     fields = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jax.sharding import Mesh
 
 from ensjax.planning.memory import DoesNotFit
-from ensjax.planning.plan import plan
+from ensjax.planning.plan import Plan, plan
 from ensjax.train.job import TrainingJob
 
 
@@ -65,6 +65,7 @@ def find_choices(
     mesh: Mesh,
     local_members: int,
     memory_bytes: int,
+    known: Plan | DoesNotFit | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Choices:
     """Looks for settings whose peak is within a memory, changing as little as it can.
@@ -79,10 +80,15 @@ def find_choices(
         mesh: devices, which need not be there.
         local_members: rows of the stack on each device.
         memory_bytes: of a device.
+        known: the plan of the job as it is, if there is one, or why there is none.
         say: is told what is being done, a line at a time.
     """
     say = say or (lambda text: None)
     tried: list[Choice] = []
+    if isinstance(known, Plan):
+        tried.append(_choice(settings, known.peak_bytes, memory_bytes))
+    elif isinstance(known, DoesNotFit):
+        tried.append(Choice(settings, known.needed_bytes, False))
 
     def attempt(**changes) -> Choice:
         new = dataclasses.replace(settings, **changes)
@@ -92,10 +98,9 @@ def find_choices(
         say(f"trying {show_settings(new)}")
         try:
             peak = plan(make_job(new), mesh=mesh, costs=False).peak_bytes
-            fits = peak <= memory_bytes
+            tried.append(_choice(new, peak, memory_bytes))
         except DoesNotFit as error:
-            peak, fits = error.needed_bytes, False
-        tried.append(Choice(new, peak, fits))
+            tried.append(Choice(new, error.needed_bytes, False))
         return tried[-1]
 
     def largest_block(**changes) -> Choice | None:
@@ -142,6 +147,10 @@ def find_choices(
 
     best = search()
     return Choices(memory_bytes, tuple(tried), best)
+
+
+def _choice(settings, peak_bytes, memory_bytes) -> Choice:
+    return Choice(settings, peak_bytes, peak_bytes <= memory_bytes)
 
 
 def blocks_of(local_members: int) -> list[int]:
