@@ -82,7 +82,8 @@ def test_mistakes_of_a_plan_with_stand_ins_are_one_line(capfd):
 
 @pytest.mark.slow
 def test_what_does_not_fit_ends_in_one_line_and_what_is_tuned_is_pinned(capsys):
-    arguments = (DIGITS, *TINY, "--mesh", "member=1", "--no-trial")
+    quick = ("--config.data.num_calibration=0", "--no-trial")
+    arguments = (DIGITS, *TINY, "--mesh", "member=1", *quick)
     assert run(*arguments, "--memory", "100KiB") == 2
     printed = capsys.readouterr()
     assert "nothing that was tried fits 100KiB" in printed.err.splitlines()[-1]
