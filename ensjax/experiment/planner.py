@@ -168,6 +168,11 @@ def _find_devices(options, needed) -> Sequence[Any] | None:
             devices = topology_devices(options.topology)
         except NoTopology as error:
             raise ConfigError(one_line(error)) from error
+        if needed > len(devices):
+            raise ConfigError(
+                f"{options.topology} has {len(devices)} devices, but {needed} are asked"
+                " for."
+            )
         return devices[: options.devices]
     from ensjax.mesh import use_cpu_cores
 

@@ -98,7 +98,7 @@ def _groups_of(line):
     listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", line)
     if listed:
         return _braces(listed.group(1))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}:]*)\}, use_global", line)
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}:]*)\}", line)
     if named:
         return _groups_of_named(*named.groups())
     iota = re.search(

@@ -71,7 +71,7 @@ def why_no_trial(mesh: Mesh, peak_bytes: int, cost: StepCost | None) -> str:
         return "the devices are not here"
     free = free_bytes(mesh)
     if free is not None and peak_bytes > free:
-        return f"{free:,} bytes are free on a device, which is too little"
+        return f"{free / 2**30:.1f} GiB are free on a device, which is too little"
     if cost is not None and platform(mesh) == "cpu":
         flops = cost.flops * mesh.devices.size
         if flops > _CPU_FLOPS:

@@ -8,6 +8,7 @@ from ensjax import make_mesh
 from ensjax.planning import Collective, read_collectives
 
 SIZES = (4, 2, 1)
+BOTH = ("data", "member")
 
 
 def read(groups, call="f32[8,3]{1,0} all-reduce"):
@@ -19,11 +20,12 @@ def read(groups, call="f32[8,3]{1,0} all-reduce"):
     [
         ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("data",)),
         ("replica_groups={{0,2,4,6},{1,3,5,7}}", ("member",)),
-        ("replica_groups={}", ("data", "member")),
+        ("replica_groups={}", BOTH),
         ("replica_groups=[4,2]<=[8]", ("data",)),
         ("replica_groups=[2,4]<=[4,2]T(1,0)", ("member",)),
         ("replica_groups=mesh['a'=4,'b'=1,'c'=2] {'a'}, use_global", ("member",)),
         ("replica_groups=mesh['a'=4,'b'=1,'c'=2] {'b','c'}, use_global", ("data",)),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, dimensions={0}", BOTH),
         ("source_target_pairs={{0,1},{1,0}}", ("data",)),
         ("replica_groups={{0},{1}}", None),
         ("replica_groups=[8,1]<=[8]", None),
@@ -68,6 +70,8 @@ def test_equal_collectives_are_added_up_and_multiplied():
 def test_groups_in_an_unknown_notation_raise_with_the_line():
     with pytest.raises(ValueError, match="cannot be read.*replica_groups=@other"):
         read("replica_groups=@other")
+    with pytest.raises(ValueError, match="cannot be read"):  # a part of an axis
+        read("replica_groups=mesh['a'=8] {'a':(1)2}")
 
 
 def test_a_compiled_mean_over_members_is_found():
