@@ -1,4 +1,4 @@
-"""The command `ensjax`: run, replay, export, report, list, copy, doctor, bench.
+"""The command `ensjax`: run, plan, replay, export, report, list, copy, doctor, bench.
 
 Exit codes of `ensjax run`; after all but 0 and 2 the same command goes on from the last
 committed step:
@@ -61,10 +61,12 @@ def _main(arguments: list[str]) -> int:
         return _bench(arguments[1:])  # the suite reads its own options
     rest, overrides = split_overrides(arguments)
     options = _parser().parse_args(rest)
-    if overrides and options.command != "run":
-        raise ConfigError("--config.key=value belongs to ensjax run.")
+    if overrides and options.command not in ("run", "plan"):
+        raise ConfigError("--config.key=value belongs to ensjax run or plan.")
     if options.command == "run":
         return _run(options, arguments, overrides)
+    if options.command == "plan":
+        return _plan(options, arguments, overrides)
     commands = {
         "replay": _replay,
         "export": _export,
@@ -131,6 +133,28 @@ def _parser() -> argparse.ArgumentParser:
         "--num_processes", type=int, help="how many hosts run this command"
     )
     run.add_argument("--process_id", type=int, help="which of them this is, from 0")
+
+    plan = commands.add_parser(
+        "plan",
+        help="what a config needs: memory, operations, collectives; no training",
+        description="Compiles what a config would train, and says what it needs.",
+        epilog="Fields are set with --config.key=value.",
+        allow_abbrev=False,
+    )
+    plan.add_argument("config", help="configs/x.py, or a name; :preset may follow")
+    plan.add_argument("--memory", help="of a device, such as 16GiB: finds what fits")
+    plan.add_argument("--devices", type=int, help="CPU stand-ins if there are fewer")
+    plan.add_argument("--mesh", help="such as member=32,data=2 (default: the config's)")
+    plan.add_argument(
+        "--topology", help="a TPU slice, such as v5e:8x8; needs ensjax[tpu-plan]"
+    )
+    plan.add_argument("--tune", action="store_true", help="time all blocks here")
+    plan.add_argument(
+        "--trial",
+        action=argparse.BooleanOptionalAction,
+        help="time a few steps here (default: where that is short)",
+    )
+    plan.add_argument("--json", metavar="FILE", help="also write what was found")
 
     report = commands.add_parser(
         "report",
@@ -238,6 +262,17 @@ def _members(text: str) -> list[tuple[str, str]]:
         )
     chosen = "".join(f"{int(name)}," for name in names)
     return [("members", f"({chosen})"), ("num_members", str(len(names)))]
+
+
+def _plan(
+    options: argparse.Namespace,
+    arguments: list[str],
+    overrides: list[tuple[str, str]],
+) -> int:
+    from ensjax.experiment.planner import PlanOptions, plan_config
+
+    given = {name: getattr(options, name) for name in PlanOptions._fields[2:]}
+    return plan_config(PlanOptions(options.config, overrides, **given), arguments)
 
 
 def _process_name(flags: ProcessFlags) -> str:

@@ -327,33 +327,24 @@ def map_local(
     vmapped = jax.vmap(fn, in_axes=axes)
 
     def run(*args):
-        members = num_members([args[i] for i in mapped])
-
-        def with_rows(rows):
-            full = list(args)
-            for i, arg in zip(mapped, rows, strict=True):
-                full[i] = arg
-            return full
+        stacks = [args[i] for i in mapped]
+        members = num_members(stacks)
 
         def one(rows):
-            return fn(*with_rows(rows))
+            return fn(*_with_rows(args, mapped, rows))
 
-        stacks = [args[i] for i in mapped]
+        size = _members_at_once(one, stacks, members, blocks)
         if blocks.unroll:
-            check_unrolled(blocks, members)
             results = [
                 one(jax.tree.map(lambda x: x[i], stacks))  # noqa: B023
                 for i in range(members)
             ]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-        size = blocks.block
-        if size == "auto":
-            size = auto_block(one, stacks, members)
-        if size == 1 and members == 1:
+        if size == 1 and members == 1 and blocks.block is not None:
             # As in the loop below, without `vmap`: a member alone has the same bits.
             result = one(jax.tree.map(lambda x: x[0], stacks))
             return jax.tree.map(lambda x: x[None], result)
-        if size is None or size >= members:
+        if size >= members:
             return vmapped(*args)
         loop = _map_in_place if updates_first else jax.lax.map
         if size == 1:
@@ -363,7 +354,7 @@ def map_local(
         split = jax.tree.map(
             lambda x: x.reshape(members // size, size, *x.shape[1:]), stacks
         )
-        results = loop(lambda rows: vmapped(*with_rows(rows)), split)
+        results = loop(lambda rows: vmapped(*_with_rows(args, mapped, rows)), split)
         return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), results)
 
     return run
@@ -394,6 +385,45 @@ def _map_in_place(one, stacks):
 
     first, others = jax.lax.fori_loop(0, num_rows, body, (stacks[0], others))
     return (first, *others)
+
+
+def members_at_once(
+    fn: Callable[..., Any], *args: Any, kinds: Sequence[str], blocks: Blocks
+) -> int:
+    """How many local members `map_local` runs at once; call it where that is called.
+
+    Args:
+        fn: function of one member.
+        args: its arguments, local stacks where mapped; shapes are enough.
+        kinds: of its arguments.
+        blocks: how the local members run.
+    """
+    mapped = [i for i, kind in enumerate(kinds) if _MAPPED_AXES[kind] == 0]
+    stacks = [args[i] for i in mapped]
+    members = num_members(stacks)
+
+    def one(rows):
+        return fn(*_with_rows(args, mapped, rows))
+
+    return min(members, _members_at_once(one, stacks, members, blocks))
+
+
+def _members_at_once(one, stacks, members, blocks) -> int:
+    if blocks.unroll:
+        check_unrolled(blocks, members)
+        return 1
+    size = blocks.block
+    if size == "auto":
+        size = auto_block(one, stacks, members)
+    return members if size is None else size
+
+
+def _with_rows(args, mapped, rows):
+    """The arguments with other values at the mapped places."""
+    full = list(args)
+    for i, arg in zip(mapped, rows, strict=True):
+        full[i] = arg
+    return full
 
 
 def auto_block(

@@ -73,13 +73,18 @@ def run(config, run_dir):
     )
 
 
-def training_job(config, rows=None):
+def training_job(config, rows=None, *, shapes_only=False):
     """What the run trains: the members of all seeds, as one call of `fit`.
 
     Args:
         config: of the run.
         rows: what `recipe.load_rows` gives, or None: they are loaded.
+        shapes_only: leave data that do not come with a Python package as their shapes,
+            so that nothing is downloaded; to plan with, for any devices.
     """
+    if rows is None and shapes_only:
+        is_local = config.data.name in recipe.LOCAL
+        rows = recipe.load_rows(config) if is_local else recipe.row_shapes(config)
     rows = _load_rows(config) if rows is None else rows
     evaluation = {}
     if rows.calibration is not None:  # watched, never chosen by

@@ -18,21 +18,19 @@ from ensjax.train.schedule import Schedule
 
 recipe = load_module(Path(__file__).with_name("deep_ensemble_recipe.py"), "experiment")
 
-# Rows and classes of data that are not read before the run.
-DOWNLOADED = {
-    "cifar10": ((32, 32, 3), 10),
-    "cifar100": ((32, 32, 3), 100),
-    "mnist_idx": ((28, 28, 1), 10),
-}
 # What a model, an optimizer or a split raises for options that do not go together.
 _OPTION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
-def validate(config):
+def validate(config, mesh=None):
     """Raises `ConfigError` for names, numbers and options that cannot work.
 
     Everything is built as the run builds it, shapes only. Data of Python packages are
     read, of data to be downloaded only the options are looked at.
+
+    Args:
+        config: of the run.
+        mesh: of the run; default: the config's, on the devices that there are.
     """
     _check_names(config)
     _check_numbers(config)
@@ -43,7 +41,8 @@ def validate(config):
         arguments.check_sampling(config.sampling, None, is_resident=True)
         ensjax.Health(**config.health.to_dict())
         blocks = Blocks(recipe.members_at_once(config), config.unroll)
-        mesh = ensjax.make_mesh(**config.mesh.to_dict())
+        if mesh is None:
+            mesh = ensjax.make_mesh(**config.mesh.to_dict())
         arguments.check_fit_mesh(mesh)
         members, devices = config.num_seeds * config.num_members, mesh.shape["member"]
         check_unrolled(blocks, blocks.rows(members, devices) // devices)
@@ -58,7 +57,7 @@ def validate(config):
         raise ConfigError(f"config: {one_line(error)}") from error
     sections = [config.data] if config.ood.name == "none" else [config.data, config.ood]
     if all(section.name in recipe.LOCAL for section in sections):
-        check_rows(config, recipe.load_rows(config))
+        check_rows(config, recipe.load_rows(config), mesh)
         return
     for part in ("data", "ood"):
         name, options = config[part].name, config[part].options.to_dict()
@@ -68,17 +67,19 @@ def validate(config):
                 data.find_dataset(name),
                 options=options,
             )
-    if config.data.name in DOWNLOADED:
-        shape, num_classes = DOWNLOADED[config.data.name]
-        _check_model(config, shape, num_classes)
-        if config.ood.name in DOWNLOADED:
-            _check_other(config, shape, DOWNLOADED[config.ood.name][0])
+    if config.data.name in recipe.PUBLISHED:
+        known = recipe.PUBLISHED[config.data.name]
+        _check_model(config, known.shape, known.num_classes)
+        if config.ood.name in recipe.PUBLISHED:
+            _check_other(config, known.shape, recipe.PUBLISHED[config.ood.name].shape)
 
 
-def check_rows(config, rows):
+def check_rows(config, rows, mesh=None):
     """Raises `ConfigError` if the model, the batches or the other data do not fit."""
     x, y = rows.train
-    num_data = ensjax.make_mesh(**config.mesh.to_dict()).shape["data"]
+    if mesh is None:
+        mesh = ensjax.make_mesh(**config.mesh.to_dict())
+    num_data = mesh.shape["data"]
     if config.batch_size > len(y):
         raise ConfigError(
             f"config.batch_size must be at most the {len(y):,} training rows; got"

@@ -32,6 +32,22 @@ AUGMENTATIONS = {
 LOCAL = ("digits", "digits_enlarged", "mnist5k")  # they come with Python packages
 
 
+class Published(NamedTuple):
+    """What is known of a data set that is not read before the run."""
+
+    shape: tuple[int, ...]
+    num_classes: int
+    num_train: int
+    num_test: int
+
+
+PUBLISHED = {
+    "cifar10": Published((32, 32, 3), 10, 50_000, 10_000),
+    "cifar100": Published((32, 32, 3), 100, 50_000, 10_000),
+    "mnist_idx": Published((28, 28, 1), 10, 60_000, 10_000),
+}
+
+
 class Rows(NamedTuple):
     """Arrays `(x, y)`, pixels in [0, 1]; `calibration` and `ood` may be None."""
 
@@ -87,6 +103,42 @@ def load_rows(config) -> Rows:
         ood=None if ood is None else (ood.x_test, ood.y_test),
         source=dataset.source,
         ood_source="" if ood is None else ood.source,
+    )
+
+
+def row_shapes(config) -> Rows:
+    """Shapes in place of the rows of `load_rows`, for data as they are published.
+
+    Raises:
+        ConfigError: if nothing is known of the data, or the parts are larger than the
+            whole.
+    """
+    known = choose("data.name", config.data.name, PUBLISHED)
+    options = config.data.options
+    num_train = options.get("num_train", known.num_train)
+    num_calibration = config.data.num_calibration
+    if num_calibration >= num_train:
+        raise ConfigError(
+            f"config.data.num_calibration must leave some of the {num_train:,}"
+            f" training rows; got {num_calibration}."
+        )
+    if config.batch_size > num_train - num_calibration:
+        raise ConfigError(
+            "config.batch_size must be at most the"
+            f" {num_train - num_calibration:,} training rows; got {config.batch_size}."
+        )
+
+    def part(count):
+        x = jax.ShapeDtypeStruct((count, *known.shape), jnp.float32)
+        return x, jax.ShapeDtypeStruct((count,), jnp.int32)
+
+    return Rows(
+        train=part(num_train - num_calibration),
+        calibration=part(num_calibration) if num_calibration else None,
+        test=part(options.get("num_test", known.num_test)),
+        ood=None,
+        source="as published, not read",
+        ood_source="",
     )
 
 

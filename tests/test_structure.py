@@ -25,18 +25,8 @@ import pytest
 import ensjax
 from ensjax import Ensemble, losses, make_mesh, nn
 from ensjax.mapping import MeshProgram
+from ensjax.planning import read_collectives
 from ensjax.train import lower_step
-
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "all-to-all",
-    "ragged-all-to-all",
-    "reduce-scatter",
-    "collective-permute",
-    "collective-broadcast",
-)
-AXES = ("member", "data", "model")
 
 # Half the time to compile: the program before machine code is the same.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -98,42 +88,6 @@ def lowered(name, members, mesh, **options):
     )
 
 
-def groups_of(line):
-    """The groups of devices that one collective of the compiled text joins."""
-    pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", line)
-    if pairs:
-        return [tuple(map(int, p.split(","))) for p in _braces(pairs.group(1))]
-    listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", line)
-    if listed:
-        groups = [tuple(map(int, g.split(","))) for g in _braces(listed.group(1)) if g]
-        return groups or None  # no group is written: all devices are one
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}:]*)\}, use_global", line)
-    if mesh:
-        sizes = re.findall(r"'(\w+)'=(\d+)", mesh.group(1))
-        joined = re.findall(r"'(\w+)'", mesh.group(2))
-        devices = np.arange(np.prod([int(n) for _, n in sizes]))
-        devices = devices.reshape([int(n) for _, n in sizes])
-        last = [k for k, (name, _) in enumerate(sizes) if name in joined]
-        devices = np.moveaxis(devices, last, range(-len(last), 0))
-        count = int(np.prod(devices.shape[devices.ndim - len(last) :]))
-        return [tuple(group) for group in devices.reshape(-1, count).tolist()]
-    iota = re.search(
-        r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
-    )
-    if not iota:
-        raise AssertionError(f"These groups cannot be read: {line}")
-    shape, dims, order = (
-        None if g is None else tuple(map(int, g.split(","))) for g in iota.groups()
-    )
-    devices = np.arange(np.prod(dims)).reshape(dims)
-    devices = devices if order is None else devices.transpose(order)
-    return [tuple(group) for group in devices.reshape(shape[0], -1).tolist()]
-
-
-def _braces(text):
-    return re.findall(r"\{([\d,]*)\}", text)
-
-
 def collective_axes(text, sizes):
     """`(operation, axes)` of every collective that joins more than one device.
 
@@ -141,46 +95,11 @@ def collective_axes(text, sizes):
         text: of a compiled program.
         sizes: devices along "member", "data" and "model"; devices are numbered through.
     """
-    found = []
-    for line in text.splitlines():
-        match = re.search(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
-        if not match:
-            continue
-        groups = groups_of(line) or [tuple(range(int(np.prod(sizes))))]
-        axes = set()
-        for group in groups:
-            places = np.array(np.unravel_index(group, sizes))  # [axis, device]
-            axes |= {
-                a for a, row in zip(AXES, places, strict=True) if len(set(row)) > 1
-            }
-        if axes:
-            found.append((match.group(1), tuple(sorted(axes))))
-    return found
-
-
-def test_groups_are_read_in_every_notation():
-    sizes = (4, 2, 1)
-
-    def axes(groups, op="all-reduce"):
-        return collective_axes(f"  %x = f32[] {op}(%y), {groups}, to_apply=%add", sizes)
-
-    assert axes("replica_groups={{0,1},{2,3},{4,5},{6,7}}") == [
-        ("all-reduce", ("data",))
+    return [
+        (c.operation, c.axes)
+        for c in read_collectives(text, sizes)
+        for _ in range(c.count)
     ]
-    assert axes("replica_groups={{0,2,4,6},{1,3,5,7}}") == [("all-reduce", ("member",))]
-    assert axes("replica_groups={{0},{1}}") == []
-    assert axes("replica_groups={}") == [("all-reduce", ("data", "member"))]
-    assert axes("replica_groups=[4,2]<=[8]") == [("all-reduce", ("data",))]
-    assert axes("replica_groups=[2,4]<=[4,2]T(1,0)") == [("all-reduce", ("member",))]
-    of_mesh = "replica_groups=mesh['a'=4,'b'=1,'c'=2] {%s}, use_global_device_ids=true"
-    assert axes(of_mesh % "'a'") == [("all-reduce", ("member",))]
-    assert axes(of_mesh % "'b','c'") == [("all-reduce", ("data",))]
-    assert axes("replica_groups=[8,1]<=[8]", "all-gather-start") == []
-    assert axes("source_target_pairs={{0,1},{1,0}}", "collective-permute") == [
-        ("collective-permute", ("data",))
-    ]
-    with pytest.raises(AssertionError, match="cannot be read"):
-        axes("replica_groups=@other")
 
 
 def test_the_reader_finds_a_collective_over_members():

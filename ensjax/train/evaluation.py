@@ -76,12 +76,14 @@ class _EvaluateMember:
         whole = {
             name: self.member.whole(name, state[name]) for name in ("params", "rest")
         }
-        model = self.member.graph.merge(whole, train=False)
         num_examples = jax.tree.leaves(data)[0].shape[0]
         size = min(self.batch_size, num_examples)
         num_whole = num_examples // size * size
 
         def metrics_of(batch, number):
+            # Merged here, in the body of the loop: `nnx.remat` refuses a module of
+            # another trace.
+            model = self.member.graph.merge(whole, train=False)
             key_of_batch = jax.random.fold_in(key, number)
             loss, metrics = with_metrics(self.loss(model, batch, key_of_batch))
             return {"loss": loss, **metrics}

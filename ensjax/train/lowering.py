@@ -1,5 +1,10 @@
-"""`lower_step`: the program that `fit` would run, without data, devices or training."""
+"""The programs of `fit` for shapes alone: no data, no devices, no training.
 
+`abstract_run` describes a call of `fit`, whose programs can then be lowered;
+`lower_step` is the short way to its training program.
+"""
+
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,16 +15,234 @@ from jax.sharding import Mesh, NamedSharding
 
 from ensjax.ensemble import Ensemble
 from ensjax.group import Group
-from ensjax.mapping import Blocks, mesh_program
-from ensjax.train.arguments import (
-    check_fit_mesh,
-    check_sampling,
-    check_weights_shape,
-    per_member,
-)
+from ensjax.mapping import Blocks, MeshProgram, mesh_program
+from ensjax.train import arguments
 from ensjax.train.assembly import abstract_states, build_programs
+from ensjax.train.evaluation import EarlyStopping, Evaluate
+from ensjax.train.feeds import is_resident
 from ensjax.train.health import Health
 from ensjax.train.objectives import Joint
+from ensjax.train.programs import TrainSteps
+from ensjax.train.schedule import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractRun:
+    """What a call of `fit` would run, in shapes with their shardings.
+
+    Attributes:
+        schedule: steps and intervals.
+        mesh: its devices, which need not be there.
+        num_members: of every stack.
+        num_rows: of every stack with its padding.
+        init: makes the states from `model_states` and `hypers`.
+        job: the training program; its arguments are `states`, `hypers`, `ids`,
+            `weights` and `data`, and three integers.
+        evaluate: the evaluation, or None; its arguments are `states`, `ids` and
+            `evaluation`, and two integers.
+        model_states: the members before training, leaves `[row, ...]`; `fit` keeps them
+            on the devices all the time.
+        states: of training, leaves `[row, ...]`.
+        hypers, ids, weights: of every stack.
+        data: leaves `[example, ...]`, whole on every device.
+        evaluation: leaves `[example, ...]`, or None.
+    """
+
+    schedule: Schedule
+    mesh: Mesh
+    num_members: tuple[int, ...]
+    num_rows: tuple[int, ...]
+    init: MeshProgram
+    job: TrainSteps
+    evaluate: Evaluate | None
+    model_states: Any
+    states: Any
+    hypers: Any
+    ids: Any
+    weights: Any
+    data: Any
+    evaluation: Any
+
+    def lower_training(self) -> jax.stages.Lowered:
+        """The program of `schedule.steps_per_call` steps."""
+        return mesh_program(self.job, self.mesh).lower(
+            self.states,
+            self.hypers,
+            self.ids,
+            self.weights,
+            self.data,
+            0,
+            self.schedule.steps_per_call,
+            0,
+        )
+
+    def lower_evaluation(self) -> jax.stages.Lowered:
+        """The program that evaluates; there must be one."""
+        return mesh_program(self.evaluate, self.mesh).lower(
+            self.states, self.ids, self.evaluation, 0, 0
+        )
+
+    def lower_init(self) -> jax.stages.Lowered:
+        """The program that makes the states."""
+        return self.init.lower(self.model_states, self.hypers)
+
+
+def abstract_run(
+    ensemble: Ensemble | Group,
+    data: Any,
+    *,
+    loss: Callable[..., Any] | Joint,
+    make_tx: Callable[..., optax.GradientTransformation],
+    hyper: Any = None,
+    steps: int,
+    batch_size: int = 64,
+    seed: int = 0,
+    sampling: str = "independent",
+    weights: Any = None,
+    augment: Callable[[jax.Array, Any], Any] | None = None,
+    evaluation: Any = None,
+    evaluation_loss: Callable[..., Any] | None = None,
+    evaluate_every_steps: int | None = None,
+    evaluation_batch_size: int = 512,
+    early_stopping: EarlyStopping | None = None,
+    keep_best: bool = False,
+    health: str | Health = "freeze",
+    steps_per_call: int | None = None,
+    log_every_steps: int | None = None,
+    save_every_steps: int | None = 0,
+    block: int | str | None = "auto",
+    unroll: bool = False,
+    mesh: Mesh | None = None,
+    shard_state: bool = False,
+) -> AbstractRun:
+    """The programs of `fit` for the same arguments; nothing is allocated.
+
+    Args:
+        ensemble: members, or their shapes:
+            `jax.eval_shape(lambda: Ensemble.init(make_model, num_members=64))`.
+        data: resident data or shapes, leaves `[example, ...]`.
+        keep_best: whether the state holds best weights, also without `early_stopping`.
+        save_every_steps: None: as often as it reports; 0: never.
+
+    The other arguments are those of `fit`, where arrays may be their shapes.
+
+    Raises:
+        TypeError, ValueError: as `fit`, except for what only values could show.
+    """
+    is_arrays = is_resident(data)
+    if not is_arrays:
+        raise ValueError(
+            "Only resident data can be planned: arrays [example, ...] or their shapes;"
+            f" got {type(data).__name__}."
+        )
+    ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
+    mesh = ensembles[0].mesh if mesh is None else mesh
+    arguments.check_fit_mesh(mesh)
+    arguments.check_seed(seed)
+    arguments.check_functions(loss, make_tx, hyper, augment, evaluation_loss)
+    arguments.check_sampling(sampling, weights, is_resident=is_arrays)
+    arguments.check_evaluation(
+        evaluation,
+        data,
+        evaluation_loss=evaluation_loss,
+        evaluate_every_steps=evaluate_every_steps,
+        evaluation_batch_size=evaluation_batch_size,
+        early_stopping=early_stopping,
+    )
+    num_examples = jax.tree.leaves(data)[0].shape[0]
+    shards = mesh.shape["data"]
+    if not 1 <= batch_size <= num_examples or batch_size % shards:
+        raise ValueError(
+            f"batch_size={batch_size} must be at most the {num_examples} examples and"
+            f" divide over data={shards} devices."
+        )
+    if isinstance(loss, Joint):
+        arguments.check_joint(
+            loss,
+            ensembles,
+            sampling=sampling,
+            local_batch_size=batch_size // shards,
+            evaluation=evaluation,
+            evaluation_loss=evaluation_loss,
+        )
+    schedule = Schedule.of(
+        steps=steps,
+        steps_per_call=steps_per_call,
+        log_every_steps=log_every_steps,
+        evaluate_every_steps=evaluate_every_steps if evaluation is not None else 0,
+        save_every_steps=save_every_steps,
+    )
+    blocks = Blocks(block, unroll)
+    counts = tuple(e.member_ids.shape[0] for e in ensembles)
+    num_rows = tuple(blocks.rows(count, mesh.shape["member"]) for count in counts)
+
+    def by_stack(trees):
+        def stacked(tree, rows):
+            return jax.tree.map(
+                lambda x: _shape((rows, *x.shape[1:]), x.dtype, mesh, jax.P("member")),
+                tree,
+            )
+
+        return tuple(map(stacked, trees, num_rows))
+
+    model_states = by_stack([e.state for e in ensembles])
+    # Every stack's rows have the same shapes behind the member axis.
+    hypers = by_stack([arguments.per_member(hyper, sum(counts))] * len(counts))
+    weights_kind, running_sums = "shared", (None,) * len(ensembles)
+    if weights is not None:
+        shape = np.shape(weights)
+        weights_kind = arguments.check_weights_shape(shape, num_examples, sum(counts))
+        sums = (_shape(shape, np.uint32, mesh, jax.P()),) * len(ensembles)
+        running_sums = by_stack(sums) if weights_kind == "member" else sums
+    init, job = build_programs(
+        ensembles,
+        model_states,
+        hypers,
+        loss=loss,
+        make_tx=make_tx,
+        has_hyper=hyper is not None,
+        sampling=sampling,
+        batch_size=batch_size,
+        num_examples=num_examples,
+        augment=augment,
+        keep_best=keep_best or early_stopping is not None,
+        healths=Health.of(health).for_stacks(ensembles),
+        max_steps=schedule.steps_per_call,
+        weights_kind=weights_kind,
+        data_kind="shared",
+        blocks=blocks,
+        mesh=mesh,
+        shard_state=shard_state,
+    )
+    evaluate = held_out = None
+    if evaluation is not None:
+        count = jax.tree.leaves(evaluation)[0].shape[0]
+        split = shards > 1 and count % shards == 0
+        held_out = _shapes(evaluation, mesh, jax.P("data") if split else jax.P())
+        evaluate = Evaluate(
+            job.members,
+            job.blocks,
+            loss=evaluation_loss or loss,
+            batch_size=evaluation_batch_size,
+            split_data=split,
+            stopping=early_stopping,
+        )
+    return AbstractRun(
+        schedule=schedule,
+        mesh=mesh,
+        num_members=counts,
+        num_rows=num_rows,
+        init=init,
+        job=job,
+        evaluate=evaluate,
+        model_states=model_states,
+        states=abstract_states(init, job, mesh, model_states, hypers),
+        hypers=hypers,
+        ids=by_stack([e.member_ids for e in ensembles]),
+        weights=running_sums,
+        data=_shapes(data, mesh, jax.P()),
+        evaluation=held_out,
+    )
 
 
 def lower_step(
@@ -84,73 +307,33 @@ def lower_step(
         >>> lowered.compile().memory_analysis().argument_size_in_bytes > 0
         True
     """
-    check_sampling(sampling, weights, is_resident=True)
-    ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
-    mesh = ensembles[0].mesh if mesh is None else mesh
-    check_fit_mesh(mesh)
-    blocks = Blocks(block, unroll)
-    num_examples = jax.tree.leaves(data)[0].shape[0]
-    shards = mesh.shape["data"]
-    if batch_size > num_examples or batch_size % shards:
-        raise ValueError(
-            f"batch_size={batch_size} must be at most the {num_examples} examples and"
-            f" divide over data={shards} devices."
-        )
-    counts = [e.member_ids.shape[0] for e in ensembles]
-
-    def stacked(tree, count):
-        rows = blocks.rows(count, mesh.shape["member"])
-        return jax.tree.map(
-            lambda x: _shape((rows, *x.shape[1:]), x.dtype, mesh, jax.P("member")), tree
-        )
-
-    def by_stack(trees):
-        return tuple(map(stacked, trees, counts))
-
-    model_states = by_stack([e.state for e in ensembles])
-    # Every stack's rows have the same shapes behind the member axis.
-    hypers = by_stack([per_member(hyper, sum(counts))] * len(counts))
-    weights_kind, running_sums = "shared", (None,) * len(ensembles)
-    if weights is not None:
-        shape = np.shape(weights)
-        weights_kind = check_weights_shape(shape, num_examples, sum(counts))
-        sums = (_shape(shape, np.uint32, mesh, jax.P()),) * len(ensembles)
-        running_sums = by_stack(sums) if weights_kind == "member" else sums
-    init, job = build_programs(
-        ensembles,
-        model_states,
-        hypers,
+    return abstract_run(
+        ensemble,
+        data,
         loss=loss,
         make_tx=make_tx,
-        has_hyper=hyper is not None,
-        sampling=sampling,
+        hyper=hyper,
+        steps=steps_per_call,
         batch_size=batch_size,
-        num_examples=num_examples,
+        sampling=sampling,
+        weights=weights,
         augment=augment,
         keep_best=keep_best,
-        healths=Health.of(health).for_stacks(ensembles),
-        max_steps=steps_per_call,
-        weights_kind=weights_kind,
-        data_kind="shared",
-        blocks=blocks,
+        health=health,
+        steps_per_call=steps_per_call,
+        log_every_steps=steps_per_call,
+        block=block,
+        unroll=unroll,
         mesh=mesh,
         shard_state=shard_state,
-    )
-    whole = jax.tree.map(
-        lambda x: _shape(
-            x.shape, jax.dtypes.canonicalize_dtype(x.dtype), mesh, jax.P()
-        ),
-        data,
-    )
-    return mesh_program(job, mesh).lower(
-        abstract_states(init, job, mesh, model_states, hypers),
-        hypers,
-        by_stack([e.member_ids for e in ensembles]),
-        running_sums,
-        whole,
-        0,
-        steps_per_call,
-        0,
+    ).lower_training()
+
+
+def _shapes(tree, mesh, spec):
+    """Shapes of resident arrays, in the types that JAX computes with."""
+    return jax.tree.map(
+        lambda x: _shape(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), mesh, spec),
+        tree,
     )
 
 

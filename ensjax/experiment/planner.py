@@ -1,0 +1,431 @@
+"""`ensjax plan`: what a config's training needs and does, without running it."""
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ensjax.experiment import exit_codes
+from ensjax.experiment.configs import (
+    find_experiment,
+    load_config,
+    load_module,
+)
+from ensjax.experiment.exit_codes import ConfigError, one_line
+from ensjax.experiment.json_files import json_text
+from ensjax.experiment.overrides import apply_overrides, flatten_fields
+
+# The child that plans for stand-in devices writes what it found into this file.
+_CHILD = "ENSJAX_PLAN_FILE"
+_AXES = ("member", "data", "model")
+_MEMORY_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_MEMORY_UNITS |= {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class PlanOptions(NamedTuple):
+    """The command line of `ensjax plan`.
+
+    Attributes:
+        spec: path or name of the config, with an optional `:preset`.
+        overrides: pairs (dotted field, text).
+        memory: of a device, such as "16GiB".
+        devices: how many.
+        mesh: such as "member=32,data=2".
+        topology: of a TPU slice, such as "v5e:8x8".
+        tune: whether blocks are timed.
+        trial: whether a few steps are timed; None: where that is short.
+        json: file that the findings are written to.
+    """
+
+    spec: str
+    overrides: Sequence[tuple[str, str]] = ()
+    memory: str | None = None
+    devices: int | None = None
+    mesh: str | None = None
+    topology: str | None = None
+    tune: bool = False
+    trial: bool | None = None
+    json: str | None = None
+
+
+def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
+    """Plans a config, prints tables, and returns the exit code.
+
+    Args:
+        options: of the command line.
+        arguments: the command line itself, for a child with stand-in devices.
+
+    Raises:
+        ConfigError: for a mistake of the user, and where nothing fits.
+    """
+    memory = None if options.memory is None else parse_memory(options.memory)
+    sizes = {} if options.mesh is None else parse_mesh(options.mesh)
+    _check_together(options)
+    source, config = load_config(options.spec, options.overrides)
+    path = find_experiment(source, config)
+    for axis, size in sizes.items():
+        if axis in config.get("mesh", {}):
+            config.mesh[axis] = size
+    sizes = dict(config.get("mesh", {})) | sizes
+    needed = _devices_needed(options, sizes)
+    devices = _find_devices(options, needed)
+    if devices is None:
+        code, report = _plan_in_child(arguments, needed)
+        if code:
+            return code
+    else:
+        mesh = _make_mesh(sizes, devices)
+        report = _plan_here(options, source, config, path, mesh, memory)
+    child_file = os.environ.get(_CHILD)
+    if child_file:
+        Path(child_file).write_text(json_text(report))
+        return exit_codes.FINISHED
+    from ensjax.experiment.plan_tables import print_report
+
+    print_report(report)
+    if options.json is not None:
+        _write_json(options.json, report)
+    if memory is not None and report["choices"]["best"] is None:
+        raise ConfigError(
+            f"nothing that was tried fits {options.memory} on a device; use more"
+            " devices along data or member, or a smaller model."
+        )
+    return exit_codes.FINISHED
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a text such as "16GiB" or "80 GB".
+
+    Raises:
+        ConfigError: if it is no such text.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = {unit.lower(): size for unit, size in _MEMORY_UNITS.items()}
+    if not match or match[2].lower() not in units or not float(match[1]):
+        raise ConfigError(
+            f"--memory is a number with a unit, such as 16GiB or 80GB; got {text!r}."
+        )
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Sizes of the mesh axes of a text such as "member=32,data=2".
+
+    Raises:
+        ConfigError: if it is no such text.
+    """
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in _AXES or axis in sizes or not re.fullmatch(r"-1|[1-9]\d*", size):
+            raise ConfigError(
+                "--mesh is sizes of the axes member, data and model, such as"
+                f" member=32,data=2; got {text!r}."
+            )
+        sizes[axis] = int(size)
+    return {axis: sizes.get(axis, 1) for axis in _AXES}
+
+
+def _check_together(options):
+    if options.devices is not None and options.devices < 1:
+        raise ConfigError(f"--devices must be at least 1; got {options.devices}.")
+    if options.topology is None:
+        return
+    for name in ("tune", "trial"):
+        if getattr(options, name):
+            raise ConfigError(
+                f"--{name} runs on real devices; nothing can run on those of"
+                " --topology."
+            )
+
+
+def _devices_needed(options, sizes) -> int:
+    """How many devices are asked for; 0: those that there are."""
+    product = 0 if -1 in sizes.values() else math.prod(sizes.values())
+    return max(options.devices or 0, product if sizes else 0)
+
+
+def _find_devices(options, needed) -> Sequence[Any] | None:
+    """The devices to plan for; None if stand-ins are needed, in another process."""
+    import jax
+
+    if options.topology is not None:
+        from ensjax.planning import NoTopology, topology_devices
+
+        with contextlib.suppress(RuntimeError):  # JAX has started its devices
+            jax.config.update("jax_platforms", "cpu")
+        try:
+            devices = topology_devices(options.topology)
+        except NoTopology as error:
+            raise ConfigError(one_line(error)) from error
+        if needed > len(devices):
+            raise ConfigError(
+                f"{options.topology} has {len(devices)} devices, but {needed} are asked"
+                " for."
+            )
+        return devices[: options.devices]
+    from ensjax.mesh import use_cpu_cores
+
+    with contextlib.suppress(RuntimeError):
+        use_cpu_cores()
+    devices = jax.devices()
+    if needed > len(devices):
+        if os.environ.get(_CHILD):
+            raise ConfigError(f"there are only {len(devices)} stand-in devices.")
+        if options.tune or options.trial:
+            raise ConfigError(
+                f"--tune and --trial run on real devices, of which there are"
+                f" {len(devices)}; {needed} are asked for."
+            )
+        return None
+    return devices[: options.devices]
+
+
+def _plan_in_child(arguments, num_devices) -> tuple[int, dict[str, Any] | None]:
+    """The exit code of a process with so many CPU devices, and what it finds.
+
+    It has said itself what went wrong.
+    """
+    is_safe = "" not in sys.path and os.getcwd() not in sys.path
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        environment = os.environ | {
+            _CHILD: str(file),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(num_devices),
+        }
+        environment.pop("XLA_FLAGS", None)  # may set another number
+        command = [sys.executable, *(["-P"] if is_safe else []), "-m", "ensjax.cli"]
+        code = subprocess.run([*command, *arguments], env=environment).returncode
+        return code, None if code else json.loads(file.read_text())
+
+
+def _make_mesh(sizes, devices):
+    from ensjax.mesh import make_mesh
+
+    try:
+        return make_mesh(**sizes, devices=devices)
+    except ValueError as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
+    from ensjax import planning
+
+    experiment = _load_experiment(config, path, mesh)
+    is_stand_in = bool(os.environ.get(_CHILD))
+    trial = {None: "auto", True: "always", False: "never"}[options.trial]
+    if is_stand_in:
+        trial = "never"
+    say = _progress()
+    job = _make_job(experiment, config)
+    save_every_steps = config.get("save_every_steps", 0)
+    report = {
+        "config": source.name,
+        "preset": source.preset,
+        "overrides": [list(pair) for pair in options.overrides],
+        "title": config.get("title", ""),
+        "topology": options.topology,
+        "structure_only": is_stand_in,
+        "versions": _versions(),
+        "fields": [],
+        "plan": None,
+        "choices": None,
+        "tuning": None,
+    }
+    with _one_line_errors():
+        try:
+            known = planning.plan(
+                job,
+                mesh=mesh,
+                save_every_steps=save_every_steps,
+                trial=trial,
+                say=say,
+            )
+            report["plan"] = known.to_json()
+            if is_stand_in:
+                report["plan"]["why_no_trial"] = "the devices are stand-ins"
+        except planning.DoesNotFit as error:
+            known = error
+            report["does_not_fit"] = _show_unfit(error)
+            if memory is None:
+                raise ConfigError(
+                    f"{report['does_not_fit']}; --memory looks for settings that fit."
+                ) from error
+        if memory is not None:
+            report |= _find_choices(
+                experiment, config, job, mesh, memory_bytes=memory, known=known, say=say
+            )
+        if options.tune:
+            tuning = planning.tune(job, mesh=mesh, say=say)
+            report["tuning"] = dataclasses.asdict(tuning)
+            report["tuning"]["field"] = _pin_of_timing(config, tuning)
+    return report
+
+
+@contextlib.contextmanager
+def _one_line_errors():
+    """What `fit` would say of a job that cannot work, as one line."""
+    from ensjax.planning import DoesNotFit
+
+    try:
+        yield
+    except ConfigError:
+        raise
+    except DoesNotFit as error:
+        raise ConfigError(_show_unfit(error)) from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def _show_unfit(error) -> str:
+    from ensjax.experiment.plan_tables import show_bytes
+
+    if error.needed_bytes is None:
+        return f"the compiler finds no room for the program: {one_line(error)[:200]}"
+    return (
+        "the compiler finds no room for the program: it needs"
+        f" {show_bytes(error.needed_bytes)} of the"
+        f" {show_bytes(error.limit_bytes)} on a device"
+    )
+
+
+def _load_experiment(config, path, mesh):
+    try:
+        experiment = load_module(path, "experiment")
+    except ImportError as error:
+        raise ConfigError(f"{path} needs a package: {one_line(error)}") from error
+    if not hasattr(experiment, "training_job"):
+        raise ConfigError(
+            f"{path} defines no training_job(config), so there is nothing to plan."
+        )
+    validate = getattr(experiment, "validate", None)
+    if validate is not None:
+        takes_mesh = "mesh" in inspect.signature(validate).parameters
+        try:
+            validate(config, mesh=mesh) if takes_mesh else validate(config)
+        except ValueError as error:
+            raise ConfigError(one_line(error)) from error
+    return experiment
+
+
+def _make_job(experiment, config):
+    """The job of a config; data that are not at hand stay shapes if it can do so."""
+    make = experiment.training_job
+    if "shapes_only" in inspect.signature(make).parameters:
+        return make(config, shapes_only=True)
+    return make(config)
+
+
+# Settings
+
+
+def _find_choices(experiment, config, job, mesh, *, memory_bytes, known, say):
+    from ensjax import planning
+
+    remat_field = _field_ending(config, "remat")
+    block = job.options.get("block", "auto")
+    settings = planning.Settings(
+        block=block,
+        remat=None
+        if remat_field is None
+        else dict(flatten_fields(config))[remat_field],
+        batch_size=job.options.get("batch_size", 64),
+    )
+    rows = math.ceil(len(job.member_ids) / mesh.shape["member"])
+
+    def make_job(new):
+        pinned = _fields_of(config, settings, new)
+        changed = copy.deepcopy(config)
+        with changed.unlocked():
+            apply_overrides(changed, list(pinned.items()))
+        return _make_job(experiment, changed)
+
+    choices = planning.find_choices(
+        make_job,
+        settings,
+        mesh=mesh,
+        local_members=rows,
+        memory_bytes=memory_bytes,
+        known=known,
+        say=say,
+    )
+    fields = {}
+    if choices.best is not None:
+        fields = _fields_of(config, settings, choices.best.settings)
+    return {
+        "choices": dataclasses.asdict(choices),
+        "fields": [f"--config.{name}={value}" for name, value in fields.items()],
+    }
+
+
+def _fields_of(config, old, new) -> dict[str, str]:
+    """The fields of a config that turn one kind of settings into another."""
+    fields = {}
+    if new.block != old.block:
+        fields["block"] = "all" if new.block is None else str(new.block)
+    if new.remat != old.remat:
+        fields[_field_ending(config, "remat")] = str(new.remat).lower()
+    if new.batch_size != old.batch_size:
+        fields["batch_size"] = str(new.batch_size)
+    return fields
+
+
+def _field_ending(config, name) -> str | None:
+    """The field of a config whose last part is `name`, if there is one."""
+    found = [key for key, _ in flatten_fields(config) if key.split(".")[-1] == name]
+    return found[0] if found else None
+
+
+def _pin_of_timing(config, tuning) -> list[str]:
+    best = tuning.best
+    fields = [f"--config.block={best.block}"]
+    if best.unroll:
+        fields.append("--config.unroll=true")
+    elif config.get("unroll"):
+        fields.append("--config.unroll=false")
+    return fields
+
+
+# Output
+
+
+def _versions() -> dict[str, str]:
+    from ensjax.experiment.versions import package_version
+
+    packages = ("ensjax", "jax", "jaxlib", "libtpu", "flax")
+    found = {name: package_version(name) for name in packages}
+    return {name: version for name, version in found.items() if version}
+
+
+def _progress():
+    """A function that shows what is being done, on stderr."""
+    import rich.console
+
+    console = rich.console.Console(stderr=True)
+
+    def say(text):
+        console.print(f"{text} ...", style="dim", highlight=False)
+
+    return say
+
+
+def _write_json(file: str, report: Mapping[str, Any]) -> None:
+    from etils import epath
+
+    from ensjax.experiment.json_files import write_json
+
+    try:
+        write_json(epath.Path(file), report)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {one_line(error)}") from error

@@ -1,0 +1,170 @@
+"""`ensjax plan`, as a user types it."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ensjax import cli
+from ensjax.experiment import ConfigError, load_config
+from ensjax.experiment.configs import load_module
+from ensjax.experiment.plan_tables import show_bytes, show_seconds
+from ensjax.experiment.planner import parse_memory, parse_mesh
+from ensjax.planning import Plan, plan
+
+ROOT = Path(__file__).parents[2]
+TOY = str(ROOT / "tests/experiment/toy/configs/toy.py")
+DIGITS = "deep_ensemble_digits:smoke"
+TINY = ("--config.num_members=4", "--config.num_seeds=1", "--config.batch_size=16")
+
+
+def run(*arguments):
+    try:
+        return cli.main(["plan", *arguments])
+    except SystemExit as end:
+        return end.code
+
+
+def test_a_plan_is_printed_and_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "plan.json"
+    arguments = (DIGITS, *TINY, "--mesh", "member=2,data=2", "--memory", "1GiB")
+    assert run(*arguments, "--json", str(file)) == 0
+    printed = capsys.readouterr()
+    assert max(map(len, printed.out.splitlines())) <= 80
+    report = json.loads(file.read_text())
+    planned = Plan.from_json(report["plan"])
+    for text in (
+        "4 members on 4 x cpu (member=2, data=2, model=1)",
+        show_bytes(planned.peak_bytes),
+        "Collectives of one step",
+        "all-reduce",
+        "40 in 2 calls of 20",
+        "Measured on 4 x cpu",
+        "It fits as it is.",
+    ):
+        assert text in printed.out
+    assert "compiling the program of training" in printed.err
+    assert not report["structure_only"] and report["topology"] is None
+    # The same as from Python.
+    source = load_config(DIGITS, [(a[9:].split("=")[0], a.split("=")[1]) for a in TINY])
+    module = load_module(ROOT / "experiments/deep_ensemble.py", "experiment")
+    job = module.training_job(source[1])
+    from ensjax import make_mesh
+
+    mesh = make_mesh(member=2, data=2, devices=jax.devices()[:4])
+    assert plan(job, mesh=mesh, costs=False).peak_bytes == planned.peak_bytes
+
+
+def test_more_devices_than_there_are_stand_in(tmp_path, capfd):
+    file = tmp_path / "plan.json"
+    arguments = (DIGITS, *TINY, "--config.num_members=16", "--devices", "16")
+    assert run(*arguments, "--json", str(file)) == 0
+    report = json.loads(file.read_text())
+    assert report["structure_only"]
+    assert report["plan"]["mesh"] == {"member": 16, "data": 1, "model": 1}
+    assert report["plan"]["step"]["collectives"] == []
+    assert report["plan"]["trial"] is None
+    printed = capfd.readouterr()
+    assert "structure only" in printed.out and "are stand-ins" in printed.out
+
+
+@pytest.mark.slow
+def test_mistakes_of_a_plan_with_stand_ins_are_one_line(capfd):
+    assert run(DIGITS, "--mesh", "member=16", "--config.batch_size=0") == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert run(DIGITS, "--mesh", "member=8,data=3") == 2
+    assert "must divide over data=3" in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_ends_in_one_line_and_what_is_tuned_is_pinned(capsys):
+    quick = ("--config.data.num_calibration=0", "--no-trial")
+    arguments = (DIGITS, *TINY, "--mesh", "member=1", *quick)
+    assert run(*arguments, "--memory", "100KiB") == 2
+    printed = capsys.readouterr()
+    assert "nothing that was tried fits 100KiB" in printed.err.splitlines()[-1]
+    assert "What fits 100.00 KiB" in printed.out
+    assert run(*arguments, "--tune") == 0
+    printed = capsys.readouterr()
+    assert "--config.block=" in printed.out and "auto (here 4)" in printed.out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nope"], "no config named 'nope'"),
+        ([DIGITS, "--config.nope=1"], "unknown config key 'nope'"),
+        ([DIGITS, "--config.num_members=0"], "config.num_members must be at least 1"),
+        ([DIGITS, "--config.model.name=mlb"], "config.model.name is one of"),
+        ([DIGITS, "--memory", "16 bananas"], "--memory is a number with a unit"),
+        ([DIGITS, "--mesh", "members=2"], "--mesh is sizes of the axes"),
+        ([DIGITS, "--mesh", "model=2"], "fit does not split one member"),
+        ([DIGITS, "--mesh", "member=-1,data=3"], "cannot be split into a mesh"),
+        ([DIGITS, "--devices", "0"], "--devices must be at least 1"),
+        ([DIGITS, "--devices", "64", "--tune"], "of which there are 8; 64"),
+        ([DIGITS, "--topology", "v5e:8x8", "--tune"], "--tune runs on real devices"),
+        ([TOY], "defines no training_job(config)"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert words in printed.err and list(tmp_path.iterdir()) == []
+
+
+def test_a_topology_without_libtpu_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    assert run(DIGITS, "--topology", "v5e:8x8") == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "ensjax[tpu-plan]" in printed.err
+
+
+def test_sizes_on_the_command_line():
+    assert parse_memory("16GiB") == 16 * 2**30
+    assert parse_memory("80 gb") == 80 * 10**9
+    assert parse_memory("1.5MiB") == 1.5 * 2**20
+    assert parse_mesh("member=32,data=2") == {"member": 32, "data": 2, "model": 1}
+    for text in ("", "GiB", "-1GiB", "0GiB"):
+        with pytest.raises(ConfigError):
+            parse_memory(text)
+    for text in ("", "member", "member=0", "data=2,data=2"):
+        with pytest.raises(ConfigError):
+            parse_mesh(text)
+
+
+def test_sizes_and_times_are_shown_in_their_unit():
+    assert show_bytes(0) == "0 B" and show_bytes(1536) == "1.50 KiB"
+    assert show_bytes(2**44) == "16.00 TiB"
+    shown = [show_seconds(s) for s in (2e-6, 0.0123, 12, 600, 7500, 400_000)]
+    assert shown == ["2 us", "12.3 ms", "12.0 s", "10 min", "2 h 05 min", "4 d 15 h"]
+
+
+def test_data_that_are_not_at_hand_stay_shapes(monkeypatch):
+    """Nothing is downloaded to plan the published size."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a plan must not download")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    module = load_module(ROOT / "experiments/deep_ensemble.py", "experiment")
+    overrides = [("model.options.depth", "10"), ("model.options.width", "1")]
+    overrides += [("data.num_calibration", "5000"), ("num_members", "2")]
+    config = load_config("deep_ensemble:paper", overrides)[1]
+    job = module.training_job(config, shapes_only=True)
+    assert job.data[0].shape == (45_000, 32, 32, 3)
+    assert job.options["evaluation"][1].shape == (5_000,)
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(job.data))
+    with pytest.raises(ValueError, match="only the shapes"):
+        job.fit()
+    # Data of a package are read, so that a trial can use them.
+    local = module.training_job(load_config(DIGITS)[1], shapes_only=True)
+    assert isinstance(local.data[0], np.ndarray)
+    with pytest.raises(ConfigError, match="batch_size must be at most the 45,000"):
+        config.batch_size = 50_000
+        module.training_job(config, shapes_only=True)
