@@ -96,11 +96,13 @@ class _Sizes:
 
 
 class _Watched:
-    def over_members(self, fns, kinds, *stacks, shared=()):
+    def over_members(self, fns, kinds, *stacks, shared=(), updates_first=False):
         for fn, *rows in zip(fns, *stacks, strict=True):
             size = members_at_once(fn, *rows, *shared, kinds=kinds, blocks=self.blocks)
             self.sizes.seen.append(size)
-        return super().over_members(fns, kinds, *stacks, shared=shared)
+        return super().over_members(
+            fns, kinds, *stacks, shared=shared, updates_first=updates_first
+        )
 
 
 @dataclasses.dataclass(frozen=True)
