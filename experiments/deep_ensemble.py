@@ -64,6 +64,7 @@ def run(config, run_dir):
     scored = time.perf_counter()
     seconds = {"training_seconds": trained - start, "scoring_seconds": scored - trained}
     run_dir.logger("times").write(config.total_steps, seconds)
+    figures.add_times(run_dir, log, seconds)
     run_dir.finish(
         title=config.title,
         summary=verdicts.describe(config, rows, results, scalars),

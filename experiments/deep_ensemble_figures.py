@@ -160,6 +160,26 @@ def add_history(run_dir, member_ids, log):
     )
 
 
+def add_times(run_dir, log, seconds):
+    """What the run took; not a function of the config."""
+    times = log.times
+    run_dir.add_table(
+        "What it took",
+        ["what", "value"],
+        [
+            ["last call: training, with compilation (s)", seconds["training_seconds"]],
+            ["last call: scoring and figures (s)", seconds["scoring_seconds"]],
+            ["whole run: device time (chip-hours)", times.chip_hours],
+            ["whole run: rows that were members still changing", times.live_fraction],
+            ["whole run: goodput", times.goodput],
+        ],
+        "Goodput is the share of device time in steps of members that still changed; the"
+        " rest compiled, evaluated, saved, or computed padding and members that had"
+        " ended. Work lost in a kill is not known. A CPU counts as so many chips as it"
+        " has devices.",
+    )
+
+
 def add_figures(run_dir, config, rows, results, log):
     """Every figure of the report; those that need several members are left out at 1."""
     _add_score_dots(run_dir, config, results)

@@ -188,6 +188,8 @@ class _Stage:
             if self.cohort.has_ended and self.history.step < self.last_step:
                 self.screen.say(_why_ended(self.history, self.cohort.members))
             self._count_time()
+            if self.row_steps and not self.is_catching_up:
+                self.screen.say(_cost_line(self.history.times))
         return self.pace
 
     @property
@@ -327,6 +329,13 @@ def _save(whole, cohort, checkpoints, position):
         "position": position,
     }
     checkpoints.save(cohort.history.step, states, meta)
+
+
+def _cost_line(times):
+    return (
+        f"{times.live_fraction:.0%} of the rows were members that still changed;"
+        f" goodput {times.goodput:.0%}, {times.chip_hours:.2g} chip-hours"
+    )
 
 
 def _padding_line(num_members, num_padding):
