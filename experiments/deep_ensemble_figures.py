@@ -173,8 +173,8 @@ def add_times(run_dir, log, seconds):
             ["whole run: rows that were members still changing", times.live_fraction],
             ["whole run: goodput", times.goodput],
         ],
-        "Goodput is the share of device time in steps of members that still changed; the"
-        " rest compiled, evaluated, saved, or computed padding and members that had"
+        "Goodput is the share of device time in steps of members that still changed;"
+        " the rest compiled, evaluated, saved, or computed padding and members that had"
         " ended. Work lost in a kill is not known. A CPU counts as so many chips as it"
         " has devices.",
     )
