@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -302,7 +301,7 @@ def _take_rows(stored, rows, leaf):
         return stored
     padded = np.concatenate([rows, np.repeat(rows[:1], leaf.shape[0] - len(rows))])
     take = jax.jit(lambda x, index: x[index], out_shardings=leaf.sharding)
-    return take(stored, jnp.asarray(padded, jnp.int32))
+    return take(stored, padded.astype(np.int32))
 
 
 def _with_rows(leaf, rows):

@@ -29,7 +29,7 @@ def gather_rows(
     padded = np.concatenate([rows, np.repeat(rows[:1], num_rows - len(rows))])
     if isinstance(specs, jax.P):
         specs = jax.tree.map(lambda _: specs, parts[0])
-    index = jnp.asarray(padded, jnp.int32)
+    index = padded.astype(np.int32)  # NumPy: whole on every process
 
     def gather(spec, *leaves):
         sharding = NamedSharding(mesh, spec)
