@@ -72,6 +72,7 @@ def test_a_finished_run_is_given_more_members_and_fewer(capsys):
     assert sorted(p.name for p in Path("w/previous").iterdir()) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_trained_in_parts_and_put_together():
     assert run("whole", "num_members=5") == 0
     assert run("a", "num_members=3") == 0
@@ -108,7 +109,7 @@ def test_what_cannot_change_is_refused_in_one_line_and_left_alone(capsys):
     assert "joint objective" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("block", ["2", "auto"])
+@pytest.mark.parametrize("block", ["2", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_member_is_replayed(capsys, block):
     """With a fixed block to the bit; else the tolerance and the reason are said."""
     assert run("w", "num_members=5", f"block={block}") == 0
@@ -167,6 +168,7 @@ def test_members_are_exported(capsys):
         assert words in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_safetensors_hold_the_leaves_by_name():
     numpy_form = pytest.importorskip("safetensors.numpy")
     assert run("w") == 0

@@ -36,7 +36,7 @@ def check_members(kit, result, whole, ids):
     )
 
 
-@pytest.mark.parametrize("at", [10, 20], ids=["interrupted", "finished"])
+@pytest.mark.parametrize("at", [10, pytest.param(20, marks=pytest.mark.slow)])
 def test_an_ensemble_grows(kit, tmp_path, whole, at, capsys):
     directory = tmp_path / "run"
     fit(kit, range(5), steps=at, checkpoint_dir=directory)
@@ -69,6 +69,7 @@ def test_an_ensemble_shrinks_and_grows_again(kit, tmp_path, whole):
     kit.check_equal(other, whole[0].select(shuffled))
 
 
+@pytest.mark.slow
 def test_members_that_catch_up_go_on_after_a_kill(kit, tmp_path, whole, monkeypatch):
     """The folders of a catch-up are as good as any other checkpoint."""
     directory = tmp_path / "run"
@@ -123,6 +124,7 @@ def test_members_of_other_runs_are_taken_over(kit, tmp_path, whole):
         fit(kit, [0], members_from=[tmp_path / "b"])
 
 
+@pytest.mark.slow
 def test_a_stream_is_read_again_for_those_that_catch_up(kit, tmp_path):
     def stream():
         return ensjax.data.stream(kit.data(), batch_size=8, seed=3)
@@ -137,6 +139,7 @@ def test_a_stream_is_read_again_for_those_that_catch_up(kit, tmp_path):
     kit.check_equal(grown, expected)
 
 
+@pytest.mark.slow
 def test_members_of_weighted_sampling_keep_their_weights(kit, tmp_path):
     weights = np.random.default_rng(0).uniform(size=(9, 24))
     options = dict(sampling="weighted")
@@ -149,6 +152,7 @@ def test_members_of_weighted_sampling_keep_their_weights(kit, tmp_path):
         fit(kit, [0], weights=weights[1:2], checkpoint_dir=directory, **options)
 
 
+@pytest.mark.slow
 def test_a_group_grows_in_one_of_its_stacks(kit, tmp_path):
     def run(mlps, others, **options):
         group = ensjax.Group(

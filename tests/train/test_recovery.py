@@ -65,8 +65,17 @@ def faults(kit):
     }
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("fault", ["exploding rate", "infinite rate", "zero variance"])
+FAULTS = ("exploding rate", "zero variance", "infinite rate")
+
+
+@pytest.mark.parametrize(
+    "policy, fault",
+    [
+        pytest.param(policy, fault, marks=() if i == j else pytest.mark.slow)
+        for i, policy in enumerate(POLICIES)
+        for j, fault in enumerate(FAULTS)
+    ],
+)
 def test_a_fault_of_some_members_changes_no_bit_of_the_others(
     kit, policy, fault, compilations
 ):
@@ -95,9 +104,9 @@ def test_a_fault_of_some_members_changes_no_bit_of_the_others(
     "mesh, block, shard_state",
     [
         ((1, 1), None, False),
-        ((1, 1), 1, False),
-        ((4, 2), "auto", False),
-        ((4, 2), 1, True),
+        pytest.param((1, 1), 1, False, marks=pytest.mark.slow),
+        pytest.param((4, 2), "auto", False, marks=pytest.mark.slow),
+        pytest.param((4, 2), 1, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_rollback_is_the_state_of_the_last_look_with_a_smaller_rate(
@@ -198,7 +207,9 @@ def test_a_member_that_breaks_again_and_again_is_frozen_in_the_end(kit):
     kit.check_equal(trained.select(BAD), ensemble.select(BAD))
 
 
-@pytest.mark.parametrize("policy", ["rollback", "reseed"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("rollback", marks=pytest.mark.slow), "reseed"]
+)
 def test_recoveries_survive_a_restart(kit, tmp_path, policy):
     ensemble, data, options = faults(kit)["exploding rate"]
     options |= dict(health=health(policy), steps_per_call=5, log_every_steps=5)
@@ -213,7 +224,9 @@ def test_recoveries_survive_a_restart(kit, tmp_path, policy):
         kit.fit(ensemble, data, **options | {"health": "freeze"})
 
 
-@pytest.mark.parametrize("policy", ["rollback", "reseed"])
+@pytest.mark.parametrize(
+    "policy", ["rollback", pytest.param("reseed", marks=pytest.mark.slow)]
+)
 def test_members_of_a_joint_objective_recover(kit, policy):
     ensemble, data, options = faults(kit)["infinite rate"]
     joint = ensjax.Joint(ensemble_nll)

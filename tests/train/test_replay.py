@@ -50,7 +50,10 @@ def job(kit, ids=range(6), **options):
     )
 
 
-@pytest.mark.parametrize("block, is_bitwise", [(2, True), ("auto", False)])
+@pytest.mark.parametrize(
+    "block, is_bitwise",
+    [(2, True), pytest.param("auto", False, marks=pytest.mark.slow)],
+)
 def test_a_member_is_made_again_alone(kit, tmp_path, block, is_bitwise):
     whole = job(kit, block=block)
     trained, log = whole.fit(checkpoint_dir=tmp_path, progress=False)
@@ -141,6 +144,7 @@ def test_a_joint_objective_cannot_be_replayed(kit, tmp_path):
         replay_member(joint, read_member(tmp_path, 1), 1, progress=False)
 
 
+@pytest.mark.slow
 def test_a_member_that_was_added_later_is_replayed_like_any_other(kit, tmp_path):
     job(kit, range(3)).fit(checkpoint_dir=tmp_path, progress=False)
     rates = np.linspace(1e-3, 1e-2, 3).astype(np.float32)
