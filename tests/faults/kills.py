@@ -26,7 +26,7 @@ KILLS_OF_A_ROUND = 25
 TOTAL_STEPS = 600
 TOLERANCE = 1e-6  # on another number of devices, where sums come in another order
 SECONDS_OF_A_SAVE = 0.1
-TIMES = ("steps_per_second", "compile_seconds", "goodput", "chip_hours")
+TIMES = ("steps_per_second", "compile_seconds", "goodput", "chip_hours", "live_fraction")
 _ROOT = Path(__file__).parents[2]
 _TIMEOUT_SECONDS = 300
 
