@@ -9,7 +9,6 @@ from ensjax import nn
 from ensjax.planning import Settings, find_choices, plan, tune
 from ensjax.planning.choices import blocks_of
 
-
 ONE_STEP = dict(steps=1, steps_per_call=1)
 
 
