@@ -11,8 +11,8 @@ import pytest
 from ensjax import cli
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.plan_options import parse_memory, parse_mesh
 from ensjax.experiment.plan_tables import show_bytes, show_seconds
-from ensjax.experiment.planner import parse_memory, parse_mesh
 from ensjax.planning import Plan
 
 ROOT = Path(__file__).parents[2]
