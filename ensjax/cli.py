@@ -269,7 +269,8 @@ def _plan(
     arguments: list[str],
     overrides: list[tuple[str, str]],
 ) -> int:
-    from ensjax.experiment.planner import PlanOptions, plan_config
+    from ensjax.experiment.plan_options import PlanOptions
+    from ensjax.experiment.planner import plan_config
 
     given = {name: getattr(options, name) for name in PlanOptions._fields[2:]}
     return plan_config(PlanOptions(options.config, overrides, **given), arguments)

@@ -7,13 +7,12 @@ import inspect
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import (
@@ -24,38 +23,15 @@ from ensjax.experiment.configs import (
 from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.json_files import json_text
 from ensjax.experiment.overrides import apply_overrides, flatten_fields
+from ensjax.experiment.plan_options import (
+    PlanOptions,
+    check_together,
+    parse_memory,
+    parse_mesh,
+)
 
 # The child that plans for stand-in devices writes what it found into this file.
 _CHILD = "ENSJAX_PLAN_FILE"
-_AXES = ("member", "data", "model")
-_MEMORY_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_MEMORY_UNITS |= {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-class PlanOptions(NamedTuple):
-    """The command line of `ensjax plan`.
-
-    Attributes:
-        spec: path or name of the config, with an optional `:preset`.
-        overrides: pairs (dotted field, text).
-        memory: of a device, such as "16GiB".
-        devices: how many.
-        mesh: such as "member=32,data=2".
-        topology: of a TPU slice, such as "v5e:8x8".
-        tune: whether blocks are timed.
-        trial: whether a few steps are timed; None: where that is short.
-        json: file that the findings are written to.
-    """
-
-    spec: str
-    overrides: Sequence[tuple[str, str]] = ()
-    memory: str | None = None
-    devices: int | None = None
-    mesh: str | None = None
-    topology: str | None = None
-    tune: bool = False
-    trial: bool | None = None
-    json: str | None = None
 
 
 def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
@@ -70,7 +46,7 @@ def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
     """
     memory = None if options.memory is None else parse_memory(options.memory)
     sizes = {} if options.mesh is None else parse_mesh(options.mesh)
-    _check_together(options)
+    check_together(options)
     source, config = load_config(options.spec, options.overrides)
     path = find_experiment(source, config)
     for axis, size in sizes.items():
@@ -101,52 +77,6 @@ def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
             " devices along data or member, or a smaller model."
         )
     return exit_codes.FINISHED
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of a text such as "16GiB" or "80 GB".
-
-    Raises:
-        ConfigError: if it is no such text.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    units = {unit.lower(): size for unit, size in _MEMORY_UNITS.items()}
-    if not match or match[2].lower() not in units or not float(match[1]):
-        raise ConfigError(
-            f"--memory is a number with a unit, such as 16GiB or 80GB; got {text!r}."
-        )
-    return int(float(match[1]) * units[match[2].lower()])
-
-
-def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes of the mesh axes of a text such as "member=32,data=2".
-
-    Raises:
-        ConfigError: if it is no such text.
-    """
-    sizes = {}
-    for part in text.split(","):
-        axis, _, size = part.strip().partition("=")
-        if axis not in _AXES or axis in sizes or not re.fullmatch(r"-1|[1-9]\d*", size):
-            raise ConfigError(
-                "--mesh is sizes of the axes member, data and model, such as"
-                f" member=32,data=2; got {text!r}."
-            )
-        sizes[axis] = int(size)
-    return {axis: sizes.get(axis, 1) for axis in _AXES}
-
-
-def _check_together(options):
-    if options.devices is not None and options.devices < 1:
-        raise ConfigError(f"--devices must be at least 1; got {options.devices}.")
-    if options.topology is None:
-        return
-    for name in ("tune", "trial"):
-        if getattr(options, name):
-            raise ConfigError(
-                f"--{name} runs on real devices; nothing can run on those of"
-                " --topology."
-            )
 
 
 def _devices_needed(options, sizes) -> int:

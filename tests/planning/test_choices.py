@@ -9,6 +9,8 @@ from ensjax import nn
 from ensjax.planning import Settings, find_choices, plan, tune
 from ensjax.planning.choices import blocks_of
 
+ONE_STEP = dict(steps=1, steps_per_call=1)
+
 
 def make_job(kit):
     """Four members whose activations are most of the memory; `remat` helps."""
@@ -23,7 +25,7 @@ def make_job(kit):
                 rngs=rngs,
             )
 
-        job = kit.job(num_members=4, evaluated=False, steps=1, steps_per_call=1)
+        job = kit.job(num_members=4, evaluated=False, **ONE_STEP)
         rows = dict(block=settings.block, batch_size=settings.batch_size)
         data = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((4096, *x.shape[1:]), x.dtype), job.data
@@ -83,7 +85,7 @@ def test_nothing_fits_less_than_the_data(kit):
 
 
 def test_tuning_times_every_way_and_the_fastest_is_first(kit):
-    job = kit.job(num_members=4, evaluated=False)
+    job = kit.job(num_members=4, evaluated=False, **ONE_STEP)
     tuning = tune(job, mesh=kit.mesh(2, 1))
     ways = {(t.block, t.unroll) for t in tuning.timings}
     assert ways == {("auto", False), (1, False), ("all", False), (1, True)}
@@ -94,5 +96,6 @@ def test_tuning_times_every_way_and_the_fastest_is_first(kit):
 
 
 def test_one_local_member_leaves_nothing_to_tune(kit):
-    tuning = tune(kit.job(num_members=2, evaluated=False), mesh=kit.mesh(2, 1))
+    job = kit.job(num_members=2, evaluated=False, **ONE_STEP)
+    tuning = tune(job, mesh=kit.mesh(2, 1))
     assert [t.block for t in tuning.timings] == ["auto"]
