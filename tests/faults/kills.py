@@ -26,7 +26,8 @@ KILLS_OF_A_ROUND = 25
 TOTAL_STEPS = 600
 TOLERANCE = 1e-6  # on another number of devices, where sums come in another order
 SECONDS_OF_A_SAVE = 0.1
-TIMES = ("steps_per_second", "compile_seconds", "goodput", "chip_hours", "live_fraction")
+TIMES = ("steps_per_second", "compile_seconds", "goodput", "chip_hours")
+BY_MESH = ("live_fraction",)  # rows are padded to the devices
 _ROOT = Path(__file__).parents[2]
 _TIMEOUT_SECONDS = 300
 
@@ -135,7 +136,10 @@ class Run:
         """What was logged, without what is never the same; every line must be JSON."""
         text = (self.folder / "metrics.jsonl").read_text()
         lines = map(json.loads, text.splitlines())
-        return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+        return [
+            {k: v for k, v in line.items() if k not in (*TIMES, *BY_MESH)}
+            for line in lines
+        ]
 
     def weights(self):
         file = np.load(self.folder / "weights.npz")
