@@ -3,6 +3,7 @@
 from ensjax.checkpoint.seals import DamagedCheckpoint
 from ensjax.checkpoint.steps import Checkpoints
 from ensjax.checkpoint.trees import (
+    from_plain,
     leaf_names,
     load_tree,
     save_tree,
@@ -13,6 +14,7 @@ from ensjax.checkpoint.trees import (
 __all__ = [
     "Checkpoints",
     "DamagedCheckpoint",
+    "from_plain",
     "leaf_names",
     "load_tree",
     "save_tree",

@@ -6,6 +6,7 @@ own JSON under one more.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -211,7 +212,7 @@ class Checkpoints:
                 seals.check_leaves(_stored_leaves(path), stored)
             args = ocp.args.PyTreeRestore(
                 target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                restore_args=_restore_args(target, stored),
                 partial_restore=len(asked) < len(stored),
             )
             return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
@@ -305,10 +306,21 @@ def _take_rows(stored, rows, leaf):
 
 
 def _with_rows(leaf, rows):
-    shape = (rows, *leaf.shape[1:])
+    """A leaf with as many rows as are stored, or so many more that devices share them.
+
+    Else every device would hold all members for a while.
+    """
     sharding = leaf.sharding
-    if isinstance(sharding, NamedSharding) and rows != leaf.shape[0]:
-        spec = sharding.spec
-        if spec and spec[0] and rows % sharding.mesh.shape["member"]:
-            sharding = NamedSharding(sharding.mesh, jax.P(None, *spec[1:]))
+    if isinstance(sharding, NamedSharding) and sharding.spec and sharding.spec[0]:
+        devices = sharding.mesh.shape["member"]
+        rows = -(-rows // devices) * devices
+    shape = (rows, *leaf.shape[1:])
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
+
+
+def _restore_args(target, stored):
+    args = ocp.checkpoint_utils.construct_restore_args(target)
+    for name, leaf in target.items():
+        if leaf.shape[0] != stored[name].shape[0]:  # Orbax fills up with zeros
+            args[name] = dataclasses.replace(args[name], strict=False)
+    return args

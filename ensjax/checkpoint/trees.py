@@ -39,6 +39,13 @@ def _is_key(leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def from_plain(value: Any, dtype: Any) -> Any:
+    """An array as it is stored, as typed keys where `dtype` says that it was such."""
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return value
+    return jax.random.wrap_key_data(jnp.asarray(value), impl=_KEY_KINDS[str(dtype)])
+
+
 def table_of(tree):
     """Named plain arrays: typed keys become their data."""
     leaves = [
@@ -66,10 +73,7 @@ def from_table(table, like, names=None):
     leaves = []
     names = leaf_names(like) if names is None else names
     for name, leaf in zip(names, jax.tree.leaves(like), strict=True):
-        value = table[name]
-        if _is_key(leaf):
-            value = jax.random.wrap_key_data(value, impl=_KEY_KINDS[str(leaf.dtype)])
-        leaves.append(value)
+        leaves.append(from_plain(table[name], leaf.dtype))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

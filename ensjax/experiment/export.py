@@ -46,6 +46,8 @@ def export_members(
     """
     if form not in FORMATS:
         raise ConfigError(f"--format is one of {', '.join(FORMATS)}; got {form!r}.")
+    if len(set(member_ids)) < len(member_ids):
+        raise ConfigError(f"--member names a member twice: {list(member_ids)}.")
     if out is not None and len(member_ids) > 1 and form != "ensemble":
         raise ConfigError("--out takes one member; without it each has a place.")
     if form == "safetensors":
@@ -62,7 +64,7 @@ def export_members(
     if form == "ensemble":
         number = "-".join(map(str, member_ids))
         place = _free(out or past.run.path / "exports" / f"members-{number}")
-        _save_ensemble(past.job.select(member_ids), members, place)
+        _save_ensemble(past.job, member_ids, members, place)
         return [str(place)]
     places = []
     suffix = ".safetensors" if form == "safetensors" else ""
@@ -106,7 +108,7 @@ def _state_of(job, members) -> Any:
     """The stacked state of some members, `{"params", "rest"}`."""
     import jax
 
-    from ensjax.checkpoint import leaf_names
+    from ensjax.checkpoint import from_plain, leaf_names
 
     ensemble = job.abstract_ensemble(job.mesh())
     names = leaf_names(ensemble.state)
@@ -120,8 +122,7 @@ def _state_of(job, members) -> Any:
     leaves = []
     for name, leaf in zip(names, jax.tree.leaves(ensemble.state), strict=True):
         stacked = np.stack([own[name] for own in weights])
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        leaves.append(jax.random.wrap_key_data(stacked) if is_key else stacked)
+        leaves.append(from_plain(stacked, leaf.dtype))
     return jax.tree.unflatten(jax.tree.structure(ensemble.state), leaves)
 
 
@@ -136,7 +137,7 @@ def _save_nnx(job, member, place):
         checkpointer.save(place.resolve(), state)
 
 
-def _save_ensemble(job, members, place):
+def _save_ensemble(job, member_ids, members, place):
     import dataclasses
 
     import jax.numpy as jnp
@@ -145,6 +146,6 @@ def _save_ensemble(job, members, place):
 
     mesh = make_mesh(member=1)
     ensemble = job.abstract_ensemble(mesh)
-    ids = jnp.asarray(job.member_ids, jnp.int32)
+    ids = jnp.asarray(member_ids, jnp.int32)
     state = _state_of(job, members)
     dataclasses.replace(ensemble, state=state, member_ids=ids).on_mesh(mesh).save(place)

@@ -105,8 +105,9 @@ class Lease:
 
     def _keep(self):
         while not self._ended.wait(RENEW_SECONDS):
-            # The store may be out of reach for a while; others see that it is old.
-            with contextlib.suppress(OSError):
+            # The store may be out of reach for a while, and says so in many ways;
+            # others see that the lease is old.
+            with contextlib.suppress(Exception):
                 self.renew()
 
 

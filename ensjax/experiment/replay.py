@@ -87,14 +87,12 @@ def why_not_bitwise(past: PastRun) -> str | None:
         )
     if past.job.options.get("unroll"):
         return "the run was unrolled, where rounding depends on the other members."
-    before = past.run.versions
-    now = collect_versions()
-    for name in ("platform", "device_kind", "num_devices", "jax", "jaxlib"):
-        if before.get(name) != now.get(name):
-            return (
-                f"the run had {name} {before.get(name)}, and here it is"
-                f" {now.get(name)}."
-            )
-    if before.get("resumed_with"):
-        return "the run was resumed elsewhere (versions.json)."
+    first, now = past.run.versions, collect_versions()
+    for before in (first, *first.get("resumed_with", ())):
+        for name in ("platform", "device_kind", "num_devices", "jax", "jaxlib"):
+            if before.get(name) != now.get(name):
+                return (
+                    f"the run had {name} {before.get(name)}, and here it is"
+                    f" {now.get(name)}."
+                )
     return None

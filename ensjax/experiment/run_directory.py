@@ -373,12 +373,13 @@ def open_run(
 
 
 def _open_on_store(path, config, texts, loggers):
-    state = check_run(path, config)
+    check_run(path, config)
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         taken = lease.take_lease(path, say=print)
         try:
-            if check_run(path, config) == "new":  # else another process was faster
+            state = check_run(path, config)  # again: the holder may have written
+            if state == "new":
                 for name, text in texts.items():
                     write_bytes(path / name, text.encode())
             else:

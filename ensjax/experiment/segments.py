@@ -61,14 +61,30 @@ def read_segments(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of all segments as one run would have written them."""
     lines = []
     for _, path in sorted(_segments(epath.Path(folder))):
-        first, *texts = path.read_text().splitlines()
-        head = json.loads(first)
+        own = _whole_lines(path)
+        if not own or "from_step" not in own[0]:
+            continue  # torn before its first line was whole
+        head, *own = own
         lines = [
             line
             for line in lines
             if line["step"] < head["from_step"] or line.get("phase") != head["phase"]
         ]
-        lines += map(json.loads, texts)
+        lines += own
+    return lines
+
+
+def _whole_lines(path) -> list[dict[str, Any]]:
+    """The lines up to the first that is torn, as a mounted store may leave it."""
+    lines = []
+    for text in path.read_bytes().decode(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(line, dict):
+            break
+        lines.append(line)
     return lines
 
 

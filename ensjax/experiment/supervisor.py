@@ -166,7 +166,8 @@ def describe_end(code: int, *, has_lost_peer: bool = False) -> tuple[int, str | 
 def committed_steps(workdir: str) -> list[Path]:
     """The folders of all committed checkpoints of a run on this machine."""
     path = Path(workdir)
-    folders = [*path.glob("checkpoints/*"), *path.glob("checkpoints/*/*")]
+    levels = ("checkpoints/*", "checkpoints/*/*", "checkpoints/*/*/*")
+    folders = [folder for level in levels for folder in path.glob(level)]
     return [folder for folder in folders if folder.name.isdecimal() and folder.is_dir()]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ensjax.checkpoint import Checkpoints
 from ensjax.train.elastic import Part, check_beginnings
-from ensjax.train.history import History
+from ensjax.train.history import History, Times
 from ensjax.train.run import Run
 
 
@@ -28,6 +28,8 @@ class Cohort:
     def __init__(self, run: Run, states: Any, history: History):
         self.run, self.states, self.history = run, states, history
         self.shelf: list[tuple[Run, Any]] = []
+        # What was spent before, by the run that spent it.
+        self.loaded: dict[str, Times] = {}
 
     @classmethod
     def of(cls, whole: Run, part: Part) -> "Cohort":
@@ -51,7 +53,9 @@ class Cohort:
         )
         history.position = stored.meta["position"]
         history.read(states, run.places)
-        return cls(run, states, history)
+        cohort = cls(run, states, history)
+        cohort.loaded = {stored.root: history.times}
+        return cohort
 
     @property
     def members(self) -> np.ndarray:
@@ -79,13 +83,22 @@ class Cohort:
         """Both together, after the steps of the other one."""
         run = whole.take(np.concatenate([self.members, other.members]))
         states = run.take_states([*self._sources(), *other._sources()])
-        times = self.history.times
-        self.history.times = type(times)()
-        other.history.times = times.plus(other.history.times)
+        spent = self._spent().plus(other._spent())
+        own = self.members
         self.history.absorb(other.history, other.members)
         joined = Cohort(run, states, self.history)
+        # Two checkpoints of one run have most of their past in common.
+        for root, times in (*self.loaded.items(), *other.loaded.items()):
+            known = joined.loaded.get(root, Times())
+            longer = max(known, times, key=lambda t: t.device_seconds)
+            joined.loaded[root] = longer
+        joined.history.times = _sum(joined.loaded).plus(spent)
         joined.history.read(states, run.places)
+        joined.history.keep_evaluations(own)
         return joined
+
+    def _spent(self) -> Times:
+        return self.history.times.minus(_sum(self.loaded))
 
     def compact(self, whole: Run) -> bool:
         """Takes members that have ended out of the program, if that saves enough.
@@ -120,3 +133,10 @@ class Cohort:
 
     def _sources(self):
         return [(self.run, self.states), *self.shelf]
+
+
+def _sum(times: dict[str, Times]) -> Times:
+    total = Times()
+    for part in times.values():
+        total = total.plus(part)
+    return total

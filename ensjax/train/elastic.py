@@ -6,6 +6,7 @@ stay as they are. Members that have to catch up are saved in `joining-...` until
 have, and these folders go once the generation that they join is on disk.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from ensjax.checkpoint import Checkpoints, DamagedCheckpoint
 from ensjax.mesh import from_first_process
@@ -68,6 +70,12 @@ class Stored:
         """Which of the stored stacks holds a member."""
         numbers = self.facts["stack"]
         return sorted(set(numbers)).index(numbers[column])
+
+    @property
+    def root(self) -> str:
+        """The checkpoint directory of its run."""
+        path = epath.Path(self.directory)
+        return str(path.parent if _NAMES.fullmatch(path.name) else path)
 
     @functools.cached_property
     def columns(self) -> dict[tuple[int, int], int]:
@@ -148,12 +156,22 @@ def find_origin(
         DamagedCheckpoint: if no checkpoint of a directory is whole.
     """
     notes: list[str] = []
+    broken: list[DamagedCheckpoint] = []
 
     def find(directory):
-        return [_stored(path, damaged, notes.append) for path in _stores(directory)]
+        found = []
+        for path in _stores(directory):
+            try:
+                found.append(_stored(path, damaged, notes.append))
+            except DamagedCheckpoint as error:  # another may hold its members
+                broken.append(error)
+                notes.append(str(error))
+        return found
 
     root = epath.Path(checkpoint_dir)
     own, others = find(root), []
+    if broken and not any(own):
+        raise broken[0]
     for directory in members_from:
         found = find(epath.Path(directory))
         if not any(found):
@@ -176,6 +194,8 @@ def find_origin(
             )
         stores.append(stored)
     parts = _parts(run, stores)
+    if len(parts) > 1 and run.keeps_best:
+        _check_intervals(run, parts)
     whole = parts[0].stored if len(parts) == 1 else None
     if whole is not None and whole.ids == run.facts["ids"]:
         at_home = epath.Path(whole.directory) in (root, *_generations(root))
@@ -197,8 +217,10 @@ def find_origin(
 def stored_in(checkpoint_dir: Any, *, every_step: bool = False) -> list[Stored]:
     """What the checkpoints of a run hold: the newest of every generation, or all.
 
+    Those whose own JSON is damaged are left out.
+
     Raises:
-        DamagedCheckpoint: if no checkpoint of a directory is whole.
+        DamagedCheckpoint: without `every_step`, if none of a directory is whole.
     """
     found = []
     root = epath.Path(checkpoint_dir)
@@ -208,8 +230,9 @@ def stored_in(checkpoint_dir: Any, *, every_step: bool = False) -> list[Stored]:
             continue
         with Checkpoints(path) as checkpoints:
             for step in checkpoints.all_steps():
-                meta = checkpoints.read_meta(step)
-                found.append(Stored.of(path, step, meta))
+                with contextlib.suppress(DamagedCheckpoint):
+                    meta = checkpoints.read_meta(step)
+                    found.append(Stored.of(path, step, meta))
     return [stored for stored in found if stored is not None]
 
 
@@ -219,17 +242,34 @@ def joining_directory(checkpoint_dir: Any, ids: Sequence[int]) -> str:
     return str(epath.Path(checkpoint_dir) / f"joining-{digest:08x}")
 
 
-def remove_joining(checkpoint_dir: Any) -> None:
-    """Removes what was saved of members that have caught up."""
+def remove_joining(checkpoint_dir: Any, ids: Sequence[int]) -> None:
+    """Removes what was saved of members that have caught up, all among `ids`."""
     for path in _stores(epath.Path(checkpoint_dir)):
-        if _is_joining(path) and jax.process_index() == 0:
+        if not _is_joining(path):
+            continue
+        stored = _stored(path, {}, lambda line: None)
+        if (stored is None or set(stored.ids) <= set(ids)) and (
+            jax.process_index() == 0
+        ):
             path.rmtree()
+
+
+def set_aside(directory: Any) -> None:
+    """Takes a folder of members that catch up, of which nothing is whole, away."""
+    path = epath.Path(directory)
+    if jax.process_index() == 0 and path.exists():
+        moved = path.parent / f"{path.name}.damaged"
+        while moved.exists():
+            moved = moved.parent / f"{moved.name}-again"
+        path.rename(moved)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"set aside {path}")
 
 
 def check_same(stored: dict[str, Any], ours: dict[str, Any], directory: Any) -> None:
     """Raises `ValueError` if two runs differ; names the first difference."""
     for name, value in _as_json(ours).items():
-        if stored.get(name) != value:
+        if json.dumps(stored.get(name)) != json.dumps(value):
             raise OtherRun(
                 f"{directory} holds a run with {name}={_short(stored.get(name))}, but"
                 f" this one has {name}={_short(value)}. Pass what it was started with,"
@@ -264,10 +304,14 @@ def _parts(run, stores) -> tuple[Part, ...]:
     facts = _as_json(run.facts)
     keys = list(zip(facts["ids"], facts["stack"], strict=True))
     members: dict[Any, list[int]] = {None: []} | {i: [] for i in range(len(stores))}
+    # Of equals the one that holds the most of these members, so that a run that has
+    # been joined is not joined again; then the first: the run's own come before others.
+    held = [sum(key in stored.columns for key in keys) for stored in stores]
     for place, key in enumerate(keys):
         holders = [i for i, stored in enumerate(stores) if key in stored.columns]
-        # The first of equals: the run's own directories come before others.
-        best = max(holders, key=lambda i: stores[i].step) if holders else None
+        best = None
+        if holders:
+            best = max(holders, key=lambda i: (stores[i].step, held[i], -i))
         members[best].append(place)
     parts = []
     for number, places in members.items():
@@ -289,13 +333,28 @@ def _check_members(stored, columns, facts, places):
         theirs = stored.facts.get(name)
         for column, place in zip(columns, places, strict=True):
             old = None if theirs is None else theirs[column]
-            if old != ours[place]:
+            if json.dumps(old) != json.dumps(ours[place]):  # a NaN is a NaN
                 raise OtherRun(
                     f"{stored.directory} holds a run with {name}={_short(old)} for"
                     f" member {facts['ids'][place]}, but this one has"
                     f" {_short(ours[place])}. Pass what it was started with, or another"
                     " checkpoint_dir."
                 )
+
+
+def _check_intervals(run, parts):
+    """Members that stop early must all be looked at after the same steps."""
+    ours = run.schedule.evaluate_every_steps
+    for part in parts:
+        if part.stored is None:
+            continue
+        theirs = part.stored.meta.get("evaluate_every_steps", ours)
+        if theirs != ours:
+            raise OtherRun(
+                f"{part.stored.directory} holds members that were evaluated every"
+                f" {theirs} steps, but this run evaluates every {ours}: new members"
+                f" would stop by another rule. Pass evaluate_every_steps={theirs}."
+            )
 
 
 def check_beginnings(part: Part, facts: dict[str, list[Any]]) -> None:

@@ -38,6 +38,11 @@ class Times:
         ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         return Times(*(a + b for a, b in zip(ours, theirs, strict=True)))
 
+    def minus(self, other: "Times") -> "Times":
+        """What came after `other`."""
+        ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Times(*(a - b for a, b in zip(ours, theirs, strict=True)))
+
     @property
     def chip_hours(self) -> float:
         """Hours times devices (of a CPU, times its devices)."""
@@ -171,12 +176,24 @@ class History:
         totals = {name: values[places] for name, values in other._totals.items()}
         self._insert(self._totals, totals, places, 0.0)
         self.step, self.position = other.step, other.position
-        self.times = self.times.plus(other.times)
 
     def _insert(self, ours, theirs, places, fill):
         """Sets some columns of `[member]` metrics; a new name is `fill` elsewhere."""
         for name, values in theirs.items():
             ours.setdefault(name, np.full(self._num_members, fill))[places] = values
+
+    def keep_evaluations(self, places: Any) -> None:
+        """Lets members that have ended keep their last evaluation, as weights do."""
+        ended = np.zeros(self._num_members, bool)
+        ended[places] = self.ended(places)
+        last: dict[str, np.ndarray] = {}
+        for step in sorted(self._evaluations):
+            row = self._evaluations[step]
+            for name, values in row.items():
+                if name in last:
+                    missing = ended & np.isnan(values)
+                    row[name] = values = np.where(missing, last[name], values)
+                last[name] = values
 
     def add_sums(self, sums: Any) -> None:
         """Takes the sums of one call, which stay on the devices until they are read."""
@@ -267,8 +284,9 @@ class History:
 
     def log(self, **others: Any) -> TrainingLog:
         """The history as arrays; `others` are fields that it does not know."""
-        steps, metrics = _arrays(self._reports)
-        evaluation_steps, evaluations = _arrays(self._evaluations)
+        count = self._num_members
+        steps, metrics = _arrays(self._reports, count)
+        evaluation_steps, evaluations = _arrays(self._evaluations, count)
         return TrainingLog(
             steps=steps,
             metrics=metrics,
@@ -291,10 +309,12 @@ def merged(parts: Any, places: Any) -> Any:
     return jax.tree.map(lambda *xs: np.concatenate(xs), *trimmed)
 
 
-def _arrays(rows):
-    steps = np.array(sorted(rows), np.int64)
-    names = list(rows[int(steps[-1])]) if rows else []
-    return steps, {
-        name: np.array([rows[int(step)][name] for step in steps], np.float64)
+def _arrays(rows, num_members):
+    steps = sorted(rows)
+    # A loss may have been given another metric between two calls.
+    names = list(dict.fromkeys(name for step in steps for name in rows[step]))
+    missing = np.full(num_members, np.nan)
+    return np.array(steps, np.int64), {
+        name: np.array([rows[step].get(name, missing) for step in steps], np.float64)
         for name in names
     }

@@ -23,6 +23,7 @@ from ensjax.train.elastic import (
     find_origin,
     joining_directory,
     remove_joining,
+    set_aside,
 )
 from ensjax.train.history import Times, TrainingLog, merged
 from ensjax.train.preemption import Preempted, Watch
@@ -60,16 +61,15 @@ def run_schedule(
             say = (print if progress else warnings.warn) if is_main else _say_nothing
             origin, cohorts = _begin(run, checkpoint_dir, members_from, say)
             shown = progress and is_main
-            cohort = _catch_up(
-                run, cohorts, checkpoint_dir, logger if is_main else None, shown
-            )
+            own = logger if is_main else None
+            cohort = _catch_up(run, origin, cohorts, checkpoint_dir, own, shown)
             checkpoints = cleanup.enter_context(Checkpoints(origin.directory))
             origin.pass_over_damaged(checkpoints)
             if not origin.is_there and cohort.history.step:
                 # The members have never been together on disk.
                 _save(run, cohort, checkpoints, cohort.history.position)
                 checkpoints.wait()
-                remove_joining(checkpoint_dir)
+                remove_joining(checkpoint_dir, run.facts["ids"])
         first_step = cohort.history.step
         stage = _Stage(
             run,
@@ -130,13 +130,19 @@ def _begin(run, checkpoint_dir, members_from, say) -> tuple[Origin, list[Cohort]
             return origin, cohorts
 
 
-def _catch_up(run, cohorts, checkpoint_dir, logger, show) -> Cohort:
+def _catch_up(run, origin, cohorts, checkpoint_dir, logger, show) -> Cohort:
     """All members after the most steps that any of them has made."""
     cohort = cohorts[0]
     for later in cohorts[1:]:
         if cohort.history.step < later.history.step and not cohort.has_ended:
             ids = [run.facts["ids"][place] for place in cohort.members]
-            with Checkpoints(joining_directory(checkpoint_dir, ids)) as checkpoints:
+            directory = joining_directory(checkpoint_dir, ids)
+            with Checkpoints(directory) as checkpoints:
+                is_whole = _has_whole(origin, checkpoints)
+            if not is_whole:
+                set_aside(directory)
+            with Checkpoints(directory) as checkpoints:
+                origin.pass_over_damaged(checkpoints)
                 until = later.history.step
                 # The lines of others at these steps are there already.
                 phase = getattr(logger, "phase", None)
@@ -144,6 +150,14 @@ def _catch_up(run, cohorts, checkpoint_dir, logger, show) -> Cohort:
                 _Stage(run, cohort, until, checkpoints, own, show).advance()
         cohort = cohort.join(run, later)
     return cohort
+
+
+def _has_whole(origin, checkpoints):
+    try:
+        origin.pass_over_damaged(checkpoints)
+    except DamagedCheckpoint:
+        return False
+    return True
 
 
 class _Stage:
@@ -327,6 +341,7 @@ def _save(whole, cohort, checkpoints, position):
         "members": facts,
         "history": cohort.history.to_json(run.members),
         "position": position,
+        "evaluate_every_steps": whole.schedule.evaluate_every_steps,
     }
     checkpoints.save(cohort.history.step, states, meta)
 

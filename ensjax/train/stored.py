@@ -52,11 +52,11 @@ def read_member(
     Args:
         checkpoint_dir: as it was given to `fit`.
         member_id: the member's id.
-        step: which; the last that is there by default.
+        step: which; by default the last that is whole.
 
     Raises:
         ValueError: if no checkpoint holds the member (at that step); says what does.
-        DamagedCheckpoint: if what was read is not what was saved.
+        DamagedCheckpoint: if no such checkpoint is what was saved.
     """
     stores = stored_in(checkpoint_dir, every_step=True)
     if not stores:
@@ -75,8 +75,13 @@ def read_member(
             f"{checkpoint_dir} holds member {member_id} after step"
             f" {', '.join(map(str, steps))}, but not after step {step}."
         )
-    stored = max(chosen, key=lambda s: s.step)
-    return _read(stored, stored.ids.index(member_id))
+    first = None
+    for stored in sorted(chosen, key=lambda s: -s.step):
+        try:
+            return _read(stored, stored.ids.index(member_id))
+        except DamagedCheckpoint as error:  # the one before may be whole
+            first = first or error
+    raise first
 
 
 def _read(stored: Stored, column: int) -> StoredMember:

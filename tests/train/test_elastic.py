@@ -53,6 +53,10 @@ def test_an_ensemble_grows(kit, tmp_path, whole, at, capsys):
     again = fit(kit, range(9), checkpoint_dir=directory)
     check_members(kit, again, whole, range(9))
     assert again[1].resumed_step == 20
+    names = sorted(path.name for path in directory.iterdir())
+    assert [n for n in names if not n.isdecimal()] == ["generation-1"]
+    # What both have spent until then is counted once.
+    assert again[1].times.row_steps == grown[1].times.row_steps
 
 
 def test_an_ensemble_shrinks_and_grows_again(kit, tmp_path, whole):
@@ -178,6 +182,94 @@ def test_a_group_grows_in_one_of_its_stacks(kit, tmp_path):
     )
     with pytest.raises(ValueError, match="num_stacks=1"):
         run([0, 1], [2, 3], checkpoint_dir=directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_steps", [1, 0])
+def test_damage_among_members_that_catch_up_is_passed_over(
+    kit, tmp_path, whole, monkeypatch, whole_steps
+):
+    directory = tmp_path / "run"
+    fit(kit, range(5), checkpoint_dir=directory)
+
+    class Killed(Exception):
+        pass
+
+    save, count = Checkpoints.save, 0
+
+    def save_three(self, step, state, meta):
+        nonlocal count
+        count += 1
+        if count == 4:
+            self.wait()
+            raise Killed
+        save(self, step, state, meta)
+
+    monkeypatch.setattr(Checkpoints, "save", save_three)
+    with pytest.raises(Killed):
+        fit(kit, range(9), checkpoint_dir=directory)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    (joining,) = directory.glob("joining-*")
+    for step in [15] if whole_steps else [10, 15]:
+        (joining / str(step) / "meta" / "metadata").write_text('{"meta": ')
+    grown = fit(kit, range(9), checkpoint_dir=directory)
+    check_members(kit, grown, whole, range(9))
+
+
+@pytest.mark.slow
+def test_damage_of_a_generation_falls_back_to_an_older_one(
+    kit, tmp_path, whole, capsys
+):
+    directory = tmp_path / "run"
+    fit(kit, range(5), steps=10, checkpoint_dir=directory)
+    fit(kit, range(9), checkpoint_dir=directory)
+    for meta in directory.glob("generation-1/*/meta/metadata"):
+        meta.write_text('{"meta": ')
+    options = dict(checkpoint_dir=directory, progress=True)
+    check_members(kit, fit(kit, range(9), **options), whole, range(9))
+    shown = capsys.readouterr().out
+    assert "no checkpoint in" in shown and "4 members catch up from step 0" in shown
+    check_members(kit, fit(kit, [0, 1], **options), whole, [0, 1])
+
+
+@pytest.mark.slow
+def test_evaluations_of_members_that_stopped_on_their_way_are_kept(kit, tmp_path):
+    x, y = kit.data()
+    rates = np.array([1e-4, 1e-4, 3.0, 3.0])
+    options = dict(evaluation=(x, y), steps=60, sampling="independent")
+    options |= dict(early_stopping=ensjax.EarlyStopping(patience=1))
+    _, log = fit(kit, range(4), hyper=rates, **options)
+    assert (log.stopped_steps[2:] >= 0).all()
+    options["checkpoint_dir"] = tmp_path
+    fit(kit, range(2), hyper=rates[:2], **options)
+    _, grown = fit(kit, range(4), hyper=rates, **options)
+    for name, values in log.evaluations.items():
+        np.testing.assert_array_equal(grown.evaluations[name], values)
+    with pytest.raises(ValueError, match="evaluated every 5 steps.*every 10: new"):
+        more = np.append(rates, 1e-4)
+        fit(kit, range(5), hyper=more, evaluate_every_steps=10, **options)
+
+
+def test_a_metric_may_be_added_and_a_rate_may_be_no_number(kit, tmp_path):
+    def loss(model, batch, key):
+        value, metrics = ensjax.losses.cross_entropy(model, batch, key)
+        return value, metrics | extra
+
+    extra = {}
+    rates = np.array([1e-3, np.nan, 1e-3])
+    options = dict(hyper=rates, loss=loss, checkpoint_dir=tmp_path)
+    fit(kit, range(3), steps=10, **options)
+    jax.clear_caches()
+    extra = {"one": 1.0}
+
+    def again(model, batch, key):
+        return loss(model, batch, key)
+
+    again.__qualname__ = loss.__qualname__  # code that was edited in between
+    _, log = fit(kit, range(3), **options | {"loss": again})
+    assert log.resumed_step == 10
+    assert np.isnan(log.metrics["one"][:2]).all()
+    assert log.metrics["one"][-1].tolist()[::2] == [1.0, 1.0]
 
 
 def test_members_of_a_joint_objective_stay_together(kit, tmp_path):

@@ -116,7 +116,13 @@ def test_members_that_are_not_there_and_bytes_that_have_changed(kit, tmp_path):
         read_member(tmp_path / "run", 1, step=10)
     with pytest.raises(ValueError, match="holds no checkpoint"):
         read_member(tmp_path / "nothing", 1)
-    # Every byte of every data file is one that a member can be read without, or damage.
+    # Where the last checkpoint is damaged, the one before is read.
+    meta = tmp_path / "run" / "20" / "meta" / "metadata"
+    text = meta.read_text()
+    meta.write_text(text[:-9])
+    assert read_member(tmp_path / "run", 1).step == 15
+    meta.write_text(text)
+    assert read_member(tmp_path / "run", 1).step == 20
     data = sorted((tmp_path / "run" / "20" / "state").glob("**/d/*"))
     largest = max(data, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -125,7 +131,7 @@ def test_members_that_are_not_there_and_bytes_that_have_changed(kit, tmp_path):
     failures = 0
     for id_ in range(6):
         try:
-            read_member(tmp_path / "run", id_)
+            read_member(tmp_path / "run", id_, step=20)
         except (DamagedCheckpoint, ValueError):
             failures += 1
     assert failures >= 1
