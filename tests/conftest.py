@@ -1,7 +1,9 @@
 """Eight CPU devices for every test, no silent broadcasting of ranks, and a browser."""
 
 import json
+import os
 import shutil
+import time
 
 import jax
 import pytest
@@ -9,6 +11,24 @@ import pytest
 jax.config.update("jax_platforms", "cpu")  # else libtpu, where installed, is locked
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+    """With ENSJAX_TESTS_BEGIN=N the files begin with the N-th, so that all have turns.
+
+    See `.ci/run`, where the slow tests have the time that is left.
+    """
+    if "ENSJAX_TESTS_BEGIN" in os.environ and items:
+        files = list(dict.fromkeys(item.path for item in items))
+        first = int(os.environ["ENSJAX_TESTS_BEGIN"]) % len(files)
+        place = {path: (i - first) % len(files) for i, path in enumerate(files)}
+        items.sort(key=lambda item: place[item.path])
+
+
+def pytest_runtest_setup(item):
+    """Skips what would begin after ENSJAX_TESTS_END, in seconds since the epoch."""
+    if time.time() > float(os.environ.get("ENSJAX_TESTS_END", "inf")):
+        pytest.skip("no time left for it in this run")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -105,6 +105,8 @@ class Cohort:
 
         That is at least a block on every device, and a quarter of its rows, so that
         programs are compiled for few sizes; and it depends on nothing but the states.
+        It saves time, not memory: here and at every save the whole stack is put
+        together beside its parts for a moment.
 
         Returns:
             Whether the program is a smaller one now.

@@ -136,6 +136,7 @@ def test_a_flipped_byte_of_padding_does_no_harm(copy):
     assert resume(copy) == (10, [])
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_noticed_or_does_no_harm(saved, tmp_path):
     """Every file: deleted, emptied, cut in half, and with a flipped byte."""
     rng = np.random.default_rng(0)

@@ -128,7 +128,7 @@ OTHER = HERE | {"processor": "Another"}
     "old, words",
     [
         ("{", "holds no valid JSON"),
-        ("[]", "is no report of ensjax bench: no JSON object"),
+        ("[]", "must hold a JSON object"),
         ("{}", "is no report of ensjax bench: 'command' is missing"),
         (report(suite="engine"), "is of the suite 'engine', and this is 'scale'"),
         (report(versions=OTHER), "measured on cpu x 2 (Another, 2 cores), and this is"),
@@ -156,9 +156,9 @@ def test_force_compares_other_hardware(write, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--compare", "nowhere.json"], "cannot read nowhere.json"),
-        (["scale", "--results", "nowhere.json"], "cannot read nowhere.json"),
-        (["--compare", "{no_report}"], "is no report of ensjax bench"),
+        (["--compare", "nowhere.json"], "there is no file nowhere.json"),
+        (["scale", "--results", "nowhere.json"], "there is no file nowhere.json"),
+        (["--compare", "{no_report}"], "must hold a JSON object"),
         (["scale", "--results", "{no_title}"], "a row lacks what the table shows"),
     ],
 )

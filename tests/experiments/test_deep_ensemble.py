@@ -422,6 +422,7 @@ def test_an_ensemble_of_one_is_its_member_and_has_fewer_figures(tmp_path):
     assert not figures & {"size_nll", "disagreement", "largest_mutual_information"}
 
 
+@pytest.mark.slow
 def test_a_member_that_is_not_finite_is_in_no_score_and_is_named(tmp_path):
     common = dict(num_seeds=2, num_subsets=2, num_shown=3)
     rates = {"optimizer.learning_rate": "(1e-3, 1e999, 2e-3)"}

@@ -102,6 +102,7 @@ def test_members_that_catch_up_go_on_after_a_kill(kit, tmp_path, whole, monkeypa
     assert not list(directory.glob("joining-*"))
 
 
+@pytest.mark.slow
 def test_members_of_other_runs_are_taken_over(kit, tmp_path, whole):
     """An ensemble that is trained in parts, on three machines say."""
     for name, ids, steps in (("a", range(3), 20), ("b", [3, 4], 20), ("c", [5], 10)):
@@ -286,6 +287,7 @@ def test_members_of_a_joint_objective_stay_together(kit, tmp_path):
     assert log.resumed_step == 20
 
 
+@pytest.mark.slow
 def test_members_that_ended_leave_the_program_and_come_back_as_they_were(
     kit, tmp_path, capsys, compilations
 ):

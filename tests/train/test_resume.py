@@ -196,6 +196,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(kit, tmp_path):
     refused("the model, the optimizer or the data differ", wide)
 
 
+@pytest.mark.slow
 def test_two_settings_of_one_kind_are_two_runs(kit, tmp_path):
     x, y = kit.data("cnn-group-norm")
     options = dict(SAVED, steps=10, checkpoint_dir=tmp_path / "run")
