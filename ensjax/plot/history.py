@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from ensjax.plot.style import ALARM, LABEL_SIZE, PALE, TICK_SIZE, new_figure
@@ -28,7 +29,8 @@ def member_history(
     """A row for each member: its metric along training as colours, and its events.
 
     Grey is where no step of a member counted. Colours run from the 1st to the 99th
-    percentile.
+    percentile; on a logarithmic scale where these are positive and a factor of ten
+    apart.
 
     Args:
         steps: `[report]`, steps done at each report.
@@ -64,8 +66,13 @@ def member_history(
     ax.set_facecolor(PALE)
     ends = np.concatenate([[0.0], steps])
     edges = np.arange(num_members + 1) - 0.5
+    scale = LogNorm if low > 0 and high > 10 * low else Normalize
     picture = ax.pcolormesh(
-        ends, edges, np.ma.masked_invalid(values.T), cmap="cividis", vmin=low, vmax=high
+        ends,
+        edges,
+        np.ma.masked_invalid(values.T),
+        cmap="cividis",
+        norm=scale(low, high, clip=True),
     )
     bar = fig.colorbar(picture, ax=ax)
     bar.set_label(label, fontsize=LABEL_SIZE)
