@@ -302,7 +302,9 @@ def _take_rows(stored, rows, leaf):
         return stored
     padded = np.concatenate([rows, np.repeat(rows[:1], leaf.shape[0] - len(rows))])
     take = jax.jit(lambda x, index: x[index], out_shardings=leaf.sharding)
-    return take(stored, padded.astype(np.int32))
+    # Waited for: on CPU devices many programs that exchange rows, all under way at
+    # once, can wait for each other for ever.
+    return jax.block_until_ready(take(stored, padded.astype(np.int32)))
 
 
 def _with_rows(leaf, rows):

@@ -7,6 +7,7 @@ on a shelf. Those that catch up are a cohort of their own, which then joins anot
 import math
 from typing import Any
 
+import jax
 import numpy as np
 
 from ensjax.checkpoint import Checkpoints
@@ -77,6 +78,7 @@ class Cohort:
         if not self.shelf:
             return self.run, self.states
         run = whole.take(self.members)
+        jax.block_until_ready(self.states)
         return run, run.take_states(self._sources())
 
     def join(self, whole: Run, other: "Cohort") -> "Cohort":
@@ -125,6 +127,7 @@ class Cohort:
         if now - then < max(block, math.ceil(now / 4)):
             return False
         live = np.concatenate(live)
+        jax.block_until_ready(self.states)
         gone = whole.take(np.setdiff1d(self.run.members, live))
         source = [(self.run, self.states)]
         self.shelf.append((gone, gone.take_states(source)))

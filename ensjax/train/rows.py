@@ -27,23 +27,32 @@ def gather_rows(
     """
     rows = np.asarray(rows)
     padded = np.concatenate([rows, np.repeat(rows[:1], num_rows - len(rows))])
-    if isinstance(specs, jax.P):
-        specs = jax.tree.map(lambda _: specs, parts[0])
     index = padded.astype(np.int32)  # NumPy: whole on every process
 
-    def gather(spec, *leaves):
-        sharding = NamedSharding(mesh, spec)
+    def sharding(spec):
         if spec and spec[0] and num_rows % mesh.shape["member"]:
-            sharding = NamedSharding(mesh, jax.P(None, *spec[1:]))
-        return _gather(sharding)(index, *leaves)
+            spec = jax.P(None, *spec[1:])
+        return NamedSharding(mesh, spec)
 
-    return jax.tree.map(gather, specs, *parts, is_leaf=lambda x: isinstance(x, jax.P))
+    leaves, treedef = jax.tree.flatten(parts[0])
+    if isinstance(specs, jax.P):
+        specs = [specs] * len(leaves)
+    else:
+        specs = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, jax.P))
+    shardings = tuple(map(sharding, specs))
+    stacks = [jax.tree.leaves(part) for part in parts]
+    # One program, and waited for: on CPU devices many programs that exchange rows, all
+    # under way at once, can wait for each other for ever.
+    gathered = jax.block_until_ready(_gather(shardings)(index, *stacks))
+    return jax.tree.unflatten(treedef, gathered)
 
 
 @functools.lru_cache(maxsize=32)
-def _gather(sharding):
-    def gather(index, *leaves):
-        whole = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
-        return whole[index]
+def _gather(shardings):
+    def gather(index, *stacks):
+        return tuple(
+            (parts[0] if len(parts) == 1 else jnp.concatenate(parts))[index]
+            for parts in zip(*stacks, strict=True)
+        )
 
-    return jax.jit(gather, out_shardings=sharding)
+    return jax.jit(gather, out_shardings=shardings)

@@ -338,7 +338,8 @@ def test_growth_and_compaction_on_a_mesh(kit, tmp_path, shard_state):
         return ensjax.nn.MLP(in_features=6, hidden=(64, 16), num_outputs=3, rngs=rngs)
 
     x, y = kit.data()
-    rates = np.where(np.arange(13) % 3 > 0, 3.0, 1e-4)
+    # A member of rate 0 never improves, and stops; larger ones would amplify rounding.
+    rates = np.where(np.arange(13) % 3 > 0, 0.0, 1e-4)
 
     def run(ids, mesh, **others):
         ensemble = ensjax.Ensemble.init(
@@ -359,12 +360,7 @@ def test_growth_and_compaction_on_a_mesh(kit, tmp_path, shard_state):
     options = dict(checkpoint_dir=tmp_path, shard_state=shard_state)
     run(np.arange(6), (2, 2), steps=30, **options)
     grown, grown_log = run(np.arange(13), (4, 2), **options)
-    # A rate of 3 makes weights of about 20: the error is taken relative to the largest.
-    for ours, theirs in zip(
-        jax.tree.leaves(grown.params), jax.tree.leaves(expected.params), strict=True
-    ):
-        scale = np.abs(theirs).max()
-        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-4)
+    kit.check_close(grown, expected)
     np.testing.assert_array_equal(grown_log.stopped_steps, log.stopped_steps)
     for leaf in jax.tree.leaves(grown.params):
         assert leaf.shape[0] == 13
