@@ -6,6 +6,7 @@ JSON has no NaN and no infinities: numbers that are not finite are written as `n
 import json
 import math
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,9 @@ def write_bytes(path: epath.Path, data: bytes) -> None:
     if not is_local(path):  # one upload is one object there
         epath.Path(path).write_bytes(data)
         return
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    # A lease is renewed by a thread, beside what the run writes.
+    owner = f"{os.getpid()}.{threading.get_ident()}"
+    temporary = path.parent / f".{path.name}.{owner}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(data)
