@@ -27,7 +27,7 @@ import rich.table
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import load_module
-from ensjax.experiment.versions import collect_versions, hardware, package_version
+from ensjax.experiment.versions import collect_versions, package_version
 from ensjax.mesh import use_cpu_cores
 
 alternatives = load_module(Path(__file__).with_name("engine_alternatives.py"), "bench")
@@ -94,7 +94,7 @@ def _measure(options, arguments, report, console):
         if jax.default_backend() == "cpu" and not options.one_process:
             other = clocks.OtherProcess()
             cleanup.callback(other.close)
-        progress = cleanup.enter_context(_progress(console))
+        progress = cleanup.enter_context(files.make_progress(console))
         task = progress.add_task("", total=len(rows) * options.repetitions)
         for workload, members in rows:
             progress.update(task, description=f"{workload.title}, M = {members}")
@@ -319,22 +319,7 @@ def _torch_versions(with_torch):
 def _describe(versions):
     torch = versions.get("torch")
     threads = f", torch {torch} ({versions['torch_threads']} threads)" if torch else ""
-    return (
-        f"{versions['platform']}: {hardware(versions)}; jax {versions['jax']},"
-        f" jaxlib {versions['jaxlib']}{threads}"
-    )
-
-
-def _progress(console):
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left:"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
+    return files.describe(versions) + threads
 
 
 if __name__ == "__main__":

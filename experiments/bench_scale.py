@@ -24,7 +24,6 @@ import rich.table
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import load_module
-from ensjax.experiment.versions import hardware
 from ensjax.mesh import use_cpu_cores
 
 
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     report, show = files.begin(
         options, SUITE, processes.collect_versions, measurements_of, make_table
     )
-    console.print(_describe(report["versions"]))
+    console.print(files.describe(report["versions"]))
     if not options.results:
         _measure(options, arguments, report, console)
     wide.print(make_table(report["rows"]))
@@ -92,7 +91,7 @@ def _options(arguments):
 def _measure(options, arguments, report, console):
     """Adds every row to the report, and writes it after each part."""
     parts = [part for group in options.rows for part in _parts(group, options)]
-    with _progress(console) as progress:
+    with files.make_progress(console) as progress:
         task = progress.add_task("", total=sum(part["advances"] for part in parts))
         for part in parts:
             progress.update(task, description=part["title"])
@@ -230,25 +229,6 @@ def _one_line(row):
     extra = [str(row[name]) for name in ("verdict", "note") if row.get(name)]
     # Brackets are markup to rich.
     return rich.markup.escape("; ".join([text, *extra]))
-
-
-def _describe(versions):
-    return (
-        f"{versions['platform']}: {hardware(versions)}; jax {versions['jax']},"
-        f" jaxlib {versions['jaxlib']}"
-    )
-
-
-def _progress(console):
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left:"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rich.console
+import rich.progress
 import rich.table
 from etils import epath
 
@@ -287,4 +288,25 @@ def print_comparison(
     console.print(
         f"{len(flagged)} of {len(changes)} measurements are slower or worse"
         + "".join(f"\n  {c.row}: {c.name}" for c in flagged)
+    )
+
+
+def describe(versions: dict[str, Any]) -> str:
+    """Platform, hardware and versions on one line."""
+    return (
+        f"{versions['platform']}: {hardware(versions)}; jax {versions['jax']},"
+        f" jaxlib {versions['jaxlib']}"
+    )
+
+
+def make_progress(console: rich.console.Console) -> rich.progress.Progress:
+    """A bar with the time left."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left:"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
     )

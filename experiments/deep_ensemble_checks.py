@@ -9,10 +9,10 @@ from flax import nnx
 
 import ensjax
 from ensjax import data
+from ensjax.blocks import Blocks, check_unrolled
 from ensjax.experiment import ConfigError
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.exit_codes import one_line
-from ensjax.mapping import Blocks, check_unrolled
 from ensjax.train import arguments
 from ensjax.train.schedule import Schedule
 

@@ -19,10 +19,11 @@ import optax
 from flax import nnx
 
 from ensjax import nn
+from ensjax.blocks import Blocks
 from ensjax.data import sampling
 from ensjax.ensemble import Ensemble
 from ensjax.experiment.configs import load_module
-from ensjax.mapping import Blocks, mesh_program
+from ensjax.mapping import mesh_program
 from ensjax.members import member_key, unstack_members
 from ensjax.mesh import make_mesh, place
 from ensjax.train.assembly import build_programs

@@ -1,8 +1,11 @@
 """Eight CPU devices for every test, no silent broadcasting of ranks, and a browser."""
 
+import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import jax
@@ -36,6 +39,30 @@ def _forget_compiled_programs():
     """Compiled programs map memory, and all tests together run out of mappings."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def in_tpu_process(request):
+    """Runs the test's own file as a script where a TPU compiler can be found.
+
+    `in_tpu_process(*arguments)` returns the JSON that it prints last.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install 'ensjax[tpu-plan]'")
+
+    def run(*arguments):
+        environment = {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+        result = subprocess.run(
+            [sys.executable, request.path, *map(str, arguments)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return json.loads(result.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ensjax.mapping import MAX_UNROLLED_MEMBERS, auto_block, map_members
+from ensjax.blocks import MAX_UNROLLED_MEMBERS, auto_block
+from ensjax.mapping import map_members
 from ensjax.members import member_key
 from ensjax.mesh import make_mesh, tracing_for, tracing_platform
 

@@ -9,10 +9,8 @@ writes the file with peak memory that the tests compare with.
 import importlib.metadata
 import importlib.util
 import json
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 
@@ -382,10 +380,6 @@ TPU_MODELS = {
 }
 TPU_SHAPES = {"MLP": (784,), "ResNet-20": (32, 32, 3)}
 TPU_FILE = pathlib.Path(__file__).parents[1] / "experiments/benchmarks/tpu-v5e-8x8.json"
-LIBTPU = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(
-    not LIBTPU, reason="libtpu is not installed: pip install 'ensjax[tpu-plan]'"
-)
 
 
 def compile_for_tpu(requests):
@@ -454,24 +448,9 @@ def lower_for_both():
     return facts
 
 
-def in_tpu_process(*arguments):
-    """JSON that this file prints as a script, where a TPU compiler can be found."""
-    environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-@needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TPU_MODELS)
-def test_a_tpu_slice_joins_no_members(name):
+def test_a_tpu_slice_joins_no_members(name, in_tpu_process):
     whole, split, one = in_tpu_process(name, 64, 1, 64, name, 32, 2, 64, name, 1, 1, 1)
     stated = {
         tuple(row["mesh"]): row["peak_bytes"]
@@ -488,9 +467,8 @@ def test_a_tpu_slice_joins_no_members(name):
     assert whole["flops"] == pytest.approx(one["flops"], rel=0.02)
 
 
-@needs_libtpu
 @pytest.mark.slow
-def test_the_mesh_decides_forms_and_blocks_not_the_default_backend():
+def test_the_mesh_decides_forms_and_blocks_not_the_default_backend(in_tpu_process):
     cpu, tpu = in_tpu_process("both")
     assert cpu["loops"] > tpu["loops"]  # blocks of one member in a loop
     assert set(cpu["groups"]) == {1}

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -44,17 +44,6 @@ def read_or_damaged(read: Callable[[], T]) -> T:
     if failure:
         raise DamagedCheckpoint(failure)
     return value
-
-
-def steps_of_first_process(steps: Sequence[int]) -> list[int]:
-    """The steps, ascending, that process 0 found: others may see an older listing."""
-    if jax.process_count() == 1:
-        return sorted(steps)
-    own = np.array(sorted(steps), np.int32)
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
-    if jax.process_index():
-        own = np.zeros(count, np.int32)
-    return np.asarray(multihost_utils.broadcast_one_to_all(own)).tolist()
 
 
 def _first_failure(text: str) -> str:

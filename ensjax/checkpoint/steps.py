@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 
 from ensjax.checkpoint import seals
 from ensjax.checkpoint.checksums import row_checksums
-from ensjax.checkpoint.reading import read_or_damaged, steps_of_first_process
+from ensjax.checkpoint.reading import read_or_damaged
 from ensjax.checkpoint.seals import DamagedCheckpoint
 from ensjax.checkpoint.trees import (
     check_same_leaves,
@@ -29,6 +29,7 @@ from ensjax.checkpoint.trees import (
     table_of,
     target_table,
 )
+from ensjax.mesh import from_first_process
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class Checkpoints:
 
     def all_steps(self) -> list[int]:
         """The steps of all committed checkpoints, ascending; damaged ones included."""
-        return steps_of_first_process(self._manager.all_steps())
+        return from_first_process(sorted(self._manager.all_steps()))
 
     def newest_whole(
         self, read: Callable[[int], T], *, say: Callable[[str], None]
@@ -100,7 +101,7 @@ class Checkpoints:
             DamagedCheckpoint: if no checkpoint is whole. Nothing is moved then.
         """
         damaged = {}
-        for step in reversed(steps_of_first_process(self._manager.all_steps())):
+        for step in reversed(self.all_steps()):
             try:
                 value = read(step)
             except DamagedCheckpoint as error:

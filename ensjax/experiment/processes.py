@@ -167,7 +167,9 @@ def on_first_process(decide: Callable[[], T]) -> T:
         except Exception as error:
             failure = error
             outcome = {"bug": f"{type(error).__name__}: {one_line(error)}"}
-    outcome = json.loads(_broadcast(json.dumps(outcome)))
+    from ensjax.mesh import from_first_process
+
+    outcome = from_first_process(outcome)
     if failure is not None:
         raise failure
     return _result(outcome, 0)
@@ -227,17 +229,6 @@ def _result(outcome: dict[str, Any], index: int) -> Any:
     if "bug" in outcome:
         raise RuntimeError(f"process {index} of the job failed: {outcome['bug']}")
     return outcome["value"]
-
-
-def _broadcast(text: str) -> str:
-    from jax.experimental import multihost_utils
-
-    data = np.frombuffer(text.encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    message = np.zeros(length, np.uint8)
-    if process_index() == 0:
-        message[:] = data
-    return np.asarray(multihost_utils.broadcast_one_to_all(message)).tobytes().decode()
 
 
 def _count(environ: Mapping[str, str], name: str) -> int:

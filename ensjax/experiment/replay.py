@@ -41,11 +41,11 @@ def replay(
 
     past = open_past_run(path)
     if member_id not in past.job.member_ids:
-        from ensjax.train.job import short_list
+        from ensjax.train.progress import some
 
         raise ConfigError(
             f"{path} has no member {member_id}; the ids are"
-            f" {short_list(past.job.member_ids)}."
+            f" {some(past.job.member_ids)}."
         )
     try:
         stored = read_member(past.run.checkpoints, member_id, step=step)

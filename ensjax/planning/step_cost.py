@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from ensjax.mapping import Blocks, MeshProgram, inner_jaxprs, members_at_once
+from ensjax.blocks import Blocks, inner_jaxprs
+from ensjax.mapping import MeshProgram, members_at_once
 from ensjax.mesh import AXES, platform
 from ensjax.planning.collectives import Collective, read_collectives
 from ensjax.planning.memory import compile_lowered

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ensjax.mapping import MAX_UNROLLED_MEMBERS
+from ensjax.blocks import MAX_UNROLLED_MEMBERS
 from ensjax.planning.choices import blocks_of
 from ensjax.planning.memory import DoesNotFit, compile_lowered
 from ensjax.planning.plan import describe

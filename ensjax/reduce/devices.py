@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ensjax.mapping import Blocks, map_local, mesh_program
+from ensjax.blocks import Blocks
+from ensjax.mapping import map_local, mesh_program
 from ensjax.members import num_members, pad_members
 from ensjax.mesh import check_mesh, default_mesh
 

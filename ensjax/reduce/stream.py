@@ -49,7 +49,7 @@ def fold_members(
         states: named states of any of the reductions, such as `init_moments(like)`,
             made for the values of one member. Empty, or those of an earlier call.
         block: members of a device whose values exist together. How many of them run at
-            once is the fixed rule of `mapping.auto_block`.
+            once is the fixed rule of `blocks.auto_block`.
         shared: more arguments of `fn`, whole on every device.
         mask: booleans `[member]`; members that are False are left out, also where they
             are not finite. All count by default.

@@ -8,8 +8,9 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
-from ensjax.mapping import Blocks, MeshProgram, mesh_program
+from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.members import pad_members
 from ensjax.mesh import place
 from ensjax.train.evaluation import EarlyStopping, Evaluate
@@ -124,6 +125,27 @@ def build_programs(
     return init, job
 
 
+def evaluation_job(
+    job: TrainSteps,
+    mesh: Mesh,
+    num_examples: int,
+    *,
+    loss: Callable[..., Any],
+    batch_size: int,
+    stopping: EarlyStopping | None,
+) -> Evaluate:
+    """Of a job's members; examples are split over data shards if they divide."""
+    shards = mesh.shape["data"]
+    return Evaluate(
+        job.members,
+        job.blocks,
+        loss=loss,
+        batch_size=batch_size,
+        split_data=shards > 1 and num_examples % shards == 0,
+        stopping=stopping,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """An evaluation job and the arrays that it reads.
@@ -154,19 +176,16 @@ class Evaluation:
         Raises:
             ValueError: for arrays that do not fit together.
         """
-        shards = mesh.shape["data"]
         feed = ResidentData.of(data, batch_size=None, mesh=mesh, name="evaluation")
-        split = shards > 1 and feed.num_examples % shards == 0
-        evaluate = Evaluate(
-            job.members,
-            job.blocks,
+        evaluate = evaluation_job(
+            job,
+            mesh,
+            feed.num_examples,
             loss=loss,
             batch_size=batch_size,
-            split_data=split,
             stopping=stopping,
         )
-        arrays = place(feed.arrays, mesh, jax.P("data") if split else jax.P())
-        return cls(evaluate, arrays, mesh)
+        return cls(evaluate, place(feed.arrays, mesh, evaluate.data_spec), mesh)
 
     def __call__(self, states: Any, ids: Any, step: Any, seed: Any) -> Any:
         """The states and the metrics of every stack."""

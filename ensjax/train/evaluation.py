@@ -136,10 +136,15 @@ class Evaluate(Job):
     stopping: EarlyStopping | None = None
     donate: tuple[int, ...] = (0,)
 
+    @property
+    def data_spec(self) -> jax.P:
+        """Where the examples lie."""
+        return jax.P("data") if self.split_data else jax.P()
+
     def in_specs(self):
         """Stacks by member; data by data where it divides."""
-        data = jax.P("data") if self.split_data else jax.P()
-        return (self.state_specs(), jax.P("member"), data, jax.P(), jax.P())
+        states = self.state_specs()
+        return (states, jax.P("member"), self.data_spec, jax.P(), jax.P())
 
     def out_specs(self):
         """Stacks by member."""

@@ -16,6 +16,7 @@ from ensjax.train.fit import fit
 from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
 from ensjax.train.preparation import prepare_run
+from ensjax.train.progress import some
 from ensjax.train.run import Run
 
 
@@ -79,7 +80,7 @@ class TrainingJob:
             if id_ not in places:
                 raise ValueError(
                     f"There is no member {id_}; the members are"
-                    f" {short_list(self.member_ids)}."
+                    f" {some(self.member_ids)}."
                 )
         rows = np.array([places[id_] for id_ in member_ids], int)
         hyper = jax.tree.map(lambda x: np.asarray(x)[rows], self.hyper)
@@ -120,11 +121,3 @@ class TrainingJob:
         if health.policy == "reseed" and health.make_model is None:
             health = dataclasses.replace(health, make_model=self.make_model)
         return options | {"health": health}
-
-
-def short_list(ids: Sequence[int]) -> str:
-    """Such as "0, 1, 2, ... (48 in all)"."""
-    ids = list(ids)
-    if len(ids) <= 8:
-        return ", ".join(map(str, ids))
-    return f"{', '.join(map(str, ids[:6]))}, ... ({len(ids)} in all)"

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from ensjax.mapping import inner_jaxprs
+from ensjax.blocks import inner_jaxprs
 
 # A smaller leaf is not worth a collective.
 _MIN_SIZE = 1024

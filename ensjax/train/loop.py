@@ -27,7 +27,7 @@ from ensjax.train.elastic import (
 )
 from ensjax.train.history import Times, TrainingLog, merged
 from ensjax.train.preemption import Preempted, Watch
-from ensjax.train.progress import Pace, Progress, report_line
+from ensjax.train.progress import Pace, Progress, report_line, some
 from ensjax.train.run import Run
 
 
@@ -219,9 +219,8 @@ class _Stage:
             self.screen.say(_padding_line(len(run.members), num_padding))
         if self.is_catching_up:
             ids = [self.whole.facts["ids"][place] for place in self.cohort.members]
-            few = ", ".join(map(str, ids[:8])) + ", ..." * (len(ids) > 8)
             self.screen.say(
-                f"{len(ids)} members catch up from step {step} to {last} ({few})"
+                f"{len(ids)} members catch up from step {step} to {last} ({some(ids)})"
             )
         elif 0 < step < last and not self.cohort.has_ended:
             self.screen.say(f"resuming from step {step} of {last}")
@@ -375,12 +374,10 @@ def _warn_of_frozen(history, run):
     bad = np.flatnonzero(history.frozen_steps >= 0)
     if not bad.size:
         return
-    shown = ", ".join(
-        f"{i} at step {history.frozen_steps[i]}" for i in bad[:8].tolist()
-    )
+    shown = some(f"{i} at step {history.frozen_steps[i]}" for i in bad.tolist())
     warnings.warn(
         f"{bad.size} of {run.total} members were not finite and keep"
-        f" the weights they had before: member {shown}{', ...' * (bad.size > 8)}. See"
+        f" the weights they had before: member {shown}. See"
         " log.frozen_steps.",
         stacklevel=4,
     )

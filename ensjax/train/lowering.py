@@ -13,11 +13,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
 from ensjax.group import Group
-from ensjax.mapping import Blocks, MeshProgram, mesh_program
+from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.train import arguments
-from ensjax.train.assembly import abstract_states, build_programs
+from ensjax.train.assembly import abstract_states, build_programs, evaluation_job
 from ensjax.train.evaluation import EarlyStopping, Evaluate
 from ensjax.train.feeds import is_resident
 from ensjax.train.health import Health
@@ -216,17 +217,15 @@ def abstract_run(
     )
     evaluate = held_out = None
     if evaluation is not None:
-        count = jax.tree.leaves(evaluation)[0].shape[0]
-        split = shards > 1 and count % shards == 0
-        held_out = _shapes(evaluation, mesh, jax.P("data") if split else jax.P())
-        evaluate = Evaluate(
-            job.members,
-            job.blocks,
+        evaluate = evaluation_job(
+            job,
+            mesh,
+            jax.tree.leaves(evaluation)[0].shape[0],
             loss=evaluation_loss or loss,
             batch_size=evaluation_batch_size,
-            split_data=split,
             stopping=early_stopping,
         )
+        held_out = _shapes(evaluation, mesh, evaluate.data_spec)
     return AbstractRun(
         schedule=schedule,
         mesh=mesh,

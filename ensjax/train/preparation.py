@@ -8,9 +8,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
 from ensjax.group import Group
-from ensjax.mapping import Blocks
 from ensjax.mesh import fetch
 from ensjax.train import arguments, identity
 from ensjax.train.assembly import Evaluation, Stacks, build_programs

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ensjax.mapping import Blocks, map_local
+from ensjax.blocks import Blocks
+from ensjax.mapping import map_local
 from ensjax.train.member import Member
 
 # Looking whether a member is finite, and choosing between two sets of weights, costs a

@@ -81,15 +81,17 @@ def report_line(
         parts.append(f"{name} {spread(values)}")
     bad = np.flatnonzero(frozen)
     if len(bad):
-        parts.append(f"NOT FINITE: {len(bad)} of {len(frozen)} members ({_some(bad)})")
+        parts.append(f"NOT FINITE: {len(bad)} of {len(frozen)} members ({some(bad)})")
     if recoveries is not None and recoveries.any():
         which = np.flatnonzero(recoveries)
-        parts.append(f"recovered: {len(which)} of {len(frozen)} ({_some(which)})")
+        parts.append(f"recovered: {len(which)} of {len(frozen)} ({some(which)})")
     return " | ".join(parts)
 
 
-def _some(members):
-    return ", ".join(map(str, members[:8])) + (", ..." if len(members) > 8 else "")
+def some(members: Any) -> str:
+    """The first eight of them: `0, 1, 2, 3, 4, 5, 6, 7, ...`."""
+    members = list(members)
+    return ", ".join(map(str, members[:8])) + ", ..." * (len(members) > 8)
 
 
 def spread(values: Any) -> str:

@@ -9,6 +9,7 @@ from etils import epath
 from ensjax.checkpoint import Checkpoints, DamagedCheckpoint
 from ensjax.checkpoint.checksums import row_checksums
 from ensjax.train.elastic import Stored, stored_in
+from ensjax.train.progress import some
 
 _CACHE_BYTES = 64 * 1024**2
 
@@ -66,7 +67,7 @@ def read_member(
         last = max(stores, key=lambda s: s.step)
         raise ValueError(
             f"{checkpoint_dir} holds no member {member_id}; the members are"
-            f" {_short(last.ids)}."
+            f" {some(last.ids)}."
         )
     chosen = [s for s in holders if step in (None, s.step)]
     if not chosen:
@@ -128,8 +129,3 @@ def _base(path):
         bucket, _, rest = text.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{rest}/"}
     return {"driver": "file", "path": f"{text}/"}
-
-
-def _short(ids):
-    shown = ", ".join(map(str, ids[:8]))
-    return shown if len(ids) <= 8 else f"{shown}, ... ({len(ids)} in all)"

@@ -5,11 +5,8 @@ plans as JSON; `... write MODEL ...` puts their numbers into the file of benchma
 `... add REPORT MODEL` those of a report that `ensjax plan --json` wrote.
 """
 
-import importlib.util
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -32,11 +29,6 @@ SHAPES = {"MLP": (784,), "ResNet-20": (32, 32, 3)}
 MESHES = ((64, 1), (32, 2))
 FILE = pathlib.Path(__file__).parents[2] / "experiments/benchmarks/plan-v5e-8x8.json"
 TOPOLOGY, NUM_MEMBERS, STEPS_PER_CALL = "v5e:8x8", 64, 50
-
-LIBTPU = importlib.util.find_spec("libtpu") is not None
-needs_libtpu = pytest.mark.skipif(
-    not LIBTPU, reason="libtpu is not installed: pip install 'ensjax[tpu-plan]'"
-)
 
 
 def examples(name, count):
@@ -93,30 +85,15 @@ def plan_for_tpu(requests):
     return found
 
 
-def in_tpu_process(*arguments):
-    """JSON that this file prints as a script."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def test_without_libtpu_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(NoTopology, match=r"pip install 'ensjax\[tpu-plan\]'"):
         topology_devices(TOPOLOGY)
 
 
-@needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("name, mesh", [("MLP", (32, 2)), ("CNN", (64, 1))])
-def test_the_peak_is_that_of_the_tpu_compiler(name, mesh):
+def test_the_peak_is_that_of_the_tpu_compiler(name, mesh, in_tpu_process):
     (found,) = in_tpu_process("plan", name, *mesh)
     planned = Plan.from_json(found["plan"])
     assert planned.platform == "tpu" and planned.num_devices == 64
