@@ -3,6 +3,7 @@
 The rule looks at platform and shapes alone, so that a run is a function of its config.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 from ensjax.mesh import tracing_platform
 
 MAX_UNROLLED_MEMBERS = 16
+
+_at_once = jax.make_user_context(default_value=1)
 
 # A larger member fills a core's cache and both cores alone: running it beside others
 # gains nothing. Smaller ones share the work of starting operations and their threads,
@@ -63,6 +66,22 @@ def check_unrolled(blocks: Blocks, local_members: int) -> None:
             f" above {MAX_UNROLLED_MEMBERS}; there are {local_members} on each device."
             " Use block=1, which is a compiled loop."
         )
+
+
+@contextlib.contextmanager
+def tracing_at_once(count: int) -> Iterator[None]:
+    """Says how many members the enclosed tracing maps (see `tracing_members`)."""
+    with _at_once(count):
+        yield
+
+
+def tracing_members() -> int:
+    """How many members of a stack the engine runs at once in the program being traced.
+
+    One where it runs them one by one, and outside of it. An operation that is fast for
+    one member and slow for a stack, or the other way round, may ask.
+    """
+    return _at_once.value
 
 
 def auto_block(

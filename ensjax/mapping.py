@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ensjax.blocks import Blocks, auto_block, check_unrolled
+from ensjax.blocks import Blocks, auto_block, check_unrolled, tracing_at_once
 from ensjax.members import num_members, pad_members, trim_members
 from ensjax.mesh import (
     check_mesh,
@@ -272,7 +272,11 @@ def map_local(
     """
     axes = tuple(_MAPPED_AXES[kind] for kind in kinds)
     mapped = [i for i, axis in enumerate(axes) if axis == 0]
-    vmapped = jax.vmap(fn, in_axes=axes)
+    mapped_fn = jax.vmap(fn, in_axes=axes)
+
+    def vmapped(size, *args):
+        with tracing_at_once(size):
+            return mapped_fn(*args)
 
     def run(*args):
         stacks = [args[i] for i in mapped]
@@ -293,7 +297,7 @@ def map_local(
             result = one(jax.tree.map(lambda x: x[0], stacks))
             return jax.tree.map(lambda x: x[None], result)
         if size >= members:
-            return vmapped(*args)
+            return vmapped(members, *args)
         loop = _map_in_place if updates_first else jax.lax.map
         if size == 1:
             return loop(one, stacks)
@@ -302,7 +306,9 @@ def map_local(
         split = jax.tree.map(
             lambda x: x.reshape(members // size, size, *x.shape[1:]), stacks
         )
-        results = loop(lambda rows: vmapped(*_with_rows(args, mapped, rows)), split)
+        results = loop(
+            lambda rows: vmapped(size, *_with_rows(args, mapped, rows)), split
+        )
         return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), results)
 
     return run

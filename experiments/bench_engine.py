@@ -66,8 +66,13 @@ def main(arguments: Sequence[str] = ()) -> int:
     console = rich.console.Console()
     # A narrow table would fold its numbers; too long lines are the lesser evil.
     wide = rich.console.Console(width=max(console.width, TABLE_WIDTH))
-    versions = {**collect_versions(), **_torch_versions(options.torch)}
-    report, show = files.begin(options, SUITE, versions, measurements_of, make_table)
+    report, show = files.begin(
+        options,
+        SUITE,
+        lambda: collect_versions() | _torch_versions(options.torch),
+        measurements_of,
+        make_table,
+    )
     console.print(_describe(report["versions"]))
     if not options.results:
         _measure(options, arguments, report, console)

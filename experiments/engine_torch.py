@@ -42,6 +42,8 @@ class TorchSteps:
         device: str,
     ):
         self._learning_rate, self._epsilon = learning_rate, epsilon
+        if device == "cuda":  # TF32, as JAX by default
+            torch.set_float32_matmul_precision("high")
         self.params = {
             key: torch.tensor(value, device=device) for key, value in params.items()
         }

@@ -91,9 +91,11 @@ def _find_devices(options, needed) -> Sequence[Any] | None:
 
     if options.topology is not None:
         from ensjax.planning import NoTopology, topology_devices
+        from ensjax.planning.topology import is_of_gpus
 
-        with contextlib.suppress(RuntimeError):  # JAX has started its devices
-            jax.config.update("jax_platforms", "cpu")
+        if not is_of_gpus(options.topology):
+            with contextlib.suppress(RuntimeError):  # JAX has started its devices
+                jax.config.update("jax_platforms", "cpu")
         try:
             devices = topology_devices(options.topology)
         except NoTopology as error:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.blocks import tracing_members
 from ensjax.mesh import tracing_platform
 from ensjax.ops.depthwise import depthwise_conv
 from ensjax.ops.mixed import mixed_conv, plain_conv
@@ -15,6 +16,8 @@ from ensjax.ops.window import Window, explicit_padding
 
 FORMS = ("auto", "plain", "patches", "mixed", "depthwise")
 PATCHES_MAX_CHANNELS = 4
+# A kernel of so many channels keeps a GPU busy with one member alone.
+GPU_PLAIN_CHANNELS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +35,13 @@ class Conv:
       product (`mixed_conv`).
     - "depthwise": a sum of shifted products (`depthwise_conv`); raises unless
       `feature_group_count` is the number of input channels.
-    - "auto": a fixed rule of platform and shapes. "depthwise" for depthwise kernels
-      and "mixed" for other groups, on every platform, for the reason below. Else
-      "plain" on GPU and TPU, and on CPU "patches" for kernels of one tap, for strides
-      above 1 (where the gradient of the input would multiply inserted zeros) and for
-      at most `PATCHES_MAX_CHANNELS` input channels, and "mixed" for the rest.
+    - "auto": a fixed rule of platform, shapes and whether the engine runs several
+      members at once. "depthwise" for depthwise kernels and "mixed" for other groups,
+      on every platform, for the reason below. Else "plain" on TPU, and on CPU and GPU
+      "patches" for kernels of one tap, for strides above 1 (where the gradient of the
+      input would multiply inserted zeros) and for at most `PATCHES_MAX_CHANNELS` input
+      channels, and "mixed" for the rest; but on GPU "plain" for a member that runs
+      alone with at least `GPU_PLAIN_CHANNELS` channels in and out.
 
     A dilated input (`lhs_dilation`), `batch_group_count` above 1, an `out_sharding`,
     operands that are not real floating point, and empty results always take the
@@ -154,7 +159,11 @@ class Conv:
             return self.form
         if window.groups > 1:
             return "depthwise" if is_depthwise else "mixed"
-        if tracing_platform() != "cpu":
+        platform = tracing_platform()
+        is_wide = min(kernel.shape[-2:]) >= GPU_PLAIN_CHANNELS
+        if platform == "gpu" and is_wide and tracing_members() == 1:
+            return "plain"
+        if platform not in ("cpu", "gpu"):
             return "plain"
         takes_patches = (
             math.prod(window.shape) == 1

@@ -1,6 +1,7 @@
-"""Devices of a TPU slice that is not there, to compile for it."""
+"""Devices of a TPU slice, or of more GPUs, that are not there, to compile for them."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,16 +10,51 @@ class NoTopology(ValueError):
     """The slice cannot be compiled for; says in one line why."""
 
 
-def topology_devices(name: str) -> Sequence[Any]:
-    """The devices of a TPU slice such as "v5e:8x8", for a mesh to compile for.
+def is_of_gpus(name: str) -> bool:
+    """Whether a topology is one of GPUs."""
+    return name.startswith("gpu:")
 
-    The compiler of the package libtpu is used, by one process at a time; nothing can
-    run on these devices.
+
+def topology_devices(name: str) -> Sequence[Any]:
+    """Devices that are not there, for a mesh to compile for; nothing can run on them.
+
+    Args:
+        name: a TPU slice such as "v5e:8x8", for which the compiler of the package
+            libtpu is used, by one process at a time; or "gpu:HOSTSxGPUS" such as
+            "gpu:2x8", GPUs of the kind that is here.
 
     Raises:
         NoTopology: if libtpu is not installed, or knows no such slice, or another
-            process uses it.
+            process uses it; or if there is no GPU here.
     """
+    return _gpus(name) if is_of_gpus(name) else _tpu_slice(name)
+
+
+def _gpus(name):
+    import jax
+    from jax.experimental import topologies
+
+    found = re.fullmatch(r"gpu:([1-9]\d*)x([1-9]\d*)", name)
+    if not found:
+        raise NoTopology(
+            f"GPUs are described by hosts and GPUs of each, such as gpu:2x8; got {name}"
+        )
+    if jax.default_backend() != "gpu":
+        raise NoTopology(
+            f"compiling for {name} needs one GPU of that kind here; JAX finds"
+            f" {jax.default_backend()} devices only"
+        )
+    hosts, gpus = found.groups()
+    try:
+        return topologies.get_topology_desc(
+            platform=jax.devices()[0].platform, topology=f"1x{hosts}x{gpus}"
+        ).devices
+    except (jax.errors.JaxRuntimeError, ValueError, RuntimeError, KeyError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise NoTopology(f"JAX cannot describe {name}: {first}") from error
+
+
+def _tpu_slice(name):
     # Without these it asks a metadata server, and logs that it has no worker.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

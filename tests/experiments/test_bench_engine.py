@@ -100,6 +100,37 @@ def test_every_alternative_reads_the_rows_that_the_engine_reads():
     assert (orders[0] != orders[1]).any()
 
 
+def test_the_command_runs_every_row_and_writes_json(tmp_path, monkeypatch, capsys):
+    """All but the clocks, which the slow test below has."""
+
+    def measure_row(workload, members, *, clocks, repetitions, advance):
+        ways = dict.fromkeys(clocks, 1.0) | {"ours": 0.5}
+        return {
+            "model": workload.name,
+            "title": workload.title,
+            "is_convolutional": False,
+            "members": members,
+            "batch": 8,
+            "milliseconds": ways,
+            "all_milliseconds": {way: [x] * repetitions for way, x in ways.items()},
+            "compile_seconds": ways,
+            "best": "lax.map",
+            "ratio": 2.0,
+            "ratio_to_loop": 2.0,
+            "gain_of_scanning": 2.0,
+        }
+
+    monkeypatch.setattr(bench, "measure_row", measure_row)
+    path = tmp_path / "engine.json"
+    arguments = ["--rows", "vit,mlp-small", "--members", "2,4", "--one-process"]
+    assert bench.main([*arguments, "--no-torch", "--json", str(path)]) == 0
+    assert "2.00 x lax.map" in capsys.readouterr().out
+    report = json.loads(path.read_text())
+    found = [(row["model"], row["members"]) for row in report["rows"]]
+    assert found == [("vit", 2), ("vit", 4), ("mlp-small", 2), ("mlp-small", 4)]
+    assert report["versions"]["torch"] is None
+
+
 @pytest.mark.slow
 def test_a_tiny_run_prints_the_table_and_writes_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(alternatives.WORKLOADS, "mlp-small", SMALL)

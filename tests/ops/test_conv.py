@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ensjax.mapping import map_members
+from ensjax.mesh import make_mesh
 from ensjax.ops import Conv
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -309,12 +311,42 @@ def test_auto_is_a_fixed_rule_of_platform_and_shapes(monkeypatch):
     for case in ("one_channel", "one_tap", "strides"):
         assert form_of(case) == "patches"
     assert form_of("depthwise") == "depthwise"
-    for platform in ("gpu", "tpu"):
-        monkeypatch.setattr(conv_module, "tracing_platform", lambda p=platform: p)
-        x, kernel = _operands("same")
-        conv = functools.partial(_apply(Conv(), "same"), x)
-        grad = jax.jit(jax.grad(lambda kernel, conv=conv: jnp.sum(conv(kernel))))
-        assert grad.lower(kernel).as_text().count("stablehlo.convolution") == 1
+    monkeypatch.setattr(conv_module, "tracing_platform", lambda: "gpu")
+    assert form_of("dilation") == "mixed"
+    assert form_of("strides") == "patches"
+    monkeypatch.setattr(conv_module, "tracing_platform", lambda: "tpu")
+    assert form_of("dilation") == form_of("strides") == "plain"
+
+
+@pytest.mark.parametrize("block, form", [(None, "mixed"), (2, "mixed"), (1, "plain")])
+def test_wide_kernels_take_the_plain_form_on_a_gpu_where_members_run_alone(
+    monkeypatch, block, form
+):
+    from ensjax.ops import conv as conv_module
+
+    monkeypatch.setattr(conv_module, "tracing_platform", lambda: "gpu")
+    calls = []
+    for name in ("mixed", "plain"):
+        monkeypatch.setattr(
+            conv_module,
+            f"{name}_conv",
+            lambda x, kernel, *rest, name=name: (
+                calls.append(name) or jnp.zeros((*x.shape[:-1], kernel.shape[-1]))
+            ),
+        )
+
+    def layer(kernel, x):
+        return Conv()(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    mapped = map_members(
+        layer, kinds=("member", "shared"), mesh=make_mesh(member=1), block=block
+    )
+    channels = conv_module.GPU_PLAIN_CHANNELS
+    kernels = jax.ShapeDtypeStruct((4, 3, 3, channels, channels), jnp.float32)
+    jax.eval_shape(mapped.jitted, kernels, jnp.ones((1, 4, 4, channels)))
+    assert set(calls) == {form}
 
 
 def test_auto_takes_no_form_that_lax_cannot_differentiate_under_vmap(monkeypatch):

@@ -87,6 +87,10 @@ def plan_for_tpu(requests):
 
 def test_without_libtpu_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
+    with pytest.raises(NoTopology, match="needs one GPU of that kind here"):
+        topology_devices("gpu:2x8")
+    with pytest.raises(NoTopology, match="hosts and GPUs of each, such as gpu:2x8"):
+        topology_devices("gpu:16")
     with pytest.raises(NoTopology, match=r"pip install 'ensjax\[tpu-plan\]'"):
         topology_devices(TOPOLOGY)
 
