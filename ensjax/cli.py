@@ -146,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--devices", type=int, help="CPU stand-ins if there are fewer")
     plan.add_argument("--mesh", help="such as member=32,data=2 (default: the config's)")
     plan.add_argument(
-        "--topology", help="a TPU slice, such as v5e:8x8; needs ensjax[tpu-plan]"
+        "--topology",
+        help="a TPU slice, such as v5e:8x8 (needs ensjax[tpu-plan]); or gpu:2x8, hosts"
+        " and GPUs of each, of the kind that is here",
     )
     plan.add_argument("--tune", action="store_true", help="time all blocks here")
     plan.add_argument(

@@ -20,7 +20,7 @@ class PlanOptions(NamedTuple):
         memory: of a device, such as "16GiB".
         devices: how many.
         mesh: such as "member=32,data=2".
-        topology: of a TPU slice, such as "v5e:8x8".
+        topology: of a TPU slice or of GPUs, such as "v5e:8x8" or "gpu:2x8".
         tune: whether blocks are timed.
         trial: whether a few steps are timed; None: where that is short.
         json: file that the findings are written to.
