@@ -8,6 +8,7 @@ whole.
 import contextlib
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,15 +91,36 @@ def one_chunk_a_member(table):
 def hush_orbax():
     """Orbax logs every step of a save, its barriers, and how small its chunks are.
 
-    Also the traceback of what goes wrong in its threads, which is raised again where
-    the save is waited for.
+    Also the tracebacks of what goes wrong in its threads, which is raised again where
+    the save is waited for; and of writes that are still under way then, and whose event
+    loop has gone.
     """
-    logging.getLogger("absl").addFilter(_not_chatter)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_not_chatter)
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
 
 
 def _not_chatter(record):
+    if record.name == "asyncio":
+        error = record.exc_info[1] if record.exc_info else None
+        return "OCDBT" not in str(error) and "orbax" not in str(error)
     is_news = record.levelno >= logging.ERROR and not record.exc_info
     return is_news or "orbax" not in record.pathname
+
+
+class _WithoutClosedLoops:
+    """What Python does with errors that nobody can catch, but for one kind."""
+
+    def __init__(self, hook):
+        self._hook = hook
+
+    def __call__(self, unraisable):
+        is_closed_loop = isinstance(unraisable.exc_value, RuntimeError) and (
+            str(unraisable.exc_value) == "Event loop is closed"
+        )
+        if unraisable.object is not None or not is_closed_loop:
+            self._hook(unraisable)
 
 
 def check_same_leaves(stored, wanted, directory):

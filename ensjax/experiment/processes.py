@@ -209,11 +209,23 @@ def everywhere(work: Callable[[], T]) -> T:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether `error` says that another process of the job went away."""
-    import jax
-
+    """Whether `error`, or what caused it, says that another process went away."""
     if process_count() == 1:
         return False
+    seen = []
+    while error is not None and error not in seen:
+        if _names_lost_peer(error):
+            return True
+        seen.append(error)
+        # Orbax raises that a barrier timed out from what JAX says of the peer.
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)
+    return False
+
+
+def _names_lost_peer(error):
+    import jax
+
     text = str(error).lower()
     # Gloo's failures come as plain ValueErrors, so the words must be its own there.
     if isinstance(error, jax.errors.JaxRuntimeError):

@@ -59,4 +59,5 @@ def test_members_come_and_go_over_any_number_of_processes(tmp_path):
     assert back == grown
     checkpoints = sorted(path.name for path in (tmp_path / "w/checkpoints").iterdir())
     kept = [name for name in checkpoints if not name.isdecimal()]
-    assert kept == ["generation-1", "generation-2", "generation-3"]
+    # The seven were all in the first of them, where the last run went on.
+    assert kept == ["generation-1", "generation-2"]

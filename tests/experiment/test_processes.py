@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from ensjax.experiment.exit_codes import ConfigError
@@ -18,6 +19,7 @@ from ensjax.experiment.processes import (
     check_flags,
     detect_cluster,
     everywhere,
+    is_lost_peer,
     on_first_process,
 )
 
@@ -71,6 +73,24 @@ def test_one_process_decides_for_itself():
     assert everywhere(lambda: 4) == 4
     with pytest.raises(ConfigError, match="no"):
         everywhere(lambda: (_ for _ in ()).throw(ConfigError("no")))
+
+
+def test_what_an_error_hides_may_name_a_lost_peer(monkeypatch):
+    monkeypatch.setattr("ensjax.experiment.processes.process_count", lambda: 2)
+
+    def raised(cause):
+        try:
+            raise TimeoutError("Timed out while waiting for a barrier.") from cause
+        except TimeoutError as error:
+            return error
+
+    lost = jax.errors.JaxRuntimeError("UNAVAILABLE: Task 1 heartbeat timeout.")
+    assert is_lost_peer(lost) and is_lost_peer(raised(lost))
+    assert not is_lost_peer(raised(None))
+    assert not is_lost_peer(raised(ValueError("shapes differ")))
+    one = raised(None)
+    one.__cause__ = raised(one)  # a circle ends
+    assert not is_lost_peer(one)
 
 
 class Job:
