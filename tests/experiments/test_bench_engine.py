@@ -195,6 +195,7 @@ def test_ours_takes_the_devices_that_members_divide_over(members, devices):
     assert bench.is_split(members) == (devices > 1)
 
 
+@pytest.mark.slow
 def test_another_process_with_one_device_times_as_this_one_does():
     other = bench.clocks.OtherProcess()
     try:

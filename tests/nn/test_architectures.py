@@ -27,6 +27,7 @@ MODELS = {
 NORMED = ("mlp", "cnn", "resnet", "wide_resnet")
 # ResNet and WideResNet run their blocks through the same functions.
 WIDE = pytest.param("wide_resnet", marks=pytest.mark.slow)
+SLOW = pytest.mark.slow
 EACH = pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", WIDE, "vit"])
 KINDS = pytest.mark.parametrize("name", ["mlp", "cnn", WIDE, "vit"])
 
@@ -66,7 +67,9 @@ def assert_close(actual, expected, tolerance):
         np.testing.assert_allclose(a, e, atol=tolerance * max(1, np.abs(e).max()))
 
 
-@EACH
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", pytest.param("resnet", marks=SLOW), WIDE, "vit"]
+)
 def test_equal_arguments_give_equal_graphs(name):
     options = dict(dropout=0.1, dtype=jnp.bfloat16, remat=True)
     if name in NORMED:
@@ -77,12 +80,12 @@ def test_equal_arguments_give_equal_graphs(name):
 
 
 def _stacked_cases():
-    found = [("mlp", "batch"), ("cnn", "batch"), ("cnn", "group"), ("vit", None)]
-    slow = [
-        pytest.param(name, "batch", marks=pytest.mark.slow)
-        for name in ("resnet", "wide_resnet")
+    slow = [("cnn", "group"), ("vit", None), ("resnet", "batch")]
+    slow += [("wide_resnet", "batch")]
+    return [
+        *[("mlp", "batch"), ("cnn", "batch")],
+        *[pytest.param(*case, marks=SLOW) for case in slow],
     ]
-    return found + slow
 
 
 @pytest.mark.parametrize("name, norm", _stacked_cases())
@@ -186,7 +189,8 @@ def test_batch_statistics_move_in_training_and_not_in_eval(name):
 
 
 @pytest.mark.parametrize(
-    "name, norm", [("cnn", "group"), ("resnet", "layer"), ("mlp", "layer")]
+    "name, norm",
+    [("cnn", "group"), pytest.param("resnet", "layer", marks=SLOW), ("mlp", "layer")],
 )
 def test_group_and_layer_norm_do_not_mix_examples(name, norm):
     x = images(name)
@@ -195,7 +199,9 @@ def test_group_and_layer_norm_do_not_mix_examples(name, norm):
     np.testing.assert_allclose(model(x)[:1], model(x[:1]), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NORMED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=SLOW) if n == "wide_resnet" else n for n in NORMED]
+)
 def test_no_bias_stands_before_a_norm(name):
     def biases(model):
         return [

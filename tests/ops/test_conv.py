@@ -100,7 +100,16 @@ def _expected(case):
     return jax.jit(run)(*_operands(case))
 
 
-GRID = [(case, form) for case in CASES for form in _forms(case)]
+# Their patches take seconds to compile, and they differ from others in sizes alone.
+SIZES = ("strides_remainder", "strides_above_kernel", "wide_padding", "even_kernel")
+SIZES += ("same_lower", "volume", "groups_strides_dilation", "depthwise_multiplier")
+GRID = [
+    pytest.param(case, form, marks=pytest.mark.slow)
+    if case in SIZES and form == "patches"
+    else (case, form)
+    for case in CASES
+    for form in _forms(case)
+]
 
 
 @pytest.mark.parametrize("case, form", GRID)

@@ -84,6 +84,7 @@ def test_nothing_fits_less_than_the_data(kit):
     assert len(found.tried) < 12  # it is not the batch: halving it ends early
 
 
+@pytest.mark.slow
 def test_tuning_times_every_way_and_the_fastest_is_first(kit):
     job = kit.job(num_members=4, evaluated=False, **ONE_STEP)
     tuning = tune(job, mesh=kit.mesh(2, 1))

@@ -54,9 +54,9 @@ def check_against(planned, calls):
 STOPPING = dict(early_stopping=EarlyStopping(patience=3))
 CASES = {
     "both axes, padded, best weights": dict(mesh=(2, 2), num_members=5, **STOPPING),
-    "state split": dict(mesh=(1, 2), shard_state=True, evaluated=False),
 }
 MORE_CASES = {
+    "state split": dict(mesh=(1, 2), shard_state=True, evaluated=False),
     "one device": dict(),
     "members on devices": dict(mesh=(4, 1), block=1),
     "weighted": dict(sampling="weighted", weights=np.ones(96), evaluated=False),

@@ -251,6 +251,7 @@ def test_evaluations_of_members_that_stopped_on_their_way_are_kept(kit, tmp_path
         fit(kit, range(5), hyper=more, evaluate_every_steps=10, **options)
 
 
+@pytest.mark.slow
 def test_a_metric_may_be_added_and_a_rate_may_be_no_number(kit, tmp_path):
     def loss(model, batch, key):
         value, metrics = ensjax.losses.cross_entropy(model, batch, key)

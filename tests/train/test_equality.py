@@ -27,7 +27,6 @@ MODELS = [
 FAST = [
     ("mlp-batch-norm", (8, 1)),
     ("mlp-batch-norm", (4, 2)),
-    ("cnn-batch-norm", (4, 2)),
 ]
 
 

@@ -59,7 +59,10 @@ def test_an_infinite_learning_rate_changes_no_other_member(kit, compilations):
     assert log.frozen_steps.tolist() == [-1, -1, 0, -1, -1]
 
 
-@pytest.mark.parametrize("mesh, block", [((1, 1), None), ((1, 1), 1), ((4, 2), "auto")])
+@pytest.mark.parametrize(
+    "mesh, block",
+    [((1, 1), None), ((1, 1), 1), pytest.param((4, 2), "auto", marks=pytest.mark.slow)],
+)
 def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block):
     """300 steps in one call are looked at after 128, 256 and 300."""
 

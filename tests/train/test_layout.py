@@ -103,7 +103,13 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", [*ELEMENTWISE, *WHOLE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in ("noise", "factored") else n
+        for n in (*ELEMENTWISE, *WHOLE)
+    ],
+)
 def test_every_optimizer_is_exact_on_parts_and_gathers_only_where_it_must(name):
     tx = (ELEMENTWISE | WHOLE)[name]
 
@@ -171,7 +177,7 @@ def test_a_step_gathers_the_weights_and_scatters_their_gradient():
     assert lowered(True, clipped_adam).as_text().count("stablehlo.all_gather") == 15
 
 
-@pytest.mark.parametrize("steps", [1, 40])
+@pytest.mark.parametrize("steps", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_split_state_takes_less_memory_during_a_call(steps):
     def peak(shard_state):
         options = dict(steps_per_call=steps, keep_best=True, block=None)

@@ -3,6 +3,7 @@
 import functools
 
 import numpy as np
+import pytest
 
 from ensjax import Ensemble, nn
 
@@ -11,6 +12,7 @@ def model(rngs, *, remat):
     return nn.MLP(in_features=6, hidden=(8, 8), num_outputs=3, remat=remat, rngs=rngs)
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_remat_is_that_without(kit):
     x, y = kit.data("mlp")
     found = []

@@ -116,7 +116,7 @@ def test_a_run_of_more_steps_goes_on_from_inside_a_call(kit, tmp_path):
     [
         ((8, 1), (2, 1), False),
         ((8, 1), (1, 1), False),
-        ((4, 2), (1, 1), True),
+        pytest.param((4, 2), (1, 1), True, marks=SLOW),
         pytest.param((1, 1), (8, 1), False, marks=SLOW),
         pytest.param((2, 4), (4, 2), True, marks=SLOW),
     ],
