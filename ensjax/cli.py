@@ -229,6 +229,11 @@ def _run(
     from ensjax.experiment.runner import RunOptions, default_workdir, run_and_report
 
     if options.members is not None:
+        if {"members", "num_members"} & {key for key, _ in overrides}:
+            raise ConfigError(
+                "--members says which members there are; leave --config.members and"
+                " --config.num_members out."
+            )
         overrides = overrides + _members(options.members)
     flags = ProcessFlags(options.coordinator, options.num_processes, options.process_id)
     if is_child():
@@ -432,6 +437,8 @@ def _bench(arguments: list[str]) -> int:
     if not arguments:
         print(f"Benchmarks: {join_names(known) or 'none'}. Run one: ensjax bench NAME")
         return exit_codes.FINISHED
+    if arguments[0].startswith("--compare="):
+        arguments = ["--compare", arguments[0].partition("=")[2], *arguments[1:]]
     name, *rest = arguments
     if name == "--compare" and rest:  # the file says which suite it is of
         name, rest = _suite_of(rest[0]), arguments

@@ -374,10 +374,10 @@ def _new_ids(num_members, member_ids):
         raise ValueError(f"member_ids are integers [member]; got {member_ids!r}.")
     if num_members not in (None, len(ids)):
         raise ValueError(f"{num_members} members but {len(ids)} member_ids.")
-    if len(set(ids.tolist())) < len(ids) or ids.min() < 0:
+    if len(set(ids.tolist())) < len(ids) or ids.min() < 0 or ids.max() >= 2**31:
         raise ValueError(
-            f"member_ids must be non-negative and differ, since members of one id are"
-            f" the same model; got {ids.tolist()}."
+            f"member_ids must lie from 0 to 2^31 - 1 and differ, since members of one"
+            f" id are the same model; got {ids.tolist()}."
         )
     return jnp.asarray(ids, jnp.int32)
 

@@ -10,8 +10,10 @@ every run (bytes, members) is judged by any change.
 """
 
 import argparse
+import os
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,8 +95,13 @@ def begin(
         what `--compare` asks for, when the rows are there.
 
     Raises:
-        ConfigError: if a file cannot be read or compared with.
+        ConfigError: if a file cannot be read or compared with, or `--json` not be
+            written.
     """
+    if options.json:
+        folder = Path(options.json).absolute().parent
+        if not os.access(folder, os.W_OK):
+            raise ConfigError(f"--json {options.json}: cannot write into {folder}.")
     if options.results:
         report = read_report(options.results, suite, force=options.force)
         read_measurements(report, measurements_of, options.results)

@@ -126,7 +126,7 @@ def test_evaluation_mode_of_one_model_does_not_keep_it_out_of_the_stack():
         (dict(num_members=0), "at least one member"),
         (dict(), "at least one member"),
         (dict(member_ids=[1, 1]), "differ"),
-        (dict(member_ids=[-1, 1]), "non-negative"),
+        (dict(member_ids=[-1, 1]), "must lie from 0"),
         (dict(member_ids=[0.5]), "integers"),
         (dict(member_ids=[]), "integers"),
         (dict(num_members=2, member_ids=[1]), "2 members but 1"),

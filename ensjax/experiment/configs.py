@@ -4,6 +4,7 @@ A config is a Python file with `get_config(preset)` returning an
 `ml_collections.ConfigDict` whose field `experiment` names the module that runs it.
 """
 
+import hashlib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -152,9 +153,17 @@ def load_config(
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Raises `ConfigError` unless counts are positive and the mesh sizes make sense.
 
-    Only fields that are there are looked at: `num_members`, `num_seeds`,
+    Only fields that are there are looked at: `num_members`, `members`, `num_seeds`,
     `total_steps`, `batch_size` and the section `mesh`.
     """
+    members = config.get("members")
+    if isinstance(members, (tuple, list)):
+        is_id = [type(m) is int and 0 <= m < 2**31 for m in members]
+        if not all(is_id) or len(set(members)) < len(members):
+            raise ConfigError(
+                "config.members holds numbers of members, each once, from 0 to"
+                f" 2^31 - 1; got {tuple(members)}."
+            )
     for key in ("num_members", "num_seeds", "total_steps", "batch_size"):
         value = config.get(key)
         if isinstance(value, (int, float)) and value < 1:
@@ -278,6 +287,11 @@ def find_experiment(source: ConfigSource, config: ml_collections.ConfigDict) -> 
         f"there is no experiment named {name!r}{name_nearest(name, known)};"
         f" looked for {beside} and {packaged}."
     )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class _SourceLoader(importlib.machinery.SourceFileLoader):

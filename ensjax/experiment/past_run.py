@@ -8,6 +8,7 @@ import ml_collections
 
 from ensjax.experiment.configs import (
     ConfigSource,
+    file_digest,
     find_experiment,
     from_json,
     load_module,
@@ -23,15 +24,23 @@ class PastRun(NamedTuple):
         run: for reading.
         config: as it was run.
         job: the `ensjax.train.TrainingJob` of its members.
+        experiment_file: what was loaded, and describes them.
+        is_same_file: whether its bytes are those that the run began with; None for a
+            run that did not note them.
     """
 
     run: RunDirectory
     config: ml_collections.ConfigDict
     job: Any
+    experiment_file: Path
+    is_same_file: bool | None
 
 
 def open_past_run(path: str | os.PathLike) -> PastRun:
     """The run at `path`, with its training as its experiment describes it now.
+
+    The experiment is the file that the run was made with, wherever this is called; if
+    it has moved, one of its name here (`find_experiment`).
 
     Raises:
         ConfigError: if there is no run, its experiment is not here any more, or it
@@ -46,18 +55,27 @@ def open_past_run(path: str | os.PathLike) -> PastRun:
     source = ConfigSource(
         name, versions.get("preset", ""), Path("configs") / f"{name}.py"
     )
-    experiment = load_module(find_experiment(source, config), "experiment")
+    file = Path(versions.get("experiment_file", ""))
+    if not file.is_file():
+        file = find_experiment(source, config)
+    digest = versions.get("experiment_sha256")
+    experiment = load_module(file, "experiment")
     if not hasattr(experiment, "training_job"):
         raise ConfigError(
             f"the experiment {config.experiment!r} defines no training_job(config), so"
             " its members cannot be made again."
         )
-    return PastRun(run, config, experiment.training_job(config))
+    job = experiment.training_job(config)
+    is_same = None if digest is None else digest == file_digest(file)
+    return PastRun(run, config, job, file, is_same)
 
 
 def set_devices_of(run: RunDirectory) -> None:
-    """As many CPU devices as the run had, where it ran on a CPU; before JAX starts."""
-    versions = run.versions
+    """As many CPU devices as the run had last, where that was a CPU; before JAX starts.
+
+    Members' bits on a CPU depend on it, since a device has its share of the threads.
+    """
+    versions = [run.versions, *run.versions.get("resumed_with", ())][-1]
     if versions.get("platform") != "cpu" or versions.get("num_processes", 1) > 1:
         return
     import jax

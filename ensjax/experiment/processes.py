@@ -217,9 +217,9 @@ def is_lost_peer(error: BaseException) -> bool:
         if _names_lost_peer(error):
             return True
         seen.append(error)
-        # Orbax raises that a barrier timed out from what JAX says of the peer.
-        hidden = error.__suppress_context__
-        error = error.__cause__ or (None if hidden else error.__context__)
+        # Orbax raises that a barrier timed out from what JAX says of the peer. What
+        # merely went before (`__context__`) is no cause.
+        error = error.__cause__
     return False
 
 

@@ -35,6 +35,8 @@ def replay(
         ConfigError: if there is no such run, member or step, or the members depend on
             each other.
     """
+    if not tolerance >= 0:
+        raise ConfigError(f"--tolerance must not be negative; got {tolerance}.")
     set_devices_of(existing_run(path))
     from ensjax.train.replay import replay_member
     from ensjax.train.stored import read_member
@@ -63,18 +65,29 @@ def replay(
         return exit_codes.FINISHED
     if reason is None:
         print(
-            f"NOT THE SAME: {replayed.num_changed} of {len(replayed.differences)}"
+            f"{_of_other_code(past)}NOT THE SAME: {replayed.num_changed} of"
+            f" {len(replayed.differences)}"
             f" leaves have other bits (most in {leaf}, by {difference:.1e} of its"
             " largest entry), although the run had a fixed block and the same platform"
         )
         return exit_codes.BUG
     is_close = difference <= tolerance
     print(
+        f"{_of_other_code(past) if not is_close else ''}"
         f"{'the same' if is_close else 'NOT THE SAME'} to a tolerance of {tolerance:g}:"
         f" the largest difference is {difference:.1e} of the leaf's largest entry"
         f" ({leaf}). The same bits cannot be expected: {reason}"
     )
     return exit_codes.FINISHED if is_close else exit_codes.BUG
+
+
+def _of_other_code(past: PastRun) -> str:
+    if past.is_same_file is not False:
+        return ""
+    return (
+        f"{past.experiment_file} is not the file that the run was made with, or has"
+        " changed since; "
+    )
 
 
 def why_not_bitwise(past: PastRun) -> str | None:

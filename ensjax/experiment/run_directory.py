@@ -53,6 +53,22 @@ from ensjax.experiment.loggers import (
 from ensjax.experiment.run_lock import create_locked, lock_or_refuse
 from ensjax.experiment.segments import SegmentLogger
 
+_METRICS_BEFORE = "metrics-before.jsonl"
+
+
+class _First:
+    """A logger that calls a function before its first line."""
+
+    def __init__(self, first: Callable[[], None], logger: Logger):
+        self._first, self._logger = first, logger
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._first()
+        self._logger.write(step, metrics)
+
+    def close(self) -> None:
+        self._logger.close()
+
 
 class RunDirectory:
     """One run on disk. Made by `open_run`, `view_run`; closed by `close` or `with`.
@@ -133,6 +149,7 @@ class RunDirectory:
         """Removes the logged lines after `step` (of the phase)."""
         if not self.is_writable:
             return
+        self._keep_metrics()
         if is_local(self.path):
             cut_metrics(self.path / "metrics.jsonl", step, phase=phase)
         else:
@@ -230,8 +247,19 @@ class RunDirectory:
 
     def _metrics_logger(self, phase):
         if is_local(self.path):
-            return JsonlLogger(self.path / "metrics.jsonl", phase=phase)
-        return SegmentLogger(self.path / "metrics", phase=phase)
+            logger = JsonlLogger(self.path / "metrics.jsonl", phase=phase)
+        else:
+            logger = SegmentLogger(self.path / "metrics", phase=phase)
+        return _First(self._keep_metrics, logger)
+
+    def _keep_metrics(self) -> None:
+        """Before other members write theirs: what the finished run has logged."""
+        if self._changed_config is None or not self.is_finished:
+            return
+        kept = self.path / _METRICS_BEFORE
+        if not kept.exists():
+            lines = [json.dumps(to_json_value(line)) for line in self.metrics()]
+            write_bytes(kept, "".join(f"{line}\n" for line in lines).encode())
 
     def _set_aside(self) -> None:
         """Keeps what was finished with other members, in `previous/<number>`.
@@ -241,7 +269,8 @@ class RunDirectory:
         if self._changed_config is None:
             return
         previous = self.path / "previous"
-        numbers = [int(p.name) for p in previous.iterdir()] if previous.exists() else []
+        found = [p.name for p in previous.iterdir()] if previous.exists() else []
+        numbers = [int(name) for name in found if name.isdecimal()]
         place = previous / str(max(numbers, default=0) + 1)
         place.mkdir(parents=True)
         names = ["config.json", "results.json", "report.json", "report.html"]
@@ -252,6 +281,10 @@ class RunDirectory:
         names = [name for name in names if (self.path / name).exists()]
         for name in names:
             (self.path / name).copy(place / name)
+        metrics = self.path / _METRICS_BEFORE
+        if metrics.exists():
+            metrics.copy(place / "metrics.jsonl")
+            names.append(_METRICS_BEFORE)
         for name in names[1:]:  # the config is replaced, so that there always is one
             (self.path / name).unlink()
         write_json(self.path / "config.json", self._changed_config)

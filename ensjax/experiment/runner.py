@@ -16,6 +16,7 @@ from ensjax.experiment.compilation_cache import check_choice, use_compilation_ca
 from ensjax.experiment.configs import (
     ConfigSource,
     check_devices,
+    file_digest,
     find_experiment,
     load_config,
     load_module,
@@ -28,7 +29,7 @@ from ensjax.experiment.exit_codes import (
     is_no_space,
     one_line,
 )
-from ensjax.experiment.json_files import is_local
+from ensjax.experiment.json_files import is_local, write_json
 from ensjax.experiment.loggers import check_logger_names
 from ensjax.experiment.processes import (
     ProcessFlags,
@@ -103,9 +104,7 @@ def run_and_report(options: RunOptions) -> int:
             _say(one_line(error))
             code, others_wait = exit_codes.PREEMPTED, False
     except Exception as error:
-        if _is(error, "ensjax.checkpoint.seals", "DamagedCheckpoint") or _is(
-            error, "ensjax.train.elastic", "OtherRun"
-        ):
+        if _is_mistake(error):
             print(f"ensjax: {one_line(error)}", file=sys.stderr)
             code, others_wait = exit_codes.USER_ERROR, False  # all see it
         elif is_no_space(error):
@@ -145,6 +144,12 @@ def run_experiment(options: RunOptions) -> int:
     workdir = options.workdir or default_workdir(options.spec)
     everywhere(lambda: _check_store(workdir))
     state = on_first_process(lambda: check_run(workdir, config))
+    if state == "finished" and options.members_from:
+        raise ConfigError(
+            f"{workdir} is finished and has just these members: --members_from gives"
+            " a run what others trained of members that it is told to have, by"
+            " --members or --config.num_members."
+        )
     if state == "finished":
         _say(f"{workdir} is finished; see {workdir}/report.html. Nothing to do.")
         return exit_codes.FINISHED
@@ -152,9 +157,15 @@ def run_experiment(options: RunOptions) -> int:
     path, experiment = everywhere(lambda: _load_experiment(source, config))
     if state == "changed" and not hasattr(experiment, "training_job"):
         on_first_process(lambda: refuse_other_members(workdir, config))
+    if options.members_from and not hasattr(experiment, "training_job"):
+        raise ConfigError(
+            f"the experiment {config.experiment!r} defines no training_job(config), so"
+            " that it cannot take members over; leave --members_from out."
+        )
     from ensjax.train import preemption  # loads JAX
 
     run = view_run(workdir)
+    before = None if state == "new" else run.versions
     missing = missing_folders(workdir)
 
     def open_here() -> None:
@@ -164,6 +175,8 @@ def run_experiment(options: RunOptions) -> int:
             "preset": source.preset,
             "overrides": [list(pair) for pair in options.overrides],
             "experiment": path.name,
+            "experiment_file": str(path.resolve()),
+            "experiment_sha256": file_digest(path),
         }
         from ensjax.experiment.versions import collect_versions
 
@@ -180,11 +193,14 @@ def run_experiment(options: RunOptions) -> int:
         preemption.enable()
         try:
             experiment.run(config, run)
-        except ConfigError:
-            # The corrected command is another run, and must find the place free.
-            is_ours = state == "new" and run.is_writable and is_local(run.path)
-            if is_ours and not committed_steps(workdir):
-                remove_created(Path(workdir), missing)
+        except Exception as error:
+            if _is_mistake(error) and run.is_writable:
+                # The corrected command is another run, and must find the place free.
+                is_ours = state == "new" and is_local(run.path)
+                if is_ours and not committed_steps(workdir):
+                    remove_created(Path(workdir), missing)
+                elif before is not None:  # what was refused has not run here
+                    write_json(run.path / "versions.json", before)
             raise
         if run.is_writable and not run.is_finished:
             raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
@@ -199,6 +215,15 @@ def _checkpoints_of(runs: Sequence[str]) -> tuple[Any, ...]:
         if not checkpoints.exists():
             raise ConfigError(f"--members_from: {path} has no checkpoints.")
     return tuple(found)
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """Whether it says in one line what cannot be done, before anything was done."""
+    return (
+        isinstance(error, ConfigError)
+        or _is(error, "ensjax.checkpoint.seals", "DamagedCheckpoint")
+        or _is(error, "ensjax.train.elastic", "OtherRun")
+    )
 
 
 def _is(error: BaseException, module: str, name: str) -> bool:

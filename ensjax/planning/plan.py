@@ -277,14 +277,16 @@ def plan(
 def describe(
     job: TrainingJob, mesh: Mesh, *, save_every_steps: int | None = 0
 ) -> AbstractRun:
-    """The programs of a job on a mesh, in shapes."""
+    """The programs of a job on a mesh, in shapes.
+
+    What the job's own options say of saves goes before `save_every_steps`.
+    """
     return abstract_run(
         job.abstract_ensemble(mesh),
         job.data,
         hyper=job.hyper,
         mesh=mesh,
-        save_every_steps=save_every_steps,
-        **job.options,
+        **({"save_every_steps": save_every_steps} | dict(job.options)),
     )
 
 

@@ -12,7 +12,7 @@ class NoTopology(ValueError):
 
 def is_of_gpus(name: str) -> bool:
     """Whether a topology is one of GPUs."""
-    return name.startswith("gpu:")
+    return name.lower().startswith("gpu")
 
 
 def topology_devices(name: str) -> Sequence[Any]:
@@ -34,7 +34,7 @@ def _gpus(name):
     import jax
     from jax.experimental import topologies
 
-    found = re.fullmatch(r"gpu:([1-9]\d*)x([1-9]\d*)", name)
+    found = re.fullmatch(r"gpu:([1-9]\d*)x([1-9]\d*)", name.lower())
     if not found:
         raise NoTopology(
             f"GPUs are described by hosts and GPUs of each, such as gpu:2x8; got {name}"

@@ -50,8 +50,8 @@ def update_moments(
             out even where their values are not finite.
 
     Raises:
-        ValueError: if leaves disagree on the number of members, or `weights` are of
-            another shape.
+        ValueError: if leaves disagree on the number of members, members are of another
+            shape than the state's, or `weights` of another shape.
     """
     members = num_members(stacked)
     weights = jnp.ones(members) if weights is None else jnp.asarray(weights)
@@ -59,6 +59,14 @@ def update_moments(
         raise ValueError(
             f"weights must be [member] = ({members},); got {weights.shape}."
         )
+    for (path, x), m in zip(
+        jax.tree.leaves_with_path(stacked), jax.tree.leaves(moments.mean), strict=True
+    ):
+        if x.shape[1:] != m.shape:
+            raise ValueError(
+                f"the state is of members {m.shape}, but{jax.tree_util.keystr(path)}"
+                f" holds members {x.shape[1:]}."
+            )
     weights = weights.astype(jnp.float32)
     count = weights.sum()
 
@@ -90,11 +98,22 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     count = a.count + b.count
     share = jnp.where(count > 0, b.count / jnp.where(count > 0, count, 1), 0.0)
 
+    def of_both(together, only_a, only_b):
+        """What is empty has no say, whatever the other one holds."""
+        return jnp.where(
+            b.count == 0, only_a, jnp.where(a.count == 0, only_b, together)
+        )
+
     def mean(m_a, m_b):
-        return m_a + (m_b - m_a) * share.astype(m_a.dtype)
+        part = share.astype(m_a.dtype)
+        stable = m_a + (m_b - m_a) * part
+        # An infinite value makes the mean infinite, not NaN as its difference is.
+        is_finite = jnp.isfinite(m_a) & jnp.isfinite(m_b)
+        return of_both(jnp.where(is_finite, stable, m_a + m_b), m_a, m_b)
 
     def squares(s_a, s_b, m_a, m_b):
-        return s_a + s_b + (m_b - m_a) ** 2 * (a.count * share).astype(s_a.dtype)
+        between = (m_b - m_a) ** 2 * (a.count * share).astype(s_a.dtype)
+        return of_both(s_a + s_b + between, s_a, s_b)
 
     return Moments(
         count,

@@ -217,8 +217,17 @@ def _merged(a, b, merges, compact):
 
 
 def merge_runs(a: SortedRuns, b: SortedRuns, compact: Compact) -> SortedRuns:
-    """The summary of the members of `a` and `b`, which are of one size."""
+    """The summary of the members of `a` and `b`, which are of one size.
+
+    Raises:
+        ValueError: if they are not.
+    """
     levels, width = _size(a)
+    if _size(b) != (levels, width):
+        raise ValueError(
+            "two summaries can be merged if both were made for the same number of"
+            f" members; their sizes are {(levels, width)} and {_size(b)}."
+        )
     runs_a, runs_b = _num_runs(a.count, width), _num_runs(b.count, width)
     used_a, used_b = a.count - runs_a * width, b.count - runs_b * width
     wide = _behind(a.pending, b.pending, used_a)

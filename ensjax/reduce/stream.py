@@ -88,5 +88,7 @@ def fold_members(
                 f" reduction; there are {known}, made by init_moments and so on."
             )
     families = tuple((name, _FAMILIES[type(state)]) for name, state in states.items())
+    if isinstance(block, bool) or not isinstance(block, int):
+        raise ValueError(f"block must be a positive integer; got {block!r}.")
     job = FoldBlocks(fn, families, block)
     return run_fold(job, states, stacked, mask, tuple(shared), mesh)

@@ -165,7 +165,8 @@ def find_origin(
                 found.append(_stored(path, damaged, notes.append))
             except DamagedCheckpoint as error:  # another may hold its members
                 broken.append(error)
-                notes.append(str(error))
+                which, *_ = str(error).split(". ")
+                notes.append(f"{which}; its members are looked for elsewhere")
         return found
 
     root = epath.Path(checkpoint_dir)
@@ -173,7 +174,10 @@ def find_origin(
     if broken and not any(own):
         raise broken[0]
     for directory in members_from:
+        known = len(broken)
         found = find(epath.Path(directory))
+        if not any(found) and len(broken) > known:
+            raise broken[known]
         if not any(found):
             raise OtherRun(
                 f"{directory} of members_from holds no checkpoint; give the folder"

@@ -179,3 +179,88 @@ def test_safetensors_hold_the_leaves_by_name():
     assert tensors.keys() == expected.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(value, expected[name])
+
+
+def test_what_is_refused_leaves_nothing_and_changes_nothing(capsys):
+    assert run("b", "seed=1", "num_members=2") == 0
+    # A first command that is refused: the corrected one finds the place free.
+    assert run("new", "num_members=2", members_from=["b"]) == 2
+    assert not Path("new").exists()
+    assert run("v", "num_members=2") == 0
+    noted = read_json(Path("v/versions.json")) | {"num_devices": 99}
+    Path("v/versions.json").write_text(json.dumps(noted))
+    capsys.readouterr()
+    assert run("v", "members=(0,9)", "num_members=2", members_from=["b"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert read_json(Path("v/versions.json")) == noted
+    assert run("v", "members=(0,9)", "num_members=2") == 0
+    assert "resumed_with" in read_json(Path("v/versions.json"))
+
+
+def test_members_from_is_never_passed_over_in_silence(capsys):
+    assert run("b", "num_members=2") == 0
+    assert run("a", "num_members=2") == 0
+    assert run("a", "num_members=2", members_from=["b"]) == 2
+    assert "a is finished and has just these members" in capsys.readouterr().err
+
+
+def test_what_a_run_logged_is_kept_when_none_of_its_members_stay():
+    assert run("w", "num_members=2") == 0
+    logged = read_metrics(Path("w/metrics.jsonl"))
+    Path("w/previous").mkdir()
+    Path("w/previous/.DS_Store").write_text("no number")
+    assert run("w", "members=(5,)", "num_members=1") == 0
+    assert read_metrics(Path("w/previous/1/metrics.jsonl")) == logged
+    assert not Path("w/metrics-before.jsonl").exists()
+
+
+def test_a_replay_takes_the_experiment_that_the_run_was_made_with(
+    tmp_path, monkeypatch, capsys
+):
+    source = Path(__file__).parent / "trained"
+    for name in ("configs", "experiments"):
+        place = tmp_path / "sub" / name
+        place.mkdir(parents=True)
+        (place / "trained.py").write_bytes((source / name / "trained.py").read_bytes())
+    own = tmp_path / "sub/experiments/trained.py"
+    own.write_text(own.read_text().replace("1e-3 * (1", "2e-3 * (1"))
+    options = RunOptions(
+        "sub/configs/trained.py:smoke",
+        workdir="r",
+        overrides=[("mesh.member", "2"), ("block", "2")],
+    )
+    assert run_and_report(options) == 0
+    # Beside the current folder lies another one of the same name.
+    assert cli.main(["replay", "r", "--member", "1"]) == 0
+    assert "the same bits" in capsys.readouterr().out
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert cli.main(["replay", str(tmp_path / "r"), "--member", "1"]) == 0
+    own.write_text(own.read_text().replace("2e-3 * (1", "3e-3 * (1"))
+    capsys.readouterr()
+    assert cli.main(["replay", str(tmp_path / "r"), "--member", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "is not the file that the run was made with, or has changed since" in out
+
+
+def test_a_replay_has_the_devices_of_the_last_start(tmp_path):
+    from ensjax.experiment import past_run
+
+    class Run:
+        versions = {
+            "platform": "gpu",
+            "num_devices": 8,
+            "resumed_with": [{"platform": "gpu", "num_devices": 4}],
+        }
+
+    past_run.set_devices_of(Run)  # a GPU's are not chosen
+    Run.versions["resumed_with"].append({"platform": "cpu", "num_devices": 8})
+    past_run.set_devices_of(Run)  # as many as there are; another number would raise
+
+
+@pytest.mark.parametrize("members", ["(1,1)", "(-1,1)", "(2147483648,)"])
+def test_numbers_of_members_are_checked_before_anything_is_done(members, capsys):
+    assert run("w", f"members={members}") == 2
+    assert "config.members holds numbers" in capsys.readouterr().err
+    assert not Path("w").exists()

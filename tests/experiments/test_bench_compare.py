@@ -191,8 +191,14 @@ def test_a_report_is_read_back(tmp_path):
     assert back["command"] == ["bench", "scale", "--rows", "many"]
     assert back["rows"] == report()["rows"]
     files.write_report(None, report(), [])
-    options = argparse.Namespace(results=None, compare=path, force=False)
+    options = argparse.Namespace(json=None, results=None, compare=path, force=False)
     with pytest.raises(ConfigError, match="measured on cpu x 2 .Some"):
         files.begin(
             options, "scale", lambda: OTHER, scale.measurements_of, scale.make_table
         )
+
+
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path):
+    place = tmp_path / "nowhere" / "x.json"
+    with pytest.raises(ConfigError, match="--json .*nowhere.*cannot write into"):
+        scale.main(["--rows", "guard", "--json", str(place)])
