@@ -52,6 +52,7 @@ from ensjax.scores.diversity import (
     pairwise_mean,
     q_statistic,
 )
+from ensjax.scores.evaluation import METRICS, evaluate
 from ensjax.scores.intervals import (
     Interval,
     paired_bootstrap,
@@ -122,6 +123,7 @@ __all__ = [
     "ErrorRates",
     "FriedmanResult",
     "Interval",
+    "METRICS",
     "ReliabilityBins",
     "RiskCoverage",
     "TestResult",
@@ -154,6 +156,7 @@ __all__ = [
     "equal_error_rate",
     "error_correlation",
     "error_rates",
+    "evaluate",
     "excess_aurc",
     "expected_entropy",
     "fit_threshold",
