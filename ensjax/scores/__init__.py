@@ -5,6 +5,13 @@ then labels `[batch]`. `sample_weight` weighs or masks rows. Functions of `uncer
 and `diversity` take all members at once.
 """
 
+from ensjax.scores.bounds import (
+    coverage_probability_accuracy,
+    interval_coverage,
+    interval_score,
+    mean_width,
+    weighted_error_score,
+)
 from ensjax.scores.calibration import (
     ReliabilityBins,
     adaptive_ece,
@@ -16,10 +23,25 @@ from ensjax.scores.calibration import (
 from ensjax.scores.classification import (
     accuracy,
     balanced_accuracy,
+    balanced_classification_accuracy,
+    cohen_kappa,
     confusion_matrix,
     macro_f1,
+    matthews_correlation,
+    per_class_f1,
+    per_class_precision,
     per_class_recall,
     top_k_accuracy,
+)
+from ensjax.scores.detection import (
+    AttackErrors,
+    EqualErrorRate,
+    ErrorRates,
+    attack_errors,
+    equal_error_rate,
+    error_rates,
+    fit_threshold,
+    hter,
 )
 from ensjax.scores.diversity import (
     disagreement,
@@ -30,6 +52,7 @@ from ensjax.scores.diversity import (
     pairwise_mean,
     q_statistic,
 )
+from ensjax.scores.evaluation import METRICS, evaluate
 from ensjax.scores.intervals import (
     Interval,
     paired_bootstrap,
@@ -38,11 +61,17 @@ from ensjax.scores.intervals import (
 )
 from ensjax.scores.ood import auprc, auroc, fpr_at_tpr
 from ensjax.scores.proper import brier, nll, rps
+from ensjax.scores.ranking import hand_till_auroc, macro_auroc
 from ensjax.scores.regression import (
     crps_gaussian,
     gaussian_nll,
     mae,
+    max_error,
+    median_absolute_error,
     mixture_moments,
+    pearson_correlation,
+    pinball,
+    r2,
     rmse,
 )
 from ensjax.scores.selective import (
@@ -54,6 +83,32 @@ from ensjax.scores.selective import (
     risk_at_coverage,
     risk_coverage,
 )
+from ensjax.scores.sets import (
+    class_coverage,
+    coverage_gap,
+    mean_set_size,
+    set_coverage,
+    size_stratified_coverage,
+)
+from ensjax.scores.significance import (
+    AurocDifference,
+    FriedmanResult,
+    TestResult,
+    corrected_t_test,
+    delong,
+    friedman,
+    holm,
+    mcnemar,
+    pairwise_mcnemar,
+)
+from ensjax.scores.spread import (
+    crps_samples,
+    ence,
+    miscalibration_area,
+    pit_gaussian,
+    sparsification_error,
+    spread_skill,
+)
 from ensjax.scores.uncertainty import (
     expected_entropy,
     jensen_gap,
@@ -62,49 +117,96 @@ from ensjax.scores.uncertainty import (
 )
 
 __all__ = [
+    "AttackErrors",
+    "AurocDifference",
+    "EqualErrorRate",
+    "ErrorRates",
+    "FriedmanResult",
     "Interval",
+    "METRICS",
     "ReliabilityBins",
     "RiskCoverage",
+    "TestResult",
     "accuracy",
     "adaptive_ece",
+    "attack_errors",
     "augrc",
     "auprc",
     "aurc",
     "auroc",
     "balanced_accuracy",
+    "balanced_classification_accuracy",
     "brier",
+    "class_coverage",
     "classwise_ece",
+    "cohen_kappa",
     "confusion_matrix",
+    "corrected_t_test",
     "coverage_at_risk",
+    "coverage_gap",
+    "coverage_probability_accuracy",
     "crps_gaussian",
+    "crps_samples",
+    "delong",
     "disagreement",
     "disagreement_matrix",
     "double_fault",
     "ece",
+    "ence",
+    "equal_error_rate",
     "error_correlation",
+    "error_rates",
+    "evaluate",
     "excess_aurc",
     "expected_entropy",
+    "fit_threshold",
     "fpr_at_tpr",
+    "friedman",
     "gaussian_nll",
+    "hand_till_auroc",
+    "holm",
+    "hter",
+    "interval_coverage",
+    "interval_score",
     "jensen_gap",
     "kappa",
+    "macro_auroc",
     "macro_f1",
     "mae",
+    "matthews_correlation",
+    "max_error",
     "mce",
+    "mcnemar",
+    "mean_set_size",
+    "mean_width",
+    "median_absolute_error",
+    "miscalibration_area",
     "mixture_moments",
     "mutual_information",
     "nll",
     "paired_bootstrap",
+    "pairwise_mcnemar",
     "pairwise_mean",
+    "pearson_correlation",
+    "per_class_f1",
+    "per_class_precision",
     "per_class_recall",
+    "pinball",
+    "pit_gaussian",
     "predictive_entropy",
     "q_statistic",
+    "r2",
     "reliability_bins",
     "risk_at_coverage",
     "risk_coverage",
     "rmse",
     "rps",
+    "set_coverage",
+    "size_stratified_coverage",
+    "sparsification_error",
+    "spread_skill",
     "t_interval",
     "top_k_accuracy",
+    "weighted_error_score",
     "wilson_interval",
 ]

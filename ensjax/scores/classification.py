@@ -1,4 +1,4 @@
-"""Scores of the class that was chosen: accuracy, top-k, confusion, recall, F1."""
+"""Scores of the class that was chosen: accuracy, confusion, recall, F1, kappa, MCC."""
 
 import jax
 import jax.numpy as jnp
@@ -120,14 +120,132 @@ def balanced_accuracy(
     return jnp.nanmean(recall, axis=-1)
 
 
-def macro_f1(
+def per_class_precision(
     log_probs: jax.Array, labels: jax.Array, *, sample_weight: jax.Array | None = None
 ) -> jax.Array:
-    """Mean over all classes of F1 = 2 TP / (2 TP + FP + FN), `[...]`; 0/0 counts as 0.
+    """Share of right rows among those given each class, `[..., class]`.
+
+    NaN for a class that is never chosen. Arguments as for `confusion_matrix`.
+    """
+    counts = confusion_matrix(log_probs, labels, sample_weight=sample_weight)
+    return jnp.diagonal(counts, axis1=-2, axis2=-1) / jnp.sum(counts, axis=-2)
+
+
+def per_class_f1(
+    log_probs: jax.Array, labels: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """F1 = 2 TP / (2 TP + FP + FN) of each class, `[..., class]`; 0/0 counts as 0.
 
     Arguments as for `confusion_matrix`.
     """
     counts = confusion_matrix(log_probs, labels, sample_weight=sample_weight)
     twice_hits = 2 * jnp.diagonal(counts, axis1=-2, axis2=-1)
     total = jnp.sum(counts, axis=-1) + jnp.sum(counts, axis=-2)
-    return jnp.mean(jnp.where(total == 0, 0.0, twice_hits / total), axis=-1)
+    return jnp.where(total == 0, 0.0, twice_hits / total)
+
+
+def macro_f1(
+    log_probs: jax.Array, labels: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """Mean over all classes of `per_class_f1`, `[...]`: 0/0 counts as 0.
+
+    Arguments as for `confusion_matrix`.
+    """
+    return jnp.mean(per_class_f1(log_probs, labels, sample_weight=sample_weight), -1)
+
+
+def balanced_classification_accuracy(
+    log_probs: jax.Array, labels: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """Mean over classes of the balanced accuracy of "this class or another", `[...]`.
+
+        BCA = mean_c [TP_c / (TP_c + FN_c) + TN_c / (TN_c + FP_c)] / 2,   0/0 = 1/2
+
+    It is not `balanced_accuracy`, which has no specificity in it. Arguments as for
+    `confusion_matrix`.
+
+    Source: Marinescu et al. 2020, arXiv:2002.03419 (the TADPOLE challenge).
+    """
+    counts = confusion_matrix(log_probs, labels, sample_weight=sample_weight)
+    hits = jnp.diagonal(counts, axis1=-2, axis2=-1)
+    of_class, chosen = jnp.sum(counts, axis=-1), jnp.sum(counts, axis=-2)
+    others = jnp.sum(of_class, axis=-1, keepdims=True) - of_class
+    rejected = others - (chosen - hits)
+    sensitivity = jnp.where(of_class == 0, 0.5, hits / of_class)
+    specificity = jnp.where(others == 0, 0.5, rejected / others)
+    return jnp.mean((sensitivity + specificity) / 2, axis=-1)
+
+
+def matthews_correlation(
+    log_probs: jax.Array, labels: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """Matthews correlation of labels and choices over all classes (-1 to 1), `[...]`.
+
+        MCC = (s c - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2))
+
+    where s is the weight of all rows, c of those that are right, and t_k and p_k of
+    those that are and that are called k. 0 if all rows are or are called one class.
+    Arguments as for `confusion_matrix`.
+
+    Source: Gorodkin 2004, equation 8 (R_K).
+    """
+    true, chosen, agree = _shares(log_probs, labels, sample_weight)
+    covariance = agree - jnp.sum(true * chosen, axis=-1)
+    variances = (1 - jnp.sum(true**2, axis=-1)) * (1 - jnp.sum(chosen**2, axis=-1))
+    is_constant = variances <= 0
+    return jnp.where(
+        is_constant, 0.0, covariance / jnp.sqrt(jnp.where(is_constant, 1.0, variances))
+    )
+
+
+def cohen_kappa(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    costs: str | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Cohen's kappa of labels and choices: agreement beyond chance, `[...]`.
+
+        kappa = 1 - sum_tc d_tc n_tc / sum_tc d_tc e_tc
+
+    where n_tc is the share of rows of class t that are called c, and e_tc that of
+    independent choices with the same frequencies. (`kappa` compares members.)
+
+    Args:
+        log_probs: log-probabilities or logits, `[..., batch, class]`.
+        labels: class indices, `[batch]` or `[..., batch]`.
+        costs: of a mistake d_tc: None (1 for every one), "linear" |t - c| or
+            "quadratic" (t - c)^2, for ordered classes.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`; NaN if chance makes no mistake (one class alone).
+
+    Raises:
+        ValueError: if a shape does not fit or `costs` is unknown.
+        TypeError: if `labels` are not integers.
+
+    Source: Cohen 1960, 1968.
+    """
+    exponents = {None: 0, "linear": 1, "quadratic": 2}
+    if costs not in exponents:
+        raise ValueError(f'costs is None, "linear" or "quadratic"; got {costs!r}.')
+    counts = confusion_matrix(log_probs, labels, sample_weight=sample_weight)
+    shares = counts / jnp.sum(counts, axis=(-2, -1), keepdims=True)
+    classes = jnp.arange(counts.shape[-1])
+    distance = jnp.abs(classes[:, None] - classes[None, :]).astype(shares.dtype)
+    cost = jnp.where(distance == 0, 0.0, distance ** exponents[costs])
+    cost = cost.reshape((1,) * (shares.ndim - 2) + cost.shape)
+    true, chosen = jnp.sum(shares, axis=-1), jnp.sum(shares, axis=-2)
+    expected = jnp.sum(cost * true[..., :, None] * chosen[..., None, :], axis=(-2, -1))
+    seen = jnp.sum(cost * shares, axis=(-2, -1))
+    return jnp.where(expected == 0, jnp.nan, 1 - seen / expected)
+
+
+def _shares(log_probs, labels, sample_weight):
+    """Of all rows: those of each class, those called it, and those that are right."""
+    counts = confusion_matrix(log_probs, labels, sample_weight=sample_weight)
+    shares = counts / jnp.sum(counts, axis=(-2, -1), keepdims=True)
+    agree = jnp.trace(shares, axis1=-2, axis2=-1)
+    return jnp.sum(shares, axis=-1), jnp.sum(shares, axis=-2), agree

@@ -37,9 +37,9 @@ def auroc(
 
     Source: Hanley and McNeil 1982; Fawcett 2006.
     """
-    scores, positive, negative = _split(scores, is_positive, sample_weight)
-    above = _mass_above(scores, negative, side="left")
-    at_or_above = _mass_above(scores, negative, side="right")
+    scores, positive, negative = split_rows(scores, is_positive, sample_weight)
+    above = mass_above(scores, negative, side="left")
+    at_or_above = mass_above(scores, negative, side="right")
     total = jnp.sum(negative, axis=-1)
     # A mean of fractions, not a sum of ranks: ranks squared outgrow float32.
     below = 1.0 - (above + at_or_above) / (2 * total[..., None])
@@ -72,9 +72,9 @@ def auprc(
         ValueError: if a shape does not fit.
         TypeError: if `is_positive` is not bool or integer.
     """
-    scores, positive, negative = _split(scores, is_positive, sample_weight)
-    hits = _mass_above(scores, positive, side="right")
-    alarms = hits + _mass_above(scores, negative, side="right")
+    scores, positive, negative = split_rows(scores, is_positive, sample_weight)
+    hits = mass_above(scores, positive, side="right")
+    alarms = hits + mass_above(scores, negative, side="right")
     precision = jnp.where(positive > 0, hits / alarms, 0.0)
     area = jnp.sum(precision * positive, axis=-1) / jnp.sum(positive, axis=-1)
     return _unless_nan(area, scores, positive + negative)
@@ -106,19 +106,24 @@ def fpr_at_tpr(
     """
     if not 0.0 < tpr <= 1.0:
         raise ValueError(f"tpr must lie in (0, 1]; got {tpr}.")
-    scores, positive, negative = _split(scores, is_positive, sample_weight)
+    scores, positive, negative = split_rows(scores, is_positive, sample_weight)
     num_positive = jnp.sum(positive, axis=-1)
     num_negative = jnp.sum(negative, axis=-1)
-    found = _mass_above(scores, positive, side="right") / num_positive[..., None]
-    false_rate = _mass_above(scores, negative, side="right") / num_negative[..., None]
+    found = mass_above(scores, positive, side="right") / num_positive[..., None]
+    false_rate = mass_above(scores, negative, side="right") / num_negative[..., None]
     reached = (found >= tpr - _TOLERANCE) & (positive > 0)
     rate = jnp.min(jnp.where(reached, false_rate, 1.0), axis=-1)
     empty = (num_positive == 0) | (num_negative == 0)
     return _unless_nan(jnp.where(empty, jnp.nan, rate), scores, positive + negative)
 
 
-def _split(scores, is_positive, sample_weight):
-    """Scores, and the weight of each row as a positive and as a negative."""
+def split_rows(
+    scores: jax.Array, is_positive: jax.Array, sample_weight: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Scores, and the weight of each row as a positive and as a negative.
+
+    All three are `[..., batch]`, checked as `auroc` says.
+    """
     scores = jnp.asarray(scores)
     if scores.ndim < 1:
         raise ValueError("scores must be [..., batch]; got a scalar.")
@@ -138,8 +143,11 @@ def _split(scores, is_positive, sample_weight):
     )
 
 
-def _mass_above(scores, weight, *, side):
-    """Weight of the rows above each score (`left`), or at and above it (`right`)."""
+def mass_above(scores: jax.Array, weight: jax.Array, *, side: str) -> jax.Array:
+    """Weight of the rows above each score ("left"), or at and above it ("right").
+
+    All `[..., batch]`.
+    """
 
     def one(scores, weight):
         falling = -scores

@@ -1,4 +1,4 @@
-"""Scores of real-valued predictions: Gaussian NLL, CRPS, RMSE, mixture moments."""
+"""Scores of real-valued predictions: Gaussian NLL, CRPS, errors, mixture moments."""
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,131 @@ def mae(
     """
     mean, targets, weight = _check(mean, targets, sample_weight)
     return weighted_mean(jnp.abs(mean - targets), weight)
+
+
+def median_absolute_error(
+    mean: jax.Array, targets: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """Median of the absolute errors over the batch, `[...]`, in target units.
+
+    With weights, the mean of the smallest error at which at least half of the weight is
+    reached and the smallest at which more than half is: equal weights give the usual
+    median. Arguments as for `rmse`.
+    """
+    mean, targets, weight = _check(mean, targets, sample_weight)
+    error = jnp.where(weight == 0, jnp.inf, jnp.abs(mean - targets))
+    order = jnp.argsort(error, axis=-1)
+    error = jnp.take_along_axis(error, order, axis=-1)
+    reached = jnp.cumsum(jnp.take_along_axis(weight, order, axis=-1), axis=-1)
+    half = reached[..., -1:] / 2
+    slack = _TOLERANCE * half
+    lower = jnp.argmax(reached >= half - slack, axis=-1)[..., None]
+    upper = jnp.argmax(reached > half + slack, axis=-1)[..., None]
+    ends = [jnp.take_along_axis(error, place, axis=-1) for place in (lower, upper)]
+    undefined = jnp.any(jnp.isnan(error) & (weight != 0), axis=-1)
+    undefined |= ~(reached[..., -1] > 0)
+    return jnp.where(undefined, jnp.nan, (ends[0] + ends[1])[..., 0] / 2)
+
+
+def max_error(
+    mean: jax.Array, targets: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """Largest absolute error among the rows of weight above 0, `[...]`, target units.
+
+    Arguments as for `rmse`.
+    """
+    mean, targets, weight = _check(mean, targets, sample_weight)
+    error = jnp.where(weight == 0, -jnp.inf, jnp.abs(mean - targets))
+    largest = jnp.max(error, axis=-1)
+    undefined = jnp.any(jnp.isnan(weight), axis=-1) | jnp.isneginf(largest)
+    return jnp.where(undefined, jnp.nan, largest)
+
+
+def r2(
+    mean: jax.Array, targets: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """Coefficient of determination 1 - sum (y - f)^2 / sum (y - ybar)^2, `[...]`.
+
+    1 is best, 0 what the targets' own mean reaches; NaN for targets that are all equal.
+    Arguments as for `rmse`.
+    """
+    mean, targets, weight = _check(mean, targets, sample_weight)
+    center = weighted_mean(targets, weight)[..., None]
+    variance = weighted_mean((targets - center) ** 2, weight)
+    error = weighted_mean((mean - targets) ** 2, weight)
+    return jnp.where(
+        variance == 0, jnp.nan, 1 - error / jnp.where(variance == 0, 1.0, variance)
+    )
+
+
+def pearson_correlation(
+    mean: jax.Array, targets: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """Pearson correlation of predictions and targets (-1 to 1), `[...]`.
+
+    NaN if either is constant. Arguments as for `rmse`.
+    """
+    mean, targets, weight = _check(mean, targets, sample_weight)
+
+    def centered(values):
+        return values - weighted_mean(values, weight)[..., None]
+
+    a, b = centered(mean), centered(targets)
+    covariance = weighted_mean(a * b, weight)
+    variances = weighted_mean(a**2, weight) * weighted_mean(b**2, weight)
+    is_constant = variances == 0
+    return jnp.where(
+        is_constant,
+        jnp.nan,
+        covariance / jnp.sqrt(jnp.where(is_constant, 1, variances)),
+    )
+
+
+def pinball(
+    quantiles: jax.Array,
+    targets: jax.Array,
+    *,
+    levels: jax.Array,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Mean pinball (quantile) loss of each level, in target units.
+
+        L_a = mean_n max(a (y_n - q_n), (a - 1) (y_n - q_n))
+
+    Args:
+        quantiles: `[..., batch, level]`.
+        targets: `[batch]` or `[..., batch]`.
+        levels: probabilities of the quantiles, `[level]`, each in (0, 1) (not checked
+            where it is traced).
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[..., level]`. Twice its mean over levels that are spread evenly is near the
+        CRPS.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Source: Koenker and Bassett 1978.
+    """
+    quantiles, levels = _floating(quantiles), _floating(levels)
+    if quantiles.ndim < 2 or levels.shape != quantiles.shape[-1:]:
+        raise ValueError(
+            "quantiles must be [..., batch, level] and levels [level]; got shapes"
+            f" {quantiles.shape} and {levels.shape}."
+        )
+    by_level = jnp.moveaxis(quantiles, -1, 0)  # [level, ..., batch]
+    rows = by_level.shape[1:]
+    targets = broadcast_rows("targets", _floating(targets), rows)
+    weight = row_weights(sample_weight, rows, quantiles.dtype)
+    over = targets[None] - by_level
+    levels = levels.reshape((-1,) + (1,) * len(rows))
+    losses = jnp.where(over >= 0, levels * over, (levels - 1) * over)
+    return jnp.moveaxis(weighted_mean(losses, weight[None]), 0, -1)
+
+
+# Sums of weights that are equal may differ by rounding.
+_TOLERANCE = 1e-6
 
 
 def mixture_moments(

@@ -98,6 +98,67 @@ def test_accuracy_confusion_recall_and_f1_equal_scikit_learn(case, weighted):
         )
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_precision_f1_mcc_and_kappa_equal_scikit_learn(case, weighted):
+    log_probs, labels, weight = case
+    weight = weight if weighted else None
+    chosen = log_probs.argmax(-1)
+    own = dict(sample_weight=weight)
+
+    def close(found, expected):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+    every = dict(average=None, labels=range(CLASSES), **own)
+    close(
+        scores.per_class_precision(log_probs, labels, **own),
+        metrics.precision_score(labels, chosen, **every),
+    )
+    close(
+        scores.per_class_f1(log_probs, labels, **own),
+        metrics.f1_score(labels, chosen, **every),
+    )
+    close(
+        scores.matthews_correlation(log_probs, labels, **own),
+        metrics.matthews_corrcoef(labels, chosen, **own),
+    )
+    for costs in (None, "linear", "quadratic"):
+        close(
+            scores.cohen_kappa(log_probs, labels, costs=costs, **own),
+            metrics.cohen_kappa_score(labels, chosen, weights=costs, **own),
+        )
+
+
+def test_bca_has_the_specificity_of_every_class(case):
+    log_probs, labels, weight = case
+    chosen = log_probs.argmax(-1)
+    expected = []
+    for c in range(CLASSES):
+        sensitivity = np.average(chosen[labels == c] == c, weights=weight[labels == c])
+        others = labels != c
+        specificity = np.average(chosen[others] != c, weights=weight[others])
+        expected.append((sensitivity + specificity) / 2)
+    found = scores.balanced_classification_accuracy(
+        log_probs, labels, sample_weight=weight
+    )
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
+
+
+def test_one_class_alone_has_no_correlation_no_kappa_and_half_a_specificity():
+    log_probs = jnp.log(jnp.array([[0.8, 0.2], [0.7, 0.3]]))
+    labels = jnp.array([0, 0])
+    assert scores.matthews_correlation(log_probs, labels) == 0
+    assert np.isnan(scores.cohen_kappa(log_probs, labels))
+    # Class 0: 1 and no others; class 1: no rows and none of the others called it.
+    assert scores.balanced_classification_accuracy(log_probs, labels) == 0.75
+    assert np.isnan(scores.per_class_precision(log_probs, labels)[1])
+    assert scores.per_class_f1(log_probs, labels)[1] == 0
+
+
+def test_costs_of_a_mistake_have_names(case):
+    with pytest.raises(ValueError, match="linear"):
+        scores.cohen_kappa(case[0], case[1], costs="cubic")
+
+
 @pytest.mark.parametrize("k", [1, 2, CLASSES - 1])
 def test_top_k_accuracy_equals_scikit_learn(case, k):
     log_probs, labels, weight = case
@@ -138,8 +199,12 @@ ALL = [
     scores.risk_at_coverage,
     scores.coverage_at_risk,
     scores.balanced_accuracy,
+    scores.balanced_classification_accuracy,
     scores.macro_f1,
+    scores.matthews_correlation,
+    scores.cohen_kappa,
 ]
+OF_CONFUSION = ALL[-5:]
 every_score = pytest.mark.parametrize("score", ALL, ids=lambda f: f.__name__)
 
 
@@ -214,7 +279,7 @@ def test_order_of_rows_does_not_matter(score):
 
 @every_score
 def test_label_out_of_range_is_never_an_ordinary_mistake(score, case):
-    if score in (scores.balanced_accuracy, scores.macro_f1):
+    if score in OF_CONFUSION:
         pytest.skip("built on the confusion matrix, which leaves such rows out")
     log_probs, labels, _ = case
     score = jax.jit(score)
@@ -230,6 +295,8 @@ def test_scores_are_finite_at_logits_of_ten_thousand(score):
 
 @every_score
 def test_one_row_and_one_class_are_defined(score):
+    if score is scores.cohen_kappa:
+        pytest.skip("one class alone has no kappa")
     assert np.isfinite(score(jnp.array([[0.3, 0.1]]), jnp.array([0])))
     assert np.isfinite(score(jnp.zeros((3, 1)), jnp.zeros(3, int)))
 

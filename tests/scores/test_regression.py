@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scoringrules
 from scipy.stats import norm
+from sklearn import metrics
 
 from ensjax import scores
 
@@ -97,3 +98,75 @@ def test_mixture_variance_does_not_cancel_far_from_zero():
 def test_standard_deviation_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="std must have the shape of mean"):
         scores.crps_gaussian(np.zeros(3), np.ones(()), np.zeros(3))
+
+
+def test_errors_equal_scikit_learn():
+    mean, _, targets, weight = case(5)
+    for i in range(3):
+        found = scores.median_absolute_error(mean[i], targets)
+        expected = metrics.median_absolute_error(targets, mean[i])
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        found = scores.max_error(mean[i], targets)
+        np.testing.assert_allclose(
+            found, metrics.max_error(targets, mean[i]), rtol=1e-5
+        )
+        found = scores.r2(mean, targets, sample_weight=weight)[i]
+        expected = metrics.r2_score(targets, mean[i], sample_weight=weight)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        found = scores.pearson_correlation(mean, targets)[i]
+        np.testing.assert_allclose(
+            found, np.corrcoef(mean[i], targets)[0, 1], rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("rows", [6, 7])
+def test_weights_of_the_median_are_repetitions(rows):
+    rng = np.random.default_rng(rows)
+    mean, targets = rng.normal(size=(2, rows))
+    counts = rng.integers(0, 4, rows)
+    again = np.repeat(np.arange(rows), counts)
+    found = scores.median_absolute_error(mean, targets, sample_weight=counts)
+    expected = np.median(np.abs(mean - targets)[again])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    broken = np.where(counts == 0, np.nan, mean)
+    found = scores.median_absolute_error(broken, targets, sample_weight=counts)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.isnan(scores.median_absolute_error(mean + np.nan, targets))
+    assert np.isnan(scores.max_error(mean, targets, sample_weight=0 * counts))
+
+
+def test_constant_targets_and_predictions_have_no_correlation():
+    constant, varied = np.ones(4), np.arange(4.0)
+    assert np.isnan(scores.r2(varied, constant))
+    assert np.isnan(scores.pearson_correlation(constant, varied))
+    assert scores.r2(np.full(4, varied.mean()), varied) == 0
+
+
+def test_pinball_equals_scikit_learn_and_is_least_at_the_quantile():
+    rng = np.random.default_rng(6)
+    quantiles, targets = rng.normal(size=(2, 20, 3)), rng.normal(size=20)
+    weight, levels = rng.uniform(size=20), np.array([0.1, 0.5, 0.9])
+    found = scores.pinball(quantiles, targets, levels=levels, sample_weight=weight)
+    assert found.shape == (2, 3)
+    for i in range(2):
+        for j, level in enumerate(levels):
+            expected = metrics.mean_pinball_loss(
+                targets, quantiles[i, :, j], alpha=level, sample_weight=weight
+            )
+            np.testing.assert_allclose(found[i, j], expected, rtol=1e-5)
+    # Half the absolute error at the median; twice the mean over levels is the CRPS.
+    np.testing.assert_allclose(
+        found[:, 1],
+        scores.mae(quantiles[..., 1], targets, sample_weight=weight) / 2,
+        rtol=1e-5,
+    )
+    levels = (np.arange(2000) + 0.5) / 2000
+    normal = np.broadcast_to(norm.ppf(levels), (20, 2000))
+    crps = scores.crps_gaussian(np.zeros(20), np.ones(20), targets)
+    mean = 2 * scores.pinball(normal, targets, levels=levels).mean()
+    np.testing.assert_allclose(mean, crps, rtol=1e-3)
+
+
+def test_levels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="levels"):
+        scores.pinball(np.zeros((4, 3)), np.zeros(4), levels=np.array([0.5]))

@@ -1,0 +1,330 @@
+"""Whether predicted spreads are honest: scores of standard deviations and of samples.
+
+Predictions are a `mean` and a standard deviation `std` for each row; or samples, what
+members forecast, `[member, batch]`, as equally likely values.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.scores.rows import broadcast_rows, row_weights, weighted_mean
+
+
+def pit_gaussian(mean: jax.Array, std: jax.Array, targets: jax.Array) -> jax.Array:
+    """Probability integral transform Phi((y - mu) / s), `[..., batch]` (0-1).
+
+    Uniform over the rows if the normal distributions are right.
+
+    Args:
+        mean: `[..., batch]`.
+        std: positive, same shape as `mean`.
+        targets: `[batch]` or `[..., batch]`.
+
+    Returns:
+        NaN where a standard deviation is not positive.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Source: Dawid 1984.
+    """
+    mean, std, targets = _check(mean, std, targets)
+    z = (targets - mean) / jnp.where(std > 0, std, jnp.nan)
+    return jax.scipy.special.ndtr(z)
+
+
+def miscalibration_area(
+    mean: jax.Array,
+    std: jax.Array,
+    targets: jax.Array,
+    *,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Area between observed and nominal coverage of central intervals (0-0.5), `[...]`.
+
+        integral over p of |share of rows with |y - mu| <= z_p s - p|,
+        z_p = Phi^-1((1 + p) / 2)
+
+    The integral is exact: coverage is a step function of p.
+
+    Args:
+        mean: `[..., batch]`.
+        std: positive, same shape as `mean`.
+        targets: `[batch]` or `[..., batch]`.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`; NaN if a standard deviation that counts is not positive.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Source: Kuleshov et al. 2018, arXiv:1807.00263; Tran et al. 2020.
+    """
+    pit = pit_gaussian(mean, std, targets)
+    weight = row_weights(sample_weight, pit.shape)
+    # The smallest central interval that holds the target has this probability.
+    level = jnp.where(weight == 0, 1.0, jnp.abs(2 * pit - 1))
+    order = jnp.argsort(level, axis=-1)
+    level = jnp.take_along_axis(level, order, axis=-1)
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    reached = jnp.cumsum(jnp.take_along_axis(weight, order, axis=-1), -1) / total
+    # Between two levels coverage is constant: the integral of |c - p| is of triangles.
+    first = jnp.zeros_like(level[..., :1])
+    ends = jnp.concatenate([first, level, jnp.ones_like(first)], axis=-1)
+    coverage = jnp.concatenate([first, reached], axis=-1)
+    low, high = ends[..., :-1] - coverage, ends[..., 1:] - coverage
+    areas = (high * jnp.abs(high) - low * jnp.abs(low)) / 2
+    return jnp.sum(areas, axis=-1)
+
+
+def ence(
+    mean: jax.Array,
+    std: jax.Array,
+    targets: jax.Array,
+    *,
+    num_bins: int = 10,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Expected normalised calibration error of standard deviations, `[...]`.
+
+        ENCE = mean_b |RMV_b - RMSE_b| / RMV_b
+
+    where bins hold equal weights of rows in the order of `std`, RMV is the root of the
+    mean variance of a bin and RMSE that of its squared errors.
+
+    Args:
+        mean: `[..., batch]`.
+        std: positive, same shape as `mean`.
+        targets: `[batch]` or `[..., batch]`.
+        num_bins: number of bins; those without rows do not count. Rows of equal `std`
+            lie in one bin, so that their order does not matter.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`; it grows with the number of bins, since each holds fewer rows.
+
+    Raises:
+        ValueError: if a shape does not fit or `num_bins` is below 1.
+
+    Source: Levi et al. 2022, arXiv:1905.11659, equation 8.
+    """
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
+    mean, std, targets = _check(mean, std, targets)
+    weight = row_weights(sample_weight, mean.shape, mean.dtype)
+
+    def one(mean, std, targets, weight):
+        order = jnp.argsort(jnp.where(weight == 0, jnp.inf, std))
+        ordered, mass = std[order], jnp.cumsum(weight[order])
+        before = jnp.concatenate([jnp.zeros(1, mass.dtype), mass])
+        # The middle of the weight of all rows with the same value.
+        low = before[jnp.searchsorted(ordered, std, side="left")]
+        high = before[jnp.searchsorted(ordered, std, side="right")]
+        middle = (low + high) / (2 * mass[-1])
+        bins = jnp.clip((middle * num_bins).astype(jnp.int32), 0, num_bins - 1)
+
+        def mean_of(values):
+            values = jnp.where(weight == 0, 0.0, values) * weight
+            return jax.ops.segment_sum(values, bins, num_bins) / rows
+
+        rows = jax.ops.segment_sum(weight, bins, num_bins)
+        spread = jnp.sqrt(mean_of(std**2))
+        skill = jnp.sqrt(mean_of((mean - targets) ** 2))
+        has_rows = rows > 0
+        error = jnp.where(has_rows, jnp.abs(spread - skill) / spread, 0.0)
+        return jnp.sum(error) / jnp.sum(has_rows)
+
+    return _over_rows(one)(mean, std, targets, weight)
+
+
+def sparsification_error(
+    mean: jax.Array,
+    std: jax.Array,
+    targets: jax.Array,
+    *,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Area between two sparsification curves (AUSE) of absolute errors, `[...]`.
+
+        AUSE = mean_k [mean |error| of the n - k + 1 rows of smallest std
+                       - that of the n - k + 1 rows of smallest error] / MAE,   k = 1..n
+
+    0 if the order of `std` is that of the errors. Rows of equal `std` take the mean
+    error of their ties, so that no result depends on the order of rows.
+
+    Args:
+        mean: `[..., batch]`.
+        std: same shape as `mean`; only its order counts.
+        targets: `[batch]` or `[..., batch]`.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`; NaN if all errors are 0.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Source: Ilg et al. 2018, arXiv:1802.07095, section 4.
+    """
+    mean, std, targets = _check(mean, std, targets)
+    weight = row_weights(sample_weight, mean.shape, mean.dtype)
+
+    def area(error, value, weight):
+        """Mean over coverages of the mean error of the rows that are kept."""
+        value = jnp.where(weight == 0, jnp.inf, value)
+        order = jnp.argsort(value)
+        value, error, weight = value[order], error[order], weight[order]
+        error = jnp.where(weight == 0, 0.0, error)
+        first = jnp.searchsorted(value, value, side="left")
+        last = jnp.searchsorted(value, value, side="right")
+        mass = jnp.concatenate([jnp.zeros(1), jnp.cumsum(weight)])
+        sums = jnp.concatenate([jnp.zeros(1), jnp.cumsum(weight * error)])
+        in_tie = mass[last] - mass[first]
+        tied = jnp.where(in_tie > 0, (sums[last] - sums[first]) / in_tie, 0.0)
+        kept = jnp.cumsum(weight)
+        risk = jnp.cumsum(weight * tied) / jnp.where(kept > 0, kept, 1.0)
+        return jnp.sum(weight * risk) / kept[-1]
+
+    def one(mean, std, targets, weight):
+        error = jnp.abs(mean - targets)
+        total = weighted_mean(error, weight)
+        excess = area(error, std, weight) - area(error, error, weight)
+        counts = weight != 0
+        undefined = jnp.any((jnp.isnan(std) | jnp.isnan(error)) & counts)
+        undefined |= total == 0
+        return jnp.where(undefined, jnp.nan, excess / jnp.where(total == 0, 1, total))
+
+    return _over_rows(one)(mean, std, targets, weight)
+
+
+def crps_samples(
+    samples: jax.Array,
+    targets: jax.Array,
+    *,
+    fair: bool = False,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Mean CRPS of the distribution of equally likely samples; in target units.
+
+        CRPS = mean_m |x_m - y| - sum_{m, l} |x_m - x_l| / (2 M^2)
+
+    Args:
+        samples: `[member, batch]`.
+        targets: `[batch]`.
+        fair: divide by 2 M (M - 1): unbiased for the distribution that the members are
+            drawn from; NaN for a single member.
+        mask: `[member]` or `[member, batch]`; a False member counts as removed.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        A scalar. One sample has the absolute error; a row without members is NaN.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Source: Gneiting and Raftery 2007, equation 20; Ferro 2014 (fair).
+    """
+    samples = jnp.asarray(samples)
+    samples = samples.astype(jnp.promote_types(samples.dtype, jnp.float32))
+    if samples.ndim != 2:
+        raise ValueError(f"samples must be [member, batch]; got shape {samples.shape}.")
+    targets = broadcast_rows(
+        "targets", jnp.asarray(targets, samples.dtype), samples.shape[1:]
+    )
+    mask = _member_mask(mask, samples.shape)
+    weight = row_weights(sample_weight, samples.shape[1:], samples.dtype)
+    count = jnp.sum(mask, axis=0)
+    # Differences from the target: sums of large values would cancel.
+    away = jnp.where(mask, samples - targets[None], 0.0)
+    error = jnp.sum(jnp.abs(away), axis=0) / count
+    ordered = jnp.sort(jnp.where(mask, away, jnp.inf), axis=0)
+    place = jnp.arange(1, len(samples) + 1)[:, None]
+    factor = 2 * place - count[None] - 1
+    ordered = jnp.where(place <= count[None], ordered, 0.0)
+    pairs = jnp.sum(factor * ordered, axis=0)  # of m < l, counted once
+    number = count * (count - 1) if fair else count**2
+    undefined = jnp.any(jnp.isnan(samples) & mask, axis=0)
+    crps = error - pairs / jnp.where(number == 0, jnp.nan, number)
+    return weighted_mean(jnp.where(undefined, jnp.nan, crps), weight)
+
+
+def spread_skill(
+    samples: jax.Array,
+    targets: jax.Array,
+    *,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Spread over skill of an ensemble, 1 if members and truth are exchangeable.
+
+        sqrt((M + 1) / M) sqrt(mean_n var_m x_mn) / sqrt(mean_n (xbar_n - y_n)^2)
+
+    with the variance over members divided by M - 1.
+
+    Args:
+        samples: `[member, batch]`, at least two members.
+        targets: `[batch]`.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        A scalar; inf if the mean has no error.
+
+    Raises:
+        ValueError: if a shape does not fit, or there is one member.
+
+    Source: Fortin et al. 2014, equation 15.
+    """
+    samples = jnp.asarray(samples)
+    samples = samples.astype(jnp.promote_types(samples.dtype, jnp.float32))
+    if samples.ndim != 2 or len(samples) < 2:
+        raise ValueError(
+            "samples must be [member, batch] of two members or more; got shape"
+            f" {samples.shape}."
+        )
+    targets = broadcast_rows(
+        "targets", jnp.asarray(targets, samples.dtype), samples.shape[1:]
+    )
+    weight = row_weights(sample_weight, samples.shape[1:], samples.dtype)
+    members = len(samples)
+    spread = weighted_mean(jnp.var(samples, axis=0, ddof=1), weight)
+    skill = weighted_mean((jnp.mean(samples, axis=0) - targets) ** 2, weight)
+    return jnp.sqrt((members + 1) / members * spread / skill)
+
+
+def _member_mask(mask, shape):
+    if mask is None:
+        return jnp.ones(shape, bool)
+    mask = jnp.asarray(mask).astype(bool)
+    if mask.shape not in (shape[:1], shape):
+        raise ValueError(
+            f"mask must be [member] = {shape[:1]} or [member, batch] = {shape}; got"
+            f" shape {mask.shape}."
+        )
+    return jnp.broadcast_to(mask.reshape(len(mask), -1), shape)
+
+
+def _over_rows(fn):
+    """`fn` of `[batch]` arrays, mapped over all leading axes."""
+
+    def mapped(*arrays):
+        lead = arrays[0].shape[:-1]
+        flat = [x.reshape(-1, x.shape[-1]) for x in arrays]
+        return jax.vmap(fn)(*flat).reshape(lead)
+
+    return mapped
+
+
+def _check(mean, std, targets):
+    mean = jnp.asarray(mean)
+    mean = mean.astype(jnp.promote_types(mean.dtype, np.float32))
+    if mean.ndim < 1:
+        raise ValueError("mean must be [..., batch]; got a scalar.")
+    std = jnp.asarray(std, mean.dtype)
+    if std.shape != mean.shape:
+        raise ValueError(
+            f"std must have the shape of mean, {mean.shape}; got {std.shape}."
+        )
+    targets = broadcast_rows("targets", jnp.asarray(targets, mean.dtype), mean.shape)
+    return mean, std, targets

@@ -1,0 +1,128 @@
+"""`evaluate` says what its scores say one by one, with intervals that cover."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax import scores
+from ensjax.predictions import Predictions, predictive_log_probs
+
+MEMBERS, ROWS, CLASSES = 4, 50, 3
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, ROWS)
+    logits = rng.normal(size=(MEMBERS, ROWS, CLASSES))
+    logits[:, np.arange(ROWS), labels] += 1
+    return jnp.asarray(logits, jnp.float32), labels
+
+
+def test_values_are_those_of_the_scores(case):
+    logits, labels = case
+    weight = np.random.default_rng(1).uniform(size=ROWS)
+    found = scores.evaluate(logits, labels, sample_weight=weight)
+    together = predictive_log_probs(logits)
+    for name in ("nll", "accuracy", "brier", "ece", "aurc"):
+        score = getattr(scores, name)
+        own = score(logits, labels, sample_weight=weight)
+        value = score(together, labels, sample_weight=weight)
+        assert found[name] == pytest.approx(float(value), abs=1e-6)
+        assert found[f"{name}_mean_member"] == pytest.approx(
+            float(own.mean()), abs=1e-6
+        )
+        gain = float(value - own.mean())
+        assert found[f"{name}_gain"] == pytest.approx(gain, abs=1e-6)
+        np.testing.assert_allclose(found[f"{name}_members"], own, atol=1e-6)
+    assert found["num_members"] == MEMBERS and found["num_rows"] == ROWS
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_masked_member_is_a_member_that_is_not_there(case):
+    logits, labels = case
+    broken = logits.at[2].set(jnp.nan)
+    mask = np.array([True, True, False, True])
+    masked = Predictions.from_logits(broken, mask=mask)
+    found = scores.evaluate(masked, labels, bootstrap=20)
+    expected = scores.evaluate(logits[mask], labels, bootstrap=20)
+    for name, value in expected.items():
+        if name.endswith("_members") and name != "num_members":
+            assert found[name].pop(2) is None
+        assert found[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_rows_without_a_member_are_left_out_of_its_score_alone(case):
+    logits, labels = case
+    mask = np.ones((MEMBERS, ROWS), bool)
+    mask[1, :20] = False
+    found = scores.evaluate(Predictions.from_logits(logits, mask=mask), labels, ["nll"])
+    own = scores.nll(logits[1, 20:], labels[20:])
+    assert found["nll_members"][1] == pytest.approx(float(own), abs=1e-6)
+    ensemble = scores.nll(predictive_log_probs(logits, mask=mask), labels)
+    assert found["nll"] == pytest.approx(float(ensemble), abs=1e-6)
+
+
+def test_intervals_are_those_of_the_paired_bootstrap(case):
+    logits, labels = case
+    found = scores.evaluate(logits, labels, ["nll"], bootstrap=200, seed=3)
+
+    def gain(rows):
+        own = scores.nll(logits, labels, sample_weight=rows)
+        together = scores.nll(predictive_log_probs(logits), labels, sample_weight=rows)
+        return together - own.mean()
+
+    expected = scores.paired_bootstrap(jax.random.key(3), gain, ROWS, num_resamples=200)
+    assert found["nll_gain_low"] == pytest.approx(float(expected.low), abs=1e-5)
+    assert found["nll_gain_high"] == pytest.approx(float(expected.high), abs=1e-5)
+    assert found["nll_gain_high"] < 0  # the mixture is better than its mean member
+    # Of the ensemble alone rows differ more than of a difference.
+    assert found["nll_high"] - found["nll_low"] > 2 * (
+        found["nll_gain_high"] - found["nll_gain_low"]
+    )
+
+
+def test_groups_are_drawn_whole(case):
+    logits, labels = case
+    # Ten copies of five rows: fifty rows say no more than five.
+    logits, labels = jnp.tile(logits[:, :5], (1, 10, 1)), np.tile(labels[:5], 10)
+    names = np.tile([f"patient {i}" for i in range(5)], 10)
+    rows = scores.evaluate(logits, labels, ["nll"], bootstrap=300)
+    groups = scores.evaluate(logits, labels, ["nll"], bootstrap=300, groups=names)
+
+    def width(found):
+        return found["nll_high"] - found["nll_low"]
+
+    assert width(groups) > 2 * width(rows)
+    assert groups["nll"] == rows["nll"]
+
+
+def test_other_metrics_come_as_functions(case):
+    logits, labels = case
+    found = scores.evaluate(logits, labels, {"F1": scores.macro_f1})
+    assert found["F1"] == float(scores.macro_f1(predictive_log_probs(logits), labels))
+
+
+def test_mistakes_are_named(case):
+    logits, labels = case
+    for metrics, message in (
+        (["nll", "elo"], "unknown metrics 'elo'; there are nll"),
+        ("nll", "a list of names"),
+        ([], "empty"),
+        ({"recall": scores.per_class_recall}, "metric 'recall' must return one number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scores.evaluate(logits, labels, metrics)
+    nobody = Predictions.from_logits(logits, mask=np.zeros(MEMBERS, bool))
+    with pytest.raises(ValueError, match="No member counts"):
+        scores.evaluate(nobody, labels)
+    with pytest.raises(ValueError, match="groups must be"):
+        scores.evaluate(logits, labels, bootstrap=5, groups=np.zeros(3))
+    with pytest.raises(ValueError, match="bootstrap"):
+        scores.evaluate(logits, labels, bootstrap=-1)
+    votes = Predictions.from_votes(labels[None], CLASSES)
+    with pytest.raises(TypeError, match="votes"):
+        scores.evaluate(votes, labels)
