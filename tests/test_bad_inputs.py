@@ -423,7 +423,7 @@ CALLS = {
     ),
     "ids that repeat": (
         lambda e, s: Ensemble.init(make_mlp, member_ids=[1, 1]),
-        "member_ids must be non-negative and differ",
+        "member_ids must lie from 0 to",
     ),
     "ids that are floats": (
         lambda e, s: e.with_ids([0.5, 1.5]),

@@ -279,6 +279,7 @@ def test_members_do_not_cost_copies_of_the_data(sampling, block):
         assert growth < 0.05 * dataset
 
 
+@SLOW
 def test_orders_of_many_epochs_cost_bytes_for_each_example():
     """Four for each of 20 epochs a call, and about 35 for the one that is drawn.
 

@@ -243,16 +243,25 @@ def _compilation(seconds):
 
 
 def _print_tuning(console, tuning):
-    auto = next(t for t in tuning["timings"] if t["block"] == "auto")
+    own = [t for t in tuning["timings"] if t["form"] is None]
+    auto = next(t for t in own if t["block"] == "auto")
     table = _table(
-        "Local members at once", "block", "a step", "time / auto", "to compile"
+        "Local members at once",
+        "block",
+        "convolutions",
+        "a step",
+        "time / auto",
+        "to compile",
     )
     for timing in tuning["timings"]:
         name = "unrolled" if timing["unroll"] else str(timing["block"])
         if timing["block"] == "auto":
-            name = f"auto (here {tuning['auto_block']})"
+            name = "auto"
+            if timing["form"] is None:
+                name = f"auto (here {tuning['auto_block']})"
         table.add_row(
             name,
+            timing["form"] or "as configured",
             show_seconds(timing["seconds_per_step"]),
             f"{timing['seconds_per_step'] / auto['seconds_per_step']:.2f}",
             _compilation(timing["compile_seconds"]),

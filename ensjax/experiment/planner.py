@@ -31,6 +31,8 @@ from ensjax.experiment.plan_options import (
 )
 
 # The child that plans for stand-in devices writes what it found into this file.
+# Of `ops.Conv`: those that any convolution may take.
+_FORMS = ("plain", "patches", "mixed")
 _CHILD = "ENSJAX_PLAN_FILE"
 
 
@@ -199,7 +201,8 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
                 experiment, config, job, mesh, memory_bytes=memory, known=known, say=say
             )
         if options.tune:
-            tuning = planning.tune(job, mesh=mesh, say=say)
+            forms = _jobs_of_forms(experiment, config)
+            tuning = planning.tune(job, forms=forms, mesh=mesh, say=say)
             report["tuning"] = dataclasses.asdict(tuning)
             report["tuning"]["field"] = _pin_of_timing(config, tuning)
     return report
@@ -319,9 +322,27 @@ def _field_ending(config, name) -> str | None:
     return found[0] if found else None
 
 
+def _jobs_of_forms(experiment, config) -> dict[str, Any]:
+    """The job with its convolutions in each form but the config's own, by name."""
+    field = _field_ending(config, "conv_form")
+    if field is None:
+        return {}
+    own, jobs = dict(flatten_fields(config))[field], {}
+    for form in _FORMS:
+        if form == own:
+            continue
+        changed = copy.deepcopy(config)
+        with changed.unlocked():
+            apply_overrides(changed, [(field, form)])
+        jobs[form] = _make_job(experiment, changed)
+    return jobs
+
+
 def _pin_of_timing(config, tuning) -> list[str]:
     best = tuning.best
     fields = [f"--config.block={best.block}"]
+    if best.form is not None:
+        fields.append(f"--config.{_field_ending(config, 'conv_form')}={best.form}")
     if best.unroll:
         fields.append("--config.unroll=true")
     elif config.get("unroll"):

@@ -47,7 +47,8 @@ def replay(
 
         raise ConfigError(
             f"{path} has no member {member_id}; the ids are"
-            f" {some(past.job.member_ids)}."
+            f" {some(past.job.member_ids)}. (One that is being added is there when the"
+            " run has finished; of one that was removed, export reads what is stored.)"
         )
     try:
         stored = read_member(past.run.checkpoints, member_id, step=step)

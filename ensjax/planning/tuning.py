@@ -1,8 +1,8 @@
-"""Which block is fastest: all of them timed in turns on the devices."""
+"""Which block and form is fastest: all of them timed in turns on the devices."""
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -28,12 +28,14 @@ class Timing:
     Attributes:
         block: "auto", "all" (local members at once), or how many.
         unroll: one member after the other without a loop.
+        form: of the convolutions; None: the job's own.
         seconds_per_step: of all members; of the fastest call.
         compile_seconds: of its program.
     """
 
     block: int | str
     unroll: bool
+    form: str | None
     seconds_per_step: float
     compile_seconds: float
 
@@ -64,12 +66,14 @@ class Tuning:
     @property
     def auto(self) -> Timing:
         """What runs if nothing is pinned."""
-        return next(t for t in self.timings if t.block == "auto")
+        own = (t for t in self.timings if t.form is None)
+        return next(t for t in own if t.block == "auto")
 
 
 def tune(
     job: TrainingJob,
     *,
+    forms: Mapping[str, TrainingJob] | None = None,
     mesh: Mesh | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Tuning:
@@ -82,6 +86,8 @@ def tune(
     Args:
         job: its own `block` and `unroll` are not looked at. Shapes in place of data are
             filled with zeros.
+        forms: the same job with its convolutions in other forms (of `ops.Conv`), by
+            their names. Each is timed with block "auto", one and all members at once.
         mesh: of devices that are there; default: the job's.
         say: is told what is being done, a line at a time.
 
@@ -91,28 +97,26 @@ def tune(
     say = say or (lambda text: None)
     mesh = job.mesh() if mesh is None else mesh
 
-    def run_with(block, unroll=False):
+    jobs = {None: job, **(forms or {})}
+
+    def run_with(block, unroll=False, form=None):
         options = {**job.options, "block": block, "unroll": unroll}
-        return describe(dataclasses.replace(job, options=options), mesh)
+        return describe(dataclasses.replace(jobs[form], options=options), mesh)
 
     auto_run = run_with("auto")
     local_members = auto_run.num_rows[0] // mesh.shape["member"]
-    ways: list[tuple[int | str, bool]] = [("auto", False)]
-    if local_members > 1:
-        ways += [(k, False) for k in blocks_of(local_members) if k < local_members]
-        ways.append(("all", False))
-        if local_members <= MAX_UNROLLED_MEMBERS:
-            ways.append((1, True))
+    ways = _ways(local_members, tuple(forms or ()))
     programs = {}
-    for block, unroll in ways:
-        say(f"compiling {show_way(block, unroll)}")
-        run = run_with(None if block == "all" else block, unroll)
+    for way in ways:
+        block, unroll, form = way
+        say(f"compiling {show_way(*way)}")
+        run = run_with(None if block == "all" else block, unroll, form)
         try:
-            programs[block, unroll] = compile_lowered(run.lower_training())
+            programs[way] = compile_lowered(run.lower_training())
         except DoesNotFit:
-            if block == "auto":
+            if block == "auto" and form is None:
                 raise
-            say(f"{show_way(block, unroll)} does not fit, and is left out")
+            say(f"{show_way(*way)} does not fit, and is left out")
     inputs = Inputs.of(auto_run, job)
     states = inputs.states
 
@@ -137,8 +141,8 @@ def tune(
         for way in programs:
             seconds[way].append(call(way, length))
     timings = [
-        Timing(block, unroll, min(seconds[block, unroll]) / length, compile_seconds)
-        for (block, unroll), (_, compile_seconds) in programs.items()
+        Timing(*way, min(seconds[way]) / length, compile_seconds)
+        for way, (_, compile_seconds) in programs.items()
     ]
     return Tuning(
         timings=tuple(sorted(timings, key=lambda t: t.seconds_per_step)),
@@ -149,6 +153,20 @@ def tune(
     )
 
 
-def show_way(block: int | str, unroll: bool) -> str:
-    """Such as "block 4", or "unrolled"."""
-    return "unrolled" if unroll else f"block {block}"
+def _ways(local_members, forms) -> list[tuple[int | str, bool, str | None]]:
+    """Block, whether members are unrolled, and form, of all that is timed."""
+    ways: list[tuple[int | str, bool, str | None]] = [("auto", False, None)]
+    several = local_members > 1
+    if several:
+        blocks = [k for k in blocks_of(local_members) if k < local_members]
+        ways += [(block, False, None) for block in (*blocks, "all")]
+        if local_members <= MAX_UNROLLED_MEMBERS:
+            ways.append((1, True, None))
+    of_forms = ("auto", 1, "all") if several else ("auto",)
+    return ways + [(block, False, form) for form in forms for block in of_forms]
+
+
+def show_way(block: int | str, unroll: bool, form: str | None = None) -> str:
+    """Such as "block 4", "unrolled", or "block 4, mixed convolutions"."""
+    shown = "unrolled" if unroll else f"block {block}"
+    return shown if form is None else f"{shown}, {form} convolutions"

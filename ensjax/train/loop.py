@@ -69,6 +69,7 @@ def run_schedule(
                 # The members have never been together on disk.
                 _save(run, cohort, checkpoints, cohort.history.position)
                 checkpoints.wait()
+            if cohort.history.step:  # also what a kill just after that save has left
                 remove_joining(checkpoint_dir, run.facts["ids"])
         first_step = cohort.history.step
         stage = _Stage(

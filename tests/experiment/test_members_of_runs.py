@@ -204,6 +204,7 @@ def test_members_from_is_never_passed_over_in_silence(capsys):
     assert "a is finished and has just these members" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_run_logged_is_kept_when_none_of_its_members_stay():
     assert run("w", "num_members=2") == 0
     logged = read_metrics(Path("w/metrics.jsonl"))

@@ -6,6 +6,7 @@ import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow
 NOTEBOOK = Path(__file__).parents[2] / "experiments" / "quickstart.ipynb"
 
 

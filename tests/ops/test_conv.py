@@ -192,6 +192,7 @@ def test_input_gradient_is_summed_over_data_where_only_the_kernel_varies(form):
 
 @pytest.mark.parametrize("form", ["auto", "patches", "mixed", "depthwise"])
 @pytest.mark.parametrize("preferred", [None, jnp.float32])
+@pytest.mark.slow
 def test_bfloat16_has_the_dtypes_of_lax_and_its_values(form, preferred):
     case = "depthwise" if form == "depthwise" else "same"
     x, kernel = _operands(case, dtype=jnp.bfloat16)
@@ -210,6 +211,7 @@ def test_bfloat16_has_the_dtypes_of_lax_and_its_values(form, preferred):
 
 @pytest.mark.parametrize("form", ["auto", "patches", "mixed"])
 @pytest.mark.parametrize("numbers", [None, ("CHWN", "OHWI", "CNHW")])
+@pytest.mark.slow
 def test_any_layout_of_lax_is_kept(form, numbers):
     shapes = ((2, 5, 7, 6), (4, 5, 3, 3))
     if numbers is not None:

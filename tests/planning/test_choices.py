@@ -89,11 +89,35 @@ def test_tuning_times_every_way_and_the_fastest_is_first(kit):
     job = kit.job(num_members=4, evaluated=False, **ONE_STEP)
     tuning = tune(job, mesh=kit.mesh(2, 1))
     ways = {(t.block, t.unroll) for t in tuning.timings}
+    assert {t.form for t in tuning.timings} == {None}
     assert ways == {("auto", False), (1, False), ("all", False), (1, True)}
     seconds = [t.seconds_per_step for t in tuning.timings]
     assert seconds == sorted(seconds) and seconds[0] > 0
     assert tuning.best.seconds_per_step <= tuning.auto.seconds_per_step
     assert tuning.auto_block == 2 and tuning.data == "the job's own"
+
+
+@pytest.mark.slow
+def test_tuning_times_forms_of_convolutions_too(kit):
+    def job_of(form):
+        def cnn(rngs):
+            return nn.CNN(
+                image_shape=(8, 8, 1),
+                features=(4, 8),
+                num_outputs=3,
+                conv_form=form,
+                rngs=rngs,
+            )
+
+        job = kit.job("cnn", num_members=4, evaluated=False, **ONE_STEP)
+        return dataclasses.replace(job, make_model=cnn)
+
+    forms = {form: job_of(form) for form in ("plain", "mixed")}
+    tuning = tune(job_of("auto"), forms=forms, mesh=kit.mesh(2, 1))
+    ways = {(t.block, t.form) for t in tuning.timings if not t.unroll}
+    blocks = ("auto", 1, "all")
+    assert ways == {(b, f) for b in blocks for f in (None, "plain", "mixed")}
+    assert tuning.auto.form is None and tuning.auto.block == "auto"
 
 
 def test_one_local_member_leaves_nothing_to_tune(kit):

@@ -85,6 +85,7 @@ def test_intervals_are_those_of_the_paired_bootstrap(case):
     )
 
 
+@pytest.mark.slow
 def test_groups_are_drawn_whole(case):
     logits, labels = case
     # Ten copies of five rows: fifty rows say no more than five.

@@ -59,6 +59,7 @@ def test_an_ensemble_grows(kit, tmp_path, whole, at, capsys):
     assert again[1].times.row_steps == grown[1].times.row_steps
 
 
+@pytest.mark.slow
 def test_an_ensemble_shrinks_and_grows_again(kit, tmp_path, whole):
     options = dict(checkpoint_dir=tmp_path / "run")
     fit(kit, range(9), steps=5, **options)

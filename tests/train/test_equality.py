@@ -97,6 +97,7 @@ def test_a_resnet_in_a_stack_is_the_resnet_alone(kit, mesh):
             kit.check_close(stack.select([member_id]), single, tolerance=1e-10)
 
 
+@SLOW
 def test_dropout_of_a_member_in_a_stack_is_that_of_the_member_alone(kit, alone):
     trained, _ = kit.trained("mlp-dropout", 5, (8, 1))
     kit.check_close(trained.select([4]), alone("mlp-dropout", 4))
@@ -412,7 +413,8 @@ WIDE_TX = {
 }
 
 
-@pytest.mark.parametrize("tx", ["clipped adam", pytest.param("adafactor", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("tx", ["clipped adam", "adafactor"])
 @pytest.mark.parametrize("mesh", [(4, 2), pytest.param((1, 8), marks=SLOW)])
 def test_a_split_state_trains_as_a_whole_one_and_rests_split(kit, runs, mesh, tx):
     def make_model(rngs):

@@ -187,6 +187,7 @@ def deep(params, x):
     return jax.lax.scan(layer, x, params)[0]
 
 
+@pytest.mark.slow
 def test_two_passes_need_the_tape_of_one_block_only(kit):
     ensemble = ensjax.Ensemble.from_apply(
         deep, jnp.zeros((8, 24, 64, 64)), mesh=kit.mesh(1, 1)

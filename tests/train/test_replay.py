@@ -52,7 +52,10 @@ def job(kit, ids=range(6), **options):
 
 @pytest.mark.parametrize(
     "block, is_bitwise",
-    [(2, True), pytest.param("auto", False, marks=pytest.mark.slow)],
+    [
+        pytest.param(2, True, marks=pytest.mark.slow),
+        pytest.param("auto", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_member_is_made_again_alone(kit, tmp_path, block, is_bitwise):
     whole = job(kit, block=block)
@@ -77,6 +80,7 @@ def test_a_member_is_made_again_alone(kit, tmp_path, block, is_bitwise):
         np.testing.assert_array_equal(ours, np.asarray(theirs)[0])
 
 
+@pytest.mark.slow
 def test_a_member_costs_its_own_bytes(kit, tmp_path):
     """Of 64 members, reading one takes about a 64th of the bytes."""
 

@@ -83,6 +83,7 @@ def test_a_finished_run_does_nothing_and_returns_the_same(kit, tmp_path, compila
     assert "jit(TrainSteps)" not in compilations
 
 
+@SLOW
 def test_a_run_of_more_steps_goes_on_with_other_default_intervals(kit, tmp_path):
     options = dict(steps_per_call=None, batch_size=3)
     unbroken, _ = kit.fit(kit.ensemble(), kit.data(), steps=61, **options)
