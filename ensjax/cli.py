@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a TPU slice, such as v5e:8x8 (needs ensjax[tpu-plan]); or gpu:2x8, hosts"
         " and GPUs of each, of the kind that is here",
     )
-    plan.add_argument("--tune", action="store_true", help="time all blocks here")
+    plan.add_argument("--tune", action="store_true", help="time blocks and forms here")
     plan.add_argument(
         "--trial",
         action=argparse.BooleanOptionalAction,

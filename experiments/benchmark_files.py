@@ -102,6 +102,8 @@ def begin(
         folder = Path(options.json).absolute().parent
         if not os.access(folder, os.W_OK):
             raise ConfigError(f"--json {options.json}: cannot write into {folder}.")
+        if Path(options.json).is_dir():
+            raise ConfigError(f"--json {options.json} is a folder; name a file.")
     if options.results:
         report = read_report(options.results, suite, force=options.force)
         read_measurements(report, measurements_of, options.results)

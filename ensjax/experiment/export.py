@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from ensjax.experiment.exit_codes import ConfigError, one_line
-from ensjax.experiment.past_run import open_past_run
+from ensjax.experiment.past_run import of_other_code, open_past_run
 
 FORMATS = ("nnx", "safetensors", "ensemble")
 
@@ -53,6 +53,8 @@ def export_members(
     if form == "safetensors":
         _require_safetensors()
     past = open_past_run(path)
+    if past.is_same_file is False:
+        print(f"ensjax: {of_other_code(past)}it describes what is written.", flush=True)
     from ensjax.train.stored import read_member
 
     try:

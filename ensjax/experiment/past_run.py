@@ -70,6 +70,16 @@ def open_past_run(path: str | os.PathLike) -> PastRun:
     return PastRun(run, config, job, file, is_same)
 
 
+def of_other_code(past: PastRun) -> str:
+    """Words to begin a line with if the experiment's file is another one now."""
+    if past.is_same_file is not False:
+        return ""
+    return (
+        f"{past.experiment_file} is not the file that the run was made with, or has"
+        " changed since; "
+    )
+
+
 def set_devices_of(run: RunDirectory) -> None:
     """As many CPU devices as the run had last, where that was a CPU; before JAX starts.
 

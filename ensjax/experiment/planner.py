@@ -31,9 +31,9 @@ from ensjax.experiment.plan_options import (
 )
 
 # The child that plans for stand-in devices writes what it found into this file.
-# Of `ops.Conv`: those that any convolution may take.
-_FORMS = ("plain", "patches", "mixed")
 _CHILD = "ENSJAX_PLAN_FILE"
+# Of `ops.Conv`: those that any convolution may take.
+_FORMS = ("auto", "plain", "patches", "mixed")
 
 
 def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:

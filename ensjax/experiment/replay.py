@@ -4,7 +4,12 @@ import os
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.exit_codes import ConfigError, one_line
-from ensjax.experiment.past_run import PastRun, open_past_run, set_devices_of
+from ensjax.experiment.past_run import (
+    PastRun,
+    of_other_code,
+    open_past_run,
+    set_devices_of,
+)
 from ensjax.experiment.run_directory import existing_run
 from ensjax.experiment.versions import collect_versions
 
@@ -58,7 +63,7 @@ def replay(
         )
         replayed = replay_member(past.job, stored, member_id)
     except ValueError as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(f"{of_other_code(past)}{one_line(error)}") from error
     reason = why_not_bitwise(past)
     leaf, difference = replayed.worst()
     if replayed.is_bitwise:
@@ -66,7 +71,7 @@ def replay(
         return exit_codes.FINISHED
     if reason is None:
         print(
-            f"{_of_other_code(past)}NOT THE SAME: {replayed.num_changed} of"
+            f"{of_other_code(past)}NOT THE SAME: {replayed.num_changed} of"
             f" {len(replayed.differences)}"
             f" leaves have other bits (most in {leaf}, by {difference:.1e} of its"
             " largest entry), although the run had a fixed block and the same platform"
@@ -74,21 +79,12 @@ def replay(
         return exit_codes.BUG
     is_close = difference <= tolerance
     print(
-        f"{_of_other_code(past) if not is_close else ''}"
+        f"{of_other_code(past) if not is_close else ''}"
         f"{'the same' if is_close else 'NOT THE SAME'} to a tolerance of {tolerance:g}:"
         f" the largest difference is {difference:.1e} of the leaf's largest entry"
         f" ({leaf}). The same bits cannot be expected: {reason}"
     )
     return exit_codes.FINISHED if is_close else exit_codes.BUG
-
-
-def _of_other_code(past: PastRun) -> str:
-    if past.is_same_file is not False:
-        return ""
-    return (
-        f"{past.experiment_file} is not the file that the run was made with, or has"
-        " changed since; "
-    )
 
 
 def why_not_bitwise(past: PastRun) -> str | None:

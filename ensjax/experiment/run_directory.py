@@ -268,6 +268,7 @@ class RunDirectory:
         """
         if self._changed_config is None:
             return
+        self._keep_metrics()  # where nothing had to be trained
         previous = self.path / "previous"
         found = [p.name for p in previous.iterdir()] if previous.exists() else []
         numbers = [int(name) for name in found if name.isdecimal()]

@@ -165,11 +165,13 @@ def run_experiment(options: RunOptions) -> int:
     from ensjax.train import preemption  # loads JAX
 
     run = view_run(workdir)
-    before = None if state == "new" else run.versions
+    before = None
     missing = missing_folders(workdir)
 
     def open_here() -> None:
-        nonlocal run
+        nonlocal run, before
+        if state != "new" and is_local(view_run(workdir).path):
+            before = view_run(workdir).versions, _written(workdir)
         about = {
             "config_name": source.name,
             "preset": source.preset,
@@ -199,8 +201,9 @@ def run_experiment(options: RunOptions) -> int:
                 is_ours = state == "new" and is_local(run.path)
                 if is_ours and not committed_steps(workdir):
                     remove_created(Path(workdir), missing)
-                elif before is not None:  # what was refused has not run here
-                    write_json(run.path / "versions.json", before)
+                elif before is not None and _written(workdir) == before[1]:
+                    # What was refused has not run here.
+                    write_json(run.path / "versions.json", before[0])
             raise
         if run.is_writable and not run.is_finished:
             raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
@@ -217,8 +220,15 @@ def _checkpoints_of(runs: Sequence[str]) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def _written(workdir: str) -> tuple[Any, ...]:
+    """What changes as soon as a run on this machine trains: steps and logged bytes."""
+    metrics = Path(workdir) / "metrics.jsonl"
+    size = metrics.stat().st_size if metrics.is_file() else 0
+    return sorted(map(str, committed_steps(workdir))), size
+
+
 def _is_mistake(error: BaseException) -> bool:
-    """Whether it says in one line what cannot be done, before anything was done."""
+    """Whether it says in one line what cannot be done, and is no bug."""
     return (
         isinstance(error, ConfigError)
         or _is(error, "ensjax.checkpoint.seals", "DamagedCheckpoint")

@@ -59,13 +59,14 @@ def update_moments(
         raise ValueError(
             f"weights must be [member] = ({members},); got {weights.shape}."
         )
+    # Other trees are named by JAX below.
     for (path, x), m in zip(
-        jax.tree.leaves_with_path(stacked), jax.tree.leaves(moments.mean), strict=True
+        jax.tree.leaves_with_path(stacked), jax.tree.leaves(moments.mean), strict=False
     ):
         if x.shape[1:] != m.shape:
             raise ValueError(
-                f"the state is of members {m.shape}, but{jax.tree_util.keystr(path)}"
-                f" holds members {x.shape[1:]}."
+                f"the state is of members {m.shape}, but the values"
+                f"{jax.tree_util.keystr(path)} are of members {x.shape[1:]}."
             )
     weights = weights.astype(jnp.float32)
     count = weights.sum()

@@ -252,9 +252,11 @@ def remove_joining(checkpoint_dir: Any, ids: Sequence[int]) -> None:
         if not _is_joining(path):
             continue
         stored = _stored(path, {}, lambda line: None)
-        if (stored is None or set(stored.ids) <= set(ids)) and (
-            jax.process_index() == 0
-        ):
+        if stored is None:  # nothing was saved, or nothing of it can be read
+            is_done = not any(step.name.isdecimal() for step in path.iterdir())
+        else:
+            is_done = set(stored.ids) <= set(ids)
+        if is_done and jax.process_index() == 0:
             path.rmtree()
 
 

@@ -213,6 +213,9 @@ def test_what_a_run_logged_is_kept_when_none_of_its_members_stay():
     assert run("w", "members=(5,)", "num_members=1") == 0
     assert read_metrics(Path("w/previous/1/metrics.jsonl")) == logged
     assert not Path("w/metrics-before.jsonl").exists()
+    logged = read_metrics(Path("w/metrics.jsonl"))
+    assert run("w", "num_members=2") == 0  # both are there: nothing is trained
+    assert read_metrics(Path("w/previous/2/metrics.jsonl")) == logged
 
 
 def test_a_replay_takes_the_experiment_that_the_run_was_made_with(
