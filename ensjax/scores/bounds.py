@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ensjax.scores.rows import broadcast_rows, row_weights, weighted_mean
+from ensjax.scores.rows import check_targets, same_shape, weighted_mean
 
 
 def interval_coverage(
@@ -148,7 +148,7 @@ def weighted_error_score(
     if min_width < 0:
         raise ValueError(f"min_width must not be negative; got {min_width}.")
     lower, upper, targets, weight = _check(lower, upper, targets, sample_weight)
-    point = _same_shape("point", point, lower)
+    point = same_shape("point", point, "lower", lower)
     width = jnp.maximum(upper - lower, min_width)
     sureness = jnp.where(width > 0, 1 / jnp.where(width > 0, width, 1.0), jnp.nan)
     sureness = jnp.where(weight == 0, 0.0, sureness)
@@ -156,19 +156,5 @@ def weighted_error_score(
 
 
 def _check(lower, upper, targets, sample_weight):
-    lower = jnp.asarray(lower)
-    lower = lower.astype(jnp.promote_types(lower.dtype, jnp.float32))
-    if lower.ndim < 1:
-        raise ValueError("lower must be [..., batch]; got a scalar.")
-    upper = _same_shape("upper", upper, lower)
-    targets = broadcast_rows("targets", jnp.asarray(targets, lower.dtype), lower.shape)
-    return lower, upper, targets, row_weights(sample_weight, lower.shape, lower.dtype)
-
-
-def _same_shape(name, values, lower):
-    values = jnp.asarray(values, lower.dtype)
-    if values.shape != lower.shape:
-        raise ValueError(
-            f"{name} must have the shape of lower, {lower.shape}; got {values.shape}."
-        )
-    return values
+    lower, targets, weight = check_targets("lower", lower, targets, sample_weight)
+    return lower, same_shape("upper", upper, "lower", lower), targets, weight

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.scores.rows import check_rows, is_correct, label_log_probs, weigh
+from ensjax.scores.rows import (
+    bin_sum,
+    check_rows,
+    equal_weight_bins,
+    is_correct,
+    label_log_probs,
+    weigh,
+)
 
 
 class ReliabilityBins(NamedTuple):
@@ -55,10 +62,10 @@ def reliability_bins(
     confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
     bins = _equal_width(confidence, num_bins)
-    total = _bin_sum(weight, bins, num_bins)
+    total = bin_sum(weight, bins, num_bins)
     return ReliabilityBins(
-        confidence=_bin_sum(weigh(confidence, weight), bins, num_bins) / total,
-        accuracy=_bin_sum(weigh(correct, weight), bins, num_bins) / total,
+        confidence=bin_sum(weigh(confidence, weight), bins, num_bins) / total,
+        accuracy=bin_sum(weigh(correct, weight), bins, num_bins) / total,
         weight=total,
         edges=jnp.asarray(np.linspace(0.0, 1.0, num_bins + 1), confidence.dtype),
     )
@@ -92,7 +99,7 @@ def ece(
     """
     confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
-    gap = _bin_sum(
+    gap = bin_sum(
         weigh(correct - confidence, weight),
         _equal_width(confidence, num_bins),
         num_bins,
@@ -152,10 +159,8 @@ def adaptive_ece(
     confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
     total = jnp.sum(weight, axis=-1)
-    middle = _over_rows(_mid_rank)(confidence, weight)
-    bins = jnp.floor(num_bins * middle / total[..., None]).astype(jnp.int32)
-    bins = jnp.clip(bins, 0, num_bins - 1)
-    gap = _bin_sum(weigh(correct - confidence, weight), bins, num_bins)
+    bins = equal_weight_bins(confidence, weight, num_bins)
+    gap = bin_sum(weigh(correct - confidence, weight), bins, num_bins)
     return jnp.sum(jnp.abs(gap), axis=-1) / total
 
 
@@ -195,7 +200,7 @@ def classwise_ece(
     probs = jnp.swapaxes(jnp.exp(log_probs), -1, -2)  # [..., class, batch]
     target = jnp.swapaxes(jnp.where(undefined, jnp.nan, target), -1, -2)
     weight = jnp.broadcast_to(weight[..., None, :], probs.shape)
-    gap = _bin_sum(
+    gap = bin_sum(
         weigh(target - probs, weight), _equal_width(probs, num_bins), num_bins
     )
     per_class = jnp.sum(jnp.abs(gap), axis=-1) / jnp.sum(weight, axis=-1)
@@ -218,31 +223,3 @@ def _equal_width(probs, num_bins):
     # above its own edge.
     inner = jnp.asarray(np.arange(1, num_bins) / num_bins, probs.dtype)
     return jnp.searchsorted(inner, probs.reshape(-1), side="left").reshape(probs.shape)
-
-
-def _mid_rank(confidence, weight):
-    order = jnp.argsort(confidence)
-    ends = jnp.concatenate([jnp.zeros(1, weight.dtype), jnp.cumsum(weight[order])])
-    ascending = confidence[order]
-    below = ends[jnp.searchsorted(ascending, confidence, side="left")]
-    up_to = ends[jnp.searchsorted(ascending, confidence, side="right")]
-    return (below + up_to) / 2
-
-
-def _bin_sum(values, bins, num_bins):
-    def one(values, bins):
-        return jax.ops.segment_sum(values, bins, num_segments=num_bins)
-
-    return _over_rows(one)(values, bins)
-
-
-def _over_rows(fn):
-    """`fn` of `[batch]` arrays, mapped over whatever axes stand before."""
-
-    def mapped(*arrays):
-        leading = arrays[0].shape[:-1]
-        flat = [a.reshape((-1, a.shape[-1])) for a in arrays]
-        out = jax.vmap(fn)(*flat)
-        return out.reshape(leading + out.shape[1:])
-
-    return mapped

@@ -15,6 +15,8 @@ from ensjax.scores.ood import mass_above, split_rows
 from ensjax.scores.rows import broadcast_rows, row_weights
 
 RULES = ("eer", "youden", "far")
+# Shares are ratios of sums in float32; equal ones may differ by rounding.
+_TOLERANCE = 1e-6
 
 
 class ErrorRates(NamedTuple):
@@ -255,7 +257,3 @@ def _fit(scores, is_genuine, sample_weight, rule, most_far):
         return jnp.where(undefined, jnp.nan, found)
 
     return there(scores), there(far), there(frr)
-
-
-# Shares are ratios of sums in float32; equal ones may differ by rounding.
-_TOLERANCE = 1e-6

@@ -38,7 +38,7 @@ def macro_auroc(
 
     areas = jax.lax.map(of_class, jnp.arange(num_classes))
     areas = jnp.moveaxis(areas, 0, -1)
-    return _unless_undefined(_mean_of_known(areas), log_probs, labels, weight)
+    return _unless_undefined(jnp.nanmean(areas, axis=-1), log_probs, labels, weight)
 
 
 def hand_till_auroc(
@@ -78,15 +78,7 @@ def hand_till_auroc(
     first, second = np.nonzero(~np.eye(num_classes, dtype=bool))
     areas = jax.lax.map(of_pair, (jnp.asarray(first), jnp.asarray(second)))
     areas = jnp.moveaxis(areas, 0, -1)
-    return _unless_undefined(_mean_of_known(areas), log_probs, labels, weight)
-
-
-def _mean_of_known(areas):
-    """Mean over the last axis, without NaN; NaN if there is nothing else."""
-    known = ~jnp.isnan(areas)
-    count = jnp.sum(known, axis=-1)
-    total = jnp.sum(jnp.where(known, areas, 0.0), axis=-1)
-    return jnp.where(count == 0, jnp.nan, total / jnp.maximum(count, 1))
+    return _unless_undefined(jnp.nanmean(areas, axis=-1), log_probs, labels, weight)
 
 
 def _unless_undefined(value, log_probs, labels, weight):

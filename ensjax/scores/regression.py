@@ -4,7 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.scores.rows import broadcast_rows, row_weights, weighted_mean
+from ensjax.scores.rows import (
+    broadcast_rows,
+    check_targets,
+    floating,
+    row_weights,
+    same_shape,
+    weighted_mean,
+)
+
+# Sums of weights that are equal may differ by rounding.
+_TOLERANCE = 1e-6
 
 
 def gaussian_nll(
@@ -33,8 +43,8 @@ def gaussian_nll(
 
     Source: Lakshminarayanan et al. 2017, arXiv:1612.01474, equation 1.
     """
-    mean, targets, weight = _check(mean, targets, sample_weight)
-    variance = _same_shape("variance", variance, mean)
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
+    variance = same_shape("variance", variance, "mean", mean)
     squared = (targets - mean) ** 2 / variance
     return weighted_mean((jnp.log(2 * np.pi * variance) + squared) / 2, weight)
 
@@ -64,8 +74,8 @@ def crps_gaussian(
 
     Source: Gneiting and Raftery 2007, equation 21 (there with the sign reversed).
     """
-    mean, targets, weight = _check(mean, targets, sample_weight)
-    std = _same_shape("std", std, mean)
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
+    std = same_shape("std", std, "mean", mean)
     z = (targets - mean) / std
     density = jnp.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
     # 2 Phi(z) - 1 = erf(z / sqrt 2), without cancellation near z = 0.
@@ -86,7 +96,7 @@ def rmse(
     Raises:
         ValueError: if a shape does not fit.
     """
-    mean, targets, weight = _check(mean, targets, sample_weight)
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
     return jnp.sqrt(weighted_mean((mean - targets) ** 2, weight))
 
 
@@ -97,7 +107,7 @@ def mae(
 
     Arguments as for `rmse`.
     """
-    mean, targets, weight = _check(mean, targets, sample_weight)
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
     return weighted_mean(jnp.abs(mean - targets), weight)
 
 
@@ -110,7 +120,7 @@ def median_absolute_error(
     reached and the smallest at which more than half is: equal weights give the usual
     median. Arguments as for `rmse`.
     """
-    mean, targets, weight = _check(mean, targets, sample_weight)
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
     error = jnp.where(weight == 0, jnp.inf, jnp.abs(mean - targets))
     order = jnp.argsort(error, axis=-1)
     error = jnp.take_along_axis(error, order, axis=-1)
@@ -132,7 +142,7 @@ def max_error(
 
     Arguments as for `rmse`.
     """
-    mean, targets, weight = _check(mean, targets, sample_weight)
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
     error = jnp.where(weight == 0, -jnp.inf, jnp.abs(mean - targets))
     largest = jnp.max(error, axis=-1)
     undefined = jnp.any(jnp.isnan(weight), axis=-1) | jnp.isneginf(largest)
@@ -147,7 +157,7 @@ def r2(
     1 is best, 0 what the targets' own mean reaches; NaN for targets that are all equal.
     Arguments as for `rmse`.
     """
-    mean, targets, weight = _check(mean, targets, sample_weight)
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
     center = weighted_mean(targets, weight)[..., None]
     variance = weighted_mean((targets - center) ** 2, weight)
     error = weighted_mean((mean - targets) ** 2, weight)
@@ -163,7 +173,7 @@ def pearson_correlation(
 
     NaN if either is constant. Arguments as for `rmse`.
     """
-    mean, targets, weight = _check(mean, targets, sample_weight)
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
 
     def centered(values):
         return values - weighted_mean(values, weight)[..., None]
@@ -206,7 +216,7 @@ def pinball(
 
     Source: Koenker and Bassett 1978.
     """
-    quantiles, levels = _floating(quantiles), _floating(levels)
+    quantiles, levels = floating(quantiles), floating(levels)
     if quantiles.ndim < 2 or levels.shape != quantiles.shape[-1:]:
         raise ValueError(
             "quantiles must be [..., batch, level] and levels [level]; got shapes"
@@ -214,16 +224,12 @@ def pinball(
         )
     by_level = jnp.moveaxis(quantiles, -1, 0)  # [level, ..., batch]
     rows = by_level.shape[1:]
-    targets = broadcast_rows("targets", _floating(targets), rows)
+    targets = broadcast_rows("targets", floating(targets), rows)
     weight = row_weights(sample_weight, rows, quantiles.dtype)
     over = targets[None] - by_level
     levels = levels.reshape((-1,) + (1,) * len(rows))
     losses = jnp.where(over >= 0, levels * over, (levels - 1) * over)
     return jnp.moveaxis(weighted_mean(losses, weight[None]), 0, -1)
-
-
-# Sums of weights that are equal may differ by rounding.
-_TOLERANCE = 1e-6
 
 
 def mixture_moments(
@@ -255,8 +261,8 @@ def mixture_moments(
     Source: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4, with the
     variance in the form that does not cancel.
     """
-    mean = _floating(mean)
-    variance = _same_shape("variance", variance, mean)
+    mean = floating(mean)
+    variance = same_shape("variance", variance, "mean", mean)
     if mean.ndim < 1:
         raise ValueError("mean must be [member, ...]; got a scalar.")
     weights = row_weights(weights, mean.shape[:1], mean.dtype)
@@ -270,25 +276,3 @@ def mixture_moments(
     center = jnp.sum(weights * mean, axis=0, keepdims=True)
     spread = jnp.sum(weights * (mean - center) ** 2, axis=0)
     return center[0], jnp.sum(weights * variance, axis=0) + spread
-
-
-def _floating(values):
-    values = jnp.asarray(values)
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
-
-
-def _same_shape(name, values, mean):
-    values = _floating(values)
-    if values.shape != mean.shape:
-        raise ValueError(
-            f"{name} must have the shape of mean, {mean.shape}; got {values.shape}."
-        )
-    return values
-
-
-def _check(mean, targets, sample_weight):
-    mean = _floating(mean)
-    if mean.ndim < 1:
-        raise ValueError("mean must be [..., batch]; got a scalar.")
-    targets = broadcast_rows("targets", _floating(targets), mean.shape)
-    return mean, targets, row_weights(sample_weight, mean.shape, mean.dtype)

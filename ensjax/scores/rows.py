@@ -5,6 +5,8 @@ all members `[member, batch, class]` are scored in one call, against one `[batch
 labels.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -114,3 +116,88 @@ def is_correct(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
     correct = (votes(log_probs) == labels).astype(log_probs.dtype)
     undefined = jnp.isnan(label_log_probs(log_probs, labels))
     return jnp.where(undefined, jnp.nan, correct)
+
+
+def floating(values: jax.Array) -> jax.Array:
+    """`values` as floats of at least 32 bits."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def same_shape(
+    name: str, values: jax.Array, like_name: str, like: jax.Array
+) -> jax.Array:
+    """`values` as floats of the shape of `like`; raises `ValueError` naming both."""
+    values = floating(values)
+    if values.shape != like.shape:
+        raise ValueError(
+            f"{name} must have the shape of {like_name}, {like.shape}; got"
+            f" {values.shape}."
+        )
+    return values
+
+
+def check_targets(
+    name: str,
+    values: jax.Array,
+    targets: jax.Array,
+    sample_weight: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Real values, targets and weights of the same rows as floats `[..., batch]`.
+
+    Args:
+        name: of the values, for the error.
+        values: `[..., batch]`.
+        targets: `[batch]` or `[..., batch]`.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
+    values = floating(values)
+    if values.ndim < 1:
+        raise ValueError(f"{name} must be [..., batch]; got a scalar.")
+    targets = broadcast_rows("targets", floating(targets), values.shape)
+    return values, targets, row_weights(sample_weight, values.shape, values.dtype)
+
+
+def over_rows(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`fn` of `[batch]` arrays, mapped over whatever axes stand before."""
+
+    def mapped(*arrays):
+        leading = arrays[0].shape[:-1]
+        flat = [a.reshape((-1, a.shape[-1])) for a in arrays]
+        out = jax.vmap(fn)(*flat)
+        return out.reshape(leading + out.shape[1:])
+
+    return mapped
+
+
+def equal_weight_bins(values: jax.Array, weight: jax.Array, num_bins: int) -> jax.Array:
+    """The bin of each row, `[..., batch]`, in bins of equal weight by `values`.
+
+    A row goes to bin floor(num_bins * r), r in (0, 1) being its mid-rank (the middle of
+    the weight that its ties hold), so that equal values share a bin.
+    """
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    middle = over_rows(_mid_rank)(values, weight)
+    bins = jnp.floor(num_bins * middle / total).astype(jnp.int32)
+    return jnp.clip(bins, 0, num_bins - 1)
+
+
+def _mid_rank(values, weight):
+    order = jnp.argsort(values)
+    ends = jnp.concatenate([jnp.zeros(1, weight.dtype), jnp.cumsum(weight[order])])
+    ascending = values[order]
+    below = ends[jnp.searchsorted(ascending, values, side="left")]
+    up_to = ends[jnp.searchsorted(ascending, values, side="right")]
+    return (below + up_to) / 2
+
+
+def bin_sum(values: jax.Array, bins: jax.Array, num_bins: int) -> jax.Array:
+    """Sums of the rows of each bin, `[..., batch]` to `[..., bin]`."""
+
+    def one(values, bins):
+        return jax.ops.segment_sum(values, bins, num_segments=num_bins)
+
+    return over_rows(one)(values, bins)

@@ -63,7 +63,7 @@ def risk_coverage(
     Source: El-Yaniv and Wiener 2010; Geifman and El-Yaniv 2017, arXiv:1705.08500.
     """
     error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
-    return _curve(error, confidence, weight)
+    return error_curve(error, confidence, weight)
 
 
 def aurc(
@@ -96,7 +96,7 @@ def aurc(
     Source: Geifman, Uziel and El-Yaniv 2019, arXiv:1805.08206, section 2.
     """
     error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
-    return _area(_curve(error, confidence, weight))
+    return curve_area(error_curve(error, confidence, weight))
 
 
 def excess_aurc(
@@ -114,8 +114,8 @@ def excess_aurc(
     Source: Geifman, Uziel and El-Yaniv 2019, arXiv:1805.08206, section 3 (E-AURC).
     """
     error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
-    area = _area(_curve(error, confidence, weight))
-    return area - _area(_curve(error, -error, weight))
+    area = curve_area(error_curve(error, confidence, weight))
+    return area - curve_area(error_curve(error, -error, weight))
 
 
 def augrc(
@@ -134,8 +134,8 @@ def augrc(
     Source: Traub et al. 2024, arXiv:2407.01032, section 3.
     """
     error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
-    curve = _curve(error, confidence, weight)
-    return _area(curve._replace(risk=curve.risk * curve.coverage))
+    curve = error_curve(error, confidence, weight)
+    return curve_area(curve._replace(risk=curve.risk * curve.coverage))
 
 
 def risk_at_coverage(
@@ -156,7 +156,7 @@ def risk_at_coverage(
     if not 0.0 < coverage <= 1.0:
         raise ValueError(f"coverage must lie in (0, 1]; got {coverage}.")
     error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
-    curve = _curve(error, confidence, weight)
+    curve = error_curve(error, confidence, weight)
     first = jnp.argmax(curve.coverage >= coverage - _TOLERANCE, axis=-1)
     return jnp.take_along_axis(curve.risk, first[..., None], axis=-1)[..., 0]
 
@@ -180,7 +180,7 @@ def coverage_at_risk(
     if not 0.0 <= risk <= 1.0:
         raise ValueError(f"risk must lie in [0, 1]; got {risk}.")
     error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
-    curve = _curve(error, confidence, weight)
+    curve = error_curve(error, confidence, weight)
     reached = (curve.risk <= risk + _TOLERANCE) & (curve.weight > 0)
     largest = jnp.max(jnp.where(reached, curve.coverage, 0.0), axis=-1)
     return jnp.where(jnp.isnan(curve.risk[..., -1]), jnp.nan, largest)
@@ -195,7 +195,10 @@ def _errors(log_probs, labels, confidence, sample_weight):
     return 1.0 - is_correct(log_probs, labels), confidence, weight
 
 
-def _curve(error, confidence, weight):
+def error_curve(
+    error: jax.Array, confidence: jax.Array, weight: jax.Array
+) -> RiskCoverage:
+    """The mean error of the surest rows, for errors of any kind `[..., batch]`."""
     leading, num_rows = error.shape[:-1], error.shape[-1]
     flat = [x.reshape(-1, num_rows) for x in (error, confidence, weight)]
     curve = jax.vmap(_one_curve)(*flat)
@@ -220,6 +223,7 @@ def _one_curve(error, confidence, weight):
     return RiskCoverage(kept / kept[-1], risk, weight)
 
 
-def _area(curve):
+def curve_area(curve: RiskCoverage) -> jax.Array:
+    """The mean risk over the rows as they are added, `[...]`."""
     total = jnp.sum(curve.weight, axis=-1)
     return jnp.sum(weigh(curve.risk, curve.weight), axis=-1) / total

@@ -6,9 +6,19 @@ members forecast, `[member, batch]`, as equally likely values.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ensjax.scores.rows import broadcast_rows, row_weights, weighted_mean
+from ensjax.scores.rows import (
+    bin_sum,
+    broadcast_rows,
+    check_targets,
+    equal_weight_bins,
+    floating,
+    row_weights,
+    same_shape,
+    weigh,
+    weighted_mean,
+)
+from ensjax.scores.selective import curve_area, error_curve
 
 
 def pit_gaussian(mean: jax.Array, std: jax.Array, targets: jax.Array) -> jax.Array:
@@ -29,7 +39,7 @@ def pit_gaussian(mean: jax.Array, std: jax.Array, targets: jax.Array) -> jax.Arr
 
     Source: Dawid 1984.
     """
-    mean, std, targets = _check(mean, std, targets)
+    mean, std, targets, _ = _check(mean, std, targets)
     z = (targets - mean) / jnp.where(std > 0, std, jnp.nan)
     return jax.scipy.special.ndtr(z)
 
@@ -112,31 +122,17 @@ def ence(
     """
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
-    mean, std, targets = _check(mean, std, targets)
-    weight = row_weights(sample_weight, mean.shape, mean.dtype)
+    mean, std, targets, weight = _check(mean, std, targets, sample_weight)
 
-    def one(mean, std, targets, weight):
-        order = jnp.argsort(jnp.where(weight == 0, jnp.inf, std))
-        ordered, mass = std[order], jnp.cumsum(weight[order])
-        before = jnp.concatenate([jnp.zeros(1, mass.dtype), mass])
-        # The middle of the weight of all rows with the same value.
-        low = before[jnp.searchsorted(ordered, std, side="left")]
-        high = before[jnp.searchsorted(ordered, std, side="right")]
-        middle = (low + high) / (2 * mass[-1])
-        bins = jnp.clip((middle * num_bins).astype(jnp.int32), 0, num_bins - 1)
+    bins = equal_weight_bins(std, weight, num_bins)
+    rows = bin_sum(weight, bins, num_bins)
 
-        def mean_of(values):
-            values = jnp.where(weight == 0, 0.0, values) * weight
-            return jax.ops.segment_sum(values, bins, num_bins) / rows
+    def root_mean(squares):
+        return jnp.sqrt(bin_sum(weigh(squares, weight), bins, num_bins) / rows)
 
-        rows = jax.ops.segment_sum(weight, bins, num_bins)
-        spread = jnp.sqrt(mean_of(std**2))
-        skill = jnp.sqrt(mean_of((mean - targets) ** 2))
-        has_rows = rows > 0
-        error = jnp.where(has_rows, jnp.abs(spread - skill) / spread, 0.0)
-        return jnp.sum(error) / jnp.sum(has_rows)
-
-    return _over_rows(one)(mean, std, targets, weight)
+    spread, skill = root_mean(std**2), root_mean((mean - targets) ** 2)
+    error = jnp.where(rows > 0, jnp.abs(spread - skill) / spread, 0.0)
+    return jnp.sum(error, axis=-1) / jnp.sum(rows > 0, axis=-1)
 
 
 def sparsification_error(
@@ -168,35 +164,17 @@ def sparsification_error(
 
     Source: Ilg et al. 2018, arXiv:1802.07095, section 4.
     """
-    mean, std, targets = _check(mean, std, targets)
-    weight = row_weights(sample_weight, mean.shape, mean.dtype)
+    mean, std, targets, weight = _check(mean, std, targets, sample_weight)
 
-    def area(error, value, weight):
-        """Mean over coverages of the mean error of the rows that are kept."""
-        value = jnp.where(weight == 0, jnp.inf, value)
-        order = jnp.argsort(value)
-        value, error, weight = value[order], error[order], weight[order]
-        error = jnp.where(weight == 0, 0.0, error)
-        first = jnp.searchsorted(value, value, side="left")
-        last = jnp.searchsorted(value, value, side="right")
-        mass = jnp.concatenate([jnp.zeros(1), jnp.cumsum(weight)])
-        sums = jnp.concatenate([jnp.zeros(1), jnp.cumsum(weight * error)])
-        in_tie = mass[last] - mass[first]
-        tied = jnp.where(in_tie > 0, (sums[last] - sums[first]) / in_tie, 0.0)
-        kept = jnp.cumsum(weight)
-        risk = jnp.cumsum(weight * tied) / jnp.where(kept > 0, kept, 1.0)
-        return jnp.sum(weight * risk) / kept[-1]
+    error = jnp.abs(mean - targets)
+    total = weighted_mean(error, weight)
 
-    def one(mean, std, targets, weight):
-        error = jnp.abs(mean - targets)
-        total = weighted_mean(error, weight)
-        excess = area(error, std, weight) - area(error, error, weight)
-        counts = weight != 0
-        undefined = jnp.any((jnp.isnan(std) | jnp.isnan(error)) & counts)
-        undefined |= total == 0
-        return jnp.where(undefined, jnp.nan, excess / jnp.where(total == 0, 1, total))
+    def area(order):
+        return curve_area(error_curve(error, -order, weight))
 
-    return _over_rows(one)(mean, std, targets, weight)
+    undefined = jnp.any(jnp.isnan(std) & (weight != 0), axis=-1) | (total == 0)
+    excess = (area(std) - area(error)) / jnp.where(total == 0, 1.0, total)
+    return jnp.where(undefined, jnp.nan, excess)
 
 
 def crps_samples(
@@ -227,8 +205,7 @@ def crps_samples(
 
     Source: Gneiting and Raftery 2007, equation 20; Ferro 2014 (fair).
     """
-    samples = jnp.asarray(samples)
-    samples = samples.astype(jnp.promote_types(samples.dtype, jnp.float32))
+    samples = floating(samples)
     if samples.ndim != 2:
         raise ValueError(f"samples must be [member, batch]; got shape {samples.shape}.")
     targets = broadcast_rows(
@@ -276,8 +253,7 @@ def spread_skill(
 
     Source: Fortin et al. 2014, equation 15.
     """
-    samples = jnp.asarray(samples)
-    samples = samples.astype(jnp.promote_types(samples.dtype, jnp.float32))
+    samples = floating(samples)
     if samples.ndim != 2 or len(samples) < 2:
         raise ValueError(
             "samples must be [member, batch] of two members or more; got shape"
@@ -305,26 +281,6 @@ def _member_mask(mask, shape):
     return jnp.broadcast_to(mask.reshape(len(mask), -1), shape)
 
 
-def _over_rows(fn):
-    """`fn` of `[batch]` arrays, mapped over all leading axes."""
-
-    def mapped(*arrays):
-        lead = arrays[0].shape[:-1]
-        flat = [x.reshape(-1, x.shape[-1]) for x in arrays]
-        return jax.vmap(fn)(*flat).reshape(lead)
-
-    return mapped
-
-
-def _check(mean, std, targets):
-    mean = jnp.asarray(mean)
-    mean = mean.astype(jnp.promote_types(mean.dtype, np.float32))
-    if mean.ndim < 1:
-        raise ValueError("mean must be [..., batch]; got a scalar.")
-    std = jnp.asarray(std, mean.dtype)
-    if std.shape != mean.shape:
-        raise ValueError(
-            f"std must have the shape of mean, {mean.shape}; got {std.shape}."
-        )
-    targets = broadcast_rows("targets", jnp.asarray(targets, mean.dtype), mean.shape)
-    return mean, std, targets
+def _check(mean, std, targets, sample_weight=None):
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
+    return mean, same_shape("std", std, "mean", mean), targets, weight
