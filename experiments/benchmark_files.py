@@ -23,7 +23,7 @@ import rich.table
 from etils import epath
 
 from ensjax.experiment.exit_codes import ConfigError, one_line
-from ensjax.experiment.json_files import read_json, write_json
+from ensjax.experiment.json_files import is_local, read_json, write_json
 from ensjax.experiment.versions import hardware
 
 COMPARED_VERSIONS = ("ensjax", "git_commit", "jax", "jaxlib", "flax")
@@ -98,7 +98,7 @@ def begin(
         ConfigError: if a file cannot be read or compared with, or `--json` not be
             written.
     """
-    if options.json:
+    if options.json and is_local(options.json):
         folder = Path(options.json).absolute().parent
         if not os.access(folder, os.W_OK):
             raise ConfigError(f"--json {options.json}: cannot write into {folder}.")

@@ -248,19 +248,24 @@ def test_a_replay_takes_the_experiment_that_the_run_was_made_with(
     assert "is not the file that the run was made with, or has changed since" in out
 
 
-def test_a_replay_has_the_devices_of_the_last_start(tmp_path):
+def test_a_replay_has_the_devices_of_the_last_start(monkeypatch):
     from ensjax.experiment import past_run
 
     class Run:
         versions = {
-            "platform": "gpu",
-            "num_devices": 8,
-            "resumed_with": [{"platform": "gpu", "num_devices": 4}],
+            "platform": "cpu",
+            "num_devices": 2,
+            "resumed_with": [{"platform": "cpu", "num_devices": 5}],
         }
 
+    chosen = {}
+    monkeypatch.setattr(jax.config, "update", chosen.__setitem__)
+    past_run.set_devices_of(Run)
+    assert chosen == {"jax_platforms": "cpu", "jax_num_cpu_devices": 5}
+    chosen.clear()
+    Run.versions["resumed_with"].append({"platform": "gpu", "num_devices": 4})
     past_run.set_devices_of(Run)  # a GPU's are not chosen
-    Run.versions["resumed_with"].append({"platform": "cpu", "num_devices": 8})
-    past_run.set_devices_of(Run)  # as many as there are; another number would raise
+    assert chosen == {}
 
 
 @pytest.mark.parametrize("members", ["(1,1)", "(-1,1)", "(2147483648,)"])

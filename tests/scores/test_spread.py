@@ -85,6 +85,17 @@ def test_ence_of_weights_and_of_equal_spreads(case):
     np.testing.assert_allclose(found, abs(1.5 - rmse) / 1.5, rtol=1e-5)
 
 
+def test_rows_of_weight_zero_are_gone_wherever_they_would_be_sorted(case):
+    mean, std, targets, _ = case
+    keep = np.arange(ROWS) % 3 != 0
+    odd = np.where(np.arange(ROWS) % 2, 1e-3, np.nan)
+    broken = np.where(keep, std, odd)
+    for score in (scores.ence, scores.sparsification_error, scores.miscalibration_area):
+        found = score(mean, broken, targets, sample_weight=keep)
+        expected = score(mean[:, keep], std[:, keep], targets[keep])
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def loop_ause(mean, std, targets):
     error = np.abs(mean - targets).astype(float)
 
