@@ -135,9 +135,7 @@ def test_crps_equals_scoringrules(fair):
     samples = np.round(rng.normal(size=(7, ROWS)), 1).astype(np.float32)
     targets = rng.normal(size=ROWS).astype(np.float32)
     estimator = "fair" if fair else "nrg"
-    expected = scoringrules.crps_ensemble(
-        targets, samples, m_axis=0, estimator=estimator
-    )
+    expected = scoringrules.crps_ensemble(targets, samples.T, estimator=estimator)
     found = jax.jit(scores.crps_samples, static_argnames="fair")(
         samples, targets, fair=fair
     )
@@ -146,7 +144,7 @@ def test_crps_equals_scoringrules(fair):
     mask = np.arange(7) != 2
     broken = np.where(mask[:, None], samples, np.nan)
     expected = scoringrules.crps_ensemble(
-        targets, samples[mask], m_axis=0, estimator=estimator
+        targets, samples[mask].T, estimator=estimator
     )
     found = scores.crps_samples(broken, targets, fair=fair, mask=mask)
     np.testing.assert_allclose(found, expected.mean(), rtol=1e-5)
