@@ -143,9 +143,7 @@ def test_crps_equals_scoringrules(fair):
     # A member that is masked is a member that is not there.
     mask = np.arange(7) != 2
     broken = np.where(mask[:, None], samples, np.nan)
-    expected = scoringrules.crps_ensemble(
-        targets, samples[mask].T, estimator=estimator
-    )
+    expected = scoringrules.crps_ensemble(targets, samples[mask].T, estimator=estimator)
     found = scores.crps_samples(broken, targets, fair=fair, mask=mask)
     np.testing.assert_allclose(found, expected.mean(), rtol=1e-5)
     by_row = rng.uniform(size=samples.shape) < 0.7
