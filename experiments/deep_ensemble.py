@@ -8,7 +8,6 @@ measures, `deep_ensemble_claims.py` judges and `deep_ensemble_figures.py` draws.
 
 import functools
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,21 +15,15 @@ import numpy as np
 
 import ensjax
 from ensjax import data, losses
-from ensjax.experiment.configs import load_module
+from ensjax.experiment.fields import load_beside
 from ensjax.experiment.processes import everywhere
 from ensjax.train import TrainingJob
 
-
-def _beside(name):
-    """The module `name`, which lies beside this one in a checkout and in a wheel."""
-    return load_module(Path(__file__).with_name(f"{name}.py"), "experiment")
-
-
-measures = _beside("deep_ensemble_scores")
-verdicts = _beside("deep_ensemble_claims")
-figures = _beside("deep_ensemble_figures")
-recipe = _beside("deep_ensemble_recipe")
-checks = _beside("deep_ensemble_checks")
+measures = load_beside(__file__, "deep_ensemble_scores")
+verdicts = load_beside(__file__, "deep_ensemble_claims")
+figures = load_beside(__file__, "deep_ensemble_figures")
+recipe = load_beside(__file__, "deep_ensemble_recipe")
+checks = load_beside(__file__, "deep_ensemble_checks")
 
 PAPER = "Lakshminarayanan et al. 2017, arXiv:1612.01474"
 SHIFTS = {"rotation": "rotation_degrees", "noise": "noise_sigma"}

@@ -1,7 +1,6 @@
 """Mistakes in a config of `deep_ensemble.py`, found before anything is written."""
 
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,12 @@ import ensjax
 from ensjax import data
 from ensjax.blocks import Blocks, check_unrolled
 from ensjax.experiment import ConfigError
-from ensjax.experiment.configs import load_module
 from ensjax.experiment.exit_codes import one_line
+from ensjax.experiment.fields import check_options, choose, load_beside
 from ensjax.train import arguments
 from ensjax.train.schedule import Schedule
 
-recipe = load_module(Path(__file__).with_name("deep_ensemble_recipe.py"), "experiment")
+recipe = load_beside(__file__, "deep_ensemble_recipe")
 
 # What a model, an optimizer or a split raises for options that do not go together.
 _OPTION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -62,7 +61,7 @@ def validate(config, mesh=None):
     for part in ("data", "ood"):
         name, options = config[part].name, config[part].options.to_dict()
         if name != "none":
-            recipe.check_options(
+            check_options(
                 f"config.{part}.options of {name}",
                 data.find_dataset(name),
                 options=options,
@@ -104,7 +103,7 @@ def _check_names(config):
         ("ood.name", config.ood.name, {"none": None} | data.DATASETS),
         *(("augment", name, recipe.AUGMENTATIONS) for name in config.augment),
     ):
-        recipe.choose(field, value, known)
+        choose(field, value, known)
 
 
 def _check_numbers(config):
@@ -159,7 +158,7 @@ def _check_optimizer(config):
     build = recipe.OPTIMIZERS[options.pop("name")]
     options.pop("learning_rate")
     field = f"config.optimizer of {config.optimizer.name}"
-    recipe.check_options(field, build, 1.0, options=options)
+    check_options(field, build, 1.0, options=options)
     try:
         jax.eval_shape(lambda x: _one_update(config, x), jnp.zeros(1))
     except _OPTION_ERRORS as error:
@@ -185,9 +184,9 @@ def _check_model(config, shape, num_classes):
         raise ConfigError(f"config.augment needs images; got rows of shape {shape}.")
     build, options = recipe.MODELS[name], options | {"dtype": None, "rngs": None}
     if isinstance(build, type):  # the class itself has the signature of its metaclass
-        recipe.check_options(field, build.__init__, None, options=options)
+        check_options(field, build.__init__, None, options=options)
     else:
-        recipe.check_options(field, build, options=options)
+        check_options(field, build, options=options)
 
     def logits(x):
         model = recipe.build_model(config, nnx.Rngs(params=0, dropout=1))

@@ -1,15 +1,11 @@
 """What `deep_ensemble.py` concludes: scalars, claims of the paper, our own checks."""
 
-from pathlib import Path
-
 import numpy as np
 
 from ensjax.experiment import check, claim, not_run, student_interval
-from ensjax.experiment.configs import load_module
+from ensjax.experiment.fields import load_beside
 
-measures = load_module(
-    Path(__file__).with_name("deep_ensemble_scores.py"), "experiment"
-)
+measures = load_beside(__file__, "deep_ensemble_scores")
 
 PAPER = "Lakshminarayanan et al. 2017, arXiv:1612.01474"
 

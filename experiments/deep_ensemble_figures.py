@@ -1,16 +1,12 @@
 """Tables and figures of `deep_ensemble.py`; curves show all seeds, pictures seed 0."""
 
-from pathlib import Path
-
 import numpy as np
 
 from ensjax import plot
 from ensjax.experiment import student_interval
-from ensjax.experiment.configs import load_module
+from ensjax.experiment.fields import load_beside
 
-measures = load_module(
-    Path(__file__).with_name("deep_ensemble_scores.py"), "experiment"
-)
+measures = load_beside(__file__, "deep_ensemble_scores")
 
 LABELS = {
     "accuracy": "Accuracy",

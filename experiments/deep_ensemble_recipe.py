@@ -1,7 +1,6 @@
 """What `deep_ensemble.py` is made of: rows, model, loss and optimizer of a config."""
 
 import functools
-import inspect
 import operator
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from flax import nnx
 from ensjax import data, losses, nn
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
+from ensjax.experiment.fields import check_options, choose
 
 MODELS = {
     "cnn": nn.CNN,
@@ -142,19 +142,6 @@ def row_shapes(config) -> Rows:
     )
 
 
-def check_options(field, function, *arguments, options):
-    """Raises `ConfigError`, with the options that there are, for others than those."""
-    signature = inspect.signature(function)
-    try:
-        signature.bind(*arguments, **options)
-    except TypeError as error:
-        known = list(signature.parameters)[len(arguments) :]
-        raise ConfigError(
-            f"{field}: {one_line(error)}; the options are {', '.join(known)}. Fields"
-            " are added and removed in the config file."
-        ) from error
-
-
 def _load(config, part):
     section, field = config[part], f"config.{part}.options"
     load, options = data.find_dataset(section.name), section.options.to_dict()
@@ -170,15 +157,6 @@ def _load(config, part):
 @functools.lru_cache(maxsize=2)
 def _load_local(name, options):
     return data.find_dataset(name)(**dict(options))
-
-
-def choose(field, name, known):
-    """`known[name]`; raises `ConfigError` that lists the known names."""
-    if name not in known:
-        raise ConfigError(
-            f"config.{field} is one of {', '.join(sorted(known))}; got {name!r}."
-        )
-    return known[name]
 
 
 class Standardised(nnx.Module):

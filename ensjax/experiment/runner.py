@@ -199,7 +199,8 @@ def run_experiment(options: RunOptions) -> int:
             if _is_mistake(error) and run.is_writable:
                 # The corrected command is another run, and must find the place free.
                 is_ours = state == "new" and is_local(run.path)
-                if is_ours and not committed_steps(workdir):
+                has_stages = (run.path / "stages").exists()
+                if is_ours and not has_stages and not committed_steps(workdir):
                     remove_created(Path(workdir), missing)
                 elif before is not None and _written(workdir) == before[1]:
                     # What was refused has not run here.

@@ -1,0 +1,137 @@
+"""A run in stages: each is computed once, stored, and read back when the run resumes.
+
+stages/<name>.npz   the arrays of one finished stage
+
+For experiments whose work is not one call of `fit`: seeds, data sets, models that
+others train. A stage that trains gives `fit` a folder of `run_dir.checkpoints` and so
+resumes inside, too.
+"""
+
+import hashlib
+import io
+import json
+import re
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+
+import ml_collections
+import numpy as np
+
+from ensjax.experiment.configs import normalise_config
+from ensjax.experiment.json_files import write_bytes
+from ensjax.experiment.processes import everywhere, on_first_process, process_index
+from ensjax.experiment.run_directory import RunDirectory
+from ensjax.train.progress import duration
+
+Arrays = Mapping[str, np.ndarray]
+_CONFIG = "__config__"
+
+
+def run_stages(
+    run_dir: RunDirectory,
+    config: ml_collections.ConfigDict,
+    stages: Mapping[str, Callable[[dict[str, Arrays]], Arrays]],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Runs named stages in order and returns what each gave.
+
+    One line is printed for each stage, with the time that is left; the seconds are
+    logged in the phase "stages". A file that cannot be read, or that another config
+    has written, is computed again, and so are the stages after it.
+
+    Args:
+        run_dir: the run.
+        config: of the run.
+        stages: for each name (letters, digits, `_` and `-`) a function of what the
+            earlier stages gave, `{stage: {name: array}}`. It returns arrays by name, of
+            numbers or text, and depends on the config and the earlier stages alone.
+            Times it may return make no scalar of the results.
+
+    Returns:
+        `{stage: {name: array}}`.
+
+    Raises:
+        ValueError: if a name cannot name a file, or no stage is given.
+        TypeError: if a stage returns something else than a mapping of such arrays.
+    """
+    if not stages:
+        raise ValueError("a run in stages has at least one; got none.")
+    for name in stages:
+        if not re.fullmatch(r"[\w][\w-]*", name):
+            raise ValueError(
+                f"a stage's name becomes a file name: letters, digits, _ and -; got"
+                f" {name!r}."
+            )
+    digest = _digest(config)
+    logger = run_dir.logger("stages")
+    done: dict[str, dict[str, np.ndarray]] = {}
+    is_fresh, spent = False, []
+    for number, (name, compute) in enumerate(stages.items(), start=1):
+        path = run_dir.path / "stages" / f"{name}.npz"
+        label = f"stage {number}/{len(stages)} {name}"
+        is_stored = not is_fresh and on_first_process(
+            lambda path=path: _read(path, digest) is not None
+        )
+        if is_stored:
+            done[name] = everywhere(lambda path=path: _read(path, digest))
+            _say(f"{label}: read back")
+            continue
+        is_fresh = True
+        start = time.perf_counter()
+        done[name] = _arrays(name, compute(done))
+        spent.append(time.perf_counter() - start)
+        if run_dir.is_writable:
+            path.parent.mkdir(exist_ok=True)
+            write_bytes(path, _pack(done[name], digest))
+        logger.write(number, {"seconds": spent[-1]})
+        rest = len(stages) - number
+        left = f" | {duration(rest * sum(spent) / len(spent))} left" if rest else ""
+        _say(f"{label}: {duration(spent[-1])}{left}")
+    return done
+
+
+def _digest(config):
+    """Of everything but the mesh, which may be another at every start."""
+    settings = normalise_config(config)
+    settings.pop("mesh", None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _arrays(stage, values):
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"the stage {stage!r} must return a mapping of arrays; got"
+            f" {type(values).__name__}."
+        )
+    arrays = {str(name): np.asarray(value) for name, value in values.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufU":
+            raise TypeError(
+                f"the stage {stage!r} must return arrays of numbers or text;"
+                f" {name!r} is {array.dtype}."
+            )
+    return arrays
+
+
+def _pack(arrays, digest):
+    buffer = io.BytesIO()
+    np.savez(buffer, **{_CONFIG: np.asarray(digest)}, **arrays)
+    return buffer.getvalue()
+
+
+def _read(path, digest):
+    """The arrays, or None if the file is absent, damaged or of another config."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+        _say(f"{path} is damaged ({error}); computing it again")
+        return None
+    return arrays if str(arrays.pop(_CONFIG, "")) == digest else None
+
+
+def _say(text):
+    if process_index() == 0:
+        print(text, flush=True)
