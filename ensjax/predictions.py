@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ensjax.provenance import Provenance
+
 ABSTAIN = -1
 
 
@@ -71,6 +73,7 @@ class Predictions:
         kind: `"logits"`, `"log_probs"` or `"votes"`.
         names: one name per member.
         num_classes: number of classes.
+        provenance: which rows these are and who was trained on them; None: unknown.
     """
 
     values: jax.Array
@@ -79,6 +82,7 @@ class Predictions:
     kind: str = struct.field(pytree_node=False)
     names: tuple[str, ...] = struct.field(pytree_node=False)
     num_classes: int = struct.field(pytree_node=False)
+    provenance: Provenance | None = struct.field(pytree_node=False, default=None)
 
     @classmethod
     def from_logits(
@@ -88,6 +92,7 @@ class Predictions:
         weights: jax.Array | None = None,
         mask: jax.Array | None = None,
         names: Sequence[str] | None = None,
+        provenance: Provenance | None = None,
     ) -> "Predictions":
         """Predictions from logits (or log-probabilities) `[member, batch, class]`.
 
@@ -104,7 +109,7 @@ class Predictions:
         if not jnp.issubdtype(logits.dtype, jnp.floating):
             raise TypeError(f"logits must be floating point; got {logits.dtype}.")
         return _predictions(
-            cls, logits, "logits", logits.shape[2], weights, mask, names
+            cls, logits, "logits", logits.shape[2], weights, mask, names, provenance
         )
 
     @classmethod
@@ -116,6 +121,7 @@ class Predictions:
         weights: jax.Array | None = None,
         mask: jax.Array | None = None,
         names: Sequence[str] | None = None,
+        provenance: Provenance | None = None,
     ) -> "Predictions":
         """Predictions from probabilities, such as scikit-learn's `predict_proba`.
 
@@ -141,7 +147,7 @@ class Predictions:
             raise ValueError(f"smallest must lie between 0 and 1; got {smallest}.")
         values = log_probs(jnp.log(jnp.maximum(probs, smallest)))
         return _predictions(
-            cls, values, "log_probs", probs.shape[2], weights, mask, names
+            cls, values, "log_probs", probs.shape[2], weights, mask, names, provenance
         )
 
     @classmethod
@@ -153,6 +159,7 @@ class Predictions:
         weights: jax.Array | None = None,
         mask: jax.Array | None = None,
         names: Sequence[str] | None = None,
+        provenance: Provenance | None = None,
     ) -> "Predictions":
         """Predictions from class indices `[member, batch]`; -1 abstains.
 
@@ -166,7 +173,9 @@ class Predictions:
         if not jnp.issubdtype(votes.dtype, jnp.integer):
             raise TypeError(f"votes must be integers; got {votes.dtype}.")
         values = votes.astype(jnp.int32)
-        return _predictions(cls, values, "votes", num_classes, weights, mask, names)
+        return _predictions(
+            cls, values, "votes", num_classes, weights, mask, names, provenance
+        )
 
     @property
     def num_members(self) -> int:
@@ -236,6 +245,7 @@ def as_predictions(
         logits.weights if weights is None else weights,
         logits.mask if mask is None else mask,
         logits.names,
+        logits.provenance,
     )
 
 
@@ -289,7 +299,7 @@ def predictive_log_probs(
     return jnp.log(jnp.sum(weights * ratio, axis=0)) + peak[0]
 
 
-def _predictions(cls, values, kind, num_classes, weights, mask, names):
+def _predictions(cls, values, kind, num_classes, weights, mask, names, provenance=None):
     shape = values.shape[:2]
     weights = jnp.ones(shape[:1]) if weights is None else jnp.asarray(weights)
     mask = jnp.ones(shape[:1], bool) if mask is None else jnp.asarray(mask)
@@ -303,6 +313,16 @@ def _predictions(cls, values, kind, num_classes, weights, mask, names):
         names = tuple(f"member {i}" for i in range(shape[0]))
     if len(names) != shape[0]:
         raise ValueError(f"names must hold {shape[0]} members; got {len(names)}.")
+    if provenance is not None:
+        seen = provenance.seen
+        if len(provenance.rows) != shape[1] or (
+            seen is not None and len(seen) not in (1, shape[0])
+        ):
+            raise ValueError(
+                f"provenance must be of [member, batch] = {shape}; got"
+                f" {len(provenance.rows)} rows"
+                + ("." if seen is None else f" seen by {len(seen)} members.")
+            )
     return cls(
         values=values,
         mask=mask.astype(bool),
@@ -310,4 +330,5 @@ def _predictions(cls, values, kind, num_classes, weights, mask, names):
         kind=kind,
         names=tuple(names),
         num_classes=int(num_classes),
+        provenance=provenance,
     )

@@ -13,6 +13,7 @@ from flax import struct
 from ensjax.combine.average import mean_probs
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
+from ensjax.provenance import FittedRows, check_fitting_rows
 from ensjax.scores.rows import check_rows, weighted_mean
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 1e4
@@ -30,10 +31,14 @@ class Temperature:
         temperature: a scalar; above 1 softens, below 1 sharpens.
         weights: `[member]` weights of the pool it was fitted on; None weighs members
             equally.
+        fitted_rows: the rows it was fitted on, where they are known.
     """
 
     temperature: jax.Array
     weights: jax.Array | None = None
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the temperature")
+    )
 
     def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
         """Pools the members by `mean_probs`, divides by T, normalises again.
@@ -47,7 +52,10 @@ class Temperature:
 
         Raises:
             ValueError: if the shape does not fit.
+            LeakageError: for test rows that it was fitted on.
         """
+        if isinstance(logits, Predictions):
+            self.fitted_rows.check_test(logits.provenance)
         return normalize(_pool(logits, self.weights) / self.temperature)
 
 
@@ -113,6 +121,8 @@ def calibrate(
     Raises:
         ValueError: if a shape does not fit, or there is no row.
         TypeError: if `labels` are not integers.
+        LeakageError: if `Predictions` say that members were trained on these rows, or
+            that they are test rows.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 4.2; pooling before scaling:
     Rahaman and Thiery 2021, arXiv:2007.08792.
@@ -125,9 +135,15 @@ def calibrate(
         >>> jnp.exp(temperature(logits)).round(1).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
     """
+    fitted_rows = FittedRows("the temperature")
+    if isinstance(logits, Predictions):
+        fitted_rows = check_fitting_rows(
+            fitted_rows.what, logits.provenance, names=logits.names
+        )
     pooled = _pool(logits, weights)
     rows = _held_out(pooled, labels, sample_weight)
-    return Temperature(_fit(*rows), None if weights is None else jnp.asarray(weights))
+    weights = None if weights is None else jnp.asarray(weights)
+    return Temperature(_fit(*rows), weights, fitted_rows)
 
 
 def calibrate_members(

@@ -1,0 +1,90 @@
+"""Rows that were trained on, fitted on and tested on do not meet."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax import combine
+from ensjax.predictions import Predictions
+from ensjax.provenance import LeakageError, Provenance, check_fitting_rows
+
+ROWS = np.arange(10, 18)
+
+
+def predictions(provenance, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = jnp.asarray(rng.normal(size=(2, 8, 3)), jnp.float32)
+    return Predictions.from_logits(logits, names=("tree", "knn"), provenance=provenance)
+
+
+LABELS = np.arange(8) % 3
+
+
+def test_rows_that_a_member_was_trained_on_are_named():
+    provenance = Provenance.of(
+        "wine", ROWS, trained_on=[np.arange(5), np.array([12, 17, 90])]
+    )
+    with pytest.raises(LeakageError, match="rows 12, 17 of 'wine': member 'knn' was"):
+        combine.calibrate(predictions(provenance), LABELS)
+    # A member that does not count has leaked nothing.
+    counts = np.array([True, False])
+    check_fitting_rows("the vote", provenance, counts=counts)
+    shared = Provenance.of("wine", ROWS, trained_on=np.arange(14))
+    with pytest.raises(LeakageError, match="rows 10, 11, 12, 13 of 'wine': member 0"):
+        combine.calibrate(predictions(shared), LABELS)
+
+
+def test_nothing_is_fitted_on_test_rows():
+    with pytest.raises(LeakageError, match="'test' rows of 'wine'"):
+        combine.calibrate(predictions(Provenance("wine", ROWS, "test")), LABELS)
+    kept = Provenance("wine", ROWS, test_rows=np.array([3, 11]))
+    with pytest.raises(LeakageError, match="row 11 of 'wine', which are kept"):
+        combine.calibrate(predictions(kept), LABELS)
+
+
+def test_what_was_fitted_on_a_row_is_not_tested_on_it():
+    held_out = Provenance.of("wine", ROWS, trained_on=np.arange(10))
+    temperature = combine.calibrate(predictions(held_out), LABELS)
+    assert np.isfinite(temperature(predictions(held_out))).all()  # to look at the fit
+    other = Provenance("wine", ROWS + 8, "test")
+    assert np.isfinite(temperature(predictions(other))).all()
+    elsewhere = Provenance("iris", ROWS, "test")
+    assert np.isfinite(temperature(predictions(elsewhere))).all()
+    overlap = Provenance("wine", ROWS + 6, "test")
+    with pytest.raises(LeakageError, match="the temperature was fitted on rows 16, 17"):
+        temperature(predictions(overlap))
+
+
+def test_equal_provenances_compile_once():
+    count = 0
+
+    def pooled(said):
+        nonlocal count
+        count += 1
+        return combine.mean_probs(said)
+
+    pooled = jax.jit(pooled)
+    for seed in range(3):
+        pooled(predictions(Provenance.of("wine", ROWS, trained_on=np.arange(3)), seed))
+    assert count == 1
+    pooled(predictions(Provenance.of("wine", ROWS, trained_on=np.arange(11))))
+    assert count == 2
+
+
+def test_some_rows_keep_what_is_known_of_them():
+    whole = Provenance.of("wine", ROWS, trained_on=[np.array([10]), np.array([13])])
+    part = whole.take(np.array([1, 3]), part="test")
+    assert part.rows.tolist() == [11, 13] and part.part == "test"
+    assert part.seen.tolist() == [[False, False], [False, True]]
+
+
+def test_what_provenance_may_be():
+    with pytest.raises(ValueError, match="integers"):
+        Provenance("wine", np.array([0.5]))
+    with pytest.raises(ValueError, match="bools"):
+        Provenance("wine", ROWS, seen=np.zeros((2, 3), bool))
+    with pytest.raises(ValueError, match="got 5 rows"):
+        predictions(Provenance("wine", np.arange(5)))
+    with pytest.raises(ValueError, match="seen by 3 members"):
+        predictions(Provenance.of("wine", ROWS, trained_on=[ROWS] * 3))
