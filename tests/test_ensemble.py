@@ -352,6 +352,21 @@ def test_what_is_saved_loads_onto_any_mesh(tmp_path, members):
     assert built.graph == ensemble.graph
 
 
+def test_a_flipped_byte_of_a_saved_ensemble_is_noticed(tmp_path):
+    Ensemble.init(make_mlp, num_members=2).save(tmp_path / "a")
+    file = max((tmp_path / "a/arrays").rglob("d/*"), key=lambda p: p.stat().st_size)
+    whole = file.read_bytes()
+    for eighth in range(1, 8):
+        at = len(whole) * eighth // 8
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(checkpoint.DamagedCheckpoint):
+            Ensemble.load(tmp_path / "a")
+    # One that was written without checksums is read as it is.
+    Ensemble.init(make_mlp, num_members=2).save(tmp_path / "b")
+    (tmp_path / "b/arrays.json").unlink()
+    assert len(Ensemble.load(tmp_path / "b")) == 2
+
+
 def test_a_save_that_fails_leaves_nothing_and_can_be_made_again(tmp_path, monkeypatch):
     ensemble = Ensemble.init(make_mlp, num_members=2)
     save_tree = checkpoint.save_tree

@@ -4,6 +4,7 @@ from ensjax.checkpoint.seals import DamagedCheckpoint
 from ensjax.checkpoint.steps import Checkpoints
 from ensjax.checkpoint.trees import (
     from_plain,
+    hush_orbax,
     leaf_names,
     load_tree,
     save_tree,
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "DamagedCheckpoint",
     "from_plain",
+    "hush_orbax",
     "leaf_names",
     "load_tree",
     "save_tree",

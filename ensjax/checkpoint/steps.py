@@ -58,6 +58,7 @@ class Checkpoints:
     def __init__(self, directory: Any, *, max_to_keep: int | None = 2):
         self.directory = epath.Path(directory)
         self._damaged: list[int] = []
+        self._is_tidy = False
         hush_orbax()
         self._manager = _Manager(
             self.directory.resolve(),
@@ -122,6 +123,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts saving a stacked state, leaves `[row, ...]`, and JSON-able `meta`."""
         self._move_damaged()
+        self._remove_torn()
         table = table_of(state)
         args = one_chunk_a_member(table)
         sealed = seals.seal(meta, table, row_checksums(table))
@@ -276,6 +278,17 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("moved damaged checkpoints")
         self._manager.reload()
+
+    def _remove_torn(self):
+        """Removes what saves that were cut off have left; before the first save.
+
+        Not when the directory is opened: whoever only reads must not touch the save of
+        the run that is under way.
+        """
+        if not self._is_tidy and jax.process_index() == 0:
+            for folder in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                folder.rmtree()
+        self._is_tidy = True
 
     def __enter__(self):
         return self

@@ -6,6 +6,7 @@ whole.
 """
 
 import contextlib
+import json
 import logging
 import re
 import sys
@@ -18,6 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+
+from ensjax.checkpoint import seals
+from ensjax.checkpoint.checksums import row_checksums
+from ensjax.checkpoint.reading import read_or_damaged
 
 _KEY_KINDS = {
     "key<fry>": "threefry2x32",
@@ -161,8 +166,16 @@ def save_tree(path: Any, tree: Any) -> None:
     table = table_of(tree)
     args = one_chunk_a_member(table)
     hush_orbax()
+    sealed = seals.seal({}, table, row_checksums(table))
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), table, save_args=args)
+    if jax.process_index() == 0:
+        _seal_of(path).write_text(json.dumps(sealed))
+
+
+def _seal_of(path):
+    """Beside the directory, with the checksums of its leaves and members."""
+    return path.parent / f"{path.name}.json"
 
 
 @contextlib.contextmanager
@@ -192,15 +205,38 @@ def written_whole(path: Any) -> Iterator[epath.Path]:
 
 
 def load_tree(path: Any, like: Any) -> Any:
-    """Reads what `save_tree` wrote onto the devices of `like`; see `restore`."""
+    """Reads what `save_tree` wrote onto the devices of `like`; see `restore`.
+
+    Raises:
+        ValueError: if leaves are missing, superfluous or of another shape; named.
+        DamagedCheckpoint: if the rows of a member are not what was saved. Directories
+            that were written without checksums are not compared.
+    """
     path = epath.Path(path)
     wanted = target_table(like)
+    check_same_leaves(_stored_tree(path), wanted, path)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(path.resolve()).item_metadata.tree
-        check_same_leaves(stored, wanted, path)
         args = ocp.checkpoint_utils.construct_restore_args(wanted)
-        table = checkpointer.restore(path.resolve(), item=wanted, restore_args=args)
+        table = read_or_damaged(
+            lambda: checkpointer.restore(path.resolve(), item=wanted, restore_args=args)
+        )
+    if _seal_of(path).exists():
+        leaves = read_or_damaged(
+            lambda: seals.unseal(json.loads(_seal_of(path).read_text()))[1]
+        )
+        found = row_checksums(table)
+        for name, leaf in leaves.items():
+            leaf.check(name, found[name], np.arange(leaf.shape[0]))
     return from_table(table, like)
+
+
+def _stored_tree(path):
+    """The leaves as Orbax describes them; None there stands for what is torn."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        found = read_or_damaged(lambda: checkpointer.metadata(path.resolve()))
+    if found.item_metadata is None:
+        raise seals.DamagedCheckpoint(f"the arrays in {path} cannot be read")
+    return found.item_metadata.tree
 
 
 def stored_shapes(path: Any) -> dict[str, tuple[int, ...]]:
@@ -208,10 +244,10 @@ def stored_shapes(path: Any) -> dict[str, tuple[int, ...]]:
 
     Raises:
         ValueError: if there is nothing at `path`.
+        DamagedCheckpoint: if it cannot be read.
     """
     path = epath.Path(path)
     if not path.exists():
         raise ValueError(f"There is no saved ensemble at {path}.")
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path.resolve()).item_metadata.tree
+    tree = _stored_tree(path)
     return {name: tuple(leaf.shape) for name, leaf in tree.items()}

@@ -102,6 +102,17 @@ def test_a_state_that_training_overwrites_at_once_is_saved_as_it_was(tmp_path):
     np.testing.assert_array_equal(restored["x"], 0)
 
 
+def test_what_a_save_that_was_cut_off_left_goes_with_the_next_save(tmp_path):
+    torn = tmp_path / "7.orbax-checkpoint-tmp"
+    (torn / "state").mkdir(parents=True)
+    state = place({"x": np.zeros((2, 3))}, make_mesh(member=1), jax.P("member"))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert torn.exists()  # whoever only reads leaves it alone
+        checkpoints.save(9, state, {})
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["9"]
+
+
 def test_old_steps_are_removed(tmp_path):
     with Checkpoints(tmp_path, max_to_keep=2) as checkpoints:
         for step in range(4):
