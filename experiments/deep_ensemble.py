@@ -148,14 +148,14 @@ def predict_and_measure(config, ensemble, rows, frozen_steps) -> dict[str, Any]:
         held_out, held_out_labels = rows.calibration
         calibration = measures.fit_calibration(predict(held_out), held_out_labels)
     x, labels = rows.test
-    logits = predict(x)
+    logits, numbers = predict(x), recipe.member_numbers(config)
     subsets = measures.draw_subsets(scored.shape[1], config.num_subsets, config.seed)
     uncertainty = measures.measure_uncertainty(logits)
     results = {
         "num_members": scored.shape[1],
         "not_finite": [
-            (int(seed), int(member), int(frozen_steps[seed, member]))
-            for seed, member in np.argwhere(frozen_steps >= 0)
+            (int(seed), numbers[place], int(frozen_steps[seed, place]))
+            for seed, place in np.argwhere(frozen_steps >= 0)
         ],
         "calibration": calibration,
         "systems": measures.predict_systems(logits, calibration),

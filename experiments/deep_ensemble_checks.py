@@ -140,10 +140,11 @@ def _check_numbers(config):
 
 def _check_optimizer(config):
     rates = config.optimizer.learning_rate
-    if len(rates) not in (1, config.num_members):
+    highest = max(recipe.member_numbers(config))
+    if len(rates) != 1 and len(rates) <= highest:
         raise ConfigError(
-            f"config.optimizer.learning_rate holds 1 or {config.num_members} values;"
-            f" got {len(rates)}."
+            "config.optimizer.learning_rate holds 1 value, or one for every member"
+            f" number up to {highest}; got {len(rates)}."
         )
     if not all(rate >= 0 for rate in rates):
         raise ConfigError(

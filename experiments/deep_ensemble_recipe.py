@@ -239,8 +239,8 @@ def make_augment(config):
 SEED_STRIDE = 2**16
 
 
-def member_ids(config):
-    """Ids of all members, those of one seed after those of the other.
+def member_numbers(config):
+    """The numbers of the members of every seed.
 
     Raises:
         ConfigError: if `config.members` are not `num_members` different numbers.
@@ -255,16 +255,31 @@ def member_ids(config):
         raise ConfigError(
             f"config.members are numbers from 0 to {SEED_STRIDE - 1}; got {members}."
         )
+    return members
+
+
+def member_ids(config):
+    """Ids of all members, those of one seed after those of the other.
+
+    Raises:
+        ConfigError: as `member_numbers`.
+    """
     return tuple(
         seed * SEED_STRIDE + member
         for seed in range(config.num_seeds)
-        for member in members
+        for member in member_numbers(config)
     )
 
 
 def per_member(config):
-    """The learning rate of each member of one seed, `[member]`."""
-    return np.broadcast_to(config.optimizer.learning_rate, (config.num_members,))
+    """The learning rate of each member of one seed, `[member]`.
+
+    Several rates belong to the numbers of members, not to their places.
+    """
+    rates = np.asarray(config.optimizer.learning_rate)
+    if len(rates) == 1:
+        return np.broadcast_to(rates, (config.num_members,))
+    return rates[list(member_numbers(config))]
 
 
 def members_at_once(config):

@@ -221,9 +221,29 @@ def normalise_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
 ELASTIC_FIELDS = ("num_members", "members", "mesh")
 
 
+# Fields with one value for all members, or a tuple with one for each member number:
+# such a tuple may be longer or shorter when a run is given other members.
+PER_MEMBER_FIELDS = ("optimizer.learning_rate",)
+
+
 def without_elastic(config: dict[str, Any]) -> dict[str, Any]:
     """A normalised config without `ELASTIC_FIELDS`."""
     return {k: v for k, v in config.items() if k not in ELASTIC_FIELDS}
+
+
+def other_run(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first field that makes two normalised configs those of different runs.
+
+    As `first_difference`, without `ELASTIC_FIELDS` and with `PER_MEMBER_FIELDS` as far
+    as both reach; `fit` compares what every member that is taken over was given.
+    """
+    old, new = (dict(flatten_fields(without_elastic(c))) for c in (old, new))
+    for field in PER_MEMBER_FIELDS:
+        values = [config.get(field) for config in (old, new)]
+        if all(isinstance(v, (list, tuple)) and len(v) > 1 for v in values):
+            length = min(map(len, values))
+            old[field], new[field] = (list(v)[:length] for v in values)
+    return first_difference(old, new)
 
 
 def has_other_members(old: dict[str, Any], new: dict[str, Any]) -> bool:

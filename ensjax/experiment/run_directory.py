@@ -30,7 +30,7 @@ from ensjax.experiment.configs import (
     first_difference,
     has_other_members,
     normalise_config,
-    without_elastic,
+    other_run,
 )
 from ensjax.experiment.exit_codes import ConfigError, is_no_space
 from ensjax.experiment.json_files import (
@@ -323,12 +323,14 @@ def check_run(
                 " choose another --workdir."
             )
         return "new"
+    if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
+        raise ConfigError(f"{path}/checkpoints is a file; it must be a folder.")
     try:
         old = read_json(path / "config.json")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     new = _normalised(config)
-    difference = first_difference(without_elastic(old), without_elastic(new))
+    difference = other_run(old, new)
     if difference is not None:
         raise _other_run(path, difference)
     is_finished = (path / "results.json").exists()

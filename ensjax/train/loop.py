@@ -173,6 +173,7 @@ class _Stage:
         self.other_seconds = 0.0  # not spent on steps
         self.row_steps = self.member_steps = 0
         self.is_told_to_end = False
+        self.has_logged = False
         self.times = cohort.history.times
 
     def advance(self) -> Pace:
@@ -296,10 +297,21 @@ class _Stage:
             self._count_time()
             history = self.history
             frozen = history.frozen_steps >= 0
-            shown = report_line(step, self.pace, line, frozen, history.num_recoveries)
+            shown = report_line(
+                step,
+                self.pace,
+                line,
+                frozen,
+                history.num_recoveries,
+                self.whole.facts["ids"],
+            )
             self.screen.say(shown)
             if self.logger is not None:
-                self.logger.write(step, _logged(line, self.pace, history))
+                logged = _logged(line, self.pace, history)
+                if not self.has_logged:  # who the columns are, from here on
+                    logged["member_ids"] = list(self.whole.facts["ids"])
+                    self.has_logged = True
+                self.logger.write(step, logged)
 
     def _save(self, position):
         start = time.perf_counter()
@@ -375,7 +387,8 @@ def _warn_of_frozen(history, run):
     bad = np.flatnonzero(history.frozen_steps >= 0)
     if not bad.size:
         return
-    shown = some(f"{i} at step {history.frozen_steps[i]}" for i in bad.tolist())
+    ids = run.facts["ids"]
+    shown = some(f"{ids[i]} at step {history.frozen_steps[i]}" for i in bad.tolist())
     warnings.warn(
         f"{bad.size} of {run.total} members were not finite and keep"
         f" the weights they had before: member {shown}. See"

@@ -60,7 +60,12 @@ def duration(seconds: float) -> str:
 
 
 def report_line(
-    step: int, pace: Pace, metrics: dict[str, Any], frozen: Any, recoveries: Any = None
+    step: int,
+    pace: Pace,
+    metrics: dict[str, Any],
+    frozen: Any,
+    recoveries: Any = None,
+    member_ids: Any = None,
 ) -> str:
     """One line: step, pace, time left, mean and spread over members, broken members.
 
@@ -70,6 +75,7 @@ def report_line(
         metrics: `[member]` each; NaN for members that made no step.
         frozen: `[member]`, True for members that are not finite.
         recoveries: `[member]`, how often a member has recovered; None: never.
+        member_ids: `[member]`, by which members are named; None: by their places.
     """
     parts = [f"step {step}/{pace.total_steps}"]
     pace_now = pace.steps_per_second(step)
@@ -79,11 +85,12 @@ def report_line(
         parts.append(f"{duration(pace.seconds_left(step))} left")
     for name, values in metrics.items():
         parts.append(f"{name} {spread(values)}")
-    bad = np.flatnonzero(frozen)
+    ids = np.arange(len(frozen)) if member_ids is None else np.asarray(member_ids)
+    bad = ids[np.flatnonzero(frozen)]
     if len(bad):
         parts.append(f"NOT FINITE: {len(bad)} of {len(frozen)} members ({some(bad)})")
     if recoveries is not None and recoveries.any():
-        which = np.flatnonzero(recoveries)
+        which = ids[np.flatnonzero(recoveries)]
         parts.append(f"recovered: {len(which)} of {len(frozen)} ({some(which)})")
     return " | ".join(parts)
 

@@ -17,6 +17,7 @@ from ensjax.experiment.configs import (
     load_config,
     load_module,
     normalise_config,
+    other_run,
     split_spec,
 )
 from ensjax.experiment.exit_codes import ConfigError
@@ -232,3 +233,17 @@ def test_an_experiment_has_a_stable_module_name_so_its_objects_pickle(tmp_path):
     (tmp_path / "shop.py").write_text("def sell(x):\n    return 3 * x\n")
     os.utime(tmp_path / "shop.py", (1, 1))
     assert load_module(tmp_path / "shop.py", "experiment").sell(4) == 12
+
+
+def test_a_value_per_member_number_may_grow_with_the_members():
+    def config(rates, **others):
+        return {"num_members": 4, "optimizer": {"learning_rate": rates}} | others
+
+    four, six = [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert other_run(config(four), config(six, num_members=6)) is None
+    assert other_run(config(six), config(four, members=[0, 3])) is None
+    changed = other_run(config(four), config([1.0, 2.5], num_members=2))
+    assert changed == ("optimizer.learning_rate", [1.0, 2.0], [1.0, 2.5])
+    # One rate for all is not the first of several.
+    assert other_run(config([1.0]), config(four)) is not None
+    assert other_run(config(four), config(four, seed=1))[0] == "seed"

@@ -168,7 +168,7 @@ MISTAKES = {
     "model.input_mean=(0.5,)": "config.model.input_mean and config.model.input_sd hold",
     "optimizer.name=adan": "config.optimizer.name is one of adam, sgd",
     "optimizer.name=sgd": "'b1'; the options are momentum, nesterov",
-    "optimizer.learning_rate=(0.1, 0.2)": "holds 1 or 4 values; got 2",
+    "optimizer.learning_rate=(0.1, 0.2)": "every member number up to 3; got 2",
     "optimizer.learning_rate=-1.0": "must not be negative",
     "data.name=nmist": "config.data.name is one of",
     "data.name=cifar10": "config.data.options of cifar10: missing a required argument",
@@ -255,6 +255,18 @@ def test_a_block_is_a_number_auto_or_all(block, number):
 def test_a_block_is_set_on_the_command_line():
     assert recipe.members_at_once(config_of(DIGITS, ("block", "4"))) == 4
     assert recipe.members_at_once(config_of(DIGITS, ("block", "all"))) is None
+
+
+def test_a_rate_belongs_to_the_number_of_a_member():
+    config = config_of(f"{DIGITS}:smoke")
+    with config.unlocked():
+        config.num_members, config.members = 2, (3, 0)
+        config.optimizer.learning_rate = (0.1, 0.2, 0.3, 0.4)
+    assert recipe.per_member(config).tolist() == [0.4, 0.1]
+    experiment.validate(config)
+    config.optimizer.learning_rate = (0.1, 0.2, 0.3)
+    with pytest.raises(ConfigError, match="every member number up to 3; got 3"):
+        experiment.validate(config)
 
 
 def test_calibration_rows_are_stratified_and_neither_trained_on_nor_tested():

@@ -139,24 +139,29 @@ def test_a_frozen_member_keeps_its_last_finite_weights_and_is_reported(kit, caps
     weights[BAD, 3] = 0.2
     options = dict(loss=poisoned, sampling="weighted", weights=weights)
     options |= dict(steps_per_call=1, log_every_steps=1, steps=12)
-    ensemble = kit.ensemble("mlp")
+    ensemble = kit.ensemble("mlp", member_ids=[0, 1, 9, 3, 4])
     healthy, _ = kit.fit(ensemble, (x, y), **options)
     x[3, 6] = 1
     logger = Lines()
-    trained, log = kit.fit(ensemble, (x, y), logger=logger, progress=True, **options)
+    with pytest.warns(UserWarning, match="member 9 at step"):
+        trained, log = kit.fit(
+            ensemble, (x, y), logger=logger, progress=True, **options
+        )
     frozen = log.frozen_steps[BAD]
     assert 0 < frozen < 12
     assert np.delete(log.frozen_steps, BAD).tolist() == [-1] * 4
     kit.check_equal(others(trained), others(healthy))
     stopped, _ = kit.fit(ensemble, (x, y), **options | dict(steps=int(frozen)))
     kit.check_equal(trained.select([BAD]), stopped.select([BAD]))
+    assert logger.lines[0][1]["member_ids"] == [0, 1, 9, 3, 4]
     *shown, cost = capsys.readouterr().out.splitlines()
     assert len(shown) == 12 and "of the rows were members that still changed" in cost
     for step, (line, (logged_step, metrics)) in enumerate(
         zip(shown, logger.lines, strict=True), start=1
     ):
         assert logged_step == step
-        assert ("NOT FINITE: 1 of 5 members (2)" in line) == (step > frozen)
+        assert ("NOT FINITE: 1 of 5 members (9)" in line) == (step > frozen)
+        assert ("member_ids" in metrics) == (step == 1)
         assert metrics["num_not_finite"] == (step > frozen)
         assert np.isnan(metrics["loss"][BAD]) == (step > frozen)
         # Means and spreads are over the members that made steps.
