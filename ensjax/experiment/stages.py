@@ -1,6 +1,6 @@
 """A run in stages: each is computed once, stored, and read back when the run resumes.
 
-stages/<name>.npz   the arrays of one finished stage
+stages/<name>.npz   the arrays of one finished stage, and a CRC-32 at the end
 
 For experiments whose work is not one call of `fit`: seeds, data sets, models that
 others train. A stage that trains gives `fit` a folder of `run_dir.checkpoints` and so
@@ -12,7 +12,7 @@ import io
 import json
 import re
 import time
-import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 
 import ml_collections
@@ -26,6 +26,7 @@ from ensjax.train.progress import duration
 
 Arrays = Mapping[str, np.ndarray]
 _CONFIG = "__config__"
+_CRC_BYTES = 4
 
 
 def run_stages(
@@ -116,19 +117,22 @@ def _arrays(stage, values):
 def _pack(arrays, digest):
     buffer = io.BytesIO()
     np.savez(buffer, **{_CONFIG: np.asarray(digest)}, **arrays)
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    # Of the whole file: the zip format has no checksum of its own list of arrays.
+    return data + zlib.crc32(data).to_bytes(_CRC_BYTES, "big")
 
 
 def _read(path, digest):
     """The arrays, or None if the file is absent, damaged or of another config."""
     if not path.exists():
         return None
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
-        _say(f"{path} is damaged ({error}); computing it again")
+    content = path.read_bytes()
+    data, crc = content[:-_CRC_BYTES], content[-_CRC_BYTES:]
+    if zlib.crc32(data).to_bytes(_CRC_BYTES, "big") != crc:
+        _say(f"{path} is damaged; computing it again")
         return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
     return arrays if str(arrays.pop(_CONFIG, "")) == digest else None
 
 

@@ -74,7 +74,7 @@ def run_in_child(
         if kind == signal.SIGTERM and is_one_of_several:
             child.send_signal(_TOLD_TO_END)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)
     last_words = _pass_on(child.stderr) if is_one_of_several else ""
     code = child.wait()
@@ -106,6 +106,7 @@ def prepare_child() -> None:
     SIGTERM and SIGHUP make training save and end at its next look, if it can; at other
     times they end the process.
     """
+    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
     pipe = int(os.environ.pop(_PIPE))  # popped: a grandchild is not ours
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     last = -_SECOND_SIGNAL_SECONDS
@@ -121,8 +122,45 @@ def prepare_child() -> None:
         last = time.monotonic()
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, _TOLD_TO_END):
+    for number in _heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
+    signal.signal(_TOLD_TO_END, interrupt)
+
+
+def _heeded(*numbers):
+    """Those that whoever started us does not want to be ignored, as nohup does."""
+    return [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+
+
+class _Lasting:
+    """A stream that goes silent when its reader, such as `head`, has gone.
+
+    What is printed is in the run's files as well; a run does not end for it.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text):
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            return self._close(len(text))
+
+    def flush(self):
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._close(0)
+
+    def _close(self, count):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+        return count
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
 
 
 def _training_ends() -> bool:

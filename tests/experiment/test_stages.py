@@ -59,12 +59,13 @@ def test_a_damaged_stage_and_those_after_it_are_computed_again(tmp_path, capsys)
     stages = Stages()
     stages.run(tmp_path / "run", config())
     file = tmp_path / "run/stages/first.npz"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 3] ^= 1
-    file.write_bytes(content)
-    stages.run(tmp_path / "run", config())
-    assert stages.calls == ["first", "second"] * 2
-    assert "computing it again" in capsys.readouterr().out
+    whole = file.read_bytes()
+    damaged = [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :] for i in (3, 200, -3)]
+    for times, content in enumerate([*damaged, whole[:-9], b""], start=2):
+        file.write_bytes(content)
+        stages.run(tmp_path / "run", config())
+        assert stages.calls == ["first", "second"] * times
+    assert capsys.readouterr().out.count("computing it again") == 5
 
 
 def test_a_stage_of_other_members_is_not_read_and_of_another_mesh_is(tmp_path):

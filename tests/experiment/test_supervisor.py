@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ensjax.experiment.supervisor import describe_end, last_step
+from ensjax.experiment.supervisor import _heeded, describe_end, last_step
 
 TOY = str(Path(__file__).parent / "toy" / "configs" / "toy.py")
 SLOW_RUN = ["run", f"{TOY}:smoke", "--workdir", "w", "--config.seconds_per_step=0.2"]
@@ -82,6 +82,23 @@ def test_a_bug_is_a_traceback_and_the_way_to_go_on(tmp_path):
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 1
     assert errors.splitlines()[-1] == "KeyError: 'a bug'"
+
+
+def test_a_run_whose_reader_has_gone_goes_on(tmp_path):
+    run = start(tmp_path, *SLOW_RUN, "--config.seconds_per_step=0.01")
+    run.stdout.close()
+    assert run.wait(60) == 0, run.stderr.read()
+    assert (tmp_path / "w/results.json").exists()
+
+
+def test_a_signal_that_is_to_be_ignored_stays_ignored():
+    """As nohup does with SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert _heeded(signal.SIGTERM, signal.SIGHUP) == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert _heeded(signal.SIGHUP) == [signal.SIGHUP]
 
 
 def test_the_child_dies_with_its_parent_and_lets_go_of_the_lock(tmp_path):
