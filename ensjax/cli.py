@@ -35,6 +35,7 @@ from ensjax.experiment.configs import (
 )
 from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
+from ensjax.experiment.parser import OneLineParser
 from ensjax.experiment.processes import ProcessFlags, check_flags, detect_cluster
 from ensjax.experiment.supervisor import is_child, prepare_child, run_in_child
 
@@ -78,15 +79,8 @@ def _main(arguments: list[str]) -> int:
     return commands[options.command](options)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the rest of the command does."""
-
-    def error(self, message: str):
-        self.exit(exit_codes.USER_ERROR, f"{self.prog}: {one_line(message)}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = OneLineParser(
         prog="ensjax",
         description="Ensembles as one program: run experiments, read their reports.",
         allow_abbrev=False,

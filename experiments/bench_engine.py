@@ -11,7 +11,6 @@ ours is faster. On a CPU ours runs on one device a core, and what has no use for
 a process with one device (`engine_clock`); so does ours of a single member.
 """
 
-import argparse
 import contextlib
 import os
 import statistics
@@ -27,6 +26,7 @@ import rich.table
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.parser import OneLineParser
 from ensjax.experiment.versions import collect_versions, package_version
 from ensjax.mesh import use_cpu_cores
 
@@ -128,7 +128,7 @@ def measurements_of(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _options(arguments):
-    parser = argparse.ArgumentParser(prog="ensjax bench engine", allow_abbrev=False)
+    parser = OneLineParser(prog="ensjax bench engine", allow_abbrev=False)
     names = list(alternatives.WORKLOADS)
     parser.add_argument(
         "--rows", default=",".join(names), help="models, of %(default)s"

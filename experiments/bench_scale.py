@@ -10,7 +10,6 @@ and 10,000 small members), `guard` (the health of members, watched or not), `sav
 ratio has a 95 % interval over the repetitions, which take turns (`scale_timing`).
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import rich.table
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.parser import OneLineParser
 from ensjax.mesh import use_cpu_cores
 
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def _options(arguments):
-    parser = argparse.ArgumentParser(prog="ensjax bench scale", allow_abbrev=False)
+    parser = OneLineParser(prog="ensjax bench scale", allow_abbrev=False)
     parser.add_argument(
         "--rows", default=",".join(GROUPS), help="groups, of %(default)s"
     )

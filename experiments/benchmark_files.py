@@ -10,10 +10,8 @@ every run (bytes, members) is judged by any change.
 """
 
 import argparse
-import os
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +21,7 @@ import rich.table
 from etils import epath
 
 from ensjax.experiment.exit_codes import ConfigError, one_line
-from ensjax.experiment.json_files import is_local, read_json, write_json
+from ensjax.experiment.json_files import check_json_option, read_json, write_json
 from ensjax.experiment.versions import hardware
 
 COMPARED_VERSIONS = ("ensjax", "git_commit", "jax", "jaxlib", "flax")
@@ -98,12 +96,8 @@ def begin(
         ConfigError: if a file cannot be read or compared with, or `--json` not be
             written.
     """
-    if options.json and is_local(options.json):
-        folder = Path(options.json).absolute().parent
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(f"--json {options.json}: cannot write into {folder}.")
-        if Path(options.json).is_dir():
-            raise ConfigError(f"--json {options.json} is a folder; name a file.")
+    if options.json:
+        check_json_option(options.json)
     if options.results:
         report = read_report(options.results, suite, force=options.force)
         read_measurements(report, measurements_of, options.results)

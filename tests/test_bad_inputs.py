@@ -286,7 +286,6 @@ COMMANDS = {
 }
 
 
-# Not refused in one line yet, with what happens.
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """`ensjax export`: members of a run written on their own, read at their own cost."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from ensjax.experiment.exit_codes import ConfigError, one_line
+from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
 from ensjax.experiment.past_run import of_other_code, open_past_run
 
 FORMATS = ("nnx", "safetensors", "ensemble")
@@ -66,17 +67,19 @@ def export_members(
     if form == "ensemble":
         number = "-".join(map(str, member_ids))
         place = _free(out or past.run.path / "exports" / f"members-{number}")
-        _save_ensemble(past.job, member_ids, members, place)
+        with _room_for(place):
+            _save_ensemble(past.job, member_ids, members, place)
         return [str(place)]
     places = []
     suffix = ".safetensors" if form == "safetensors" else ""
     for id_ in member_ids:
         places.append(_free(out or past.run.path / "exports" / f"member-{id_}{suffix}"))
     for member, place in zip(members, places, strict=True):
-        if form == "safetensors":
-            _save_safetensors(member, place)
-        else:
-            _save_nnx(past.job, member, place)
+        with _room_for(place):
+            if form == "safetensors":
+                _save_safetensors(member, place)
+            else:
+                _save_nnx(past.job, member, place)
     return [str(place) for place in places]
 
 
@@ -86,6 +89,17 @@ def _free(place) -> epath.Path:
         raise ConfigError(f"{place} is there already; choose another --out.")
     place.parent.mkdir(parents=True, exist_ok=True)
     return place
+
+
+@contextlib.contextmanager
+def _room_for(place):
+    """Turns a full disk into one line."""
+    try:
+        yield
+    except Exception as error:
+        if not is_no_space(error):
+            raise
+        raise ConfigError(f"no space left for {place}; it was not written.") from error
 
 
 def _require_safetensors():
@@ -102,8 +116,14 @@ def _save_safetensors(member, place):
 
     weights = {name: np.ascontiguousarray(x) for name, x in member.weights().items()}
     partial = place.parent / f".{place.name}.partial"
-    save_file(weights, os.fspath(partial), metadata={"step": str(member.step)})
-    partial.rename(place)
+    try:
+        save_file(weights, os.fspath(partial), metadata={"step": str(member.step)})
+        partial.rename(place)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if type(error).__name__ == "SafetensorError":  # of the system, in its words
+            raise OSError(one_line(error)) from error
+        raise
 
 
 def _state_of(job, members) -> Any:
@@ -133,10 +153,14 @@ def _save_nnx(job, member, place):
     import orbax.checkpoint as ocp
     from flax import nnx
 
+    from ensjax.checkpoint import hush_orbax, written_whole
+
     state = jax.tree.map(lambda x: x[0], _state_of(job, [member]))
     state = nnx.to_pure_dict(nnx.merge_state(state["params"], state["rest"]))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(place.resolve(), state)
+    hush_orbax()
+    # Not the asynchronous one: if it cannot write, its threads hold the process up.
+    with written_whole(place) as partial, ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(partial.resolve(), state)
 
 
 def _save_ensemble(job, member_ids, members, place):

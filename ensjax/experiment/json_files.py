@@ -62,6 +62,17 @@ def is_local(path: str | os.PathLike) -> bool:
     )
 
 
+def check_json_option(file: str) -> None:
+    """Raises `ConfigError` if `--json FILE` cannot be written, before hours of work."""
+    if not is_local(file):
+        return
+    folder = os.path.dirname(os.path.abspath(file))
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--json {file}: cannot write into {folder}.")
+    if os.path.isdir(file):
+        raise ConfigError(f"--json {file} is a folder; name a file.")
+
+
 def write_bytes(path: epath.Path, data: bytes) -> None:
     """Replaces the file at once: a reader sees the old content or the new, whole.
 

@@ -21,7 +21,7 @@ from ensjax.experiment.configs import (
     load_module,
 )
 from ensjax.experiment.exit_codes import ConfigError, one_line
-from ensjax.experiment.json_files import json_text
+from ensjax.experiment.json_files import check_json_option, json_text
 from ensjax.experiment.overrides import apply_overrides, flatten_fields
 from ensjax.experiment.plan_options import (
     PlanOptions,
@@ -46,6 +46,8 @@ def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: for a mistake of the user, and where nothing fits.
     """
+    if options.json is not None:
+        check_json_option(options.json)
     memory = None if options.memory is None else parse_memory(options.memory)
     sizes = {} if options.mesh is None else parse_mesh(options.mesh)
     check_together(options)

@@ -51,7 +51,10 @@ def publish_results(path: str, folder: Path | None = None) -> Path:
 
 def published_entry(run: RunDirectory) -> dict[str, Any]:
     """What is kept of a run: how to repeat it, where it ran, and what came out."""
-    versions, results = run.versions, run.results
+    first, results = run.versions, run.results
+    starts = [first, *first.get("resumed_with", [])]
+    versions = starts[-1]  # the start that finished it, with the config that it has
+    commits = list(dict.fromkeys(start.get("git_commit") for start in starts))
     name = versions.get("config_name", run.path.name)
     preset = versions.get("preset", "small")
     overrides = [
@@ -63,6 +66,7 @@ def published_entry(run: RunDirectory) -> dict[str, Any]:
         "preset": preset,
         "command": shlex.join(["ensjax", "run", f"{name}:{preset}", *overrides]),
         "commit": versions.get("git_commit"),
+        **({"commits": commits} if len(commits) > 1 else {}),
         "hardware": hardware(versions) if "device_kind" in versions else None,
         "versions": {key: versions.get(key) for key in kept},
         **results,
@@ -127,8 +131,10 @@ def verdict_counts(entry: dict[str, Any]) -> str:
 
 
 def _entry_lines(entry: dict[str, Any]) -> list[str]:
-    commit = entry.get("commit") or "unknown commit"
-    commit = commit[:12] + "-dirty" * commit.endswith("-dirty")
+    commits = [c or "unknown" for c in entry.get("commits", [entry.get("commit")])]
+    commits = [c[:12] + "-dirty" * c.endswith("-dirty") for c in commits]
+    begun = " (resumed from one to the next)" if len(commits) > 1 else ""
+    commit = f"{', '.join(commits)}{begun}"
     versions = entry.get("versions", {})
     columns = ("claim or check", "expected", "ours", "95 % interval")
     columns += ("seeds", "scale", "verdict")

@@ -12,7 +12,11 @@ from pathlib import Path
 from etils import epath
 
 from ensjax.experiment.exit_codes import ConfigError
-from ensjax.experiment.json_files import sync_folder, write_bytes
+from ensjax.experiment.json_files import (
+    OBJECT_STORE_FOLDERS,
+    sync_folder,
+    write_bytes,
+)
 
 _LOCK = ".lock"
 _LOCK_PATIENCE_SECONDS = 2.0  # a killed process needs a moment to let go
@@ -86,6 +90,15 @@ def _lock(path: Path) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        raise ConfigError(
+            f"the file system of {path} has no locks ({error.strerror}); name it, or a"
+            f" folder above, in the environment variable {OBJECT_STORE_FOLDERS}, and"
+            " the run takes a lease instead."
+        ) from error
     except BaseException:
         os.close(descriptor)
         raise

@@ -191,7 +191,8 @@ def run_experiment(options: RunOptions) -> int:
     with run:
         if state in ("resume", "changed"):
             others = " with other members" if state == "changed" else ""
-            _say(f"resuming {workdir}{others}")
+            code = "" if _same_code(run, path) else f"; {path.name} has changed since"
+            _say(f"resuming {workdir}{others}{code}")
         preemption.enable()
         try:
             experiment.run(config, run)
@@ -210,6 +211,13 @@ def run_experiment(options: RunOptions) -> int:
             raise RuntimeError(f"run() of {path} ended without run_dir.finish(...).")
     _say(f"finished: {workdir}/report.html")
     return exit_codes.FINISHED
+
+
+def _same_code(run: Any, path: Path) -> bool:
+    """Whether the experiment's file is the one that the run began with."""
+    if not run.is_writable:
+        return True  # the first process says it
+    return run.versions.get("experiment_sha256", "") in ("", file_digest(path))
 
 
 def _checkpoints_of(runs: Sequence[str]) -> tuple[Any, ...]:

@@ -31,6 +31,9 @@ class MLP(nnx.Module):
         remat: whether hidden layers are computed again for the gradient.
         rngs: streams `params` and, with dropout, `dropout`.
 
+    Raises:
+        ValueError: if a width is below 1.
+
     Example::
 
         model = MLP(in_features=64, hidden=(64, 64), num_outputs=10, rngs=nnx.Rngs(0))
@@ -50,6 +53,11 @@ class MLP(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
+        if min((in_features, *hidden, num_outputs)) < 1:
+            raise ValueError(
+                "in_features, hidden and num_outputs are widths of at least 1; got"
+                f" {in_features}, {tuple(hidden)} and {num_outputs}."
+            )
         self.in_features = in_features
         self.remat = remat
         widths = (in_features, *hidden)

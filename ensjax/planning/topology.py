@@ -62,6 +62,11 @@ def _tpu_slice(name):
     import jax
     from jax.experimental import topologies
 
+    if not re.fullmatch(r"v\d+\w*:\d+(x\d+)*", name.lower()):
+        raise NoTopology(
+            "a TPU slice is named by its kind and shape, such as v5e:8x8 or v4:2x2x1,"
+            f" and GPUs gpu:2x8; got {name!r}"
+        )
     try:
         import libtpu  # noqa: F401
     except ImportError:

@@ -161,6 +161,7 @@ def test_members_are_exported(capsys):
         (["--member", "9"], "holds no member 9; the members are 0, 1, 2, 3"),
         (["--member", "1", "--step", "7"], "but not after step 7"),
         (["--member", "1", "--format", "onnx"], "--format is one of nnx"),
+        (["--member", "1", "--out", "/proc/x"], "ensjax: cannot write"),
         (["--member", "1", "--member", "2", "--out", "x"], "--out takes one member"),
     ):
         assert cli.main(["export", "w", *arguments]) == 2

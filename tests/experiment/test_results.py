@@ -64,6 +64,19 @@ def test_publishing_writes_the_entry_and_the_table(run, tmp_path):
     assert read_published(folder) == [entry]
 
 
+def test_a_run_that_was_given_other_members_is_published_as_it_ended(run, tmp_path):
+    last = VERSIONS | {"overrides": [["num_members", "2"]], "git_commit": "fedc"}
+    versions = json.loads((run.path / "versions.json").read_text())
+    versions["resumed_with"] = [last]
+    (run.path / "versions.json").write_text(json.dumps(versions))
+    (tmp_path / "results").mkdir()
+    entry = json.loads(publish_results(run.path, tmp_path / "results").read_text())
+    assert entry["command"] == "ensjax run toy:claims --config.num_members=2"
+    assert entry["commits"] == ["0123456789abcdef", "fedc"]
+    table = (tmp_path / "RESULTS.md").read_text()
+    assert "commit 0123456789ab, fedc (resumed from one to the next)." in table
+
+
 def test_an_unfinished_run_or_a_missing_folder_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="no folder"):
         publish_results(run.path, tmp_path / "nowhere")
