@@ -105,7 +105,7 @@ SIZES = ("strides_remainder", "strides_above_kernel", "wide_padding", "even_kern
 SIZES += ("same_lower", "volume", "groups_strides_dilation", "depthwise_multiplier")
 GRID = [
     pytest.param(case, form, marks=pytest.mark.slow)
-    if case in SIZES and form == "patches"
+    if case in SIZES and form in ("patches", "mixed")
     else (case, form)
     for case in CASES
     for form in _forms(case)
