@@ -1,79 +1,76 @@
-"""What members said, wherever they came from: logits, probabilities or votes.
+"""What members said, wherever they came from: probabilities, votes, points, quantiles.
 
 Scores and combinations take these arrays with the member axis first and do not care
-whether an `Ensemble`, a file or scikit-learn made them.
+whether an `Ensemble`, scikit-learn (`ensjax.sources`) or a file made them
+(`ensjax.prediction_files`). One container with its constructors: hence the length.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ensjax.member_arrays import (
+    ABSTAIN,
+    log_probs,
+    member_mask_and_weights,
+    normalize_weights,
+    votes,
+)
+from ensjax.members import member_rows
 from ensjax.provenance import Provenance
 
-ABSTAIN = -1
+__all__ = [
+    "ABSTAIN",
+    "KINDS",
+    "Predictions",
+    "as_points",
+    "as_predictions",
+    "log_probs",
+    "predictive_log_probs",
+    "votes",
+    "weighted_log_probs",
+]
 
-
-def log_probs(logits: jax.Array) -> jax.Array:
-    """Log-probabilities of every row, in float32 also when the logits are bfloat16.
-
-    Rows that are normalised already stay as they are, so this is safe on
-    log-probabilities too. It is never right on probabilities.
-
-    Args:
-        logits: unnormalised log-probabilities, `[..., class]`.
-
-    Returns:
-        `[..., class]`, in nats. A row that holds a NaN or a +inf is all NaN.
-
-    Raises:
-        ValueError: if `logits` has no class axis.
-        TypeError: if `logits` holds integers (votes or labels).
-    """
-    logits = jnp.asarray(logits)
-    if logits.ndim < 1:
-        raise ValueError("logits must be [..., class]; got a scalar.")
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(
-            f"logits must be floating point; got {logits.dtype}. Votes go through"
-            " Predictions.from_votes."
-        )
-    # Cast before the softmax: bfloat16 has 8 bits, too few for a sum over classes.
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return jax.nn.log_softmax(logits, axis=-1)
-
-
-def votes(logits: jax.Array) -> jax.Array:
-    """The class each row puts first; the lowest index among equals.
-
-    Args:
-        logits: logits or log-probabilities, `[..., class]`.
-
-    Returns:
-        `[...]`, int32. A row with a NaN votes for nothing: -1.
-    """
-    logits = jnp.asarray(logits)
-    choice = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), ABSTAIN, choice)
+# What each kind knows, and how such predictions are made.
+KINDS = {
+    "logits": "logits",
+    "log_probs": "probabilities",
+    "votes": "votes",
+    "points": "points",
+    "quantiles": "quantiles",
+    "features": "features",
+}
 
 
 @struct.dataclass
 class Predictions:
     """The predictions of several members on the same examples, as one pytree.
 
-    Make it with `from_logits`, `from_probs` or `from_votes`.
+    Make it with `from_logits`, `from_probs`, `from_votes`, `from_points`,
+    `from_quantiles` or `from_features`, or with `ensjax.sources` and
+    `ensjax.prediction_files`.
 
     Attributes:
-        values: `[member, batch, class]` logits or log-probabilities, or
-            `[member, batch]` votes.
+        values: `[member, batch, class]` logits or log-probabilities, `[member, batch]`
+            votes, `[member, batch]` or `[member, batch, target]` points,
+            `[member, batch, level]` quantiles, or `[member, batch, feature]`.
         mask: `[member]` or `[member, batch]`, False where a member does not count.
         weights: `[member]` or `[member, batch]`, non-negative, not normalised.
-        kind: `"logits"`, `"log_probs"` or `"votes"`.
+        kind: one of `KINDS`.
         names: one name per member.
-        num_classes: number of classes.
+        num_classes: number of classes; 0 where there are none.
         provenance: which rows these are and who was trained on them; None: unknown.
+        columns: what the last axis holds: labels of classes, names of targets or of
+            features; None: unknown. For votes, the labels of the classes.
+        levels: of quantiles, strictly increasing in (0, 1).
+        scale: of points, the standard deviation that each member states (aleatoric), in
+            the shape of `values`; None: unknown.
+        lower: of points, the lower end of the interval that each member states; None.
+        upper: the upper end; None.
     """
 
     values: jax.Array
@@ -83,6 +80,11 @@ class Predictions:
     names: tuple[str, ...] = struct.field(pytree_node=False)
     num_classes: int = struct.field(pytree_node=False)
     provenance: Provenance | None = struct.field(pytree_node=False, default=None)
+    columns: tuple[Any, ...] | None = struct.field(pytree_node=False, default=None)
+    levels: tuple[float, ...] = struct.field(pytree_node=False, default=())
+    scale: jax.Array | None = None
+    lower: jax.Array | None = None
+    upper: jax.Array | None = None
 
     @classmethod
     def from_logits(
@@ -93,6 +95,7 @@ class Predictions:
         mask: jax.Array | None = None,
         names: Sequence[str] | None = None,
         provenance: Provenance | None = None,
+        columns: Sequence[Any] | None = None,
     ) -> "Predictions":
         """Predictions from logits (or log-probabilities) `[member, batch, class]`.
 
@@ -108,9 +111,8 @@ class Predictions:
             )
         if not jnp.issubdtype(logits.dtype, jnp.floating):
             raise TypeError(f"logits must be floating point; got {logits.dtype}.")
-        return _predictions(
-            cls, logits, "logits", logits.shape[2], weights, mask, names, provenance
-        )
+        told = (weights, mask, names, provenance)
+        return _predictions(cls, logits, "logits", logits.shape[2], *told, columns)
 
     @classmethod
     def from_probs(
@@ -122,13 +124,14 @@ class Predictions:
         mask: jax.Array | None = None,
         names: Sequence[str] | None = None,
         provenance: Provenance | None = None,
+        columns: Sequence[Any] | None = None,
     ) -> "Predictions":
         """Predictions from probabilities, such as scikit-learn's `predict_proba`.
 
         Probabilities below `smallest` are raised to it and rows are normalised again:
         trees and nearest neighbours say 0, whose logarithm would veto a class in
         `mean_logits` and cost infinitely many nats. The classes of all members must be
-        in the same order (scikit-learn: equal `classes_`).
+        in the same order (`sources.from_sklearn` sees to it).
 
         Args:
             probs: `[member, batch, class]`, non-negative; rows sum to 1.
@@ -137,8 +140,7 @@ class Predictions:
         Raises:
             ValueError: if a shape does not fit, or `smallest` is not in (0, 1).
         """
-        probs = jnp.asarray(probs)
-        probs = probs.astype(jnp.promote_types(probs.dtype, jnp.float32))
+        probs = _floating(probs)
         if probs.ndim != 3:
             raise ValueError(
                 f"probs must be [member, batch, class]; got shape {probs.shape}."
@@ -146,9 +148,8 @@ class Predictions:
         if not 0.0 < smallest < 1.0:
             raise ValueError(f"smallest must lie between 0 and 1; got {smallest}.")
         values = log_probs(jnp.log(jnp.maximum(probs, smallest)))
-        return _predictions(
-            cls, values, "log_probs", probs.shape[2], weights, mask, names, provenance
-        )
+        told = (weights, mask, names, provenance)
+        return _predictions(cls, values, "log_probs", probs.shape[2], *told, columns)
 
     @classmethod
     def from_votes(
@@ -160,6 +161,7 @@ class Predictions:
         mask: jax.Array | None = None,
         names: Sequence[str] | None = None,
         provenance: Provenance | None = None,
+        columns: Sequence[Any] | None = None,
     ) -> "Predictions":
         """Predictions from class indices `[member, batch]`; -1 abstains.
 
@@ -172,10 +174,116 @@ class Predictions:
             raise ValueError(f"votes must be [member, batch]; got shape {votes.shape}.")
         if not jnp.issubdtype(votes.dtype, jnp.integer):
             raise TypeError(f"votes must be integers; got {votes.dtype}.")
+        told = (weights, mask, names, provenance)
         values = votes.astype(jnp.int32)
-        return _predictions(
-            cls, values, "votes", num_classes, weights, mask, names, provenance
-        )
+        return _predictions(cls, values, "votes", num_classes, *told, columns)
+
+    @classmethod
+    def from_points(
+        cls,
+        points: jax.Array,
+        *,
+        scale: jax.Array | None = None,
+        lower: jax.Array | None = None,
+        upper: jax.Array | None = None,
+        weights: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        names: Sequence[str] | None = None,
+        provenance: Provenance | None = None,
+        columns: Sequence[Any] | None = None,
+    ) -> "Predictions":
+        """Predictions of numbers, `[member, batch]` or `[member, batch, target]`.
+
+        Args:
+            points: in target units.
+            scale: the standard deviation each member states, same shape.
+            lower: lower ends of the members' intervals, same shape; with `upper`.
+            upper: upper ends.
+
+        Raises:
+            ValueError: if a shape does not fit, or one end comes without the other.
+            TypeError: if `points` are not real numbers.
+        """
+        points = _floating(points, "points")
+        if points.ndim not in (2, 3):
+            raise ValueError(
+                "points must be [member, batch] or [member, batch, target]; got shape"
+                f" {points.shape}. One model becomes an ensemble of one with"
+                " points[None]."
+            )
+        if (lower is None) != (upper is None):
+            raise ValueError("lower and upper go together; got one of them.")
+        parts = {"scale": scale, "lower": lower, "upper": upper}
+        parts = {k: _floating(v, k) for k, v in parts.items() if v is not None}
+        for name, part in parts.items():
+            if part.shape != points.shape:
+                raise ValueError(
+                    f"{name} must have the shape of points, {points.shape}; got"
+                    f" {part.shape}."
+                )
+        told = (weights, mask, names, provenance)
+        return _predictions(cls, points, "points", 0, *told, columns, **parts)
+
+    @classmethod
+    def from_quantiles(
+        cls,
+        values: jax.Array,
+        levels: Sequence[float],
+        *,
+        weights: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        names: Sequence[str] | None = None,
+        provenance: Provenance | None = None,
+    ) -> "Predictions":
+        """Predictions of quantiles `[member, batch, level]`, in target units.
+
+        Args:
+            values: quantiles; they may cross, and are kept as they are.
+            levels: of the last axis, strictly increasing in (0, 1). Static: numbers.
+
+        Raises:
+            ValueError: if a shape or the levels do not fit.
+            TypeError: if `values` are not real numbers.
+        """
+        values = _floating(values, "quantiles")
+        levels = tuple(float(level) for level in levels)
+        inside = all(0.0 < level < 1.0 for level in levels)
+        if not levels or not inside or any(a >= b for a, b in zip(levels, levels[1:])):
+            raise ValueError(
+                f"levels must increase strictly and lie between 0 and 1; got {levels}."
+            )
+        if values.ndim != 3 or values.shape[2] != len(levels):
+            raise ValueError(
+                f"quantiles must be [member, batch, level={len(levels)}]; got shape"
+                f" {values.shape}."
+            )
+        told = (weights, mask, names, provenance)
+        return _predictions(cls, values, "quantiles", 0, *told, levels=levels)
+
+    @classmethod
+    def from_features(
+        cls,
+        features: jax.Array,
+        *,
+        weights: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        names: Sequence[str] | None = None,
+        provenance: Provenance | None = None,
+        columns: Sequence[Any] | None = None,
+    ) -> "Predictions":
+        """What members extract of each row, `[member, batch, feature]`.
+
+        Raises:
+            ValueError: if a shape does not fit.
+            TypeError: if `features` are not real numbers.
+        """
+        features = _floating(features, "features")
+        if features.ndim != 3:
+            raise ValueError(
+                f"features must be [member, batch, feature]; got {features.shape}."
+            )
+        told = (weights, mask, names, provenance)
+        return _predictions(cls, features, "features", 0, *told, columns)
 
     @property
     def num_members(self) -> int:
@@ -187,13 +295,14 @@ class Predictions:
         """`[member, batch, class]`, in nats, float32.
 
         Raises:
-            TypeError: if only votes are known.
+            TypeError: if no probabilities are known.
         """
         if self.kind == "votes":
             raise TypeError(
                 "These predictions are votes and carry no probabilities. Use"
                 " combine.majority_vote, or make them with from_logits or from_probs."
             )
+        self._need("probabilities", ("logits", "log_probs"), "from_logits, from_probs")
         return log_probs(self.values)
 
     @property
@@ -203,8 +312,51 @@ class Predictions:
 
     @property
     def votes(self) -> jax.Array:
-        """`[member, batch]` class indices, int32, -1 where a member abstains."""
+        """`[member, batch]` class indices, int32, -1 where a member abstains.
+
+        Raises:
+            TypeError: if no classes are known.
+        """
+        known = ("logits", "log_probs", "votes")
+        self._need("votes", known, "from_logits, from_probs, from_votes")
         return self.values if self.kind == "votes" else votes(self.values)
+
+    @property
+    def points(self) -> jax.Array:
+        """`[member, batch]` or `[member, batch, target]`, in target units.
+
+        Raises:
+            TypeError: if these are no points.
+        """
+        self._need("points", ("points",), "from_points")
+        return self.values
+
+    @property
+    def quantiles(self) -> jax.Array:
+        """`[member, batch, level]`, in target units.
+
+        Raises:
+            TypeError: if these are no quantiles.
+        """
+        self._need("quantiles", ("quantiles",), "from_quantiles")
+        return self.values
+
+    @property
+    def features(self) -> jax.Array:
+        """`[member, batch, feature]`.
+
+        Raises:
+            TypeError: if these are no features.
+        """
+        self._need("features", ("features",), "from_features")
+        return self.values
+
+    def _need(self, what, kinds, makers):
+        if self.kind not in kinds:
+            raise TypeError(
+                f"These predictions are {KINDS[self.kind]} ({self.kind!r}) and carry no"
+                f" {what}. Predictions with {what} are made with {makers}."
+            )
 
     @property
     def normalized_weights(self) -> jax.Array:
@@ -215,14 +367,51 @@ class Predictions:
         A masked member has weight 0. NaN where no weight is left, and where a weight is
         negative (values cannot raise in a compiled program).
         """
-        weights, mask = self.weights, self.mask
-        if weights.ndim < mask.ndim:
-            weights = weights[:, None]
-        if mask.ndim < weights.ndim:
-            mask = mask[:, None]
-        weights = jnp.where(weights < 0, jnp.nan, weights)
-        weights = jnp.where(mask, weights, 0.0)
-        return weights / jnp.sum(weights, axis=0, keepdims=True)
+        return normalize_weights(self.weights, self.mask)
+
+    def select(self, members: Any) -> "Predictions":
+        """The chosen members, in the order of `members`, with all that is theirs.
+
+        Args:
+            members: a slice, integers, booleans `[member]`, or names.
+
+        Raises:
+            KeyError: for an unknown name.
+            ValueError, IndexError, TypeError: as `members.member_rows`.
+        """
+        if isinstance(members, str):
+            members = [members]
+        if not isinstance(members, slice):
+            members = list(members) if np.ndim(members) else [members]
+            if members and isinstance(members[0], str):
+                unknown = sorted(set(members) - set(self.names))
+                if unknown:
+                    raise KeyError(f"no member {unknown}; there are {self.names}.")
+                members = [self.names.index(name) for name in members]
+        rows = member_rows(members, self.num_members)
+        provenance = self.provenance
+        return jax.tree.map(lambda leaf: leaf[rows], self).replace(
+            names=tuple(self.names[row] for row in rows),
+            provenance=None if provenance is None else provenance.of_members(rows),
+        )
+
+    def take(self, positions: Any, *, part: str | None = None) -> "Predictions":
+        """The rows at these positions along the batch, for all members.
+
+        Args:
+            positions: integers `[row]`, booleans `[batch]` or a slice; not traced.
+            part: what the rows are for; None: as before. See `Provenance.part`.
+        """
+        rows = np.arange(self.values.shape[1])[positions]
+        provenance = self.provenance
+        taken = {
+            name: value[:, rows]
+            for name in ("values", "mask", "weights", "scale", "lower", "upper")
+            if (value := getattr(self, name)) is not None and value.ndim > 1
+        }
+        if provenance is not None:
+            taken["provenance"] = provenance.take(rows, part=part)
+        return self.replace(**taken)
 
 
 def as_predictions(
@@ -237,16 +426,26 @@ def as_predictions(
     """
     if not isinstance(logits, Predictions):
         return Predictions.from_logits(logits, weights=weights, mask=mask)
-    return _predictions(
-        Predictions,
-        logits.values,
-        logits.kind,
-        logits.num_classes,
-        logits.weights if weights is None else weights,
-        logits.mask if mask is None else mask,
-        logits.names,
-        logits.provenance,
-    )
+    return _with_members(logits, weights, mask)
+
+
+def as_points(
+    points: jax.Array | Predictions,
+    *,
+    weights: jax.Array | None = None,
+    mask: jax.Array | None = None,
+) -> Predictions:
+    """`Predictions` of `[member, batch]` or `[member, batch, target]` points.
+
+    `weights` and `mask`, where given, replace those of `Predictions`.
+
+    Raises:
+        TypeError: if they are predictions of another kind.
+    """
+    if not isinstance(points, Predictions):
+        return Predictions.from_points(points, weights=weights, mask=mask)
+    _ = points.points
+    return _with_members(points, weights, mask)
 
 
 def weighted_log_probs(predictions: Predictions) -> tuple[jax.Array, jax.Array]:
@@ -299,20 +498,31 @@ def predictive_log_probs(
     return jnp.log(jnp.sum(weights * ratio, axis=0)) + peak[0]
 
 
-def _predictions(cls, values, kind, num_classes, weights, mask, names, provenance=None):
+def _predictions(
+    cls,
+    values,
+    kind,
+    num_classes,
+    weights,
+    mask,
+    names,
+    provenance,
+    columns=None,
+    **parts,
+):
     shape = values.shape[:2]
-    weights = jnp.ones(shape[:1]) if weights is None else jnp.asarray(weights)
-    mask = jnp.ones(shape[:1], bool) if mask is None else jnp.asarray(mask)
-    for name, value in (("weights", weights), ("mask", mask)):
-        if value.shape not in (shape[:1], shape):
-            raise ValueError(
-                f"{name} must be [member] = {shape[:1]} or [member, batch] = {shape};"
-                f" got shape {value.shape}."
-            )
+    weights, mask = member_mask_and_weights(shape, weights, mask)
     if names is None:
         names = tuple(f"member {i}" for i in range(shape[0]))
     if len(names) != shape[0]:
         raise ValueError(f"names must hold {shape[0]} members; got {len(names)}.")
+    if columns is not None:
+        columns = tuple(columns)
+        expected = num_classes if kind == "votes" else (*values.shape, 1)[2]
+        if len(columns) != expected:
+            raise ValueError(
+                f"columns must name the {expected} of the last axis; got {columns}."
+            )
     if provenance is not None:
         seen = provenance.seen
         if len(provenance.rows) != shape[1] or (
@@ -325,10 +535,27 @@ def _predictions(cls, values, kind, num_classes, weights, mask, names, provenanc
             )
     return cls(
         values=values,
-        mask=mask.astype(bool),
-        weights=weights.astype(jnp.promote_types(weights.dtype, np.float32)),
+        mask=mask,
+        weights=weights,
         kind=kind,
         names=tuple(names),
         num_classes=int(num_classes),
         provenance=provenance,
+        columns=columns,
+        **parts,
     )
+
+
+def _with_members(predictions, weights, mask):
+    weights = predictions.weights if weights is None else weights
+    mask = predictions.mask if mask is None else mask
+    shape = predictions.values.shape[:2]
+    weights, mask = member_mask_and_weights(shape, weights, mask)
+    return predictions.replace(weights=weights, mask=mask)
+
+
+def _floating(values, name="probs"):
+    values = jnp.asarray(values)
+    if not (jnp.issubdtype(values.dtype, jnp.floating) or values.dtype.kind in "iu"):
+        raise TypeError(f"{name} must be real numbers; got {values.dtype}.")
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))

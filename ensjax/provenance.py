@@ -90,6 +90,13 @@ class Provenance:
         part = self.part if part is None else part
         return Provenance(self.source, self.rows[positions], part, seen, self.test_rows)
 
+    def of_members(self, members: np.ndarray) -> "Provenance":
+        """Of the predictions of these members, by their numbers."""
+        seen = self.seen
+        if seen is not None and len(seen) > 1:
+            seen = seen[members]
+        return Provenance(self.source, self.rows, self.part, seen, self.test_rows)
+
     def __repr__(self):
         return f"Provenance({self.part!r} rows of {self.source!r}, {len(self.rows)})"
 
@@ -109,6 +116,47 @@ class Provenance:
 
     def __hash__(self):
         return hash(self._digest())
+
+
+def merge_members(
+    provenances: Sequence[Provenance | None], counts: Sequence[int]
+) -> Provenance | None:
+    """Provenance of predictions of the same rows by the members of several sources.
+
+    Args:
+        provenances: of each source; all None: unknown.
+        counts: number of members of each.
+
+    Raises:
+        ValueError: if only some are known, or they are not of the same rows and part.
+    """
+    if all(provenance is None for provenance in provenances):
+        return None
+    if any(provenance is None for provenance in provenances):
+        raise ValueError(
+            "the provenance of some predictions is unknown, of others known; give it"
+            " to all, or drop it with predictions.replace(provenance=None)."
+        )
+    first = provenances[0]
+    for other in provenances[1:]:
+        same = (first.source, first.part) == (other.source, other.part)
+        if not same or not np.array_equal(first.rows, other.rows):
+            raise ValueError(
+                f"predictions must be of the same rows in the same order; got {first!r}"
+                f" and {other!r}."
+            )
+    seen = None
+    if any(provenance.seen is not None for provenance in provenances):
+        shapes = [(count, len(first.rows)) for count in counts]
+        seen = np.concatenate(
+            [
+                np.broadcast_to(False if p.seen is None else p.seen, shape)
+                for p, shape in zip(provenances, shapes, strict=True)
+            ]
+        )
+    tests = [p.test_rows for p in provenances if p.test_rows is not None]
+    tests = np.concatenate(tests) if tests else None
+    return Provenance(first.source, first.rows, first.part, seen, tests)
 
 
 @dataclasses.dataclass(frozen=True)

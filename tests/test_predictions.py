@@ -8,6 +8,7 @@ from scipy.special import log_softmax, logsumexp
 
 from ensjax import predictions
 from ensjax.predictions import Predictions
+from ensjax.provenance import Provenance
 
 
 def logits_of(num_members=4, num_rows=7, num_classes=3, scale=3.0, seed=0):
@@ -130,3 +131,100 @@ def test_gradient_of_a_weight_at_zero_equals_a_difference_quotient():
     gradient = jax.grad(loss)(weights)
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(gradient[1], slope, rtol=5e-2)
+
+
+def everything():
+    """One of each kind: 3 members, 4 rows."""
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=(3, 4, 2))
+    return {
+        "logits": Predictions.from_logits(values),
+        "log_probs": Predictions.from_probs(np.full((3, 4, 2), 0.5)),
+        "votes": Predictions.from_votes(jnp.asarray([[0, 1, 1, 0]] * 3), 2),
+        "points": Predictions.from_points(values[..., 0], scale=values[..., 1] ** 2),
+        "quantiles": Predictions.from_quantiles(values, (0.1, 0.9)),
+        "features": Predictions.from_features(values),
+    }
+
+
+def test_what_predictions_do_not_know_is_refused_and_named():
+    knows = {
+        "log_probs": {"logits", "log_probs"},
+        "probs": {"logits", "log_probs"},
+        "votes": {"logits", "log_probs", "votes"},
+        "points": {"points"},
+        "quantiles": {"quantiles"},
+        "features": {"features"},
+    }
+    for kind, said in everything().items():
+        for name, kinds in knows.items():
+            if kind in kinds:
+                assert getattr(said, name).shape[:2] == (3, 4)
+            else:
+                with pytest.raises(TypeError, match="are .*(Use|made with)"):
+                    getattr(said, name)
+
+
+def test_every_kind_passes_through_jit_as_it_is():
+    for said in everything().values():
+        back = jax.jit(lambda p: p)(said)
+        assert jax.tree.structure(back) == jax.tree.structure(said)
+        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(said)):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "make, match",
+    [
+        (lambda: Predictions.from_points(np.zeros(3)), "member, batch"),
+        (lambda: Predictions.from_points(np.zeros((2, 3)), scale=np.zeros(3)), "scale"),
+        (lambda: Predictions.from_points(np.zeros((2, 3)), lower=np.zeros(3)), "go to"),
+        (lambda: Predictions.from_quantiles(np.zeros((2, 3, 2)), (0.5, 0.5)), "strict"),
+        (
+            lambda: Predictions.from_quantiles(np.zeros((2, 3, 2)), (0.0, 0.5)),
+            "between",
+        ),
+        (lambda: Predictions.from_quantiles(np.zeros((2, 3)), (0.5,)), "level=1"),
+        (lambda: Predictions.from_features(np.zeros((2, 3))), "feature"),
+        (lambda: Predictions.from_logits(np.zeros((2, 3, 2)), columns=["a"]), "2 of"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_selected_members_keep_what_is_theirs():
+    rows = Provenance.of("toy", np.arange(4), trained_on=[[0], [1], [2]])
+    said = Predictions.from_points(
+        np.arange(12.0).reshape(3, 4),
+        scale=np.ones((3, 4)),
+        weights=np.asarray([1.0, 2.0, 3.0]),
+        mask=np.tri(3, 4, 1, dtype=bool),
+        names=("a", "b", "c"),
+        provenance=rows,
+    )
+    two = said.select(["c", "a"])
+    np.testing.assert_array_equal(two.points, [[8, 9, 10, 11], [0, 1, 2, 3]])
+    assert two.names == ("c", "a") and two.weights.tolist() == [3, 1]
+    np.testing.assert_array_equal(two.mask, np.tri(3, 4, 1, dtype=bool)[[2, 0]])
+    np.testing.assert_array_equal(two.provenance.seen, rows.seen[[2, 0]])
+    for members in (slice(2, 3), 2, [False, False, True], "c"):
+        assert said.select(members).names == ("c",)
+    with pytest.raises(KeyError, match="no member"):
+        said.select(["d"])
+
+
+def test_taken_rows_keep_what_is_theirs():
+    said = Predictions.from_votes(
+        np.arange(8).reshape(2, 4) % 3,
+        3,
+        mask=np.ones(2, bool),
+        weights=np.arange(8.0).reshape(2, 4),
+        provenance=Provenance.of("toy", np.arange(10, 14)),
+    )
+    two = said.take([3, 0], part="test")
+    np.testing.assert_array_equal(two.votes, said.votes[:, [3, 0]])
+    np.testing.assert_array_equal(two.weights, [[3, 0], [7, 4]])
+    assert two.mask.shape == (2,)
+    assert two.provenance == Provenance.of("toy", np.asarray([13, 10]), part="test")

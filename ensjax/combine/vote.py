@@ -14,7 +14,7 @@ from ensjax.predictions import (
     predictive_log_probs,
 )
 
-TIES = ("lowest", "probability", "abstain")
+TIES = ("lowest", "probability", "abstain", "random", "best_member")
 _TOLERANCE = 1e-6
 
 
@@ -23,6 +23,8 @@ def majority_vote(
     *,
     ties: str = "lowest",
     mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+    accuracy: jax.Array | None = None,
 ) -> jax.Array:
     """The class that most members put first (plurality).
 
@@ -31,20 +33,27 @@ def majority_vote(
             (votes will do); members that abstain (-1, or a NaN row) do not count.
         ties: what decides among classes with equally many votes. `"lowest"`: the lowest
             index, as in scikit-learn. `"probability"`: the largest mean probability of
-            all members that count. `"abstain"`: nothing, the answer is -1.
+            all members that count. `"abstain"`: nothing, the answer is -1. `"random"`:
+            chance, by `key`. `"best_member"`: the member of the largest `accuracy`
+            among those that voted for one of these classes.
         mask: `[member]` or `[member, batch]`; a False member counts as removed.
+        key: random key, for `ties="random"`.
+        accuracy: of each member on other rows, `[member]`, for `ties="best_member"`. Of
+            equally good members the lowest class decides.
 
     Returns:
         `[batch]` class indices, int32; -1 where no member votes.
 
     Raises:
-        ValueError: if a shape does not fit or `ties` is unknown.
+        ValueError: if a shape does not fit, `ties` is unknown, or what it needs is not
+            given.
         TypeError: if `ties="probability"` and only votes are known.
 
     Source: Kuncheva 2004, section 4.2.
     """
     predictions = as_predictions(logits, mask=mask)
-    return _decide(predictions, jnp.ones(predictions.num_members), ties)
+    weights = jnp.ones(predictions.num_members)
+    return _decide(predictions, weights, ties, key, accuracy)
 
 
 def weighted_vote(
@@ -53,6 +62,8 @@ def weighted_vote(
     *,
     ties: str = "lowest",
     mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+    accuracy: jax.Array | None = None,
 ) -> jax.Array:
     """The class with the largest summed weight of the members that put it first.
 
@@ -65,6 +76,7 @@ def weighted_vote(
             one counts against the class, and a class that nobody names has the sum 0.
         ties: as in `majority_vote`.
         mask: `[member]` or `[member, batch]`; a False member counts as removed.
+        key, accuracy: as in `majority_vote`.
 
     Returns:
         `[batch]` class indices, int32; -1 where no member votes.
@@ -83,7 +95,7 @@ def weighted_vote(
             f"weights must be [member] = {shape[:1]} or [member, batch] = {shape};"
             f" got shape {weights.shape}."
         )
-    return _decide(predictions, weights, ties)
+    return _decide(predictions, weights, ties, key, accuracy)
 
 
 def accuracy_weights(
@@ -117,9 +129,17 @@ def accuracy_weights(
     return jnp.log((num_classes - 1) * accuracy / (1 - accuracy))
 
 
-def _decide(predictions, weights, ties):
+def _decide(predictions, weights, ties, key, accuracy):
     if ties not in TIES:
         raise ValueError(f"ties must be one of {', '.join(TIES)}; got {ties!r}.")
+    for rule, name, value in (
+        ("random", "key", key),
+        ("best_member", "accuracy", accuracy),
+    ):
+        if (ties == rule) != (value is not None):
+            raise ValueError(
+                f'ties="{rule}" and {name}= go together; got ties={ties!r}.'
+            )
     choices, mask = predictions.votes, predictions.mask
     weights = weights[:, None] if weights.ndim == 1 else weights
     mask = mask[:, None] if mask.ndim == 1 else mask
@@ -136,6 +156,11 @@ def _decide(predictions, weights, ties):
         winner = lowest
     elif ties == "abstain":
         winner = jnp.where(jnp.sum(tied, axis=-1) > 1, ABSTAIN, lowest)
+    elif ties == "random":
+        draws = jnp.where(tied, jax.random.uniform(key, tied.shape), -1.0)
+        winner = jnp.argmax(draws, axis=-1).astype(jnp.int32)
+    elif ties == "best_member":
+        winner = _first_of_best(accuracy, counts, chosen, tied)
     else:
         # All members that count are equal here, whatever their votes weigh.
         pooled = predictive_log_probs(
@@ -147,3 +172,17 @@ def _decide(predictions, weights, ties):
         best = pooled >= jnp.max(pooled, axis=-1, keepdims=True) - _TOLERANCE
         winner = jnp.argmax(best & tied, axis=-1).astype(jnp.int32)
     return jnp.where(jnp.any(counts, axis=0), winner, ABSTAIN)
+
+
+def _first_of_best(accuracy, counts, chosen, tied):
+    """The tied class with the best member that names it, `[batch]`."""
+    accuracy = jnp.asarray(accuracy, jnp.float32)
+    if accuracy.shape != counts.shape[:1]:
+        raise ValueError(
+            f"accuracy must be [member] = {counts.shape[:1]}; got {accuracy.shape}."
+        )
+    names_it = (chosen > 0) & counts[..., None]
+    best = jnp.where(names_it, accuracy[:, None, None], -jnp.inf)
+    best = jnp.where(tied, jnp.max(best, axis=0), -jnp.inf)
+    # A tied class that nobody names loses to those that somebody does.
+    return jnp.argmax(best, axis=-1).astype(jnp.int32)

@@ -138,11 +138,44 @@ def test_accuracy_weights_are_best_for_independent_members():
 
 
 def test_unknown_ties_and_probabilities_of_votes_are_refused():
-    with pytest.raises(ValueError, match="lowest, probability, abstain; got 'random'"):
+    with pytest.raises(ValueError, match="lowest, probability, .*; got 'first'"):
+        combine.majority_vote(said([[0]]), ties="first")
+    with pytest.raises(ValueError, match="key= go together"):
         combine.majority_vote(said([[0]]), ties="random")
+    with pytest.raises(ValueError, match="accuracy= go together"):
+        combine.majority_vote(said([[0]]), accuracy=jnp.ones(1))
     with pytest.raises(TypeError, match="no probabilities"):
         combine.majority_vote(said([[0]]), ties="probability")
     with pytest.raises(ValueError, match="weights must be"):
         combine.weighted_vote(said([[0]]), jnp.ones(2))
     with pytest.raises(ValueError, match="num_classes"):
         combine.accuracy_weights(jnp.ones(2), 1)
+
+
+def test_random_ties_take_each_tied_class_equally_often_and_no_other():
+    votes = np.tile([[0], [2], [2], [0], [1]], (1, 4000))
+    key = jax.random.key(0)
+    drawn = np.asarray(combine.majority_vote(said(votes), ties="random", key=key))
+    assert set(drawn) == {0, 2}
+    # Five standard deviations of a fair coin.
+    assert abs((drawn == 0).mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
+    again = combine.majority_vote(said(votes[::-1]), ties="random", key=key)
+    assert (np.asarray(again) == drawn).all()
+    clear = combine.majority_vote(said([[1], [1], [0]]), ties="random", key=key)
+    assert clear.tolist() == [1]
+
+
+def test_the_best_member_among_those_of_tied_classes_decides():
+    votes = [[0, 0, 0], [1, 2, 1], [1, 2, -1], [0, 1, 2], [2, 1, 2]]
+    accuracy = [0.5, 0.7, 0.6, 0.4, 0.9]
+    got = combine.majority_vote(said(votes), ties="best_member", accuracy=accuracy)
+    # Tied are 0 and 1; 1 and 2; only 2 has two votes.
+    assert got.tolist() == [1, 1, 2]
+    masked = combine.weighted_vote(
+        said(votes),
+        jnp.ones(5),
+        ties="best_member",
+        accuracy=accuracy,
+        mask=np.asarray([True, True, False, False, False]),
+    )
+    assert masked.tolist() == [1, 2, 1]

@@ -1,0 +1,105 @@
+"""How much each member moves the consensus, and how far from it each one is."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.predictions import ABSTAIN, Predictions
+from ensjax.scores.rows import row_weights, weighted_mean
+
+Rule = Callable[[Predictions], jax.Array]
+
+
+def leave_one_out(rule: Rule, predictions: Predictions) -> jax.Array:
+    """The consensus without each member in turn, `[member, batch, ...]`.
+
+    Args:
+        rule: `rule(predictions) -> [batch, ...]`: any rule of this room that takes
+            `Predictions` alone, or a `functools.partial` of one.
+        predictions: of two members or more; without the only one there is NaN (or, of
+            votes, an abstention).
+
+    Raises:
+        ValueError, TypeError: those of the rule.
+    """
+    mask = predictions.mask
+
+    def without(keep):
+        own = keep if mask.ndim == 1 else keep[:, None]
+        return rule(predictions.replace(mask=mask & own))
+
+    return jax.lax.map(without, ~jnp.eye(predictions.num_members, dtype=bool))
+
+
+def influence(
+    rule: Rule, predictions: Predictions, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """How far the consensus moves when a member is left out, `[member]`.
+
+    The mean over rows of `|difference|` (of points and quantiles, averaged over targets
+    or levels), of half the sum of absolute differences of probabilities (total
+    variation, 0-1), or of whether the choice changes (rules that return classes).
+    0 for a masked member.
+
+    Args:
+        rule, predictions: as for `leave_one_out`; rules of classes return
+            log-probabilities or class indices.
+        sample_weight: `[batch]`, non-negative.
+    """
+    moved = leave_one_out(rule, predictions)
+    distances = _distance(predictions, moved, rule(predictions)[None])
+    weight = row_weights(sample_weight, distances.shape[1:], distances.dtype)
+    return weighted_mean(distances, jnp.broadcast_to(weight, distances.shape))
+
+
+def consensus_distance(
+    predictions: Predictions,
+    consensus: jax.Array,
+    *,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Mean distance of each member to the consensus, `[member]`.
+
+    Distances are those of `influence`. A large one marks a member that is broken, or
+    that alone is right.
+
+    Args:
+        predictions: of the members; rows that are masked, or on which a member
+            abstains, do not count for it.
+        consensus: `[batch, class]` log-probabilities, `[batch]` classes, or `[batch]`
+            or `[batch, target]` points, as a rule returns them.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        NaN for a member without rows.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
+    members = predictions.values
+    if predictions.kind in ("logits", "log_probs"):
+        classes = jnp.issubdtype(jnp.asarray(consensus).dtype, jnp.integer)
+        members = predictions.votes if classes else predictions.log_probs
+    consensus = jnp.asarray(consensus)[None]
+    if consensus.shape[1:] != members.shape[1:]:
+        raise ValueError(
+            f"consensus must be {members.shape[1:]}; got shape {consensus.shape[1:]}."
+        )
+    distances = _distance(predictions, members, consensus)
+    weight = row_weights(sample_weight, distances.shape[1:], distances.dtype)
+    counts = predictions.mask.reshape(predictions.num_members, -1)
+    if jnp.issubdtype(members.dtype, jnp.integer):
+        counts = counts & (members != ABSTAIN)
+    return weighted_mean(distances, jnp.where(counts, weight[None], 0.0))
+
+
+def _distance(predictions, first, second):
+    """Of two arrays `[member, batch, ...]`, the second with one member or all."""
+    if jnp.issubdtype(first.dtype, jnp.integer):
+        return (first != second).astype(jnp.float32)
+    if predictions.kind in ("logits", "log_probs"):
+        difference = jnp.abs(jnp.exp(first) - jnp.exp(second))
+        return jnp.sum(difference, axis=-1) / 2
+    difference = jnp.abs(first - second)
+    return difference.reshape(*difference.shape[:2], -1).mean(axis=-1)

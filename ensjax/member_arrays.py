@@ -1,0 +1,96 @@
+"""Arrays with the member axis first: log-probabilities, votes, masks and weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ABSTAIN = -1
+
+
+def log_probs(logits: jax.Array) -> jax.Array:
+    """Log-probabilities of every row, in float32 also when the logits are bfloat16.
+
+    Rows that are normalised already stay as they are, so this is safe on
+    log-probabilities too. It is never right on probabilities.
+
+    Args:
+        logits: unnormalised log-probabilities, `[..., class]`.
+
+    Returns:
+        `[..., class]`, in nats. A row that holds a NaN or a +inf is all NaN.
+
+    Raises:
+        ValueError: if `logits` has no class axis.
+        TypeError: if `logits` holds integers (votes or labels).
+    """
+    logits = jnp.asarray(logits)
+    if logits.ndim < 1:
+        raise ValueError("logits must be [..., class]; got a scalar.")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise TypeError(
+            f"logits must be floating point; got {logits.dtype}. Votes go through"
+            " Predictions.from_votes."
+        )
+    # Cast before the softmax: bfloat16 has 8 bits, too few for a sum over classes.
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def votes(logits: jax.Array) -> jax.Array:
+    """The class each row puts first; the lowest index among equals.
+
+    Args:
+        logits: logits or log-probabilities, `[..., class]`.
+
+    Returns:
+        `[...]`, int32. A row with a NaN votes for nothing: -1.
+    """
+    logits = jnp.asarray(logits)
+    choice = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), ABSTAIN, choice)
+
+
+def member_mask_and_weights(
+    shape: tuple[int, int], weights: jax.Array | None, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Weights (floats) and mask (bools) of members; ones and True for None.
+
+    Args:
+        shape: `[member, batch]` of the predictions.
+        weights: `[member]` or `[member, batch]`.
+        mask: `[member]` or `[member, batch]`.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
+    weights = jnp.ones(shape[:1]) if weights is None else jnp.asarray(weights)
+    mask = jnp.ones(shape[:1], bool) if mask is None else jnp.asarray(mask)
+    for name, value in (("weights", weights), ("mask", mask)):
+        if value.shape not in (shape[:1], shape):
+            raise ValueError(
+                f"{name} must be [member] = {shape[:1]} or [member, batch] = {shape};"
+                f" got shape {value.shape}."
+            )
+    weights = weights.astype(jnp.promote_types(weights.dtype, np.float32))
+    return weights, mask.astype(bool)
+
+
+def normalize_weights(weights: jax.Array, mask: jax.Array) -> jax.Array:
+    """Weights that sum to 1 over the members that count.
+
+    Args:
+        weights: `[member]` or `[member, batch]`.
+        mask: `[member]` or `[member, batch]`, bools.
+
+    Returns:
+        `[member]`, or `[member, batch]` if one of both is. A masked member has weight
+        0. NaN where no weight is left, and where a weight is negative (values cannot
+        raise in a compiled program).
+    """
+    if weights.ndim < mask.ndim:
+        weights = weights[:, None]
+    if mask.ndim < weights.ndim:
+        mask = mask[:, None]
+    weights = jnp.where(weights < 0, jnp.nan, weights)
+    weights = jnp.where(mask, weights, 0.0)
+    return weights / jnp.sum(weights, axis=0, keepdims=True)

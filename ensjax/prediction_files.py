@@ -1,0 +1,390 @@
+"""Forecasts as files: CSV that any program writes, npz that keeps everything.
+
+A CSV file has one line per number, and its header says what the numbers are:
+
+    member,row,class,value                     probabilities; each row's sum to 1
+    member,row,class                           votes
+    member,row,target,value[,lower,upper]      points, with the ends of an interval
+    member,row,value[,lower,upper]             points of one target
+    member,row,level,value                     quantiles
+
+`scale`, a standard deviation, may stand among the last columns of points. Columns may
+come in any order. `row` is a row number or any text. Lines may come in any order, and
+what a member does not say of a row is masked.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from ensjax.predictions import ABSTAIN, Predictions
+from ensjax.provenance import Provenance
+
+_COLUMNS = ("member", "row", "class", "target", "level", "value")
+_OPTIONAL = ("lower", "upper", "scale")
+_ARRAYS = ("values", "mask", "weights", *_OPTIONAL)
+_SUM_TOLERANCE = 1e-3  # rounding of printed probabilities
+
+
+def save_predictions(
+    path: str | os.PathLike,
+    predictions: Predictions,
+    *,
+    rows: Sequence[Any] | None = None,
+) -> None:
+    """Writes predictions to `path`: `.npz` keeps everything, `.csv` anybody can read.
+
+    Args:
+        path: ends in `.npz` or `.csv`.
+        predictions: a CSV file holds no features, no weights but equal ones, no
+            provenance, and probabilities of logits.
+        rows: `[batch]`, what the rows are called in a CSV file; None: the row numbers
+            of the provenance, or 0, 1, ...
+
+    Raises:
+        ValueError: for another suffix, or for what a CSV file cannot hold.
+    """
+    path = epath.Path(path)
+    if path.suffix == ".npz":
+        with path.open("wb") as file:
+            np.savez(file, **_packed(predictions))
+    elif path.suffix == ".csv":
+        with path.open("w") as file:
+            csv.writer(file, lineterminator="\n").writerows(_lines(predictions, rows))
+    else:
+        raise ValueError(f"predictions are saved as .npz or .csv; got {path}.")
+
+
+def load_predictions(
+    path: str | os.PathLike,
+    *,
+    rows: Sequence[Any] | None = None,
+    columns: Sequence[str] | None = None,
+    source: str | None = None,
+    part: str = "validation",
+    smallest: float = 1e-7,
+) -> Predictions:
+    """Reads predictions from a `.csv` (see above) or `.npz` file.
+
+    Args:
+        path: of the file.
+        rows: of a CSV file: which rows, in this order; others are left out. None: all,
+            by number if all are integers, else in the order of their first line.
+        columns: of a CSV file: classes (or targets) in this order; classes that are not
+            among them are an error, targets are left out. None: in the order of their
+            first line.
+        source: names the origin of the row numbers; then the predictions of a CSV file
+            carry a `Provenance`.
+        part: of the provenance.
+        smallest: see `Predictions.from_probs`.
+
+    Returns:
+        `Predictions`; members are in the order of their first line, and `columns` holds
+        the classes or targets as text. A member that says nothing of a row is masked
+        there, `[member, batch]`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for what cannot be read; it names the file and the line.
+    """
+    path = epath.Path(path)
+    if path.suffix == ".npz":
+        if rows is not None or columns is not None or source is not None:
+            raise ValueError(
+                f"{path}: an .npz file knows its rows, columns and source; select with"
+                " Predictions.take."
+            )
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return _unpacked(path, dict(arrays))
+    if path.suffix != ".csv":
+        raise ValueError(f"predictions are read from .npz or .csv; got {path}.")
+    with path.open("r") as file:
+        return _Table(str(path), csv.reader(file)).predictions(
+            rows, columns, source, part, smallest
+        )
+
+
+def _packed(predictions):
+    provenance = predictions.provenance
+    facts = {
+        name: getattr(predictions, name)
+        for name in ("kind", "names", "num_classes", "columns", "levels")
+    }
+    arrays = {
+        name: np.asarray(value)
+        for name in _ARRAYS
+        if (value := getattr(predictions, name)) is not None
+    }
+    if provenance is not None:
+        facts |= {"source": provenance.source, "part": provenance.part}
+        for name in ("rows", "seen", "test_rows"):
+            if getattr(provenance, name) is not None:
+                arrays[name] = getattr(provenance, name)
+    return arrays | {"facts": np.asarray(json.dumps(facts))}
+
+
+def _unpacked(path, arrays):
+    if "facts" not in arrays:
+        raise ValueError(f"{path} was not written by save_predictions.")
+    facts = json.loads(str(arrays.pop("facts")))
+    provenance = None
+    if "source" in facts:
+        provenance = Provenance(
+            facts.pop("source"),
+            arrays.pop("rows"),
+            facts.pop("part"),
+            arrays.pop("seen", None),
+            arrays.pop("test_rows", None),
+        )
+    for name in ("names", "columns", "levels"):
+        facts[name] = None if facts[name] is None else tuple(facts[name])
+    arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
+    return Predictions(**arrays, **facts, provenance=provenance)
+
+
+def _lines(predictions, rows):
+    kind = predictions.kind
+    if kind == "features":
+        raise ValueError("features are saved as .npz, not as .csv.")
+    weights = np.asarray(predictions.weights)
+    if weights.size and (weights != weights.flat[0]).any():
+        raise ValueError(
+            "a .csv file holds no weights; save as .npz, or drop them with"
+            " predictions.replace(weights=jnp.ones(predictions.num_members))."
+        )
+    values = np.asarray(predictions.values)
+    if kind in ("logits", "log_probs"):
+        values = np.exp(np.asarray(predictions.log_probs, np.float64))
+    num_members, num_rows = values.shape[:2]
+    if rows is None:
+        known = predictions.provenance
+        rows = range(num_rows) if known is None else known.rows.tolist()
+    rows = list(rows)
+    if len(rows) != num_rows or len(set(map(str, rows))) != num_rows:
+        raise ValueError(
+            f"rows must be {num_rows} different names; got {len(rows)}, of which"
+            f" {len(set(map(str, rows)))} differ."
+        )
+    if len(set(predictions.names)) != num_members:
+        raise ValueError(f"names of members must differ; got {predictions.names}.")
+    more = [n for n in _OPTIONAL if getattr(predictions, n) is not None]
+    parts = [np.asarray(getattr(predictions, n)) for n in more]
+    what = {"points": "target", "quantiles": "level"}.get(kind, "class")
+    has_columns = values.ndim == 3 or kind == "votes"
+    labels = predictions.levels or predictions.columns
+    if labels is None and has_columns:
+        size = predictions.num_classes if kind == "votes" else values.shape[2]
+        labels = tuple(range(size))
+    yield [
+        "member",
+        "row",
+        *([what] if has_columns else []),
+        *([] if kind == "votes" else ["value"]),
+        *more,
+    ]
+    mask = np.asarray(predictions.mask)
+    mask = np.broadcast_to(mask.reshape(num_members, -1), (num_members, num_rows))
+    for member, row in np.argwhere(mask):
+        start = [predictions.names[member], rows[row]]
+        if kind == "votes":
+            if values[member, row] != ABSTAIN:
+                yield [*start, labels[values[member, row]]]
+            continue
+        entries = [a[member, row].reshape(-1) for a in (values, *parts)]
+        for place, numbers in enumerate(zip(*entries)):
+            # repr of float64 is exact for float32 values.
+            numbers = [repr(float(number)) for number in numbers]
+            yield [*start, *([labels[place]] if has_columns else []), *numbers]
+
+
+class _Table:
+    """The lines of a CSV file by (member, row, column)."""
+
+    def __init__(self, path, reader):
+        self.path, self.reader = path, reader
+        self.header = [name.strip() for name in next(reader, [])]
+        self.kind, self.what = self._check_header()
+        self.members, self.rows, self.columns = {}, {}, {}
+        self.numbers, self.lines, self.first = {}, {}, {}
+        for cells in reader:
+            if cells:
+                self._add(cells)
+        if not self.lines:
+            raise ValueError(f"{path} holds no predictions.")
+
+    def fail(self, line, text):
+        raise ValueError(f"{self.path}, line {line}: {text}")
+
+    def _check_header(self):
+        header = self.header
+        known = (*_COLUMNS, *_OPTIONAL)
+        odd = [name for name in header if name not in known]
+        twice = [name for name in header if header.count(name) > 1]
+        lacking = [name for name in ("member", "row") if name not in header]
+        if odd or twice or lacking:
+            self.fail(
+                1,
+                f"the header must hold member, row and some of {', '.join(known[2:])},"
+                f" once each; got {','.join(header)}.",
+            )
+        what = [name for name in ("class", "target", "level") if name in header]
+        kinds = {"class": "log_probs", "level": "quantiles"}
+        kind = kinds.get(what[0], "points") if what else "points"
+        if "value" not in header:
+            kind = "votes"
+        more = [name for name in header if name in _OPTIONAL]
+        if (
+            len(what) > 1
+            or (kind == "votes" and what != ["class"])
+            or (more and kind != "points")
+            or (("lower" in header) != ("upper" in header))
+        ):
+            self.fail(1, f"these columns do not go together: {','.join(header)}.")
+        return kind, what[0] if what else None
+
+    def _add(self, cells):
+        line = self.reader.line_num
+        if len(cells) != len(self.header):
+            self.fail(
+                line, f"{len(self.header)} columns are expected; got {len(cells)}."
+            )
+        cell = dict(zip(self.header, (text.strip() for text in cells)))
+        member, row = cell["member"], cell["row"]
+        column = cell[self.what] if self.what else ""
+        for name in ("member", "row", *([self.what] if self.what else [])):
+            if not cell[name]:
+                self.fail(line, f"{name} is empty.")
+        # A second vote on a row is a mistake, whatever its class.
+        key = (member, row) if self.kind == "votes" else (member, row, column)
+        if key in self.lines:
+            self.fail(
+                line,
+                f"member {member!r} says {self.what or 'a value'} of row {row!r} twice;"
+                f" first on line {self.lines[key]}.",
+            )
+        if self.kind == "quantiles":
+            column = self._number(line, "level", column)
+            if not 0 < column < 1:
+                self.fail(line, f"level must lie between 0 and 1; got {column}.")
+        names = [n for n in ("value", *_OPTIONAL) if n in self.header]
+        numbers = [self._number(line, name, cell[name]) for name in names]
+        if self.kind == "log_probs" and not 0 <= numbers[0] <= 1 + _SUM_TOLERANCE:
+            self.fail(line, f"value must be a probability; got {cell['value']}.")
+        self.lines[key] = line
+        self.first.setdefault((member, row), line)
+        for known, name in (
+            (self.members, member),
+            (self.rows, row),
+            (self.columns, column),
+        ):
+            known.setdefault(name, line)
+        self.numbers[member, row, column] = numbers
+
+    def _number(self, line, name, text):
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(
+                line,
+                f"{name} must be a finite number; got {text!r}. Leave out the lines of"
+                " what is missing.",
+            )
+        return number
+
+    def _axes(self, rows, columns):
+        """Members, rows and columns in their order."""
+        if rows is None:
+            rows = list(self.rows)
+            try:
+                rows.sort(key=int)
+            except ValueError:
+                rows = list(self.rows)
+        rows = [str(row) for row in rows]
+        if self.kind == "quantiles":
+            if columns is not None:
+                raise ValueError(f"{self.path} holds quantiles: columns do not apply.")
+            columns = sorted(self.columns)
+        elif columns is None:
+            columns = list(self.columns)
+        else:
+            columns = [str(column) for column in columns]
+        odd = [c for c in self.columns if c not in columns]
+        if odd and self.what == "class":
+            self.fail(self.columns[odd[0]], f"unknown class {odd[0]!r}; got {columns}.")
+        return list(self.members), rows, columns
+
+    def predictions(self, rows, columns, source, part, smallest):
+        members, rows, columns = self._axes(rows, columns)
+        provenance = None
+        if source is not None:
+            try:
+                numbers = np.asarray([int(row) for row in rows], np.int64)
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.path}: provenance needs rows that are numbers; {error}."
+                ) from error
+            provenance = Provenance(source, numbers, part)
+        places = [
+            {name: place for place, name in enumerate(names)}
+            for names in (members, rows, columns)
+        ]
+        if len(places[1]) < len(rows) or len(places[2]) < len(columns):
+            raise ValueError("rows and columns must each be different names.")
+        width = max((len(numbers) for numbers in self.numbers.values()), default=0)
+        shape = (len(members), len(rows), len(columns))
+        values = np.full((*shape, max(width, 1)), np.nan)
+        for (member, row, column), numbers in self.numbers.items():
+            if row in places[1] and column in places[2]:
+                index = places[0][member], places[1][row], places[2][column]
+                values[index] = numbers if numbers else 1.0
+        given = np.isfinite(values[..., 0])  # [member, batch, column]
+        told = dict(names=members, provenance=provenance, mask=given.any(axis=2))
+        if self.kind == "votes":
+            votes = np.where(told["mask"], given.argmax(axis=2), ABSTAIN)
+            return Predictions.from_votes(votes, len(columns), columns=columns, **told)
+        for member, row in np.argwhere(given.any(axis=2) & ~given.all(axis=2)):
+            lacking = columns[int(np.argmin(given[member, row]))]
+            name = members[member], rows[row]
+            self.fail(
+                self.first[name],
+                f"member {name[0]!r} says nothing of {self.what} {lacking!r} of row"
+                f" {name[1]!r}; a row is complete, or is left out.",
+            )
+        values = np.where(told["mask"][..., None, None], values, 0.0)
+        if self.kind == "quantiles":
+            return Predictions.from_quantiles(values[..., 0], columns, **told)
+        if self.kind == "log_probs":
+            return self._probabilities(values[..., 0], rows, columns, smallest, told)
+        if self.what is None:
+            values = values[:, :, 0]
+        else:
+            told["columns"] = columns
+        names = [n for n in ("value", *_OPTIONAL) if n in self.header]
+        parts = {name: values[..., place] for place, name in enumerate(names)}
+        return Predictions.from_points(parts.pop("value"), **parts, **told)
+
+    def _probabilities(self, values, rows, columns, smallest, told):
+        mask, sums = told["mask"], values.sum(axis=2)
+        wrong = np.argwhere(mask & (np.abs(sums - 1) > _SUM_TOLERANCE))
+        if len(wrong):
+            member, row = wrong[0]
+            name = told["names"][member], rows[row]
+            self.fail(
+                self.first[name],
+                f"member {name[0]!r} gives probabilities that sum to"
+                f" {sums[member, row]:.4g}, not 1.",
+            )
+        values = np.where(mask[..., None], values, 1 / len(columns))
+        values = values / values.sum(axis=2, keepdims=True)
+        return Predictions.from_probs(
+            values, smallest=smallest, columns=columns, **told
+        )

@@ -1,0 +1,346 @@
+"""Every rule, with what must hold of every rule.
+
+The references are float64 NumPy written from the definitions, over the members that
+count alone; a member of weight 2 stands there twice.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from scipy.optimize import brentq
+from scipy.special import log_softmax, logsumexp
+from scipy.stats import rankdata
+from scipy.stats.mstats import winsorize
+
+from ensjax import combine
+from ensjax.predictions import Predictions
+
+MEMBERS, ROWS, WIDTH = 6, 5, 3
+LEVELS = (0.25, 0.5, 0.75)
+WEIGHTS = np.asarray([1, 2, 1, 3, 2, 1])
+SHARE, FINE = 0.2, 20  # 20 copies of each member: a fifth of them is a whole number
+ACCURACY = np.asarray([0.9, 0.5, 0.6, 0.8, 0.7, 0.4], np.float32)
+
+
+# References: values [member, width] and whole weights [member] to [width]
+
+
+def renormalized(probs):
+    return np.log(probs / probs.sum())
+
+
+def probs_of(logits):
+    return np.exp(log_softmax(logits, axis=-1))
+
+
+def columns(fn):
+    """`fn` of the repeated values of one column, for all columns."""
+
+    def of_all(values, weights):
+        return np.asarray([fn(np.repeat(v, weights)) for v in values.T])
+
+    return of_all
+
+
+def pool(of_points):
+    return lambda x, w: renormalized(of_points(probs_of(x), w))
+
+
+def trimmed(x):
+    x = np.sort(np.repeat(x, FINE))
+    cut = round(SHARE * len(x))
+    return x[cut : len(x) - cut].mean()
+
+
+def winsorized(x):
+    # The limit names how many values are drawn in; a float of 0.2 could round down.
+    x = np.repeat(x, FINE)
+    cut = round(SHARE * len(x)) + 0.5
+    return np.asarray(winsorize(x, limits=(cut / len(x), cut / len(x)))).mean()
+
+
+def huber(x):
+    mad = 1.4826 * np.median(np.abs(x - np.median(x)))
+    if mad == 0:
+        return np.median(x)
+
+    def psi(mu):
+        return np.clip((x - mu) / mad, -1.345, 1.345).sum()
+
+    return brentq(psi, x.min() - 1e-9, x.max() + 1e-9, xtol=1e-12)
+
+
+MEAN, MEDIAN = columns(np.mean), columns(np.median)
+TRIMMED, WINSORIZED, HUBER = columns(trimmed), columns(winsorized), columns(huber)
+
+
+def entropy_weighted(x, w):
+    p = probs_of(x)
+    tilt = w * np.exp((p * np.log(p)).sum(-1))
+    return np.log((tilt[:, None] * p).sum(0) / tilt.sum())
+
+
+def borda(x, w):
+    return MEAN(np.stack([rankdata(row) - 1 for row in x]), w)
+
+
+def inverse_variance(x, w):
+    sureness = w[:, None] / scale_of(x) ** 2
+    return (sureness * x).sum(0) / sureness.sum(0)
+
+
+def mixture(x, w):
+    variance = MEAN(scale_of(x) ** 2 + x**2, w) - MEAN(x, w) ** 2
+    return np.sqrt(variance)
+
+
+def linear_pool(x, w):
+    """The mixture's CDF on a fine grid, read off where it reaches each level."""
+    x = np.sort(x, axis=-1)
+    ends = np.stack([2 * x[:, 0] - x[:, 1], *x.T, 2 * x[:, 2] - x[:, 1]], axis=1)
+    grid = np.sort(
+        np.concatenate([np.linspace(ends.min(), ends.max(), 9), ends.ravel()])
+    )
+    cdf = sum(
+        weight * np.interp(grid, own, [0, 0.25, 0.5, 0.75, 1])
+        for weight, own in zip(w / w.sum(), ends)
+    )
+    return np.asarray([np.interp(level, cdf, grid) for level in LEVELS])
+
+
+def plurality(x, w, ties):
+    votes = x.argmax(-1)
+    sums = np.bincount(votes, minlength=WIDTH)
+    tied = np.flatnonzero(sums == sums.max())
+    if ties == "abstain" and len(tied) > 1:
+        return -1
+    if ties == "probability":
+        pooled = probs_of(x).mean(0)
+        return tied[pooled[tied].argmax()]
+    return tied[0]
+
+
+def scale_of(x):
+    return 0.5 + abs(x)
+
+
+# name: (rule(values, weights, mask), reference, what one member alone gives)
+
+
+def own_probs(x):
+    return log_softmax(x, axis=-1)
+
+
+def with_rule(rule, **options):
+    return functools.partial(rule, **options)
+
+
+def mixture_std(x, weights, mask):
+    return combine.gaussian_mixture(x, scale_of(x), weights, mask).std
+
+
+def interval(x, weights, mask):
+    """Width, point and middle of an interval pooled by the median."""
+    said = Predictions.from_points(
+        x, lower=x - scale_of(x), upper=x + 1, weights=weights, mask=mask
+    )
+    return sum(combine.pool_intervals(said))
+
+
+def interval_reference(x, w):
+    return sum(np.sort([MEDIAN(x - scale_of(x), w), MEDIAN(x, w), MEDIAN(x + 1, w)], 0))
+
+
+RULES = {
+    "mean_probs": (combine.mean_probs, pool(MEAN), own_probs),
+    "mean_logits": (
+        combine.mean_logits,
+        lambda x, w: log_softmax(MEAN(log_softmax(x, axis=-1), w)),
+        own_probs,
+    ),
+    "max_probs": (combine.max_probs, pool(columns(np.max)), own_probs),
+    "min_probs": (combine.min_probs, pool(columns(np.min)), own_probs),
+    "median_probs": (combine.median_probs, pool(MEDIAN), own_probs),
+    "trimmed_probs": (combine.trimmed_probs, pool(TRIMMED), own_probs),
+    "winsorized_probs": (combine.winsorized_probs, pool(WINSORIZED), own_probs),
+    "huber_probs": (combine.huber_probs, pool(HUBER), own_probs),
+    "entropy_weighted_probs": (
+        combine.entropy_weighted_probs,
+        entropy_weighted,
+        own_probs,
+    ),
+    "rank_sum": (combine.rank_sum, borda, lambda x: rankdata(x, axis=-1) - 1),
+    "mean_points": (combine.mean_points, MEAN, np.array),
+    "median_points": (combine.median_points, MEDIAN, np.array),
+    "trimmed_points": (combine.trimmed_points, TRIMMED, np.array),
+    "winsorized_points": (combine.winsorized_points, WINSORIZED, np.array),
+    "huber_points": (combine.huber_points, HUBER, np.array),
+    "inverse_variance_points": (
+        lambda x, w, m: combine.inverse_variance_points(x, scale_of(x), w, m),
+        inverse_variance,
+        np.array,
+    ),
+    "gaussian_mixture": (mixture_std, mixture, scale_of),
+    "pool_intervals": (
+        interval,
+        interval_reference,
+        lambda x: x - scale_of(x) + x + x + 1,
+    ),
+    "average_quantiles": (
+        combine.average_quantiles,
+        lambda x, w: np.sort(MEAN(x, w)),
+        lambda x: np.sort(x, axis=-1),
+    ),
+    "average_cdfs": (
+        lambda x, w, m: combine.average_cdfs(x, LEVELS, w, m),
+        linear_pool,
+        lambda x: np.sort(x, axis=-1),
+    ),
+    "majority_vote": (
+        lambda x, w, m: combine.majority_vote(x, mask=m),
+        functools.partial(plurality, ties="lowest"),
+        lambda x: x.argmax(-1),
+    ),
+    "majority_vote_probability": (
+        lambda x, w, m: combine.majority_vote(x, ties="probability", mask=m),
+        functools.partial(plurality, ties="probability"),
+        lambda x: x.argmax(-1),
+    ),
+}
+POOLS = [name for name in RULES if name.endswith("_probs") or name == "mean_logits"]
+
+
+@functools.cache
+def compiled(name):
+    """One program a rule: all tests call it with arrays of the same shapes."""
+    return jax.jit(RULES[name][0])
+
+
+def call(name, values, weights, mask):
+    return np.asarray(
+        compiled(name)(
+            np.asarray(values, np.float32),
+            np.asarray(weights, np.float32),
+            np.asarray(mask, bool),
+        )
+    )
+
+
+def draw(seed):
+    """Values, a mask by row with one member at least, and NaN where it is False."""
+    rng = np.random.default_rng(seed)
+    values = 2 * rng.normal(size=(MEMBERS, ROWS, WIDTH)).astype(np.float32)
+    mask = rng.uniform(size=(MEMBERS, ROWS)) < 0.6
+    mask[rng.integers(MEMBERS, size=ROWS), np.arange(ROWS)] = True
+    return values, mask, np.where(mask[..., None], values, np.nan)
+
+
+def same(actual, expected):
+    # Values up to 8 in float32; sums over six members.
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RULES)
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_members_that_count_decide_and_neither_order_nor_copies(name, seed):
+    _, reference, alone = RULES[name]
+    values, mask, broken = draw(seed)
+    got = call(name, broken, WEIGHTS, mask)
+    for row in range(ROWS):
+        kept = mask[:, row]
+        want = reference(values[kept, row].astype(np.float64), WEIGHTS[kept])
+        same(got[row], want)
+
+    order = np.random.default_rng(seed).permutation(MEMBERS)
+    same(call(name, broken[order], WEIGHTS[order], mask[order]), got)
+
+    once = np.arange(MEMBERS) < 3
+    by_row = np.broadcast_to(once[:, None], mask.shape)
+    copies = np.concatenate([values[:3], values[:3]])
+    twice = np.concatenate([WEIGHTS[:3], WEIGHTS[:3]])
+    all_there = np.ones_like(mask)
+    same(call(name, copies, twice, all_there), call(name, copies, twice, by_row))
+
+    only = np.zeros_like(mask)
+    only[seed % MEMBERS] = True
+    same(call(name, values, WEIGHTS, only), alone(values[seed % MEMBERS]))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_without_members_is_nan_or_an_abstention(name):
+    values, mask, _ = draw(0)
+    mask[:, 2] = False
+    got = call(name, values, WEIGHTS, mask)
+    empty = -1 if np.issubdtype(got.dtype, np.integer) else np.nan
+    np.testing.assert_array_equal(got[2], np.full_like(got[2], empty))
+    assert np.isfinite(got[[0, 1, 3, 4]]).all()
+    # A member that counts and is NaN is not passed over in silence.
+    values[3, 1], mask[3, 1] = np.nan, True
+    if "vote" not in name:
+        assert np.isnan(call(name, values, WEIGHTS, mask)[1]).all()
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_pools_are_distributions_at_logits_of_ten_thousand(name):
+    signs = np.sign(np.random.default_rng(3).normal(size=(MEMBERS, ROWS, WIDTH)))
+    got = call(name, 1e4 * signs, WEIGHTS, np.ones((MEMBERS, ROWS)))
+    np.testing.assert_allclose(np.exp(got).sum(-1), 1.0, atol=1e-5)
+    # Every member vetoes every class but one, each another: no class is left.
+    sure = np.where(np.eye(WIDTH)[np.arange(MEMBERS) % WIDTH] == 1, 0.0, -np.inf)
+    sure = np.broadcast_to(sure[:, None], (MEMBERS, ROWS, WIDTH))
+    equal = np.ones(MEMBERS)
+    got = call(name, sure, equal, np.ones((MEMBERS, ROWS)))
+    if name not in ("mean_logits", "entropy_weighted_probs"):
+        np.testing.assert_allclose(got, np.log(1 / 3), rtol=1e-5)
+
+
+def test_the_product_counts_members_as_independent_evidence():
+    values, mask, broken = draw(1)
+    product = jax.jit(combine.product_probs)
+    got = product(broken, WEIGHTS.astype(np.float32), mask)
+    for row in range(ROWS):
+        kept = mask[:, row]
+        log_probs = log_softmax(values[kept, row].astype(np.float64), axis=-1)
+        total = (WEIGHTS[kept, None] * log_probs).sum(0)
+        same(got[row], total - logsumexp(total))
+    plain = product(values)
+    same(product(values[::-1]), plain)
+    same(product(values[:1]), own_probs(values[0]))
+    # Copies do count: twice the evidence, squared probabilities.
+    twice = product(np.concatenate([values, values]))
+    same(twice, own_probs(2 * np.asarray(plain)))
+    veto = np.asarray([[[0.0, -np.inf]], [[-np.inf, 0.0]]], np.float32)
+    same(jnp.exp(product(veto)), [[0.5, 0.5]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*RULES, "product_probs"])
+def test_eight_devices_equal_one_for_every_rule(name):
+    rule = RULES[name][0] if name in RULES else combine.product_probs
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(16, 30, WIDTH)).astype(np.float32)
+    weights = np.linspace(0.5, 2, 16).astype(np.float32)
+    mask = rng.uniform(size=(16, 30)) < 0.8
+    mesh = jax.make_mesh((8,), ("member",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, P("member"))
+    arrays = values, weights, mask
+    rule = jax.jit(rule)
+    eight = rule(*(jax.device_put(array, split) for array in arrays))
+    np.testing.assert_allclose(eight, rule(*arrays), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULES)
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_many_examples(name, seed):
+    test = test_members_that_count_decide_and_neither_order_nor_copies
+    test.hypothesis.inner_test(name, seed)

@@ -1,0 +1,155 @@
+"""Files of forecasts: what is written is read back, and mistakes name their line."""
+
+import numpy as np
+import pytest
+
+from ensjax.prediction_files import load_predictions, save_predictions
+from ensjax.predictions import Predictions
+from ensjax.provenance import Provenance
+
+RNG = np.random.default_rng(0)
+MASK = np.asarray([[1, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1]], bool)
+NAMES = ("ours", "theirs, too", "it")
+# Files know rows by number, members by name.
+TOLD = dict(
+    mask=MASK, names=NAMES, provenance=Provenance("toy", np.asarray([4, 7, 9, 12]))
+)
+
+
+def one_of_each():
+    probs = RNG.dirichlet([1, 1, 1], size=(3, 4))
+    points = RNG.normal(size=(3, 4, 2))
+    ends = dict(lower=points - 1, upper=points + 2, scale=np.abs(points))
+    votes = np.where(MASK, np.asarray([[2, 0, 1, 2], [0, 1, 2, 2], [1, 0, 0, 0]]), -1)
+    classes = ("CN", "MCI", "AD")
+    return {
+        "probabilities": Predictions.from_probs(probs, columns=classes, **TOLD),
+        "votes": Predictions.from_votes(votes, 3, columns=classes, **TOLD),
+        "points": Predictions.from_points(points[..., 0], **TOLD),
+        "targets": Predictions.from_points(
+            points, columns=("ADAS13", "Ventricles"), **ends, **TOLD
+        ),
+        "quantiles": Predictions.from_quantiles(points, (0.25, 0.9), **TOLD),
+    }
+
+
+def masked(predictions, name):
+    value = getattr(predictions, name)
+    if value is None:
+        return None
+    mask = np.asarray(predictions.mask)
+    mask = np.broadcast_to(mask.reshape(3, -1), (3, 4))
+    return np.where(mask.reshape(3, 4, *[1] * (value.ndim - 2)), value, 0)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+@pytest.mark.parametrize("name", one_of_each())
+def test_what_is_saved_is_loaded(tmp_path, name, suffix):
+    said, path = one_of_each()[name], tmp_path / f"forecasts.{suffix}"
+    save_predictions(path, said)
+    csv_only = dict(source="toy", columns=said.columns) if suffix == "csv" else {}
+    back = load_predictions(path, **csv_only)
+    for field in ("kind", "names", "num_classes", "columns", "levels", "provenance"):
+        assert getattr(back, field) == getattr(said, field), field
+    np.testing.assert_array_equal(back.mask, said.mask)
+    for field in ("values", "scale", "lower", "upper"):
+        want, got = masked(said, field), masked(back, field)
+        if field == "values" and name == "probabilities":
+            np.testing.assert_allclose(got, want, atol=1e-5)  # through exp and log
+        elif want is None:
+            assert got is None
+        else:
+            np.testing.assert_array_equal(got, want)
+
+
+def test_npz_keeps_weights_logits_and_training_rows(tmp_path):
+    provenance = Provenance.of("toy", np.arange(4), trained_on=[[0], [1], [2]])
+    said = Predictions.from_logits(
+        RNG.normal(size=(3, 4, 2)), weights=np.arange(12.0).reshape(3, 4)
+    ).replace(provenance=provenance)
+    save_predictions(tmp_path / "a.npz", said)
+    back = load_predictions(tmp_path / "a.npz")
+    assert back.provenance == provenance and back.kind == "logits"
+    np.testing.assert_array_equal(back.weights, said.weights)
+    np.testing.assert_array_equal(back.values, said.values)
+    with pytest.raises(ValueError, match="holds no weights"):
+        save_predictions(tmp_path / "a.csv", said)
+
+
+def written(tmp_path, text):
+    path = tmp_path / "f.csv"
+    path.write_text(text)
+    return path
+
+
+def test_lines_in_any_order_become_rows_and_columns_as_asked(tmp_path):
+    path = written(
+        tmp_path,
+        "row,class,member,value\n"
+        "10,no,a,0.25\n 2,yes, a ,1\n2,no,a,0\n"
+        "10,yes,a,.75\n10,no,b,0.5\n10,yes,b,0.5\n",
+    )
+    said = load_predictions(path)
+    assert said.names == ("a", "b") and said.columns == ("no", "yes")
+    np.testing.assert_allclose(said.probs[0], [[0, 1], [0.25, 0.75]], atol=1e-6)
+    np.testing.assert_array_equal(said.mask, [[True, True], [False, True]])
+    other = load_predictions(path, rows=[10, 3, 2], columns=["yes", "no"])
+    np.testing.assert_allclose(
+        other.probs[0, [0, 2]], [[0.75, 0.25], [1, 0]], atol=1e-6
+    )
+    np.testing.assert_array_equal(other.mask, [[1, 0, 1], [1, 0, 0]])
+
+
+PROBS, POINTS = "member,row,class,value\n", "member,row,target,value,lower,upper\n"
+
+
+@pytest.mark.parametrize(
+    "text, line, match",
+    [
+        ("", 1, "header"),
+        ("member,value\n", 1, "header must hold member, row"),
+        ("member,row,class,target,value\n", 1, "do not go together"),
+        ("member,row,target,value,lower\n", 1, "do not go together"),
+        ("member,row,target\n", 1, "do not go together"),
+        (PROBS + "a,0,x\n", 2, "4 columns"),
+        (PROBS + "a,0,x,1\na,,x,1\n", 3, "row is empty"),
+        (PROBS + "a,0,x,one\n", 2, "finite number; got 'one'"),
+        (PROBS + "a,0,x,nan\n", 2, "finite number"),
+        (PROBS + "a,0,x,1.5\n", 2, "a probability"),
+        (PROBS + "a,0,x,.5\nb,0,x,1\na,0,x,.5\n", 4, "twice; first on line 2"),
+        (PROBS + "a,0,x,.5\na,0,y,.5\nb,0,x,1\n", 4, "nothing of class 'y'"),
+        (PROBS + "a,1,x,1\na,1,y,0\na,0,x,.5\na,0,y,.4\n", 4, "sum to 0.9"),
+        (POINTS + "a,0,u,1,0,2\na,0,v,1,0,2\nb,0,u,1,0,2\n", 4, "of target 'v'"),
+        ("member,row,class\na,0,x\na,0,y\n", 3, "twice"),
+        ("member,row,level,value\na,0,1.5,3\n", 2, "between 0 and 1"),
+    ],
+)
+def test_mistakes_name_the_file_and_the_line(tmp_path, text, line, match):
+    path = written(tmp_path, text)
+    with pytest.raises(ValueError, match=match) as caught:
+        load_predictions(path)
+    assert str(caught.value).startswith(f"{path}, line {line}: ")
+
+
+def test_a_class_that_is_not_expected_names_its_line(tmp_path):
+    path = written(tmp_path, PROBS + "a,0,x,.5\na,0,z,.5\n")
+    with pytest.raises(ValueError, match="line 3: unknown class 'z'"):
+        load_predictions(path, columns=["x", "y"])
+
+
+def test_text_rows_have_no_row_numbers(tmp_path):
+    path = written(tmp_path, "member,row,value\na,anna,1\na,bob,2\n")
+    assert load_predictions(path).points.tolist() == [[1.0, 2.0]]
+    with pytest.raises(ValueError, match="rows that are numbers"):
+        load_predictions(path, source="clinic")
+
+
+def test_other_suffixes_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="npz or .csv"):
+        load_predictions(tmp_path / "a.json")
+    np.savez(tmp_path / "a.npz", x=np.zeros(3))
+    with pytest.raises(ValueError, match="not written by save_predictions"):
+        load_predictions(tmp_path / "a.npz")
+    features = Predictions.from_features(np.zeros((1, 2, 3)))
+    with pytest.raises(ValueError, match="saved as .npz"):
+        save_predictions(tmp_path / "a.csv", features)
