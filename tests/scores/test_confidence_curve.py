@@ -61,14 +61,16 @@ def test_a_constant_uncertainty_is_a_random_order_whose_curve_is_one(case):
     assert np.abs(ratios.mean(axis=0) - 1).max() < 5 * ratios[:, 0].std() / 1000**0.5
 
 
-def test_weights_are_counts_of_rows_and_nothing_else_matters(case):
+def test_the_weighted_area_equals_a_loop_and_rows_without_weight_are_not_there(case):
     mean, std, targets, weight = case
-    twice = np.repeat(np.arange(ROWS), weight.astype(int))
-    expected = scores.confidence_curve_area(
-        mean[:, twice], std[:, twice], targets[twice]
-    )
     found = area_of(mean, std, targets, sample_weight=weight)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for member in range(2):
+        error, order = np.abs(mean[member] - targets), np.argsort(std[member])
+        w, error = weight[order].astype(float), error[order].astype(float)
+        kept = np.cumsum(w)
+        risk = np.cumsum(w * error) / np.where(kept == 0, 1, kept)
+        expected = (w * risk).sum() / w.sum() / np.average(error, weights=w)
+        np.testing.assert_allclose(found[member], expected, rtol=1e-5)
     broken = np.where(weight == 0, np.nan, std)
     np.testing.assert_array_equal(
         area_of(mean, broken, targets, sample_weight=weight), found
