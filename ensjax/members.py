@@ -26,6 +26,7 @@ PURPOSES = {
     "evaluation": 8,
     "shared_order": 9,
     "reseed": 10,
+    "subspace": 11,
 }
 
 

@@ -12,6 +12,12 @@ from ensjax.data.augmentation import (
     random_rotation,
     rotate_image,
 )
+from ensjax.data.bagging import (
+    balanced_weights,
+    bootstrap_weights,
+    random_subspaces,
+)
+from ensjax.data.class_weights import class_weights
 from ensjax.data.datasets import (
     DATASETS,
     digits,
@@ -19,6 +25,7 @@ from ensjax.data.datasets import (
     find_dataset,
     mnist5k,
 )
+from ensjax.data.domain import TrainingDomain
 from ensjax.data.downloads import extract_files, fetch
 from ensjax.data.image_files import cifar10, cifar100, mnist_idx, read_idx
 from ensjax.data.prefetch import PrefetchedChunks, prefetch_chunks, stack_steps
@@ -35,6 +42,11 @@ from ensjax.data.sampling import (
     poisson_bootstrap_counts,
     weighted_rows,
 )
+from ensjax.data.shifted_splits import (
+    split_by_cluster,
+    split_by_feature,
+    thin_target,
+)
 from ensjax.data.shifts import SHIFTS, Shift, apply_shift, gaussian_noise, rotate
 from ensjax.data.splits import check_disjoint, k_folds, train_test_split
 from ensjax.data.streams import Batches, as_batches, stream
@@ -48,19 +60,23 @@ __all__ = [
     "Dataset",
     "PrefetchedChunks",
     "Shift",
+    "TrainingDomain",
     "Transform",
     "accumulate_weights",
     "apply_shift",
     "as_batches",
     "augment_images",
+    "balanced_weights",
     "batch_positions",
     "bayesian_bootstrap_weights",
     "bootstrap_counts",
     "bootstrap_rows",
+    "bootstrap_weights",
     "check_dataset",
     "check_disjoint",
     "cifar10",
     "cifar100",
+    "class_weights",
     "compose",
     "digits",
     "digits_enlarged",
@@ -80,11 +96,15 @@ __all__ = [
     "random_flip",
     "random_noise",
     "random_rotation",
+    "random_subspaces",
     "read_idx",
     "rotate",
     "rotate_image",
+    "split_by_cluster",
+    "split_by_feature",
     "stack_steps",
     "stream",
+    "thin_target",
     "train_test_split",
     "weighted_rows",
 ]

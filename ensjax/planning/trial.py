@@ -150,7 +150,7 @@ class Inputs:
 
     Attributes:
         states: of training, at step 0; the first call takes them over.
-        others: hyperparameters, ids and sampling weights of every stack.
+        others: hyperparameters, ids and weights of every stack.
         data: leaves `[example, ...]`.
         evaluation: on the host, leaves `[example, ...]`, or None.
         source: "the job's own", or "zeros".
@@ -168,8 +168,10 @@ class Inputs:
         ensemble = job.ensemble(run.mesh)
         stacks = Stacks(run.num_members, run.job.blocks, run.mesh)
         hyper = arguments.per_member(job.hyper, sum(run.num_members))
-        weights, _ = arguments.cumulative_weights(
-            _filled(job.options.get("weights"), 1.0), _length(job.data), stacks
+        for_loss = job.options.get("loss_weights") is not None
+        weights = job.options.get("loss_weights" if for_loss else "weights")
+        weights, _ = arguments.placed_weights(
+            _filled(weights, 1.0), _length(job.data), stacks, for_loss=for_loss
         )
         hypers = stacks.placed(stacks.split(hyper))
         ids = stacks.placed([ensemble.member_ids])

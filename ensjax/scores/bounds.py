@@ -3,7 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from ensjax.scores.rows import check_targets, same_shape, weighted_mean
+from ensjax.scores.rows import (
+    bin_sum,
+    broadcast_rows,
+    check_targets,
+    equal_weight_bins,
+    floating,
+    same_shape,
+    weigh,
+    weighted_mean,
+)
 
 
 def interval_coverage(
@@ -110,6 +119,95 @@ def coverage_probability_accuracy(
         lower, upper, targets, strict=True, sample_weight=sample_weight
     )
     return jnp.abs(coverage - nominal)
+
+
+def coverage_width_criterion(
+    lower: jax.Array,
+    upper: jax.Array,
+    targets: jax.Array,
+    *,
+    nominal: float = 0.9,
+    strength: float = 50.0,
+    target_range: float | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """CWC: relative width, steeply penalised where coverage is too low, `[...]`.
+
+        CWC = (width / range) (1 + [coverage < nominal] exp(strength (nominal -
+        coverage)))
+
+    Lower is better. It is not proper: intervals of no width at all have CWC 0.
+
+    Args:
+        lower: `[..., batch]`.
+        upper: same shape as `lower`.
+        targets: `[batch]` or `[..., batch]`.
+        nominal: the coverage aimed at, in (0, 1).
+        strength: eta of the paper, 50 or 100.
+        target_range: that widths are divided by; None: that of the targets that count.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[...]`; inf or NaN if the targets are all equal and no range is given.
+
+    Raises:
+        ValueError: if a shape does not fit or `nominal` is not in (0, 1).
+
+    Source: Khosravi et al. 2011, "Lower upper bound estimation method", equation 7.
+    """
+    if not 0.0 < nominal < 1.0:
+        raise ValueError(f"nominal must lie between 0 and 1; got {nominal}.")
+    coverage = interval_coverage(lower, upper, targets, sample_weight=sample_weight)
+    lower, upper, targets, weight = _check(lower, upper, targets, sample_weight)
+    width = weighted_mean(upper - lower, weight)
+    if target_range is None:
+        largest = jnp.max(jnp.where(weight == 0, -jnp.inf, targets), axis=-1)
+        smallest = jnp.min(jnp.where(weight == 0, jnp.inf, targets), axis=-1)
+        target_range = largest - smallest
+    penalty = jnp.where(
+        coverage < nominal, jnp.exp(strength * (nominal - coverage)), 0.0
+    )
+    penalty = jnp.where(jnp.isnan(coverage), jnp.nan, penalty)
+    return width / target_range * (1 + penalty)
+
+
+def binned_coverage(
+    lower: jax.Array,
+    upper: jax.Array,
+    targets: jax.Array,
+    by: jax.Array,
+    *,
+    num_bins: int = 5,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Coverage among rows of similar value of `by`, `[..., bin]`, rising in it.
+
+    Intervals that cover on average may fail exactly where they are needed: where the
+    spread is large, or far from the training rows.
+
+    Args:
+        lower: `[..., batch]`.
+        upper: same shape as `lower`.
+        targets: `[batch]` or `[..., batch]`.
+        by: a number per row (a width, a distance), `[batch]` or `[..., batch]`.
+        num_bins: number of bins of equal weight; equal values share a bin.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative.
+
+    Returns:
+        `[..., bin]`; NaN for a bin without rows.
+
+    Raises:
+        ValueError: if a shape does not fit or `num_bins` is below 1.
+    """
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
+    lower, upper, targets, weight = _check(lower, upper, targets, sample_weight)
+    by = broadcast_rows("by", floating(by), lower.shape)
+    undefined = jnp.isnan(lower) | jnp.isnan(upper) | jnp.isnan(targets)
+    inside = jnp.where(undefined, jnp.nan, (lower <= targets) & (targets <= upper))
+    bins = equal_weight_bins(by, weight, num_bins)
+    rows = bin_sum(weight, bins, num_bins)
+    return bin_sum(weigh(inside, weight), bins, num_bins) / rows
 
 
 def weighted_error_score(

@@ -59,7 +59,7 @@ def reliability_bins(
         ValueError: if a shape does not fit or `num_bins` is below 1.
         TypeError: if `labels` are not integers.
     """
-    confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
+    confidence, correct, weight = top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
     bins = _equal_width(confidence, num_bins)
     total = bin_sum(weight, bins, num_bins)
@@ -97,7 +97,7 @@ def ece(
 
     Source: Guo et al. 2017, arXiv:1706.04599, equation 3 (15 bins as in section 5).
     """
-    confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
+    confidence, correct, weight = top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
     gap = bin_sum(
         weigh(correct - confidence, weight),
@@ -156,12 +156,59 @@ def adaptive_ece(
 
     Source: Nixon et al. 2019, arXiv:1904.01685, section 3 (adaptivity), top label only.
     """
-    confidence, correct, weight = _top_label(log_probs, labels, sample_weight)
+    confidence, correct, weight = top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
     total = jnp.sum(weight, axis=-1)
     bins = equal_weight_bins(confidence, weight, num_bins)
     gap = bin_sum(weigh(correct - confidence, weight), bins, num_bins)
     return jnp.sum(jnp.abs(gap), axis=-1) / total
+
+
+def debiased_calibration_error(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    num_bins: int = 15,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Root mean squared calibration error of the top label, without the bias of bins.
+
+        sqrt max(0, sum_b (n_b / n) [(confidence_b - accuracy_b)^2
+                                     - accuracy_b (1 - accuracy_b) / (n_b - 1)])
+
+    in bins of equal weight (`adaptive_ece` says which). Few rows in a bin make its
+    accuracy differ from its confidence by chance; the second term is what that adds. A
+    bin of one row says nothing and adds 0.
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., batch, class]`.
+        labels: class indices, `[batch]` or `[..., batch]`; out of range gives NaN.
+        num_bins: number of bins, at least 1.
+        sample_weight: `[batch]` or `[..., batch]`, non-negative; taken as counts of
+            rows, so that their scale matters.
+
+    Returns:
+        `[...]` (0-1), an L2 error: not comparable with `ece`, which is L1.
+
+    Raises:
+        ValueError: if a shape does not fit or `num_bins` is below 1.
+        TypeError: if `labels` are not integers.
+
+    Source: Kumar, Liang and Ma 2019, arXiv:1909.10155, definition 5.1.
+    """
+    confidence, correct, weight = top_label(log_probs, labels, sample_weight)
+    _check_bins(num_bins)
+    bins = equal_weight_bins(confidence, weight, num_bins)
+    rows = bin_sum(weight, bins, num_bins)
+    count = jnp.where(rows == 0, 1.0, rows)
+    gap = bin_sum(weigh(correct - confidence, weight), bins, num_bins) / count
+    right = bin_sum(weigh(correct, weight), bins, num_bins) / count
+    chance = right * (1 - right) / jnp.where(rows > 1, rows - 1, 1.0)
+    squared = jnp.where(rows > 1, gap**2 - chance, 0.0)
+    squared = jnp.where(jnp.isnan(gap), jnp.nan, squared)
+    total = jnp.sum(rows * squared, axis=-1) / jnp.sum(weight, axis=-1)
+    # jnp.maximum(NaN, 0) is 0 in some compiled programs.
+    return jnp.sqrt(jnp.where(total < 0, 0.0, total))
 
 
 def classwise_ece(
@@ -207,7 +254,10 @@ def classwise_ece(
     return jnp.mean(per_class, axis=-1)
 
 
-def _top_label(log_probs, labels, sample_weight):
+def top_label(
+    log_probs: jax.Array, labels: jax.Array, sample_weight: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Probability of each row's first choice, whether it is right, and its weight."""
     log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
     confidence = jnp.exp(jnp.max(log_probs, axis=-1))
     return confidence, is_correct(log_probs, labels), weight

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
-from ensjax.scores.rows import check_rows, is_correct, row_weights, weigh
+from ensjax.scores.rows import (
+    check_rows,
+    is_correct,
+    label_log_probs,
+    row_weights,
+    weigh,
+    weighted_mean,
+)
 
 
 def disagreement(
@@ -177,6 +184,99 @@ def double_fault(
     Source: Giacinto and Roli 2001; Kuncheva and Whitaker 2003, equation 5.
     """
     return _contingency(logits, labels, mask, sample_weight)[3]
+
+
+def mean_pairwise_kl(
+    logits: jax.Array | Predictions,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Mean over ordered pairs of members and rows of KL(p_i || p_j), in nats.
+
+        sum_{i != j} KL(p_i || p_j) / (M (M - 1))
+            = sum_i sum_c p_ic (log p_ic - mean_j log p_jc) / (M - 1)
+
+    The second form costs members, not pairs.
+
+    Args:
+        logits: `[member, batch, class]` or `Predictions` with probabilities.
+        mask: `[member]` or `[member, batch]`; a False member counts as removed.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        A scalar; 0 if there is no pair, inf if a member rules out what another does
+        not. Rows with less than two members do not count.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Source: Kullback and Leibler 1951; Fort et al. 2019, arXiv:1912.02757, section 4.
+    """
+    values, counts, row_weight = _kept_log_probs(logits, mask, sample_weight)
+    number = jnp.sum(counts, axis=0)  # [batch]
+    center = jnp.sum(values, axis=0) / jnp.maximum(number, 1)[:, None]
+    probs = jnp.where(counts[..., None], jnp.exp(values), 0.0)
+    # A class that a member rules out adds nothing to its own divergence.
+    away = jnp.where(probs == 0, 0.0, values - center[None])
+    total = jnp.sum(probs * away, axis=(0, 2)) / jnp.maximum(number - 1, 1)
+    total = jnp.where(total < 0, 0.0, total)
+    row_weight = jnp.where(number > 1, row_weight, 0.0)
+    return _mean_or_zero(total, row_weight)
+
+
+def label_probability_variance(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Mean over rows of the members' variance of p(y), divided by M (ddof 0).
+
+        mean_n var_m p_m(y_n | x_n)
+
+    Half of the gain in Brier score that averaging brings in a two-class problem.
+
+    Args:
+        logits: `[member, batch, class]` or `Predictions` with probabilities.
+        labels: class indices `[batch]`; out of range gives NaN.
+        mask: `[member]` or `[member, batch]`; a False member counts as removed.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        A scalar (0-0.25); NaN if a row that counts has no member.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if `labels` are not integers.
+
+    Source: Kuncheva and Whitaker 2003; Abe et al. 2022, arXiv:2202.06985, section 3.
+    """
+    values, counts, _ = _kept_log_probs(logits, mask, sample_weight)
+    values, labels, row_weight = check_rows(values, labels, sample_weight)
+    picked = jnp.exp(label_log_probs(values, labels))
+    picked = jnp.where(counts, picked, 0.0)
+    number = jnp.sum(counts, axis=0)
+    mean = jnp.sum(picked, axis=0) / number
+    away = jnp.where(counts, picked - mean[None], 0.0)
+    return weighted_mean(jnp.sum(away**2, axis=0) / number, row_weight[0])
+
+
+def _kept_log_probs(logits, mask, sample_weight):
+    """Log-probabilities with zeros for masked members, who counts, row weights."""
+    predictions = as_predictions(logits, mask=mask)
+    values = predictions.log_probs
+    counts = predictions.mask.reshape(len(values), -1)
+    counts = jnp.broadcast_to(counts, values.shape[:2])
+    values = jnp.where(counts[..., None], values, 0.0)
+    return values, counts, row_weights(sample_weight, values.shape[1:2])
+
+
+def _mean_or_zero(values, weight):
+    total = jnp.sum(weight)
+    mean = jnp.sum(weigh(values, weight)) / jnp.where(total == 0, 1.0, total)
+    return jnp.where(total == 0, 0.0, mean)
 
 
 def pairwise_mean(matrix: jax.Array) -> jax.Array:

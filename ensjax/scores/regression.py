@@ -189,6 +189,28 @@ def pearson_correlation(
     )
 
 
+def slope(
+    mean: jax.Array, targets: jax.Array, *, sample_weight: jax.Array | None = None
+) -> jax.Array:
+    """Least-squares slope of targets on predictions, `[...]`; 1 is best.
+
+        cov(f, y) / var(f)
+
+    Below 1, predictions are spread too far; above 1, too little. Others fit predictions
+    on targets instead, which noise in the targets brings below 1. NaN for predictions
+    that are all equal. Arguments as for `rmse`.
+
+    Source: Cox 1958 (calibration slope).
+    """
+    mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
+    away = mean - weighted_mean(mean, weight)[..., None]
+    covariance = weighted_mean(
+        away * (targets - weighted_mean(targets, weight)[..., None]), weight
+    )
+    variance = weighted_mean(away**2, weight)
+    return covariance / jnp.where(variance == 0, jnp.nan, variance)
+
+
 def pinball(
     quantiles: jax.Array,
     targets: jax.Array,

@@ -180,9 +180,17 @@ def equal_weight_bins(values: jax.Array, weight: jax.Array, num_bins: int) -> ja
     the weight that its ties hold), so that equal values share a bin.
     """
     total = jnp.sum(weight, axis=-1, keepdims=True)
-    middle = over_rows(_mid_rank)(values, weight)
+    middle = mid_ranks(values, weight)
     bins = jnp.floor(num_bins * middle / total).astype(jnp.int32)
     return jnp.clip(bins, 0, num_bins - 1)
+
+
+def mid_ranks(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """The middle of the weight that each row's ties hold in ascending order.
+
+    `[..., batch]`; with weights of 1, the usual mid-rank minus 1/2.
+    """
+    return over_rows(_mid_rank)(values, weight)
 
 
 def _mid_rank(values, weight):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ensjax.scores.ood import auroc
 from ensjax.scores.rows import (
     broadcast_rows,
     check_rows,
@@ -116,6 +117,52 @@ def excess_aurc(
     error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
     area = curve_area(error_curve(error, confidence, weight))
     return area - curve_area(error_curve(error, -error, weight))
+
+
+def aurc_trapezoid(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    confidence: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """Area under the risk-coverage curve by the trapezoid rule, `[...]` (0-1).
+
+        integral of risk over coverage from 1 / N to 1, divided by 1 - 1 / N
+
+    The convention of torch-uncertainty; `aurc`, the mean of the risks, is another
+    number on the same rows. One row alone has its own error. Arguments as for `aurc`.
+
+    Source: Ding et al. 2020, arXiv:1903.02050 (area by integration).
+    """
+    error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
+    coverage, risk, _ = error_curve(error, confidence, weight)
+    steps = coverage[..., 1:] - coverage[..., :-1]
+    heights = (risk[..., 1:] + risk[..., :-1]) / 2
+    # Rows of weight 0 come last, where steps are 0.
+    area = jnp.sum(weigh(heights, steps), axis=-1)
+    span = 1 - coverage[..., 0]
+    return jnp.where(span > 0, area / jnp.where(span > 0, span, 1.0), risk[..., -1])
+
+
+def error_auroc(
+    log_probs: jax.Array,
+    labels: jax.Array,
+    *,
+    confidence: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> jax.Array:
+    """AUROC of finding errors by low confidence (0-1), `[...]`; 0.5 is chance.
+
+    It knows nothing of the error rate: a worse classifier may have a better one. NaN
+    if all rows that count are right, or all wrong. Arguments as for `aurc`.
+
+    Source: Hendrycks and Gimpel 2017, arXiv:1610.02136, section 3.1.
+    """
+    error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
+    area = auroc(-confidence, error > 0.5, sample_weight=weight)
+    undefined = jnp.any(jnp.isnan(error) & (weight != 0), axis=-1)
+    return jnp.where(undefined, jnp.nan, area)
 
 
 def augrc(

@@ -1,12 +1,14 @@
-"""Uncertainty of predictions: entropies, mutual information, the Jensen gap; in nats.
+"""Uncertainty of predictions: one number per row, larger means less certain.
 
-Total uncertainty = aleatoric (members' mean entropy) + epistemic (mutual information).
+Total uncertainty = aleatoric (members' mean entropy) + epistemic (mutual information),
+in nats. `max_prob` and `margin` are the exceptions: confidences, larger means surer.
 """
 
 import jax
 import jax.numpy as jnp
 
 from ensjax.predictions import (
+    ABSTAIN,
     Predictions,
     as_predictions,
     predictive_log_probs,
@@ -84,6 +86,120 @@ def mutual_information(
     predictions = as_predictions(logits, weights=weights, mask=mask)
     total = predictive_entropy(predictive_log_probs(predictions))
     return jnp.maximum(total - expected_entropy(predictions), 0.0)
+
+
+def max_prob(log_probs: jax.Array) -> jax.Array:
+    """Probability of each row's first choice, `[...]`: a confidence, from 1 / C to 1.
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., class]`.
+
+    Source: Hendrycks and Gimpel 2017, arXiv:1610.02136.
+    """
+    return jnp.exp(jnp.max(normalize(log_probs), axis=-1))
+
+
+def margin(log_probs: jax.Array) -> jax.Array:
+    """Probability of the first choice minus the second's, `[...]`: a confidence (0-1).
+
+    Args:
+        log_probs: log-probabilities (or logits), `[..., class]`, two classes or more.
+
+    Raises:
+        ValueError: if there is one class.
+    """
+    values = normalize(log_probs)
+    if values.shape[-1] < 2:
+        raise ValueError(f"a margin needs two classes; got shape {values.shape}.")
+    first, second = jnp.moveaxis(jax.lax.top_k(values, 2)[0], -1, 0)
+    return jnp.exp(first) - jnp.exp(second)
+
+
+def energy(logits: jax.Array) -> jax.Array:
+    """Energy of each row, -log sum_c exp z_c, `[...]`; large for unfamiliar rows.
+
+    Args:
+        logits: what the network gave, `[..., class]`. Log-probabilities have energy 0,
+            whatever they are: normalisation takes away what this measures.
+
+    Source: Liu et al. 2020, arXiv:2010.03759, equation 3 (temperature 1).
+    """
+    return -jax.nn.logsumexp(_raw(logits), axis=-1)
+
+
+def dempster_shafer(logits: jax.Array) -> jax.Array:
+    """Mass that no class takes, C / (C + sum_c exp z_c), `[...]` (0-1).
+
+    Args:
+        logits: what the network gave, `[..., class]`, not normalised (see `energy`).
+
+    Source: Sensoy et al. 2018, arXiv:1806.01768, equation 1; Liu et al. 2020,
+    arXiv:2006.10108, section 5.2 (from logits).
+    """
+    logits = _raw(logits)
+    evidence = jax.nn.logsumexp(logits, axis=-1)
+    return jax.nn.sigmoid(jnp.log(logits.shape[-1]) - evidence)
+
+
+def variation_ratio(
+    logits: jax.Array | Predictions, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """Share of the members that do not vote for the most frequent class, `[batch]`.
+
+        1 - f_mode / M
+
+    Votes count equally, whatever the members' weights; those that abstain do not count.
+
+    Args:
+        logits: `[member, batch, class]`, or `Predictions` (votes will do).
+        mask: `[member]` or `[member, batch]`; a False member counts as removed.
+
+    Returns:
+        `[batch]`, from 0; NaN in rows where nobody votes.
+
+    Raises:
+        ValueError: if a shape does not fit.
+
+    Source: Freeman 1965; Gal 2016, section 3.3.
+    """
+    return 1 - jnp.max(_vote_shares(logits, mask), axis=-1)
+
+
+def vote_entropy(
+    logits: jax.Array | Predictions, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """Entropy of the members' votes, `[batch]`, in nats, not divided by log M.
+
+        - sum_c (f_c / M) log (f_c / M)
+
+    Arguments as for `variation_ratio`.
+
+    Source: Dagan and Engelson 1995 (query by committee).
+    """
+    shares = _vote_shares(logits, mask)
+    entropy = -jnp.sum(shares * jnp.log(jnp.where(shares == 0, 1.0, shares)), axis=-1)
+    return jnp.where(entropy == 0, 0.0, entropy)  # not -0
+
+
+def _vote_shares(logits, mask):
+    """Share of the votes of each class, `[batch, class]`."""
+    predictions = as_predictions(logits, mask=mask)
+    choices = predictions.votes
+    counts = predictions.mask.reshape(len(choices), -1)
+    choices = jnp.where(counts, choices, ABSTAIN)
+    chosen = jax.nn.one_hot(choices, predictions.num_classes, dtype=jnp.float32)
+    counts = jnp.sum(chosen, axis=0)
+    return counts / jnp.sum(counts, axis=-1, keepdims=True)
+
+
+def _raw(logits):
+    logits = jnp.asarray(logits)
+    if not jnp.issubdtype(logits.dtype, jnp.floating) or logits.ndim < 1:
+        raise TypeError(
+            f"logits must be floating point [..., class]; got {logits.dtype} of shape"
+            f" {logits.shape}."
+        )
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def jensen_gap(

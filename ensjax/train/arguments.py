@@ -108,7 +108,9 @@ def check_seed(seed: Any) -> int:
     return seed
 
 
-def check_sampling(sampling: str, weights: Any, *, is_resident: bool) -> None:
+def check_sampling(
+    sampling: str, weights: Any, loss_weights: Any, *, is_resident: bool
+) -> None:
     """Raises `ValueError` for a sampling that is unknown, or unfit for the data."""
     known = SAMPLINGS[:-1]
     if sampling not in known:
@@ -124,6 +126,16 @@ def check_sampling(sampling: str, weights: Any, *, is_resident: bool) -> None:
         raise ValueError(
             'weights belong to sampling="weighted", which needs them; got sampling='
             f"{sampling!r} and weights={'None' if weights is None else 'given'}."
+        )
+    if loss_weights is not None and not is_resident:
+        raise ValueError(
+            "loss_weights are of the rows of arrays; a stream yields the weights with"
+            " its examples, and the loss finds them in the batch."
+        )
+    if loss_weights is not None and weights is not None:
+        raise ValueError(
+            'loss_weights cannot be combined with sampling="weighted": rows are drawn'
+            " by their weights, or weighted in the loss."
         )
 
 
@@ -219,8 +231,14 @@ def check_joint(
     local_batch_size: int,
     evaluation: Any,
     evaluation_loss: Callable[..., Any] | None,
+    loss_weights: Any = None,
 ) -> None:
     """Raises `ValueError` for what a joint objective cannot work with."""
+    if loss_weights is not None:
+        raise ValueError(
+            "loss_weights weigh the rows of each member's own loss; a joint objective"
+            " has one loss. Put weights that all members share into the batch."
+        )
     if sampling not in ("shared", "stream"):
         raise ValueError(
             'A joint objective compares members on the same examples: sampling="shared"'
@@ -276,8 +294,12 @@ def per_member(hyper: Any, num_members: int) -> Any:
     return jax.tree_util.tree_map_with_path(spread, hyper, is_leaf=leaf)
 
 
-def cumulative_weights(weights: Any, num_examples: int, stacks: Stacks) -> Any:
-    """Running sums of the weights for every stack, and of what kind they are.
+def placed_weights(
+    weights: Any, num_examples: int, stacks: Stacks, *, for_loss: bool
+) -> Any:
+    """Weights for every stack, and of what kind they are.
+
+    Running sums to draw rows by, or the rows' weights in the loss, float32.
 
     Raises:
         ValueError: for another shape, negative or non-finite weights, or none.
@@ -285,15 +307,20 @@ def cumulative_weights(weights: Any, num_examples: int, stacks: Stacks) -> Any:
     if weights is None:
         return (None,) * len(stacks.num_members), "shared"
     weights = np.asarray(weights)
-    check_weights_shape(weights.shape, num_examples, sum(stacks.num_members))
-    cumulative = accumulate_weights(weights)
-    if cumulative.ndim == 2:
-        return stacks.placed(stacks.split(cumulative)), "member"
-    shared = place(jnp.asarray(cumulative), stacks.mesh, jax.P())
+    name = "loss_weights" if for_loss else "weights"
+    check_weights_shape(weights.shape, num_examples, sum(stacks.num_members), name=name)
+    placed = accumulate_weights(weights)  # checks the values, too
+    if for_loss:
+        placed = weights.astype(np.float32)
+    if placed.ndim == 2:
+        return stacks.placed(stacks.split(placed)), "member"
+    shared = place(jnp.asarray(placed), stacks.mesh, jax.P())
     return (shared,) * len(stacks.num_members), "shared"
 
 
-def check_weights_shape(shape: Any, num_examples: int, num_members: int) -> str:
+def check_weights_shape(
+    shape: Any, num_examples: int, num_members: int, *, name: str = "weights"
+) -> str:
     """The kind of weights of a shape: "shared" by all members, or "member".
 
     Raises:
@@ -304,6 +331,6 @@ def check_weights_shape(shape: Any, num_examples: int, num_members: int) -> str:
     if tuple(shape) == (num_members, num_examples):
         return "member"
     raise ValueError(
-        f"weights are [example] = ({num_examples},) or [member, example] ="
+        f"{name} are [example] = ({num_examples},) or [member, example] ="
         f" ({num_members}, {num_examples}); got {tuple(shape)}."
     )

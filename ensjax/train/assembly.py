@@ -71,6 +71,7 @@ def build_programs(
     healths: tuple[Health, ...],
     max_steps: int,
     weights_kind: str,
+    weighs_loss: bool = False,
     data_kind: str,
     blocks: Blocks,
     mesh: Mesh,
@@ -99,6 +100,7 @@ def build_programs(
             data_shards=shards,
             augment=augment,
             keep_best=keep_best,
+            weighs_loss=weighs_loss,
             health=health,
         )
         for e, health in zip(ensembles, healths, strict=True)

@@ -33,6 +33,7 @@ def fit(
     seed: int = 0,
     sampling: str = "independent",
     weights: Any = None,
+    loss_weights: Any = None,
     augment: Callable[[jax.Array, Any], Any] | None = None,
     evaluation: Any = None,
     evaluation_loss: Callable[..., Any] | None = None,
@@ -80,6 +81,11 @@ def fit(
             "bootstrap" (its own resample, in its own order) or "weighted" (draws with
             replacement in proportion to `weights`).
         weights: `[example]` or `[member, example]`, for "weighted".
+        loss_weights: `[example]` or `[member, example]`, not negative: how much each
+            row counts in a member's loss, such as `data.bootstrap_weights`. The loss is
+            then called as `loss(model, batch, key, weight)` with the weights `[batch]`
+            of the batch's rows, and divides by their sum (`losses.weighted_mean`); what
+            is in `ensjax.losses` does. Evaluation is not weighted.
         augment: `augment(key, example) -> example` of one example; its key depends on
             member, step and the example's place in the global batch.
         evaluation: arrays like `data`, on which the members are evaluated.
@@ -146,6 +152,7 @@ def fit(
         seed=seed,
         sampling=sampling,
         weights=weights,
+        loss_weights=loss_weights,
         augment=augment,
         evaluation=evaluation,
         evaluation_loss=evaluation_loss,

@@ -36,7 +36,7 @@ class TrainingJob:
         hyper: None, or hyperparameters with leaves `[member]`.
         mesh_sizes: devices along "member", "data" and "model", -1 for what is left.
         options: the other keyword arguments of `fit` that say what is computed: `loss`,
-            `make_tx`, `steps`, `seed`, ...
+            `make_tx`, `steps`, `seed`, ... Weights may be `[member, example]`.
     """
 
     make_model: Callable[[nnx.Rngs], nnx.Module]
@@ -84,7 +84,13 @@ class TrainingJob:
                 )
         rows = np.array([places[id_] for id_ in member_ids], int)
         hyper = jax.tree.map(lambda x: np.asarray(x)[rows], self.hyper)
-        return dataclasses.replace(self, member_ids=tuple(member_ids), hyper=hyper)
+        options = dict(self.options)
+        for name in ("weights", "loss_weights"):
+            if np.ndim(options.get(name)) == 2:
+                options[name] = np.asarray(options[name])[rows]
+        return dataclasses.replace(
+            self, member_ids=tuple(member_ids), hyper=hyper, options=options
+        )
 
     def prepare(self, mesh: Mesh | None = None) -> Run:
         """The run that `fit` would begin, checked and placed; nothing is trained."""

@@ -100,6 +100,7 @@ def abstract_run(
     seed: int = 0,
     sampling: str = "independent",
     weights: Any = None,
+    loss_weights: Any = None,
     augment: Callable[[jax.Array, Any], Any] | None = None,
     evaluation: Any = None,
     evaluation_loss: Callable[..., Any] | None = None,
@@ -141,7 +142,7 @@ def abstract_run(
     arguments.check_fit_mesh(mesh)
     arguments.check_seed(seed)
     arguments.check_functions(loss, make_tx, hyper, augment, evaluation_loss)
-    arguments.check_sampling(sampling, weights, is_resident=is_arrays)
+    arguments.check_sampling(sampling, weights, loss_weights, is_resident=is_arrays)
     arguments.check_evaluation(
         evaluation,
         data,
@@ -165,6 +166,7 @@ def abstract_run(
             local_batch_size=batch_size // shards,
             evaluation=evaluation,
             evaluation_loss=evaluation_loss,
+            loss_weights=loss_weights,
         )
     schedule = Schedule.of(
         steps=steps,
@@ -189,12 +191,19 @@ def abstract_run(
     model_states = by_stack([e.state for e in ensembles])
     # Every stack's rows have the same shapes behind the member axis.
     hypers = by_stack([arguments.per_member(hyper, sum(counts))] * len(counts))
-    weights_kind, running_sums = "shared", (None,) * len(ensembles)
-    if weights is not None:
-        shape = np.shape(weights)
-        weights_kind = arguments.check_weights_shape(shape, num_examples, sum(counts))
-        sums = (_shape(shape, np.uint32, mesh, jax.P()),) * len(ensembles)
-        running_sums = by_stack(sums) if weights_kind == "member" else sums
+    weights_kind, placed_weights = "shared", (None,) * len(ensembles)
+    weighs_loss = loss_weights is not None
+    given = loss_weights if weighs_loss else weights
+    if given is not None:
+        weights_kind = arguments.check_weights_shape(
+            np.shape(given),
+            num_examples,
+            sum(counts),
+            name="loss_weights" if weighs_loss else "weights",
+        )
+        dtype = np.float32 if weighs_loss else np.uint32
+        rows = (_shape(np.shape(given), dtype, mesh, jax.P()),) * len(ensembles)
+        placed_weights = by_stack(rows) if weights_kind == "member" else rows
     init, job = build_programs(
         ensembles,
         model_states,
@@ -210,6 +219,7 @@ def abstract_run(
         healths=Health.of(health).for_stacks(ensembles),
         max_steps=schedule.steps_per_call,
         weights_kind=weights_kind,
+        weighs_loss=weighs_loss,
         data_kind="shared",
         blocks=blocks,
         mesh=mesh,
@@ -238,7 +248,7 @@ def abstract_run(
         states=abstract_states(init, job, mesh, model_states, hypers),
         hypers=hypers,
         ids=by_stack([e.member_ids for e in ensembles]),
-        weights=running_sums,
+        weights=placed_weights,
         data=_shapes(data, mesh, jax.P()),
         evaluation=held_out,
     )
@@ -254,6 +264,7 @@ def lower_step(
     batch_size: int = 64,
     sampling: str = "independent",
     weights: Any = None,
+    loss_weights: Any = None,
     augment: Callable[[jax.Array, Any], Any] | None = None,
     keep_best: bool = False,
     health: str | Health = "freeze",
@@ -279,6 +290,7 @@ def lower_step(
         batch_size: examples of the global batch of each member.
         sampling: "independent", "shared", "bootstrap" or "weighted".
         weights: for "weighted": `[example]` or `[member, example]`, or their shape.
+        loss_weights: of the rows in the loss, in the same shapes.
         augment: of one example.
         keep_best: whether the state holds best weights, as with early stopping.
         health: what is done with broken members.
@@ -316,6 +328,7 @@ def lower_step(
         batch_size=batch_size,
         sampling=sampling,
         weights=weights,
+        loss_weights=loss_weights,
         augment=augment,
         keep_best=keep_best,
         health=health,

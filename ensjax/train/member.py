@@ -38,6 +38,7 @@ class Member:
         data_shards: size of the mesh axis "data".
         augment: `augment(key, example) -> example`, or None.
         keep_best: whether the state has room for the best weights so far.
+        weighs_loss: whether `weights` are those of the rows in the loss.
         health: what is done when the member is not finite.
         layout: how the state is split over the data shards; None: every shard has it
             whole. Everything below that takes or returns a state means this shard's
@@ -54,6 +55,7 @@ class Member:
     data_shards: int
     augment: Callable[..., Any] | None = None
     keep_best: bool = False
+    weighs_loss: bool = False
     health: Health = Health()
     layout: Layout | None = None
 
@@ -141,7 +143,8 @@ class Member:
         """This data shard's part of the member's batch, leaves `[batch, ...]`.
 
         `rows` are those of this step, `[batch]`; `index` is the step's place among
-        those that `data` holds, for streams.
+        those that `data` holds, for streams. Where the loss is weighted, a pair of the
+        batch and the weights of its rows.
         """
         _, _, positions = self._positions(step)
         if self.sampling == "stream":
@@ -156,10 +159,11 @@ class Member:
             batch = jax.tree.map(lambda x: x[rows], data)
         else:
             batch = jax.tree.map(lambda x: x[rows], data)
-        if self.augment is None:
-            return batch
-        key = jax.random.fold_in(member_key(seed, "augment", member_id), step)
-        return jax.vmap(self.augment)(sampling.example_keys(key, positions), batch)
+        if self.augment is not None:
+            key = jax.random.fold_in(member_key(seed, "augment", member_id), step)
+            keys = sampling.example_keys(key, positions)
+            batch = jax.vmap(self.augment)(keys, batch)
+        return (batch, weights[rows]) if self.weighs_loss else batch
 
     # State
 
@@ -195,7 +199,12 @@ class Member:
     def loss_and_rest(self, params, rest, batch, key, *, train=True):
         """`(loss, (rest, metrics))` of one data shard."""
         model = self.graph.merge({"params": params, "rest": rest}, train=train)
-        loss, metrics = with_metrics(self.loss(model, batch, key))
+        if self.weighs_loss:
+            batch, weight = batch
+            result = self.loss(model, batch, key, weight)
+        else:
+            result = self.loss(model, batch, key)
+        loss, metrics = with_metrics(result)
         return loss, (self.graph.rest(model), metrics)
 
     def step(self, state, batch, hyper, seed, member_id, step) -> tuple[Any, dict]:

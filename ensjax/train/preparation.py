@@ -35,6 +35,7 @@ def prepare_run(
     seed: int,
     sampling: str,
     weights: Any,
+    loss_weights: Any,
     augment: Callable[[jax.Array, Any], Any] | None,
     evaluation: Any,
     evaluation_loss: Callable[..., Any] | None,
@@ -68,7 +69,9 @@ def prepare_run(
     arguments.check_fit_mesh(mesh)
     seed = arguments.check_seed(seed)
     arguments.check_functions(loss, make_tx, hyper, augment, evaluation_loss)
-    arguments.check_sampling(sampling, weights, is_resident=is_resident(data))
+    arguments.check_sampling(
+        sampling, weights, loss_weights, is_resident=is_resident(data)
+    )
     arguments.check_evaluation(
         evaluation,
         data if is_resident(data) else None,
@@ -102,6 +105,7 @@ def prepare_run(
             local_batch_size=feed.batch_size // mesh.shape["data"],
             evaluation=evaluation,
             evaluation_loss=evaluation_loss,
+            loss_weights=loss_weights,
         )
     if is_resident(data):
         arguments.check_labels(loss, ensembles, data, "data")
@@ -111,12 +115,14 @@ def prepare_run(
     counts = tuple(e.num_members for e in ensembles)
     stacks = Stacks(counts, Blocks(block, unroll), mesh)
     hyper = arguments.per_member(hyper, sum(counts))
+    weighs_loss = loss_weights is not None
+    weights = loss_weights if weighs_loss else weights
     weights_digest = None if weights is None else identity.digest(weights)
     member_digests = None
     if weights is not None and np.ndim(weights) == 2:
         member_digests = [identity.digest(row) for row in np.asarray(weights)]
-    weights, weights_kind = arguments.cumulative_weights(
-        weights, feed.num_examples, stacks
+    weights, weights_kind = arguments.placed_weights(
+        weights, feed.num_examples, stacks, for_loss=weighs_loss
     )
     hypers = stacks.placed(stacks.split(hyper))
     ids = stacks.placed([e.member_ids for e in ensembles])
@@ -136,6 +142,7 @@ def prepare_run(
         healths=healths,
         max_steps=schedule.steps_per_call,
         weights_kind=weights_kind,
+        weighs_loss=weighs_loss,
         data_kind=feed.kind,
         blocks=stacks.blocks,
         mesh=mesh,

@@ -103,3 +103,38 @@ def test_what_does_not_fit_is_refused(case):
         scores.interval_score(lower, upper, targets, alpha=90)
     with pytest.raises(ValueError, match="min_width"):
         scores.weighted_error_score(lower, lower, upper, targets, min_width=-1)
+
+
+def test_cwc_equals_the_paper(case):
+    lower, upper, targets, weight = case
+    criterion = jax.jit(
+        scores.coverage_width_criterion, static_argnames=("nominal", "strength")
+    )
+    inside = (lower <= targets) & (targets <= upper)
+    coverage = np.average(inside, weights=weight, axis=1)
+    kept = targets[weight > 0]
+    width = np.average(upper - lower, weights=weight, axis=1) / np.ptp(kept)
+    for nominal in (0.05, 0.6):
+        found = criterion(
+            lower, upper, targets, nominal=nominal, strength=7.0, sample_weight=weight
+        )
+        penalty = np.where(coverage < nominal, np.exp(-7 * (coverage - nominal)), 0)
+        np.testing.assert_allclose(found, width * (1 + penalty), rtol=1e-5)
+    assert (coverage > 0.05).all() and (coverage < 0.6).any()
+
+
+def test_binned_coverage_equals_sorting_and_cutting(case):
+    lower, upper, targets, weight = case
+    width = upper - lower
+    found = scores.binned_coverage(lower, upper, targets, width, num_bins=4)
+    for member in range(2):
+        inside = (lower[member] <= targets) & (targets <= upper[member])
+        parts = np.split(np.argsort(width[member]), 4)
+        expected = [inside[own].mean() for own in parts]
+        np.testing.assert_allclose(found[member], expected, rtol=1e-6)
+    tied = scores.binned_coverage(
+        lower, upper, targets, np.ones(ROWS), num_bins=4, sample_weight=weight
+    )
+    together = scores.interval_coverage(lower, upper, targets, sample_weight=weight)
+    np.testing.assert_allclose(np.nanmax(tied, axis=1), together, rtol=1e-5)
+    assert (np.isnan(tied).sum(axis=1) == 3).all()

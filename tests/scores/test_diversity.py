@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
 from sklearn.metrics import cohen_kappa_score
 
 from ensjax import scores
-from ensjax.predictions import Predictions
+from ensjax.predictions import Predictions, predictive_log_probs
 
 MEMBERS, ROWS, CLASSES = 4, 60, 3
 
@@ -158,3 +160,54 @@ def test_members_that_are_always_right_have_no_correlation(case):
 def test_pairwise_mean_refuses_what_is_not_a_matrix():
     with pytest.raises(ValueError, match=r"\[member, member\]"):
         scores.pairwise_mean(jnp.zeros((2, 3)))
+
+
+def test_mean_pairwise_kl_equals_scipy_over_pairs(case):
+    logits, _, weight = case
+    kl = jax.jit(scores.mean_pairwise_kl)
+    mask = np.random.default_rng(3).uniform(size=(MEMBERS, ROWS)) > 0.2
+    probs = softmax(logits, axis=-1)
+    by_row = []
+    for row in range(ROWS):
+        own = probs[mask[:, row], row]
+        divergences = [entropy(p, q) for p in own for q in own]
+        by_row.append(np.sum(divergences) / (len(own) * (len(own) - 1)))
+    broken = np.where(mask[..., None], logits, np.nan)
+    found = kl(broken, mask=mask, sample_weight=weight)
+    np.testing.assert_allclose(found, np.average(by_row, weights=weight), rtol=1e-5)
+    # Members that agree have none, to the rounding of their log-probabilities.
+    same = np.repeat(logits[:1], MEMBERS, axis=0)
+    np.testing.assert_allclose(kl(same, mask=mask, sample_weight=weight), 0, atol=1e-6)
+    assert scores.mean_pairwise_kl(logits[:1]) == 0
+    vetoed = np.where(np.arange(CLASSES) == 0, -np.inf, logits[:2])
+    vetoed[1] = logits[1]
+    assert scores.mean_pairwise_kl(vetoed) == np.inf
+
+
+def test_the_variance_of_the_labels_probability_equals_numpy(case):
+    logits, labels, weight = case
+    variance = jax.jit(scores.label_probability_variance)
+    probs = softmax(logits, axis=-1)[:, np.arange(ROWS), labels]
+    expected = np.average(probs.var(axis=0), weights=weight)
+    found = variance(logits, labels, sample_weight=weight)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    mask = np.array([True, True, False, True])
+    broken = logits.copy()
+    broken[2] = np.nan
+    found = scores.label_probability_variance(
+        broken, labels, mask=mask, sample_weight=weight
+    )
+    expected = np.average(probs[mask].var(axis=0), weights=weight)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.isnan(variance(logits, labels - 1, sample_weight=np.ones(ROWS)))
+
+
+def test_two_class_brier_gains_twice_that_variance():
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(3, 20, 2)).astype(np.float32)
+    labels = rng.integers(0, 2, 20)
+    gain = scores.brier(logits, labels).mean() - scores.brier(
+        predictive_log_probs(logits), labels
+    )
+    variance = scores.label_probability_variance(logits, labels)
+    np.testing.assert_allclose(gain, 2 * variance, rtol=1e-4)

@@ -127,3 +127,76 @@ def test_mistakes_are_named(case):
     votes = Predictions.from_votes(labels[None], CLASSES)
     with pytest.raises(TypeError, match="votes"):
         scores.evaluate(votes, labels)
+
+
+@pytest.fixture(scope="module")
+def points_case():
+    rng = np.random.default_rng(2)
+    targets = rng.normal(size=ROWS).astype(np.float32)
+    return targets + rng.normal(size=(MEMBERS, ROWS)).astype(np.float32), targets
+
+
+def test_points_are_scored_as_by_the_scores(points_case):
+    points, targets = points_case
+    weights, weight = np.array([1.0, 2, 0, 1]), np.linspace(0, 1, ROWS)
+    found = scores.evaluate_points(
+        points, targets, weights=weights, sample_weight=weight
+    )
+    together = np.average(points, axis=0, weights=weights)
+    for name in ("mae", "rmse", "max_error", "r2", "slope", "spearman_correlation"):
+        score = getattr(scores, name)
+        own = np.asarray(score(points, targets, sample_weight=weight))
+        value = score(together, targets, sample_weight=weight)
+        assert found[name] == pytest.approx(float(value), abs=1e-5)
+        assert found[f"{name}_members"][2] is None
+        kept = own[[0, 1, 3]]
+        assert found[f"{name}_mean_member"] == pytest.approx(kept.mean(), abs=1e-5)
+    assert found["num_members"] == 3 and found["num_rows"] == ROWS - 1
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_points_of_groups_have_wider_intervals_and_masks_remove(points_case):
+    points, targets = points_case
+    mask = np.ones((MEMBERS, ROWS), bool)
+    mask[1, :9] = False
+    broken = np.where(mask, points, np.nan)
+    # Rows of a group are copies, so that groups are what there is to draw.
+    rows = np.repeat(np.arange(10), 5)
+    found = scores.evaluate_points(
+        points[:, rows], targets[rows], ["mae"], groups=rows, bootstrap=200
+    )
+    alone = scores.evaluate_points(
+        points[:, rows], targets[rows], ["mae"], bootstrap=200
+    )
+    width, narrow = (r["mae_high"] - r["mae_low"] for r in (found, alone))
+    assert found["mae"] == alone["mae"] and width > 1.5 * narrow
+    found = scores.evaluate_points(broken, targets, ["mae"], mask=mask)
+    own = np.abs(points[1] - targets)[9:].mean()
+    assert found["mae_members"][1] == pytest.approx(own, abs=1e-5)
+    assert np.isfinite(found["mae"])
+    with pytest.raises(ValueError, match="unknown metrics 'nll'"):
+        scores.evaluate_points(points, targets, ["nll"])
+
+
+def test_intervals_and_sets_are_scored_as_by_the_scores(points_case):
+    points, targets = points_case
+    lower, upper = points.min(axis=0), points.max(axis=0)
+    found = scores.evaluate_intervals(lower, upper, targets, nominal=0.8, bootstrap=50)
+    expected = {
+        "coverage": scores.interval_coverage(lower, upper, targets),
+        "width": scores.mean_width(lower, upper),
+        "interval_score": scores.interval_score(lower, upper, targets, alpha=0.2),
+        "cwc": scores.coverage_width_criterion(lower, upper, targets, nominal=0.8),
+    }
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), rel=1e-5)
+        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+    labels = np.arange(ROWS) % CLASSES
+    sets = np.random.default_rng(0).uniform(size=(ROWS, CLASSES)) < 0.5
+    found = scores.evaluate_sets(sets, labels, bootstrap=50)
+    covered = sets[np.arange(ROWS), labels].mean()
+    assert found["coverage"] == pytest.approx(covered, abs=1e-6)
+    assert found["size"] == pytest.approx(sets.sum(axis=1).mean(), abs=1e-6)
+    assert found["coverage_low"] < covered < found["coverage_high"]
+    with pytest.raises(ValueError, match="nominal must lie"):
+        scores.evaluate_intervals(lower, upper, targets, nominal=1.0)

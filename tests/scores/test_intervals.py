@@ -94,3 +94,49 @@ def test_groups_are_drawn_whole():
 def test_groups_without_their_number_are_refused():
     with pytest.raises(ValueError, match="go together"):
         scores.paired_bootstrap(jax.random.key(0), jnp.sum, 4, groups=np.zeros(4, int))
+
+
+def test_exact_interval_equals_scipy():
+    successes, trials = np.array([0, 10, 7, 955, 1]), np.array([10, 10, 20, 1000, 1])
+    for confidence in (0.9, 0.95):
+        found = scores.exact_interval(successes, trials, confidence=confidence)
+        for i in range(5):
+            expected = stats.binomtest(int(successes[i]), int(trials[i])).proportion_ci(
+                confidence, "exact"
+            )
+            np.testing.assert_allclose(found.low[i], expected.low, rtol=1e-9)
+            np.testing.assert_allclose(found.high[i], expected.high, rtol=1e-9)
+        assert (found.low <= found.estimate).all()
+    with pytest.raises(ValueError, match="from 0 to that many"):
+        scores.exact_interval(3, 2)
+
+
+def test_probability_of_improvement_equals_the_u_statistic():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, (7, 2)), rng.integers(0, 6, (5, 2))
+    expected = [
+        stats.mannwhitneyu(x, y).statistic / 35 for x, y in zip(a.T, b.T, strict=True)
+    ]
+    found = scores.probability_of_improvement(a, b)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(scores.probability_of_improvement(a, a), 0.5)
+    with pytest.raises(ValueError, match=r"both systems are \[seed"):
+        scores.probability_of_improvement(a, b[:, :1])
+
+
+def test_probability_better_equals_the_share_of_resamples():
+    rng = np.random.default_rng(0)
+    gain = jnp.asarray(rng.normal(0.15, 1, 40), jnp.float32)
+
+    def difference(weight):
+        mean = jnp.sum(weight * gain) / jnp.sum(weight)
+        return jnp.stack([mean, 0 * mean, jnp.nan * mean])
+
+    key = jax.random.key(0)
+    found = scores.probability_better(key, difference, 40, num_resamples=400)
+    # The normal approximation of the bootstrap's mean; 5 standard errors of 400 draws.
+    z = float(gain.mean() / (gain.std() / 40**0.5))
+    assert abs(found[0] - stats.norm.cdf(z)) < 5 * 0.5 / 400**0.5
+    assert found[1] == 0.5 and np.isnan(found[2])
+    with pytest.raises(ValueError, match="groups and num_groups go together"):
+        scores.probability_better(key, difference, 40, num_groups=2)

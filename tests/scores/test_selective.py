@@ -5,6 +5,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from ensjax import scores
 
@@ -129,3 +130,39 @@ def test_weighted_area_equals_a_loop_with_weights():
 def test_targets_outside_their_range_are_refused(score, name):
     with pytest.raises(ValueError, match=f"{name} must lie in"):
         score(jnp.zeros((2, 2)), jnp.zeros(2, int), **{name: 1.5})
+
+
+def test_the_trapezoid_aurc_equals_numpy_and_is_not_the_mean():
+    logits, labels, confidence = case()
+    risk = loop(errors(logits, labels), confidence)
+    coverage = np.arange(1, 51) / 50
+    expected = np.trapezoid(risk, coverage) / (1 - 1 / 50)
+    found = scores.aurc_trapezoid(logits, labels, confidence=confidence)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(found - scores.aurc(logits, labels, confidence=confidence)) > 1e-4
+    # Rows of weight 0, and one row alone.
+    weight = np.random.default_rng(2).integers(0, 2, 50)
+    kept = weight > 0
+    found = scores.aurc_trapezoid(
+        logits, labels, confidence=confidence, sample_weight=weight
+    )
+    risk = loop(errors(logits, labels)[kept], confidence[kept])
+    coverage = np.arange(1, len(risk) + 1) / len(risk)
+    expected = np.trapezoid(risk, coverage) / (1 - coverage[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    wrong = scores.aurc_trapezoid(logits[:1], (logits[:1].argmax(-1) + 1) % 3)
+    assert wrong == 1
+
+
+def test_error_auroc_equals_scikit_learn_with_ties():
+    logits, labels, confidence = case()
+    weight = np.random.default_rng(2).uniform(size=50)
+    for own in (confidence, np.round(confidence)):
+        found = scores.error_auroc(logits, labels, confidence=own, sample_weight=weight)
+        expected = roc_auc_score(errors(logits, labels), -own, sample_weight=weight)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    always_right = logits.argmax(-1)
+    assert np.isnan(scores.error_auroc(logits, always_right))
+    unknown = labels.copy()
+    unknown[0] = 9
+    assert np.isnan(scores.error_auroc(logits, unknown))

@@ -1,11 +1,12 @@
 """Entropies, mutual information and the Jensen gap; the identities between them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
 
 from ensjax import combine, scores
@@ -122,3 +123,46 @@ def test_predictions_bring_their_own_mask_and_weights():
         scores.jensen_gap(logits[mask], labels, weights=weights[mask]),
         atol=1e-6,
     )
+
+
+def test_vote_uncertainties_equal_counting():
+    logits, _ = case()
+    logits[2, 3] = np.nan  # abstains
+    mask = np.ones((5, 20), bool)
+    mask[0, :7] = False
+    votes = np.where(mask & ~np.isnan(logits).any(-1), logits.argmax(-1), -1)
+    ratio = jax.jit(scores.variation_ratio)(logits, mask=mask)
+    spread = jax.jit(scores.vote_entropy)(logits, mask=mask)
+    for row in range(20):
+        counts = np.bincount(votes[:, row][votes[:, row] >= 0], minlength=4)
+        np.testing.assert_allclose(
+            ratio[row], 1 - counts.max() / counts.sum(), atol=1e-6
+        )
+        np.testing.assert_allclose(spread[row], entropy(counts), atol=1e-6)
+    unanimous = Predictions.from_votes(np.ones((3, 2), int), 4)
+    np.testing.assert_array_equal(scores.variation_ratio(unanimous), 0)
+    np.testing.assert_array_equal(scores.vote_entropy(unanimous), 0)
+    nobody = Predictions.from_votes(-np.ones((3, 2), int), 4)
+    assert np.isnan(scores.variation_ratio(nobody)).all()
+
+
+def test_row_scores_equal_numpy_also_for_large_logits():
+    logits, _ = case()
+    for scale in (1.0, 1e4):
+        z = scale * logits
+        probs = np.sort(np.exp(log_softmax(z, axis=-1)), axis=-1)
+        np.testing.assert_allclose(scores.max_prob(z), probs[..., -1], rtol=1e-5)
+        np.testing.assert_allclose(
+            scores.margin(z), probs[..., -1] - probs[..., -2], atol=2e-6
+        )
+        total = logsumexp(z, axis=-1)
+        np.testing.assert_allclose(scores.energy(z), -total, rtol=1e-5)
+        np.testing.assert_allclose(
+            scores.dempster_shafer(z),
+            4 / (4 + np.exp(np.minimum(total, 600))),
+            atol=1e-6,
+        )
+    with pytest.raises(ValueError, match="two classes"):
+        scores.margin(np.zeros((3, 1), np.float32))
+    with pytest.raises(TypeError, match="floating point"):
+        scores.energy(np.zeros((3, 2), int))

@@ -1,0 +1,226 @@
+"""Distances from the training rows in a space of features: how far from home a row is.
+
+Features are inputs, or what a member computes before its last layer. Larger means
+farther out; `auroc` and `fpr_at_tpr` say how well a distance finds foreign rows. Scale
+features with statistics of the training rows (`data.TrainingDomain` does), never with
+those of the rows that are judged.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ensjax.scores.rows import floating
+
+METRICS = ("euclidean", "cosine")
+
+
+def neighbor_distances(
+    features: jax.Array,
+    reference: jax.Array,
+    *,
+    num_neighbors: int = 5,
+    metric: str = "euclidean",
+    exclude_self: bool = False,
+) -> jax.Array:
+    """Distances of every row to its nearest reference rows, nearest first.
+
+    Args:
+        features: `[..., batch, feature]`.
+        reference: `[row, feature]`, or with the same leading axes (a member's own
+            features).
+        num_neighbors: how many.
+        metric: "euclidean", or "cosine": 1 - cos of the angle, from 0 to 2; a row of
+            zeros has distance 1.
+        exclude_self: whether row i is left out for example i, where the examples are
+            the reference rows themselves.
+
+    Returns:
+        `[..., batch, neighbor]`. Memory grows as batch times rows.
+
+    Raises:
+        ValueError: for an unknown metric, shapes that do not fit, or too few rows.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}.")
+    features, reference = floating(features), floating(reference)
+    if features.ndim < 2 or reference.ndim < 2:
+        raise ValueError(
+            "features must be [..., batch, feature] and reference [row, feature]; got"
+            f" shapes {features.shape} and {reference.shape}."
+        )
+    leading = features.shape[:-2]
+    if reference.ndim == 2:
+        reference = jnp.broadcast_to(reference, leading + reference.shape)
+    if reference.shape[:-2] != leading or reference.shape[-1] != features.shape[-1]:
+        raise ValueError(
+            f"reference must be [row, {features.shape[-1]}], with or without the"
+            f" leading axes {leading}; got shape {reference.shape}."
+        )
+    num_rows = reference.shape[-2]
+    if exclude_self and features.shape != reference.shape:
+        raise ValueError(
+            "exclude_self needs the reference rows as examples; got shapes"
+            f" {features.shape} and {reference.shape}."
+        )
+    if not 1 <= num_neighbors <= num_rows - exclude_self:
+        raise ValueError(
+            f"num_neighbors must be from 1 to {num_rows - exclude_self}, the rows there"
+            f" are; got {num_neighbors}."
+        )
+
+    def one(features, reference):
+        return _nearest(features, reference, num_neighbors, metric, exclude_self)
+
+    for _ in leading:
+        one = jax.vmap(one)
+    return one(features, reference)
+
+
+def knn_distance(
+    features: jax.Array,
+    reference: jax.Array,
+    *,
+    num_neighbors: int = 5,
+    metric: str = "euclidean",
+    exclude_self: bool = False,
+) -> jax.Array:
+    """Mean distance of every row to its nearest reference rows, `[..., batch]`.
+
+    The mean of the `num_neighbors` smallest; some take the last of them instead, which
+    is `neighbor_distances(...)[..., -1]`. Arguments as for `neighbor_distances`.
+
+    Source: De Breuck et al. 2021, arXiv:2102.02263 (cosine, 5 neighbours); Sun et al.
+    2022, arXiv:2204.06507 (the last neighbour, of normalised features).
+    """
+    distances = neighbor_distances(
+        features,
+        reference,
+        num_neighbors=num_neighbors,
+        metric=metric,
+        exclude_self=exclude_self,
+    )
+    return jnp.mean(distances, axis=-1)
+
+
+@struct.dataclass
+class FeatureGaussians:
+    """One normal distribution per class with a shared covariance.
+
+    Attributes:
+        means: `[class, feature]`, NaN for a class without rows.
+        whitening: `[feature, feature]`: rows times it have unit covariance.
+    """
+
+    means: jax.Array
+    whitening: jax.Array
+
+
+def fit_gaussians(
+    features: jax.Array,
+    labels: jax.Array | None = None,
+    *,
+    num_classes: int = 1,
+    ridge: float = 1e-6,
+) -> FeatureGaussians:
+    """Class means and the shared covariance of training rows, for `mahalanobis`.
+
+    The covariance is that around the rows' own class means, divided by the number of
+    rows, plus `ridge` times each variance on the diagonal.
+
+    Args:
+        features: `[row, feature]` of training rows.
+        labels: class indices `[row]`; None: one class.
+        num_classes: number of classes.
+        ridge: keeps the covariance invertible where features depend on each other.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if `labels` are not integers.
+
+    Source: Lee et al. 2018, arXiv:1807.03888, equation 1.
+    """
+    features = floating(features)
+    if features.ndim != 2:
+        raise ValueError(f"features must be [row, feature]; got {features.shape}.")
+    rows = features.shape[:1]
+    labels = jnp.zeros(rows, jnp.int32) if labels is None else jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers; got {labels.dtype}.")
+    if labels.shape != rows:
+        raise ValueError(f"labels must be [row] = {rows}; got {labels.shape}.")
+    is_class = jax.nn.one_hot(labels, num_classes, axis=0)  # [class, row]
+    counts = jnp.sum(is_class, axis=1)[:, None]
+    sums = jnp.matmul(is_class, features, precision="highest")
+    means = sums / jnp.where(counts == 0, jnp.nan, counts)
+    away = features - means[labels]
+    covariance = jnp.matmul(away.T, away, precision="highest") / rows[0]
+    variances = jnp.diag(covariance)
+    # A constant feature is left in its own units.
+    covariance += jnp.diag(jnp.where(variances == 0, 1.0, ridge * variances))
+    # Sigma = L L^T, and rows times L^-T have the identity as covariance.
+    lower = jnp.linalg.cholesky(covariance)
+    inverse = jax.scipy.linalg.solve_triangular(
+        lower, jnp.eye(features.shape[1]), lower=True
+    )
+    return FeatureGaussians(means, inverse.T)
+
+
+def mahalanobis(features: jax.Array, gaussians: FeatureGaussians) -> jax.Array:
+    """Mahalanobis distance to the nearest class mean, `[..., batch]`.
+
+        min_c sqrt((f - mu_c)^T Sigma^-1 (f - mu_c))
+
+    The paper's score is minus its square.
+
+    Args:
+        features: `[..., batch, feature]`.
+        gaussians: from `fit_gaussians` on training rows.
+
+    Raises:
+        ValueError: if the number of features differs.
+
+    Source: Lee et al. 2018, arXiv:1807.03888, equation 2.
+    """
+    features = floating(features)
+    num_features = gaussians.whitening.shape[0]
+    if features.ndim < 2 or features.shape[-1] != num_features:
+        raise ValueError(
+            f"features must be [..., batch, {num_features}]; got {features.shape}."
+        )
+
+    def to_class(mean):
+        away = features - mean.reshape((1,) * (features.ndim - 1) + (-1,))
+        white = jnp.matmul(away, gaussians.whitening, precision="highest")
+        return jnp.sqrt(jnp.sum(white**2, axis=-1))
+
+    by_class = jax.vmap(to_class)(gaussians.means)
+    is_known = ~jnp.isnan(gaussians.means[:, :1])
+    is_known = is_known.reshape((-1,) + (1,) * (by_class.ndim - 1))
+    return jnp.min(jnp.where(is_known, by_class, jnp.inf), axis=0)
+
+
+def _nearest(features, reference, num_neighbors, metric, exclude_self):
+    if metric == "cosine":
+        features, reference = _unit(features), _unit(reference)
+        far = -jnp.matmul(features, reference.T, precision="highest")
+    else:
+        center = jnp.mean(reference, axis=0, keepdims=True)
+        features, reference = features - center, reference - center
+        squares = jnp.sum(reference**2, axis=1)[None]
+        far = squares - 2 * jnp.matmul(features, reference.T, precision="highest")
+    if exclude_self:
+        far = jnp.where(jnp.eye(len(far), dtype=bool), jnp.inf, far)
+    rows = jax.lax.top_k(-far, num_neighbors)[1]
+    # The expanded square cancels; distances of those that were found are exact.
+    near = reference[rows]  # [batch, neighbor, feature]
+    if metric == "cosine":
+        distances = 1 - jnp.sum(features[:, None] * near, axis=-1)
+    else:
+        distances = jnp.sqrt(jnp.sum((features[:, None] - near) ** 2, axis=-1))
+    return jnp.sort(distances, axis=-1)
+
+
+def _unit(rows):
+    norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return rows / jnp.where(norm == 0, 1.0, norm)
