@@ -21,6 +21,23 @@ from ensjax.data.datasets import (
 )
 from ensjax.data.downloads import extract_files, fetch
 from ensjax.data.image_files import cifar10, cifar100, mnist_idx, read_idx
+from ensjax.data.masked_stages import (
+    FittedStages,
+    ImputeMean,
+    PrincipalComponents,
+    SelectByF,
+    Standardize,
+    f_scores,
+    fit_masked_stages,
+)
+from ensjax.data.partition import (
+    Folds,
+    Split,
+    leave_one_group_out,
+    make_folds,
+    split_rows,
+)
+from ensjax.data.pipeline import FittedPipeline, fit_in_splits, predict_held_out
 from ensjax.data.prefetch import PrefetchedChunks, prefetch_chunks, stack_steps
 from ensjax.data.provenance import Dataset, check_dataset
 from ensjax.data.sampling import (
@@ -46,8 +63,16 @@ __all__ = [
     "Batches",
     "Compose",
     "Dataset",
+    "FittedPipeline",
+    "FittedStages",
+    "Folds",
+    "ImputeMean",
     "PrefetchedChunks",
+    "PrincipalComponents",
+    "SelectByF",
     "Shift",
+    "Split",
+    "Standardize",
     "Transform",
     "accumulate_weights",
     "apply_shift",
@@ -67,14 +92,20 @@ __all__ = [
     "epoch_orders",
     "example_keys",
     "extract_files",
+    "f_scores",
     "fetch",
     "find_dataset",
+    "fit_in_splits",
+    "fit_masked_stages",
     "gaussian_noise",
     "k_folds",
+    "leave_one_group_out",
+    "make_folds",
     "mnist5k",
     "mnist_idx",
     "out_of_bag",
     "poisson_bootstrap_counts",
+    "predict_held_out",
     "prefetch_chunks",
     "random_crop",
     "random_flip",
@@ -83,6 +114,7 @@ __all__ = [
     "read_idx",
     "rotate",
     "rotate_image",
+    "split_rows",
     "stack_steps",
     "stream",
     "train_test_split",
