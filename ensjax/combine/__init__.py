@@ -11,6 +11,27 @@ from ensjax.combine.calibrate import (
     calibrate,
     calibrate_members,
 )
+from ensjax.combine.calibrate_scale import (
+    PitMap,
+    SigmaScale,
+    fit_pit_map,
+    fit_sigma_scale,
+)
+from ensjax.combine.calibrated import (
+    CalibratedEnsemble,
+    CalibratedMembers,
+    calibrate_each_member,
+    calibrate_ensemble,
+)
+from ensjax.combine.calibration_maps import (
+    AffineMap,
+    IsotonicMap,
+    PlattMap,
+    fit_isotonic_map,
+    fit_matrix_scaling,
+    fit_platt,
+    fit_vector_scaling,
+)
 from ensjax.combine.conformal import (
     ConformalBand,
     ConformalInterval,
@@ -31,6 +52,7 @@ from ensjax.combine.conformal_sets import (
     fit_conformal_sets_by_class,
     fit_conformal_sets_by_group,
 )
+from ensjax.combine.isotonic_regression import IsotonicFunction, fit_isotonic
 from ensjax.combine.leave_out import (
     CvPlus,
     JackknifeAfterBootstrap,
@@ -40,19 +62,29 @@ from ensjax.combine.leave_out import (
 from ensjax.combine.vote import accuracy_weights, majority_vote, weighted_vote
 
 __all__ = [
+    "AffineMap",
     "ApsScore",
+    "CalibratedEnsemble",
+    "CalibratedMembers",
     "ConformalBand",
     "ConformalInterval",
     "ConformalQuantiles",
     "ConformalSets",
     "CvPlus",
+    "IsotonicFunction",
+    "IsotonicMap",
     "JackknifeAfterBootstrap",
     "LacScore",
     "MemberTemperatures",
+    "PitMap",
+    "PlattMap",
     "RapsScore",
+    "SigmaScale",
     "Temperature",
     "accuracy_weights",
     "calibrate",
+    "calibrate_each_member",
+    "calibrate_ensemble",
     "calibrate_members",
     "conformal_quantile",
     "conformal_quantile_by_group",
@@ -64,7 +96,14 @@ __all__ = [
     "fit_conformal_sets_by_class",
     "fit_conformal_sets_by_group",
     "fit_cv_plus",
+    "fit_isotonic",
+    "fit_isotonic_map",
     "fit_jackknife_after_bootstrap",
+    "fit_matrix_scaling",
+    "fit_pit_map",
+    "fit_platt",
+    "fit_sigma_scale",
+    "fit_vector_scaling",
     "majority_vote",
     "mean_logits",
     "mean_probs",
