@@ -60,6 +60,11 @@ from ensjax.combine.leave_out import (
     fit_jackknife_after_bootstrap,
 )
 from ensjax.combine.vote import accuracy_weights, majority_vote, weighted_vote
+from ensjax.combine.weighted_vote import (
+    WeightedVote,
+    fit_accuracy_vote,
+    fit_log_odds_vote,
+)
 
 __all__ = [
     "AffineMap",
@@ -81,6 +86,7 @@ __all__ = [
     "RapsScore",
     "SigmaScale",
     "Temperature",
+    "WeightedVote",
     "accuracy_weights",
     "calibrate",
     "calibrate_each_member",
@@ -88,6 +94,7 @@ __all__ = [
     "calibrate_members",
     "conformal_quantile",
     "conformal_quantile_by_group",
+    "fit_accuracy_vote",
     "fit_asymmetric_band",
     "fit_conformal_band",
     "fit_conformal_interval",
@@ -99,6 +106,7 @@ __all__ = [
     "fit_isotonic",
     "fit_isotonic_map",
     "fit_jackknife_after_bootstrap",
+    "fit_log_odds_vote",
     "fit_matrix_scaling",
     "fit_pit_map",
     "fit_platt",
