@@ -65,9 +65,13 @@ class MemberTemperatures:
 
     Attributes:
         temperature: `[member]`.
+        fitted_rows: the rows they were fitted on, where they are known.
     """
 
     temperature: jax.Array
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the members' temperatures")
+    )
 
     def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
         """Scales every member's logits, then pools them by `mean_probs`.
@@ -80,8 +84,10 @@ class MemberTemperatures:
 
         Raises:
             ValueError: if the shape does not fit.
+            LeakageError: for test rows that they were fitted on.
         """
         predictions = as_predictions(logits)
+        self.fitted_rows.check_test(predictions.provenance)
         if self.temperature.shape != (predictions.num_members,):
             raise ValueError(
                 f"There are {self.temperature.shape[0]} temperatures for"
@@ -168,9 +174,15 @@ def calibrate_members(
     Raises:
         ValueError: if a shape does not fit, or there is no row.
         TypeError: if `labels` are not integers.
+        LeakageError: if `Predictions` say that members were trained on these rows, or
+            that they are test rows.
     """
-    rows = _held_out(as_predictions(logits).log_probs, labels, sample_weight)
-    return MemberTemperatures(jax.vmap(_fit)(*rows))
+    predictions = as_predictions(logits)
+    fitted_rows = check_fitting_rows(
+        "the members' temperatures", predictions.provenance, names=predictions.names
+    )
+    rows = _held_out(predictions.log_probs, labels, sample_weight)
+    return MemberTemperatures(jax.vmap(_fit)(*rows), fitted_rows)
 
 
 def _pool(logits, weights):

@@ -17,7 +17,9 @@ from ensjax.data.bagging import (
     bootstrap_weights,
     random_subspaces,
 )
-from ensjax.data.class_weights import class_weights
+from ensjax.data.class_weights import (
+    class_weights,
+)
 from ensjax.data.datasets import (
     DATASETS,
     digits,
@@ -25,11 +27,49 @@ from ensjax.data.datasets import (
     find_dataset,
     mnist5k,
 )
-from ensjax.data.domain import TrainingDomain
-from ensjax.data.downloads import extract_files, fetch
-from ensjax.data.image_files import cifar10, cifar100, mnist_idx, read_idx
-from ensjax.data.prefetch import PrefetchedChunks, prefetch_chunks, stack_steps
-from ensjax.data.provenance import Dataset, check_dataset
+from ensjax.data.domain import (
+    TrainingDomain,
+)
+from ensjax.data.downloads import (
+    extract_files,
+    fetch,
+)
+from ensjax.data.image_files import (
+    cifar10,
+    cifar100,
+    mnist_idx,
+    read_idx,
+)
+from ensjax.data.masked_stages import (
+    FittedStages,
+    ImputeMean,
+    PrincipalComponents,
+    SelectByF,
+    Standardize,
+    f_scores,
+    fit_masked_stages,
+)
+from ensjax.data.partition import (
+    Folds,
+    Split,
+    leave_one_group_out,
+    make_folds,
+    split_rows,
+)
+from ensjax.data.pipeline import (
+    FittedPipeline,
+    fit_in_splits,
+    predict_held_out,
+)
+from ensjax.data.prefetch import (
+    PrefetchedChunks,
+    prefetch_chunks,
+    stack_steps,
+)
+from ensjax.data.provenance import (
+    Dataset,
+    check_dataset,
+)
 from ensjax.data.sampling import (
     accumulate_weights,
     batch_positions,
@@ -47,19 +87,41 @@ from ensjax.data.shifted_splits import (
     split_by_feature,
     thin_target,
 )
-from ensjax.data.shifts import SHIFTS, Shift, apply_shift, gaussian_noise, rotate
-from ensjax.data.splits import check_disjoint, k_folds, train_test_split
-from ensjax.data.streams import Batches, as_batches, stream
+from ensjax.data.shifts import (
+    SHIFTS,
+    Shift,
+    apply_shift,
+    gaussian_noise,
+    rotate,
+)
+from ensjax.data.splits import (
+    check_disjoint,
+    k_folds,
+    train_test_split,
+)
+from ensjax.data.streams import (
+    Batches,
+    as_batches,
+    stream,
+)
 
 __all__ = [
-    "DATASETS",
-    "SHIFTS",
     "AugmentImages",
     "Batches",
     "Compose",
+    "DATASETS",
     "Dataset",
+    "FittedPipeline",
+    "FittedStages",
+    "Folds",
+    "ImputeMean",
     "PrefetchedChunks",
+    "PrincipalComponents",
+    "SHIFTS",
+    "SelectByF",
     "Shift",
+    "Split",
+    "Standardize",
     "TrainingDomain",
     "Transform",
     "accumulate_weights",
@@ -83,14 +145,20 @@ __all__ = [
     "epoch_orders",
     "example_keys",
     "extract_files",
+    "f_scores",
     "fetch",
     "find_dataset",
+    "fit_in_splits",
+    "fit_masked_stages",
     "gaussian_noise",
     "k_folds",
+    "leave_one_group_out",
+    "make_folds",
     "mnist5k",
     "mnist_idx",
     "out_of_bag",
     "poisson_bootstrap_counts",
+    "predict_held_out",
     "prefetch_chunks",
     "random_crop",
     "random_flip",
@@ -102,6 +170,7 @@ __all__ = [
     "rotate_image",
     "split_by_cluster",
     "split_by_feature",
+    "split_rows",
     "stack_steps",
     "stream",
     "thin_target",

@@ -1,0 +1,65 @@
+"""Votes weighted by validation accuracy: known weights, masks and leaks."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax import combine
+from ensjax.predictions import Predictions
+from ensjax.provenance import LeakageError, Provenance
+
+LABELS = np.arange(8) % 2
+
+
+def said(*num_right):
+    """Logits of members that are right on so many of 8 rows."""
+    rows = np.arange(8)
+    votes = [np.where(rows < n, LABELS, 1 - LABELS) for n in num_right]
+    return 2.0 * np.eye(2, dtype=np.float32)[np.stack(votes)]
+
+
+def test_weights_are_the_accuracy_above_chance_or_its_log_odds():
+    logits = said(7, 6, 3)
+    vote = combine.fit_accuracy_vote(logits, LABELS)
+    np.testing.assert_allclose(vote.accuracy, [7 / 8, 6 / 8, 3 / 8])
+    np.testing.assert_allclose(vote.weights, [0.6, 0.4, 0.0], atol=1e-6)
+    assert vote.best == 0
+    odds = np.log([7, 3, 1])
+    by_odds = combine.fit_log_odds_vote(logits, LABELS)
+    np.testing.assert_allclose(by_odds.weights, [*odds[:2] / odds.sum(), 0], atol=1e-6)
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(
+        np.exp(vote(logits)), 0.6 * probs[0] + 0.4 * probs[1], atol=1e-6
+    )
+    # No one better than chance: all alike.
+    even = combine.fit_accuracy_vote(said(4, 2), LABELS)
+    np.testing.assert_allclose(even.weights, [0.5, 0.5])
+
+
+def test_a_masked_member_is_a_removed_one_whatever_it_says():
+    logits = said(7, 8, 6)
+    logits[1] = np.nan
+    mask = np.array([True, False, True])
+    for fit in (combine.fit_accuracy_vote, combine.fit_log_odds_vote):
+        masked = fit(logits, LABELS, mask=mask)
+        removed = fit(logits[mask], LABELS)
+        np.testing.assert_allclose(masked.weights[mask], removed.weights, atol=1e-6)
+        assert masked.weights[1] == 0 and masked.best == 0
+        np.testing.assert_allclose(masked(logits), removed(logits[mask]), atol=1e-6)
+
+
+def test_rows_of_training_and_of_the_fit_are_refused():
+    rows = np.arange(8)
+
+    def predictions(provenance):
+        return Predictions.from_logits(jnp.asarray(said(7, 6)), provenance=provenance)
+
+    seen = predictions(Provenance.of("wine", rows, trained_on=np.array([2])))
+    with pytest.raises(LeakageError, match="weighted vote.*row 2"):
+        combine.fit_accuracy_vote(seen, LABELS)
+    vote = combine.fit_log_odds_vote(predictions(Provenance("wine", rows)), LABELS)
+    with pytest.raises(LeakageError, match="was fitted on"):
+        vote(predictions(Provenance("wine", rows, "test")))
+    by_row = predictions(None).replace(mask=jnp.ones((2, 8), bool))
+    with pytest.raises(ValueError, match="masks must be"):
+        combine.fit_accuracy_vote(by_row, LABELS)
