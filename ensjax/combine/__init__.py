@@ -1,7 +1,9 @@
 """Combinations of members' predictions in output space, and their calibration.
 
 Inputs are `[member, batch, class]` logits or `Predictions`; averages return
-log-probabilities `[batch, class]` in nats, votes return classes `[batch]`.
+log-probabilities `[batch, class]` in nats, votes return classes `[batch]`. What is
+fitted (`fit_*`, `calibrate`, `greedy_select`, `prune_members`) takes rows that no
+member was trained on.
 """
 
 from ensjax.combine.average import mean_logits, mean_probs
@@ -11,16 +13,63 @@ from ensjax.combine.calibrate import (
     calibrate,
     calibrate_members,
 )
+from ensjax.combine.convex import ConvexWeights, fit_convex_weights
+from ensjax.combine.dynamic import (
+    DynamicRegression,
+    DynamicSelection,
+    fit_dynamic_regression,
+    fit_dynamic_selection,
+)
+from ensjax.combine.folds import (
+    estimator_out_of_fold,
+    fold_of_rows,
+    fold_weights,
+    out_of_fold,
+)
+from ensjax.combine.level_one import level_one_features
+from ensjax.combine.selection import (
+    Pruning,
+    Selection,
+    best_members,
+    greedy_select,
+    prune_members,
+)
+from ensjax.combine.stacking import (
+    StackedRegression,
+    Stacking,
+    fit_stacking,
+    fit_stacking_regression,
+)
 from ensjax.combine.vote import accuracy_weights, majority_vote, weighted_vote
 
 __all__ = [
+    "ConvexWeights",
+    "DynamicRegression",
+    "DynamicSelection",
     "MemberTemperatures",
+    "Pruning",
+    "Selection",
+    "StackedRegression",
+    "Stacking",
     "Temperature",
     "accuracy_weights",
+    "best_members",
     "calibrate",
     "calibrate_members",
+    "estimator_out_of_fold",
+    "fit_convex_weights",
+    "fit_dynamic_regression",
+    "fit_dynamic_selection",
+    "fit_stacking",
+    "fit_stacking_regression",
+    "fold_of_rows",
+    "fold_weights",
+    "greedy_select",
+    "level_one_features",
     "majority_vote",
     "mean_logits",
     "mean_probs",
+    "out_of_fold",
+    "prune_members",
     "weighted_vote",
 ]
