@@ -57,6 +57,22 @@ from ensjax.combine.conformal_sets import (
     fit_conformal_sets_by_class,
     fit_conformal_sets_by_group,
 )
+from ensjax.combine.convex import (
+    ConvexWeights,
+    fit_convex_weights,
+)
+from ensjax.combine.dynamic import (
+    DynamicRegression,
+    DynamicSelection,
+    fit_dynamic_regression,
+    fit_dynamic_selection,
+)
+from ensjax.combine.folds import (
+    estimator_out_of_fold,
+    fold_of_rows,
+    fold_weights,
+    out_of_fold,
+)
 from ensjax.combine.influence import (
     consensus_distance,
     influence,
@@ -77,6 +93,9 @@ from ensjax.combine.leave_out import (
     JackknifeAfterBootstrap,
     fit_cv_plus,
     fit_jackknife_after_bootstrap,
+)
+from ensjax.combine.level_one import (
+    level_one_features,
 )
 from ensjax.combine.member_weights import (
     MemberWeights,
@@ -109,6 +128,19 @@ from ensjax.combine.pools import (
     trimmed_probs,
     winsorized_probs,
 )
+from ensjax.combine.selection import (
+    Pruning,
+    Selection,
+    best_members,
+    greedy_select,
+    prune_members,
+)
+from ensjax.combine.stacking import (
+    StackedRegression,
+    Stacking,
+    fit_stacking,
+    fit_stacking_regression,
+)
 from ensjax.combine.vote import (
     accuracy_weights,
     majority_vote,
@@ -129,7 +161,10 @@ __all__ = [
     "ConformalInterval",
     "ConformalQuantiles",
     "ConformalSets",
+    "ConvexWeights",
     "CvPlus",
+    "DynamicRegression",
+    "DynamicSelection",
     "Gaussian",
     "IsotonicFunction",
     "IsotonicMap",
@@ -140,13 +175,18 @@ __all__ = [
     "PitMap",
     "PlattMap",
     "PooledInterval",
+    "Pruning",
     "RapsScore",
+    "Selection",
     "SigmaScale",
+    "StackedRegression",
+    "Stacking",
     "Temperature",
     "WeightedVote",
     "accuracy_weights",
     "average_cdfs",
     "average_quantiles",
+    "best_members",
     "bma_weights",
     "calibrate",
     "calibrate_each_member",
@@ -159,6 +199,7 @@ __all__ = [
     "distance_weights",
     "entropy_weighted_probs",
     "entropy_weights",
+    "estimator_out_of_fold",
     "fit_accuracy_vote",
     "fit_asymmetric_band",
     "fit_conformal_band",
@@ -167,7 +208,10 @@ __all__ = [
     "fit_conformal_sets",
     "fit_conformal_sets_by_class",
     "fit_conformal_sets_by_group",
+    "fit_convex_weights",
     "fit_cv_plus",
+    "fit_dynamic_regression",
+    "fit_dynamic_selection",
     "fit_isotonic",
     "fit_isotonic_map",
     "fit_jackknife_after_bootstrap",
@@ -176,13 +220,19 @@ __all__ = [
     "fit_pit_map",
     "fit_platt",
     "fit_sigma_scale",
+    "fit_stacking",
+    "fit_stacking_regression",
     "fit_vector_scaling",
+    "fold_of_rows",
+    "fold_weights",
     "gaussian_mixture",
+    "greedy_select",
     "huber_points",
     "huber_probs",
     "influence",
     "inverse_variance_points",
     "leave_one_out",
+    "level_one_features",
     "majority_vote",
     "max_probs",
     "mean_logits",
@@ -192,8 +242,10 @@ __all__ = [
     "median_points",
     "median_probs",
     "min_probs",
+    "out_of_fold",
     "pool_intervals",
     "product_probs",
+    "prune_members",
     "rank_sum",
     "softmin_weights",
     "team_weights",

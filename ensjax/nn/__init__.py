@@ -2,7 +2,8 @@
 
 from ensjax.nn.cnn import CNN
 from ensjax.nn.mlp import MLP
+from ensjax.nn.recurrent import Recurrent
 from ensjax.nn.resnet import ResNet, WideResNet, wide_resnet
 from ensjax.nn.vit import ViT
 
-__all__ = ["CNN", "MLP", "ResNet", "ViT", "WideResNet", "wide_resnet"]
+__all__ = ["CNN", "MLP", "Recurrent", "ResNet", "ViT", "WideResNet", "wide_resnet"]

@@ -1,0 +1,41 @@
+"""The rows that something is fitted on: may it be?"""
+
+import jax
+
+from ensjax.predictions import Predictions
+from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
+
+
+def check_predictions(what: str, predictions: Predictions) -> FittedRows:
+    """What is to be kept of the rows; raises if `what` may not be fitted on them.
+
+    Raises:
+        ValueError: if there is no row.
+        LeakageError: if a member that counts was trained on a row, or a row is kept for
+            the test.
+    """
+    if not predictions.values.shape[1]:
+        raise ValueError(f"{what} needs at least one held-out row; got none.")
+    return check_fitting_rows(
+        what,
+        predictions.provenance,
+        names=predictions.names,
+        counts=_known(predictions.mask),
+    )
+
+
+def check_points(
+    what: str,
+    points: jax.Array,
+    provenance: Provenance | None,
+    mask: jax.Array | None,
+) -> FittedRows:
+    """The same of real values `[member, batch]`."""
+    if not points.shape[1]:
+        raise ValueError(f"{what} needs at least one held-out row; got none.")
+    return check_fitting_rows(what, provenance, counts=_known(mask))
+
+
+def _known(mask):
+    """In a compiled program the mask's values are not known: all members count."""
+    return None if isinstance(mask, jax.core.Tracer) else mask
