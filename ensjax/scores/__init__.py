@@ -33,6 +33,12 @@ from ensjax.scores.classification import (
     per_class_recall,
     top_k_accuracy,
 )
+from ensjax.scores.confidence import (
+    energy,
+    max_log_odds,
+    max_logit,
+    negative_entropy,
+)
 from ensjax.scores.detection import (
     AttackErrors,
     EqualErrorRate,
@@ -60,6 +66,13 @@ from ensjax.scores.intervals import (
     wilson_interval,
 )
 from ensjax.scores.ood import auprc, auroc, fpr_at_tpr
+from ensjax.scores.operating_points import (
+    OperatingPoint,
+    mix_with_ood,
+    point_at_coverage,
+    point_at_risk,
+    point_at_threshold,
+)
 from ensjax.scores.proper import brier, nll, rps
 from ensjax.scores.ranking import hand_till_auroc, macro_auroc
 from ensjax.scores.regression import (
@@ -124,6 +137,7 @@ __all__ = [
     "FriedmanResult",
     "Interval",
     "METRICS",
+    "OperatingPoint",
     "ReliabilityBins",
     "RiskCoverage",
     "TestResult",
@@ -153,6 +167,7 @@ __all__ = [
     "double_fault",
     "ece",
     "ence",
+    "energy",
     "equal_error_rate",
     "error_correlation",
     "error_rates",
@@ -175,14 +190,18 @@ __all__ = [
     "mae",
     "matthews_correlation",
     "max_error",
+    "max_log_odds",
+    "max_logit",
     "mce",
     "mcnemar",
     "mean_set_size",
     "mean_width",
     "median_absolute_error",
     "miscalibration_area",
+    "mix_with_ood",
     "mixture_moments",
     "mutual_information",
+    "negative_entropy",
     "nll",
     "paired_bootstrap",
     "pairwise_mcnemar",
@@ -193,6 +212,9 @@ __all__ = [
     "per_class_recall",
     "pinball",
     "pit_gaussian",
+    "point_at_coverage",
+    "point_at_risk",
+    "point_at_threshold",
     "predictive_entropy",
     "q_statistic",
     "r2",
