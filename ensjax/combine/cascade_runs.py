@@ -143,6 +143,7 @@ def run_with_capacity(
     models = _check_models(cascade, models)
     num_rows = _count_rows(x)
     counts = _capacities(share, num_rows, len(models) - 1)
+    x = jax.tree.map(jnp.asarray, x)
     pool = pool_members(_logits_of(cascade, 0, models[0], x), cascade.confidence)
     output = first_output(pool, cascade.confidence)
     rows, confidence = jnp.arange(num_rows), output.confidence
