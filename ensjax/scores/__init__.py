@@ -36,6 +36,12 @@ from ensjax.scores.classification import (
     per_class_recall,
     top_k_accuracy,
 )
+from ensjax.scores.confidence import (
+    energy,
+    max_log_odds,
+    max_logit,
+    negative_entropy,
+)
 from ensjax.scores.confidence_curve import (
     ConfidenceCurve,
     confidence_curve,
@@ -95,13 +101,31 @@ from ensjax.scores.intervals import (
     t_interval,
     wilson_interval,
 )
-from ensjax.scores.ood import auprc, auroc, fpr_at_tpr
-from ensjax.scores.proper import brier, nll, rps
+from ensjax.scores.ood import (
+    auprc,
+    auroc,
+    fpr_at_tpr,
+)
+from ensjax.scores.operating_points import (
+    OperatingPoint,
+    mix_with_ood,
+    point_at_coverage,
+    point_at_risk,
+    point_at_threshold,
+)
+from ensjax.scores.proper import (
+    brier,
+    nll,
+    rps,
+)
 from ensjax.scores.rank_correlation import (
     error_rank_correlation,
     spearman_correlation,
 )
-from ensjax.scores.ranking import hand_till_auroc, macro_auroc
+from ensjax.scores.ranking import (
+    hand_till_auroc,
+    macro_auroc,
+)
 from ensjax.scores.regression import (
     crps_gaussian,
     gaussian_nll,
@@ -181,6 +205,7 @@ __all__ = [
     "METRICS",
     "MemberMoments",
     "NllDecomposition",
+    "OperatingPoint",
     "POINT_METRICS",
     "ReliabilityBins",
     "RiskCoverage",
@@ -253,6 +278,8 @@ __all__ = [
     "margin",
     "matthews_correlation",
     "max_error",
+    "max_log_odds",
+    "max_logit",
     "max_prob",
     "mce",
     "mcnemar",
@@ -262,8 +289,10 @@ __all__ = [
     "median_absolute_error",
     "member_moments",
     "miscalibration_area",
+    "mix_with_ood",
     "mixture_moments",
     "mutual_information",
+    "negative_entropy",
     "neighbor_distances",
     "nll",
     "nll_decomposition",
@@ -276,6 +305,9 @@ __all__ = [
     "per_class_recall",
     "pinball",
     "pit_gaussian",
+    "point_at_coverage",
+    "point_at_risk",
+    "point_at_threshold",
     "predictive_entropy",
     "probability_better",
     "probability_of_improvement",
