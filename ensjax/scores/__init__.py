@@ -61,6 +61,15 @@ from ensjax.scores.intervals import (
 )
 from ensjax.scores.ood import auprc, auroc, fpr_at_tpr
 from ensjax.scores.proper import brier, nll, rps
+from ensjax.scores.quantiles import (
+    CentralIntervals,
+    central_intervals,
+    crossing_rate,
+    crps_quantiles,
+    pit_quantiles,
+    quantile_coverage,
+    weighted_interval_score,
+)
 from ensjax.scores.ranking import hand_till_auroc, macro_auroc
 from ensjax.scores.regression import (
     crps_gaussian,
@@ -119,6 +128,7 @@ from ensjax.scores.uncertainty import (
 __all__ = [
     "AttackErrors",
     "AurocDifference",
+    "CentralIntervals",
     "EqualErrorRate",
     "ErrorRates",
     "FriedmanResult",
@@ -137,6 +147,7 @@ __all__ = [
     "balanced_accuracy",
     "balanced_classification_accuracy",
     "brier",
+    "central_intervals",
     "class_coverage",
     "classwise_ece",
     "cohen_kappa",
@@ -145,7 +156,9 @@ __all__ = [
     "coverage_at_risk",
     "coverage_gap",
     "coverage_probability_accuracy",
+    "crossing_rate",
     "crps_gaussian",
+    "crps_quantiles",
     "crps_samples",
     "delong",
     "disagreement",
@@ -193,8 +206,10 @@ __all__ = [
     "per_class_recall",
     "pinball",
     "pit_gaussian",
+    "pit_quantiles",
     "predictive_entropy",
     "q_statistic",
+    "quantile_coverage",
     "r2",
     "reliability_bins",
     "risk_at_coverage",
@@ -208,5 +223,6 @@ __all__ = [
     "t_interval",
     "top_k_accuracy",
     "weighted_error_score",
+    "weighted_interval_score",
     "wilson_interval",
 ]
