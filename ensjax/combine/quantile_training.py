@@ -20,7 +20,8 @@ from ensjax.combine.isotonic import order_quantiles
 from ensjax.combine.quantile_penalty import crossing_penalty
 from ensjax.combine.quantiles import QuantileAggregator
 from ensjax.ensemble import Ensemble
-from ensjax.group import predict
+from ensjax.graphs import NnxGraph
+from ensjax.group import Group, predict
 
 
 class Setting(nnx.Variable):
@@ -277,16 +278,35 @@ def quantile_evaluation(model: AggregatorMember, rows: Any, key: jax.Array):
 
 
 def predict_quantiles(
-    ensemble: Any, rows: Mapping[str, np.ndarray], *, batch_size: int = 512
+    ensemble: Ensemble | Group,
+    rows: Mapping[str, np.ndarray],
+    *,
+    ordered: bool = True,
+    batch_size: int = 512,
 ) -> jax.Array:
-    """Ordered quantiles of every member for its column, `[member, batch, level]`.
+    """Quantiles of every member for its column, `[member, batch, level]` (compiled).
 
     Args:
         ensemble: of `aggregator_ensemble`, or a `Group` of such.
         rows: of `quantile_rows`.
+        ordered: False: as they are before they are put in order.
         batch_size: rows at a time.
     """
+    if not ordered:
+        parts = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
+        mixing = [
+            dataclasses.replace(part, graph=_MixGraph(part.graph.graphdef))
+            for part in parts
+        ]
+        ensemble = Group(tuple(mixing))
     return predict(ensemble, dict(rows), batch_size=batch_size)
+
+
+class _MixGraph(NnxGraph):
+    """Members that are called for their quantiles before these are put in order."""
+
+    def merge(self, state, *, train):
+        return super().merge(state, train=train).mix
 
 
 def _pinball_rows(quantiles, targets, levels):
