@@ -301,7 +301,8 @@ def describe(config, splits, results, scalars) -> str:
     )
     text = (
         f"{config.num_seeds} splits of {', '.join(splits)} ({name}: {sizes[0]}"
-        f" training, {sizes[1]} validation and {sizes[2]} test rows); {config.num_levels} levels;"
+        f" training, {sizes[1]} validation and {sizes[2]} test rows);"
+        f" {config.num_levels} levels;"
         f" base models {', '.join(words(n) for n in main)}, out of fold in"
         f" {config.base.num_folds} folds. Targets are in units of the training rows'"
         " standard deviation. Aggregators of all kinds, splits and folds are one stack,"

@@ -41,8 +41,8 @@ def add_tables(run_dir, config, results):
             ["system", "pinball", "WIS", "CRPS", "crossing before order"],
             rows,
             f"{_splits(config)} Lower is better. WIS is twice the pinball loss;"
-            " crossing is the share of neighbouring levels that are out of order before they are"
-            " ordered, and 0 after.",
+            " crossing is the share of neighbouring levels that are out of order"
+            " before they are ordered, and 0 after.",
         )
         _add_conformal_table(run_dir, config, name, found)
         _add_subsets_table(run_dir, config, name, found["subsets"])
@@ -106,8 +106,8 @@ def _add_subsets_table(run_dir, config, name, subsets):
         rows,
         f"{_splits(config)} Pinball of the first p of"
         f" {', '.join(map(words, base.NAMES))}; all numbers are members of one stack"
-        f" with masks. Noise: what the pinball rises by when noise takes the place of one of the first {base.NUM_MAIN}, mean over"
-        " which, and the worst of them.",
+        " with masks. Noise: what the pinball rises by when noise takes the place of"
+        f" one of the first {base.NUM_MAIN}, mean over which, and the worst of them.",
     )
 
 
@@ -124,8 +124,8 @@ def add_figures(run_dir, config, results):
             f"coverage_{name}",
             _coverage_figure(config, found["conformal"]),
             "Coverage of central bands on the test rows, and their mean width, before"
-            f" and after conformal steps; {words(config.conformal_kinds[0])} weights, mean"
-            " over splits. Bands that would be infinite are left out.",
+            f" and after conformal steps; {words(config.conformal_kinds[0])} weights,"
+            " mean over splits. Bands that would be infinite are left out.",
         )
         run_dir.add_figure(
             f"levels_{name}",
@@ -137,7 +137,8 @@ def add_figures(run_dir, config, results):
             f"base_models_{name}",
             _counts_figure(config, found["subsets"]),
             "Left: pinball loss of the first p base models. Right: what it rises by"
-            " when noise takes the place of one of the five. Mean over splits, bars 95 %.",
+            " when noise takes the place of one of the five. Mean over splits, bars"
+            " 95 %.",
         )
     if results["regimes"] is not None:
         run_dir.add_figure(
