@@ -107,6 +107,10 @@ from ensjax.combine.interval_pools import (
     average_quantiles,
     pool_intervals,
 )
+from ensjax.combine.isotonic import (
+    isotonic,
+    order_quantiles,
+)
 from ensjax.combine.isotonic_regression import (
     IsotonicFunction,
     fit_isotonic,
@@ -127,6 +131,11 @@ from ensjax.combine.member_weights import (
     distance_weights,
     softmin_weights,
     team_weights,
+)
+from ensjax.combine.out_of_fold import (
+    BasePredictions,
+    fit_and_predict,
+    out_of_fold,
 )
 from ensjax.combine.points import (
     Gaussian,
@@ -150,6 +159,31 @@ from ensjax.combine.pools import (
     rank_sum,
     trimmed_probs,
     winsorized_probs,
+)
+from ensjax.combine.quantile_fit import (
+    FittedAggregator,
+    fit_quantile_aggregator,
+)
+from ensjax.combine.quantile_penalty import (
+    adaptive_margin,
+    constant_margin,
+    crossing_penalty,
+    proportional_margin,
+)
+from ensjax.combine.quantile_training import (
+    AggregatorMember,
+    aggregator_ensemble,
+    predict_quantiles,
+    quantile_evaluation,
+    quantile_loss,
+    quantile_rows,
+    stack_columns,
+)
+from ensjax.combine.quantiles import (
+    QuantileAggregator,
+)
+from ensjax.combine.sample_quantiles import (
+    quantiles_of_ensemble,
 )
 from ensjax.combine.selection import (
     Pruning,
@@ -177,7 +211,9 @@ from ensjax.combine.weighted_vote import (
 
 __all__ = [
     "AffineMap",
+    "AggregatorMember",
     "ApsScore",
+    "BasePredictions",
     "CalibratedEnsemble",
     "CalibratedMembers",
     "Cascade",
@@ -190,6 +226,7 @@ __all__ = [
     "CvPlus",
     "DynamicRegression",
     "DynamicSelection",
+    "FittedAggregator",
     "Gaussian",
     "IsotonicFunction",
     "IsotonicMap",
@@ -201,6 +238,7 @@ __all__ = [
     "PlattMap",
     "PooledInterval",
     "Pruning",
+    "QuantileAggregator",
     "RapsScore",
     "Selection",
     "SigmaScale",
@@ -210,6 +248,8 @@ __all__ = [
     "WeightedVote",
     "Windows",
     "accuracy_weights",
+    "adaptive_margin",
+    "aggregator_ensemble",
     "average_cdfs",
     "average_quantiles",
     "best_members",
@@ -223,11 +263,14 @@ __all__ = [
     "conformal_quantile",
     "conformal_quantile_by_group",
     "consensus_distance",
+    "constant_margin",
+    "crossing_penalty",
     "distance_weights",
     "entropy_weighted_probs",
     "entropy_weights",
     "estimator_out_of_fold",
     "fit_accuracy_vote",
+    "fit_and_predict",
     "fit_asymmetric_band",
     "fit_cascade",
     "fit_conformal_band",
@@ -247,6 +290,7 @@ __all__ = [
     "fit_matrix_scaling",
     "fit_pit_map",
     "fit_platt",
+    "fit_quantile_aggregator",
     "fit_sigma_scale",
     "fit_single_threshold",
     "fit_stacking",
@@ -264,6 +308,7 @@ __all__ = [
     "huber_probs",
     "influence",
     "inverse_variance_points",
+    "isotonic",
     "leave_one_out",
     "level_one_features",
     "majority_vote",
@@ -275,16 +320,24 @@ __all__ = [
     "median_points",
     "median_probs",
     "min_probs",
+    "order_quantiles",
     "out_of_fold",
     "pool_intervals",
+    "predict_quantiles",
     "product_probs",
+    "proportional_margin",
     "prune_members",
+    "quantile_evaluation",
+    "quantile_loss",
+    "quantile_rows",
+    "quantiles_of_ensemble",
     "rank_sum",
     "rank_windows",
     "recentre_windows",
     "run_compacted",
     "run_with_capacity",
     "softmin_weights",
+    "stack_columns",
     "stage_scores",
     "team_weights",
     "trimmed_points",
