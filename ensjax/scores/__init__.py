@@ -109,6 +109,15 @@ from ensjax.scores.spread import (
     sparsification_error,
     spread_skill,
 )
+from ensjax.scores.subgroups import (
+    Complementarity,
+    complementarity,
+    complementarity_matrix,
+    exact_interval,
+    matched_control,
+    subgroup,
+    subgroup_rate,
+)
 from ensjax.scores.uncertainty import (
     expected_entropy,
     jensen_gap,
@@ -119,6 +128,7 @@ from ensjax.scores.uncertainty import (
 __all__ = [
     "AttackErrors",
     "AurocDifference",
+    "Complementarity",
     "EqualErrorRate",
     "ErrorRates",
     "FriedmanResult",
@@ -140,6 +150,8 @@ __all__ = [
     "class_coverage",
     "classwise_ece",
     "cohen_kappa",
+    "complementarity",
+    "complementarity_matrix",
     "confusion_matrix",
     "corrected_t_test",
     "coverage_at_risk",
@@ -157,6 +169,7 @@ __all__ = [
     "error_correlation",
     "error_rates",
     "evaluate",
+    "exact_interval",
     "excess_aurc",
     "expected_entropy",
     "fit_threshold",
@@ -173,6 +186,7 @@ __all__ = [
     "macro_auroc",
     "macro_f1",
     "mae",
+    "matched_control",
     "matthews_correlation",
     "max_error",
     "mce",
@@ -205,6 +219,8 @@ __all__ = [
     "size_stratified_coverage",
     "sparsification_error",
     "spread_skill",
+    "subgroup",
+    "subgroup_rate",
     "t_interval",
     "top_k_accuracy",
     "weighted_error_score",
