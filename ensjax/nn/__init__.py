@@ -2,7 +2,17 @@
 
 from ensjax.nn.cnn import CNN
 from ensjax.nn.mlp import MLP
+from ensjax.nn.neighbors import NearestNeighbors, nearest_rows
 from ensjax.nn.resnet import ResNet, WideResNet, wide_resnet
 from ensjax.nn.vit import ViT
 
-__all__ = ["CNN", "MLP", "ResNet", "ViT", "WideResNet", "wide_resnet"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "NearestNeighbors",
+    "ResNet",
+    "ViT",
+    "WideResNet",
+    "nearest_rows",
+    "wide_resnet",
+]
