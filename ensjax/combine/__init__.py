@@ -6,6 +6,10 @@ log-probabilities `[batch, class]` in nats, votes classes `[batch]`, rules of po
 points without the member axis.
 """
 
+from ensjax.combine.answers import (
+    parse_answer,
+    parse_answers,
+)
 from ensjax.combine.average import (
     mean_logits,
     mean_probs,
@@ -198,6 +202,10 @@ from ensjax.combine.stacking import (
     fit_stacking,
     fit_stacking_regression,
 )
+from ensjax.combine.thresholds import (
+    VoteThresholds,
+    fit_vote_thresholds,
+)
 from ensjax.combine.vote import (
     accuracy_weights,
     majority_vote,
@@ -245,6 +253,7 @@ __all__ = [
     "StackedRegression",
     "Stacking",
     "Temperature",
+    "VoteThresholds",
     "WeightedVote",
     "Windows",
     "accuracy_weights",
@@ -296,6 +305,7 @@ __all__ = [
     "fit_stacking",
     "fit_stacking_regression",
     "fit_vector_scaling",
+    "fit_vote_thresholds",
     "fit_windows",
     "flops_per_row",
     "fold_of_rows",
@@ -322,6 +332,8 @@ __all__ = [
     "min_probs",
     "order_quantiles",
     "out_of_fold",
+    "parse_answer",
+    "parse_answers",
     "pool_intervals",
     "predict_quantiles",
     "product_probs",

@@ -1,9 +1,35 @@
 """Flax NNX architectures that are used as members."""
 
-from ensjax.nn.cnn import CNN
-from ensjax.nn.mlp import MLP
-from ensjax.nn.recurrent import Recurrent
-from ensjax.nn.resnet import ResNet, WideResNet, wide_resnet
-from ensjax.nn.vit import ViT
+from ensjax.nn.cnn import (
+    CNN,
+)
+from ensjax.nn.mlp import (
+    MLP,
+)
+from ensjax.nn.neighbors import (
+    NearestNeighbors,
+    nearest_rows,
+)
+from ensjax.nn.recurrent import (
+    Recurrent,
+)
+from ensjax.nn.resnet import (
+    ResNet,
+    WideResNet,
+    wide_resnet,
+)
+from ensjax.nn.vit import (
+    ViT,
+)
 
-__all__ = ["CNN", "MLP", "Recurrent", "ResNet", "ViT", "WideResNet", "wide_resnet"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "NearestNeighbors",
+    "Recurrent",
+    "ResNet",
+    "ViT",
+    "WideResNet",
+    "nearest_rows",
+    "wide_resnet",
+]
