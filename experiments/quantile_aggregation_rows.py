@@ -114,7 +114,7 @@ def base_quantiles(config, split: Split, seed: int) -> dict[str, np.ndarray]:
         "train", "validation", "test": `[member, batch, level]`.
     """
     fits = base.make_fits(config, 1000 * config.seed + seed)
-    held_out: BasePredictions = combine.out_of_fold(
+    held_out: BasePredictions = combine.fit_out_of_fold(
         fits,
         split.x["train"],
         split.y["train"],

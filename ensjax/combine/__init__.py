@@ -139,7 +139,7 @@ from ensjax.combine.member_weights import (
 from ensjax.combine.out_of_fold import (
     BasePredictions,
     fit_and_predict,
-    out_of_fold,
+    fit_out_of_fold,
 )
 from ensjax.combine.points import (
     Gaussian,
@@ -331,6 +331,7 @@ __all__ = [
     "median_probs",
     "min_probs",
     "order_quantiles",
+    "fit_out_of_fold",
     "out_of_fold",
     "parse_answer",
     "parse_answers",

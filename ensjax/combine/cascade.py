@@ -18,7 +18,12 @@ from ensjax.group import Group
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import check_fitting_rows
-from ensjax.scores.confidence import energy, max_log_odds, max_logit, negative_entropy
+from ensjax.scores.confidence import (
+    max_log_odds,
+    max_logit,
+    negative_energy,
+    negative_entropy,
+)
 from ensjax.scores.rows import check_rows, is_correct
 
 EXIT_RULES = ("threshold", "window")
@@ -38,7 +43,7 @@ class Confidence(NamedTuple):
 
 
 CONFIDENCES = {
-    "energy": Confidence(energy, False),
+    "energy": Confidence(negative_energy, False),
     "max_logit": Confidence(max_logit, False),
     "max_probability": Confidence(max_log_odds, True),
     "negative_entropy": Confidence(negative_entropy, True),

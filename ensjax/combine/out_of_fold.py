@@ -34,7 +34,7 @@ class BasePredictions:
 Fit = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
 
-def out_of_fold(
+def fit_out_of_fold(
     fits: Mapping[str, Fit],
     x: np.ndarray,
     y: np.ndarray,
@@ -92,7 +92,7 @@ def fit_and_predict(
     """Predictions of other rows by models that were fitted on all of `x`.
 
     Args:
-        fits, x, y, source, rows: as for `out_of_fold`.
+        fits, x, y, source, rows: as for `fit_out_of_fold`.
         new_x: inputs of other rows by what they are for: "validation", "test", ...
         new_rows: their numbers in the source, by the same words.
 
@@ -101,7 +101,7 @@ def fit_and_predict(
         `rows` too as seen.
 
     Raises:
-        ValueError: as `out_of_fold`, or if the words differ.
+        ValueError: as `fit_out_of_fold`, or if the words differ.
     """
     x, y = np.asarray(x), np.asarray(y)
     _check(fits, x, y, rows)

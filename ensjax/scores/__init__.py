@@ -37,9 +37,9 @@ from ensjax.scores.classification import (
     top_k_accuracy,
 )
 from ensjax.scores.confidence import (
-    energy,
     max_log_odds,
     max_logit,
+    negative_energy,
     negative_entropy,
 )
 from ensjax.scores.confidence_curve import (
@@ -192,7 +192,6 @@ from ensjax.scores.subgroups import (
     Complementarity,
     complementarity,
     complementarity_matrix,
-    exact_interval,
     matched_control,
     subgroup,
     subgroup_rate,
@@ -318,6 +317,7 @@ __all__ = [
     "mix_with_ood",
     "mixture_moments",
     "mutual_information",
+    "negative_energy",
     "negative_entropy",
     "neighbor_distances",
     "nll",

@@ -76,8 +76,8 @@ def max_logit(logits: jax.Array) -> jax.Array:
     return _nan_with(jnp.max(logits, axis=-1), logits)
 
 
-def energy(logits: jax.Array) -> jax.Array:
-    """The (negative free) energy logsumexp_k z_k; of log-probabilities it is 0.
+def negative_energy(logits: jax.Array) -> jax.Array:
+    """Minus the free energy, logsumexp_k z_k; of log-probabilities it is 0.
 
     Args:
         logits: `[..., class]`, not normalised.

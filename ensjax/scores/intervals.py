@@ -63,15 +63,16 @@ def exact_interval(
 
     Args:
         successes: number of successes, any shape.
-        trials: number of trials, at least 1, same shape or a scalar.
+        trials: number of trials, same shape or a scalar.
         confidence: coverage of the interval, in (0, 1).
 
     Returns:
-        `Interval` of NumPy arrays with the plain proportion as estimate.
+        `Interval` of NumPy arrays with the plain proportion as estimate. Without trials
+        that is NaN, and the interval (0, 1).
 
     Raises:
-        ValueError: if `confidence` is not in (0, 1), there are no trials, or more
-            successes than trials.
+        ValueError: if `confidence` is not in (0, 1), or successes are not between 0 and
+            the trials.
 
     Source: Clopper and Pearson 1934.
     """
@@ -79,15 +80,15 @@ def exact_interval(
 
     _check_confidence(confidence)
     k, n = np.broadcast_arrays(np.float64(successes), np.float64(trials))
-    if (n < 1).any() or (k < 0).any() or (k > n).any():
+    if not ((k >= 0) & (k <= n)).all():
         raise ValueError(
-            "exact_interval needs at least one trial and from 0 to that many"
-            f" successes; got {successes} of {trials}."
+            f"successes must lie between 0 and the trials; got {k} of {n}."
         )
     tail = (1 - confidence) / 2
     low = np.where(k == 0, 0.0, betaincinv(np.maximum(k, 1), n - k + 1, tail))
     high = betaincinv(k + 1, np.maximum(n - k, 1), 1 - tail)
-    return Interval(k / n, low, np.where(k == n, 1.0, high))
+    with np.errstate(invalid="ignore"):
+        return Interval(k / n, low, np.where(k == n, 1.0, high))
 
 
 def t_interval(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.scores.intervals import Interval, wilson_interval
+from ensjax.scores.intervals import Interval, exact_interval, wilson_interval
 from ensjax.scores.rows import broadcast_rows, row_weights, weigh
 from ensjax.scores.significance import mcnemar
 
@@ -35,46 +35,6 @@ class Complementarity(NamedTuple):
     first_where_second_wrong: Interval
     second_where_first_wrong: Interval
     p_value: float
-
-
-def exact_interval(
-    successes: jax.Array, trials: jax.Array, *, confidence: float = 0.95
-) -> Interval:
-    """Clopper-Pearson interval of a proportion: covers at least `confidence`, always.
-
-        low = B(a / 2; k, n - k + 1),   high = B(1 - a / 2; k + 1, n - k)
-
-    with quantiles B of the beta distribution. Wider than `wilson_interval`. On the
-    host, in double precision.
-
-    Args:
-        successes: numbers of successes k, any shape.
-        trials: numbers of trials n, same shape or a scalar.
-        confidence: coverage of the interval, in (0, 1).
-
-    Returns:
-        `Interval` of NumPy arrays; without trials the estimate is NaN and the interval
-        (0, 1).
-
-    Raises:
-        ValueError: if `confidence` is not in (0, 1), or successes are not between 0 and
-            the trials.
-
-    Source: Clopper and Pearson 1934.
-    """
-    from scipy.special import betaincinv
-
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie between 0 and 1; got {confidence}.")
-    k, n = np.broadcast_arrays(np.asarray(successes, float), np.asarray(trials, float))
-    if not ((k >= 0) & (k <= n)).all():
-        raise ValueError(f"successes must lie between 0 and trials; got {k} of {n}.")
-    tail = (1 - confidence) / 2
-    # A parameter of 0 is outside the beta distribution; its interval ends at 0 or 1.
-    low = np.where(k > 0, betaincinv(np.maximum(k, 1), n - k + 1, tail), 0.0)
-    high = np.where(k < n, betaincinv(k + 1, np.maximum(n - k, 1), 1 - tail), 1.0)
-    with np.errstate(invalid="ignore"):
-        return Interval(k / n, low, high)
 
 
 INTERVALS = {"exact": exact_interval, "wilson": wilson_interval}

@@ -26,7 +26,7 @@ X = ROWS[:, None].astype(float)
 
 def test_no_row_is_predicted_by_a_model_that_has_seen_it():
     fits = {"a": Memory().fit, "b": Memory().fit}
-    held_out = combine.out_of_fold(
+    held_out = combine.fit_out_of_fold(
         fits, X, 10 * X[:, 0], num_folds=5, seed=1, source="numbers", rows=ROWS
     )
     assert held_out.values.shape == (2, 13, 2) and held_out.names == ("a", "b")
@@ -62,6 +62,6 @@ def test_models_must_agree_in_shape():
         return lambda new_x: np.zeros((len(new_x), 3))
 
     with pytest.raises(ValueError, match="b must predict"):
-        combine.out_of_fold(
+        combine.fit_out_of_fold(
             {"a": Memory().fit, "b": fit}, X, 10 * X[:, 0], source="n", rows=ROWS
         )

@@ -12,7 +12,7 @@ CONFIDENCES = [
     scores.max_log_odds,
     scores.negative_entropy,
     scores.max_logit,
-    scores.energy,
+    scores.negative_energy,
 ]
 
 
@@ -25,7 +25,7 @@ def reference(logits):
         "max_log_odds": log_probs.max(-1) - logsumexp(others, axis=-1),
         "negative_entropy": -entropy(np.exp(log_probs), axis=-1),
         "max_logit": z.max(-1),
-        "energy": logsumexp(z, axis=-1),
+        "negative_energy": logsumexp(z, axis=-1),
     }
 
 

@@ -107,7 +107,7 @@ def test_exact_interval_equals_scipy():
             np.testing.assert_allclose(found.low[i], expected.low, rtol=1e-9)
             np.testing.assert_allclose(found.high[i], expected.high, rtol=1e-9)
         assert (found.low <= found.estimate).all()
-    with pytest.raises(ValueError, match="from 0 to that many"):
+    with pytest.raises(ValueError, match="between 0 and the trials"):
         scores.exact_interval(3, 2)
 
 

@@ -28,7 +28,7 @@ def test_exact_intervals_end_at_0_and_1_and_are_whole_without_trials():
     np.testing.assert_allclose(found.high[0], 1 - 0.025 ** (1 / 7))
     np.testing.assert_allclose(found.low[1], 0.025 ** (1 / 7))
     assert np.isnan(found.estimate[2]) and (found.low[2], found.high[2]) == (0, 1)
-    with pytest.raises(ValueError, match="between 0 and trials"):
+    with pytest.raises(ValueError, match="between 0 and the trials"):
         scores.exact_interval(8, 7)
 
 
