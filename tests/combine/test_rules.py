@@ -242,9 +242,9 @@ def draw(seed):
     return values, mask, np.where(mask[..., None], values, np.nan)
 
 
-def same(actual, expected):
+def same(actual, expected, atol=1e-5):
     # Values up to 8 in float32; sums over six members.
-    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=atol)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -257,7 +257,8 @@ def test_members_that_count_decide_and_neither_order_nor_copies(name, seed):
     for row in range(ROWS):
         kept = mask[:, row]
         want = reference(values[kept, row].astype(np.float64), WEIGHTS[kept])
-        same(got[row], want)
+        # Levels count as reached 1e-6 below: over a density of 1/40 or more.
+        same(got[row], want, atol=4e-5 if name == "average_cdfs" else 1e-5)
 
     order = np.random.default_rng(seed).permutation(MEMBERS)
     same(call(name, broken[order], WEIGHTS[order], mask[order]), got)
@@ -334,7 +335,9 @@ def test_eight_devices_equal_one_for_every_rule(name):
     arrays = values, weights, mask
     rule = jax.jit(rule)
     eight = rule(*(jax.device_put(array, split) for array in arrays))
-    np.testing.assert_allclose(eight, rule(*arrays), rtol=1e-6, atol=1e-6)
+    # The product sums the evidence of 16 members instead of averaging it.
+    atol = 16e-6 if name == "product_probs" else 1e-6
+    np.testing.assert_allclose(eight, rule(*arrays), rtol=1e-6, atol=atol)
 
 
 @pytest.mark.slow
