@@ -53,7 +53,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     )
     config.trim_share = 0.2  # of the trimmed and the winsorised mean
     config.min_width_sd = 0.01  # narrower intervals count as this in the WES
-    config.num_resamples = 200 if preset == "smoke" else 2000  # of people
+    config.num_resamples = 400 if preset == "smoke" else 2000  # of people
     config.level = 0.05  # of Holm's tests against the constant forecast
 
     # data="tadpole": a folder of the challenge's submissions (CSV) and its file D4,

@@ -55,6 +55,14 @@ def validate(config):
     check_numbers(config, ("min_width_sd",), above=0)
     check_numbers(config, ("level",), above=0, below=1)
     check_numbers(config, ("tadpole.min_months",), at_least=1)
+    # The smallest p-value is 1 / (resamples + 1), and Holm multiplies it.
+    others = len(entries.STUDY_ENTRIES) - 1
+    if (config.num_resamples + 1) * config.level <= others:
+        raise ConfigError(
+            "config.num_resamples is too small for Holm's test of"
+            f" {others} entries to reject at config.level={config.level:g}; at least"
+            f" {int(others / config.level)} are needed, got {config.num_resamples}."
+        )
     years, edges = config.simulation.visit_years, config.simulation.class_edges
     if len(years) < 2 or any(a >= b for a, b in zip(years, years[1:])):
         raise ConfigError(
