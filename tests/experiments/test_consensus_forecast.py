@@ -234,7 +234,8 @@ def write_files(folder, *, months=3, people=(7, 9)):
                 value = shift + person + month / 10
                 lines.append(
                     f"{person},{month},2018-{month:02d},2,{month},1,"
-                    f"{value},{value - 1},{value + 2},{value / 10},{value / 20},{value / 5}\n"
+                    f"{value},{value - 1},{value + 2},"
+                    f"{value / 10},{value / 20},{value / 5}\n"
                 )
         (folder / "submissions" / f"{name}.csv").write_text("".join(lines))
     (folder / "d4.csv").write_text(D4)
