@@ -154,7 +154,8 @@ def make_claims(config, results):
         ),
         state(
             "c",
-            "share of tasks on which a consensus is in the first tenth",
+            "share of tasks, clean and broken, with a consensus in the first tenth (both"
+            " consensuses count alike)",
             top_shares(results).mean(axis=0),
             side=">",
             bound=0.5,
