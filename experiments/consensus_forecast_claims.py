@@ -154,8 +154,8 @@ def make_claims(config, results):
         ),
         state(
             "c",
-            "share of tasks, clean and broken, with a consensus in the first tenth (both"
-            " consensuses count alike)",
+            "share of tasks, clean and broken, with a consensus in the first tenth"
+            " (both consensuses count alike)",
             top_shares(results).mean(axis=0),
             side=">",
             bound=0.5,

@@ -274,6 +274,12 @@ def influence_figure(results):
             )
     ax.set_xscale("log")
     ax.set_yscale("log")
+    whole = [1, 2, 5, 10, 20, 50, 100]
+    low, high = ax.get_ylim()
+    ticks = [tick for tick in whole if low <= tick <= high]
+    if len(ticks) > 1:  # plain numbers instead of powers
+        ax.set_yticks(ticks, [str(tick) for tick in ticks])
+        ax.set_yticks([], minor=True)
     finish(
         ax,
         x="Distance to the median consensus (log scale)",
