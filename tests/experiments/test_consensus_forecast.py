@@ -57,6 +57,18 @@ def challenge_bca(probs, labels):
     return np.mean(parts)
 
 
+@jax.jit
+def all_metrics(log_probs, labels, point, half, truth, weight):
+    told, ends = dict(sample_weight=weight), (point - half, point + half)
+    return {
+        "mauc": scores.hand_till_auroc(log_probs, labels, **told),
+        "bca": scores.balanced_classification_accuracy(log_probs, labels, **told),
+        "mae": scores.mae(point, truth, **told),
+        "wes": scores.weighted_error_score(point, *ends, truth, **told),
+        "cpa": scores.coverage_probability_accuracy(*ends, truth, **told),
+    }
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_metrics_equal_the_challenges_definitions(ties):
     rng = np.random.default_rng(0)
@@ -73,19 +85,7 @@ def test_metrics_equal_the_challenges_definitions(ties):
     truth = np.where(unknown, np.nan, truth)
     weight, known = (~unknown).astype(float), ~unknown
     with jax.enable_x64(True):
-        got = {
-            "mauc": scores.hand_till_auroc(np.log(probs), labels, sample_weight=weight),
-            "bca": scores.balanced_classification_accuracy(
-                np.log(probs), labels, sample_weight=weight
-            ),
-            "mae": scores.mae(point, truth, sample_weight=weight),
-            "wes": scores.weighted_error_score(
-                point, point - half, point + half, truth, sample_weight=weight
-            ),
-            "cpa": scores.coverage_probability_accuracy(
-                point - half, point + half, truth, sample_weight=weight
-            ),
-        }
+        got = all_metrics(np.log(probs), labels, point, half, truth, weight)
         got = {name: float(value) for name, value in got.items()}
     error, width = np.abs(point - truth)[known], 2 * half[known]
     inside = (point - half < truth) & (truth < point + half)
@@ -137,6 +137,7 @@ def test_only_entries_that_are_better_throughout_beat_the_constant():
     assert (p_values[:, [0, 3]] == 1).all()
 
 
+@pytest.mark.slow
 def test_bootstrap_draws_are_the_metrics_of_the_drawn_people():
     rng = np.random.default_rng(3)
     probs = rng.dirichlet([1, 1, 1], size=(2, 40))
