@@ -6,6 +6,15 @@ After the TADPOLE challenge (92 forecasts of the course of Alzheimer's disease):
 forecasters of disease progression (diabetes), 16 of three wines from 45 rows, and 15 of
 three outcomes of a simulated disease, all of scikit-learn; clean, and with a fifth of
 them broken.
+
+On 2 CPU cores (AMD EPYC), shared with others: 48 s of CPU time for small, 97 s for
+claims, 22 s for smoke with its start-up. Of claims: the median has the mean rank 4.2 of
+20 (diabetes, MAE 44.7; best in hindsight 44.0) and 2.8 of 16 (wine). With a fifth
+broken its MAE is 45.0, that of the mean 102.6. The claim that a consensus is near the
+top (first tenth) on most tasks fails: 10 % of them. Preset `paper` is unrun.
+
+The rates of the simulated disease are our choice: the constant forecast of the
+ventricles errs by about 1.2, the best entries by 0.36.
 """
 
 import ml_collections
