@@ -21,9 +21,7 @@ import ml_collections
 
 
 def get_config(preset="small"):  # smoke | small | claims | paper
-    config = ml_collections.ConfigDict(
-        dict(experiment="consensus_forecast", seed=0, scale="toy")
-    )
+    config = ml_collections.ConfigDict(dict(experiment="consensus_forecast", seed=0))
     config.title = "TADPOLE: consensus of many forecasts"
     # "studies": the three data sets below; "tadpole": the challenge's own files.
     config.data = "tadpole" if preset == "paper" else "studies"

@@ -26,7 +26,6 @@ MEMBERS, ROWS, WIDTH = 6, 5, 3
 LEVELS = (0.25, 0.5, 0.75)
 WEIGHTS = np.asarray([1, 2, 1, 3, 2, 1])
 SHARE, FINE = 0.2, 20  # 20 copies of each member: a fifth of them is a whole number
-ACCURACY = np.asarray([0.9, 0.5, 0.6, 0.8, 0.7, 0.4], np.float32)
 
 
 # References: values [member, width] and whole weights [member] to [width]
@@ -127,6 +126,15 @@ def plurality(x, w, ties):
     return tied[0]
 
 
+def weighted_plurality(x, w):
+    """Ties go to the best member among those of tied classes."""
+    sums = np.bincount(x.argmax(-1), weights=w, minlength=WIDTH)
+    tied = np.flatnonzero(sums == sums.max())
+    # The members' accuracies are coded in their weights: 1, 2 and 3.
+    best = [max(w[x.argmax(-1) == c], default=-1) for c in tied]
+    return tied[int(np.argmax(best))]
+
+
 def scale_of(x):
     return 0.5 + abs(x)
 
@@ -136,10 +144,6 @@ def scale_of(x):
 
 def own_probs(x):
     return log_softmax(x, axis=-1)
-
-
-def with_rule(rule, **options):
-    return functools.partial(rule, **options)
 
 
 def mixture_std(x, weights, mask):
@@ -211,6 +215,13 @@ RULES = {
     "majority_vote_probability": (
         lambda x, w, m: combine.majority_vote(x, ties="probability", mask=m),
         functools.partial(plurality, ties="probability"),
+        lambda x: x.argmax(-1),
+    ),
+    "weighted_vote_best_member": (
+        lambda x, w, m: combine.weighted_vote(
+            x, w, ties="best_member", accuracy=w / 4, mask=m
+        ),
+        weighted_plurality,
         lambda x: x.argmax(-1),
     ),
 }
