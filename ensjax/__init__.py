@@ -20,9 +20,11 @@ if TYPE_CHECKING:
         ops,
         planning,
         plot,
+        prediction_files,
         predictions,
         reduce,
         scores,
+        sources,
         train,
     )
     from ensjax.combine import Temperature, calibrate
@@ -59,9 +61,11 @@ __all__ = [
     "planning",
     "plot",
     "predict",
+    "prediction_files",
     "predictions",
     "reduce",
     "scores",
+    "sources",
     "train",
 ]
 

@@ -110,7 +110,8 @@ def average_cdfs(
         q(a) = inf {x: F(x) >= a},   F = sum_m w_m F_m
 
     Each F_m is linear between its quantiles; beyond the outermost ones its density goes
-    on as in the segment beside, until the probability is used up. Found by bisection.
+    on as in the segment beside, until the probability is used up. Found by bisection; a
+    level counts as reached at 1e-6 below it, so that rounding decides no plateau.
 
     Args:
         quantiles: `[member, batch, level]`, or `Predictions` of quantiles; a member's

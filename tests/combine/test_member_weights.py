@@ -1,5 +1,6 @@
 """Weights of members: from losses, teams and errors that go together."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,13 +16,21 @@ LOGITS = RNG.normal(size=(3, 40, 4)).astype(np.float32)
 LABELS = RNG.integers(0, 4, 40)
 
 
+@jax.jit
+def tempered(said):
+    """Weights at a temperature of the number of rows, and at 1."""
+    return [
+        combine.bma_weights(said, LABELS, temperature=temperature).weights
+        for temperature in (40.0, 1.0)
+    ]
+
+
 def test_bma_weights_are_the_tempered_posterior_over_members():
     picked = log_softmax(LOGITS.astype(np.float64), axis=-1)[:, np.arange(40), LABELS]
     prior = np.asarray([1.0, 2.0, 0.5])
     said = Predictions.from_logits(LOGITS, weights=prior)
-    for temperature in (1.0, 40.0):
+    for temperature, got in zip((40.0, 1.0), tempered(said), strict=True):
         want = softmax(picked.sum(1) / temperature + np.log(prior))
-        got = combine.bma_weights(said, LABELS, temperature=temperature).weights
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-7)
     with pytest.raises(ValueError, match="positive"):
         combine.bma_weights(said, LABELS, temperature=0.0)
@@ -32,7 +41,7 @@ def test_a_masked_member_has_no_weight_and_missing_rows_no_advantage():
     mask[0, 20:], mask[2] = False, False
     values = np.where(mask[..., None], LOGITS, np.nan)
     said = Predictions.from_logits(values, mask=mask)
-    got = np.asarray(combine.bma_weights(said, LABELS, temperature=40.0).weights)
+    got = np.asarray(tempered(said)[0])
     picked = log_softmax(LOGITS.astype(np.float64), axis=-1)[:, np.arange(40), LABELS]
     means = np.asarray([picked[0, :20].mean(), picked[1].mean()])
     np.testing.assert_allclose(got, [*softmax(means), 0], rtol=1e-4)
@@ -88,6 +97,7 @@ def test_members_whose_errors_go_together_count_as_one():
     np.testing.assert_allclose(got, [0.25, 0.25, 0.5, 0])
 
 
+@pytest.mark.slow
 def test_classifiers_that_fail_on_the_same_rows_count_as_one():
     votes = np.stack([LABELS, LABELS, LABELS, LABELS])
     votes[0, :10] = votes[1, :10] = (LABELS[:10] + 1) % 4
