@@ -209,8 +209,6 @@ def _measure_sizes(config, table, jobs, points, peer_points):
         "peer_mae": peer_mae,
         "peers": peer_points[:, -1],
         "targets": found.targets,
-        "mean": found.mean,
-        "spread": measures.measure_point(found),
     }
 
 
@@ -227,7 +225,6 @@ def _measure_first(config, table, jobs, points, own):
     found = measures.gather(config, table, jobs, points, "main", test)
     plain = measures.gather(config, table, jobs, points, "plain", test)
     tau = measures.fit_sigma_scales(config, table, jobs, points, weights)
-    few = found.points[:, : config.num_side_members]
     models = {
         "bootstrap": found.mean,
         "plain": plain.mean,
@@ -237,17 +234,7 @@ def _measure_first(config, table, jobs, points, own):
         "point": measures.measure_point(found),
         "spread": measures.measure_spread(found, tau),
         "curves": measures.measure_curves(config, table, found, tau),
-        "plain": measures.measure_point(plain)
-        | {
-            "bootstrap_of_as_many_mae": np.abs(few.mean(axis=1) - found.targets).mean(
-                1
-            ),
-            "curve_area": np.asarray(
-                measures.scores.confidence_curve_area(
-                    plain.mean, plain.std, plain.targets
-                )
-            ),
-        },
+        "plain": measures.measure_plain(plain, found),
         "models": list(models),
         "rankings": measures.measure_rankings(models, found.targets),
         "shift": measures.measure_shift(config, table, jobs, points),

@@ -7,6 +7,7 @@ from ensjax.experiment.fields import load_beside
 
 peers = load_beside(__file__, "bootstrap_regression_peers")
 
+AREAS = ("sigma_area", "distance_area", "oracle_area", "distance_error_spearman")
 PAPER = "De Breuck, Evans and Rignanese 2021, arXiv:2102.02263"
 
 
@@ -48,7 +49,7 @@ def summarise(config, results) -> dict[str, float]:
         for name, values in results[part].items():
             if np.ndim(values) == 1:
                 scalars[f"{part}_{name}"] = np.mean(values)
-    for name in ("distance_area", "distance_error_spearman"):
+    for name in AREAS:
         scalars[name] = results["curves"][name].mean()
     for name, own in results["sets"].items():
         for place, size in enumerate(own["sizes"]):
@@ -135,7 +136,7 @@ def make_claims(config, results) -> list[dict]:
         ),
         claim(
             "modnet-bootstrap.e: mean of the confidence curve by sigma (random: 1)",
-            values_by_seed=results["spread"]["curve_area"],
+            values_by_seed=results["curves"]["sigma_area"],
             side="<",
             bound=1.0,
             **about("figures of confidence-error curves", "< 1"),
@@ -164,7 +165,7 @@ def make_checks(config, results) -> list[dict]:
     """Our own bounds, from a pilot on diabetes."""
     point, spread, shift = results["point"], results["spread"], results["shift"]
     ratio = point["mae"] / point["mean_member_mae"]
-    area = spread["curve_area"]
+    area = results["curves"]["sigma_area"]
     below = float(np.mean(area < 1))
     scaled, raw = spread["scaled_miscalibration"], spread["raw_miscalibration"]
     coverage = spread["scaled_coverage"]
@@ -261,8 +262,8 @@ def describe(config, tables, results, scalars) -> str:
         f" {scalars['spread_scaled_miscalibration']:.3g} and the 2-sigma coverage from"
         f" {scalars['spread_raw_coverage']:.3g} to"
         f" {scalars['spread_scaled_coverage']:.3g}. Dropping rows by it leaves"
-        f" {scalars['spread_curve_area']:.3g} of the MAE on average (oracle"
-        f" {scalars['spread_oracle_area']:.3g}, random 1); by distance to the training"
+        f" {scalars['sigma_area']:.3g} of the MAE on average (oracle"
+        f" {scalars['oracle_area']:.3g}, random 1); by distance to the training"
         f" rows {scalars['distance_area']:.3g}. Beyond the end of a feature the spread"
         f" is {scalars['shift_shifted_sigma'] / scalars['shift_inside_sigma']:.3g} and"
         f" the MAE {scalars['shift_shifted_mae'] / scalars['shift_inside_mae']:.3g}"

@@ -79,7 +79,7 @@ def _coverage(config, results):
     axes = fig.subplots(1, 2, sharey=True)
     place = np.arange(measures.NUM_BINS) + 1
     for ax, by, label in zip(
-        axes, ("sigma", "distance"), ("standard deviation", "distance to training rows")
+        axes, ("sigma", "distance"), ("standard deviation", "distance")
     ):
         for name, color, marker in zip(("raw", "scaled"), PALETTE, MARKERS):
             values = curves[f"{name}_coverage_by_{by}"]
@@ -142,9 +142,7 @@ def _shift(config, results):
     shift = results["shift"]
     fig = new_figure()
     axes = fig.subplots(1, 2)
-    for ax, kind, label in zip(
-        axes, ("mae", "sigma"), ("MAE", "mean standard deviation (not scaled)")
-    ):
+    for ax, kind, label in zip(axes, ("mae", "sigma"), ("MAE", "mean sd (not scaled)")):
         pair = np.stack([shift[f"inside_{kind}"], shift[f"shifted_{kind}"]])
         ax.plot([0, 1], pair, color=GREY, marker="o", alpha=0.6)
         ax.plot([0, 1], pair.mean(axis=1), color=PALETTE[1], marker="s", linewidth=2.5)

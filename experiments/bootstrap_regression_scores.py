@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.stats import kendalltau
 
@@ -51,7 +52,7 @@ def gather(config, table, jobs, points, name, rows_of) -> Ensembles:
             found.append(own[:, where])
             targets.append(table.y[where])
     found = np.stack(found)
-    moments = scores.member_moments(found.swapaxes(0, 1), ddof=config.ddof)
+    moments = _moments(found.swapaxes(0, 1), ddof=config.ddof)
     return Ensembles(
         np.asarray(moments.mean), np.asarray(moments.std), np.stack(targets), found
     )
@@ -78,7 +79,7 @@ def fit_sigma_scales(config, table, jobs, points, weights) -> np.ndarray:
             source=table.source, rows=train, seen=weight[:, train] > 0
         )
         check_fitting_rows("the scale of sigma", provenance, counts=counts)
-        moments = scores.member_moments(own[:, train], ddof=config.ddof, mask=counts)
+        moments = _moments(own[:, train], ddof=config.ddof, mask=counts)
         mean, std, number = (np.asarray(x) for x in moments)
         usable = (number > 1) & (std > 0)
         ratio = (table.y[train] - mean)[usable] / std[usable]
@@ -86,19 +87,23 @@ def fit_sigma_scales(config, table, jobs, points, weights) -> np.ndarray:
     return np.asarray(found)
 
 
+_moments = jax.jit(scores.member_moments, static_argnames="ddof")
+
+
 def measure_spread(found: Ensembles, tau) -> dict[str, np.ndarray]:
     """Scores of the spread before and after scaling by tau, `[seed]` each."""
+    return jax.device_get(_spread(found, tau.astype(np.float32)))
+
+
+@jax.jit
+def _spread(found, tau):
     mean, std, targets = found.mean, found.std, found.targets
     result = {
-        "curve_area": scores.confidence_curve_area(mean, std, targets),
-        "oracle_area": scores.confidence_curve_area(
-            mean, np.abs(mean - targets), targets
-        ),
         "sigma_error_spearman": scores.error_rank_correlation(mean, std, targets),
         "tau": tau,
     }
-    for name, scale in (("raw", np.ones_like(tau)), ("scaled", tau)):
-        sd = std * scale[:, None].astype(np.float32)
+    for name, scale in (("raw", jnp.ones_like(tau)), ("scaled", tau)):
+        sd = std * scale[:, None]
         result |= {
             f"{name}_miscalibration": scores.miscalibration_area(mean, sd, targets),
             f"{name}_coverage": scores.interval_coverage(
@@ -109,59 +114,67 @@ def measure_spread(found: Ensembles, tau) -> dict[str, np.ndarray]:
             f"{name}_nll": scores.gaussian_nll(mean, sd**2, targets),
             f"{name}_ence": scores.ence(mean, sd, targets),
         }
-    return {name: np.asarray(value) for name, value in result.items()}
+    return result
 
 
 def measure_point(found: Ensembles) -> dict[str, np.ndarray]:
     """Errors of the mean, of the median and of single members, `[seed]` each."""
-    own = np.asarray(
-        jax.vmap(scores.mae)(found.points, found.targets)
-    )  # [seed, member]
-    median = np.median(found.points, axis=1)
-    parts = [
-        scores.ambiguity_decomposition(points, targets)
-        for points, targets in zip(found.points, found.targets)
-    ]
+    return jax.device_get(_point(found))
+
+
+@jax.jit
+def _point(found):
+    own = jax.vmap(scores.mae)(found.points, found.targets)  # [seed, member]
+    median = jnp.median(found.points, axis=1)
+    parts = jax.vmap(scores.ambiguity_decomposition)(found.points, found.targets)
     return {
-        "mae": np.asarray(scores.mae(found.mean, found.targets)),
-        "median_of_members_mae": np.asarray(scores.mae(median, found.targets)),
+        "median_of_members_mae": scores.mae(median, found.targets),
         "mean_member_mae": own.mean(axis=1),
         "best_member_on_test_mae": own.min(axis=1),
-        "slope": np.asarray(scores.slope(found.mean, found.targets)),
-        "mse": np.asarray([part.ensemble for part in parts]),
-        "mean_member_mse": np.asarray([part.members for part in parts]),
-        "ambiguity": np.asarray([part.ambiguity for part in parts]),
-    } | {
-        name: np.asarray(score(found.mean, found.targets))
-        for name, score in METRICS.items()
-        if name != "mae"
-    }
+        "slope": scores.slope(found.mean, found.targets),
+        "mse": parts.ensemble,
+        "mean_member_mse": parts.members,
+        "ambiguity": parts.ambiguity,
+    } | _metrics(found.mean, found.targets)
+
+
+@jax.jit
+def _metrics(points, targets):
+    return {name: score(points, targets) for name, score in METRICS.items()}
 
 
 def measure_curves(config, table, found: Ensembles, tau) -> dict[str, np.ndarray]:
     """Confidence curves, calibration curves and coverage by spread and distance."""
-    mean, std, targets = found.mean, found.std, found.targets
     distance = np.stack(
         [domain_distance(config, table, seed) for seed in range(config.num_seeds)]
     )
+    return jax.device_get(_curves(found, distance, tau.astype(np.float32)))
+
+
+@jax.jit
+def _curves(found, distance, tau):
+    mean, std, targets = found.mean, found.std, found.targets
     by_sigma = scores.confidence_curve(mean, std, targets)
     by_distance = scores.confidence_curve(mean, distance, targets)
-    levels = np.linspace(0.02, 0.98, 49)
+    levels = jnp.linspace(0.02, 0.98, 49)
     result = {
         "kept": by_sigma.kept,
         "by_sigma": by_sigma.error,
         "by_distance": by_distance.error,
         "oracle": by_sigma.oracle,
-        "distance_area": scores.confidence_curve_area(mean, distance, targets),
+        # Rows have equal weights: the area is the mean of the curve.
+        "sigma_area": by_sigma.error.mean(axis=-1),
+        "distance_area": by_distance.error.mean(axis=-1),
+        "oracle_area": by_sigma.oracle.mean(axis=-1),
         "distance_error_spearman": scores.error_rank_correlation(
             mean, distance, targets
         ),
         "levels": levels,
     }
-    for name, scale in (("raw", np.ones_like(tau)), ("scaled", tau)):
-        sd = std * scale[:, None].astype(np.float32)
-        level = np.abs(2 * np.asarray(scores.pit_gaussian(mean, sd, targets)) - 1)
-        observed = (level[..., None] <= levels).mean(axis=1)
+    for name, scale in (("raw", jnp.ones_like(tau)), ("scaled", tau)):
+        sd = std * scale[:, None]
+        level = jnp.abs(2 * scores.pit_gaussian(mean, sd, targets) - 1)
+        observed = (level[..., None] <= levels[None, None]).mean(axis=1)
         result[f"{name}_observed"] = observed
         result[f"{name}_coverage_by_sigma"] = scores.binned_coverage(
             mean - 2 * sd, mean + 2 * sd, targets, sd, num_bins=NUM_BINS
@@ -169,7 +182,7 @@ def measure_curves(config, table, found: Ensembles, tau) -> dict[str, np.ndarray
         result[f"{name}_coverage_by_distance"] = scores.binned_coverage(
             mean - 2 * sd, mean + 2 * sd, targets, distance, num_bins=NUM_BINS
         )
-    return {name: np.asarray(value) for name, value in result.items()}
+    return result
 
 
 def domain_distance(config, table, seed) -> np.ndarray:
@@ -182,6 +195,18 @@ def domain_distance(config, table, seed) -> np.ndarray:
 
 
 _distance = jax.jit(data.TrainingDomain.distance)
+
+
+def measure_plain(plain: Ensembles, bootstrap: Ensembles) -> dict[str, np.ndarray]:
+    """An ensemble of initial weights alone beside as many members on bootstraps."""
+    few = bootstrap.points[:, : plain.points.shape[1]].mean(axis=1)
+    targets = plain.targets
+    return {
+        "mae": np.abs(plain.mean - targets).mean(axis=1),
+        "mean_member_mae": np.abs(plain.points - targets[:, None]).mean(axis=(1, 2)),
+        "sigma": plain.std.mean(axis=1),
+        "bootstrap_of_as_many_mae": np.abs(few - targets).mean(axis=1),
+    }
 
 
 def measure_shift(config, table, jobs, points) -> dict[str, np.ndarray]:
@@ -200,7 +225,7 @@ def measure_shift(config, table, jobs, points) -> dict[str, np.ndarray]:
     inside, shifted = part("inside"), part("shifted")
 
     def mae(found):
-        return np.asarray(scores.mae(found.mean, found.targets))
+        return np.abs(found.mean - found.targets).mean(axis=1)
 
     return {
         "inside_mae": mae(inside),
@@ -262,12 +287,8 @@ def measure_rankings(models: dict[str, np.ndarray], targets) -> dict[str, np.nda
         `tau [seed, metric, metric]` (Kendall), and `disagreeing [seed]`: how many
         pairs of metrics have another best model.
     """
-    values = np.stack(
-        [
-            [np.asarray(score(points, targets)) for points in models.values()]
-            for score in METRICS.values()
-        ]
-    )
+    found = [jax.device_get(_metrics(points, targets)) for points in models.values()]
+    values = np.asarray([[own[name] for own in found] for name in METRICS])
     worse = np.stack(
         [-v if name == "spearman" else v for name, v in zip(METRICS, values)]
     )

@@ -61,7 +61,6 @@ def member_statistics(table, jobs) -> dict[str, np.ndarray]:
 def member_weights(config, table, jobs) -> np.ndarray:
     """The weight of every row in every member's loss, `[member, row]`; 0: not seen."""
     weights = np.zeros((sum(job.num_members for job in jobs), len(table.y)), np.float32)
-    draw = jax.jit(data.bootstrap_weights, static_argnums=2)
     starts = np.cumsum([0, *(job.num_members for job in jobs)])
     # Jobs of equally many rows are drawn together: a program for each length.
     lengths = sorted({len(job.train_rows) for job in jobs if job.is_resampled})
@@ -69,13 +68,16 @@ def member_weights(config, table, jobs) -> np.ndarray:
     for length in lengths:
         own = [j for j in jobs if j.is_resampled and len(j.train_rows) == length]
         ids = np.concatenate([job.member_ids for job in own])
-        found = np.asarray(draw(config.seed, ids, length))
+        found = np.asarray(_draw(config.seed, ids, length))
         drawn |= dict(zip(ids.tolist(), found, strict=True))
     for start, job in zip(starts, jobs):
         for place, member_id in enumerate(job.member_ids.tolist()):
             own = drawn[member_id] if job.is_resampled else 1.0
             weights[start + place, job.train_rows] = own
     return weights
+
+
+_draw = jax.jit(data.bootstrap_weights, static_argnums=2)
 
 
 def make_tx(hyper):
