@@ -212,7 +212,9 @@ def residual_correlation(
     kept = jnp.ones(len(points), bool)
     if mask is not None:
         kept = broadcast_rows("mask", mask, points.shape[:1]).astype(bool)
-    errors = jnp.where((weight == 0)[None] | ~kept[:, None], 0.0, points - targets[None])
+    errors = jnp.where(
+        (weight == 0)[None] | ~kept[:, None], 0.0, points - targets[None]
+    )
     errors = errors - weighted_mean(errors, weight[None])[:, None]
     scaled = errors * jnp.sqrt(weight)[None]
     covariance = jnp.matmul(scaled, scaled.T, precision="highest")
