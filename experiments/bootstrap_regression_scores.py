@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import kendalltau
 
-from ensjax import data, scores
+from ensjax import combine, data, scores
 from ensjax.data.sampling import out_of_bag
 from ensjax.experiment.fields import load_beside
 from ensjax.provenance import Provenance, check_fitting_rows
@@ -79,7 +79,9 @@ def fit_sigma_scales(config, table, jobs, points, weights) -> np.ndarray:
             source=table.source, rows=train, seen=weight[:, train] > 0
         )
         check_fitting_rows("the scale of sigma", provenance, counts=counts)
-        moments = _moments(own[:, train], ddof=config.ddof, mask=counts)
+        moments = combine.out_of_bag_points(
+            own[:, train], weight[:, train], ddof=config.ddof
+        )
         mean, std, number = (np.asarray(x) for x in moments)
         usable = (number > 1) & (std > 0)
         ratio = (table.y[train] - mean)[usable] / std[usable]

@@ -35,6 +35,8 @@ SCORES = {
     "ambiguity": lambda x: scores.ambiguity_decomposition(x[..., 0], TARGETS),
     "residuals": lambda x: scores.residual_correlation(x[..., 0], TARGETS),
     "spearman": lambda x: scores.spearman_correlation(x[..., 0], TARGETS),
+    "crps_samples": lambda x: scores.crps_samples(x[..., 0], TARGETS, mask=MASK),
+    "spread_skill": lambda x: scores.spread_skill(x[..., 0], TARGETS),
     "slope": lambda x: scores.slope(x[..., 0], TARGETS),
     "confidence_curve": lambda x: scores.confidence_curve(
         x[..., 0], x[..., 1], TARGETS
