@@ -136,6 +136,12 @@ from ensjax.combine.member_weights import (
     softmin_weights,
     team_weights,
 )
+from ensjax.combine.out_of_bag import (
+    out_of_bag_log_probs,
+    out_of_bag_points,
+    out_of_bag_predictions,
+    out_of_bag_score,
+)
 from ensjax.combine.out_of_fold import (
     BasePredictions,
     fit_and_predict,
@@ -163,6 +169,9 @@ from ensjax.combine.pools import (
     rank_sum,
     trimmed_probs,
     winsorized_probs,
+)
+from ensjax.combine.priors import (
+    adjust_prior,
 )
 from ensjax.combine.quantile_fit import (
     FittedAggregator,
@@ -258,6 +267,7 @@ __all__ = [
     "Windows",
     "accuracy_weights",
     "adaptive_margin",
+    "adjust_prior",
     "aggregator_ensemble",
     "average_cdfs",
     "average_quantiles",
@@ -297,6 +307,7 @@ __all__ = [
     "fit_jackknife_after_bootstrap",
     "fit_log_odds_vote",
     "fit_matrix_scaling",
+    "fit_out_of_fold",
     "fit_pit_map",
     "fit_platt",
     "fit_quantile_aggregator",
@@ -331,7 +342,10 @@ __all__ = [
     "median_probs",
     "min_probs",
     "order_quantiles",
-    "fit_out_of_fold",
+    "out_of_bag_log_probs",
+    "out_of_bag_points",
+    "out_of_bag_predictions",
+    "out_of_bag_score",
     "out_of_fold",
     "parse_answer",
     "parse_answers",

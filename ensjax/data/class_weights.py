@@ -36,8 +36,8 @@ def class_weights(
     (effective).
 
     Example:
-        >>> class_weights(np.array([0, 0, 0, 1]), 2).round(3).tolist()
-        [0.667, 2.0]
+        >>> class_weights(np.array([0, 0, 0, 0, 1, 1]), 2).tolist()
+        [0.75, 1.5]
     """
     labels = np.asarray(labels)
     if kind not in KINDS:
