@@ -48,7 +48,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         dict(
             members_per_view=1,
             hidden=(32,),
-            total_steps=by_preset(30, 400, 400),
+            total_steps=by_preset(40, 400, 400),
             batch_size=32,
             learning_rate=3e-3,
             weight_decay=1e-2,  # adamw
@@ -103,7 +103,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             sparsity_weight=(0.5, 0.0),
             sparsity_target=0.2,
             optimizer="adam",
-            total_steps=by_preset((40, 20), (300, 200), (300, 200)),
+            total_steps=by_preset((60, 20), (300, 200), (300, 200)),
             batch_size=(32, 32),
             learning_rate=(3e-3, 3e-3),
         )

@@ -5,6 +5,7 @@ members of all views read the same array.
 """
 
 import csv
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ def noise(config, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), np.arange(canary.num_examples) % 2
 
 
+@functools.cache
 def digit_views() -> Views:
     """The 8x8 digits as their top half, their bottom half, and 2x2 means."""
     from sklearn.datasets import load_digits
@@ -60,6 +62,7 @@ def digit_views() -> Views:
     return Views(x.astype(np.float32), labels, columns)
 
 
+@functools.cache
 def cancer_views() -> Views:
     """Ten measurements of cell nuclei as their mean, standard error, and worst."""
     from sklearn.datasets import load_breast_cancer

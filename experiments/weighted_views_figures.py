@@ -147,9 +147,8 @@ def _gains(done):
         accuracy = verdicts.accuracy_of(done, name)
         weighted = accuracy[votes.BY_ACCURACY]
         best = verdicts.best_view(done, name)
-        short = {"connectomes": "connectomes"}.get(name, name)
-        groups[f"{short}:\nbest view"] = weighted - best
-        groups[f"{short}:\nequal vote"] = weighted - accuracy[votes.EQUAL]
+        groups[f"{name}:\nbest view"] = weighted - best
+        groups[f"{name}:\nequal vote"] = weighted - accuracy[votes.EQUAL]
     groups["connectomes:\nno age, sex"] = verdicts.demographic_gain(done)
     fig = new_figure(4.6)
     ax = fig.subplots()

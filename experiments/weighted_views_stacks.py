@@ -130,7 +130,7 @@ def train_views(config, stack: Stack, name: str, run_dir) -> np.ndarray:
         make_tx=lambda: optax.adamw(rate, weight_decay=decay),
         steps=settings.total_steps,
         batch_size=settings.batch_size,
-        log_every_steps=every(settings.total_steps, 10),
+        log_every_steps=every(settings.total_steps, 4),
     )
     return pool_members(predict(ensemble, stack.x), stack.shape)
 
@@ -274,7 +274,7 @@ def train_autoencoder(config, stack: Stack, number: int, below, run_dir):
         make_tx=models.make_optimizer(settings, settings.learning_rate[number]),
         steps=steps,
         batch_size=settings.batch_size[number],
-        log_every_steps=every(steps, 20),
+        log_every_steps=every(steps, 10),
     )
     metrics = {name: log.metrics[name] for name in ("loss", "rmse", "mean_code")}
     return models.encoder_weights(ensemble), metrics

@@ -1,5 +1,7 @@
 """What views say together: votes whose weights are fitted on validation rows."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ensjax import combine
@@ -44,24 +46,33 @@ def judge(said, labels, split, names) -> dict[str, np.ndarray]:
 
     held_out, test = part("validation"), part("test")
     truth = np.asarray(labels)[split["validation"]]
+    by_nll, fitted_rows = convex_weights(held_out, truth)
+    fitted_rows.check_test(test.provenance)
+    # Checked once, here: as part of the compiled program each split would compile anew.
+    bare = [predictions.replace(provenance=None) for predictions in (held_out, test)]
+    weights, accuracy, pooled = _fit_and_pool(*bare, truth, by_nll)
+    named = [*np.asarray(test.votes), *np.asarray(pooled).argmax(axis=2)]
+    named.append(named[int(np.argmax(accuracy))])
+    return {
+        "votes": np.stack(named),
+        "weights": np.asarray(weights),
+        "validation": np.asarray(accuracy),
+    }
+
+
+@jax.jit
+def _fit_and_pool(held_out, test, truth, by_nll):
+    """Weights `[rule, view]`, accuracies, and `[vote, test row, class]`."""
     by_accuracy = combine.fit_accuracy_vote(held_out, truth)
     by_odds = combine.fit_log_odds_vote(held_out, truth)
-    by_nll = convex_weights(held_out, truth)
-    by_nll[1].check_test(test.provenance)
     pooled = [
         combine.mean_probs(test),
         by_accuracy(test),
         by_odds(test),
-        combine.mean_probs(test, by_nll[0]),
+        combine.mean_probs(test, by_nll),
     ]
-    votes = [*np.asarray(test.votes)]
-    votes += [np.asarray(log_probs).argmax(axis=1) for log_probs in pooled]
-    votes.append(votes[int(by_accuracy.best)])
-    return {
-        "votes": np.stack(votes),
-        "weights": np.stack([by_accuracy.weights, by_odds.weights, by_nll[0]]),
-        "validation": np.asarray(by_accuracy.accuracy),
-    }
+    weights = jnp.stack([by_accuracy.weights, by_odds.weights, by_nll])
+    return weights, by_accuracy.accuracy, jnp.stack(pooled)
 
 
 def convex_weights(predictions, labels, *, num_rounds: int = 200):
