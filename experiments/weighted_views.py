@@ -1,0 +1,279 @@
+"""Views, honest folds and weighted votes, after MADE-for-ASD.
+
+A canary of pure noise, views of digits and of cells, and connectomes with age and sex:
+simulated, or ABIDE I where it is at hand. Beside it, `weighted_views_data.py` makes the
+data, `_models.py` and `_stacks.py` train the neural members, `_votes.py` combines,
+`_folds.py` measures the scikit-learn members, `_claims.py` judges and `_figures.py`
+draws.
+"""
+
+import functools
+
+import numpy as np
+
+from ensjax import data
+from ensjax.experiment import ConfigError
+from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.stages import run_stages
+
+sources = load_beside(__file__, "weighted_views_data")
+stacks = load_beside(__file__, "weighted_views_stacks")
+votes = load_beside(__file__, "weighted_views_votes")
+folded = load_beside(__file__, "weighted_views_folds")
+verdicts = load_beside(__file__, "weighted_views_claims")
+figures = load_beside(__file__, "weighted_views_figures")
+models = stacks.models
+
+VIEWS = {"digits": sources.digit_views, "cancer": sources.cancer_views}
+SOURCES = ("abide", "simulated")
+
+
+def validate(config):
+    """Raises `ConfigError` for what cannot run, before anything is written."""
+    whole = [
+        "canary.num_seeds",
+        "canary.num_examples",
+        "canary.num_features",
+        "canary.num_kept",
+        "digits.num_seeds",
+        "digits.num_train",
+        "digits.num_validation",
+        "cancer.num_seeds",
+        "cancer.num_train",
+        "cancer.num_validation",
+        "view_model.members_per_view",
+        "view_model.total_steps",
+        "view_model.batch_size",
+        "view_model.hidden",
+        "connectomes.num_seeds",
+        "connectomes.widths",
+        "connectomes.num_subjects",
+        "connectomes.num_sites",
+        "connectomes.num_factors",
+        "connectomes.num_planted",
+        "connectomes.num_selected",
+        "connectomes.num_top",
+        "network.num_seeds",
+        "network.members_per_view",
+        "network.hidden",
+        "network.total_steps",
+        "network.batch_size",
+        "network.evaluate_every_steps",
+        "network.momentum_steps",
+        "autoencoders.total_steps",
+        "autoencoders.batch_size",
+    ]
+    check_numbers(config, whole, at_least=1)
+    check_numbers(config, ["canary.num_folds", "connectomes.num_folds"], at_least=2)
+    rates = ["view_model.learning_rate", "network.learning_rate"]
+    check_numbers(config, [*rates, "autoencoders.learning_rate"], above=0)
+    check_numbers(config, ["connectomes.inverse_penalty"], above=0)
+    check_numbers(config, ["connectomes.validation_share"], above=0, below=1)
+    check_numbers(config, ["network.dropout", "network.momentum"], at_least=0, below=1)
+    check_numbers(config, ["autoencoders.sparsity_target"], above=0, below=1)
+    check_numbers(
+        config, ["autoencoders.sparsity_weight", "view_model.weight_decay"], at_least=0
+    )
+    check_numbers(config, ["autoencoders.amount"], above=0)
+    check_numbers(config, ["connectomes.share_male"], at_least=0, at_most=1)
+    choose("connectomes.source", config.connectomes.source, dict.fromkeys(SOURCES))
+    choose(
+        "autoencoders.corruption", config.autoencoders.corruption, models.CORRUPTIONS
+    )
+    for section in ("network", "autoencoders"):
+        known = dict.fromkeys(models.OPTIMIZERS)
+        choose(f"{section}.optimizer", config[section].optimizer, known)
+    _check_together(config)
+
+
+def _check_together(config):
+    """What only fits together: lengths, and numbers below others."""
+    settings, network = config.connectomes, config.network
+    for field in ("widths", "num_selected"):
+        if len(settings[field]) != len(settings.names):
+            raise ConfigError(
+                f"config.connectomes.{field} needs one number for each of the"
+                f" {len(settings.names)} names; got {tuple(settings[field])}."
+            )
+    if len(network.dropout) != len(network.hidden) or len(network.hidden) < 2:
+        raise ConfigError(
+            "config.network.dropout needs one share for each of config.network.hidden,"
+            f" which are at least two; got {tuple(network.dropout)} and"
+            f" {tuple(network.hidden)}."
+        )
+    pairs = ("amount", "sparsity_weight", "total_steps", "batch_size", "learning_rate")
+    for field in pairs:
+        if len(config.autoencoders[field]) != 2:
+            raise ConfigError(
+                f"config.autoencoders.{field} needs two numbers, one for each"
+                f" autoencoder; got {tuple(config.autoencoders[field])}."
+            )
+    if settings.source == "simulated" and settings.num_planted > min(settings.widths):
+        raise ConfigError(
+            f"config.connectomes.num_planted must be at most {min(settings.widths)},"
+            f" the narrowest view; got {settings.num_planted}."
+        )
+    if network.num_seeds > settings.num_seeds:
+        raise ConfigError(
+            "config.network.num_seeds must be at most config.connectomes.num_seeds ="
+            f" {settings.num_seeds}; got {network.num_seeds}."
+        )
+    if network.total_steps % network.evaluate_every_steps:
+        raise ConfigError(
+            "config.network.total_steps must be a multiple of evaluate_every_steps;"
+            f" got {network.total_steps} and {network.evaluate_every_steps}."
+        )
+    canary = config.canary
+    if canary.num_kept > canary.num_features:
+        raise ConfigError(
+            "config.canary.num_kept must be at most config.canary.num_features ="
+            f" {canary.num_features}; got {canary.num_kept}."
+        )
+    for name, make in VIEWS.items():
+        rows = len(make().labels)
+        wanted = config[name].num_train + config[name].num_validation
+        if wanted >= rows:
+            raise ConfigError(
+                f"config.{name}.num_train and num_validation must leave test rows of"
+                f" {rows}; got {wanted} together."
+            )
+    if settings.source == "abide":
+        sources.check_abide(settings.root, settings.names)
+
+
+def run(config, run_dir):
+    """Runs the stages and reports; the same command resumes."""
+    problems = functools.cache(lambda seed: sources.connectomes(config, seed))
+    stack = functools.cache(lambda: network_stack(config, problems))
+    done = run_stages(
+        run_dir,
+        config,
+        {
+            "canary": lambda _: folded.run_canary(config),
+            "digits": lambda _: run_views(config, "digits", run_dir),
+            "cancer": lambda _: run_views(config, "cancer", run_dir),
+            "connectomes": lambda _: folded.run_connectomes(config, problems),
+            "encoder_1": lambda _: run_encoder(config, stack(), 0, [], run_dir),
+            "encoder_2": lambda done: run_encoder(
+                config, stack(), 1, [encoder_of(done, 1)], run_dir
+            ),
+            "network": lambda done: run_network(
+                config,
+                problems,
+                stack(),
+                [encoder_of(done, 1), encoder_of(done, 2)],
+                run_dir,
+            ),
+        },
+    )
+    scalars = verdicts.summarise(config, done)
+    figures.add_tables(run_dir, config, done)
+    figures.add_figures(run_dir, config, done)
+    run_dir.finish(
+        title=config.title,
+        summary=verdicts.describe(config, done, scalars),
+        scalars=scalars,
+        claims=verdicts.make_claims(config, done),
+        checks=verdicts.make_checks(config, done),
+    )
+
+
+def split_views(config, name, views) -> list:
+    """One split into train, validation and test for each seed, stratified."""
+    settings = config[name]
+    sizes = {
+        "train": settings.num_train,
+        "validation": settings.num_validation,
+        "test": data.partition.REST,
+    }
+    return [
+        data.split_rows(
+            name,
+            len(views.labels),
+            sizes,
+            seed=config.seed + 1000 * seed,
+            labels=views.labels,
+        )
+        for seed in range(settings.num_seeds)
+    ]
+
+
+def run_views(config, name, run_dir):
+    """Members of the views of one data set, and what they say together, by seed.
+
+    Returns:
+        `accuracy [seed, system]` of the test rows, `validation [seed, view]`, `weights
+        [seed, rule, view]`, `union [seed]` (one member that sees all columns), and
+        `oracle [seed]` (any view right).
+    """
+    views = VIEWS[name]()
+    splits = split_views(config, name, views)
+    stack = stacks.view_stack(views, splits, config.view_model.members_per_view)
+    said = stacks.train_views(config, stack, name, run_dir)
+    names = tuple(views.columns)
+    results = {
+        "accuracy": [],
+        "validation": [],
+        "weights": [],
+        "union": [],
+        "oracle": [],
+    }
+    for logits, split in zip(said, splits):
+        judged = votes.judge(logits[:-1], views.labels, split, names)
+        truth = views.labels[split["test"]]
+        is_right = judged["votes"] == truth
+        results["accuracy"].append(is_right.mean(axis=1))
+        results["oracle"].append(is_right[: len(names)].any(axis=0).mean())
+        results["validation"].append(judged["validation"])
+        results["weights"].append(judged["weights"])
+        together = logits[-1][split["test"]].argmax(axis=1)
+        results["union"].append((together == truth).mean())
+    arrays = {key: np.stack(value) for key, value in results.items()}
+    return arrays | {"systems": np.array(votes.systems(names))}
+
+
+def network_stack(config, problems):
+    """The stack of all neural members of the connectomes."""
+    seeds = range(config.network.num_seeds)
+    splits = [folded.connectome_folds(config, problems(s), s) for s in seeds]
+    return stacks.network_stack(config, [problems(s) for s in seeds], splits)
+
+
+def run_encoder(config, stack, number, below, run_dir):
+    """One layer of autoencoders of every member: weights and what training reported."""
+    encoder, metrics = stacks.train_autoencoder(config, stack, number, below, run_dir)
+    return encoder | metrics
+
+
+def encoder_of(done, number):
+    """Kernel and bias of a finished stage."""
+    return {name: done[f"encoder_{number}"][name] for name in ("kernel", "bias")}
+
+
+def run_network(config, problems, stack, encoders, run_dir):
+    """The classifiers that start from the encoders, and their votes, by seed.
+
+    Returns:
+        `accuracy [seed, system]` over all held-out rows, and `arrived`, the largest
+        difference between an encoder and the layer it started.
+    """
+    said, arrived = stacks.train_network(config, stack, encoders, run_dir)
+    results, start = [], 0
+    for seed in range(config.network.num_seeds):
+        problem = problems(seed)
+        names = tuple(problem.columns)
+        rows = slice(start, start + len(problem.labels))
+        start = rows.stop
+        judged = [
+            votes.judge(logits[:, rows], problem.labels, split, names)["votes"]
+            for logits, split in zip(
+                said[seed], folded.connectome_folds(config, problem, seed)
+            )
+        ]
+        named = folded.whole(judged, folded.connectome_folds(config, problem, seed))
+        results.append((named == problem.labels).mean(axis=1))
+    return {
+        "accuracy": np.stack(results),
+        "systems": np.array(votes.systems(names)),
+        "arrived": np.float64(arrived),
+    }

@@ -1,0 +1,320 @@
+"""The neural members of `weighted_views.py`, each data set's as one stack.
+
+A stack has the axes [seed, view, member], or [seed, fold, view, member], one behind the
+other; every member draws its batches from its own training rows.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import optax
+from flax import nnx
+
+import ensjax
+from ensjax import combine, data
+from ensjax.experiment.fields import load_beside
+
+models = load_beside(__file__, "weighted_views_models")
+
+
+class Stack(NamedTuple):
+    """Members over one array of data.
+
+    `x [example, column]`, `labels [example]`, `inputs` and `train [member, example]`
+    of each member, `ids [member]`, the stack's `shape`, and the number of columns at
+    the end of the inputs that autoencoders leave out.
+    """
+
+    x: np.ndarray
+    labels: np.ndarray
+    inputs: "models.Inputs"
+    train: np.ndarray
+    ids: tuple[int, ...]
+    shape: tuple[int, ...]
+    num_extra: int = 0
+
+    @property
+    def data(self):
+        """What `fit` reads: `(x, labels, row)`."""
+        rows = np.arange(len(self.x), dtype=np.int32)
+        return self.x, self.labels.astype(np.int32), rows
+
+
+def make_ids(num_seeds: int, each: int) -> tuple[int, ...]:
+    """Member m of seed s has the id 65536 s + m."""
+    return tuple(65536 * s + m for s in range(num_seeds) for m in range(each))
+
+
+def view_stack(views, splits, members_per_view: int) -> Stack:
+    """Members of every view, for every split, with the union of all views as the last.
+
+    Args:
+        views: `Views`.
+        splits: one for each seed.
+        members_per_view: members that differ by their initial weights and batches.
+    """
+    chosen = [*views.columns.values(), np.concatenate([*views.columns.values()])]
+    fitted = data.fit_masked_stages(
+        (data.Standardize(),), views.x, views.labels, splits
+    ).fitted[0]
+    members = [
+        (split, columns)
+        for split in range(len(splits))
+        for columns in chosen
+        for _ in range(members_per_view)
+    ]
+    validation = np.stack([splits[s].mask("validation") for s, _ in members])
+    inputs = stack_inputs(
+        [columns for _, columns in members],
+        [np.asarray(fitted["mean"])[s] for s, _ in members],
+        [np.asarray(fitted["sd"])[s] for s, _ in members],
+        validation,
+    )
+    train = np.stack([splits[s].mask("train") for s, _ in members])
+    shape = (len(splits), len(chosen), members_per_view)
+    ids = make_ids(shape[0], shape[1] * shape[2])
+    return Stack(views.x, views.labels, inputs, train, ids, shape)
+
+
+def stack_inputs(columns, mean, sd, validation, extra=None):
+    """`Inputs` of members whose columns are padded to the widest; `extra` come last.
+
+    Args:
+        columns: of each member, lists of different length.
+        mean, sd: of each member, of all columns of the data.
+        validation: `[member, example]`.
+        extra: columns that every member has as well.
+    """
+    width = max(map(len, columns))
+    extra = np.zeros(0, int) if extra is None else extra
+    padded = np.zeros((len(columns), width + len(extra)), np.int32)
+    present = np.zeros(padded.shape, np.float32)
+    for member, own in enumerate(columns):
+        padded[member, : len(own)] = own
+        present[member, : len(own)] = 1
+    padded[:, width:], present[:, width:] = extra, 1
+    return models.Inputs(
+        padded,
+        np.stack([m[p] for m, p in zip(mean, padded)]).astype(np.float32),
+        np.stack([s[p] for s, p in zip(sd, padded)]).astype(np.float32),
+        present,
+        validation.astype(np.float32),
+    )
+
+
+def train_views(config, stack: Stack, name: str, run_dir) -> np.ndarray:
+    """Trains the members of a view stack; logits `[seed, view, example, class]`.
+
+    The members of a view are averaged in probability.
+    """
+    settings = config.view_model
+    classes = int(stack.labels.max()) + 1
+    make_model = functools.partial(
+        models.ViewMLP,
+        width=stack.inputs.columns.shape[1],
+        num_examples=len(stack.x),
+        hidden=tuple(settings.hidden),
+        dropout=(0.0,) * len(settings.hidden),
+        num_outputs=classes,
+        activation=nnx.relu,
+    )
+    rate, decay = settings.learning_rate, settings.weight_decay
+    ensemble, _ = fit(
+        config,
+        new_ensemble(config, make_model, stack),
+        stack,
+        name,
+        run_dir,
+        loss=models.classify,
+        make_tx=lambda: optax.adamw(rate, weight_decay=decay),
+        steps=settings.total_steps,
+        batch_size=settings.batch_size,
+        log_every_steps=every(settings.total_steps, 4),
+    )
+    return pool_members(predict(ensemble, stack.x), stack.shape)
+
+
+def pool_members(logits, shape):
+    """`[..., view, example, class]`: the mean probability of each view's members."""
+    logits = logits.reshape(-1, shape[-1], *logits.shape[1:])
+    pooled = [np.asarray(combine.mean_probs(members)) for members in logits]
+    return np.stack(pooled).reshape(*shape[:-1], *logits.shape[2:])
+
+
+def new_ensemble(config, make_model, stack: Stack, inputs=None):
+    """New members on the run's mesh, which read their columns."""
+    ensemble = ensjax.Ensemble.init(
+        lambda rngs: make_model(rngs=rngs),
+        member_ids=stack.ids,
+        seed=config.seed,
+        mesh=ensjax.make_mesh(**config.mesh.to_dict()),
+    )
+    return models.with_inputs(ensemble, stack.inputs if inputs is None else inputs)
+
+
+def every(steps: int, number: int) -> int:
+    """An interval that divides `steps`, for about so many reports."""
+    wanted = max(1, steps // number)
+    return next(size for size in range(wanted, 0, -1) if steps % size == 0)
+
+
+def fit(config, ensemble, stack: Stack, name: str, run_dir, **options):
+    """`ensjax.fit` on the members' own training rows, in the run's folders."""
+    per_call = options["log_every_steps"]
+    saves = max(1, options["steps"] // per_call // 4) * per_call
+    return ensjax.fit(
+        ensemble,
+        stack.data,
+        seed=config.seed,
+        sampling="weighted",
+        weights=stack.train.astype(np.float32),
+        steps_per_call=per_call,
+        save_every_steps=saves,
+        checkpoint_dir=run_dir.checkpoints / name,
+        logger=run_dir.logger(name),
+        **options,
+    )
+
+
+def predict(ensemble, x) -> np.ndarray:
+    """Every member's outputs, `[member, example, ...]`."""
+    return ensjax.mesh.fetch(ensjax.predict(ensemble, x, batch_size=500))
+
+
+# Connectomes
+
+
+def network_stack(config, problems, splits) -> Stack:
+    """Members of every seed, fold and view; the columns are chosen inside the folds.
+
+    Args:
+        problems: `Views` of each seed.
+        splits: of each seed, a list of its folds.
+    """
+    settings, chosen, mean, sd = config.connectomes, [], [], []
+    train, validation = [], []
+    count = config.network.members_per_view
+    rows = sum(len(problem.labels) for problem in problems)
+    start = 0
+    for problem, folds in zip(problems, splits):
+        selected = select_columns(settings, problem, folds)
+        scale = data.fit_masked_stages(
+            (data.Standardize(),), problem.x, problem.labels, folds
+        ).fitted[0]
+        inside = slice(start, start + len(problem.labels))
+        start = inside.stop
+        for number, fold in enumerate(folds):
+            for name in problem.columns:
+                for _ in range(count):
+                    chosen.append(selected[name][number])
+                    mean.append(np.asarray(scale["mean"])[number])
+                    sd.append(np.asarray(scale["sd"])[number])
+                    for masks, part in ((train, "train"), (validation, "validation")):
+                        mask = np.zeros(rows, bool)
+                        mask[inside] = fold.mask(part)
+                        masks.append(mask)
+    inputs = stack_inputs(chosen, mean, sd, np.stack(validation), problems[0].extra)
+    shape = (len(problems), len(splits[0]), len(problems[0].columns), count)
+    x = np.concatenate([problem.x for problem in problems])
+    labels = np.concatenate([problem.labels for problem in problems])
+    ids = make_ids(shape[0], shape[1] * shape[2] * shape[3])
+    extra = len(problems[0].extra)
+    return Stack(x, labels, inputs, np.stack(train), ids, shape, extra)
+
+
+def select_columns(settings, problem, folds) -> dict[str, np.ndarray]:
+    """The columns of the largest F by view, `[fold, selected]`, fitted in the folds."""
+    selected = {}
+    for name, number in zip(problem.columns, settings.num_selected):
+        columns = problem.columns[name]
+        stage = data.SelectByF(min(number, len(columns)))
+        fitted = data.fit_masked_stages(
+            (stage,), problem.x[:, columns], problem.labels, folds
+        ).fitted[0]
+        selected[name] = columns[np.asarray(fitted["columns"])]
+    return selected
+
+
+def train_autoencoder(config, stack: Stack, number: int, below, run_dir):
+    """Trains the `number`-th autoencoder of every member, behind those `below`.
+
+    Returns:
+        Kernel and bias of the encoders, `[member, ...]`; and of the training rows, the
+        first and the last reported `rmse`, `loss` and `mean_code`, `[report, member]`.
+    """
+    settings = config.autoencoders
+    width = stack.inputs.columns.shape[1] - stack.num_extra
+    make_model = functools.partial(
+        models.Autoencoder,
+        width=width,
+        num_examples=len(stack.x),
+        below=tuple(config.network.hidden[:number]),
+        hidden=config.network.hidden[number],
+    )
+    ensemble = new_ensemble(config, make_model, stack, stack.inputs.first(width))
+    frozen = {}
+    for layer, encoder in enumerate(below):
+        frozen |= {f"below.{layer}.{k}": value for k, value in encoder.items()}
+    ensemble = models.replace_leaves(ensemble, frozen)
+    loss = models.ReconstructionLoss(
+        settings.corruption,
+        settings.amount[number],
+        settings.sparsity_weight[number],
+        settings.sparsity_target,
+    )
+    steps = settings.total_steps[number]
+    ensemble, log = fit(
+        config,
+        ensemble,
+        stack,
+        f"encoder_{number + 1}",
+        run_dir,
+        loss=loss,
+        make_tx=models.make_optimizer(settings, settings.learning_rate[number]),
+        steps=steps,
+        batch_size=settings.batch_size[number],
+        log_every_steps=every(steps, 10),
+    )
+    metrics = {name: log.metrics[name] for name in ("loss", "rmse", "mean_code")}
+    return models.encoder_weights(ensemble), metrics
+
+
+def train_network(config, stack: Stack, encoders, run_dir):
+    """Trains the classifiers that start from the encoders.
+
+    Returns:
+        Logits `[seed, fold, view, example, class]`, and the largest difference between
+        an encoder and the layer that it started, before the first step.
+    """
+    settings = config.network
+    width = stack.inputs.columns.shape[1]
+    make_model = functools.partial(
+        models.ViewMLP,
+        width=width,
+        num_examples=len(stack.x),
+        hidden=tuple(settings.hidden),
+        dropout=tuple(settings.dropout),
+        num_outputs=2,
+        activation=nnx.tanh,
+    )
+    ensemble = new_ensemble(config, make_model, stack)
+    ensemble = models.start_from(ensemble, encoders, width - stack.num_extra)
+    difference = models.arrival(ensemble, encoders)
+    ensemble, _ = fit(
+        config,
+        ensemble,
+        stack,
+        "network",
+        run_dir,
+        loss=models.classify,
+        make_tx=models.make_optimizer(settings, settings.learning_rate),
+        steps=settings.total_steps,
+        batch_size=settings.batch_size,
+        evaluation=stack.data,
+        evaluation_loss=models.validate,
+        evaluate_every_steps=settings.evaluate_every_steps,
+        early_stopping=ensjax.EarlyStopping(patience=None),
+        log_every_steps=settings.evaluate_every_steps,
+    )
+    return pool_members(predict(ensemble, stack.x), stack.shape), difference
