@@ -20,11 +20,26 @@ from ensjax.combine.dynamic import (
     fit_dynamic_regression,
     fit_dynamic_selection,
 )
+from ensjax.combine.experts import confidence_gates, mix_experts
 from ensjax.combine.folds import (
     estimator_out_of_fold,
     fold_of_rows,
     fold_weights,
     out_of_fold,
+)
+from ensjax.combine.fusion import (
+    AttentionFusion,
+    BilinearFusion,
+    ConcatFusion,
+    GatedFusion,
+    StaticFusion,
+)
+from ensjax.combine.gates import (
+    gate_entropy,
+    load_imbalance,
+    sigmoid_gate,
+    softmax_gate,
+    top_k_gate,
 )
 from ensjax.combine.level_one import level_one_features
 from ensjax.combine.selection import (
@@ -43,19 +58,25 @@ from ensjax.combine.stacking import (
 from ensjax.combine.vote import accuracy_weights, majority_vote, weighted_vote
 
 __all__ = [
+    "AttentionFusion",
+    "BilinearFusion",
+    "ConcatFusion",
     "ConvexWeights",
     "DynamicRegression",
     "DynamicSelection",
+    "GatedFusion",
     "MemberTemperatures",
     "Pruning",
     "Selection",
     "StackedRegression",
     "Stacking",
+    "StaticFusion",
     "Temperature",
     "accuracy_weights",
     "best_members",
     "calibrate",
     "calibrate_members",
+    "confidence_gates",
     "estimator_out_of_fold",
     "fit_convex_weights",
     "fit_dynamic_regression",
@@ -64,12 +85,18 @@ __all__ = [
     "fit_stacking_regression",
     "fold_of_rows",
     "fold_weights",
+    "gate_entropy",
     "greedy_select",
     "level_one_features",
+    "load_imbalance",
     "majority_vote",
     "mean_logits",
     "mean_probs",
+    "mix_experts",
     "out_of_fold",
     "prune_members",
+    "sigmoid_gate",
+    "softmax_gate",
+    "top_k_gate",
     "weighted_vote",
 ]
