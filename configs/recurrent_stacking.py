@@ -37,7 +37,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.cells = ("lstm", "gru", "lstm")
     config.bidirectional = (True, False, False)
     config.hidden = (24, 24, 24)
-    config.recurrent_init = ("he_normal", "he_normal", "orthogonal")
+    config.recurrent_init = ("he_normal", "he_normal", "lecun_normal")
     config.pool = "last"  # or "mean", over the steps
 
     config.learning_rate = 3e-3  # of Adam

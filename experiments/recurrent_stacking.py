@@ -87,11 +87,24 @@ def run(config, run_dir):
     )
 
 
+def job_ids(config, jobs) -> list[int]:
+    """The id of each job's first member; those of other architectures follow.
+
+    Jobs are numbered within their seed, so that a seed is the same among more.
+    """
+    seen: dict[int, int] = {}
+    ids = []
+    for job in jobs:
+        number = seen.get(job.seed, 0)
+        seen[job.seed] = number + 1
+        ids.append(job.seed * SEED_STRIDE + number * len(config.architectures))
+    return ids
+
+
 def build_group(config, num_features, jobs, mesh) -> ensjax.Group:
     """One stack of each architecture, with a member for each job."""
-    kinds = len(config.architectures)
     ensembles = []
-    for kind in range(kinds):
+    for kind in range(len(config.architectures)):
         make_model = functools.partial(
             nn.Recurrent,
             in_features=num_features,
@@ -102,17 +115,10 @@ def build_group(config, num_features, jobs, mesh) -> ensjax.Group:
             recurrent_init=config.recurrent_init[kind],
             pool=config.pool,
         )
-        # Jobs of a seed are numbered within it, so that a seed is the same among more.
-        seen: dict[int, int] = {}
-        ids = []
-        for job in jobs:
-            number = seen.setdefault(job.seed, 0)
-            seen[job.seed] += 1
-            ids.append(job.seed * SEED_STRIDE + number * kinds + kind)
         ensembles.append(
             ensjax.Ensemble.init(
                 functools.partial(_make, make_model),
-                member_ids=ids,
+                member_ids=[i + kind for i in job_ids(config, jobs)],
                 seed=config.seed,
                 mesh=mesh,
             )

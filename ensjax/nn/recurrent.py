@@ -11,8 +11,12 @@ from ensjax.nn.layers import Head, dropout_layer, he_normal, maybe
 
 CELLS = {"gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
 POOLS = ("last", "mean")
-_orthogonal = nnx.initializers.orthogonal()
-_INITIALISERS = {"he_normal": he_normal, "orthogonal": _orthogonal}
+# Not orthogonal, which needs LAPACK's QR: on several CPU devices at once (jax 0.10.1) it
+# waits for ever when a dozen members are initialised together.
+_INITIALISERS = {
+    "he_normal": he_normal,
+    "lecun_normal": nnx.initializers.lecun_normal(),
+}
 
 
 class Recurrent(nnx.Module):
@@ -30,7 +34,8 @@ class Recurrent(nnx.Module):
         bidirectional: whether a second cell reads each sequence backwards.
         pool: what the head sees: "last", the state after the last true step of each
             direction, or "mean", the mean of the states over the true steps.
-        recurrent_init: of the weights from state to state, "orthogonal" or "he_normal".
+        recurrent_init: of the weights from state to state: "lecun_normal", of variance
+            1 / hidden, or "he_normal", of twice that.
         dropout: rate before the head; draws from the stream `dropout`.
         dtype: of the cells' arithmetic; parameters are float32.
         rngs: streams `params` and, with dropout, `dropout`.
@@ -53,7 +58,7 @@ class Recurrent(nnx.Module):
         cell: str = "lstm",
         bidirectional: bool = False,
         pool: str = "last",
-        recurrent_init: str = "orthogonal",
+        recurrent_init: str = "lecun_normal",
         dropout: float = 0.0,
         dtype=None,
         rngs: nnx.Rngs,

@@ -143,7 +143,7 @@ def test_mistakes_are_named():
     for option, known in [
         (dict(cell="rnn"), "gru, lstm"),
         (dict(pool="max"), "last, mean"),
-        (dict(recurrent_init="zero"), "he_normal, orthogonal"),
+        (dict(recurrent_init="zero"), "he_normal, lecun_normal"),
     ]:
         with pytest.raises(ValueError, match=known):
             make("lstm", **option)

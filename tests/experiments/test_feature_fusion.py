@@ -1,0 +1,162 @@
+"""The experiment of feature fusion: its tasks, its schedules, its scores, its run."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ensjax.experiment import ConfigError, load_config
+from ensjax.experiment.configs import load_module
+from ensjax.experiment.runner import RunOptions, run_and_report
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "feature_fusion.py")
+experiment = load_module(ROOT / "experiments" / "feature_fusion.py", "experiment")
+tasks, models, verdicts = experiment.tasks, experiment.models, experiment.verdicts
+
+
+def config_of(preset, *overrides):
+    return load_config(f"{CONFIG}:{preset}", overrides)[1]
+
+
+def test_views_of_digits_are_noise_where_they_say_so():
+    config = config_of("smoke")
+    task = tasks.load_task(config, "digit_views")
+    assert task.conditions == ("corrupted", "clean")
+    assert [v.shape for v in task.views] == [(4, 180, 32)] * 3
+    assert 0.2 < task.corrupted[:2].mean() < 0.4 and not task.corrupted[2:].any()
+    # A seed has the same rows in both conditions.
+    np.testing.assert_array_equal(task.labels[:2], task.labels[2:])
+    for v, view in enumerate(task.views):
+        same = (view[:2] == view[2:]).all(-1)
+        np.testing.assert_array_equal(same, ~task.corrupted[:2, :, v])
+    assert not np.array_equal(task.labels[0], task.labels[1])
+
+
+def test_text_of_one_part_never_reaches_into_another():
+    config = config_of("smoke", ("tasks", "('byte_text',)"), ("corruption", "0.0"))
+    task = tasks.load_task(config, "byte_text")
+    assert task.num_classes == 8
+    assert [v.shape[-1] for v in task.views] == [128, 64, 64]
+    for n, view in enumerate(task.views):  # windows of 100 bytes
+        np.testing.assert_allclose((view**2).sum(-1), 100 - n, rtol=1e-5)
+
+
+def test_molecules_are_quarters_of_energy_and_their_views_ignore_the_order_of_atoms():
+    config = config_of("smoke", ("tasks", "('molecules',)"), ("corruption", "0.0"))
+    task = tasks.load_task(config, "molecules")
+    counts = np.bincount(task.labels[0, :60])
+    assert task.num_classes == 4 and counts.min() >= 14
+    atoms = task.views[0].sum(-1)
+    assert atoms.min() >= 3 and atoms.max() <= 6
+
+
+@pytest.mark.slow
+def test_alternating_rows_reach_one_side_each():
+    config = config_of("smoke")
+    net = models.FusedNet(config, (4, 4, 4), 3, rngs=nnx.Rngs(params=0))
+    graph, params = nnx.split(net)
+    rng = np.random.default_rng(0)
+    views = tuple(rng.normal(size=(6, 4)).astype(np.float32) for _ in range(3))
+    labels = jnp.arange(6) % 3
+    loss = models.schedule_loss("alternating", 0.0, 1.0, 0.0)
+
+    @jax.jit
+    def gradient(is_fusion):
+        batch = (views, labels, is_fusion)
+        return jax.grad(lambda p: loss(nnx.merge(graph, p), batch, None))(params)
+
+    def sizes(grads):
+        return {
+            side: sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(grads[side]))
+            for side in ("members", "fusion")
+        }
+
+    only_members, only_fusion = (
+        sizes(gradient(np.full(6, value, np.float32))) for value in (0.0, 1.0)
+    )
+    assert only_members["fusion"] == 0 and only_members["members"] > 0
+    assert only_fusion["members"] == 0 and only_fusion["fusion"] > 0
+
+
+def test_the_optimizer_takes_turns():
+    tx = models.make_optimizer("alternating")(0.1)
+    params = {"members": jnp.ones(2), "fusion": jnp.ones(3)}
+    state = tx.init(params)
+    for step in range(4):
+        updates, state = tx.update(params, state, params)
+        moved = {name: bool(jnp.abs(u).max() > 0) for name, u in updates.items()}
+        assert moved == {"members": step % 2 == 0, "fusion": step % 2 == 1}
+
+
+def test_the_hardest_rival_is_the_one_with_the_least_gain():
+    systems = {
+        name: {"accuracy": np.array([0.5, 0.6])}
+        for name in (*verdicts.RIVALS, "gated", "attention")
+    }
+    systems["gated"] = {"accuracy": np.array([0.7, 0.7])}
+    systems["soft vote"] = {"accuracy": np.array([0.65, 0.7])}
+    pair, difference = verdicts.hardest_pair(systems)
+    assert pair == ("attention", "soft vote")
+    np.testing.assert_allclose(difference, [-0.15, -0.1])
+
+
+def test_features_of_a_file_are_read_and_checked(tmp_path):
+    path, rng = tmp_path / "features.npz", np.random.default_rng(0)
+    rows = {f"features_{v}": rng.normal(size=(40, 3 + v)) for v in range(3)}
+    rows |= dict(labels=np.arange(40) % 5, part=np.arange(40) % 3)
+    np.savez(path, **rows)
+    small = [(f"num_{part}", "13") for part in ("member", "fusion", "test")]
+    config = config_of("paper", ("path", str(path)), *small)
+    experiment.validate(config)
+    task = tasks.load_task(config, "features")
+    assert [v.shape for v in task.views] == [(5, 39, 3), (5, 39, 4), (5, 39, 5)]
+    with pytest.raises(ConfigError, match="at least .14, 13, 13. rows|of the parts"):
+        experiment.validate(config_of("paper", ("path", str(path))))
+    with pytest.raises(ConfigError, match="config.path must name .* it is empty"):
+        experiment.validate(config_of("paper"))
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("tasks", "('digit_views', 'digit_views')", "each once"),
+        ("tasks", "('images',)", "config.tasks is one of byte_text"),
+        ("fusions", "('gated',)", "config.fusions holds concat, static, gated"),
+        ("schedules", "('joint',)", "config.schedules holds alternating"),
+        ("corruption", "1.0", "config.corruption must be a number at least 0"),
+        ("num_test", "5000", "rows; digit_views has 1797"),
+        ("num_heads", "0", "config.num_heads must be a number at least 1"),
+        ("steps_per_call", "7", "config: "),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        experiment.validate(config_of("smoke", (field, value)))
+
+
+@pytest.mark.parametrize("preset", ["smoke", "small", "claims"])
+def test_presets_are_valid(preset):
+    experiment.validate(config_of(preset))
+
+
+@pytest.mark.slow
+def test_the_smoke_run_reports_claims_and_the_same_after_a_resume(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    options = RunOptions(f"{CONFIG}:smoke", str(workdir))
+    assert run_and_report(options) == 0
+    first = json.loads((workdir / "results.json").read_text())
+    assert [c["name"].split(":")[0] for c in first["claims"]] == [
+        f"adaptive-feature-fusion.{letter}" for letter in "abc"
+    ]
+    assert first["claims"][1]["verdict"] == "not run"
+    assert first["scalars"]["num_members_not_finite"] == 0
+    (workdir / "results.json").unlink()
+    (workdir / "stages" / "alternating.npz").unlink()
+    assert run_and_report(options) == 0
+    assert json.loads((workdir / "results.json").read_text()) == first
+    assert "read back" in capsys.readouterr().out

@@ -1,0 +1,193 @@
+"""The experiment of recurrent members: clips, jobs, error rates, and a run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensjax import scores
+from ensjax.experiment import ConfigError, load_config
+from ensjax.experiment.configs import load_module
+from ensjax.experiment.runner import RunOptions, run_and_report
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "recurrent_stacking.py")
+experiment = load_module(ROOT / "experiments" / "recurrent_stacking.py", "experiment")
+clips_of, measures = experiment.data, experiment.measures
+
+
+def config_of(preset, *overrides):
+    return load_config(f"{CONFIG}:{preset}", overrides)[1]
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return clips_of.load_clips(config_of("smoke"))
+
+
+def test_an_attack_keeps_its_picture_and_what_lives_bends():
+    image = np.zeros((2, 8, 8))
+    image[:, 3:5, 3:5] = 1.0
+    rng = np.random.default_rng(0)
+    frames = clips_of.animate(rng, image, np.array([False, True]), 12, walk_sd=0.1)
+    np.testing.assert_allclose(frames[:, 0], image, atol=1e-12)
+    # Carried about inside the picture nothing of the ink is lost.
+    attack = frames[0].sum((1, 2))
+    inside = [f[1:-1, 1:-1].sum() == pytest.approx(f.sum()) for f in frames[0]]
+    np.testing.assert_allclose(attack[inside], 4.0, atol=1e-9)
+    assert np.abs(frames[1].sum((1, 2)) - 4).max() > 0.2
+
+
+def test_both_motions_are_of_one_size():
+    # The displacement of pixels is read off pictures that are their own coordinates.
+    u = np.broadcast_to(np.linspace(1, 2, 8), (4000, 8, 8))
+    rng = np.random.default_rng(0)
+    live = np.arange(4000) % 2 == 1
+    moved = clips_of.animate(rng, u, live, 2, walk_sd=0.02)[:, 1] - u
+    centre = moved[:, 1:-1, 1:-1]  # not over the border
+    sizes = [np.sqrt((centre[live == kind] ** 2).mean()) for kind in (False, True)]
+    assert sizes[0] == pytest.approx(0.01, rel=0.05)  # 0.02 half-widths of slope 1/2
+    # Away from the border a bend is smaller; over all pixels the two are equal.
+    grid = np.linspace(-1, 1, 8)
+    inner = np.sqrt((grid[1:-1] ** 2).mean() / (grid**2).mean())
+    assert sizes[1] == pytest.approx(0.01 * inner, rel=0.05)
+
+
+def test_parts_share_no_source_image_and_domains_none():
+    config = config_of("smoke")
+    images = np.arange(200.0)[:, None, None] + np.ones((200, 8, 8))
+    with config.unlocked():
+        config.data.noise_sd, config.data.walk_sd = (0.0,) * 4, 0.0
+        config.data.contrast = (1.0,) * 4
+    found = clips_of.simulate(config, images)
+    for seed in range(2):
+        source = found.x[seed][:, 0, 0]
+        groups = [
+            set(source[(found.domain == d) & (found.part == p)])
+            for d in range(4)
+            for p in range(3)
+        ]
+        assert sum(map(len, groups)) == len(set.union(*groups))
+    assert not np.array_equal(found.x[0], found.x[1])
+    for part in range(3):
+        assert found.is_live[found.part == part].mean() == 0.5
+
+
+def test_members_draw_their_own_seed_and_skip_and_not_the_domain_left_out(clips):
+    config = config_of("smoke")
+    jobs = experiment.plan_jobs(config, 4, 12)
+    assert {frames: len(own) for frames, own in jobs.items()} == {4: 10, 12: 2}
+    (x, labels), weights = experiment.training_data(config, clips, 4, jobs[4])
+    assert x.shape[0] == len(labels) == weights.shape[1]
+    rows = np.flatnonzero(clips.part == clips_of.TRAIN)
+    for job, weight in zip(jobs[4], weights):
+        drawn = np.flatnonzero(weight)
+        kept = rows[clips.domain[rows] != job.left_out]
+        own = experiment.prepare(config, clips.inputs(job.seed, job.skip, 4)[kept])
+        np.testing.assert_array_equal(x[drawn], own)
+        np.testing.assert_array_equal(labels[drawn], clips.is_live[kept])
+        for part in (clips_of.TRAIN, clips_of.DEVELOPMENT):
+            others = clips.rows(part, job.left_out)
+            assert not set(others) & set(clips.rows(clips_of.TEST, job.left_out))
+    np.testing.assert_allclose(x.mean(1), 0, atol=1e-6)
+
+
+def test_a_seed_keeps_its_ids_when_there_are_more():
+    ids = []
+    for seeds in ("1", "3"):
+        config = config_of("smoke", ("num_seeds", seeds))
+        jobs = experiment.plan_jobs(config, 4, 12)[4]
+        found = experiment.job_ids(config, jobs)
+        every = [i + kind for i in found for kind in range(3)]
+        assert len(set(every)) == len(every)
+        ids.append(dict(zip(jobs, found, strict=True)))
+    assert ids[0].items() <= ids[1].items() and len(ids[1]) == 3 * len(ids[0])
+
+
+def test_error_rates_equal_a_loop_over_thresholds():
+    rng = np.random.default_rng(0)
+    for tied in (False, True):
+        sides = []
+        for count in (60, 80):
+            live = np.arange(count) % 2 == 1
+            score = rng.normal(size=count) + live
+            sides.append((np.round(score, 1) if tied else score, live))
+        (dev, dev_live), (test, test_live) = sides
+        dev, test = dev.astype(np.float32), test.astype(np.float32)
+        threshold = scores.fit_threshold(dev, dev_live)
+        want = measures.loop_hter((dev, dev_live), (test, test_live))
+        assert float(scores.hter(test, test_live, threshold)) == pytest.approx(want)
+
+
+def test_features_of_videos_are_read_and_checked(tmp_path):
+    path = tmp_path / "features.npz"
+    rows = dict(
+        x=np.random.default_rng(0).normal(size=(24, 5, 7)),
+        lengths=np.arange(24) % 5 + 1,
+        is_live=np.arange(24) % 2,
+        domain=np.arange(24) // 6,
+        part=np.arange(24) % 3,
+    )
+    np.savez(path, **rows)
+    config = config_of("paper", ("data.path", str(path)))
+    experiment.validate(config)
+    found = clips_of.load_clips(config)
+    assert found.x.shape == (1, 24, 5, 7) and found.lengths.tolist()[:3] == [1, 2, 3]
+    jobs = experiment.plan_jobs(config, 4, 5)
+    assert list(jobs) == [5] and len(jobs[5]) == 4 * config.num_seeds
+    (x, lengths), chosen, is_row = experiment.own_inputs(
+        config, found, 5, jobs[5], clips_of.TEST
+    )
+    assert x.shape[:2] == lengths.shape == chosen.shape == is_row.shape
+    np.savez(path, **(rows | {"lengths": np.zeros(3)}))
+    with pytest.raises(ConfigError, match=r"the others \[video\]"):
+        experiment.validate(config)
+    with pytest.raises(ConfigError, match="licensed face videos .* it is empty"):
+        experiment.validate(config_of("paper"))
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("data.name", "videos", "config.data.name is one of features, simulated"),
+        ("hidden", "(3, 3)", "config.hidden holds one value for each of 3 members"),
+        ("cells", "('rnn', 'gru', 'lstm')", "member bilstm: cell is one of gru, lstm"),
+        ("frames", "9", "num_frames of at least 25; got 12"),
+        ("skips", "(2, 3)", "config.skips holds 1 and other skips"),
+        ("data.contrast", "(1.0,)", "one value for each of at least two domains"),
+        ("meta_l2", "-1.0", "config.meta_l2 must be a number at least 0"),
+        ("save_every_steps", "7", "config: "),
+        ("block", "some", "config.block is"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        experiment.validate(config_of("smoke", (field, value)))
+
+
+@pytest.mark.parametrize("preset", ["smoke", "small", "claims"])
+def test_presets_are_valid(preset):
+    experiment.validate(config_of(preset))
+
+
+@pytest.mark.slow
+def test_the_smoke_run_reports_claims_and_the_same_after_a_resume(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    options = RunOptions(f"{CONFIG}:smoke", str(workdir))
+    assert run_and_report(options) == 0
+    first = json.loads((workdir / "results.json").read_text())
+    assert [c["name"][:28] for c in first["claims"]] == [
+        f"face-anti-spoofing-ensemble.{letter}"[:28] for letter in "abc"
+    ]
+    passed = {check["name"]: check["pass"] for check in first["checks"]}
+    assert passed["change of the thresholds when test labels are permuted"]
+    assert passed["members not finite"]
+    assert sum("float64 loop" in name and ok for name, ok in passed.items()) == 1
+    assert len(list((workdir / "figures").glob("*.png"))) == 4
+    # A run that was killed after its first stage computes the rest alike.
+    (workdir / "results.json").unlink()
+    (workdir / "stages" / "frames_12.npz").unlink()
+    assert run_and_report(options) == 0
+    assert json.loads((workdir / "results.json").read_text()) == first
+    assert "read back" in capsys.readouterr().out
