@@ -74,7 +74,12 @@ def sizes_of(config, run_dir):
 
 def validate(config):
     """Raises `ConfigError` for what cannot work, before anything is written."""
-    is_cached = len(config.cached.files) > 0
+    counts = [len(config.cached[k]) for k in ("files", "names", "macs")]
+    if len(set(counts)) > 1:
+        raise ConfigError(
+            "config.cached.files, names and macs must be as many; got"
+            f" {', '.join(map(str, counts))}."
+        )
     choose("confidence", config.confidence, CONFIDENCES)
     check_numbers(config, ["window_width", "threshold_share"], above=0, below=0.5)
     check_numbers(config, ["risk"], above=0, below=1)
@@ -96,7 +101,7 @@ def validate(config):
                 f"config.{field} must be from 0 to {len(names) - 1}, one of the sizes;"
                 f" got {config[field]}."
             )
-    if is_cached:
+    if config.cached.files:
         _validate_cached(config)
     else:
         _validate_training(config)
@@ -110,12 +115,6 @@ def size_names(config) -> tuple[str, ...]:
 
 
 def _validate_cached(config):
-    counts = [len(config.cached[k]) for k in ("files", "names", "macs")]
-    if len(set(counts)) > 1:
-        raise ConfigError(
-            "config.cached.files, names and macs must be as many; got"
-            f" {', '.join(map(str, counts))}."
-        )
     check_numbers(config, ["cached.macs"], above=0)
     _check_rising("cached.macs", config.cached.macs)
     for size in range(len(config.cached.files)):

@@ -180,18 +180,17 @@ def _build(width, rngs):
 
 def predict_size(config, ensemble, inputs, targets) -> Logits:
     """Every member's logits of the rows of its own seed."""
-    macs = combine.flops_per_row(ensemble, inputs["validation"][0]) / 2
-    macs /= ensemble.num_members
+    # One call, and so one program, for the rows of all parts.
+    rows = np.concatenate([inputs[part] for part in PARTS], axis=1)
+    macs = combine.flops_per_row(ensemble, rows[0]) / (2 * ensemble.num_members)
     forward = map_members(
         Forward(ensemble.graph), kinds=("member", "member"), mesh=ensemble.mesh
     )
-    logits = {}
-    for part in PARTS:
-        own = np.repeat(inputs[part], 2, axis=0)
-        out = ensjax.mesh.fetch(forward(ensemble.state, own))
-        logits[part] = out.reshape(config.num_seeds, 2, *out.shape[1:])
+    out = ensjax.mesh.fetch(forward(ensemble.state, np.repeat(rows, 2, axis=0)))
+    out = out.reshape(config.num_seeds, 2, *out.shape[1:])
+    ends = np.cumsum([inputs[part].shape[1] for part in PARTS])[:-1]
     return Logits(
-        **logits,
+        *np.split(out, ends, axis=2),
         validation_labels=targets["validation"],
         test_labels=targets["test"],
         macs=macs,

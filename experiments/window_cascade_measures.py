@@ -52,7 +52,7 @@ def measure_size(config, logits) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _program(**settings):
-    """Compiled once for all sizes of a run: pairs `[seed, 2, ...]` to `[seed, order]`."""
+    """Compiled once for all sizes: pairs `[seed, 2, ...]` to `[seed, order]`."""
     one_order = jax.vmap(
         functools.partial(_measure, **settings), in_axes=(0, None, 0, None, 0)
     )
