@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -126,6 +125,7 @@ def loop_of_order(logits, seed, order, config):
     return found
 
 
+@pytest.mark.slow
 def test_every_metric_of_every_system_equals_a_numpy_loop():
     config = config_of(
         f"{CONFIG}:smoke", ("risk", "0.25"), ("capacity_batch_size", "64")
@@ -364,7 +364,6 @@ def test_a_run_ends_in_a_report_and_one_that_was_killed_goes_on(tmp_path, capfd)
     # As if it had been killed before the measures were stored.
     (tmp_path / "results.json").unlink()
     (tmp_path / "stages" / "measures.npz").unlink()
-    jax.clear_caches()
     capfd.readouterr()
     again = run(f"{CONFIG}:smoke", tmp_path)
     assert "step 30/60" not in capfd.readouterr().out  # it trains no step again
