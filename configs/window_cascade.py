@@ -12,8 +12,7 @@ cached logits, one npz file for each model size, with the arrays
 and the same classes throughout. Members 0 and 1, 2 and 3, ... are pairs; members of
 one pair of models of each size are compared as a "seed".
 
-    ensjax run configs/window_cascade.py:paper \
-        --config.cached.files="('b0.npz','b1.npz','b2.npz','b3.npz','b4.npz')"
+    ensjax run configs/window_cascade.py:paper --config.cached.files="('b0.npz', ...)"
 
 MEASURED
 """
@@ -26,7 +25,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.title = "Window-based early-exit cascades"
     config.scale = "full" if preset == "paper" else "reduced"
     config.seed = 0
-    config.num_seeds = dict(smoke=2, small=5, claims=10, paper=0)[preset]
+    # Of cached logits there are as many seeds as the files hold pairs of members.
+    config.num_seeds = dict(smoke=2, small=5, claims=10, paper=1)[preset]
 
     # Every seed has its own split of the 1,797 digits, stratified; the other rows
     # train. Rows of validation, test and OOD come in num_copies copies with noise of
@@ -38,7 +38,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         config.data.num_copies = 1
     config.widths = (8, 16, 32, 64, 128)  # of both hidden layers, rising
     if preset == "smoke":
-        config.widths = (8, 16, 64)
+        config.widths = (8, 32)
     config.optimizer = ml_collections.ConfigDict(
         dict(learning_rate=3e-3, weight_decay=1e-4)  # AdamW, to 0 by a cosine
     )
@@ -65,6 +65,6 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.scod_coverage = 0.5  # of the 1 : 1 mixture
     # Which size the first table and its checks are of, and batches with a capacity.
     config.shown_size = 1 if preset == "smoke" else 3
-    config.compared_size = 1 if preset == "smoke" else 2  # whose MACs claim c is of
+    config.compared_size = 0 if preset == "smoke" else 2  # whose MACs claim c is of
     config.capacity_batch_size = 300 if preset == "smoke" else 500
     return config

@@ -6,6 +6,8 @@ it, `window_cascade_data.py` makes rows and logits, `window_cascade_measures.py`
 measures, `window_cascade_claims.py` judges and `window_cascade_figures.py` draws.
 """
 
+import math
+
 import numpy as np
 
 import ensjax
@@ -47,14 +49,39 @@ def measure(config, run_dir) -> dict[str, np.ndarray]:
         found.append(measures.measure_size(config, logits))
         macs.append(logits.macs)
         if size == config.shown_size:
-            shown = measures.curves_of_one_pair(config, logits)
-            shown |= data.compare_ways(config, ensemble, logits, inputs)
+            shown = look_closer(config, ensemble, logits, inputs)
     if len({len(x["cov"]) for x in found}) > 1:
         raise ConfigError("config.cached.files must hold as many members each.")
     stacked = {name: np.stack([x[name] for x in found]) for name in found[0]}
     return (
         stacked | {"macs": np.array(macs)} | {f"one/{k}": v for k, v in shown.items()}
     )
+
+
+def look_closer(config, ensemble, logits, inputs) -> dict[str, np.ndarray]:
+    """The first pair in its first order: curves, and how far ways to run differ."""
+    test = logits.test[0]
+    cascade = measures.fit_one(
+        logits.validation[0],
+        logits.validation_labels[0],
+        level=config.risk,
+        width=config.window_width,
+        confidence=config.confidence,
+    )
+    found = measures.curves_of(cascade, test, logits.test_labels[0])
+    count = math.ceil((2 * config.window_width - 1e-9) * test.shape[1])
+    dense, dense_by_rank = measures.dense_of(cascade, test, count)
+    capacity, compacted = data.run_both_ways(config, cascade, ensemble, test, inputs)
+    for name, output, reference in (
+        ("capacity", capacity, dense_by_rank),
+        ("compacted", compacted, dense),
+    ):
+        # Of probabilities: the last bit of a log-probability of -80 is 8e-6.
+        probs, expected = (np.exp(np.asarray(x.log_probs)) for x in (output, reference))
+        exits, others = (np.asarray(x.exit_stage) for x in (output, reference))
+        found[f"{name}_minus_dense"] = np.abs(probs - expected).max()
+        found[f"{name}_other_exits"] = (exits != others).sum()
+    return {name: np.asarray(x) for name, x in found.items()}
 
 
 def sizes_of(config, run_dir):
@@ -74,7 +101,12 @@ def sizes_of(config, run_dir):
 
 def validate(config):
     """Raises `ConfigError` for what cannot work, before anything is written."""
-    is_cached = len(config.cached.files) > 0
+    counts = [len(config.cached[k]) for k in ("files", "names", "macs")]
+    if len(set(counts)) > 1:
+        raise ConfigError(
+            "config.cached.files, names and macs must be as many; got"
+            f" {', '.join(map(str, counts))}."
+        )
     choose("confidence", config.confidence, CONFIDENCES)
     check_numbers(config, ["window_width", "threshold_share"], above=0, below=0.5)
     check_numbers(config, ["risk"], above=0, below=1)
@@ -96,7 +128,7 @@ def validate(config):
                 f"config.{field} must be from 0 to {len(names) - 1}, one of the sizes;"
                 f" got {config[field]}."
             )
-    if is_cached:
+    if config.cached.files:
         _validate_cached(config)
     else:
         _validate_training(config)
@@ -110,12 +142,6 @@ def size_names(config) -> tuple[str, ...]:
 
 
 def _validate_cached(config):
-    counts = [len(config.cached[k]) for k in ("files", "names", "macs")]
-    if len(set(counts)) > 1:
-        raise ConfigError(
-            "config.cached.files, names and macs must be as many; got"
-            f" {', '.join(map(str, counts))}."
-        )
     check_numbers(config, ["cached.macs"], above=0)
     _check_rising("cached.macs", config.cached.macs)
     for size in range(len(config.cached.files)):

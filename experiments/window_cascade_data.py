@@ -180,18 +180,17 @@ def _build(width, rngs):
 
 def predict_size(config, ensemble, inputs, targets) -> Logits:
     """Every member's logits of the rows of its own seed."""
-    macs = combine.flops_per_row(ensemble, inputs["validation"][0]) / 2
-    macs /= ensemble.num_members
+    # One call, and so one program, for the rows of all parts.
+    rows = np.concatenate([inputs[part] for part in PARTS], axis=1)
+    macs = combine.flops_per_row(ensemble, rows[0]) / (2 * ensemble.num_members)
     forward = map_members(
         Forward(ensemble.graph), kinds=("member", "member"), mesh=ensemble.mesh
     )
-    logits = {}
-    for part in PARTS:
-        own = np.repeat(inputs[part], 2, axis=0)
-        out = ensjax.mesh.fetch(forward(ensemble.state, own))
-        logits[part] = out.reshape(config.num_seeds, 2, *out.shape[1:])
+    out = ensjax.mesh.fetch(forward(ensemble.state, np.repeat(rows, 2, axis=0)))
+    out = out.reshape(config.num_seeds, 2, *out.shape[1:])
+    ends = np.cumsum([inputs[part].shape[1] for part in PARTS])[:-1]
     return Logits(
-        **logits,
+        *np.split(out, ends, axis=2),
         validation_labels=targets["validation"],
         test_labels=targets["test"],
         macs=macs,
@@ -251,54 +250,26 @@ def read_cached(config, size: int) -> Logits:
     return Logits(**logits, **labels, macs=float(config.cached.macs[size]))
 
 
-def compare_ways(config, ensemble, logits: Logits, inputs) -> dict[str, float]:
-    """How far the ways to run differ on the first seed's rows, one batch of all.
+def run_both_ways(config, cascade, ensemble, test, inputs):
+    """One pair of test rows by fixed capacity, as one batch, and by compaction.
 
     Args:
         config: of the run.
-        ensemble: the members of that size; None: members look their logits up.
-        logits: of the same members.
-        inputs: the images of the test rows, `[row, 8, 8, 1]`; None with `ensemble`.
+        cascade: of the pair.
+        ensemble: whose first two members are the pair; None: members look their logits
+            up.
+        test: their logits `[2, row, class]`.
+        inputs: the images of the rows, `[row, 8, 8, 1]`; None without an ensemble.
+
+    Returns:
+        Two `CascadeOutput`.
     """
-    pair = logits.test[0]
-    cascade = combine.fit_cascade(
-        logits.validation[0],
-        logits.validation_labels[0],
-        stages=((0,), (1,)),
-        level=config.risk,
-        width=config.window_width,
-        confidence=config.confidence,
-    )
-    if ensemble is None:
-        x = np.arange(pair.shape[1])
-        models = [functools.partial(jnp.take, pair[m : m + 1], axis=1) for m in (0, 1)]
-    else:
-        x = inputs
+    run = functools.partial(combine.run_with_capacity, share=2 * config.window_width)
+    if ensemble is not None:
         models = cascade.split_members(ensemble.select([0, 1]))
-    share = 2 * config.window_width
-    _, scores = combine.stage_scores(pair, cascade.stages, config.confidence)
-    count = int(np.ceil(share * len(x) - 1e-9 * len(x)))
-    threshold = cascade.windows.threshold[0]
-    by_rank = combine.rank_windows(scores[:1], threshold[None], count)
-    is_pytree = ensemble is not None
-    run = functools.partial(combine.run_with_capacity, share=share)
-    capacity = (
-        jax.jit(run)(cascade, models, x)
-        if is_pytree
-        else jax.jit(lambda c, x: run(c, models, x))(cascade, x)
-    )
-    compacted = combine.run_compacted(cascade, models, x)
-    found = {}
-    for name, output, windows in (
-        ("capacity", capacity, by_rank),
-        ("compacted", compacted, cascade.windows),
-    ):
-        dense = cascade.replace(windows=windows)(pair)
-        differs = np.abs(np.asarray(output.log_probs) - np.asarray(dense.log_probs))
-        exits = np.asarray(output.exit_stage) != np.asarray(dense.exit_stage)
-        # Of probabilities: a log-probability of -80 has an ulp of 8e-6.
-        probs = np.abs(np.exp(output.log_probs) - np.exp(dense.log_probs))
-        found[f"{name}_minus_dense"] = float(probs.max())
-        found[f"{name}_minus_dense_log"] = float(differs.max())
-        found[f"{name}_other_exits"] = float(exits.sum())
-    return found
+        capacity = jax.jit(run)(cascade, models, inputs)
+        return capacity, combine.run_compacted(cascade, models, inputs)
+    rows = np.arange(test.shape[1])
+    models = [functools.partial(jnp.take, test[m : m + 1], axis=1) for m in (0, 1)]
+    capacity = jax.jit(lambda cascade, rows: run(cascade, models, rows))(cascade, rows)
+    return capacity, combine.run_compacted(cascade, models, rows)

@@ -119,14 +119,15 @@ def add_figures(run_dir, config, results):
         "over_front",
         _over_front(config, results),
         "By how much each system is better than a single model of its MACs, in points;"
-        " above 0 it pays. Bars: 95 % intervals over seeds, paired.",
+        " above 0 it pays. Bars: 95 % intervals over seeds, paired. The axes are linear"
+        " within 1 point, and logarithmic beyond.",
     )
     run_dir.add_figure(
         "risk_coverage",
         _risk_coverage(config, results),
-        f"First pair of the first seed, {results.names[config.shown_size]}. Above: error"
-        " rate of the surest rows; the cascade has the window of the dotted risk. Below:"
-        " the first member's confidences, and the window between whose ends rows go on.",
+        f"First pair of the first seed, {results.names[config.shown_size]}. Above:"
+        " error rate of the surest rows; the cascade has the window of the dotted risk."
+        " Below: the first member's confidences; rows inside the window go on.",
     )
     run_dir.add_figure(
         "ood",
@@ -214,8 +215,8 @@ def _over_front(config, results):
             ax,
             x="Size" if config.cached.files else "Width of the hidden layers",
             y=f"Gain in {label}\nover equal MACs (points)",
-            title="linear within ±1, else log",
-            legend=metric == "risk",
+            legend=metric == "cov",
+            legend_above=True,
             starts_at_zero=False,
         )
     return fig

@@ -52,7 +52,7 @@ def measure_size(config, logits) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _program(**settings):
-    """Compiled once for all sizes of a run: pairs `[seed, 2, ...]` to `[seed, order]`."""
+    """Compiled once for all sizes: pairs `[seed, 2, ...]` to `[seed, order]`."""
     one_order = jax.vmap(
         functools.partial(_measure, **settings), in_axes=(0, None, 0, None, 0)
     )
@@ -209,34 +209,45 @@ def _by_rank(sure, inside, threshold, share, batch_size):
     return jnp.concatenate([chosen.reshape(-1), inside[whole:]])
 
 
-def curves_of_one_pair(config, logits) -> dict[str, np.ndarray]:
-    """Risk-coverage curves of the first pair's first order, for a figure.
+@functools.partial(jax.jit, static_argnames=("level", "width", "confidence"))
+def fit_one(validation, labels, *, level, width, confidence):
+    """The cascade of one ordered pair, for coverage at the risk `level`."""
+    return combine.fit_cascade(
+        validation,
+        labels,
+        stages=STAGES,
+        level=level,
+        width=width,
+        confidence=confidence,
+    )
+
+
+@jax.jit
+def curves_of(cascade, test, labels) -> dict[str, jax.Array]:
+    """Risk-coverage curves of one ordered pair, for a figure.
 
     Returns:
         `"<system>_coverage"` and `"<system>_risk"` of the test rows `[row]`, and
         `low`, `high`, `threshold` of the window and `confidence`, `correct` `[row]` of
         the first member alone.
     """
-    cascade = combine.fit_cascade(
-        logits.validation[0],
-        logits.validation_labels[0],
-        stages=STAGES,
-        level=config.risk,
-        width=config.window_width,
-        confidence=config.confidence,
-    )
-    labels = logits.test_labels[0]
-    log_probs, sure = combine.stage_scores(logits.test[0], STAGES, config.confidence)
-    window = cascade(logits.test[0])
+    log_probs, sure = combine.stage_scores(test, STAGES, cascade.confidence)
+    window = cascade(test)
+    values = jnp.stack([log_probs[0], window.log_probs, log_probs[1]])
+    confidence = jnp.stack([sure[0], window.confidence, sure[1]])
+    curves = scores.risk_coverage(values, labels, confidence=confidence)
     found = {}
-    for name, values, confidence in (
-        ("single", log_probs[0], sure[0]),
-        ("window", window.log_probs, window.confidence),
-        ("ensemble", log_probs[1], sure[1]),
-    ):
-        curve = scores.risk_coverage(values, labels, confidence=confidence)
-        found |= {f"{name}_coverage": curve.coverage, f"{name}_risk": curve.risk}
+    for i, name in enumerate(("single", "window", "ensemble")):
+        found[f"{name}_coverage"] = curves.coverage[i]
+        found[f"{name}_risk"] = curves.risk[i]
     windows = cascade.windows
     found |= {k: getattr(windows, k)[0] for k in ("low", "high", "threshold")}
-    found |= {"confidence": sure[0], "correct": is_correct(log_probs[0], labels)}
-    return {name: np.asarray(x) for name, x in found.items()}
+    return found | {"confidence": sure[0], "correct": is_correct(log_probs[0], labels)}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def dense_of(cascade, test, count):
+    """The cascade's dense answers, and those with a window of `count` rows by rank."""
+    _, sure = combine.stage_scores(test, STAGES, cascade.confidence)
+    by_rank = combine.rank_windows(sure[:1], cascade.windows.threshold, count)
+    return cascade(test), cascade.replace(windows=by_rank)(test)
