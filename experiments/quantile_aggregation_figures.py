@@ -173,6 +173,7 @@ def _coverage_figure(config, found):
         legend=True,
         starts_at_zero=False,
     )
+    right.set_ylim(bottom=0)
     finish(right, x="Nominal coverage", y="Mean width")
     return fig
 

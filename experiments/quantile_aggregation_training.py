@@ -5,6 +5,7 @@ import functools
 import itertools
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from flax import nnx
@@ -276,35 +277,42 @@ def _absent_differences(config, stack, group, raw):
     """How far masked base models are from absent ones, for members with a subset.
 
     The same weights without the masked models, in an aggregator that never had them,
-    on rows that lack them; in the stack these models' quantiles are NaN as well.
+    on rows that lack them. "one_base_difference" is the distance of an aggregate of one
+    model from that model, 0 for others; both are the largest of a member's quantiles.
     """
-    subset = [i for i, member in enumerate(stack.members) if member.bases]
-    if not subset:
+    if not any(member.bases for member in stack.members):
         return {}
     quantiles = np.moveaxis(stack.rows["test"]["quantiles"], 2, 0)
-    differences = np.zeros(len(stack.members))
-    alone = np.zeros(len(stack.members))
-    levels = tuple(base.level_values(config).tolist())
-    for i in subset:
-        member = stack.members[i]
-        kept = np.array([name in member.bases for name in stack.base_names])
-        own = quantiles[:, :, member.seed]
-        aggregator = group[i].aggregator
-        small = combine.QuantileAggregator(
-            num_base=int(kept.sum()),
-            levels=levels,
-            kind=aggregator.kind,
-            own_level=aggregator.own_level,
-            rngs=nnx.Rngs(0),
-        )
-        small.logits[...] = aggregator.logits[...][kept]
-        absent = small.mix(own[kept])
-        broken = np.where(kept[:, None, None], own, np.nan)
-        masked = aggregator.mix(broken, mask=kept)
-        differences[i] = max(
-            np.abs(np.asarray(masked) - np.asarray(absent)).max(),
-            np.abs(raw[i] - np.asarray(absent)).max(),
-        )
-        if kept.sum() == 1:
-            alone[i] = np.abs(raw[i] - own[kept][0]).max()
+    logits = [
+        weights
+        for ensemble in group.ensembles
+        for weights in ensjax.mesh.fetch(ensemble.params["aggregator"]["logits"][...])
+    ]
+    alike: dict[Any, list[int]] = {}
+    for i, member in enumerate(stack.members):
+        alike.setdefault((member.kind, len(member.bases)), []).append(i)
+    differences, alone = np.zeros((2, len(stack.members)))
+    for (kind, count), places in alike.items():
+        weights, kept = [], []
+        for i in places:
+            bases = [stack.base_names.index(n) for n in stack.members[i].bases]
+            weights.append(logits[i][bases])
+            kept.append(quantiles[bases, :, stack.members[i].seed])
+        absent = _absent(config, kind, count, np.stack(weights), np.stack(kept))
+        for i, found, own in zip(places, absent, kept):
+            differences[i] = np.abs(raw[i] - found).max()
+            alone[i] = np.abs(raw[i] - own[0]).max() if count == 1 else 0.0
     return {"absent_difference": differences, "one_base_difference": alone}
+
+
+def _absent(config, kind, num_base, logits, quantiles):
+    """Aggregates `[k, batch, level]` of `num_base` models each, by their logits."""
+    levels = tuple(base.level_values(config).tolist())
+    small = _make_aggregator(config, kind, num_base, levels, None, nnx.Rngs(0))
+    graph, state = nnx.split(small)
+
+    def one(logits, quantiles):
+        merged = nnx.merge(graph, jax.tree.map(lambda _: logits, state))
+        return merged.mix(quantiles)
+
+    return np.asarray(jax.jit(jax.vmap(one))(logits, quantiles))

@@ -22,6 +22,7 @@ from ensjax.combine.quantile_training import (
     quantile_rows,
 )
 from ensjax.combine.quantiles import QuantileAggregator
+from ensjax.predictions import Predictions
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
@@ -50,7 +51,7 @@ class FittedAggregator:
 
     def __call__(
         self,
-        quantiles: jax.Array,
+        quantiles: jax.Array | Predictions,
         x: jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
@@ -59,7 +60,7 @@ class FittedAggregator:
         """Mixed quantiles in order, `[batch, level]`; see `QuantileAggregator`.
 
         Args:
-            quantiles: `[member, batch, level]`.
+            quantiles: `[member, batch, level]`, or `Predictions` of kind "quantiles".
             x: `[batch, feature]`, for local weights.
             mask: `[member]`, `[member, batch]` or `[member, batch, level]`.
             provenance: of the rows, if they are known.
@@ -67,12 +68,13 @@ class FittedAggregator:
         Raises:
             LeakageError: for test rows that it was fitted on.
         """
+        quantiles, mask, provenance, _ = _unpack(quantiles, mask, provenance, ())
         self.fitted_rows.check_test(provenance)
         return self.aggregator(quantiles, x, mask=mask)
 
 
 def fit_quantile_aggregator(
-    quantiles: jax.Array,
+    quantiles: jax.Array | Predictions,
     targets: jax.Array,
     *,
     levels: Sequence[float],
@@ -102,7 +104,9 @@ def fit_quantile_aggregator(
 
     Args:
         quantiles: of the base models, `[member, batch, level]`, for rows that these
-            were not trained on.
+            were not trained on; or `Predictions` of kind "quantiles", whose mask,
+            provenance and names are taken where they are not given. Their weights are
+            not: weights are what is fitted.
         targets: `[batch]`; rows of which it is NaN only join the penalty.
         levels: rising probabilities, `[level]`.
         kind, scope: of the weights; see `QuantileAggregator`.
@@ -131,6 +135,7 @@ def fit_quantile_aggregator(
 
     Raises:
         ValueError: for what does not go together.
+        TypeError: for `Predictions` of another kind.
         LeakageError: if a base model was trained on these rows, or they are test rows.
 
     Source: Fakoor et al. 2023, arXiv:2103.00083.
@@ -147,7 +152,14 @@ def fit_quantile_aggregator(
         >>> bool(fitted.aggregator.weights[0] > 0.95)
         True
     """
-    fitted_rows = check_fitting_rows("the quantile aggregator", provenance, names=names)
+    quantiles, mask, provenance, names = _unpack(quantiles, mask, provenance, names)
+    counts = None
+    if mask is not None:
+        counts = np.asarray(mask, bool)
+        counts = counts.any(axis=2) if counts.ndim == 3 else counts
+    fitted_rows = check_fitting_rows(
+        "the quantile aggregator", provenance, names=names, counts=counts
+    )
     if margin not in MARGINS:
         raise ValueError(f"margin must be one of {', '.join(MARGINS)}; got {margin!r}.")
     rates = np.atleast_1d(np.asarray(learning_rate, float)).tolist()
@@ -215,6 +227,19 @@ def fit_quantile_aggregator(
         chosen = int(np.argmin(np.nanmin(log.evaluations["loss"], axis=0)))
     aggregator = ensemble[chosen].aggregator
     return FittedAggregator(aggregator, fitted_rows, log, settings, chosen)
+
+
+def _unpack(quantiles, mask, provenance, names):
+    """Arrays and what is known of them, from `Predictions` where these are given."""
+    if not isinstance(quantiles, Predictions):
+        return quantiles, mask, provenance, names
+    if quantiles.kind != "quantiles":
+        raise TypeError(
+            f"quantiles are needed; these predictions are {quantiles.kind}."
+        )
+    mask = quantiles.mask if mask is None else mask
+    provenance = quantiles.provenance if provenance is None else provenance
+    return quantiles.values, mask, provenance, tuple(names) or quantiles.names
 
 
 def _margin(kind, scale, levels, rows):

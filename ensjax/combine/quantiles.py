@@ -192,17 +192,24 @@ class QuantileAggregator(nnx.Module):
             features = floating(x)
             for block in self.blocks:
                 features = block(features)
+        # Sums of differences from the row's own mean round less, and equal quantiles
+        # come out as they are.
+        centre = jnp.zeros((rows, 1), known.dtype)
+        if self.normalize:
+            count = jnp.maximum(jnp.sum(here, axis=(0, 2)), 1)
+            centre = (jnp.sum(known, axis=(0, 2)) / count)[:, None]
+            known = jnp.where(here, known - centre[None], 0.0)
         if self.kind != "fine":
-            return self._mix_own(known, here, features)
+            return self._mix_own(known, here, features) + centre
         block = size if self.level_block is None else min(self.level_block, size)
         part = self._fine_part(known, here, features)
         if block == size:
-            return part(jnp.arange(size))
+            return part(jnp.arange(size)) + centre
         # The last block repeats the last level, which is cut off again.
         count = -(-size // block)
         places = jnp.minimum(jnp.arange(count * block), size - 1)
         parts = jax.lax.map(jax.checkpoint(part), places.reshape(count, block))
-        return jnp.moveaxis(parts, 0, 1).reshape(rows, -1)[:, :size]
+        return jnp.moveaxis(parts, 0, 1).reshape(rows, -1)[:, :size] + centre
 
     @property
     def weights(self) -> jax.Array:

@@ -39,6 +39,9 @@ RULES = {
     "error_correlation": lambda x: scores.error_correlation(x, LABELS),
     "q_statistic": lambda x: scores.q_statistic(x, LABELS),
     "double_fault": lambda x: scores.double_fault(x, LABELS),
+    "quantiles_of_ensemble": lambda x: combine.quantiles_of_ensemble(
+        x[..., 0], np.array([0.1, 0.5, 0.9])
+    ),
     "mixture_moments": lambda x: scores.mixture_moments(x, x**2),
 }
 

@@ -1,5 +1,7 @@
 """Aggregators of quantiles: what the weights mean, what masks mean, what is trained."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 
 import ensjax
 from ensjax import combine
+from ensjax.predictions import Predictions
 from ensjax.provenance import LeakageError, Provenance
 from ensjax.train.evaluation import EarlyStopping
 
@@ -108,6 +111,16 @@ def by_loop(model, quantiles, x, mask):
     return out
 
 
+def outputs(model, quantiles, x, mask):
+    """What the model says before and after ordering, compiled."""
+
+    @jax.jit
+    def both(quantiles, x, mask):
+        return model.mix(quantiles, x, mask=mask), model(quantiles, x, mask=mask)
+
+    return both(quantiles, x, mask)
+
+
 @pytest.mark.parametrize("scope, kind", KINDS)
 def test_the_mixture_is_the_definition_also_where_models_and_levels_are_missing(
     rows, scope, kind
@@ -115,57 +128,69 @@ def test_the_mixture_is_the_definition_also_where_models_and_levels_are_missing(
     quantiles, x = rows
     mask = np.random.default_rng(1).uniform(size=quantiles.shape) < 0.7
     mask[0] = True
-    model = build(kind, scope)
     broken = np.where(mask, quantiles, np.nan)
-    found = jax.jit(lambda q, x, m: model.mix(q, x, mask=m))(broken, x, mask)
-    expected = by_loop(model, quantiles, x, mask)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    found = model(broken, x, mask=mask)
-    np.testing.assert_allclose(found, np.sort(expected, -1), atol=2e-6)
+    variants = [{}]
     if kind == "fine" and scope == "local":
-        blocks = build(kind, scope, level_block=2)
-        found = blocks.mix(broken, x, mask=mask)
-        np.testing.assert_allclose(found, expected, atol=2e-6)
-        low_rank = build(kind, scope, rank=2)
-        found = low_rank.mix(quantiles, x, mask=mask)
-        expected = by_loop(low_rank, quantiles, x, mask)
-        np.testing.assert_allclose(found, expected, atol=2e-6)
+        variants = [{"level_block": 2}, {"rank": 2}]
+    for options in variants:
+        model = build(kind, scope, **options)
+        mixed, ordered = outputs(model, broken, x, mask)
+        expected = by_loop(model, quantiles, x, mask)
+        np.testing.assert_allclose(mixed, expected, atol=2e-6)
+        np.testing.assert_allclose(ordered, np.sort(expected, -1), atol=2e-6)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("scope, kind", KINDS)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "scope, kind, normalize",
+    [
+        ("global", "medium", True),
+        ("global", "fine", True),
+        ("local", "fine", True),
+        pytest.param("local", "medium", True, marks=SLOW),
+        pytest.param("local", "coarse", True, marks=SLOW),
+        pytest.param("global", "coarse", True, marks=SLOW),
+        pytest.param("global", "medium", False, marks=SLOW),
+        pytest.param("local", "fine", False, marks=SLOW),
+    ],
+)
 def test_a_masked_model_equals_an_absent_one(rows, scope, kind, normalize):
     quantiles, x = rows
     model = build(kind, scope, normalize=normalize)
     broken = quantiles.copy()
     broken[1] = np.nan
     mask = np.arange(BASE) != 1
-    found = model(broken, x, mask=mask)
-    absent = without(model, 1)(np.delete(quantiles, 1, axis=0), x)
+    found = outputs(model, broken, x, mask)
+    fewer = np.delete(quantiles, 1, axis=0)
+    absent = outputs(without(model, 1), fewer, x, np.ones(BASE - 1, bool))
     np.testing.assert_allclose(found, absent, atol=1e-6)
     if normalize and kind == "medium":
         swapped = np.array([2, 0, 3, 1])  # the order of models changes nothing
         model.logits[...] = model.logits[...][swapped]
         if scope == "local":
             model.head[...] = model.head[...][:, swapped]
-        found = model(broken[swapped], x, mask=mask[swapped])
+        found = outputs(model, broken[swapped], x, mask[swapped])
         np.testing.assert_allclose(found, absent, atol=1e-6)
 
 
 def test_one_base_model_comes_back_and_new_weights_are_the_average(rows):
     quantiles, x = rows
-    for scope, kind in KINDS:
+    all_here, average = np.ones(BASE, bool), quantiles.mean(0)
+    for scope, kind in (*KINDS[1:3], KINDS[4]):
         if kind != "fine":
             one = build(kind, scope, num_base=1)
-            np.testing.assert_allclose(one(quantiles[:1], x), quantiles[0], atol=1e-6)
-            new = build(kind, scope, random=False)
-            np.testing.assert_allclose(new(quantiles, x), quantiles.mean(0), atol=1e-6)
-        free = build(kind, scope, random=False, normalize=False)
-        np.testing.assert_allclose(free(quantiles, x), quantiles.mean(0), atol=1e-6)
+            found = outputs(one, quantiles[:1], x, all_here[:1])[1]
+            np.testing.assert_allclose(found, quantiles[0], atol=1e-6)
+        new = build(kind, scope, random=False, normalize=kind != "fine")
+        found = outputs(new, quantiles, x, all_here)[1]
+        np.testing.assert_allclose(found, average, atol=1e-6)
     fine = build("fine", "global", random=False)
     own = np.exp(4) / (np.exp(4) + 4)
-    assert fine.weights[:, 2, 2].sum() == pytest.approx(own, rel=1e-6)
-    assert fine.weights.sum(axis=(0, 1)) == pytest.approx(np.ones(5), rel=1e-6)
+    weights = np.asarray(fine.weights)
+    assert weights[:, 2, 2].sum() == pytest.approx(own, rel=1e-6)
+    assert weights.sum(axis=(0, 1)) == pytest.approx(np.ones(5), rel=1e-6)
 
 
 def test_a_row_without_any_model_is_nan_and_the_others_are_not(rows):
@@ -173,7 +198,7 @@ def test_a_row_without_any_model_is_nan_and_the_others_are_not(rows):
     mask = np.ones((BASE, ROWS), bool)
     mask[:, 2] = False
     for scope, kind in KINDS[:3]:
-        found = build(kind, scope)(quantiles, x, mask=mask)
+        found = np.asarray(outputs(build(kind, scope), quantiles, x, mask)[1])
         assert np.isnan(found[2]).all() and np.isfinite(np.delete(found, 2, 0)).all()
 
 
@@ -301,6 +326,7 @@ def test_each_member_trains_on_its_own_column(stack):
     assert weights[0][0].min() > 0.5 and weights[1][2].min() > 0.5
 
 
+@pytest.mark.slow
 def test_a_member_without_a_fold_equals_one_trained_on_the_other_rows_alone(stack):
     rows, ensemble, trained = stack
     kept = rows["fold"][:, 0] != 1
@@ -347,7 +373,10 @@ def test_the_loss_is_pinball_plus_penalty_over_rows_that_count():
             margin=0.5,
             mesh=ensjax.make_mesh(devices=jax.devices()[:1]),
         )
-        loss, metrics = combine.quantile_loss(ensemble[0], rows, None)
+        member = ensemble[0]
+        loss, metrics = jax.jit(lambda r, m=member: combine.quantile_loss(m, r, None))(
+            rows
+        )
         mixed = quantiles.mean(0)
         ordered = np.repeat(mixed.mean(-1, keepdims=True), 5, -1)  # all pooled
         used = ordered if order_in_loss else mixed
@@ -355,40 +384,69 @@ def test_the_loss_is_pinball_plus_penalty_over_rows_that_count():
         pinball = np.maximum(LEVELS * over, (np.array(LEVELS) - 1) * over).mean(-1)
         counts = (fold != 2) & ~np.isnan(targets)
         pinball = np.average(pinball[counts], weights=weight[counts])
-        penalty = np.asarray(combine.crossing_penalty(mixed, 0.5))[fold != 2].mean()
+        gaps = mixed[:, :, None] - mixed[:, None, :] + 0.5
+        pairs = np.maximum(gaps, 0)[:, *np.triu_indices(5, 1)]
+        penalty = pairs.mean(-1)[fold != 2].mean()
         assert metrics["pinball"] == pytest.approx(pinball, rel=1e-5)
         assert metrics["crossing_penalty"] == pytest.approx(penalty, rel=1e-5)
         assert loss == pytest.approx(pinball + 2 * penalty, rel=1e-5)
 
 
-def test_fitting_chooses_settings_by_validation_and_refuses_leaking_rows():
+FIT = dict(levels=LEVELS, kind="medium", steps=40, evaluate_every_steps=20)
+
+
+def test_fitting_refuses_rows_that_base_models_were_trained_on_and_test_rows():
     (quantiles, targets, _), _ = crossing_case(60)
-    fit = dict(levels=LEVELS, kind="medium", steps=40, evaluate_every_steps=20)
-    held_out = (quantiles[:, 40:], targets[40:])
-    train_rows = dict(quantiles=quantiles[:, :40], targets=targets[:40])
+
+    def fit(**options):
+        return combine.fit_quantile_aggregator(quantiles, targets, **FIT, **options)
+
+    seen = Provenance.of("here", np.arange(60), trained_on=np.arange(5))
+    with pytest.raises(LeakageError, match="'forest'"):
+        fit(provenance=seen, names=["forest"])
+    predictions = Predictions(
+        values=quantiles,
+        mask=np.array([False, True, True]),
+        weights=np.ones(3),
+        kind="quantiles",
+        names=("forest", "trees", "linear"),
+        num_classes=0,
+        provenance=seen,
+    )
+    with pytest.raises(LeakageError, match="'trees'"):  # the forest does not count
+        combine.fit_quantile_aggregator(predictions, targets, **FIT)
+    with pytest.raises(TypeError, match="are votes"):
+        votes = dataclasses.replace(predictions, kind="votes")
+        combine.fit_quantile_aggregator(votes, targets, **FIT)
+    with pytest.raises(LeakageError, match="test rows only test"):
+        fit(provenance=Provenance("here", np.arange(60), part="test"))
+    with pytest.raises(ValueError, match="validation rows choose"):
+        fit(penalty=(0, 1))
+    with pytest.raises(ValueError, match="margin must be one of"):
+        fit(margin="wide")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("margin", ["single", "adapt", "vec"])
+def test_fitting_chooses_settings_by_validation_and_knows_its_rows(margin):
+    (quantiles, targets, _), _ = crossing_case(60)
     fitted = combine.fit_quantile_aggregator(
-        **train_rows,
-        **fit,
-        validation=held_out,
+        quantiles[:, :40],
+        targets[:40],
+        **FIT,
+        margin=margin,
+        validation=(quantiles[:, 40:], targets[40:]),
         learning_rate=(1e-5, 0.1),
         provenance=Provenance("here", np.arange(40)),
     )
     assert fitted.settings[fitted.chosen][0] == 0.1
     values = fitted.log.evaluations["loss"]
     assert values[:, 1].min() < values[:, 0].min()
-    mixed = fitted(quantiles[:, 40:])
-    best = scores_of(mixed, targets[40:])
+    best = scores_of(fitted(quantiles[:, 40:]), targets[40:])
     assert best == pytest.approx(values[:, 1].min(), rel=1e-5)
     test = Provenance("here", np.arange(30, 50), part="test")
     with pytest.raises(LeakageError, match="quantile aggregator was fitted on"):
         fitted(quantiles[:, 30:50], provenance=test)
-    seen = Provenance.of("here", np.arange(40), trained_on=np.arange(5))
-    with pytest.raises(LeakageError, match="'forest'"):
-        combine.fit_quantile_aggregator(
-            **train_rows, **fit, provenance=seen, names=["forest"]
-        )
-    with pytest.raises(ValueError, match="validation rows choose"):
-        combine.fit_quantile_aggregator(**train_rows, **fit, penalty=(0, 1))
 
 
 def scores_of(quantiles, targets):
