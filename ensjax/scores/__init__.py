@@ -118,6 +118,7 @@ from ensjax.scores.subgroups import (
     subgroup,
     subgroup_rate,
 )
+from ensjax.scores.summary import score_summary
 from ensjax.scores.uncertainty import (
     expected_entropy,
     jensen_gap,
@@ -215,6 +216,7 @@ __all__ = [
     "risk_coverage",
     "rmse",
     "rps",
+    "score_summary",
     "set_coverage",
     "size_stratified_coverage",
     "sparsification_error",
