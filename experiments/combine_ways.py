@@ -16,7 +16,7 @@ import numpy as np
 
 NUM_BINS, TOP_K = 15, 5
 COVERAGE, RISK = 0.8, 0.05
-BLOCK = {"NumPy": 32, "torch": 64}
+BLOCK = {"NumPy": 32, "torch": 256}
 
 
 def make_rows(num_members: int, num_rows: int, num_classes: int):
