@@ -132,8 +132,8 @@ def answers_file(path, broken=False):
 
 def test_answers_of_real_models_are_voted_on(tmp_path):
     overrides = [answers_file(tmp_path / "answers.csv")]
-    source, config = load_config(f"{CONFIG}:paper", overrides)
-    run_and_report(source, config, RunOptions(workdir=str(tmp_path / "run")))
+    options = RunOptions(f"{CONFIG}:paper", str(tmp_path / "run"), overrides)
+    assert run_and_report(options) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     scalars = results["scalars"]
     assert scalars["vote_accuracy"] == 1.0 and scalars["reader_wrong"] == 3
@@ -168,13 +168,13 @@ def test_a_word_that_is_no_error_is_named_with_its_line(tmp_path):
 
 @pytest.mark.slow
 def test_smoke_runs_to_the_end_and_resumes_to_the_same(tmp_path):
-    source, config = load_config(f"{CONFIG}:smoke", [])
-    run_and_report(source, config, RunOptions(workdir=str(tmp_path)))
+    options = RunOptions(f"{CONFIG}:smoke", str(tmp_path))
+    assert run_and_report(options) == 0
     results = (tmp_path / "results.json").read_text()
     letters = {c["name"].split(":")[0][-1] for c in json.loads(results)["claims"]}
     assert letters == set("abcde")
     assert len(list((tmp_path / "figures").iterdir())) == 5
     (tmp_path / "results.json").unlink()
     (tmp_path / "stages" / "members.npz").unlink()  # trained, not yet stored
-    run_and_report(source, config, RunOptions(workdir=str(tmp_path)))
+    assert run_and_report(options) == 0
     assert (tmp_path / "results.json").read_text() == results
