@@ -11,12 +11,17 @@ import concurrent.futures
 import itertools
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-NUM_BINS, TOP_K = 15, 5
-COVERAGE, RISK = 0.8, 0.05
-BLOCK = {"NumPy": 32, "torch": 256}
+from ensjax.experiment.configs import load_module
+
+shared = load_module(Path(__file__).with_name("combine_scores.py"), "bench")
+torch_way = load_module(Path(__file__).with_name("combine_torch.py"), "bench")
+NUM_BINS, TOP_K = shared.NUM_BINS, shared.TOP_K
+COVERAGE, RISK = shared.COVERAGE, shared.RISK
+BLOCK = 32
 
 
 def make_rows(num_members: int, num_rows: int, num_classes: int):
@@ -87,7 +92,7 @@ def _numpy_scores(logits, labels, num_threads):
     ) * NUM_BINS
 
     def read(start):
-        rows = slice(start, start + BLOCK["NumPy"])
+        rows = slice(start, start + BLOCK)
         block, label = logits[:, rows], labels[rows]
         at = np.arange(len(label))
         probs = np.empty((num_systems, *block.shape[1:]), np.float32)
@@ -134,7 +139,7 @@ def _numpy_scores(logits, labels, num_threads):
             gap,
         ]
 
-    starts = range(0, num_rows, BLOCK["NumPy"])
+    starts = range(0, num_rows, BLOCK)
     totals = None
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         for found in pool.map(read, starts) if num_threads > 1 else map(read, starts):
@@ -162,7 +167,7 @@ def _numpy_scores(logits, labels, num_threads):
     kinds = itertools.product((hit, 1 - hit), repeat=2)
     tables = [a @ b.T / num_rows for a, b in kinds]
     same = np.array([np.count_nonzero(members == own, axis=1) for own in members])
-    return _finish(systems, 1 - same / num_rows, tables) | {
+    return shared.finish(systems, 1 - same / num_rows, tables) | {
         "mutual_information": mutual / num_rows,
         "vote_accuracy": (vote == labels).mean(),
         "any_right": right[:-1].any(axis=0).mean(),
@@ -196,160 +201,7 @@ def _numpy_system(log_confidence, right, choice, labels):
         "adaptive_ece": np.abs(np.add.reduceat(gap[order], edges)).sum() / num_rows,
         "ece": miss.sum() / num_rows,
         "mce": np.max(miss / np.maximum(number, 1)),
-        **_of_confusion(counts.reshape(num_classes, num_classes) / num_rows),
-    }
-
-
-def _of_confusion(shares):
-    """Scores from the share of rows of each class that are called each."""
-    hits, true, chosen = np.diagonal(shares), shares.sum(axis=1), shares.sum(axis=0)
-    chance, agree = (true * chosen).sum(), hits.sum()
-    spread = (1 - (true**2).sum()) * (1 - (chosen**2).sum())
-    return {
-        "balanced_accuracy": (hits[true > 0] / true[true > 0]).mean(),
-        "macro_f1": (2 * hits / np.maximum(true + chosen, 1e-30)).mean(),
-        "matthews_correlation": (agree - chance) / np.sqrt(spread),
-        "cohen_kappa": (agree - chance) / (1 - chance),
-    }
-
-
-def _finish(systems, matrix, tables):
-    """Names as ours, and what follows from sums."""
-    n11, n10, n01, n00 = tables
-    alike, unlike = n11 * n00, n10 * n01
-    product = (n11 + n10) * (n01 + n00) * (n11 + n01) * (n10 + n00)
-    found = {name: values[-1] for name, values in systems.items()}
-    found |= {f"{name}_members": values[:-1] for name, values in systems.items()}
-    above = np.triu_indices(len(matrix), 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        pairs = {
-            "error_correlation": (alike - unlike) / np.sqrt(product),
-            "q_statistic": (alike - unlike) / (alike + unlike),
-        }
-    return (
-        found
-        | pairs
-        | {
-            "jensen_gap": found["nll_members"].mean() - found["nll"],
-            "expected_entropy": found["entropy_members"].mean(),
-            "disagreement": matrix[above].mean() if len(matrix) > 1 else 0.0,
-            "disagreement_matrix": matrix,
-            "double_fault": n00,
-        }
-    )
-
-
-def with_torch(logits, labels):
-    """torch with all threads, blocks of rows after each other.
-
-    Raises:
-        ImportError: without torch.
-    """
-    import torch
-
-    with torch.inference_mode():
-        tensors = torch.from_numpy(logits), torch.from_numpy(labels).long()
-
-    def run():
-        with torch.inference_mode():
-            return _torch_scores(torch, *tensors)
-
-    return run
-
-
-def _torch_scores(torch, logits, labels):
-    num_members, num_rows, num_classes = logits.shape
-    num_systems = num_members + 1
-    log_confidence = torch.empty(num_systems, num_rows)
-    choice = torch.empty(num_systems, num_rows, dtype=torch.long)
-    vote = torch.empty(num_rows, dtype=torch.long)
-    sums = {
-        name: torch.zeros(num_systems, dtype=torch.double)
-        for name in ("nll", "brier", "top_k_accuracy", "entropy")
-    }
-    gap = torch.zeros(num_systems * num_classes * NUM_BINS)
-    mutual = torch.zeros((), dtype=torch.double)
-    first = torch.arange(num_systems)[:, None, None] * num_classes
-    first = ((first + torch.arange(num_classes)) * NUM_BINS).int()
-    for start in range(0, num_rows, BLOCK["torch"]):
-        rows = slice(start, start + BLOCK["torch"])
-        label = labels[rows]
-        log_probs = torch.log_softmax(logits[:, rows], dim=-1)
-        probs = log_probs.exp()
-        mixture = probs.mean(dim=0, keepdim=True)
-        probs = torch.cat([probs, mixture])
-        log_probs = torch.cat([log_probs, mixture.log()])
-        largest, chosen = log_probs.max(dim=-1)
-        log_confidence[:, rows], choice[:, rows] = largest, chosen
-        index = label[None, :, None].expand(num_systems, -1, 1)
-        log_prob = log_probs.gather(-1, index)
-        own = log_prob.exp()
-        entropy = -(probs * log_probs).sum(dim=-1)
-        sums["nll"] -= log_prob.sum(dim=(1, 2))
-        sums["brier"] += (probs.square().sum(-1) - 2 * own[..., 0] + 1).sum(-1)
-        sums["top_k_accuracy"] += ((log_probs > log_prob).sum(-1) < TOP_K).sum(-1)
-        sums["entropy"] += entropy.sum(-1)
-        mutual += (entropy[-1] - entropy[:-1].mean(0)).clamp(min=0).sum()
-        counts = torch.zeros(len(label), num_classes, dtype=torch.int32)
-        ones = torch.ones(len(label), num_members, dtype=torch.int32)
-        counts.scatter_add_(1, chosen[:-1].T, ones)
-        vote[rows] = counts.argmax(dim=-1)
-        bins = (probs * NUM_BINS).ceil_().int().sub_(1).clamp_(min=0).add_(first)
-        gap.index_add_(0, bins.reshape(-1), probs.reshape(-1), alpha=-1.0)
-        of_label = bins.gather(-1, index).reshape(-1)
-        gap.index_add_(0, of_label, torch.ones(len(of_label)))
-    right = choice == labels
-    order = torch.argsort(log_confidence, dim=-1, descending=True)
-    systems = [
-        _torch_system(torch, *parts, labels)
-        for parts in zip(log_confidence, right, choice, order)
-    ]
-    systems = {name: np.array([own[name] for own in systems]) for name in systems[0]}
-    systems |= {name: (x / num_rows).numpy() for name, x in sums.items()}
-    gap = gap.reshape(num_systems, num_classes, NUM_BINS).abs().sum(-1).mean(-1)
-    systems["classwise_ece"] = (gap / num_rows).numpy()
-    systems["accuracy"] = right.float().mean(-1).numpy()
-    members = choice[:-1].to(torch.uint8 if num_classes < 256 else torch.int32)
-    same = torch.stack([(members == own).sum(-1) for own in members])
-    hit = right[:-1].float()
-    kinds = itertools.product((hit, 1 - hit), repeat=2)
-    tables = [(a @ b.T / num_rows).numpy() for a, b in kinds]
-    return _finish(systems, (1 - same / num_rows).numpy(), tables) | {
-        "mutual_information": float(mutual) / num_rows,
-        "vote_accuracy": float((vote == labels).float().mean()),
-        "any_right": float(right[:-1].any(0).float().mean()),
-    }
-
-
-def _torch_system(torch, log_confidence, right, choice, order, labels):
-    num_rows, num_classes = len(labels), int(labels.max()) + 1
-    place = torch.arange(1, num_rows + 1)
-    wrong = (~right[order]).cumsum(0)
-    risk = wrong / place
-    confidence = log_confidence.exp()
-    gap = right.float() - confidence
-    bins = ((confidence * NUM_BINS).ceil().long() - 1).clamp(min=0)
-    number = torch.bincount(bins, minlength=NUM_BINS)
-    miss = torch.bincount(bins, gap, NUM_BINS).abs()
-    late = (place - (num_rows - wrong[-1])).clamp(min=0) / place
-    low = (risk <= RISK).nonzero()
-    in_order, edges = gap[order].cumsum(0), []
-    for b in range(1, NUM_BINS + 1):
-        edges.append(b * num_rows // NUM_BINS - 1)
-    parts = in_order[edges].diff(prepend=torch.zeros(1))
-    counts = torch.bincount(labels * num_classes + choice, minlength=num_classes**2)
-    shares = counts.reshape(num_classes, num_classes).double().numpy() / num_rows
-    aurc = float(risk.mean())
-    return {
-        "aurc": aurc,
-        "excess_aurc": aurc - float(late.mean()),
-        "augrc": float(wrong.double().mean() / num_rows),
-        "risk_at_coverage": float(risk[int(np.ceil(COVERAGE * num_rows)) - 1]),
-        "coverage_at_risk": (int(low[-1]) + 1) / num_rows if len(low) else 0.0,
-        "adaptive_ece": float(parts.abs().sum() / num_rows),
-        "ece": float(miss.sum() / num_rows),
-        "mce": float((miss / number.clamp(min=1)).max()),
-        **_of_confusion(shares),
+        **shared.of_confusion(counts.reshape(num_classes, num_classes) / num_rows),
     }
 
 
@@ -395,7 +247,7 @@ WAYS = {
     "ensjax": with_ensjax,
     "NumPy": with_numpy,
     "NumPy threads": lambda x, y: with_numpy(x, y, num_threads=os.cpu_count() or 1),
-    "torch": with_torch,
+    "torch": torch_way.with_torch,
     "scikit-learn": with_sklearn,
 }
 PARTIAL = ("scikit-learn",)  # gives some of the scores
