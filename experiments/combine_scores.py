@@ -1,4 +1,4 @@
-"""What the ways of `bench_combine` share: settings, and scores that follow from sums."""
+"""What the ways of `bench_combine` share: settings, and what follows from sums."""
 
 import numpy as np
 

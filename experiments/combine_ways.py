@@ -29,11 +29,11 @@ def make_rows(num_members: int, num_rows: int, num_classes: int):
     rng = np.random.default_rng(0)
     labels = rng.integers(num_classes, size=num_rows)
     logits = np.empty((num_members, num_rows, num_classes), np.float32)
-    shared = rng.standard_normal((num_rows, num_classes), np.float32)
-    shared[np.arange(num_rows), labels] += 4
+    together = rng.standard_normal((num_rows, num_classes), np.float32)
+    together[np.arange(num_rows), labels] += 4
     for own in logits:
         rng.standard_normal(out=own, dtype=np.float32)
-        own += shared
+        own += together
     return logits, labels.astype(np.int32)
 
 
