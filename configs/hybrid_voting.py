@@ -4,7 +4,11 @@
     ensjax run configs/hybrid_voting.py:claims          # thirty and twenty splits
     ensjax run configs/hybrid_voting.py:paper           # a folder of MR images: unrun
 
-MEASURED
+On 2 CPU cores (AMD EPYC, shared; seconds of CPU): smoke 18, small 36, claims 63. Over
+the 30 splits of claims the hard vote is right on 95.8 % of the breast-cancer rows, KNN
+alone on 96.4 % and a tree on 92.0 %: the vote beats the tree, and not KNN. On phantoms
+of 20 splits it is right on 85.5 %; five networks on as few as 25 rows do no worse. All
+votes equal scikit-learn's. Verdicts are in experiments/RESULTS.md. paper has not run.
 """
 
 import ml_collections

@@ -78,7 +78,7 @@ def add_tables(run_dir, config, results):
 def add_figures(run_dir, config, results):
     """Accuracies, phantoms and their masks, area error against contrast, few rows."""
     values = {
-        where: {
+        f"Accuracy, {where}": {
             **{
                 name: _interval(found["members"][:, m])
                 for m, name in enumerate(members.MEMBERS)
@@ -104,7 +104,8 @@ def add_figures(run_dir, config, results):
         "area-error",
         _draw_errors(results["segmentation"]),
         "Relative error of the segmented area of single phantoms against the contrast"
-        " of the tumour; the line is the median of ten groups of equal size.",
+        " of the tumour, those below .001 at .001; the line is the median of ten groups"
+        " of equal size.",
     )
     run_dir.add_figure(
         "few-rows",

@@ -69,27 +69,31 @@ def otsu_threshold(values: np.ndarray, num_levels: int = 256) -> float:
         t = argmax_t w0(t) w1(t) (mu0(t) - mu1(t))^2
 
     Args:
-        values: any shape; the histogram has `num_levels` equal bins over their range.
+        values: any shape. More than `num_levels` different ones are counted in so many
+            equal bins over their range.
         num_levels: number of bins.
 
     Returns:
-        The edge between the two classes, of the first best cut; values above it are the
-        upper class. Where all values are equal, that value.
+        The first best cut; values above it are the upper class. Where all values are
+        equal, that value.
 
     Source: Otsu 1979.
     """
     values = np.asarray(values, float).reshape(-1)
-    if values.min() == values.max():
-        return float(values[0])
-    counts, edges = np.histogram(values, num_levels)
-    middle = (edges[1:] + edges[:-1]) / 2
+    levels, counts = np.unique(values, return_counts=True)
+    if len(levels) == 1:
+        return float(levels[0])
+    cuts = levels[:-1]
+    if len(levels) > num_levels:
+        counts, edges = np.histogram(values, num_levels)
+        levels, cuts = (edges[1:] + edges[:-1]) / 2, edges[1:-1]
     below = np.cumsum(counts)[:-1]
     above = counts.sum() - below
-    total = np.cumsum(counts * middle)
+    total = np.cumsum(counts * levels)
     with np.errstate(invalid="ignore", divide="ignore"):
         gap = total[:-1] / below - (total[-1] - total[:-1]) / above
         between = below * above * gap**2
-    return float(edges[1:-1][np.argmax(np.nan_to_num(between))])
+    return float(cuts[np.argmax(np.nan_to_num(between))])
 
 
 def segment(image: np.ndarray) -> np.ndarray:

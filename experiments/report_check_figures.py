@@ -150,13 +150,14 @@ def add_figures(run_dir, config, results):
     )
     names = ["vote", "reader", *(f"m{m}" for m in range(config.num_members))]
     for d, letter in enumerate(verdicts.domains(config)):
+        fig = plot.disagreement_matrix(
+            results["matrix"][d], names=names, label="P(row right | column wrong)"
+        )
+        fig.axes[0].set_xlabel("Who is wrong", fontsize=style.LABEL_SIZE)
+        fig.axes[0].set_ylabel("Who is right", fontsize=style.LABEL_SIZE)
         run_dir.add_figure(
             f"complementarity-{letter}",
-            plot.disagreement_matrix(
-                results["matrix"][d],
-                names=names,
-                label="P(row right | column wrong)",
-            ),
+            fig,
             f"How often a system is right where another is wrong, domain {letter}, mean"
             " over seeds.",
         )
@@ -183,9 +184,14 @@ def _draw_subsets(config, results):
         ax.hist(draws[d], edges, histtype="step", lw=1.8, color=style.PALETTE[d],
                 label=f"domain {letter}")  # fmt: skip
     ax.axvline(15 / 21, color=style.GREY, ls="--", lw=1.2, label="the paper's 15 of 21")
-    style.finish(ax, x=f"Vote right on {size} reader-wrong cases", y="Draws",
-                 legend=True)  # fmt: skip
-    ax.get_legend().set_loc("upper left")
+    ax.set_xlim(0, 1.03)
+    style.finish(
+        ax,
+        x=f"Vote right on {size} reader-wrong cases (share)",
+        y="Draws",
+        legend=True,
+        legend_above=True,
+    )
     return fig
 
 

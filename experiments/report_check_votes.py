@@ -71,10 +71,14 @@ def vote(members: np.ndarray, num_classes: int, best: np.ndarray) -> np.ndarray:
 
 
 def accuracy(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Share of the answers that were read and are right, over the last axis."""
+    """Share of the answers that were read and are right, over the last axis.
+
+    NaN where no answer was read.
+    """
     is_read = answers != ABSTAIN
-    right = (answers == labels) & is_read
-    return right.sum(axis=-1) / is_read.sum(axis=-1)
+    right = ((answers == labels) & is_read).sum(axis=-1)
+    number = is_read.sum(axis=-1)
+    return np.where(number > 0, right / np.maximum(number, 1), np.nan)
 
 
 def measure(config, logits: dict[str, np.ndarray], errors: np.ndarray) -> dict:
@@ -259,9 +263,8 @@ def set_quality(is_right: np.ndarray, quality: float, rng) -> np.ndarray:
 def _vote(config, choices, answers, patterns, labels, labelled, rng) -> Votes:
     """Asks, reads and votes; the best member is named on the labelled rows."""
     read = ask(choices, answers, patterns, unread_share=config.unread_share, rng=rng)
-    best = np.argmax(
-        accuracy(read[..., labelled], labels[:, :, None, labelled]), axis=-1
-    )
+    labelled_accuracy = accuracy(read[..., labelled], labels[:, :, None, labelled])
+    best = np.argmax(np.nan_to_num(labelled_accuracy), axis=-1)
     members = read[..., ~labelled]
     return Votes(members, vote(members, len(patterns), best))
 

@@ -196,6 +196,7 @@ from ensjax.scores.subgroups import (
     subgroup,
     subgroup_rate,
 )
+from ensjax.scores.summary import score_summary
 from ensjax.scores.uncertainty import (
     dempster_shafer,
     energy,
@@ -347,6 +348,7 @@ __all__ = [
     "risk_coverage",
     "rmse",
     "rps",
+    "score_summary",
     "set_coverage",
     "size_stratified_coverage",
     "slope",
