@@ -43,6 +43,9 @@ def run_compacted(
     From the host, a stage at a time: rows that go on are gathered, at most `batch_size`
     at once, and padded to a power of two from `smallest` on (or to `batch_size`), so
     that each stage has a few programs however many rows go on.
+    Every row leaves at the stage of the dense form, with its numbers to rounding: the
+    last bits of a compiled program may depend on the size of the batch, and so may the
+    stage of a row whose confidence lies that near to the end of a window.
 
     Args:
         cascade: with fitted windows.

@@ -142,6 +142,7 @@ def test_windows_are_quantiles_around_the_threshold_of_the_task():
     assert (single.low == -np.inf).all()
 
 
+@pytest.mark.slow
 def test_a_fitted_cascade_has_the_windows_of_its_stages_and_several_are_one_program():
     cases = [case(seed=s) for s in range(3)]
     logits, labels = (np.stack(x) for x in zip(*cases))
@@ -205,7 +206,7 @@ def test_one_stage_is_the_ensemble_and_windows_that_hold_all_rows_too():
     np.testing.assert_allclose(single, jax.nn.log_softmax(logits[2]), atol=1e-6)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10_000))
 def test_masks_order_and_duplicates_of_members_change_nothing(seed):
     logits, _ = case(seed=seed)
@@ -228,6 +229,7 @@ def test_masks_order_and_duplicates_of_members_change_nothing(seed):
     np.testing.assert_array_equal(moved.log_probs, expected.log_probs[rows])
 
 
+@pytest.mark.slow
 def test_a_masked_stage_changes_nothing_and_a_masked_first_stage_is_undefined():
     logits, _ = case()
     windows = jax.tree.map(lambda x: x[:1], CASCADE.windows)

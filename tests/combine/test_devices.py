@@ -21,6 +21,7 @@ RULES = {
     "weighted_vote": lambda x: combine.weighted_vote(x, WEIGHTS),
     "temperature": lambda x: combine.calibrate(x, LABELS)(x),
     "member_temperatures": lambda x: combine.calibrate_members(x, LABELS)(x),
+    "stage_scores": lambda x: combine.stage_scores(x, ((0, 9), (3, 12, 15))),
     "nll": lambda x: scores.nll(x, LABELS),
     "brier": lambda x: scores.brier(x, LABELS),
     "accuracy": lambda x: scores.accuracy(x, LABELS),
