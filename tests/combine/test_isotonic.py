@@ -105,7 +105,8 @@ def test_rows_in_blocks_and_under_vmap_equal_rows_at_once(case, monkeypatch):
     np.testing.assert_array_equal(found, expected)
     by_row = jax.jit(jax.vmap(both))(values, weights)
     np.testing.assert_array_equal(by_row[0], expected)
-    np.testing.assert_allclose(by_row[1], gradient, atol=1e-6)
+    # Row 4 has cotangents of 300, with 3e-5 in the last place.
+    np.testing.assert_allclose(by_row[1], gradient, rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=10, deadline=None)
