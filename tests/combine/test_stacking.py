@@ -127,7 +127,14 @@ def test_parity_with_the_stacking_regressor_of_scikit_learn():
     np.testing.assert_allclose(actual, reference.predict(x), rtol=1e-5)
 
 
-@pytest.mark.parametrize("constraint", ["free", "non_negative", "simplex"])
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        "simplex",
+        pytest.param("free", marks=pytest.mark.slow),
+        pytest.param("non_negative", marks=pytest.mark.slow),
+    ],
+)
 def test_regression_weights_equal_the_constrained_minimum(constraint):
     points, targets, weight = points_case()
     fitted = fit_regression(
