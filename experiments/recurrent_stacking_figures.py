@@ -121,6 +121,7 @@ def _domains(config, results):
         for d, n, c in zip(domains, noise, config.data.contrast)
     ] or [str(d) for d in domains]
     ax.set_xticks(domains, labels)
+    ax.set_ylim(bottom=0)
     finish(ax, x="Domain left out", y="HTER", legend=True)
     ax.grid(False, axis="x")
     return fig
@@ -158,6 +159,7 @@ def _skips(config, results):
     )
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
+    ax.set_ylim(bottom=0)
     finish(ax, x="Frames processed in each clip, log scale", y="HTER", legend=True)
     return fig
 

@@ -11,8 +11,8 @@ from ensjax.nn.layers import Head, dropout_layer, he_normal, maybe
 
 CELLS = {"gru": nnx.GRUCell, "lstm": nnx.OptimizedLSTMCell}
 POOLS = ("last", "mean")
-# Not orthogonal, which needs LAPACK's QR: on several CPU devices at once (jax 0.10.1) it
-# waits for ever when a dozen members are initialised together.
+# Not orthogonal, which needs LAPACK's QR: on several CPU devices (jax 0.10.1) it waits
+# for ever when a dozen members are initialised together.
 _INITIALISERS = {
     "he_normal": he_normal,
     "lecun_normal": nnx.initializers.lecun_normal(),

@@ -79,6 +79,7 @@ def test_weights_of_each_class_reach_the_minimum_near_equal_weights():
     np.testing.assert_allclose(fitted(logits), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_masked_members_rows_of_weight_zero_and_order_leave_no_trace():
     logits, labels, _ = case()
     weight = np.ones(80)

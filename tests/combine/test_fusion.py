@@ -24,7 +24,7 @@ KINDS = {
     "attention": dict(num_heads=2),
     "bilinear": dict(rank=3),
 }
-SLOW = ("static", "sigmoid", "top_k", "concat")
+SLOW = ("static", "sigmoid", "top_k", "concat", "gated", "bilinear")
 
 
 def make(kind, rngs=None, widths=WIDTHS):

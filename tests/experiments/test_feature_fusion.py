@@ -83,6 +83,7 @@ def test_alternating_rows_reach_one_side_each():
     assert only_fusion["members"] == 0 and only_fusion["fusion"] > 0
 
 
+@pytest.mark.slow
 def test_the_optimizer_takes_turns():
     tx = models.make_optimizer("alternating")(0.1)
     params = {"members": jnp.ones(2), "fusion": jnp.ones(3)}

@@ -105,6 +105,7 @@ def test_a_seed_keeps_its_ids_when_there_are_more():
     assert ids[0].items() <= ids[1].items() and len(ids[1]) == 3 * len(ids[0])
 
 
+@pytest.mark.slow
 def test_error_rates_equal_a_loop_over_thresholds():
     rng = np.random.default_rng(0)
     for tied in (False, True):

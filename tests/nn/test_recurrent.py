@@ -59,7 +59,8 @@ def run_cell(kind, cell, steps):
 
 
 @pytest.mark.parametrize(
-    "kind", ["gru", "bilstm", pytest.param("lstm", marks=pytest.mark.slow)]
+    "kind",
+    ["bilstm", *(pytest.param(k, marks=pytest.mark.slow) for k in ("gru", "lstm"))],
 )
 def test_logits_equal_a_loop_over_the_true_steps_of_each_sequence(kind):
     model, x = make(kind), sequences()
@@ -80,6 +81,7 @@ def test_logits_equal_a_loop_over_the_true_steps_of_each_sequence(kind):
         np.testing.assert_allclose(actual[row], want, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_gradients_ignore_padding_and_rows_do_not_depend_on_their_order():
     model, x = make("bilstm"), sequences()
     graph, params = nnx.split(model)
