@@ -168,7 +168,8 @@ def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
     """The members of all parts, in order: several sources' predictions of equal rows.
 
     Weights stay as they are: they are relative to each other over all sources. Names
-    may repeat. Logits and log-probabilities go together.
+    may repeat. Logits and log-probabilities go together, and labels 0, 1, ... with class
+    indices that have no labels.
 
     Raises:
         ValueError: if rows, kinds, classes, levels or columns differ, only some state a
@@ -179,6 +180,7 @@ def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
         raise ValueError("concatenate_predictions needs at least one part.")
     if {part.kind for part in parts} == {"logits", "log_probs"}:
         parts = [part.replace(kind="logits") for part in parts]
+    parts = [_without_plain_columns(part) for part in parts]
     first = parts[0]
     for place, part in enumerate(parts[1:], start=2):
         for name in ("kind", "num_classes", "levels", "columns"):
@@ -217,6 +219,13 @@ def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
         ),
         **joined,
     )
+
+
+def _without_plain_columns(part):
+    """Classes 0, 1, ... are what class indices mean where no labels are stated."""
+    if part.num_classes and part.columns == tuple(range(part.num_classes)):
+        return part.replace(columns=None)
+    return part
 
 
 def _kind(estimators, names, kind):
