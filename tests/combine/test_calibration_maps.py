@@ -149,7 +149,10 @@ def test_isotonic_is_scikit_learns_for_every_class():
     np.testing.assert_allclose(got, peer.predict_proba(probs), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vector", "matrix", "platt", "isotonic"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("platt", "isotonic")]
+
+
+@pytest.mark.parametrize("name", ["vector", "matrix", *SLOW])
 def test_a_calibrated_model_has_less_nll_and_is_normalised(name):
     def nll(log_probs):
         picked = np.asarray(log_probs)[np.arange(N), LABELS]
