@@ -6,7 +6,14 @@
 
 Four data sets: pure noise (a canary for leaks), views of scikit-learn's digits and of
 breast-cancer measurements, and simulated connectomes of 600 subjects with age and sex.
-`paper` replaces the simulation by ABIDE I, which has to be fetched first.
+`paper` replaces the simulation by ABIDE I, which has to be fetched first; nobody has
+run it.
+
+On 2 busy CPU cores (AMD EPYC): small takes 90 s of CPU time, smoke 60 s. In small (5 to
+15 seeds) features selected outside the folds reach 0.928 on pure noise, inside 0.496.
+The weighted vote beats the best digit view by 5 points and the best simulated atlas by
+1.4, but not the best view of cells (-0.7), and is never better than the equal vote by
+more than 0.4; age and sex add 2.4 points.
 """
 
 import ml_collections

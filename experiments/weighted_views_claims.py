@@ -279,7 +279,7 @@ def make_checks(config, done) -> list[dict]:
 
 
 def recommend(done, name) -> str:
-    """The vote or the view that validation would choose, whichever tests better."""
+    """Of the weighted vote and the view chosen on validation, what tests better."""
     accuracy = accuracy_of(done, name)
     ahead = accuracy[votes.CHOSEN] - accuracy[votes.BY_ACCURACY]
     return votes.CHOSEN if ahead.mean() > 0 else votes.BY_ACCURACY
@@ -301,8 +301,8 @@ def describe(config, done, scalars) -> str:
             f" view {best_view(done, name).mean():.3f}, equal vote"
             f" {accuracy[votes.EQUAL].mean():.3f}, weighted by validation accuracy"
             f" {accuracy[votes.BY_ACCURACY].mean():.3f}, best view on validation"
-            f" {accuracy[votes.CHOSEN].mean():.3f}; recommended:"
-            f" {recommend(done, name)}."
+            f" {accuracy[votes.CHOSEN].mean():.3f}; recommended of"
+            f" the last two: {recommend(done, name)}."
         )
     gain = demographic_gain(done)
     text += (
