@@ -6,7 +6,15 @@
 
 Four data sets: pure noise (a canary for leaks), views of scikit-learn's digits and of
 breast-cancer measurements, and simulated connectomes of 600 subjects with age and sex.
-`paper` replaces the simulation by ABIDE I, which has to be fetched first.
+`paper` replaces the simulation by ABIDE I, which has to be fetched first; nobody has
+run it.
+
+On 2 busy CPU cores (AMD EPYC), seconds of CPU time: claims 140, small about 90, smoke
+60. In claims (10 to 30 seeds) features selected outside the folds reach 0.924 on pure
+noise, inside 0.493. The weighted vote beats the best digit view by 5.3 points and the
+best simulated atlas by 1.6, but not the best view of cells (-0.7); it beats the equal
+vote on the cells alone (0.3). Age and sex add 1.7 points. Networks that start from the
+autoencoders reach 0.538, from random weights 0.626.
 """
 
 import ml_collections

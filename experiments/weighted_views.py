@@ -251,29 +251,30 @@ def encoder_of(done, number):
 
 
 def run_network(config, problems, stack, encoders, run_dir):
-    """The classifiers that start from the encoders, and their votes, by seed.
+    """Classifiers that start from the encoders or do not, and their votes, by seed.
 
     Returns:
-        `accuracy [seed, system]` over all held-out rows, and `arrived`, the largest
-        difference between an encoder and the layer it started.
+        `accuracy [seed, system]` over all held-out rows of those that start from the
+        encoders, `accuracy_new [seed, system]` of the others, and `arrived`, the
+        largest difference between an encoder and the layer it started.
     """
     said, arrived = stacks.train_network(config, stack, encoders, run_dir)
-    results, start = [], 0
+    results = {"accuracy": [], "accuracy_new": []}
     for seed in range(config.network.num_seeds):
         problem = problems(seed)
         names = tuple(problem.columns)
-        rows = slice(start, start + len(problem.labels))
-        start = rows.stop
-        judged = [
-            votes.judge(logits[:, rows], problem.labels, split, names)["votes"]
-            for logits, split in zip(
-                said[seed], folded.connectome_folds(config, problem, seed)
-            )
-        ]
-        named = folded.whole(judged, folded.connectome_folds(config, problem, seed))
-        results.append((named == problem.labels).mean(axis=1))
+        folds = folded.connectome_folds(config, problem, seed)
+        count = len(problem.labels)
+        rows = slice(seed * count, (seed + 1) * count)
+        for key, logits in zip(results, said[:, seed]):
+            judged = [
+                votes.judge(fold[:, rows], problem.labels, split, names)["votes"]
+                for fold, split in zip(logits, folds)
+            ]
+            named = folded.whole(judged, folds)
+            results[key].append((named == problem.labels).mean(axis=1))
     return {
-        "accuracy": np.stack(results),
+        **{key: np.stack(values) for key, values in results.items()},
         "systems": np.array(votes.systems(names)),
         "arrived": np.float64(arrived),
     }

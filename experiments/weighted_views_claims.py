@@ -70,6 +70,9 @@ def summarise(config, done) -> dict[str, float]:
     found = done["connectomes"]
     for system, values in zip(found["systems"], found["accuracy"].T):
         scalars[f"connectomes_{_slug(system)}_without_age_and_sex"] = values.mean()
+    network = done["network"]
+    for system, values in zip(network["systems"], network["accuracy_new"].T):
+        scalars[f"network_{_slug(system)}_without_encoders"] = values.mean()
     scalars["age_and_sex_alone_accuracy"] = found["alone"].mean()
     for name in ("sensitivity", "specificity"):
         each = [rates(done, seed)[name] for seed in range(len(found["labels"]))]
@@ -276,7 +279,7 @@ def make_checks(config, done) -> list[dict]:
 
 
 def recommend(done, name) -> str:
-    """The vote or the view that validation would choose, whichever tests better."""
+    """Of the weighted vote and the view chosen on validation, what tests better."""
     accuracy = accuracy_of(done, name)
     ahead = accuracy[votes.CHOSEN] - accuracy[votes.BY_ACCURACY]
     return votes.CHOSEN if ahead.mean() > 0 else votes.BY_ACCURACY
@@ -298,8 +301,8 @@ def describe(config, done, scalars) -> str:
             f" view {best_view(done, name).mean():.3f}, equal vote"
             f" {accuracy[votes.EQUAL].mean():.3f}, weighted by validation accuracy"
             f" {accuracy[votes.BY_ACCURACY].mean():.3f}, best view on validation"
-            f" {accuracy[votes.CHOSEN].mean():.3f}; recommended:"
-            f" {recommend(done, name)}."
+            f" {accuracy[votes.CHOSEN].mean():.3f}; recommended of"
+            f" the last two: {recommend(done, name)}."
         )
     gain = demographic_gain(done)
     text += (
@@ -315,10 +318,11 @@ def describe(config, done, scalars) -> str:
             f" {scalars['recall_on_all_rows']:.2f} on all rows, where the test rows"
             " help to choose."
         )
-    network = accuracy_of(done, "network")
+    started = scalars["network_equal_vote_accuracy"]
+    new = scalars["network_equal_vote_without_encoders"]
     text += (
-        f" Networks that start from autoencoders ({len(network[votes.EQUAL])} seeds of"
-        f" the connectomes) reach {network[votes.EQUAL].mean():.3f} as an equal vote;"
+        f" Networks that start from autoencoders (seeds: {config.network.num_seeds})"
+        f" reach {started:.3f} as an equal vote, from random weights {new:.3f};"
         ' their validation rows also chose their best weights. "Best view" is the best'
         " on the test rows themselves, which no one knows beforehand."
     )

@@ -33,6 +33,13 @@ def add_tables(run_dir, config, done):
             [system, _cell(values), _cell(values - best)]
             for system, values in accuracy.items()
         ]
+        if name == "network":
+            for system, values in zip(
+                done[name]["systems"], done[name]["accuracy_new"].T
+            ):
+                rows.append(
+                    [f"{system}, random start", _cell(values), _cell(values - best)]
+                )
         if name in ("digits", "cancer"):
             union, oracle = done[name]["union"], done[name]["oracle"]
             rows.append(["one member, all columns", _cell(union), _cell(union - best)])
@@ -113,19 +120,24 @@ def add_figures(run_dir, config, done):
         f" leak shines. {_over(done['canary']['inside'])}",
     )
     for name in (*verdicts.DATA, "network"):
+        count = len(verdicts.best_view(done, name))
         values = {
             system: _triple(accuracy)
             for system, accuracy in verdicts.accuracy_of(done, name).items()
         }
         if name in ("digits", "cancer"):
             values["one member, all columns"] = _triple(done[name]["union"])
+        if name == "network":
+            place = [str(s) for s in done[name]["systems"]].index(votes.EQUAL)
+            new = done[name]["accuracy_new"][:, place]
+            values["equal vote, random start"] = _triple(new)
         figure = plot.metric_dots(
             {f"Accuracy: {verdicts.TITLES[name]} (higher is better)": values}, columns=1
         )
         run_dir.add_figure(
             f"accuracy_{name}",
             figure,
-            f"Test accuracy of views and votes. {_over(done[name]['accuracy'][:, 0])}",
+            f"Test accuracy of views and votes. {_over(range(count))}",
         )
     run_dir.add_figure(
         "gains",

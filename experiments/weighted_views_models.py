@@ -244,17 +244,20 @@ def start_from(
 ) -> Ensemble:
     """Classifiers whose first layers are the encoders, one for each member.
 
-    The first layer's rows beyond `width` (age and sex) keep their initial weights.
+    Members beyond those of the encoders keep their initial weights, and so do the first
+    layer's rows beyond `width` (age and sex).
     """
     found, values = leaves(ensemble), {}
     for number, encoder in enumerate(encoders):
+        members, rows = encoder["kernel"].shape[:2]
+        if number == 0 and rows != width:
+            raise ValueError(f"the first encoder has {rows} inputs, not {width}.")
         kernel = np.array(found[f"layers.{number}.kernel"])
-        kernel[:, : encoder["kernel"].shape[1]] = encoder["kernel"]
-        if number == 0 and encoder["kernel"].shape[1] != width:
-            inputs = encoder["kernel"].shape[1]
-            raise ValueError(f"the first encoder has {inputs} inputs, not {width}.")
+        bias = np.array(found[f"layers.{number}.bias"])
+        kernel[:members, :rows] = encoder["kernel"]
+        bias[:members] = encoder["bias"]
         values[f"layers.{number}.kernel"] = kernel
-        values[f"layers.{number}.bias"] = encoder["bias"]
+        values[f"layers.{number}.bias"] = bias
     return replace_leaves(ensemble, values)
 
 
@@ -262,9 +265,9 @@ def arrival(ensemble: Ensemble, encoders: list[dict[str, np.ndarray]]) -> float:
     """The largest difference between encoders and the layers that they started."""
     found, worst = leaves(ensemble), 0.0
     for number, encoder in enumerate(encoders):
-        rows = encoder["kernel"].shape[1]
-        kernel = np.asarray(found[f"layers.{number}.kernel"])[:, :rows]
-        bias = np.asarray(found[f"layers.{number}.bias"])
+        members, rows = encoder["kernel"].shape[:2]
+        kernel = np.asarray(found[f"layers.{number}.kernel"])[:members, :rows]
+        bias = np.asarray(found[f"layers.{number}.bias"])[:members]
         worst = max(
             worst,
             float(np.abs(kernel - encoder["kernel"]).max()),

@@ -18,6 +18,9 @@ from ensjax.experiment.fields import load_beside
 models = load_beside(__file__, "weighted_views_models")
 
 
+_SECOND = 32768  # added to a member's id: the same without encoders
+
+
 class Stack(NamedTuple):
     """Members over one array of data.
 
@@ -223,6 +226,19 @@ def network_stack(config, problems, splits) -> Stack:
     return Stack(x, labels, inputs, np.stack(train), ids, shape, extra)
 
 
+def twice(stack: Stack) -> Stack:
+    """Every member again, with other initial weights and batches."""
+
+    def double(value):
+        return np.concatenate([value, value])
+
+    return stack._replace(
+        inputs=models.Inputs(*map(double, stack.inputs)),
+        train=double(stack.train),
+        ids=(*stack.ids, *(_SECOND + id_ for id_ in stack.ids)),
+    )
+
+
 def select_columns(settings, problem, folds) -> dict[str, np.ndarray]:
     """The columns of the largest F by view, `[fold, selected]`, fitted in the folds."""
     selected = {}
@@ -281,12 +297,14 @@ def train_autoencoder(config, stack: Stack, number: int, below, run_dir):
 
 
 def train_network(config, stack: Stack, encoders, run_dir):
-    """Trains the classifiers that start from the encoders.
+    """Trains classifiers that start from the encoders, and as many that do not.
 
     Returns:
-        Logits `[seed, fold, view, example, class]`, and the largest difference between
-        an encoder and the layer that it started, before the first step.
+        Logits `[start, seed, fold, view, example, class]`, from the encoders first; and
+        the largest difference between an encoder and the layer that it started, before
+        the first step.
     """
+    shape, stack = stack.shape, twice(stack)
     settings = config.network
     width = stack.inputs.columns.shape[1]
     make_model = functools.partial(
@@ -317,4 +335,4 @@ def train_network(config, stack: Stack, encoders, run_dir):
         early_stopping=ensjax.EarlyStopping(patience=None),
         log_every_steps=settings.evaluate_every_steps,
     )
-    return pool_members(predict(ensemble, stack.x), stack.shape), difference
+    return pool_members(predict(ensemble, stack.x), (2, *shape)), difference

@@ -38,6 +38,7 @@ def test_members_have_factors_of_their_own_and_masked_rows_leave_no_trace():
     assert np.isnan(combine.fit_sigma_scale(MEAN, SD * 0, Y).scale)
 
 
+@pytest.mark.slow
 def test_the_pit_map_is_isotonic_regression_of_the_shares_below():
     pit = np.round(RNG.beta(0.5, 0.5, 60), 2).astype(np.float32)
     fitted = combine.fit_pit_map(pit)

@@ -81,6 +81,7 @@ def test_matrix_scaling_is_scikit_learns_logistic_regression():
     )
 
 
+@pytest.mark.slow
 def test_odir_pulls_the_matrix_to_its_diagonal_as_far_as_scipy_says():
     off = 1 - np.eye(C)
 
@@ -120,6 +121,7 @@ class SaidProbs(Said):
         return x
 
 
+@pytest.mark.slow
 def test_platt_is_scikit_learns_sigmoid_for_three_classes_and_for_two():
     probs = np.exp(LOG_PROBS.astype(np.float64))
     odds = np.clip(np.log(probs) - np.log1p(-probs), -16, 16)  # ours are cut off
@@ -138,6 +140,7 @@ def test_platt_is_scikit_learns_sigmoid_for_three_classes_and_for_two():
     )
 
 
+@pytest.mark.slow
 def test_isotonic_is_scikit_learns_for_every_class():
     probs = np.exp(LOG_PROBS)
     peer = CalibratedClassifierCV(FrozenEstimator(SaidProbs()), method="isotonic")
@@ -146,7 +149,10 @@ def test_isotonic_is_scikit_learns_for_every_class():
     np.testing.assert_allclose(got, peer.predict_proba(probs), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vector", "matrix", "platt", "isotonic"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("platt", "isotonic")]
+
+
+@pytest.mark.parametrize("name", ["vector", "matrix", *SLOW])
 def test_a_calibrated_model_has_less_nll_and_is_normalised(name):
     def nll(log_probs):
         picked = np.asarray(log_probs)[np.arange(N), LABELS]
@@ -157,6 +163,7 @@ def test_a_calibrated_model_has_less_nll_and_is_normalised(name):
     assert nll(after) < nll(LOG_PROBS) - 0.05
 
 
+@pytest.mark.slow
 def test_members_are_calibrated_as_if_alone_and_the_ensemble_after_pooling():
     fit = functools.partial(combine.fit_vector_scaling, l2=0.02)
     other, _, _ = draw(1)
@@ -177,6 +184,7 @@ def test_members_are_calibrated_as_if_alone_and_the_ensemble_after_pooling():
     np.testing.assert_allclose(pooled(masked), alone(LOG_PROBS), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_fitted_is_nan_or_refused():
     wrong = LABELS.copy()
     wrong[0], weight = C, np.ones(N, np.float32)

@@ -127,6 +127,7 @@ def test_every_class_or_group_is_covered_by_its_own_threshold():
     assert np.asarray(few(logits[:50])).all()
 
 
+@pytest.mark.slow
 def test_members_are_pooled_and_a_masked_member_is_a_removed_one():
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(3, 40, 4)).astype(np.float32)
@@ -142,6 +143,7 @@ def test_members_are_pooled_and_a_masked_member_is_a_removed_one():
     assert np.asarray(some(np.full((1, 2, 4), np.nan))).all()
 
 
+@pytest.mark.slow
 def test_a_prediction_costs_one_inference():
     # Peer slip: points and sets that each ran the model again.
     calls = []

@@ -32,6 +32,7 @@ def test_it_is_scikit_learns(kind):
         np.testing.assert_allclose(got(at), peer.predict(at), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_functions_at_once_and_undefined_ones():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(2, 3, 20))

@@ -49,6 +49,7 @@ def test_jackknife_after_bootstrap_is_the_loop_over_left_out_rows(members, alpha
         np.testing.assert_allclose((low[x], high[x]), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_masked_member_is_a_removed_one():
     rng = np.random.default_rng(0)
     inbag, points, new = bagged(rng, 8, 20, 5)
