@@ -210,7 +210,7 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
                 f"{seconds:.3g}",
                 f"{seconds / row['seconds'][OURS]:.2f}",
                 f"{bytes_read / seconds / 1e9:.2g}",
-                f"{row['peak_mib'][way]:.0f}",
+                "-" if row["peak_mib"][way] is None else f"{row['peak_mib'][way]:.0f}",
                 f"{row['first_seconds'][way]:.1f}",
                 f"{row['largest_difference'][way]:.1g}",
             )

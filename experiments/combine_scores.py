@@ -6,6 +6,15 @@ NUM_BINS, TOP_K = 15, 5
 COVERAGE, RISK = 0.8, 0.05
 
 
+def bin_starts(num_rows: int) -> np.ndarray:
+    """Where each of `NUM_BINS` bins of equal count starts, the surest row first.
+
+    Row i from the least sure one is in bin floor(NUM_BINS (i + 1/2) / num_rows).
+    """
+    edges = np.ceil(np.arange(1, NUM_BINS) * num_rows / NUM_BINS - 0.5)
+    return np.append(0, np.sort(num_rows - edges)).astype(np.int64)
+
+
 def of_confusion(shares):
     """Scores from the share of rows of each class that are called each."""
     hits, true, chosen = np.diagonal(shares), shares.sum(axis=1), shares.sum(axis=0)

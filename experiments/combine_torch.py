@@ -107,10 +107,8 @@ def _torch_system(torch, log_confidence, right, choice, order, labels):
     miss = torch.bincount(bins, gap, NUM_BINS).abs()
     late = (place - (num_rows - wrong[-1])).clamp(min=0) / place
     low = (risk <= RISK).nonzero()
-    in_order, edges = gap[order].cumsum(0), []
-    for b in range(1, NUM_BINS + 1):
-        edges.append(b * num_rows // NUM_BINS - 1)
-    parts = in_order[edges].diff(prepend=torch.zeros(1))
+    starts = shared.bin_starts(num_rows).tolist()
+    parts = torch.stack([part.sum() for part in gap[order].tensor_split(starts[1:])])
     counts = torch.bincount(labels * num_classes + choice, minlength=num_classes**2)
     shares = counts.reshape(num_classes, num_classes).double().numpy() / num_rows
     aurc = float(risk.mean())

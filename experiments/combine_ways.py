@@ -189,7 +189,7 @@ def _numpy_system(log_confidence, right, choice, labels):
     miss = np.abs(np.bincount(bins, gap, NUM_BINS))
     late = np.maximum(place - (num_rows - wrong[-1]), 0) / place
     low = np.flatnonzero(risk <= RISK)
-    edges = np.arange(NUM_BINS) * num_rows // NUM_BINS
+    starts = shared.bin_starts(num_rows)
     counts = np.bincount(labels * num_classes + choice, minlength=num_classes**2)
     aurc = risk.mean()
     return {
@@ -198,7 +198,7 @@ def _numpy_system(log_confidence, right, choice, labels):
         "augrc": wrong.mean() / num_rows,
         "risk_at_coverage": risk[int(np.ceil(COVERAGE * num_rows)) - 1],
         "coverage_at_risk": (low[-1] + 1) / num_rows if len(low) else 0.0,
-        "adaptive_ece": np.abs(np.add.reduceat(gap[order], edges)).sum() / num_rows,
+        "adaptive_ece": np.abs(np.add.reduceat(gap[order], starts)).sum() / num_rows,
         "ece": miss.sum() / num_rows,
         "mce": np.max(miss / np.maximum(number, 1)),
         **shared.of_confusion(counts.reshape(num_classes, num_classes) / num_rows),

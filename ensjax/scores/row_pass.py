@@ -15,7 +15,7 @@ import numpy as np
 from ensjax.predictions import ABSTAIN
 
 _MOST_COMPARED = 32
-_BLOCK_NUMBERS = 2**17
+_BLOCK_NUMBERS = 2**15
 
 
 class RowPass(NamedTuple):
@@ -61,15 +61,15 @@ def read_rows(
         sample_weight: `[batch]`, not negative.
         num_bins: of `class_gap`.
         top_k: k of `top_k`.
-        block: rows at a time; None: as many as make 2^17 numbers, which a cache holds.
+        block: rows at a time; None: as many as make 2^15 numbers, which a cache holds.
     """
     num_members, num_rows, num_classes = logits.shape
     if block is None:
-        block = max(8, _BLOCK_NUMBERS // (num_members * num_classes))
+        block = max(4, _BLOCK_NUMBERS // (num_members * num_classes))
     num_systems, block = num_members + 1, min(block, num_rows)
 
     def read(number, kept):
-        log_confidence, choice, vote, sums = kept
+        log_confidence, choice, vote, sums, tables = kept
         # The last block begins earlier if rows are no multiple; what it repeats has no
         # weight.
         start = jnp.minimum(number * block, num_rows - block)
@@ -78,13 +78,14 @@ def read_rows(
         weight = jax.lax.dynamic_slice_in_dim(sample_weight, start, block)
         is_new = start + jnp.arange(block) >= number * block
         weight = jnp.where(is_new, weight, 0.0)
-        found = _read_block(rows, label, weights, weight, num_bins, top_k)
+        found = _read_block(rows, label, weights, weight, tables, top_k)
         log_confidence = jax.lax.dynamic_update_slice_in_dim(
             log_confidence, found[0], start, axis=1
         )
         choice = jax.lax.dynamic_update_slice_in_dim(choice, found[1], start, axis=1)
         vote = jax.lax.dynamic_update_slice_in_dim(vote, found[2], start, axis=0)
-        return log_confidence, choice, vote, jax.tree.map(jnp.add, sums, found[3])
+        sums = jax.tree.map(jnp.add, sums, found[3])
+        return log_confidence, choice, vote, sums, found[4]
 
     one = jnp.zeros_like(weights[0])
     of_system = jnp.broadcast_to(one, (num_systems,))
@@ -96,24 +97,31 @@ def read_rows(
         "entropy": of_system,
         "mutual_information": one,
         "jensen_gap": one,
-        "class_gap": jnp.broadcast_to(one, (num_systems, num_classes, num_bins)),
     }
+    # Labels minus probabilities by class, system and bin: of members and the mixture.
+    tables = tuple(
+        jnp.broadcast_to(one, (num_classes, number, num_bins))
+        for number in (num_members, 1)
+    )
     # Under `shard_map` what a loop carries must vary as what it is given does.
     varies = 0.0 * labels[0]
     start = jax.tree.map(
         lambda x: x + varies,
-        (empty, empty, jnp.broadcast_to(one, (num_rows,)), sums),
+        (empty, empty, jnp.broadcast_to(one, (num_rows,)), sums, tables),
     )
     to_choice = start[1].astype(jnp.int32), start[2].astype(jnp.int32)
-    start = start[0], to_choice[0], to_choice[1], start[3]
-    log_confidence, choice, vote, sums = jax.lax.fori_loop(
-        0, -(-num_rows // block), read, start
+    log_confidence, choice, vote, sums, tables = jax.lax.fori_loop(
+        0, -(-num_rows // block), read, (start[0], *to_choice, *start[3:])
     )
+    gap = jnp.moveaxis(jnp.concatenate(tables, axis=1), 0, 1)
+    # A label that is no class spoils every class, as NaN would.
+    unknown = (labels < 0) | (labels >= num_classes)
+    sums["class_gap"] = jnp.where(jnp.any(unknown & (sample_weight != 0)), jnp.nan, gap)
     return RowPass(log_confidence, choice, sums, vote, jnp.sum(sample_weight))
 
 
-def _read_block(rows, label, weights, weight, num_bins, top_k):
-    """Confidence, choice, vote and sums of a block `[member, row, class]`."""
+def _read_block(rows, label, weights, weight, tables, top_k):
+    """Confidence, choice, vote, sums and tables of a block `[member, row, class]`."""
     num_classes = rows.shape[-1]
     is_member = (weights > 0)[:, None]
     # Classes first: sums over them are then sums of long vectors, which compilers turn
@@ -176,25 +184,17 @@ def _read_block(rows, label, weights, weight, num_bins, top_k):
     sums = {k: jnp.concatenate([total(v) for v in pair]) for k, pair in systems.items()}
     sums["mutual_information"] = total(jnp.where(mutual < 0, 0.0, mutual))
     sums["jensen_gap"] = total(jnp.where(gap < 0, 0.0, gap))
-    sums["class_gap"] = jnp.concatenate(
-        [
-            _class_gap(exp, 1 / scale, member_prob, index, known, weight, num_bins),
-            _class_gap(
-                mixture,
-                jnp.ones_like(largest),
-                mixture_prob,
-                index,
-                known,
-                weight,
-                num_bins,
-            ),
-        ]
+    index = index[0], known[0]
+    tables = (
+        _add_gaps(tables[0], exp, 1 / scale, member_prob, index, weight),
+        _add_gaps(tables[1], mixture, largest * 0 + 1, mixture_prob, index, weight),
     )
     return (
         jnp.concatenate([-log_scale, jnp.log(largest)]),
         jnp.concatenate([choice, _first_place(mixture, largest)]),
         _majority(choice, is_member, num_classes),
         sums,
+        tables,
     )
 
 
@@ -231,35 +231,31 @@ def _majority(choice, is_member, num_classes):
     return jnp.where(most == 0, ABSTAIN, jnp.min(found, axis=0))
 
 
-def _class_gap(exp, factor, own, index, known, weight, num_bins):
-    """Label minus probability, summed in bins of the probability, of every class.
+def _add_gaps(table, exp, factor, own, label, weight):
+    """Adds labels minus probabilities to `table [class, system, bin]`.
 
-    Probabilities are `exp [class, system, row]` times `factor [system, row]`.
+    Probabilities are `exp [class, system, row]` times `factor [system, row]`; `label`
+    are the rows' labels and whether each is a class.
     """
-    num_classes, num_systems, num_rows = exp.shape
+    num_classes, num_systems, num_bins = table.shape
+    index, known = label
     probs = exp * factor[None]
     classes = jnp.arange(num_classes, dtype=jnp.int32)[:, None, None]
     systems = jnp.arange(num_systems, dtype=jnp.int32)[:, None]
     first = (classes * num_systems + systems[None]) * num_bins
-    size = num_classes * num_systems * num_bins
     # Made before they are scattered, as a scatter computes its operands one by one; and
     # with systems last, as neighbours that fall into one bin wait for each other.
     values, places = jax.lax.optimization_barrier(
         (
-            jnp.swapaxes(_weigh(probs, weight), 1, 2),
+            jnp.swapaxes(-_weigh(probs, weight), 1, 2),
             jnp.swapaxes(first + equal_width_bin(probs, num_bins), 1, 2),
         )
     )
-    sums = -jax.ops.segment_sum(
-        values.reshape(-1), places.reshape(-1), num_segments=size
-    )
-    place = (index * num_systems + systems) * num_bins + equal_width_bin(own, num_bins)
-    one = jnp.broadcast_to(jnp.where(known, weight[None], 0.0), own.shape)
-    sums = sums.at[place.reshape(-1)].add(one.reshape(-1))
-    # A label that is no class spoils every class, as NaN would.
-    unknown = jnp.any(~known[0] & (weight != 0))
-    sums = jnp.where(unknown, jnp.nan, sums)
-    return jnp.moveaxis(sums.reshape(num_classes, num_systems, num_bins), 0, 1)
+    flat = table.reshape(-1).at[places.reshape(-1)].add(values.reshape(-1))
+    place = (index[None] * num_systems + systems) * num_bins
+    place += equal_width_bin(own, num_bins)
+    one = jnp.broadcast_to(jnp.where(known, weight, 0.0)[None], own.shape)
+    return flat.at[place.reshape(-1)].add(one.reshape(-1)).reshape(table.shape)
 
 
 def _weigh(values, weight):
