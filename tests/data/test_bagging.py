@@ -29,7 +29,7 @@ def _weights(ids=(0, 1, 2, 3, 4), seed=3, kind="multinomial"):
     [
         pytest.param("poisson", marks=pytest.mark.slow),
         "multinomial",
-        "bayesian",
+        pytest.param("bayesian", marks=pytest.mark.slow),
         "subsample",
     ],
 )
@@ -67,6 +67,7 @@ def test_the_kinds_have_their_variances_and_out_of_bag_shares():
     np.testing.assert_array_equal(weights["subsample"].sum(axis=1), n / 2)
 
 
+@pytest.mark.slow
 def test_strata_keep_their_sizes_and_groups_stay_together():
     by_stratum = np.asarray(data.bootstrap_weights(0, 5, N, strata=STRATA))
     np.testing.assert_array_equal(by_stratum[:, :6].sum(axis=1), 6)
@@ -269,6 +270,7 @@ def test_a_weighted_loss_is_the_same_on_every_mesh(training):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_weights_that_do_not_fit_are_refused(training):
     ensemble, xy, weights = training
     with pytest.raises(ValueError, match=r"loss_weights are \[example\] = \(12,\)"):

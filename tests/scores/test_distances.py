@@ -102,7 +102,14 @@ def test_mistakes_are_named(rows):
         fit_gaussians(x, np.zeros(8))
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean", "mahalanobis"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "cosine",
+        pytest.param("euclidean", marks=pytest.mark.slow),
+        pytest.param("mahalanobis", marks=pytest.mark.slow),
+    ],
+)
 def test_a_domain_scales_by_its_training_rows_alone(metric):
     rng = np.random.default_rng(2)
     x = (rng.normal(size=(40, 3)) * [1, 10, 100] + [5, 0, -50]).astype(np.float32)
