@@ -103,6 +103,7 @@ def test_mistakes_are_named():
         data.class_weights(np.array([0, 2]), 2)
 
 
+@pytest.mark.slow
 def test_under_bagging_balances_the_classes_and_uses_many_rows():
     labels = np.array([0] * 7 + [1] * 3)
     weights = np.asarray(data.balanced_weights(0, 20, labels))
