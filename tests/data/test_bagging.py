@@ -319,3 +319,17 @@ def test_a_job_selects_the_members_weights_and_is_planned(training):
         **{k: v for k, v in job.options.items() if k != "steps"},
     )
     assert "12xf32" in lowered.as_text()
+
+
+@pytest.mark.slow
+def test_a_run_with_loss_weights_resumes_and_refuses_others(training, tmp_path):
+    ensemble, xy, weights = training
+    options = dict(loss_weights=weights, save_every_steps=3, checkpoint_dir=tmp_path)
+    whole, _ = _fit(ensemble, xy, loss_weights=weights)
+    _fit(ensemble, xy, steps=3, **options)
+    resumed, _ = _fit(ensemble, xy, **options)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params)):
+        np.testing.assert_array_equal(a, b)
+    other = options | {"loss_weights": weights[::-1]}
+    with pytest.raises(ValueError, match="weights"):
+        _fit(ensemble, xy, steps=9, **other)
