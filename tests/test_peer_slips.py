@@ -58,6 +58,7 @@ def _linear(rngs):
     return ensjax.nn.MLP(in_features=1, hidden=(), num_outputs=1, rngs=rngs)
 
 
+@pytest.mark.slow
 def test_out_of_fold_fits_keep_the_weights_of_their_rows():
     # scikit-learn's stacking forgot sample weights in the fits on folds.
     rng = np.random.default_rng(0)

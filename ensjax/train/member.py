@@ -199,12 +199,8 @@ class Member:
     def loss_and_rest(self, params, rest, batch, key, *, train=True):
         """`(loss, (rest, metrics))` of one data shard."""
         model = self.graph.merge({"params": params, "rest": rest}, train=train)
-        if self.weighs_loss:
-            batch, weight = batch
-            result = self.loss(model, batch, key, weight)
-        else:
-            result = self.loss(model, batch, key)
-        loss, metrics = with_metrics(result)
+        given = (batch[0], key, batch[1]) if self.weighs_loss else (batch, key)
+        loss, metrics = with_metrics(self.loss(model, *given))
         return loss, (self.graph.rest(model), metrics)
 
     def step(self, state, batch, hyper, seed, member_id, step) -> tuple[Any, dict]:

@@ -29,7 +29,7 @@ def _weights(ids=(0, 1, 2, 3, 4), seed=3, kind="multinomial"):
     [
         pytest.param("poisson", marks=pytest.mark.slow),
         "multinomial",
-        "bayesian",
+        pytest.param("bayesian", marks=pytest.mark.slow),
         "subsample",
     ],
 )
@@ -67,6 +67,7 @@ def test_the_kinds_have_their_variances_and_out_of_bag_shares():
     np.testing.assert_array_equal(weights["subsample"].sum(axis=1), n / 2)
 
 
+@pytest.mark.slow
 def test_strata_keep_their_sizes_and_groups_stay_together():
     by_stratum = np.asarray(data.bootstrap_weights(0, 5, N, strata=STRATA))
     np.testing.assert_array_equal(by_stratum[:, :6].sum(axis=1), 6)
@@ -102,6 +103,7 @@ def test_mistakes_are_named():
         data.class_weights(np.array([0, 2]), 2)
 
 
+@pytest.mark.slow
 def test_under_bagging_balances_the_classes_and_uses_many_rows():
     labels = np.array([0] * 7 + [1] * 3)
     weights = np.asarray(data.balanced_weights(0, 20, labels))
@@ -269,6 +271,7 @@ def test_a_weighted_loss_is_the_same_on_every_mesh(training):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_weights_that_do_not_fit_are_refused(training):
     ensemble, xy, weights = training
     with pytest.raises(ValueError, match=r"loss_weights are \[example\] = \(12,\)"):
@@ -316,3 +319,17 @@ def test_a_job_selects_the_members_weights_and_is_planned(training):
         **{k: v for k, v in job.options.items() if k != "steps"},
     )
     assert "12xf32" in lowered.as_text()
+
+
+@pytest.mark.slow
+def test_a_run_with_loss_weights_resumes_and_refuses_others(training, tmp_path):
+    ensemble, xy, weights = training
+    options = dict(loss_weights=weights, save_every_steps=3, checkpoint_dir=tmp_path)
+    whole, _ = _fit(ensemble, xy, loss_weights=weights)
+    _fit(ensemble, xy, steps=3, **options)
+    resumed, _ = _fit(ensemble, xy, **options)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params)):
+        np.testing.assert_array_equal(a, b)
+    other = options | {"loss_weights": weights[::-1]}
+    with pytest.raises(ValueError, match="weights"):
+        _fit(ensemble, xy, steps=9, **other)

@@ -69,6 +69,7 @@ def test_the_ambiguity_identity_and_its_parts(case):
     assert found.ambiguity > 0
 
 
+@pytest.mark.slow
 def test_identical_members_have_no_ambiguity_and_one_member_is_the_ensemble(case):
     points, targets, _, _ = case
     same = np.repeat(points[:1], MEMBERS, axis=0)

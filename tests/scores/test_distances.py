@@ -42,6 +42,7 @@ def test_neighbours_equal_scikit_learn(rows, metric):
     np.testing.assert_allclose(found, left_out, atol=2e-6 * left_out.max() + 1e-6)
 
 
+@pytest.mark.slow
 def test_members_may_have_their_own_features(rows):
     reference, x = rows
     stacked = np.stack([x, 2 * x])
@@ -82,6 +83,7 @@ def test_mahalanobis_equals_scipy_and_takes_the_nearest_class(rows):
     )
 
 
+@pytest.mark.slow
 def test_dependent_features_do_not_break_mahalanobis(rows):
     reference, x = (np.concatenate([r, r[:, :1]], axis=1) for r in rows)
     found = mahalanobis(x, fit_gaussians(reference, ridge=1e-3))
@@ -102,7 +104,14 @@ def test_mistakes_are_named(rows):
         fit_gaussians(x, np.zeros(8))
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean", "mahalanobis"])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "cosine",
+        pytest.param("euclidean", marks=pytest.mark.slow),
+        pytest.param("mahalanobis", marks=pytest.mark.slow),
+    ],
+)
 def test_a_domain_scales_by_its_training_rows_alone(metric):
     rng = np.random.default_rng(2)
     x = (rng.normal(size=(40, 3)) * [1, 10, 100] + [5, 0, -50]).astype(np.float32)

@@ -202,6 +202,7 @@ def test_the_variance_of_the_labels_probability_equals_numpy(case):
     assert np.isnan(variance(logits, labels - 1, sample_weight=np.ones(ROWS)))
 
 
+@pytest.mark.slow
 def test_two_class_brier_gains_twice_that_variance():
     rng = np.random.default_rng(4)
     logits = rng.normal(size=(3, 20, 2)).astype(np.float32)

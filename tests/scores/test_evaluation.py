@@ -155,6 +155,7 @@ def test_points_are_scored_as_by_the_scores(points_case):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.slow
 def test_points_of_groups_have_wider_intervals_and_masks_remove(points_case):
     points, targets = points_case
     mask = np.ones((MEMBERS, ROWS), bool)
@@ -178,6 +179,7 @@ def test_points_of_groups_have_wider_intervals_and_masks_remove(points_case):
         scores.evaluate_points(points, targets, ["nll"])
 
 
+@pytest.mark.slow
 def test_intervals_and_sets_are_scored_as_by_the_scores(points_case):
     points, targets = points_case
     lower, upper = points.min(axis=0), points.max(axis=0)

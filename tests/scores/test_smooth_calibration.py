@@ -103,6 +103,7 @@ def test_debiasing_takes_the_bias_away_where_bins_see_calibrated_rows():
     assert biased > 0.08 and honest < 0.005
 
 
+@pytest.mark.slow
 def test_one_row_or_ties_only():
     log_probs = np.log(np.full((1, 4, 2), 0.5, np.float32))
     labels = np.array([0, 1, 0, 1])
