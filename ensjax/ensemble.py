@@ -27,7 +27,7 @@ from ensjax.members import (
     stack_members,
     take_rows,
 )
-from ensjax.mesh import default_mesh, place
+from ensjax.mesh import default_mesh, make_mesh, place
 
 
 @jax.tree_util.register_dataclass
@@ -84,11 +84,13 @@ class Ensemble:
         mesh = default_mesh() if mesh is None else mesh
         abstract = nnx.eval_shape(lambda: make_model(_rngs(0, 0)))
         graphdef, *_ = nnx.split(abstract, nnx.Param, ...)
+        where = _initial_mesh(mesh)
         initialise = map_members(
-            _Initialise(make_model), kinds=("member", "shared"), mesh=mesh
+            _Initialise(make_model), kinds=("member", "shared"), mesh=where
         )
         state = initialise(ids, jnp.int32(seed))
-        return cls(state, ids, NnxGraph(graphdef), mesh)._placed()
+        ensemble = cls(state, ids, NnxGraph(graphdef), where)
+        return ensemble._placed() if where is mesh else ensemble.on_mesh(mesh)
 
     @classmethod
     def stack(
@@ -322,6 +324,19 @@ class Ensemble:
         state = checkpoint.load_tree(path / "arrays", like)
         ids = state.pop("member_ids")
         return cls(state, ids, graph, mesh)
+
+
+def _initial_mesh(mesh):
+    """Where members are made: on CPU devices of one process on the first of them.
+
+    An initialiser with several LAPACK calls, such as orthogonal ones, can wait for ever
+    where two CPU devices run it at once (seen with jax 0.10.1). They share one memory.
+    """
+    devices = mesh.devices.flatten()
+    is_one_cpu = devices[0].platform == "cpu" and jax.process_count() == 1
+    if len(devices) == 1 or not is_one_cpu:
+        return mesh
+    return make_mesh(member=1, devices=devices[:1])
 
 
 def _read_architecture(path):

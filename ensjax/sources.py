@@ -168,8 +168,8 @@ def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
     """The members of all parts, in order: several sources' predictions of equal rows.
 
     Weights stay as they are: they are relative to each other over all sources. Names
-    may repeat. Logits and log-probabilities go together, and labels 0, 1, ... with class
-    indices that have no labels.
+    may repeat. Logits and log-probabilities go together, and labels 0, 1, ... with
+    class indices that have no labels.
 
     Raises:
         ValueError: if rows, kinds, classes, levels or columns differ, only some state a

@@ -449,3 +449,24 @@ ensjax.Ensemble, ensjax.fit, ensjax.calibrate
 print(time.process_time() - start)
 """
     assert float(in_a_fresh_process(code)) < 1.5
+
+
+def make_orthogonal(rngs):
+    kernel_init = nnx.initializers.orthogonal()
+    return nnx.Sequential(
+        nnx.Linear(4, 4, kernel_init=kernel_init, rngs=rngs),
+        nnx.Linear(4, 4, kernel_init=kernel_init, rngs=rngs),
+    )
+
+
+def test_members_are_made_on_one_cpu_device_and_placed_on_all():
+    """Two LAPACK calls that two CPU devices run at once can wait for ever."""
+    mesh = make_mesh(member=2)
+    ensemble = Ensemble.init(make_orthogonal, num_members=6, mesh=mesh)
+    kernel = np.asarray(jax.tree.leaves(ensemble.params)[-1])
+    identity = np.broadcast_to(np.eye(4), kernel.shape)
+    np.testing.assert_allclose(
+        np.einsum("mij,mkj->mik", kernel, kernel), identity, atol=1e-5
+    )
+    assert ensemble.mesh == mesh
+    assert {len(x.devices()) for x in jax.tree.leaves(ensemble.state)} == {2}
