@@ -41,7 +41,9 @@ def list_jobs(config, table) -> list:
     for seed in range(config.num_seeds):
         number = FIRST_NUMBER
         for fold, (inner, _) in enumerate(folds_of(config, table, seed)):
-            order = rank_features(table.x[inner], table.y[inner])
+            order = np.arange(table.x.shape[1])
+            if min(config.nested.feature_shares) < 1:
+                order = rank_features(table.x[inner], table.y[inner])
             for preset, (rate, decay, share) in enumerate(presets(config)):
                 features = np.zeros(table.x.shape[1], bool)
                 features[order[: max(1, round(share * len(order)))]] = True
