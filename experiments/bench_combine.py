@@ -11,7 +11,6 @@ Before a way is timed its scores are compared with ours. The ratio is the time o
 fastest other way that gives all scores over ours: above 1, ours is faster.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -24,6 +23,7 @@ import rich.table
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.parser import OneLineParser
 from ensjax.experiment.versions import collect_versions, package_version
 
 clocks = load_module(Path(__file__).with_name("combine_clock.py"), "bench")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def _options(arguments):
-    parser = argparse.ArgumentParser(prog="ensjax bench combine", allow_abbrev=False)
+    parser = OneLineParser(prog="ensjax bench combine", allow_abbrev=False)
     parser.add_argument(
         "--size",
         default=",".join(SIZES),

@@ -1,7 +1,7 @@
 """Mistakes in a config of `feature_fusion.py`, found before anything is written."""
 
 import ensjax
-from ensjax.combine.fusion import FUSIONS
+from ensjax.combine.learned.fusion import FUSIONS
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
 from ensjax.experiment.fields import check_numbers, choose, load_beside

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from ensjax import combine
-from ensjax.combine.fusion import FUSIONS
+from ensjax.combine.learned.fusion import FUSIONS
 from ensjax.train.losses import label_log_probs
 
 SCHEDULES = ("joint", "alternating")

@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import ensjax
-from ensjax.combine.quantile_training import Setting
+from ensjax.combine.quantiles.training import Setting
 from ensjax.members import member_key
 
 _FORESTS = {"forest": RandomForestRegressor, "extra_trees": ExtraTreesRegressor}

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.datasets import load_diabetes
 
 from ensjax import combine, data
-from ensjax.combine.out_of_fold import BasePredictions
+from ensjax.combine.learned.base_models import BasePredictions
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
 from ensjax.provenance import Provenance

@@ -12,7 +12,7 @@ from flax import nnx
 
 import ensjax
 from ensjax import combine
-from ensjax.combine.quantile_training import (
+from ensjax.combine.quantiles.training import (
     aggregator_ensemble,
     predict_quantiles,
     quantile_evaluation,

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 import ensjax
-from ensjax.combine.cascade import CONFIDENCES
+from ensjax.combine.cascade.exits import CONFIDENCES
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
 from ensjax.experiment.fields import check_numbers, choose, load_beside

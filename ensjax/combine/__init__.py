@@ -1,38 +1,24 @@
-"""Combinations of members' predictions in output space, and their calibration.
+"""Combinations of members' predictions in output space: rules, and what is fitted.
 
 Inputs are `[member, batch, class]` logits, `[member, batch]` or
-`[member, batch, target]` points, or `Predictions`; pools of classes return
-log-probabilities `[batch, class]` in nats, votes classes `[batch]`, rules of points
-points without the member axis.
+`[member, batch, target]` points, `[member, batch, level]` quantiles, or `Predictions`.
+Pools of classes return log-probabilities `[batch, class]` in nats, votes classes
+`[batch]`, rules of points points without the member axis. What is fitted (`fit_*`,
+`calibrate`, `greedy_select`, `prune_members`) takes rows that no member was trained on,
+and `Predictions` that know their rows are refused otherwise.
 """
 
-from ensjax.combine.answers import (
-    parse_answer,
-    parse_answers,
-)
-from ensjax.combine.average import (
-    mean_logits,
-    mean_probs,
-)
-from ensjax.combine.calibrate import (
-    MemberTemperatures,
-    Temperature,
-    calibrate,
-    calibrate_members,
-)
-from ensjax.combine.calibrate_scale import (
-    PitMap,
-    SigmaScale,
-    fit_pit_map,
-    fit_sigma_scale,
-)
-from ensjax.combine.calibrated import (
+from ensjax.combine.calibration.calibrated import (
     CalibratedEnsemble,
     CalibratedMembers,
     calibrate_each_member,
     calibrate_ensemble,
 )
-from ensjax.combine.calibration_maps import (
+from ensjax.combine.calibration.isotonic_regression import (
+    IsotonicFunction,
+    fit_isotonic,
+)
+from ensjax.combine.calibration.maps import (
     AffineMap,
     IsotonicMap,
     PlattMap,
@@ -41,30 +27,46 @@ from ensjax.combine.calibration_maps import (
     fit_platt,
     fit_vector_scaling,
 )
-from ensjax.combine.cascade import (
-    Cascade,
-    CascadeOutput,
-    fit_cascade,
-    stage_scores,
+from ensjax.combine.calibration.scale import (
+    PitMap,
+    SigmaScale,
+    fit_pit_map,
+    fit_sigma_scale,
 )
-from ensjax.combine.cascade_cost import (
+from ensjax.combine.calibration.temperature import (
+    MemberTemperatures,
+    Temperature,
+    calibrate,
+    calibrate_members,
+)
+from ensjax.combine.calibration.thresholds import (
+    VoteThresholds,
+    fit_vote_thresholds,
+)
+from ensjax.combine.cascade.cost import (
     cascade_cost,
     flops_per_row,
     front_costs,
     front_scores,
 )
-from ensjax.combine.cascade_runs import (
+from ensjax.combine.cascade.exits import (
+    Cascade,
+    CascadeOutput,
+    fit_cascade,
+    stage_scores,
+)
+from ensjax.combine.cascade.runs import (
     run_compacted,
     run_with_capacity,
 )
-from ensjax.combine.cascade_windows import (
+from ensjax.combine.cascade.windows import (
     Windows,
     fit_single_threshold,
     fit_windows,
     rank_windows,
     recentre_windows,
 )
-from ensjax.combine.conformal import (
+from ensjax.combine.conformal.intervals import (
     ConformalBand,
     ConformalInterval,
     ConformalQuantiles,
@@ -75,7 +77,13 @@ from ensjax.combine.conformal import (
     fit_conformal_interval,
     fit_conformal_quantiles,
 )
-from ensjax.combine.conformal_sets import (
+from ensjax.combine.conformal.leave_out import (
+    CvPlus,
+    JackknifeAfterBootstrap,
+    fit_cv_plus,
+    fit_jackknife_after_bootstrap,
+)
+from ensjax.combine.conformal.sets import (
     ApsScore,
     ConformalSets,
     LacScore,
@@ -84,69 +92,110 @@ from ensjax.combine.conformal_sets import (
     fit_conformal_sets_by_class,
     fit_conformal_sets_by_group,
 )
-from ensjax.combine.convex import (
+from ensjax.combine.learned.base_models import (
+    BasePredictions,
+    fit_and_predict,
+    fit_out_of_fold,
+)
+from ensjax.combine.learned.convex import (
     ConvexWeights,
     fit_convex_weights,
 )
-from ensjax.combine.dynamic import (
+from ensjax.combine.learned.dynamic import (
     DynamicRegression,
     DynamicSelection,
     fit_dynamic_regression,
     fit_dynamic_selection,
 )
-from ensjax.combine.experts import (
+from ensjax.combine.learned.experts import (
     confidence_gates,
     mix_experts,
 )
-from ensjax.combine.folds import (
+from ensjax.combine.learned.folds import (
     estimator_out_of_fold,
     fold_of_rows,
     fold_weights,
     out_of_fold,
 )
-from ensjax.combine.fusion import (
+from ensjax.combine.learned.fusion import (
     AttentionFusion,
     BilinearFusion,
     ConcatFusion,
     GatedFusion,
     StaticFusion,
 )
-from ensjax.combine.gates import (
+from ensjax.combine.learned.gates import (
     gate_entropy,
     load_imbalance,
     sigmoid_gate,
     softmax_gate,
     top_k_gate,
 )
-from ensjax.combine.influence import (
+from ensjax.combine.learned.level_one import (
+    level_one_features,
+)
+from ensjax.combine.learned.selection import (
+    Pruning,
+    Selection,
+    best_members,
+    greedy_select,
+    prune_members,
+)
+from ensjax.combine.learned.stacking import (
+    StackedRegression,
+    Stacking,
+    fit_stacking,
+    fit_stacking_regression,
+)
+from ensjax.combine.quantiles.aggregator import (
+    QuantileAggregator,
+)
+from ensjax.combine.quantiles.fit import (
+    FittedAggregator,
+    fit_quantile_aggregator,
+)
+from ensjax.combine.quantiles.order import (
+    isotonic,
+    order_quantiles,
+)
+from ensjax.combine.quantiles.penalty import (
+    adaptive_margin,
+    constant_margin,
+    crossing_penalty,
+    proportional_margin,
+)
+from ensjax.combine.quantiles.sample_quantiles import (
+    quantiles_of_ensemble,
+)
+from ensjax.combine.quantiles.training import (
+    AggregatorMember,
+    aggregator_ensemble,
+    predict_quantiles,
+    quantile_evaluation,
+    quantile_loss,
+    quantile_rows,
+    stack_columns,
+)
+from ensjax.combine.rules.answers import (
+    parse_answer,
+    parse_answers,
+)
+from ensjax.combine.rules.average import (
+    mean_logits,
+    mean_probs,
+)
+from ensjax.combine.rules.influence import (
     consensus_distance,
     influence,
     leave_one_out,
 )
-from ensjax.combine.interval_pools import (
+from ensjax.combine.rules.interval_pools import (
     PooledInterval,
     average_cdfs,
     average_quantiles,
     pool_intervals,
 )
-from ensjax.combine.isotonic import (
-    isotonic,
-    order_quantiles,
-)
-from ensjax.combine.isotonic_regression import (
-    IsotonicFunction,
-    fit_isotonic,
-)
-from ensjax.combine.leave_out import (
-    CvPlus,
-    JackknifeAfterBootstrap,
-    fit_cv_plus,
-    fit_jackknife_after_bootstrap,
-)
-from ensjax.combine.level_one import (
-    level_one_features,
-)
-from ensjax.combine.member_weights import (
+from ensjax.combine.rules.member_weights import (
     MemberWeights,
     bma_weights,
     cluster_weights,
@@ -154,18 +203,13 @@ from ensjax.combine.member_weights import (
     softmin_weights,
     team_weights,
 )
-from ensjax.combine.out_of_bag import (
+from ensjax.combine.rules.out_of_bag import (
     out_of_bag_log_probs,
     out_of_bag_points,
     out_of_bag_predictions,
     out_of_bag_score,
 )
-from ensjax.combine.out_of_fold import (
-    BasePredictions,
-    fit_and_predict,
-    fit_out_of_fold,
-)
-from ensjax.combine.points import (
+from ensjax.combine.rules.points import (
     Gaussian,
     gaussian_mixture,
     huber_points,
@@ -176,7 +220,7 @@ from ensjax.combine.points import (
     trimmed_points,
     winsorized_points,
 )
-from ensjax.combine.pools import (
+from ensjax.combine.rules.pools import (
     entropy_weighted_probs,
     entropy_weights,
     huber_probs,
@@ -188,57 +232,15 @@ from ensjax.combine.pools import (
     trimmed_probs,
     winsorized_probs,
 )
-from ensjax.combine.priors import (
+from ensjax.combine.rules.priors import (
     adjust_prior,
 )
-from ensjax.combine.quantile_fit import (
-    FittedAggregator,
-    fit_quantile_aggregator,
-)
-from ensjax.combine.quantile_penalty import (
-    adaptive_margin,
-    constant_margin,
-    crossing_penalty,
-    proportional_margin,
-)
-from ensjax.combine.quantile_training import (
-    AggregatorMember,
-    aggregator_ensemble,
-    predict_quantiles,
-    quantile_evaluation,
-    quantile_loss,
-    quantile_rows,
-    stack_columns,
-)
-from ensjax.combine.quantiles import (
-    QuantileAggregator,
-)
-from ensjax.combine.sample_quantiles import (
-    quantiles_of_ensemble,
-)
-from ensjax.combine.selection import (
-    Pruning,
-    Selection,
-    best_members,
-    greedy_select,
-    prune_members,
-)
-from ensjax.combine.stacking import (
-    StackedRegression,
-    Stacking,
-    fit_stacking,
-    fit_stacking_regression,
-)
-from ensjax.combine.thresholds import (
-    VoteThresholds,
-    fit_vote_thresholds,
-)
-from ensjax.combine.vote import (
+from ensjax.combine.rules.vote import (
     accuracy_weights,
     majority_vote,
     weighted_vote,
 )
-from ensjax.combine.weighted_vote import (
+from ensjax.combine.rules.weighted_vote import (
     WeightedVote,
     fit_accuracy_vote,
     fit_log_odds_vote,

@@ -1,0 +1,1 @@
+"""Maps from scores to probabilities and spreads, fitted on held-out rows."""

@@ -1,0 +1,186 @@
+"""Any calibration map of the pooled ensemble, or of every member by itself.
+
+An average of calibrated members is under-confident as a rule: calibrate the ensemble,
+and the members only to compare or to mix them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ensjax.combine.rules.average import mean_probs
+from ensjax.predictions import Predictions, as_predictions
+from ensjax.predictions import log_probs as normalize
+from ensjax.provenance import FittedRows, check_fitting_rows
+from ensjax.scores.rows import check_rows
+
+
+@struct.dataclass
+class CalibratedEnsemble:
+    """Pools the members, then maps; called on logits it returns log-probabilities.
+
+    Attributes:
+        map: what was fitted, such as an `AffineMap`.
+        weights: `[member]` weights of the pool it was fitted on; None: as the
+            predictions say, or equal ones.
+        fitted_rows: the rows it was fitted on, where they are known.
+    """
+
+    map: Any
+    weights: jax.Array | None = None
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the calibration")
+    )
+
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+        """`[batch, class]` log-probabilities in nats.
+
+        Args:
+            logits: `[member, batch, class]` logits or `Predictions`; or one predictive,
+                `[batch, class]`, which is mapped only.
+
+        Raises:
+            ValueError: if the shape does not fit.
+            LeakageError: for test rows that it was fitted on.
+        """
+        if isinstance(logits, Predictions):
+            self.fitted_rows.check_test(logits.provenance)
+        return self.map(_pool(logits, self.weights))
+
+
+@struct.dataclass
+class CalibratedMembers:
+    """Maps every member, then pools; called on logits it returns log-probabilities.
+
+    Attributes:
+        map: what was fitted, stacked: leaves `[member, ...]`.
+        fitted_rows: the rows it was fitted on, where they are known.
+    """
+
+    map: Any
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the calibration of members")
+    )
+
+    def members(self, logits: jax.Array | Predictions) -> jax.Array:
+        """Every member's calibrated log-probabilities, `[member, batch, class]`.
+
+        Raises:
+            ValueError: if the shape does not fit, or there are other members.
+            LeakageError: for test rows that it was fitted on.
+        """
+        predictions = as_predictions(logits)
+        self.fitted_rows.check_test(predictions.provenance)
+        fitted = jax.tree.leaves(self.map)[0].shape[0]
+        if fitted != predictions.num_members:
+            raise ValueError(
+                f"{fitted} members were calibrated; got predictions of"
+                f" {predictions.num_members}."
+            )
+        return jax.vmap(lambda map, said: map(said))(self.map, predictions.log_probs)
+
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+        """`[batch, class]` log-probabilities of the mean of the calibrated members."""
+        predictions = as_predictions(logits)
+        mapped = self.members(predictions)
+        return mean_probs(mapped, predictions.weights, predictions.mask)
+
+
+def calibrate_ensemble(
+    fit_map: Callable[[jax.Array, jax.Array, jax.Array], Any],
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    sample_weight: jax.Array | None = None,
+) -> CalibratedEnsemble:
+    """Pools the members by `mean_probs` and fits a map of their predictive.
+
+    Args:
+        fit_map: `fit_vector_scaling`, `fit_matrix_scaling`, `fit_platt`,
+            `fit_isotonic_map` (with options: `functools.partial`), or another function
+            of `(log_probs [batch, class], labels [batch], weight [batch])`.
+        logits: of held-out rows, `[member, batch, class]` or `Predictions`; or one
+            predictive `[batch, class]`.
+        labels: class indices `[batch]`.
+        weights: `[member]` weights of the pool.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        `CalibratedEnsemble`.
+
+    Raises:
+        ValueError: if a shape does not fit, or there is no row.
+        TypeError: if `labels` are not integers.
+        LeakageError: if `Predictions` say that members were trained on these rows, or
+            that they are test rows.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ensjax import combine
+        >>> logits = jnp.array([[[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]])
+        >>> labels = jnp.array([0, 1, 1, 0])  # sure, and right every other time
+        >>> calibrated = combine.calibrate_ensemble(
+        ...     combine.fit_vector_scaling, logits, labels)
+        >>> jnp.exp(calibrated(logits))[0].round(2).tolist()
+        [0.5, 0.5]
+    """
+    fitted_rows = _check_fitting("the calibration", logits)
+    pooled, labels, weight = check_rows(_pool(logits, weights), labels, sample_weight)
+    _check_any(pooled)
+    return CalibratedEnsemble(fit_map(pooled, labels, weight), weights, fitted_rows)
+
+
+def calibrate_each_member(
+    fit_map: Callable[[jax.Array, jax.Array, jax.Array], Any],
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    sample_weight: jax.Array | None = None,
+) -> CalibratedMembers:
+    """Fits a map of every member as if it were alone, all at once.
+
+    A row where a member's mask is False does not count for it.
+
+    Args:
+        fit_map: as for `calibrate_ensemble`.
+        logits: of held-out rows, `[member, batch, class]` or `Predictions`.
+        labels: class indices `[batch]`.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        `CalibratedMembers`.
+
+    Raises:
+        ValueError, TypeError, LeakageError: as `calibrate_ensemble`.
+    """
+    predictions = as_predictions(logits)
+    fitted_rows = _check_fitting("the calibration of members", predictions)
+    said, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
+    _check_any(said)
+    mask = predictions.mask
+    weight = jnp.where(mask if mask.ndim == 2 else mask[:, None], weight, 0.0)
+    return CalibratedMembers(jax.vmap(fit_map)(said, labels, weight), fitted_rows)
+
+
+def _check_fitting(what, logits):
+    if not isinstance(logits, Predictions):
+        return FittedRows(what)
+    return check_fitting_rows(what, logits.provenance, names=logits.names)
+
+
+def _check_any(log_probs):
+    if not log_probs.shape[-2]:
+        raise ValueError(
+            "a calibration is fitted on at least one held-out row; logits of shape"
+            f" {log_probs.shape} hold none."
+        )
+
+
+def _pool(logits, weights):
+    if not isinstance(logits, Predictions) and jnp.ndim(logits) == 2:
+        return normalize(logits)
+    return mean_probs(logits, weights)

@@ -1,0 +1,1 @@
+"""Members that run only where they can change the decision."""

@@ -1,0 +1,1 @@
+"""Sets and intervals that cover as often as they say."""

@@ -1,0 +1,1 @@
+"""Combinations that are fitted: stacking, selection, weights, fusion, experts."""

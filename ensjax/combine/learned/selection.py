@@ -1,0 +1,314 @@
+"""Which members to keep: greedy selection with replacement, and pruning.
+
+What is chosen on rows is chosen for these rows: they are held out of the members'
+training, and the ensemble that comes out is tested on others.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ensjax.combine.calibration.fitting import check_predictions
+from ensjax.combine.rules.average import mean_probs
+from ensjax.predictions import Predictions, as_predictions
+from ensjax.provenance import FittedRows
+from ensjax.scores.rows import broadcast_rows, row_weights, weigh
+
+# Of the mean probabilities [batch, class], labels [batch] and weights [batch].
+PoolLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+LOSSES = ("nll", "error")
+
+
+@struct.dataclass
+class Selection:
+    """What `greedy_select` chose; a pytree.
+
+    Attributes:
+        weights: `[member]`, summing to 1: how often a member was chosen, averaged over
+            the bags.
+        counts: `[bag, member]`, how often it was chosen in each bag.
+        chosen: `[bag, round]`, the member that each round added.
+        losses: `[bag, round]`, the loss of the bag's ensemble after that round.
+        fitted_rows: the rows it was chosen on, where they are known.
+    """
+
+    weights: jax.Array
+    counts: jax.Array
+    chosen: jax.Array
+    losses: jax.Array
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the selection")
+    )
+
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+        """`mean_probs` of the chosen members, `[batch, class]` in nats.
+
+        Raises:
+            ValueError: if there are other members than those it was chosen from.
+            LeakageError: for test rows that it was chosen on.
+        """
+        predictions = as_predictions(logits)
+        self.fitted_rows.check_test(predictions.provenance)
+        return mean_probs(predictions, self.weights)
+
+
+@struct.dataclass
+class Pruning:
+    """What `prune_members` left; a pytree.
+
+    Attributes:
+        mask: `[member]`, True for those that are kept.
+        losses: `[round + 1]`, of all members and after each round; the last repeats
+            where nothing was dropped any more.
+        fitted_rows: the rows it was decided on, where they are known.
+    """
+
+    mask: jax.Array
+    losses: jax.Array
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the pruning")
+    )
+
+
+def greedy_select(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    rounds: int = 50,
+    loss: str | PoolLoss = "nll",
+    start: int = 0,
+    num_bags: int = 1,
+    bag_fraction: float = 0.5,
+    key: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> Selection:
+    """Forward selection with replacement: each round adds the member that helps most.
+
+    The loss of every candidate is one array; rounds are one compiled loop. Of the
+    ensembles after each round, the one with the least loss is kept. Equal candidates:
+    the first.
+
+    Args:
+        logits: of rows that no member was trained on, `[member, batch, class]`, or
+            `Predictions`.
+        labels: class indices `[batch]`.
+        rounds: members that are added, with repetition.
+        loss: "nll", "error" (1 - accuracy), or a function of the mean probabilities
+            `[batch, class]`, labels and weights `[batch]` that is to be small.
+        start: begin with so many members, the best alone.
+        num_bags: selections, each from a random part of the members, whose weights are
+            averaged; 1 selects once, from all.
+        bag_fraction: share of the members in each part, with `num_bags` above 1.
+        key: of the parts, with `num_bags` above 1.
+        mask: `[member]` or `[member, batch]`; a False member counts as removed. A row
+            for which no chosen member counts has equal probabilities.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        `Selection`, callable on predictions of other rows.
+
+    Raises:
+        ValueError: if a shape or a number does not fit, or a name is unknown.
+        TypeError: if only votes are known, or `labels` are not integers.
+        LeakageError: if `Predictions` say that members were trained on these rows, or
+            that they are test rows.
+
+    Source: Caruana et al. 2004, Ensemble selection from libraries of models, section 2.
+    """
+    pool = _Pool(logits, labels, loss, mask, sample_weight)
+    fitted_rows = check_predictions("the selection", pool.predictions)
+    members = pool.values.shape[0]
+    if rounds < 1 or num_bags < 1 or not 0 <= start <= members:
+        raise ValueError(
+            "rounds and num_bags must be at least 1, and start from 0 to"
+            f" {members} members; got {rounds}, {num_bags} and {start}."
+        )
+    if num_bags > 1 and (key is None or not 0 < bag_fraction <= 1):
+        raise ValueError(
+            f"bags are drawn with a key, and hold a share in (0, 1] of the members; got"
+            f" num_bags={num_bags}, key={key} and bag_fraction={bag_fraction}."
+        )
+    libraries = pool.is_present[None]
+    if num_bags > 1:
+        libraries = _draw_libraries(key, pool.is_present, num_bags, bag_fraction)
+    counts, chosen, losses = jax.lax.map(
+        lambda library: _select_once(pool, library, rounds, start), libraries
+    )
+    share = counts / jnp.sum(counts, axis=1, keepdims=True)
+    return Selection(jnp.mean(share, axis=0), counts, chosen, losses, fitted_rows)
+
+
+def prune_members(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    loss: str | PoolLoss = "nll",
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> Pruning:
+    """Backward elimination: drops the member that is missed least, while nothing rises.
+
+    Each round drops the member without which the ensemble's loss is least, and ends
+    where that loss is above the last one. At least one member stays. Equal members: the
+    first goes.
+
+    Args:
+        logits, labels, loss, mask, sample_weight: as for `greedy_select`.
+
+    Returns:
+        `Pruning`; its mask goes into any rule, as `mean_probs(logits, mask=...)`.
+
+    Raises:
+        ValueError, TypeError, LeakageError: as `greedy_select`.
+    """
+    pool = _Pool(logits, labels, loss, mask, sample_weight)
+    fitted_rows = check_predictions("the pruning", pool.predictions)
+    members = pool.values.shape[0]
+
+    def drop(carry, _):
+        kept, current, goes_on = carry
+        # What is left without each member, as sums before and after it: a difference
+        # of sums would leave rounding where the others' probabilities are small.
+        values = jnp.where(kept[:, None, None], pool.values, 0.0)
+        counts = jnp.where(kept[:, None], pool.counts, 0.0)
+        losses = jax.vmap(pool.loss_of)(_sum_of_others(values), _sum_of_others(counts))
+        losses = jnp.where(kept & ~jnp.isnan(losses), losses, jnp.inf)
+        place = jnp.argmin(losses)
+        goes_on = goes_on & (losses[place] <= current) & (jnp.sum(kept) > 1)
+        kept = jnp.where(goes_on & (jnp.arange(members) == place), False, kept)
+        current = jnp.where(goes_on, losses[place], current)
+        return (kept, current, goes_on), current
+
+    kept = pool.is_present
+    first = pool.loss_of(
+        jnp.sum(jnp.where(kept[:, None, None], pool.values, 0.0), axis=0),
+        jnp.sum(jnp.where(kept[:, None], pool.counts, 0.0), axis=0),
+    )
+    start = (kept, first, jnp.asarray(True))
+    (kept, *_), losses = jax.lax.scan(drop, start, length=members - 1)
+    return Pruning(kept, jnp.concatenate([first[None], losses]), fitted_rows)
+
+
+def best_members(
+    losses: jax.Array, number: int, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """`[member]` bools, True for the `number` members of least validation loss.
+
+    Args:
+        losses: `[member]`, of rows that are not used again; NaN is never chosen.
+        number: members to keep. Equal losses: the first.
+        mask: `[member]`, False for members that are not to choose from.
+
+    Raises:
+        ValueError: if `losses` are not `[member]` or `number` is not from 1 to M.
+    """
+    losses = jnp.asarray(losses)
+    if losses.ndim != 1 or not 1 <= number <= losses.shape[0]:
+        raise ValueError(
+            f"losses must be [member] and number from 1 to M; got shape {losses.shape}"
+            f" and {number}."
+        )
+    possible = ~jnp.isnan(losses)
+    possible = possible if mask is None else possible & jnp.asarray(mask, bool)
+    order = jnp.argsort(jnp.where(possible, losses, jnp.inf), stable=True)
+    chosen = jnp.zeros(losses.shape, bool).at[order[:number]].set(True)
+    return chosen & possible
+
+
+class _Pool:
+    """Members' values of each row, and the loss of a sum of them."""
+
+    def __init__(self, logits, labels, loss, mask, sample_weight):
+        self.predictions = as_predictions(logits, mask=mask)
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise ValueError(
+                f"loss is one of {', '.join(LOSSES)}, or a function; got {loss!r}."
+            )
+        probs = self.predictions.probs
+        labels = jnp.asarray(labels)
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(f"labels must be integers [batch]; got {labels.dtype}.")
+        rows = probs.shape[1:2]
+        self.labels = broadcast_rows("labels", labels, rows)
+        self.weight = row_weights(sample_weight, rows, probs.dtype)
+        self.loss, self.uniform = loss, 1 / probs.shape[-1]
+        mask = self.predictions.mask
+        counts = jnp.broadcast_to(mask.reshape(mask.shape[0], -1), probs.shape[:2])
+        if loss == "nll":  # needs no other class than the label's
+            known = (self.labels >= 0) & (self.labels < probs.shape[-1])
+            index = jnp.where(known, self.labels, 0)[None, :, None]
+            probs = jnp.take_along_axis(probs, index, axis=-1)
+            probs = jnp.where(known[None, :, None], probs, jnp.nan)
+        self.is_present = jnp.any(counts, axis=1)
+        self.values = jnp.where(counts[..., None], probs, 0.0)
+        self.counts = counts.astype(probs.dtype)  # [member, batch]
+
+    def loss_of(self, total, count):
+        """Of sums of values `[batch, class]` over members, and how many `[batch]`."""
+        mean = total / jnp.maximum(count, 1)[:, None]
+        mean = jnp.where(count[:, None] > 0, mean, self.uniform)
+        if callable(self.loss):
+            return self.loss(mean, self.labels, self.weight)
+        if self.loss == "nll":
+            wrong = -jnp.log(mean[:, 0])
+        else:
+            wrong = (jnp.argmax(mean, axis=-1) != self.labels).astype(mean.dtype)
+            wrong = jnp.where(jnp.any(jnp.isnan(mean), axis=-1), jnp.nan, wrong)
+        return jnp.sum(weigh(wrong, self.weight)) / jnp.sum(self.weight)
+
+
+def _select_once(pool, library, rounds, start):
+    members = pool.values.shape[0]
+
+    def candidates(total, count):
+        losses = jax.vmap(
+            lambda values, counts: pool.loss_of(total + values, count + counts)
+        )(pool.values, pool.counts)
+        return jnp.where(library & ~jnp.isnan(losses), losses, jnp.inf)
+
+    def add(carry, _):
+        total, count = carry
+        losses = candidates(total, count)
+        place = jnp.argmin(losses)
+        carry = (total + pool.values[place], count + pool.counts[place])
+        return carry, (place.astype(jnp.int32), losses[place])
+
+    total, count = jnp.zeros_like(pool.values[0]), jnp.zeros_like(pool.counts[0])
+    first = jnp.zeros(members, bool)
+    if start:
+        first = best_members(candidates(total, count), start, mask=library)
+        total = jnp.sum(jnp.where(first[:, None, None], pool.values, 0.0), axis=0)
+        count = jnp.sum(jnp.where(first[:, None], pool.counts, 0.0), axis=0)
+    before = pool.loss_of(total, count)
+    _, (chosen, losses) = jax.lax.scan(add, (total, count), length=rounds)
+    added = jnp.arange(rounds) <= jnp.argmin(losses)
+    if start:
+        added = added & (jnp.min(losses) < before)
+    picks = jax.nn.one_hot(chosen, members, dtype=jnp.int32)
+    counts = jnp.sum(jnp.where(added[:, None], picks, 0), axis=0)
+    return counts + first.astype(jnp.int32), chosen, losses
+
+
+def _draw_libraries(key, is_present, num_bags, fraction):
+    """`[bag, member]`, so many members of those present in each bag."""
+    available = jnp.sum(is_present)
+    number = jnp.maximum(jnp.round(fraction * available), 1)
+
+    def draw(key):
+        order = jax.random.uniform(key, is_present.shape)
+        order = jnp.where(is_present, order, jnp.inf)
+        ranks = jnp.argsort(jnp.argsort(order))
+        return is_present & (ranks < number)
+
+    return jax.vmap(draw)(jax.random.split(key, num_bags))
+
+
+def _sum_of_others(values):
+    """For each member, the sum over all others, `[member, ...]`."""
+    zero = jnp.zeros_like(values[:1])
+    before = jnp.cumsum(jnp.concatenate([zero, values[:-1]]), axis=0)
+    after = jnp.cumsum(jnp.concatenate([zero, values[:0:-1]]), axis=0)[::-1]
+    return before + after

@@ -1,0 +1,1 @@
+"""Quantiles of several models as one quantile function, in order."""

@@ -1,0 +1,1 @@
+"""Rules that are not fitted: averages, pools, votes, and weights of members."""

@@ -1,0 +1,131 @@
+"""A soft vote whose weights were fitted on validation rows, by how often each is right.
+
+Weights by accuracy are rough: with one view much better than the others the vote may
+lose to it. `best` says which single member validation would choose; report it beside.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.vote import accuracy_weights
+from ensjax.predictions import Predictions, as_predictions
+from ensjax.provenance import FittedRows, check_fitting_rows
+from ensjax.scores.rows import check_rows, is_correct, weighted_mean
+
+
+@struct.dataclass
+class WeightedVote:
+    """Fitted weights of the members; called on logits it returns log-probabilities.
+
+    Attributes:
+        weights: `[member]`, non-negative, summing to 1; 0 for masked members.
+        accuracy: `[member]` on the rows of the fit; NaN for masked members.
+        fitted_rows: the rows it was fitted on, where they are known.
+    """
+
+    weights: jax.Array
+    accuracy: jax.Array
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the weighted vote")
+    )
+
+    @property
+    def best(self) -> jax.Array:
+        """The member with the highest accuracy on the rows of the fit; lowest index."""
+        return jnp.argmax(jnp.where(jnp.isnan(self.accuracy), -1.0, self.accuracy))
+
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+        """`[batch, class]` log of the weighted mean probability, in nats.
+
+        Args:
+            logits: `[member, batch, class]` logits or `Predictions`; weights inside
+                `Predictions` are not used.
+
+        Raises:
+            ValueError: if a shape does not fit.
+            LeakageError: for test rows that it was fitted on.
+        """
+        if isinstance(logits, Predictions):
+            self.fitted_rows.check_test(logits.provenance)
+        return mean_probs(logits, self.weights)
+
+
+def fit_accuracy_vote(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> WeightedVote:
+    """Weights in proportion to the accuracy above chance: max(a_m - 1 / C, 0).
+
+    Equal weights if no member is better than chance.
+
+    Args:
+        logits: of held-out rows, `[member, batch, class]` or `Predictions`.
+        labels: class indices `[batch]`.
+        mask: `[member]`; a False member counts as removed.
+        sample_weight: `[batch]`, non-negative.
+
+    Returns:
+        `WeightedVote`.
+
+    Raises:
+        ValueError: if a shape does not fit, or masks are by row.
+        TypeError: if `labels` are not integers, or only votes are known.
+        LeakageError: if `Predictions` say that members were trained on these rows, or
+            that they are test rows.
+    """
+    accuracy, mask, classes, _, fitted_rows = _measure(
+        logits, labels, mask, sample_weight
+    )
+    gain = jnp.maximum(accuracy - 1 / classes, 0.0)
+    return WeightedVote(_normalise(gain, mask), accuracy, fitted_rows)
+
+
+def fit_log_odds_vote(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> WeightedVote:
+    """Weights in proportion to the log-odds of the accuracy, and at least 0.
+
+    log((C - 1) a_m / (1 - a_m)), best for independent members that vote; accuracies are
+    held 1 / (2 n) away from 0 and 1. Arguments and result as for `fit_accuracy_vote`.
+
+    Source: Kuncheva 2004, theorem 4.1.
+    """
+    accuracy, mask, classes, rows, fitted_rows = _measure(
+        logits, labels, mask, sample_weight
+    )
+    odds = accuracy_weights(accuracy, classes, clip=min(0.25, 0.5 / rows))
+    return WeightedVote(_normalise(jnp.maximum(odds, 0.0), mask), accuracy, fitted_rows)
+
+
+def _measure(logits, labels, mask, sample_weight):
+    predictions = as_predictions(logits, mask=mask)
+    if predictions.mask.ndim == 2:
+        raise ValueError(
+            "a weighted vote has one weight for each member, so masks must be [member];"
+            f" got shape {predictions.mask.shape}."
+        )
+    fitted_rows = check_fitting_rows(
+        "the weighted vote", predictions.provenance, names=predictions.names
+    )
+    said, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
+    if not said.shape[1]:
+        raise ValueError("a vote is fitted on at least one held-out row; got none.")
+    accuracy = weighted_mean(is_correct(said, labels), weight)
+    accuracy = jnp.where(predictions.mask, accuracy, jnp.nan)
+    return accuracy, predictions.mask, said.shape[2], said.shape[1], fitted_rows
+
+
+def _normalise(weights, mask):
+    weights = jnp.where(mask, weights, 0.0)
+    total = jnp.sum(weights)
+    equal = mask / jnp.sum(mask)
+    return jnp.where(total == 0, equal, weights / jnp.where(total == 0, 1.0, total))
