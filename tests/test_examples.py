@@ -11,8 +11,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from sklearn.ensemble import RandomForestClassifier
 
 import ensjax
+from ensjax.provenance import LeakageError
 
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
@@ -51,17 +53,23 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
         return ensjax.nn.MLP(in_features=64, num_outputs=3, rngs=rngs)
 
     names = {f"m{i}": model(i) for i in range(5)}
-    names["x"], names["y"] = split(96)
+    names["x"], names["y"] = split(120)
     names["x_val"], names["y_val"] = split(32)
     names["x_test"], names["y_test"] = split(32)
     names |= {"rates": np.geomspace(1e-4, 1e-2, 5), "optax": optax, "ensjax": ensjax}
+    names["RandomForestClassifier"] = RandomForestClassifier
     blocks = readme_blocks()
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     with jax.numpy_rank_promotion("allow"):  # a user's default
         for block in blocks:
+            block = re.sub(r"bootstrap=\d+", "bootstrap=20", block)
             exec(re.sub(r"steps=\d+", "steps=20", block), names)
-        # The last block goes on from its checkpoint, here for more steps.
+        # The second block goes on from its checkpoint, here for more steps.
         exec(re.sub(r"steps=\d+", "steps=40", blocks[1]), names)
+        with pytest.raises(LeakageError, match="and 5 more members"):
+            names["combine"].fit_stacking(
+                names["say"]("train"), names["y"][names["split"]["train"]]
+            )
     assert names["log"].resumed_step == 20 or (names["log"].stopped_steps > 0).any()
     assert names["logits"].shape == (5, 32, 3)
     assert (tmp_path / "ensemble").is_dir() and (tmp_path / "checkpoints").is_dir()
