@@ -47,7 +47,16 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("name", RULES)
+FAST = ("mean_probs", "majority_vote", "ece")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in RULES
+    ],
+)
 def test_eight_devices_equal_one(name):
     logits = 2 * np.random.default_rng(1).normal(size=(MEMBERS, 30, 5))
     logits = logits.astype(np.float32)

@@ -51,7 +51,14 @@ def whole():
     return _run(mesh, jnp.arange(NUM_MEMBERS))
 
 
-@pytest.mark.parametrize("member, num_data", [(8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize(
+    "member, num_data",
+    [
+        pytest.param(8, 1, marks=pytest.mark.slow),
+        (4, 2),
+        pytest.param(1, 8, marks=pytest.mark.slow),
+    ],
+)
 def test_a_batch_is_the_same_on_every_mesh(whole, member, num_data):
     mesh = make_mesh(member=member, data=num_data)
     split = _run(mesh, jnp.arange(NUM_MEMBERS))

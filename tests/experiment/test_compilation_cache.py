@@ -199,6 +199,7 @@ def values(folder, *workdirs):
     }
 
 
+@pytest.mark.slow
 def test_the_second_run_finds_what_the_first_compiled(project):
     cache = ("--compilation_cache", "./cache")
     assert hits_of(start(project, "first", *cache))[0] == 0

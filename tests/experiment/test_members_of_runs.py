@@ -182,6 +182,7 @@ def test_safetensors_hold_the_leaves_by_name():
         np.testing.assert_array_equal(value, expected[name])
 
 
+@pytest.mark.slow
 def test_what_is_refused_leaves_nothing_and_changes_nothing(capsys):
     assert run("b", "seed=1", "num_members=2") == 0
     # A first command that is refused: the corrected one finds the place free.
@@ -198,6 +199,7 @@ def test_what_is_refused_leaves_nothing_and_changes_nothing(capsys):
     assert "resumed_with" in read_json(Path("v/versions.json"))
 
 
+@pytest.mark.slow
 def test_members_from_is_never_passed_over_in_silence(capsys):
     assert run("b", "num_members=2") == 0
     assert run("a", "num_members=2") == 0
@@ -219,6 +221,7 @@ def test_what_a_run_logged_is_kept_when_none_of_its_members_stay():
     assert read_metrics(Path("w/previous/2/metrics.jsonl")) == logged
 
 
+@pytest.mark.slow
 def test_a_replay_takes_the_experiment_that_the_run_was_made_with(
     tmp_path, monkeypatch, capsys
 ):

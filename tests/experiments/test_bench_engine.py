@@ -54,11 +54,19 @@ def assert_same_numbers(make, workload):
         np.testing.assert_allclose(other, ours, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["python_loop", "loop_over_scans", "lax_map"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("python_loop", marks=pytest.mark.slow),
+        "loop_over_scans",
+        pytest.param("lax_map", marks=pytest.mark.slow),
+    ],
+)
 def test_alternatives_make_the_steps_of_the_engine(name):
     assert_same_numbers(getattr(alternatives, name), SMALL)
 
 
+@pytest.mark.slow
 def test_one_step_a_call_makes_the_same_steps():
     assert_same_numbers(
         lambda workload, members: alternatives.ours(
@@ -68,6 +76,7 @@ def test_one_step_a_call_makes_the_same_steps():
     )
 
 
+@pytest.mark.slow
 def test_torch_makes_the_steps_of_the_engine():
     pytest.importorskip("torch")
     assert_same_numbers(alternatives.torch_func, SMALL)

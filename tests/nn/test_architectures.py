@@ -81,9 +81,9 @@ def test_equal_arguments_give_equal_graphs(name):
 
 def _stacked_cases():
     slow = [("cnn", "group"), ("vit", None), ("resnet", "batch")]
-    slow += [("wide_resnet", "batch")]
+    slow += [("wide_resnet", "batch"), ("mlp", "batch")]
     return [
-        *[("mlp", "batch"), ("cnn", "batch")],
+        ("cnn", "batch"),
         *[pytest.param(*case, marks=SLOW) for case in slow],
     ]
 
@@ -200,7 +200,7 @@ def test_group_and_layer_norm_do_not_mix_examples(name, norm):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=SLOW) if n == "wide_resnet" else n for n in NORMED]
+    "name", [pytest.param(n, marks=SLOW) if "resnet" in n else n for n in NORMED]
 )
 def test_no_bias_stands_before_a_norm(name):
     def biases(model):

@@ -103,6 +103,7 @@ def test_patches_are_cut_row_by_row():
     np.testing.assert_array_equal(patches[1, 2], x[1, 2:4, 0:3].ravel())
 
 
+@pytest.mark.slow
 def test_mean_pooling_without_positions_ignores_the_order_of_patches():
     model = ViT(
         image_shape=(4, 8, 1),

@@ -118,7 +118,16 @@ def test_form_equals_lax_in_value_and_gradients(case, form):
     assert_close(actual, _expected(case))
 
 
-@pytest.mark.parametrize("form", ["auto", "plain", "patches", "mixed", "depthwise"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param("auto", marks=pytest.mark.slow),
+        "plain",
+        "patches",
+        "mixed",
+        pytest.param("depthwise", marks=pytest.mark.slow),
+    ],
+)
 def test_form_under_vmap_and_scan_equals_one_kernel_at_a_time(form):
     case = "depthwise_multiplier" if form == "depthwise" else "same"
     x, kernel = _operands(case, leading=(4,))

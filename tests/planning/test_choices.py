@@ -120,6 +120,7 @@ def test_tuning_times_forms_of_convolutions_too(kit):
     assert tuning.auto.form is None and tuning.auto.block == "auto"
 
 
+@pytest.mark.slow
 def test_one_local_member_leaves_nothing_to_tune(kit):
     job = kit.job(num_members=2, evaluated=False, **ONE_STEP)
     tuning = tune(job, mesh=kit.mesh(2, 1))

@@ -42,6 +42,7 @@ def test_values_are_those_of_the_scores(case):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.slow
 def test_a_masked_member_is_a_member_that_is_not_there(case):
     logits, labels = case
     broken = logits.at[2].set(jnp.nan)
@@ -66,6 +67,7 @@ def test_rows_without_a_member_are_left_out_of_its_score_alone(case):
     assert found["nll"] == pytest.approx(float(ensemble), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_the_paired_bootstrap(case):
     logits, labels = case
     found = scores.evaluate(logits, labels, ["nll"], bootstrap=200, seed=3)

@@ -85,6 +85,7 @@ def test_ence_of_weights_and_of_equal_spreads(case):
     np.testing.assert_allclose(found, abs(1.5 - rmse) / 1.5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_weight_zero_are_gone_wherever_they_would_be_sorted(case):
     mean, std, targets, _ = case
     keep = np.arange(ROWS) % 3 != 0

@@ -44,6 +44,7 @@ def reference(log_probs, labels, weight=None):
     return np.exp(found.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_recovers_the_temperature_that_made_the_labels(temperature):
     logits, labels = case(temperature, num_rows=20_000)
@@ -98,6 +99,7 @@ def test_weights_of_the_pool_are_kept_for_later_calls():
     )
 
 
+@pytest.mark.slow
 def test_predictions_and_jit_give_the_same():
     logits, labels = case()
     mask = np.array([True, True, False])

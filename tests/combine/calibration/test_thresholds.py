@@ -43,6 +43,7 @@ def test_each_member_gets_as_many_rows_right_as_any_threshold_can(rows):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_without_weight_leave_no_trace(rows):
     odds, labels, weight = rows
     counts = weight > 0

@@ -206,6 +206,7 @@ def test_one_stage_is_the_ensemble_and_windows_that_hold_all_rows_too():
     np.testing.assert_allclose(single, jax.nn.log_softmax(logits[2]), atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10_000))
 def test_masks_order_and_duplicates_of_members_change_nothing(seed):

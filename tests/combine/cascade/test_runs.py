@@ -114,6 +114,7 @@ def dense_by_ranks(logits, cascade, counts):
     return cascade.replace(windows=windows, exit_rule="window")(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exit_rule", ["window", "threshold"])
 def test_capacity_equals_the_dense_form_with_windows_by_ranks(
     exit_rule, ensemble, inputs

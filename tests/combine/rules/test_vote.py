@@ -73,7 +73,10 @@ def test_sums_that_differ_by_rounding_are_ties():
     assert out.tolist() == [-1]
 
 
-@pytest.mark.parametrize("ties", ["lowest", "abstain", "probability"])
+@pytest.mark.parametrize(
+    "ties",
+    ["lowest", "abstain", pytest.param("probability", marks=pytest.mark.slow)],
+)
 def test_properties_of_members(ties):
     logits = np.random.default_rng(1).normal(size=(6, 40, 3))
     plain = combine.majority_vote(logits, ties=ties)

@@ -42,6 +42,7 @@ def test_weights_are_the_accuracy_above_chance_or_its_log_odds():
     np.testing.assert_allclose(even.weights, [1 / 3] * 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_masked_member_is_a_removed_one_whatever_it_says():
     logits = said(7, 8, 6)
     logits[1] = np.nan
