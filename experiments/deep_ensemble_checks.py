@@ -37,7 +37,7 @@ def validate(config, mesh=None):
     recipe.member_ids(config)
     try:
         arguments.check_seed(config.seed)
-        arguments.check_sampling(config.sampling, None, is_resident=True)
+        arguments.check_sampling(config.sampling, None, None, is_resident=True)
         ensjax.Health(**config.health.to_dict())
         blocks = Blocks(recipe.members_at_once(config), config.unroll)
         if mesh is None:

@@ -15,6 +15,17 @@ TOY = str(Path(__file__).parent / "toy" / "configs" / "toy.py")
 SLOW_RUN = ["run", f"{TOY}:smoke", "--workdir", "w", "--config.seconds_per_step=0.2"]
 
 
+@pytest.fixture(autouse=True)
+def heeded_signals():
+    """What runs in the background has these ignored, and so have its children."""
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGHUP)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
 def start(folder, *arguments):
     root = str(Path(__file__).parents[2])
     return subprocess.Popen(
@@ -96,9 +107,10 @@ def test_a_signal_that_is_to_be_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert _heeded(signal.SIGTERM, signal.SIGHUP) == [signal.SIGTERM]
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert _heeded(signal.SIGHUP) == [signal.SIGHUP]
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert _heeded(signal.SIGHUP) == [signal.SIGHUP]
 
 
 def test_the_child_dies_with_its_parent_and_lets_go_of_the_lock(tmp_path):

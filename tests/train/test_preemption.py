@@ -20,7 +20,8 @@ class Lines:
 
     def write(self, step, metrics):
         times = ("steps_per_second", "compile_seconds", "goodput", "chip_hours")
-        self.lines[step] = {k: v for k, v in metrics.items() if k not in times}
+        left = {*times, "member_ids"}  # ids are in the first line of each call
+        self.lines[step] = {k: v for k, v in metrics.items() if k not in left}
         if step in self._ask_at:
             assert preemption.request()
 

@@ -30,6 +30,7 @@ class Lines:
         if step == self.stop_at:
             raise Stop
         times = ("steps_per_second", "compile_seconds", "goodput", "chip_hours")
+        metrics = {n: v for n, v in metrics.items() if n != "member_ids"}  # the first
         self.lines[step] = {n: v for n, v in metrics.items() if n not in times}
         assert len(self.lines[step]) == len(metrics) - len(times)
 
