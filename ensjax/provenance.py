@@ -38,6 +38,10 @@ class Provenance:
     test_rows: np.ndarray | None = None
 
     def __post_init__(self):
+        if self.part != "test" and self.part.strip().lower() == "test":
+            raise ValueError(
+                f'the part of the test is called "test"; got {self.part!r}.'
+            )
         rows = np.asarray(self.rows)
         if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
             raise ValueError(
@@ -79,7 +83,9 @@ class Provenance:
         """
         if trained_on is None:
             return cls(source, rows, part, None, test_rows)
-        is_list = isinstance(trained_on, (list, tuple))
+        is_list = isinstance(trained_on, (list, tuple)) and not all(
+            np.ndim(rows_of_one) == 0 for rows_of_one in trained_on
+        )
         trained = list(trained_on) if is_list else [trained_on]
         seen = np.stack([np.isin(rows, ids) for ids in trained])
         return cls(source, rows, part, seen, test_rows)

@@ -31,7 +31,7 @@ def test_rows_that_a_member_was_trained_on_are_named():
     counts = np.array([True, False])
     check_fitting_rows("the vote", provenance, counts=counts)
     shared = Provenance.of("wine", ROWS, trained_on=np.arange(14))
-    with pytest.raises(LeakageError, match="rows 10, 11, 12, 13 of 'wine': member 0"):
+    with pytest.raises(LeakageError, match=r"rows 10, 11, 12, 13 .*'tree' \(and 1"):
         combine.calibrate(predictions(shared), LABELS)
 
 
@@ -88,3 +88,41 @@ def test_what_provenance_may_be():
         predictions(Provenance("wine", np.arange(5)))
     with pytest.raises(ValueError, match="seen by 3 members"):
         predictions(Provenance.of("wine", ROWS, trained_on=[ROWS] * 3))
+
+
+def test_rows_of_all_members_may_be_a_list():
+    about = Provenance.of("wine", ROWS, trained_on=[10, 12])
+    assert about.seen.tolist() == [[True, False, True] + [False] * 5]
+    assert not Provenance.of("wine", ROWS, trained_on=[]).seen.any()
+    with pytest.raises(ValueError, match='is called "test"; got'):
+        Provenance("wine", ROWS, "Test")
+
+
+BAG = np.array([[1, 0, 2, 1, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1, 0, 1]])  # row 7: all
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [
+        combine.calibrate,
+        combine.calibrate_members,
+        lambda said, y: combine.calibrate_ensemble(combine.fit_vector_scaling, said, y),
+        lambda said, y: combine.fit_conformal_sets(
+            combine.LacScore(), said, y, alpha=0.3
+        ),
+        lambda said, y: combine.fit_cascade(
+            said, y, stages=((0,), (1,)), task="coverage_at_risk", level=0.3
+        ),
+        combine.fit_stacking,
+        combine.fit_convex_weights,
+    ],
+)
+def test_out_of_bag_rows_may_be_fitted_on(fit):
+    """Members do not count on what they were trained on; where none does, no row."""
+    trained_on = [ROWS[counts > 0] for counts in BAG]
+    said = predictions(Provenance.of("wine", ROWS, trained_on=trained_on))
+    with pytest.raises(LeakageError):
+        fit(said, LABELS)
+    said = said.replace(mask=jnp.asarray(BAG == 0))
+    for leaf in jax.tree.leaves(fit(said, LABELS)):
+        assert np.isfinite(leaf).all()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ensjax.nn.neighbors import nearest_rows
 from ensjax.scores.rows import floating
 
 METRICS = ("euclidean", "cosine")
@@ -204,21 +205,17 @@ def _nearest(features, reference, num_neighbors, metric, exclude_self):
     if metric == "cosine":
         features, reference = _unit(features), _unit(reference)
         far = -jnp.matmul(features, reference.T, precision="highest")
-    else:
-        center = jnp.mean(reference, axis=0, keepdims=True)
-        features, reference = features - center, reference - center
-        squares = jnp.sum(reference**2, axis=1)[None]
-        far = squares - 2 * jnp.matmul(features, reference.T, precision="highest")
+        if exclude_self:
+            far = jnp.where(jnp.eye(len(far), dtype=bool), jnp.inf, far)
+        rows = jax.lax.top_k(-far, num_neighbors)[1]
+        near = reference[rows]  # [batch, neighbor, feature]
+        return jnp.sort(1 - jnp.sum(features[:, None] * near, axis=-1), axis=-1)
+    # Not by |a|^2 - 2 a b + |b|^2, which cancels where rows lie close together.
+    rows, squares = nearest_rows(features, reference, num_neighbors + exclude_self)
     if exclude_self:
-        far = jnp.where(jnp.eye(len(far), dtype=bool), jnp.inf, far)
-    rows = jax.lax.top_k(-far, num_neighbors)[1]
-    # The expanded square cancels; distances of those that were found are exact.
-    near = reference[rows]  # [batch, neighbor, feature]
-    if metric == "cosine":
-        distances = 1 - jnp.sum(features[:, None] * near, axis=-1)
-    else:
-        distances = jnp.sqrt(jnp.sum((features[:, None] - near) ** 2, axis=-1))
-    return jnp.sort(distances, axis=-1)
+        own = rows == jnp.arange(len(rows))[:, None]
+        squares = jnp.sort(jnp.where(own, jnp.inf, squares), axis=-1)[:, :-1]
+    return jnp.sqrt(squares)
 
 
 def _unit(rows):

@@ -169,3 +169,14 @@ def test_shifted_splits_hold_out_the_end_or_the_cluster():
         data.split_by_feature(values, share=0.001)
     with pytest.raises(ValueError, match="end must be one of"):
         data.split_by_feature(values, end="top")
+
+
+def test_neighbours_far_from_the_centre_are_found_and_measured():
+    """Squares of the distance from the centre would cancel in float32."""
+    rng = np.random.default_rng(0)
+    reference = (100 + 1e-3 * rng.normal(size=(60, 3))).astype(np.float32)
+    reference = np.concatenate([reference, reference + 1000])
+    away = reference[:, None].astype(np.float64) - reference[None]
+    distances = np.sort(np.sqrt((away**2).sum(-1)), axis=1)
+    found = scores.neighbor_distances(reference, reference, num_neighbors=3)
+    np.testing.assert_allclose(found, distances[:, :3], rtol=1e-5)

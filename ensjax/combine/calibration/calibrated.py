@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ensjax.combine.calibration.fitting import check_any, covered_weight
 from ensjax.combine.rules.average import mean_probs
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
-from ensjax.provenance import FittedRows, check_fitting_rows
+from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows
 
 
@@ -128,9 +129,10 @@ def calibrate_ensemble(
         >>> jnp.exp(calibrated(logits))[0].round(2).tolist()
         [0.5, 0.5]
     """
-    fitted_rows = _check_fitting("the calibration", logits)
+    fitted_rows = check_any("the calibration", logits)
     pooled, labels, weight = check_rows(_pool(logits, weights), labels, sample_weight)
     _check_any(pooled)
+    weight = covered_weight(logits, weight)
     return CalibratedEnsemble(fit_map(pooled, labels, weight), weights, fitted_rows)
 
 
@@ -158,18 +160,12 @@ def calibrate_each_member(
         ValueError, TypeError, LeakageError: as `calibrate_ensemble`.
     """
     predictions = as_predictions(logits)
-    fitted_rows = _check_fitting("the calibration of members", predictions)
+    fitted_rows = check_any("the calibration of members", predictions)
     said, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
     _check_any(said)
     mask = predictions.mask
     weight = jnp.where(mask if mask.ndim == 2 else mask[:, None], weight, 0.0)
     return CalibratedMembers(jax.vmap(fit_map)(said, labels, weight), fitted_rows)
-
-
-def _check_fitting(what, logits):
-    if not isinstance(logits, Predictions):
-        return FittedRows(what)
-    return check_fitting_rows(what, logits.provenance, names=logits.names)
 
 
 def _check_any(log_probs):

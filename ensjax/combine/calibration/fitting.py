@@ -1,6 +1,7 @@
 """The rows that something is fitted on: may it be?"""
 
 import jax
+import jax.numpy as jnp
 
 from ensjax.predictions import Predictions
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
@@ -34,6 +35,23 @@ def check_points(
     if not points.shape[1]:
         raise ValueError(f"{what} needs at least one held-out row; got none.")
     return check_fitting_rows(what, provenance, counts=_known(mask))
+
+
+def check_any(what: str, logits: jax.Array | Predictions) -> FittedRows:
+    """As `check_predictions`; of arrays, which say nothing of their rows, no check."""
+    if not isinstance(logits, Predictions):
+        return FittedRows(what)
+    return check_predictions(what, logits)
+
+
+def covered_weight(logits: jax.Array | Predictions, weight: jax.Array) -> jax.Array:
+    """Weights `[batch]` of rows, 0 where no member counts: nothing is said of them."""
+    if not isinstance(logits, Predictions):
+        return weight
+    mask, weights = logits.mask, logits.weights
+    mask = mask[:, None] if mask.ndim == 1 else mask
+    weights = weights[:, None] if weights.ndim == 1 else weights
+    return jnp.where(jnp.any(mask & (weights != 0), axis=0), weight, 0.0)
 
 
 def _known(mask):

@@ -10,10 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ensjax.combine.calibration.fitting import (
+    check_any,
+    check_predictions,
+    covered_weight,
+)
 from ensjax.combine.rules.average import mean_probs
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
-from ensjax.provenance import FittedRows, check_fitting_rows
+from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows, weighted_mean
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 1e4
@@ -141,13 +146,10 @@ def calibrate(
         >>> jnp.exp(temperature(logits)).round(1).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
     """
-    fitted_rows = FittedRows("the temperature")
-    if isinstance(logits, Predictions):
-        fitted_rows = check_fitting_rows(
-            fitted_rows.what, logits.provenance, names=logits.names
-        )
+    fitted_rows = check_any("the temperature", logits)
     pooled = _pool(logits, weights)
-    rows = _held_out(pooled, labels, sample_weight)
+    said, labels, weight = _held_out(pooled, labels, sample_weight)
+    rows = said, labels, covered_weight(logits, weight)
     weights = None if weights is None else jnp.asarray(weights)
     return Temperature(_fit(*rows), weights, fitted_rows)
 
@@ -178,10 +180,10 @@ def calibrate_members(
             that they are test rows.
     """
     predictions = as_predictions(logits)
-    fitted_rows = check_fitting_rows(
-        "the members' temperatures", predictions.provenance, names=predictions.names
-    )
-    rows = _held_out(predictions.log_probs, labels, sample_weight)
+    fitted_rows = check_predictions("the members' temperatures", predictions)
+    said, labels, weight = _held_out(predictions.log_probs, labels, sample_weight)
+    mask = predictions.mask
+    rows = said, labels, jnp.where(mask.reshape(len(mask), -1), weight, 0.0)
     return MemberTemperatures(jax.vmap(_fit)(*rows), fitted_rows)
 
 

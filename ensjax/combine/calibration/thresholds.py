@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ensjax.combine.calibration.fitting import check_predictions
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
-from ensjax.provenance import FittedRows, check_fitting_rows
+from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows
 
 _WHAT = "the vote thresholds"
@@ -96,9 +97,7 @@ def fit_vote_thresholds(
             that they are test rows.
     """
     predictions = as_predictions(logits)
-    fitted_rows = check_fitting_rows(
-        _WHAT, predictions.provenance, names=predictions.names
-    )
+    fitted_rows = check_predictions(_WHAT, predictions)
     odds = _log_odds(predictions)
     _, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
     return VoteThresholds(jax.vmap(_fit)(odds, labels, weight), fitted_rows)

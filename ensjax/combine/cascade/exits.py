@@ -5,19 +5,21 @@ predictions of all members it selects (one program, to evaluate with); how to ru
 what is needed is in `cascade_runs`, and gives the same answers.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from ensjax.combine.calibration.fitting import check_predictions, covered_weight
 from ensjax.combine.cascade.windows import Windows, fit_single_threshold, fit_windows
 from ensjax.ensemble import Ensemble
 from ensjax.group import Group
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
-from ensjax.provenance import check_fitting_rows
 from ensjax.scores.confidence import (
     max_log_odds,
     max_logit,
@@ -210,13 +212,19 @@ def fit_cascade(
             that they are test rows.
     """
     predictions = as_predictions(logits)
-    check_fitting_rows(
-        "the cascade's windows", predictions.provenance, names=predictions.names
-    )
+    check_predictions("the cascade's windows", predictions)
     stages = tuple(tuple(stage) for stage in stages)
     log_probs, scores = stage_scores(predictions, stages, confidence)
     _, labels, weight = check_rows(log_probs, labels, sample_weight)
-    options = dict(sample_weight=weight[:-1], provenance=predictions.provenance)
+    # A row counts at a stage where a member up to there does.
+    upto = [sum(stages[: i + 1], ()) for i in range(len(stages))]
+    weight = jnp.stack(
+        [
+            covered_weight(predictions.select(list(members)), row)
+            for members, row in zip(upto, weight)
+        ]
+    )
+    options = dict(sample_weight=weight[:-1], provenance=_counted(predictions))
     if task == "threshold":
         windows = fit_single_threshold(scores[:-1], share=level, **options)
         return Cascade(windows, stages, "threshold", confidence)
@@ -225,6 +233,15 @@ def fit_cascade(
         scores[:-1], correct[:-1], task, level=level, width=width, **options
     )
     return Cascade(windows, stages, "window", confidence)
+
+
+def _counted(predictions):
+    """The provenance, as if members had not seen rows on which they do not count."""
+    about, mask = predictions.provenance, predictions.mask
+    if about is None or about.seen is None or isinstance(mask, jax.core.Tracer):
+        return about
+    counts = np.asarray(mask).reshape(len(mask), -1)
+    return dataclasses.replace(about, seen=about.seen & counts)
 
 
 def stage_scores(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ensjax.combine.calibration.fitting import check_any, covered_weight
 from ensjax.combine.conformal.intervals import (
     _check_groups,
     _of_groups,
@@ -16,7 +17,7 @@ from ensjax.combine.conformal.intervals import (
 from ensjax.combine.rules.average import mean_probs
 from ensjax.predictions import Predictions
 from ensjax.predictions import log_probs as normalize
-from ensjax.provenance import FittedRows, check_fitting_rows
+from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows, label_log_probs
 
 
@@ -194,7 +195,7 @@ def fit_conformal_sets(
         [[True, True], [True, False]]
     """
     scores, _, fitted_rows = _label_scores(score, logits, labels, key, weights)
-    threshold = conformal_quantile(scores, alpha, row_mask=row_mask)
+    threshold = conformal_quantile(scores, alpha, row_mask=_covered(logits, row_mask))
     return ConformalSets(threshold, weights, score, "all", fitted_rows)
 
 
@@ -218,7 +219,7 @@ def fit_conformal_sets_by_class(
     scores, labels, fitted_rows = _label_scores(score, logits, labels, key, weights)
     num_classes = _pool(logits, weights).shape[-1]
     threshold = conformal_quantile_by_group(
-        scores, labels, num_classes, alpha, row_mask=row_mask
+        scores, labels, num_classes, alpha, row_mask=_covered(logits, row_mask)
     )
     return ConformalSets(threshold, weights, score, "class", fitted_rows)
 
@@ -248,18 +249,25 @@ def fit_conformal_sets_by_group(
     scores, _, fitted_rows = _label_scores(score, logits, labels, key, weights)
     groups = _check_groups(groups, scores.shape)
     threshold = conformal_quantile_by_group(
-        scores, groups, num_groups, alpha, row_mask=row_mask
+        scores, groups, num_groups, alpha, row_mask=_covered(logits, row_mask)
     )
     return ConformalSets(threshold, weights, score, "group", fitted_rows)
 
 
+def _covered(logits, row_mask):
+    """Rows that count: nothing is known of one on which no member does."""
+    if not isinstance(logits, Predictions):
+        return row_mask
+    rows = logits.values.shape[1]
+    given = jnp.ones(rows) if row_mask is None else jnp.asarray(row_mask, jnp.float32)
+    if given.shape != (rows,):
+        return row_mask  # its shape is refused where it is used
+    return covered_weight(logits, given) > 0
+
+
 def _label_scores(score, logits, labels, key, weights):
     """Scores of the labels `[batch]`; NaN for labels out of range."""
-    fitted_rows = FittedRows("the conformal sets")
-    if isinstance(logits, Predictions):
-        fitted_rows = check_fitting_rows(
-            fitted_rows.what, logits.provenance, names=logits.names
-        )
+    fitted_rows = check_any("the conformal sets", logits)
     pooled, labels, _ = check_rows(_pool(logits, weights), labels)
     scores = _scores(score, pooled, key)
     # Like a log-probability: of the label, NaN where it is no class.

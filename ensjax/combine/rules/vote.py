@@ -143,7 +143,8 @@ def _decide(predictions, weights, ties, key, accuracy):
     choices, mask = predictions.votes, predictions.mask
     weights = weights[:, None] if weights.ndim == 1 else weights
     mask = mask[:, None] if mask.ndim == 1 else mask
-    counts = mask & (choices != ABSTAIN)  # [member, batch]
+    # [member, batch]; what is no class is no vote, as -1 is not.
+    counts = mask & (choices >= 0) & (choices < predictions.num_classes)
     weights = jnp.where(counts, weights, 0.0)
     # The one-hot row of a class out of range, such as -1, is all zeros.
     chosen = jax.nn.one_hot(choices, predictions.num_classes)

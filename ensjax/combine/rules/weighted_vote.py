@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ensjax.combine.calibration.fitting import check_predictions
 from ensjax.combine.rules.average import mean_probs
 from ensjax.combine.rules.vote import accuracy_weights
 from ensjax.predictions import Predictions, as_predictions
-from ensjax.provenance import FittedRows, check_fitting_rows
+from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows, is_correct, weighted_mean
 
 
@@ -113,12 +114,8 @@ def _measure(logits, labels, mask, sample_weight):
             "a weighted vote has one weight for each member, so masks must be [member];"
             f" got shape {predictions.mask.shape}."
         )
-    fitted_rows = check_fitting_rows(
-        "the weighted vote", predictions.provenance, names=predictions.names
-    )
+    fitted_rows = check_predictions("the weighted vote", predictions)
     said, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
-    if not said.shape[1]:
-        raise ValueError("a vote is fitted on at least one held-out row; got none.")
     accuracy = weighted_mean(is_correct(said, labels), weight)
     accuracy = jnp.where(predictions.mask, accuracy, jnp.nan)
     return accuracy, predictions.mask, said.shape[2], said.shape[1], fitted_rows

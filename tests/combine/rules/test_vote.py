@@ -181,3 +181,8 @@ def test_the_best_member_among_those_of_tied_classes_decides():
     assert got.tolist() == [1, 1, 2]
     masked = vote(said(votes), np.asarray([True, True, False, False, False]))
     assert masked.tolist() == [1, 2, 1]
+
+
+def test_votes_for_no_class_decide_nothing():
+    votes = Predictions.from_votes(jnp.array([[7, 1], [9, 7]]), 3)
+    assert combine.majority_vote(votes).tolist() == [-1, 1]
