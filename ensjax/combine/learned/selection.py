@@ -284,7 +284,10 @@ def _select_once(pool, library, rounds, start):
         count = jnp.sum(jnp.where(first[:, None], pool.counts, 0.0), axis=0)
     before = pool.loss_of(total, count)
     _, (chosen, losses) = jax.lax.scan(add, (total, count), length=rounds)
-    added = jnp.arange(rounds) <= jnp.argmin(losses)
+    # The bag 1 : 2 is the bag 3 : 6: of equal losses, to rounding, the first counts.
+    lowest = jnp.min(losses)
+    last = jnp.argmax(losses <= lowest + 1e-6 * jnp.abs(lowest))
+    added = jnp.arange(rounds) <= last
     if start:
         added = added & (jnp.min(losses) < before)
     picks = jax.nn.one_hot(chosen, members, dtype=jnp.int32)
