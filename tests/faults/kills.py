@@ -27,6 +27,7 @@ TOTAL_STEPS = 600
 TOLERANCE = 1e-6  # on another number of devices, where sums come in another order
 SECONDS_OF_A_SAVE = 0.1
 TIMES = ("steps_per_second", "compile_seconds", "goodput", "chip_hours")
+BY_CALL = ("member_ids",)  # the first line of every start says whose its columns are
 BY_MESH = ("live_fraction",)  # rows are padded to the devices
 _ROOT = Path(__file__).parents[2]
 _TIMEOUT_SECONDS = 300
@@ -137,7 +138,7 @@ class Run:
         text = (self.folder / "metrics.jsonl").read_text()
         lines = map(json.loads, text.splitlines())
         return [
-            {k: v for k, v in line.items() if k not in (*TIMES, *BY_MESH)}
+            {k: v for k, v in line.items() if k not in (*TIMES, *BY_CALL, *BY_MESH)}
             for line in lines
         ]
 
