@@ -8,7 +8,11 @@ from scipy import stats
 from ensjax.experiment.claims import (
     build_results,
     check,
+    check_at_least,
+    check_at_most,
     claim,
+    interval_text,
+    mean_and_interval,
     not_run,
     student_interval,
 )
@@ -37,6 +41,34 @@ def test_student_interval_of_five_values_by_hand():
 def test_one_seed_or_a_nan_has_no_interval():
     assert student_interval([1.0]) is None
     assert student_interval([1.0, math.nan, 2.0]) is None
+    assert student_interval([1.0], split_sizes=(90, 10)) is None
+    assert mean_and_interval([0.25]) == (0.25, 0.25, 0.25)
+    assert interval_text([0.25]) == "0.250"
+
+
+def test_splits_of_the_same_rows_have_a_wider_interval_which_decides_less():
+    values, sizes = [1.1, 1.3, 1.0, 1.4, 1.2], (90, 30)
+    plain = claim("x", values_by_seed=values, bound=1.0, **ABOUT)
+    wide = claim("x", values_by_seed=values, bound=1.0, split_sizes=sizes, **ABOUT)
+    assert (plain["verdict"], wide["verdict"]) == ("holds", "undecided")
+    assert wide["split_sizes"] == [90, 30] and "split_sizes" not in plain
+    # sd 0.1581, t(0.975, 4) = 2.776445
+    half = 2.7764451 * math.sqrt((1 / 5 + 30 / 90) * 0.025)
+    ends = pytest.approx((1.2 - half, 1.2 + half))
+    assert tuple(wide["interval"]) == ends
+    assert mean_and_interval(values, split_sizes=sizes)[1:] == ends
+    assert interval_text(values, split_sizes=sizes, form=".2f") == "1.20 (0.88 to 1.52)"
+
+
+def test_a_check_passes_on_its_bound():
+    assert [check_at_least("x", v, 0.5)["pass"] for v in (0.4, 0.5, math.nan)] == [
+        False, True, False,
+    ]  # fmt: skip
+    assert [check_at_most("x", v, 0.5)["pass"] for v in (0.6, 0.5, math.nan)] == [
+        False, True, False,
+    ]  # fmt: skip
+    assert check_at_least("x", 1, 0.5)["bound"] == ">= 0.5"
+    assert check_at_most("x", 1, 27 / 30)["bound"] == "<= 0.9"
 
 
 @pytest.mark.parametrize(
