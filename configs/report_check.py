@@ -4,7 +4,7 @@
     ensjax run configs/report_check.py:claims           # ten seeds
     ensjax run configs/report_check.py:paper            # answers of real models: unrun
 
-On 2 CPU cores (AMD EPYC, shared; seconds of CPU): smoke 32, small 58, claims 83. Over
+On 2 busy CPU cores (AMD EPYC; seconds of CPU): smoke 43, small 90, claims about 130. In
 the 10 seeds of claims tuned members are right on 84.8 and 89.5 % of the reports of two
 domains, untuned ones on 69.8 and 74.0 %, the vote of five on 89.6 and 92.8 %. Where the
 reader was wrong the vote is right on 78.1 and 79.0 %, and on 88.5 and 89.0 % of matched

@@ -126,7 +126,6 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
 def _shrink(config):
     """Small members and one autoencoder, so that little has to be compiled."""
-    config.canary.update(dict(num_features=2_000, num_kept=60))
     config.connectomes.update(
         dict(widths=(60, 60, 60), num_selected=(20, 20, 20), num_sites=4)
     )

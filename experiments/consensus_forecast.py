@@ -3,7 +3,7 @@
 Collects the forecasts of scikit-learn's estimators (or the challenge's submissions),
 breaks a share of them, combines, scores, ranks, and ends in claims and figures. Of the
 files `consensus_forecast_*.py`, `entries` forecasts, `tadpole` reads the challenge's
-files, `scores` measures, `claims` judges and `figures` draws.
+files, `scores` measures (`loops` checks that), `claims` judges and `figures` draws.
 """
 
 from pathlib import Path
@@ -19,6 +19,7 @@ from ensjax.members import member_key
 entries = load_beside(__file__, "consensus_forecast_entries")
 tadpole = load_beside(__file__, "consensus_forecast_tadpole")
 measures = load_beside(__file__, "consensus_forecast_scores")
+loops = load_beside(__file__, "consensus_forecast_loops")
 verdicts = load_beside(__file__, "consensus_forecast_claims")
 figures = load_beside(__file__, "consensus_forecast_figures")
 
@@ -98,6 +99,7 @@ def run(config, run_dir):
                 config, entries.forecast_study, config.simulation.num_seeds
             ),
             "bootstrap": lambda done: _bootstrap(config, done["simulated"]),
+            "definitions": lambda _: _compare_definitions(config),
         }
     done = run_stages(run_dir, config, stages)
     results = measure(config, done)
@@ -127,6 +129,7 @@ def measure(config, done):
     results["names"] = {name: task["names"] for name, task in tasks.items()}
     results["bootstrap"] = done.get("bootstrap")
     results["left_out"] = done.get("tadpole", {}).get("left_out", ())
+    results["definitions"] = done.get("definitions")
     for name, task in tasks.items():
         for condition in ("clean", "broken"):
             if condition == "broken" and config.data == "tadpole":
@@ -180,6 +183,12 @@ def _score(config, task):
         scored = measures.score_points(systems, targets, weight, width)
     # In the task's order, the ranking metric first: programs return names sorted.
     return {name: np.asarray(scored[name], np.float64) for name in task["metrics"]}
+
+
+def _compare_definitions(config):
+    """The largest distance of each metric from its loop, with and without ties."""
+    found = [loops.distances(config.seed + t, ties=bool(t)) for t in (0, 1)]
+    return {name: np.max([f[name] for f in found]) for name in found[0]}
 
 
 def _broken(config, task):
