@@ -124,7 +124,7 @@ def _packed(predictions):
     }
     if provenance is not None:
         facts |= {"source": provenance.source, "part": provenance.part}
-        for name in ("rows", "seen", "test_rows"):
+        for name in ("rows", "seen", "test_rows", "known"):
             if getattr(provenance, name) is not None:
                 arrays[name] = getattr(provenance, name)
     return arrays | {"facts": np.asarray(json.dumps(facts))}
@@ -142,6 +142,7 @@ def _unpacked(path, arrays):
             facts.pop("part"),
             arrays.pop("seen", None),
             arrays.pop("test_rows", None),
+            arrays.pop("known", None),
         )
     for name in ("names", "columns", "levels"):
         facts[name] = None if facts[name] is None else tuple(facts[name])
