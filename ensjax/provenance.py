@@ -196,6 +196,9 @@ def merge_members(
                 f"predictions must be of the same rows in the same order; got {first!r}"
                 f" and {other!r}."
             )
+    is_one = first.seen is None or len(first.seen) == 1
+    if is_one and all(other == first for other in provenances[1:]):
+        return first
     seen = known = None
     if any(provenance.seen is not None for provenance in provenances):
         pairs = list(zip(provenances, counts, strict=True))

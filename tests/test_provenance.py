@@ -46,7 +46,10 @@ def test_nothing_is_fitted_on_test_rows():
 def test_what_was_fitted_on_a_row_is_not_tested_on_it():
     held_out = Provenance.of("wine", ROWS, trained_on=np.arange(10))
     temperature = combine.calibrate(predictions(held_out), LABELS)
-    for allowed in (held_out, Provenance("wine", ROWS + 8, "test")):  # a look at the fit
+    for allowed in (
+        held_out,
+        Provenance("wine", ROWS + 8, "test"),
+    ):  # a look at the fit
         assert np.isfinite(temperature(predictions(allowed)).log_probs).all()
     elsewhere = Provenance("iris", ROWS, "test")
     assert np.isfinite(temperature(predictions(elsewhere)).log_probs).all()

@@ -13,11 +13,10 @@ An input is a tuple of features `[batch, width_m]`, one entry for each member, o
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 from ensjax.combine.calibration.fitting import check_points
 from ensjax.combine.learned.gates import sigmoid_gate, softmax_gate, top_k_gate
@@ -314,8 +313,9 @@ def _weighted_sum(weights, tokens):
     return jnp.einsum("bm,bmd->bd", weights, tokens), weights
 
 
-class FusionRows(NamedTuple):
-    """What a fusion takes, and which rows it is fitted on.
+@struct.dataclass
+class FusionRows:
+    """What a fusion takes, and which rows it is fitted on; a pytree.
 
     Attributes:
         inputs: `(features, mask)`, as every fusion takes it: `[batch, width_m]` of each
@@ -325,7 +325,9 @@ class FusionRows(NamedTuple):
     """
 
     inputs: tuple[tuple[jax.Array, ...], jax.Array]
-    fitted_rows: FittedRows
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the fusion")
+    )
 
 
 def fusion_rows(

@@ -47,6 +47,8 @@ def pool(
         >>> combine.pool(combine.majority_vote, votes).votes.tolist()
         [[1, 1]]
     """
+    if predictions.kind == "features":
+        raise TypeError("features are no predictions to pool; see combine.fusion_rows.")
     about = predictions.provenance
     if about is not None:
         about = about.pooled(known_mask(predictions.mask))
@@ -104,8 +106,6 @@ def _one_member(given, values, name, about):
         provenance=about,
         columns=given.columns,
     )
-    if given.kind == "features":
-        raise TypeError("features are no predictions to pool; see combine.fusion_rows.")
     parts = {}
     if isinstance(values, Gaussian):
         values, parts = values.mean, {"scale": values.std[None]}
