@@ -281,7 +281,9 @@ def test_it_is_not_tested_on_its_rows_and_what_it_makes_has_seen_them(name):
 
 
 def test_what_is_given_arrays_gives_arrays():
-    temperature = combine.calibrate(said(HELD_OUT), LABELS)
+    temperature = combine.Temperature(
+        2.0, None, FittedRows("the temperature", HELD_OUT)
+    )
     assert isinstance(temperature(LOGITS), jax.Array)
     made = temperature(said(HELD_OUT))
     np.testing.assert_array_equal(made.values[0], temperature(LOGITS))
@@ -290,7 +292,7 @@ def test_what_is_given_arrays_gives_arrays():
     with pytest.raises(LeakageError, match="'temperature' was trained on"):
         combine.fit_stacking(made, LABELS)
     other = temperature(said(Provenance.of("wine", ROWS + 20)))
-    combine.fit_vote_thresholds(other, LABELS)
+    check_fitting_rows("the meta-model", other.provenance, names=other.names)
 
 
 def test_a_combination_has_seen_what_members_that_count_have():
@@ -325,6 +327,10 @@ def test_rules_of_every_kind_are_pooled():
         combine.pool(combine.mean_points, said(None, "features"))
 
 
+def first(predictions):
+    return predictions.values[0]
+
+
 def test_what_is_unknown_stays_unknown():
     rows = Provenance("wine", ROWS)  # of members of which nothing else is known
     known = Provenance.of("wine", ROWS, trained_on=[[12], [90]])
@@ -336,10 +342,10 @@ def test_what_is_unknown_stays_unknown():
     check_fitting_rows("the vote", both.select([0, 2]).provenance)
     with pytest.raises(LeakageError, match="row 12 .*'tree'"):
         combine.calibrate(both, LABELS)
-    pooled = combine.pool(combine.mean_probs, both)
+    pooled = combine.pool(first, both)
     assert pooled.provenance.known.tolist() == [False]
     assert pooled.provenance.seen.tolist() == [(ROWS == 12).tolist()]
-    assert combine.pool(combine.mean_probs, unknown).provenance.seen is None
+    assert combine.pool(first, unknown).provenance.seen is None
     again = sources.concatenate_predictions([pooled, said(known).select([1])])
     assert again.provenance.known.tolist() == [False, True]
     # Fitted on arrays: what it makes may have seen anything, and has seen what it had.
@@ -371,9 +377,9 @@ def test_scores_of_seen_rows_are_refused_unless_the_fit_is_looked_at():
     assert evaluate(said(trained), sample_weight=fresh)["num_rows"] == 6
     masked = said(trained).replace(mask=jnp.asarray(~trained.seen))
     assert evaluate(masked)["num_members"] == 2
-    made = combine.fit_accuracy_vote(said(HELD_OUT), LABELS)(said(HELD_OUT))
-    with pytest.raises(LeakageError, match="'weighted vote' was trained on"):
-        evaluate(made)
+    weights = combine.MemberWeights(np.ones(2), FittedRows("the weights", HELD_OUT))
+    with pytest.raises(LeakageError, match="rows 10, 11, .*'tree' .and 1 more"):
+        evaluate(weights(said(HELD_OUT)))
     points = said(trained, "points")
     evaluate_points = functools.partial(
         scores.evaluate_points, targets=TARGETS, metrics=["mae"]
@@ -381,14 +387,15 @@ def test_scores_of_seen_rows_are_refused_unless_the_fit_is_looked_at():
     with pytest.raises(LeakageError, match="'knn'"):
         evaluate_points(points)
     seen = evaluate_points(points, allow_seen=True)
-    assert seen == evaluate_points(POINTS)
+    assert seen["mae_members"] == pytest.approx(abs(POINTS - TARGETS).mean(axis=1))
+    sets = functools.partial(scores.evaluate_sets, LABELS[:, None] == [0, 1], LABELS)
     for score in (
         functools.partial(scores.evaluate_intervals, *POINTS, TARGETS),
-        functools.partial(scores.evaluate_sets, LABELS[:, None] == [0, 1], LABELS),
+        sets,
     ):
         with pytest.raises(LeakageError, match="rows 12, 17"):
             score(provenance=trained)
-        assert score(provenance=trained, allow_seen=True) == score()
+    assert sets(provenance=trained, allow_seen=True)["coverage"] == 1.0
 
 
 def test_validation_rows_of_an_aggregator_are_checked_and_kept():
