@@ -1,5 +1,6 @@
 """What views say together: votes whose weights are fitted on validation rows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,7 +48,9 @@ def judge(said, labels, split, names) -> dict[str, np.ndarray]:
     truth = np.asarray(labels)[split["validation"]]
     by_nll, fitted_rows = convex_weights(held_out, truth)
     fitted_rows.check_test(test.provenance)
-    weights, accuracy, pooled = _fit_and_pool(held_out, test, truth, by_nll)
+    # Checked once, here: as part of the compiled program each split would compile anew.
+    bare = [predictions.replace(provenance=None) for predictions in (held_out, test)]
+    weights, accuracy, pooled = _fit_and_pool(*bare, truth, by_nll)
     named = [*np.asarray(test.votes), *np.asarray(pooled).argmax(axis=2)]
     named.append(named[int(np.argmax(accuracy))])
     return {
@@ -57,15 +60,15 @@ def judge(said, labels, split, names) -> dict[str, np.ndarray]:
     }
 
 
-# Not compiled as a whole: the rows are part of a program, and every split has its own.
+@jax.jit
 def _fit_and_pool(held_out, test, truth, by_nll):
     """Weights `[rule, view]`, accuracies, and `[vote, test row, class]`."""
     by_accuracy = combine.fit_accuracy_vote(held_out, truth)
     by_odds = combine.fit_log_odds_vote(held_out, truth)
     pooled = [
         combine.mean_probs(test),
-        by_accuracy(test).log_probs[0],
-        by_odds(test).log_probs[0],
+        by_accuracy(test),
+        by_odds(test),
         combine.mean_probs(test, by_nll),
     ]
     weights = jnp.stack([by_accuracy.weights, by_odds.weights, by_nll])

@@ -168,11 +168,6 @@ def test_votes_are_fitted_on_validation_rows_and_leaks_are_refused():
 
     with pytest.raises(LeakageError, match="convex weights"):
         votes.judge(said, labels, Leaking(), ("a", "b", "c"))
-    leak = votes.Predictions.from_logits(
-        said[:, held_out], provenance=Leaking().provenance("validation")
-    )
-    with pytest.raises(LeakageError, match="the weighted vote cannot be fitted"):
-        votes._fit_and_pool(leak, leak, labels[held_out], np.ones(3) / 3)
 
 
 def test_simulated_connectomes_have_what_the_config_says():
