@@ -14,10 +14,13 @@ import numpy as np
 import optax
 
 import ensjax
+from ensjax import combine
 from ensjax.experiment.fields import load_beside
 from ensjax.experiment.processes import everywhere
 from ensjax.experiment.stages import run_stages
 from ensjax.mapping import map_members
+from ensjax.predictions import Predictions
+from ensjax.provenance import Provenance
 
 tasks = load_beside(__file__, "feature_fusion_tasks")
 models = load_beside(__file__, "feature_fusion_models")
@@ -71,7 +74,10 @@ def member_ids(config, task, per_job: int) -> list[int]:
 
 
 def _train_members(config, run_dir, name, task, done):
-    """Features `[view, job, row, feature]` and logits of each view's member."""
+    """Features `[view, job, row, feature]` and logits of each view's member.
+
+    Beside them `drawn [view, job, row]`, the rows that the member may have drawn.
+    """
     del done
     # Views are padded to one width, so that all members are one stack.
     width = max(view.shape[-1] for view in task.views)
@@ -92,6 +98,7 @@ def _train_members(config, run_dir, name, task, done):
         seed=config.seed,
         mesh=ensjax.make_mesh(**config.mesh.to_dict()),
     )
+    weights = _own_rows(jobs * views, config.num_member)
     ensemble, log = _fit(
         config,
         run_dir,
@@ -102,9 +109,11 @@ def _train_members(config, run_dir, name, task, done):
         make_tx=optax.adam,
         hyper=config.member_learning_rate,
         steps=config.member_steps,
-        weights=_own_rows(jobs * views, config.num_member),
+        weights=weights,
     )
     features, logits = _outputs(ensemble, "features_and_logits", x)
+    drawn = np.zeros((jobs * views, rows), bool)
+    drawn[:, own] = (weights.reshape(jobs * views, -1, config.num_member) > 0).any(1)
 
     def by_view(values):
         return np.swapaxes(values.reshape(jobs, views, rows, -1), 0, 1)
@@ -112,6 +121,7 @@ def _train_members(config, run_dir, name, task, done):
     return {
         "features": by_view(features),
         "logits": by_view(logits),
+        "drawn": by_view(drawn)[..., 0],
         "frozen_steps": log.frozen_steps,
     }
 
@@ -134,7 +144,7 @@ def _train_fusions(config, run_dir, name, task, done):
                 make_model, member_ids=ids, seed=config.seed, mesh=mesh
             )
         )
-    x = tuple(f[:, own].reshape(-1, f.shape[-1]) for f in features)
+    x = fusion_inputs(features, done[f"members_{name}"]["drawn"], own)
     group, log = _fit(
         config,
         run_dir,
@@ -152,6 +162,27 @@ def _train_fusions(config, run_dir, name, task, done):
     ]
     logits, weights = (np.stack(values) for values in zip(*found, strict=True))
     return {"logits": logits, "weights": weights, "frozen_steps": log.frozen_steps}
+
+
+def fusion_inputs(features, drawn, own):
+    """Features of each view, `[job * row, feature]`, of the fusions' rows.
+
+    Raises:
+        LeakageError: if a member of any view and job may have drawn one of them.
+    """
+    views, jobs, rows, width = features.shape
+    about = Provenance(
+        "rows of a job",
+        np.arange(rows)[own],
+        seen=drawn[..., own].reshape(-1, len(range(rows)[own])),
+    )
+    said = Predictions.from_features(
+        features[:, :, own].reshape(views * jobs, -1, width), provenance=about
+    )
+    (found, _) = combine.fusion_rows(said, what="the fusions").inputs
+    return tuple(
+        np.concatenate(found[view * jobs : (view + 1) * jobs]) for view in range(views)
+    )
 
 
 def _train_schedule(config, run_dir, schedule, task, done):

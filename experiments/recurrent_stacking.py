@@ -74,6 +74,8 @@ def run(config, run_dir):
     }
     outputs = run_stages(run_dir, config, stages)
     outputs = {frames: outputs[f"frames_{frames}"] for frames in jobs}
+    for found in outputs.values():
+        measures.refuse_leaks(found)
     results = measures.measure(config, clips, jobs, outputs)
     scalars = verdicts.summarise(config, results)
     figures.add_tables(run_dir, config, results)
@@ -174,7 +176,10 @@ def own_inputs(config, clips, frames, jobs, part):
 
 
 def _train_and_predict(config, run_dir, clips, frames, jobs, done):
-    """Logits of every architecture and job on its development and test clips."""
+    """Logits of every architecture and job on its development and test clips.
+
+    Beside them `drawn [job, clip]`, the clips that a job's members may have drawn.
+    """
     del done
     mesh = ensjax.make_mesh(**config.mesh.to_dict())
     examples, weights = training_data(config, clips, frames, jobs)
@@ -198,7 +203,10 @@ def _train_and_predict(config, run_dir, clips, frames, jobs, done):
         save_every_steps=config.save_every_steps,
         logger=run_dir.logger(name),
     )
-    found = {"frozen_steps": log.frozen_steps}
+    rows = np.flatnonzero(clips.part == data.TRAIN)
+    drawn = np.zeros((len(jobs), len(clips.part)), bool)
+    drawn[:, rows] = (weights.reshape(len(jobs), -1, len(rows)) > 0).any(axis=1)
+    found = {"frozen_steps": log.frozen_steps, "drawn": drawn}
     for part, number in (("dev", data.DEVELOPMENT), ("test", data.TEST)):
         x, found[f"{part}_rows"], found[f"{part}_is_row"] = own_inputs(
             config, clips, frames, jobs, number

@@ -39,8 +39,7 @@ class Measured(NamedTuple):
 def measure(config, clips, jobs, outputs) -> dict:
     """Error rates of all systems in all jobs, by number of frames."""
     found = {}
-    for frames, own in jobs.items():
-        _refuse_leaks(config, clips, own)
+    for frames in jobs:
         found[frames] = _measure_length(config, clips, outputs[frames])
     main = config.frames if config.frames in jobs else next(iter(jobs))
     permuted = _permuted_labels(config, clips, outputs[main])
@@ -61,18 +60,20 @@ def systems(config) -> tuple[str, ...]:
     return (*config.architectures, VOTE, STACK, STACK_SUM, STACK_NESTED)
 
 
-def _refuse_leaks(config, clips, jobs):
-    """Raises `LeakageError` if a meta-model's clips were trained or are tested on."""
-    for left_out in {job.left_out for job in jobs}:
-        rows = {
-            part: clips.rows(part, left_out)
-            for part in (data.TRAIN, data.DEVELOPMENT, data.TEST)
-        }
+def refuse_leaks(outputs):
+    """Raises `LeakageError` if a meta-model's clips were trained on or are tested on.
+
+    Of every job: the clips whose logits it is fitted on, those that its members may
+    have drawn, and those that are tested on.
+    """
+    rows = [outputs[name] for name in ("dev_rows", "test_rows", "drawn")]
+    is_row = [outputs[name] for name in ("dev_is_row", "test_is_row")]
+    for dev, test, drawn, is_dev, is_test in zip(*rows, *is_row, strict=True):
         provenance = Provenance.of(
             "clips",
-            rows[data.DEVELOPMENT],
-            trained_on=rows[data.TRAIN],
-            test_rows=rows[data.TEST],
+            dev[is_dev],
+            trained_on=np.flatnonzero(drawn),
+            test_rows=test[is_test],
         )
         check_fitting_rows("the meta-model", provenance)
 

@@ -107,7 +107,8 @@ def run(config, run_dir):
             "alone": lambda done: alone.measure(config),
         },
     )
-    results = votes.measure(config, stages["members"], rows.held_out[1])
+    seen = cases.find_shared(rows.held_out[0], rows.general[0])
+    results = votes.measure(config, stages["members"], rows.held_out[1], seen)
     results["alone"] = stages["alone"]
     scalars = verdicts.summarise(config, results)
     figures.add_tables(run_dir, config, rows, results)

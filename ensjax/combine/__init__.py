@@ -6,6 +6,12 @@ Pools of classes return log-probabilities `[batch, class]` in nats, votes classe
 `[batch]`, rules of points points without the member axis. What is fitted (`fit_*`,
 `calibrate`, `greedy_select`, `prune_members`) takes rows that no member was trained on,
 and `Predictions` that know their rows are refused otherwise.
+
+Applied to `Predictions`, what was fitted gives `Predictions` (of one member where it
+combines them) that have seen the rows of its fit too, so that a second stage on the
+same rows is refused as well; applied to arrays it gives arrays. Sets, ends of intervals
+and a cascade's output are arrays. Rules have no memory and return arrays; `pool` makes
+one member of a rule's result, which has seen what its members have.
 """
 
 from ensjax.combine.calibration.calibrated import (
@@ -121,8 +127,10 @@ from ensjax.combine.learned.fusion import (
     AttentionFusion,
     BilinearFusion,
     ConcatFusion,
+    FusionRows,
     GatedFusion,
     StaticFusion,
+    fusion_rows,
 )
 from ensjax.combine.learned.gates import (
     gate_entropy,
@@ -220,6 +228,9 @@ from ensjax.combine.rules.points import (
     trimmed_points,
     winsorized_points,
 )
+from ensjax.combine.rules.pool import (
+    pool,
+)
 from ensjax.combine.rules.pools import (
     entropy_weighted_probs,
     entropy_weights,
@@ -267,6 +278,7 @@ __all__ = [
     "DynamicRegression",
     "DynamicSelection",
     "FittedAggregator",
+    "FusionRows",
     "GatedFusion",
     "Gaussian",
     "IsotonicFunction",
@@ -349,6 +361,7 @@ __all__ = [
     "fold_weights",
     "front_costs",
     "front_scores",
+    "fusion_rows",
     "gate_entropy",
     "gaussian_mixture",
     "greedy_select",
@@ -378,6 +391,7 @@ __all__ = [
     "out_of_fold",
     "parse_answer",
     "parse_answers",
+    "pool",
     "pool_intervals",
     "predict_quantiles",
     "product_probs",

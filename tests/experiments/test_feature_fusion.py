@@ -12,6 +12,7 @@ from flax import nnx
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.provenance import LeakageError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "feature_fusion.py")
@@ -53,6 +54,30 @@ def test_molecules_are_quarters_of_energy_and_their_views_ignore_the_order_of_at
     assert task.num_classes == 4 and counts.min() >= 14
     atoms = task.views[0].sum(-1)
     assert atoms.min() >= 3 and atoms.max() <= 6
+
+
+def test_fusions_and_meta_models_are_refused_rows_that_members_drew():
+    features = np.random.default_rng(0).normal(size=(3, 2, 10, 4)).astype(np.float32)
+    drawn = np.zeros((3, 2, 10), bool)
+    drawn[..., :4] = True
+    own = slice(4, 7)
+    x = experiment.fusion_inputs(features, drawn, own)
+    np.testing.assert_array_equal(x[1], features[1, :, own].reshape(-1, 4))
+    drawn[2, 1, 5] = True
+    with pytest.raises(LeakageError, match="the fusions cannot .* row 5 .*member 5."):
+        experiment.fusion_inputs(features, drawn, own)
+    about = [
+        experiment.Provenance("rows", np.arange(10)[own], seen=drawn.any(1)[:, own]),
+        None,
+    ]
+    labels = np.zeros((2, 3), int)
+    with pytest.raises(LeakageError, match="the meta-model cannot be fitted on row 5"):
+        jax.eval_shape(
+            lambda *rows: experiment.measures._combine(*rows, 2.0, *about),
+            features[:, :, own],
+            labels,
+            features[:, :, 7:],
+        )
 
 
 @pytest.mark.slow

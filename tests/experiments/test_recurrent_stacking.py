@@ -10,6 +10,7 @@ from ensjax import scores
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.provenance import LeakageError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "recurrent_stacking.py")
@@ -103,6 +104,19 @@ def test_a_seed_keeps_its_ids_when_there_are_more():
         assert len(set(every)) == len(every)
         ids.append(dict(zip(jobs, found, strict=True)))
     assert ids[0].items() <= ids[1].items() and len(ids[1]) == 3 * len(ids[0])
+
+
+def test_a_meta_model_is_refused_clips_that_its_members_drew_or_that_are_tested():
+    rows, is_row = np.array([[4, 5, 4]]), np.array([[True, True, False]])
+    drawn = np.zeros((1, 12), bool)
+    drawn[0, 8:] = True
+    outputs = dict(dev_rows=rows, dev_is_row=is_row, test_is_row=is_row, drawn=drawn)
+    measures.refuse_leaks(outputs | {"test_rows": np.array([[0, 1, 5]])})
+    with pytest.raises(LeakageError, match="row 5 of 'clips', which are kept"):
+        measures.refuse_leaks(outputs | {"test_rows": np.array([[0, 5, 1]])})
+    drawn[0, 4] = True
+    with pytest.raises(LeakageError, match="row 4 of 'clips': member 0 was trained"):
+        measures.refuse_leaks(outputs | {"test_rows": np.array([[0, 1, 2]])})
 
 
 @pytest.mark.slow

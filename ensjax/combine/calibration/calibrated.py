@@ -13,6 +13,7 @@ from flax import struct
 
 from ensjax.combine.calibration.fitting import check_any, covered_weight
 from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.pool import give_back, give_back_members
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -36,8 +37,8 @@ class CalibratedEnsemble:
         pytree_node=False, default=FittedRows("the calibration")
     )
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
-        """`[batch, class]` log-probabilities in nats.
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
+        """`[batch, class]` log-probabilities in nats, or `Predictions` of one member.
 
         Args:
             logits: `[member, batch, class]` logits or `Predictions`; or one predictive,
@@ -49,7 +50,8 @@ class CalibratedEnsemble:
         """
         if isinstance(logits, Predictions):
             self.fitted_rows.check_test(logits.provenance)
-        return self.map(_pool(logits, self.weights))
+        mapped = self.map(_pool(logits, self.weights))
+        return give_back(logits, mapped, self.fitted_rows)
 
 
 @struct.dataclass
@@ -66,8 +68,10 @@ class CalibratedMembers:
         pytree_node=False, default=FittedRows("the calibration of members")
     )
 
-    def members(self, logits: jax.Array | Predictions) -> jax.Array:
+    def members(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """Every member's calibrated log-probabilities, `[member, batch, class]`.
+
+        Of `Predictions`, the same members', which have seen the rows of the fit too.
 
         Raises:
             ValueError: if the shape does not fit, or there are other members.
@@ -81,13 +85,16 @@ class CalibratedMembers:
                 f"{fitted} members were calibrated; got predictions of"
                 f" {predictions.num_members}."
             )
-        return jax.vmap(lambda map, said: map(said))(self.map, predictions.log_probs)
+        mapped = jax.vmap(lambda map, said: map(said))(self.map, predictions.log_probs)
+        return give_back_members(logits, mapped, self.fitted_rows, "log_probs")
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
-        """`[batch, class]` log-probabilities of the mean of the calibrated members."""
-        predictions = as_predictions(logits)
-        mapped = self.members(predictions)
-        return mean_probs(mapped, predictions.weights, predictions.mask)
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
+        """`[batch, class]` log-probabilities of the mean of the calibrated members.
+
+        Of `Predictions`, those of one member.
+        """
+        pooled = mean_probs(self.members(as_predictions(logits)))
+        return give_back(logits, pooled, self.fitted_rows)
 
 
 def calibrate_ensemble(

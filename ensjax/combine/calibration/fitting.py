@@ -1,5 +1,7 @@
 """The rows that something is fitted on: may it be?"""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -15,13 +17,20 @@ def check_predictions(what: str, predictions: Predictions) -> FittedRows:
         LeakageError: if a member that counts was trained on a row, or a row is kept for
             the test.
     """
-    if not predictions.values.shape[1]:
+    rows = predictions.values.shape[1]
+    if not rows:
         raise ValueError(f"{what} needs at least one held-out row; got none.")
+    about = predictions.provenance
+    if about is not None and len(about.rows) != rows:
+        raise ValueError(
+            f"{what}: the provenance is of {len(about.rows)} rows, the predictions of"
+            f" {rows}; choose rows with Predictions.take."
+        )
     return check_fitting_rows(
         what,
         predictions.provenance,
         names=predictions.names,
-        counts=_known(predictions.mask),
+        counts=known_mask(predictions.mask),
     )
 
 
@@ -30,11 +39,13 @@ def check_points(
     points: jax.Array,
     provenance: Provenance | None,
     mask: jax.Array | None,
+    names: Sequence[str] = (),
 ) -> FittedRows:
     """The same of real values `[member, batch]`."""
     if not points.shape[1]:
         raise ValueError(f"{what} needs at least one held-out row; got none.")
-    return check_fitting_rows(what, provenance, counts=_known(mask))
+    counts = known_mask(mask)
+    return check_fitting_rows(what, provenance, names=names, counts=counts)
 
 
 def check_any(what: str, logits: jax.Array | Predictions) -> FittedRows:
@@ -54,6 +65,6 @@ def covered_weight(logits: jax.Array | Predictions, weight: jax.Array) -> jax.Ar
     return jnp.where(jnp.any(mask & (weights != 0), axis=0), weight, 0.0)
 
 
-def _known(mask):
-    """In a compiled program the mask's values are not known: all members count."""
+def known_mask(mask: jax.Array | None) -> jax.Array | None:
+    """The mask where its values are known; None, all count, in a compiled program."""
     return None if isinstance(mask, jax.core.Tracer) else mask

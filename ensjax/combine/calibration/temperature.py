@@ -16,6 +16,7 @@ from ensjax.combine.calibration.fitting import (
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -45,7 +46,7 @@ class Temperature:
         pytree_node=False, default=FittedRows("the temperature")
     )
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """Pools the members by `mean_probs`, divides by T, normalises again.
 
         Args:
@@ -53,7 +54,8 @@ class Temperature:
                 `[batch, class]`, which is scaled only.
 
         Returns:
-            `[batch, class]` log-probabilities in nats.
+            `[batch, class]` log-probabilities in nats; of `Predictions` those of one
+            member.
 
         Raises:
             ValueError: if the shape does not fit.
@@ -61,7 +63,8 @@ class Temperature:
         """
         if isinstance(logits, Predictions):
             self.fitted_rows.check_test(logits.provenance)
-        return normalize(_pool(logits, self.weights) / self.temperature)
+        scaled = normalize(_pool(logits, self.weights) / self.temperature)
+        return give_back(logits, scaled, self.fitted_rows)
 
 
 @struct.dataclass
@@ -78,14 +81,15 @@ class MemberTemperatures:
         pytree_node=False, default=FittedRows("the members' temperatures")
     )
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """Scales every member's logits, then pools them by `mean_probs`.
 
         Args:
             logits: `[member, batch, class]` logits or `Predictions`.
 
         Returns:
-            `[batch, class]` log-probabilities in nats.
+            `[batch, class]` log-probabilities in nats; of `Predictions` those of one
+            member.
 
         Raises:
             ValueError: if the shape does not fit.
@@ -99,7 +103,8 @@ class MemberTemperatures:
                 f" {predictions.num_members} members."
             )
         scaled = predictions.log_probs / self.temperature[:, None, None]
-        return mean_probs(scaled, predictions.weights, predictions.mask)
+        pooled = mean_probs(scaled, predictions.weights, predictions.mask)
+        return give_back(logits, pooled, self.fitted_rows)
 
 
 def calibrate(

@@ -36,7 +36,9 @@ class VoteThresholds:
         return jax.nn.sigmoid(self.log_odds)
 
     def __call__(self, logits: jax.Array | Predictions) -> Predictions:
-        """The members' votes; mask, weights, names and provenance stay.
+        """The members' votes; mask, weights and names stay.
+
+        By the provenance, members have then seen the rows of the fit as well.
 
         Args:
             logits: `[member, batch, 2]` logits, or `Predictions`.
@@ -63,7 +65,7 @@ class VoteThresholds:
             weights=predictions.weights,
             mask=predictions.mask,
             names=predictions.names,
-            provenance=predictions.provenance,
+            provenance=self.fitted_rows.mark(predictions.provenance),
         )
 
 

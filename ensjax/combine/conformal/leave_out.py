@@ -4,6 +4,8 @@ No row has to be held out of training: each row's error is that of the members w
 not see it, and a new row's interval uses the same members.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -90,7 +92,8 @@ def fit_jackknife_after_bootstrap(
         targets: `[example]`.
         mask: `[member]`; a False member counts as removed.
         provenance: of the predictions. That members saw rows is fine, but not rows
-            that `inbag` says they left out.
+            that `inbag` says they left out: in a compiled program, where `inbag` is not
+            known and nothing can raise, such a row's error is NaN.
 
     Returns:
         `JackknifeAfterBootstrap`.
@@ -117,14 +120,21 @@ def fit_jackknife_after_bootstrap(
         mask = jnp.asarray(mask, bool)
         is_out &= broadcast_rows("mask", mask, points.shape[:1])[:, None]
     what = "the jackknife+-after-bootstrap"
-    fitted_rows = FittedRows(what)
-    if provenance is not None:
+    is_leak = jnp.zeros(targets.shape, bool)
+    if provenance is not None and isinstance(is_out, jax.core.Tracer):
+        unseen = dataclasses.replace(provenance, seen=None, known=None)
+        check_fitting_rows(what, unseen)
+        if provenance.seen is not None:
+            is_leak = jnp.any(is_out & provenance.seen, axis=0)
+        fitted_rows = FittedRows(what, provenance)
+    else:
         fitted_rows = check_fitting_rows(what, provenance, counts=is_out)
     count = jnp.sum(is_out, axis=0)
     left_out = jnp.where(is_out, 1 / jnp.maximum(count, 1)[None], 0.0)
     left_out = left_out.astype(points.dtype)
     means = jnp.sum(jnp.where(is_out, points, 0.0) * left_out, axis=0)
-    return JackknifeAfterBootstrap(left_out, jnp.abs(targets - means), fitted_rows)
+    errors = jnp.where(is_leak, jnp.nan, jnp.abs(targets - means))
+    return JackknifeAfterBootstrap(left_out, errors, fitted_rows)
 
 
 @struct.dataclass

@@ -75,7 +75,7 @@ def fit_out_of_fold(
         if values is None:
             values = np.empty((len(part), len(x), *part.shape[2:]), np.float32)
         values[:, held_out] = part
-    provenance = Provenance(source, rows, "validation", None, test_rows)
+    provenance = Provenance.of(source, rows, test_rows=test_rows)
     return BasePredictions(values, tuple(fits), provenance, fold)
 
 

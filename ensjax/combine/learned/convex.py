@@ -9,6 +9,7 @@ from flax import struct
 from ensjax.combine.calibration.fitting import check_predictions
 from ensjax.combine.learned.least_squares import least_squares
 from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -33,10 +34,11 @@ class ConvexWeights:
 
     def __call__(
         self, logits: jax.Array | Predictions, *, mask: jax.Array | None = None
-    ) -> jax.Array:
+    ) -> jax.Array | Predictions:
         """Log-probabilities of the weighted mean, `[batch, class]` in nats.
 
-        Weights of each class: the weighted means of the classes, normalised again.
+        Of `Predictions`, those of one member. Weights of each class: the weighted means
+        of the classes, normalised again.
 
         Raises:
             ValueError: if the members or classes are others.
@@ -45,7 +47,8 @@ class ConvexWeights:
         predictions = as_predictions(logits, mask=mask)
         self.fitted_rows.check_test(predictions.provenance)
         if self.weights.ndim == 1:
-            return mean_probs(predictions, self.weights)
+            pooled = mean_probs(predictions, self.weights)
+            return give_back(logits, pooled, self.fitted_rows, mask=mask)
         shape = (predictions.num_members, predictions.num_classes)
         if self.weights.shape != shape:
             raise ValueError(
@@ -53,7 +56,8 @@ class ConvexWeights:
                 f" predictions of {shape}."
             )
         values, counts = _values(predictions)
-        return _pool(self.weights, values, counts)
+        pooled = _pool(self.weights, values, counts)
+        return give_back(logits, pooled, self.fitted_rows, mask=mask)
 
 
 def fit_convex_weights(

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from ensjax.combine.calibration.fitting import check_points, check_predictions
-from ensjax.combine.learned.level_one import point_features
+from ensjax.combine.learned.level_one import point_features, unpack_points
+from ensjax.combine.rules.pool import give_back
 from ensjax.combine.rules.vote import weighted_vote
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, Provenance
@@ -94,14 +95,17 @@ class DynamicSelection:
         x: jax.Array,
         *,
         mask: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> jax.Array | Predictions:
         """The class with the largest summed weight of its voters, `[batch]`, int32.
+
+        Of `Predictions`, the votes of one member.
 
         Raises:
             ValueError, LeakageError: as `weights`.
         """
         predictions = as_predictions(logits, mask=mask)
-        return weighted_vote(predictions, self.weights(predictions, x))
+        chosen = weighted_vote(predictions, self.weights(predictions, x))
+        return give_back(logits, chosen, self.fitted_rows, mask=mask)
 
 
 @struct.dataclass
@@ -140,20 +144,29 @@ class DynamicRegression:
         return jax.lax.map(weigh_one, x, batch_size=queries_at_once).T
 
     def __call__(
-        self, points: jax.Array, x: jax.Array, *, provenance: Provenance | None = None
-    ) -> jax.Array:
+        self,
+        points: jax.Array | Predictions,
+        x: jax.Array,
+        *,
+        provenance: Provenance | None = None,
+    ) -> jax.Array | Predictions:
         """The weighted mean of the members' values `[member, batch]`, `[batch]`.
+
+        Of `Predictions` of points, those of one member. Whether a member counts is
+        settled by the fit.
 
         Raises:
             ValueError: if a shape does not fit.
             LeakageError: for test rows that it was fitted on.
         """
+        said, _, provenance = unpack_points(points, None, provenance)
         self.fitted_rows.check_test(provenance)
-        values = point_features(points).T
+        values = point_features(said).T
         _check_members(values.shape[0], self.squared_error.shape[0])
         x = _check_x(x, values.shape[1], self.x.shape[1])
         weights = self.weights(x)
-        return jnp.sum(jnp.where(weights == 0, 0.0, values) * weights, axis=0)
+        mean = jnp.sum(jnp.where(weights == 0, 0.0, values) * weights, axis=0)
+        return give_back(points, mean, self.fitted_rows)
 
 
 def fit_dynamic_selection(
@@ -219,7 +232,7 @@ def fit_dynamic_selection(
 
 
 def fit_dynamic_regression(
-    points: jax.Array,
+    points: jax.Array | Predictions,
     targets: jax.Array,
     x: jax.Array,
     *,
@@ -231,22 +244,25 @@ def fit_dynamic_regression(
     """Keeps held-out rows and the members' errors there; competence is local loss.
 
     Args:
-        points: values of rows that no member was trained on, `[member, row]`.
+        points: values of rows that no member was trained on, `[member, row]`, or
+            `Predictions` of points.
         targets: `[row]`.
         x: `[row, ...]`, in which rows are near each other by Euclidean distance.
         rule: "best": the members of least mean squared error in the region; "inverse":
             all, in inverse proportion to it.
         num_neighbours: k, from 1 to the number of rows.
         mask: `[member]`; a False member counts as removed.
-        provenance: of the rows.
+        provenance: of the rows, where `points` are an array.
 
     Raises:
         ValueError: if a shape does not fit or the rule is unknown.
         LeakageError: if members were trained on these rows, or they are test rows.
     """
     _choose("rule", rule, REGRESSION_RULES)
+    names = points.names if isinstance(points, Predictions) else ()
+    points, mask, provenance = unpack_points(points, mask, provenance)
     values = point_features(points, mask).T
-    fitted_rows = check_points(_WHAT, values, provenance, mask)
+    fitted_rows = check_points(_WHAT, values, provenance, mask, names)
     targets = broadcast_rows("targets", jnp.asarray(targets), values.shape[1:])
     error = (values - targets[None].astype(values.dtype)) ** 2
     if mask is not None:

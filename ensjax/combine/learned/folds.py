@@ -116,7 +116,7 @@ def out_of_fold(
     num_members = outputs.shape[0] // num_folds
     maker = folds * num_members + np.arange(num_members)[:, None]  # [member, batch]
     values = outputs[maker, np.arange(batch)[None]]
-    seen = None
+    seen = np.zeros((1, batch), bool)
     if weights is not None:
         weights = np.asarray(weights)
         if weights.shape != outputs.shape[:2]:

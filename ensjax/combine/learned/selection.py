@@ -12,6 +12,7 @@ from flax import struct
 
 from ensjax.combine.calibration.fitting import check_predictions
 from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import broadcast_rows, row_weights, weigh
@@ -42,8 +43,10 @@ class Selection:
         pytree_node=False, default=FittedRows("the selection")
     )
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """`mean_probs` of the chosen members, `[batch, class]` in nats.
+
+        Of `Predictions`, those of one member.
 
         Raises:
             ValueError: if there are other members than those it was chosen from.
@@ -51,12 +54,13 @@ class Selection:
         """
         predictions = as_predictions(logits)
         self.fitted_rows.check_test(predictions.provenance)
-        return mean_probs(predictions, self.weights)
+        pooled = mean_probs(predictions, self.weights)
+        return give_back(logits, pooled, self.fitted_rows)
 
 
 @struct.dataclass
 class Pruning:
-    """What `prune_members` left; a pytree.
+    """What `prune_members` left; called on predictions it masks the others. A pytree.
 
     Attributes:
         mask: `[member]`, True for those that are kept.
@@ -70,6 +74,31 @@ class Pruning:
     fitted_rows: FittedRows = struct.field(
         pytree_node=False, default=FittedRows("the pruning")
     )
+
+    def __call__(self, predictions: jax.Array | Predictions) -> Predictions:
+        """The predictions without the dropped members, which are masked.
+
+        By the provenance, members have then seen the rows it was decided on.
+
+        Args:
+            predictions: `Predictions` of any kind, or `[member, batch, class]` logits.
+
+        Raises:
+            ValueError: if the number of members differs.
+            LeakageError: for test rows that it was decided on.
+        """
+        predictions = as_predictions(predictions)
+        about, mask = predictions.provenance, predictions.mask
+        self.fitted_rows.check_test(about)
+        if self.mask.shape != mask.shape[:1]:
+            raise ValueError(
+                f"{self.mask.shape[0]} members were pruned; got predictions of"
+                f" {predictions.num_members}."
+            )
+        kept = self.mask if mask.ndim == 1 else self.mask[:, None]
+        return predictions.replace(
+            mask=mask & kept, provenance=self.fitted_rows.mark(about)
+        )
 
 
 def greedy_select(
@@ -159,7 +188,7 @@ def prune_members(
         logits, labels, loss, mask, sample_weight: as for `greedy_select`.
 
     Returns:
-        `Pruning`; its mask goes into any rule, as `mean_probs(logits, mask=...)`.
+        `Pruning`, callable on predictions of other rows.
 
     Raises:
         ValueError, TypeError, LeakageError: as `greedy_select`.

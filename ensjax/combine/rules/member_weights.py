@@ -34,6 +34,8 @@ class MemberWeights:
     def __call__(self, predictions: jax.Array | Predictions) -> Predictions:
         """The predictions with these weights instead of their own.
 
+        By the provenance, members have then seen the rows of the fit as well.
+
         Args:
             predictions: `Predictions` of any kind, or `[member, batch, class]` logits.
 
@@ -50,7 +52,8 @@ class MemberWeights:
                 f"There are {self.weights.shape[0]} weights for"
                 f" {predictions.num_members} members."
             )
-        return predictions.replace(weights=self.weights)
+        about = self.fitted_rows.mark(predictions.provenance)
+        return predictions.replace(weights=self.weights, provenance=about)
 
 
 def softmin_weights(

@@ -10,6 +10,7 @@ from flax import struct
 
 from ensjax.combine.calibration.fitting import check_predictions
 from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.pool import give_back
 from ensjax.combine.rules.vote import accuracy_weights
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
@@ -37,8 +38,10 @@ class WeightedVote:
         """The member with the highest accuracy on the rows of the fit; lowest index."""
         return jnp.argmax(jnp.where(jnp.isnan(self.accuracy), -1.0, self.accuracy))
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """`[batch, class]` log of the weighted mean probability, in nats.
+
+        Of `Predictions`, that of one member.
 
         Args:
             logits: `[member, batch, class]` logits or `Predictions`; weights inside
@@ -50,7 +53,7 @@ class WeightedVote:
         """
         if isinstance(logits, Predictions):
             self.fitted_rows.check_test(logits.provenance)
-        return mean_probs(logits, self.weights)
+        return give_back(logits, mean_probs(logits, self.weights), self.fitted_rows)
 
 
 def fit_accuracy_vote(

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from ensjax import combine
-from ensjax.predictions import Predictions
-from ensjax.provenance import LeakageError, Provenance
 
 
 def logits_of(odds):
@@ -66,20 +64,6 @@ def test_rows_that_say_nothing_leave_even_odds_the_threshold():
     assert wrong.log_odds[0] == -4.0
 
 
-def test_thresholds_refuse_rows_of_training_and_test(rows):
-    odds, labels, _ = rows
-    values, numbers = logits_of(odds), np.arange(60)
-
-    def predictions(**options):
-        provenance = Provenance.of("reports", numbers, **options)
-        return Predictions.from_logits(values, provenance=provenance)
-
-    with pytest.raises(LeakageError, match="trained on"):
-        combine.fit_vote_thresholds(predictions(trained_on=numbers[:5]), labels)
-    with pytest.raises(LeakageError, match="test rows only test"):
-        combine.fit_vote_thresholds(predictions(part="test"), labels)
-    fitted = combine.fit_vote_thresholds(predictions(), labels)
-    with pytest.raises(LeakageError, match="are test rows here"):
-        fitted(predictions(part="test"))
+def test_thresholds_are_for_two_classes():
     with pytest.raises(ValueError, match="two classes"):
         combine.fit_vote_thresholds(jnp.zeros((1, 4, 3)), jnp.zeros(4, int))
