@@ -83,6 +83,10 @@ from ensjax.combine.conformal.leave_out import (
     fit_cv_plus,
     fit_jackknife_after_bootstrap,
 )
+from ensjax.combine.conformal.leave_out_bands import (
+    CvPlusBand,
+    fit_cv_plus_band,
+)
 from ensjax.combine.conformal.sets import (
     ApsScore,
     ConformalSets,
@@ -264,6 +268,7 @@ __all__ = [
     "ConformalSets",
     "ConvexWeights",
     "CvPlus",
+    "CvPlusBand",
     "DynamicRegression",
     "DynamicSelection",
     "FittedAggregator",
@@ -326,6 +331,7 @@ __all__ = [
     "fit_conformal_sets_by_group",
     "fit_convex_weights",
     "fit_cv_plus",
+    "fit_cv_plus_band",
     "fit_dynamic_regression",
     "fit_dynamic_selection",
     "fit_isotonic",
