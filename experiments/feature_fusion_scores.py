@@ -83,12 +83,11 @@ def _combine(fitting, labels, test, sharpness):
     """Log-probabilities `[job, row, class]` by rule; of the hard vote the classes."""
 
     def one(fitting, labels, test):
-        gates = combine.confidence_gates(test, sharpness=sharpness)
         return {
             HARD: combine.majority_vote(test),
             SOFT: combine.mean_probs(test),
             GEOMETRIC: combine.mean_logits(test),
-            ENTROPY: combine.mix_experts(test, gates),
+            ENTROPY: combine.entropy_weighted_probs(test, strength=sharpness),
             CONVEX: combine.fit_convex_weights(fitting, labels)(test),
             STACK_PROBS: combine.fit_stacking(fitting, labels)(test),
             STACK_LOGS: combine.fit_stacking(fitting, labels, features="log_probs")(

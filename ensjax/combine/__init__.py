@@ -112,7 +112,6 @@ from ensjax.combine.learned.dynamic import (
     fit_dynamic_selection,
 )
 from ensjax.combine.learned.experts import (
-    confidence_gates,
     mix_experts,
 )
 from ensjax.combine.learned.folds import (
@@ -309,7 +308,6 @@ __all__ = [
     "calibrate_members",
     "cascade_cost",
     "cluster_weights",
-    "confidence_gates",
     "conformal_quantile",
     "conformal_quantile_by_group",
     "consensus_distance",

@@ -24,7 +24,7 @@ RULES = {
     "convex": lambda x: combine.fit_convex_weights(x, LABELS)(x),
     "dynamic": lambda x: combine.fit_dynamic_selection(x, LABELS, X).weights(x, X),
     "experts": lambda x: combine.mix_experts(x, GATES),
-    "confidence": combine.confidence_gates,
+    "entropy_weights": combine.entropy_weights,
 }
 
 
