@@ -47,7 +47,7 @@ def judge(said, labels, split, names) -> dict[str, np.ndarray]:
     held_out, test = part("validation"), part("test")
     truth = np.asarray(labels)[split["validation"]]
     fitted_rows = check_fitting_rows(
-        "the votes", held_out.provenance, names=held_out.names
+        "the weights of the votes", held_out.provenance, names=held_out.names
     )
     fitted_rows.check_test(test.provenance)
     # Checked once, here: as part of the compiled program each split would compile anew.

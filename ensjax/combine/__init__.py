@@ -97,7 +97,6 @@ from ensjax.combine.conformal.sets import (
     fit_conformal_sets_by_group,
 )
 from ensjax.combine.learned.base_models import (
-    BasePredictions,
     fit_and_predict,
     fit_out_of_fold,
 )
@@ -254,7 +253,6 @@ __all__ = [
     "AggregatorMember",
     "ApsScore",
     "AttentionFusion",
-    "BasePredictions",
     "BilinearFusion",
     "CalibratedEnsemble",
     "CalibratedMembers",

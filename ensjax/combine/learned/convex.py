@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions
+from ensjax.combine.calibration.fitting import check_predictions, check_some_count
 from ensjax.combine.learned.least_squares import least_squares
 from ensjax.combine.rules.average import mean_probs
 from ensjax.predictions import Predictions, as_predictions
@@ -53,7 +53,7 @@ class ConvexWeights:
                 f" predictions of {shape}."
             )
         values, counts = _values(predictions)
-        return _pool(self.weights, values, counts)
+        return _weigh_classes(self.weights, values, counts)
 
 
 def fit_convex_weights(
@@ -89,10 +89,10 @@ def fit_convex_weights(
 
     Returns:
         `ConvexWeights`, callable on predictions of other rows. Masked members have the
-        weight 0.
+        weight 0. In a compiled program they are NaN if no row counts.
 
     Raises:
-        ValueError: if a shape does not fit, there is no row, or a name is unknown.
+        ValueError: if a shape does not fit, no row counts, or a name is unknown.
         TypeError: if `labels` are not integers, or only votes are known.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -110,10 +110,11 @@ def fit_convex_weights(
     fitted_rows = check_predictions(_WHAT, predictions)
     values, counts = _values(predictions)  # [member, batch, class], [member, batch]
     _, labels, weight = check_rows(values[0], labels, sample_weight)
+    weight = jnp.where(jnp.any(counts, axis=0), weight, 0.0)
+    check_some_count(_WHAT, weight)
     if loss == "brier":
         weights = _fit_brier(values, predictions.mask, labels, weight)
         return ConvexWeights(weights, fitted_rows)
-    weight = jnp.where(jnp.any(counts, axis=0), weight, 0.0)
     present = jnp.any(counts, axis=1)
     start = present / jnp.sum(present)
     if per_class:
@@ -133,7 +134,7 @@ def _values(predictions):
     return jnp.where(counts[..., None], values, 0.0), counts
 
 
-def _pool(weights, values, counts):
+def _weigh_classes(weights, values, counts):
     """Log-probabilities under weights `[member, class]`."""
     weights = jnp.where(counts[..., None], weights[:, None], 0.0)
     peak = jnp.max(values, axis=0, keepdims=True)
@@ -165,7 +166,7 @@ def _class_objective(values, counts, labels, weight):
     values = jnp.where((weight == 0)[None, :, None], 0.0, values)
 
     def objective(weights):
-        picked = label_log_probs(_pool(weights, values, counts), labels)
+        picked = label_log_probs(_weigh_classes(weights, values, counts), labels)
         return -jnp.sum(weigh(picked, weight)) / jnp.sum(weight)
 
     return objective
