@@ -8,6 +8,7 @@ from flax import struct
 
 from ensjax.combine.calibration.fitting import check_predictions, check_some_count
 from ensjax.combine.learned.least_squares import least_squares
+from ensjax.combine.learned.mixture import mixture_weights
 from ensjax.combine.rules.average import mean_probs
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
@@ -70,9 +71,8 @@ def fit_convex_weights(
         nll:    min_w  - sum_n s_n log sum_m w_m p_m(y_n | x_n)
         brier:  min_w    sum_n s_n |sum_m w_m p_m(. | x_n) - onehot(y_n)|^2
 
-    The NLL is minimised by exponentiated gradients, w <- w exp(-rate g) / Z, with a
-    rate that grows while the loss falls, from equal weights until the duality gap is
-    1e-6 nats; the Brier score by an active-set method, exactly. Real values:
+    The NLL is minimised by quadratic programs on the simplex, the Brier score is one,
+    solved by an active-set method. Real values:
     `fit_stacking_regression(constraint="simplex")`.
 
     Args:
@@ -82,7 +82,9 @@ def fit_convex_weights(
         loss: "nll" or "brier".
         per_class: one simplex of weights for each class: class c has the score
             sum_m w_mc p_mc, and scores are normalised. Not convex: what is reached
-            from equal weights. With "nll" only.
+            from equal weights by exponentiated gradients, w <- w exp(-rate g) / Z, with
+            a rate that grows while the loss falls, until the slopes leave 1e-6 nats to
+            gain. With "nll" only.
         mask: `[member]` or (with "nll") `[member, batch]`; a False member counts as
             removed. Rows without any member do not count.
         sample_weight: `[batch]`, non-negative.
@@ -97,8 +99,9 @@ def fit_convex_weights(
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
 
-    Source: Kivinen and Warmuth 1997 (exponentiated gradient); the NLL is that of
-    Jordan and Jacobs 1994 with constant gates.
+    Source: Kim et al. 2020, arXiv:1806.01412 (quadratic programs); Kivinen and Warmuth
+    1997 (exponentiated gradient); the NLL is that of Jordan and Jacobs 1994 with
+    constant gates.
     """
     predictions = as_predictions(logits, mask=mask)
     if loss not in LOSSES:
@@ -118,12 +121,12 @@ def fit_convex_weights(
     present = jnp.any(counts, axis=1)
     start = present / jnp.sum(present)
     if per_class:
-        classes = values.shape[-1]
-        start = jnp.broadcast_to(start[:, None], (len(start), classes))
+        start = jnp.broadcast_to(start[:, None], (len(start), values.shape[-1]))
         objective = _class_objective(values, counts, labels, weight)
+        weights = _descend(objective, start)
     else:
-        objective = _member_objective(values, counts, labels, weight)
-    return ConvexWeights(_descend(objective, start), fitted_rows)
+        weights = _fit_members(values, counts, labels, weight, start)
+    return ConvexWeights(weights, fitted_rows)
 
 
 def _values(predictions):
@@ -143,23 +146,13 @@ def _weigh_classes(weights, values, counts):
     return normalize(jnp.log(scores) - jnp.log(total) + peak[0])
 
 
-def _member_objective(values, counts, labels, weight):
+def _fit_members(values, counts, labels, weight, start):
     picked = label_log_probs(values, jnp.broadcast_to(labels, values.shape[:2]))
     picked = jnp.where(counts, picked, -jnp.inf)
     # The likeliest member's probability leaves a constant behind, and no underflow.
     peak = jnp.max(picked, axis=0, keepdims=True)
     ratio = jnp.exp(picked - jnp.where(jnp.isneginf(peak), 0.0, peak))
-    # Before the gradient: a row of weight 0 may hold anything.
-    ratio = jnp.where(weight[None] == 0, 1.0, ratio)
-    is_said = counts | (weight[None] == 0)
-
-    def objective(weights):
-        share = jnp.sum(jnp.where(is_said, weights[:, None], 0.0), axis=0)
-        mean = jnp.sum(weights[:, None] * ratio, axis=0)
-        nll = jnp.log(share) - jnp.log(mean)
-        return jnp.sum(weigh(nll, weight)) / jnp.sum(weight)
-
-    return objective
+    return mixture_weights(ratio, counts, weight, start)
 
 
 def _class_objective(values, counts, labels, weight):
