@@ -72,7 +72,10 @@ def fit_convex_weights(
         brier:  min_w    sum_n s_n |sum_m w_m p_m(. | x_n) - onehot(y_n)|^2
 
     The NLL is minimised by quadratic programs on the simplex, the Brier score is one,
-    solved by an active-set method. Real values:
+    solved by an active-set method. With masks by row or weights by class the loss is
+    not convex, and what is reached from equal weights is found by exponentiated
+    gradients, w <- w exp(-rate g) / Z, with a rate that grows while the loss falls,
+    until the slopes leave 1e-6 nats to gain. Real values:
     `fit_stacking_regression(constraint="simplex")`.
 
     Args:
@@ -81,10 +84,7 @@ def fit_convex_weights(
         labels: class indices `[batch]`.
         loss: "nll" or "brier".
         per_class: one simplex of weights for each class: class c has the score
-            sum_m w_mc p_mc, and scores are normalised. Not convex: what is reached
-            from equal weights by exponentiated gradients, w <- w exp(-rate g) / Z, with
-            a rate that grows while the loss falls, until the slopes leave 1e-6 nats to
-            gain. With "nll" only.
+            sum_m w_mc p_mc, and scores are normalised. With "nll" only.
         mask: `[member]` or (with "nll") `[member, batch]`; a False member counts as
             removed. Rows without any member do not count.
         sample_weight: `[batch]`, non-negative.
@@ -122,10 +122,13 @@ def fit_convex_weights(
     start = present / jnp.sum(present)
     if per_class:
         start = jnp.broadcast_to(start[:, None], (len(start), values.shape[-1]))
-        objective = _class_objective(values, counts, labels, weight)
-        weights = _descend(objective, start)
+        weights = _descend(_class_objective(values, counts, labels, weight), start)
+        return ConvexWeights(weights, fitted_rows)
+    ratio = _label_ratio(values, counts, labels)
+    if predictions.mask.ndim == 1:
+        weights = mixture_weights(ratio, weight, start)
     else:
-        weights = _fit_members(values, counts, labels, weight, start)
+        weights = _descend(_masked_objective(ratio, counts, weight), start)
     return ConvexWeights(weights, fitted_rows)
 
 
@@ -146,13 +149,27 @@ def _weigh_classes(weights, values, counts):
     return normalize(jnp.log(scores) - jnp.log(total) + peak[0])
 
 
-def _fit_members(values, counts, labels, weight, start):
+def _label_ratio(values, counts, labels):
+    """Of the label by each member, to the largest of its row, `[member, batch]`."""
     picked = label_log_probs(values, jnp.broadcast_to(labels, values.shape[:2]))
     picked = jnp.where(counts, picked, -jnp.inf)
     # The likeliest member's probability leaves a constant behind, and no underflow.
     peak = jnp.max(picked, axis=0, keepdims=True)
-    ratio = jnp.exp(picked - jnp.where(jnp.isneginf(peak), 0.0, peak))
-    return mixture_weights(ratio, counts, weight, start)
+    return jnp.exp(picked - jnp.where(jnp.isneginf(peak), 0.0, peak))
+
+
+def _masked_objective(ratio, counts, weight):
+    # Before the gradient: a row of weight 0 may hold anything.
+    ratio = jnp.where(weight[None] == 0, 1.0, ratio)
+    is_said = counts | (weight[None] == 0)
+
+    def objective(weights):
+        share = jnp.sum(jnp.where(is_said, weights[:, None], 0.0), axis=0)
+        mean = jnp.sum(weights[:, None] * ratio, axis=0)
+        nll = jnp.log(share) - jnp.log(mean)
+        return jnp.sum(weigh(nll, weight)) / jnp.sum(weight)
+
+    return objective
 
 
 def _class_objective(values, counts, labels, weight):

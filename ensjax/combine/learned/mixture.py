@@ -11,11 +11,11 @@ _SMALLEST_CURVATURE = 1e-6  # of the largest: flatter directions count as if the
 
 
 def mixture_weights(
-    likelihood: jax.Array, counts: jax.Array, row_weight: jax.Array, start: jax.Array
+    likelihood: jax.Array, row_weight: jax.Array, start: jax.Array
 ) -> jax.Array:
     """Weights `[member]` on the simplex of the least mean NLL of the mixture.
 
-        f(w) = sum_n s_n (log sum_m w_m c_mn - log sum_m w_m c_mn r_mn)
+        f(w) = - sum_n s_n log sum_m w_m r_mn
 
     Each step goes to the minimum, on the simplex, of the parabola that f is like where
     it stands, or part of the way if f does not fall there. Members that are left out
@@ -25,37 +25,32 @@ def mixture_weights(
     Args:
         likelihood: r, of the label by each member, relative to the largest of its row,
             `[member, batch]`.
-        counts: c, where a member counts, `[member, batch]` bools. Where none is missing
-            f is convex.
         row_weight: s, `[batch]`, non-negative; the rows of weight 0 are ignored.
         start: `[member]`; members of weight 0 stay out.
 
-    Source: Kim et al. 2020, arXiv:1806.01412 (mixSQP), with an active-set solver and
-    masks.
+    Source: Kim et al. 2020, arXiv:1806.01412 (mixSQP), with an active-set solver.
     """
-    is_row = row_weight > 0
     share = row_weight / jnp.sum(row_weight)
-    # Before the gradient: a row of weight 0 may hold anything.
-    likelihood = jnp.where(counts, likelihood, 0.0)
-    likelihood = jnp.where(is_row[None], likelihood, 1.0)
-    counts = (counts | ~is_row[None]).astype(likelihood.dtype)
     allowed = start > 0
+    # A row of weight 0 may hold anything, and so may a member that is out.
+    is_used = allowed[:, None] & (row_weight > 0)[None]
+    likelihood = jnp.where(is_used, likelihood, jnp.where(allowed, 1.0, 0.0)[:, None])
+
+    def mix(weights):  # no matrix product, whose precision is the device's choice
+        return jnp.sum(weights[:, None] * likelihood, axis=0)
 
     def value_of(weights):
-        nll = jnp.log(_mix(weights, counts)) - jnp.log(_mix(weights, likelihood))
-        return jnp.sum(share * nll)
+        return -jnp.sum(share * jnp.log(mix(weights)))
 
     def look(weights):
-        """The slope, and the curvature along the simplex as a matrix."""
-        said = likelihood / _mix(weights, likelihood)[None]
-        here = counts / _mix(weights, counts)[None]
-        slope = jnp.sum((here - said) * share[None], axis=1)
-        curvature = _product(said * share[None], said)
-        curvature -= _product(here * share[None], here)
-        return slope, curvature + 1.0  # a constant bends nothing along the simplex
+        """The slope but for a constant, and the curvature as a matrix."""
+        said = likelihood / mix(weights)[None]
+        # Near 0 where it matters, so that it rounds less than a sum near -1.
+        slope = jnp.sum((1 - said) * share[None], axis=1)
+        return slope, jnp.matmul(said * share[None], said.T, precision="highest")
 
     def gap_of(weights, slope):
-        """How far the value can lie above its least, for a convex one."""
+        """How far the value can lie above its least, as it is convex."""
         best = jnp.min(jnp.where(allowed, slope, jnp.inf))
         return jnp.sum(weights * slope) - best
 
@@ -83,19 +78,9 @@ def mixture_weights(
     return jnp.where(jnp.isnan(value), jnp.nan, weights)
 
 
-def _mix(weights, values):
-    """`[batch]`; not a matrix product, whose precision is the device's choice."""
-    return jnp.sum(weights[:, None] * values, axis=0)
-
-
-def _product(a, b):
-    return jnp.matmul(a, b.T, precision="highest")
-
-
 def _parabola_minimum(weights, slope, curvature, allowed):
     sizes, axes = jnp.linalg.eigh(curvature)
-    sizes = jnp.maximum(jnp.abs(sizes), _SMALLEST_CURVATURE * jnp.max(jnp.abs(sizes)))
-    roots = jnp.sqrt(sizes)
+    roots = jnp.sqrt(jnp.maximum(sizes, _SMALLEST_CURVATURE * jnp.max(sizes)))
     root = roots[:, None] * axes.T  # root' root is the curvature
     targets = root @ weights - (axes.T @ slope) / roots
     return least_squares(
@@ -120,18 +105,18 @@ def _newton_step(is_free, slope, curvature):
 
 
 def _walk(value_of, weights, step, value):
-    """The point along a step where the value does not rise, and whether it moved."""
+    """The point along a step where the value does not rise; whether there is one."""
     slack = 1e-6 * jnp.abs(value) + 1e-7  # rounding is no rise
 
     def at(size):
-        point = weights + size * step
+        # A member that a step would make negative leaves.
+        point = jnp.maximum(weights + size * step, 0.0)
+        point = point / jnp.sum(point)
         return point, value_of(point)
 
     def is_too_long(carry):
         size, count = carry
-        point, reached = at(size)
-        falls = (reached <= value + slack) & jnp.all(point >= 0)
-        return ~falls & (count < _NUM_HALVINGS)
+        return ~(at(size)[1] <= value + slack) & (count < _NUM_HALVINGS)
 
     size, count = jax.lax.while_loop(
         is_too_long, lambda carry: (carry[0] / 2, carry[1] + 1), (jnp.ones(()), 0)
