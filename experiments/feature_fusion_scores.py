@@ -101,12 +101,11 @@ def _combine(fitting, labels, test, sharpness, about_fitting, about_test):
         fitting = Predictions.from_logits(fitting, provenance=about_fitting)
         test = Predictions.from_logits(test, provenance=about_test)
         stack_logs = combine.fit_stacking(fitting, labels, features="log_probs")
-        gates = combine.confidence_gates(test, sharpness=sharpness)
         return {
             HARD: combine.majority_vote(test),
             SOFT: combine.mean_probs(test),
             GEOMETRIC: combine.mean_logits(test),
-            ENTROPY: combine.mix_experts(test, gates),
+            ENTROPY: combine.entropy_weighted_probs(test, strength=sharpness),
             CONVEX: combine.fit_convex_weights(fitting, labels)(test).log_probs[0],
             STACK_PROBS: combine.fit_stacking(fitting, labels)(test).log_probs[0],
             STACK_LOGS: stack_logs(test).log_probs[0],

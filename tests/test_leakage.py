@@ -165,6 +165,13 @@ TABLE = {
     ),
     "fit_convex_weights": of_logits(combine.fit_convex_weights),
     "fit_cv_plus": leave_out(combine.fit_cv_plus, POINTS[0], TARGETS, LABELS),
+    "fit_cv_plus_band": Entry(
+        lambda about: combine.fit_cv_plus_band(
+            POINTS[0], POINTS[1], TARGETS, LABELS, provenance=about
+        ),
+        lambda fitted, about: fitted(POINTS, POINTS, alpha=0.2, provenance=about),
+        "arrays",
+    ),
     "fit_dynamic_regression": of_points(combine.fit_dynamic_regression, X),
     "fit_dynamic_selection": Entry(
         dynamic_selection, lambda fitted, about: fitted(said(about), X)

@@ -89,6 +89,10 @@ from ensjax.combine.conformal.leave_out import (
     fit_cv_plus,
     fit_jackknife_after_bootstrap,
 )
+from ensjax.combine.conformal.leave_out_bands import (
+    CvPlusBand,
+    fit_cv_plus_band,
+)
 from ensjax.combine.conformal.sets import (
     ApsScore,
     ConformalSets,
@@ -99,7 +103,6 @@ from ensjax.combine.conformal.sets import (
     fit_conformal_sets_by_group,
 )
 from ensjax.combine.learned.base_models import (
-    BasePredictions,
     fit_and_predict,
     fit_out_of_fold,
 )
@@ -114,7 +117,6 @@ from ensjax.combine.learned.dynamic import (
     fit_dynamic_selection,
 )
 from ensjax.combine.learned.experts import (
-    confidence_gates,
     mix_experts,
 )
 from ensjax.combine.learned.folds import (
@@ -262,7 +264,6 @@ __all__ = [
     "AggregatorMember",
     "ApsScore",
     "AttentionFusion",
-    "BasePredictions",
     "BilinearFusion",
     "CalibratedEnsemble",
     "CalibratedMembers",
@@ -275,6 +276,7 @@ __all__ = [
     "ConformalSets",
     "ConvexWeights",
     "CvPlus",
+    "CvPlusBand",
     "DynamicRegression",
     "DynamicSelection",
     "FittedAggregator",
@@ -316,7 +318,6 @@ __all__ = [
     "calibrate_members",
     "cascade_cost",
     "cluster_weights",
-    "confidence_gates",
     "conformal_quantile",
     "conformal_quantile_by_group",
     "consensus_distance",
@@ -338,6 +339,7 @@ __all__ = [
     "fit_conformal_sets_by_group",
     "fit_convex_weights",
     "fit_cv_plus",
+    "fit_cv_plus_band",
     "fit_dynamic_regression",
     "fit_dynamic_selection",
     "fit_isotonic",

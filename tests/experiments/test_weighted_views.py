@@ -166,7 +166,7 @@ def test_votes_are_fitted_on_validation_rows_and_leaks_are_refused():
         def provenance(self, part):
             return split.provenance(part, trained_on=("train", "validation"))
 
-    with pytest.raises(LeakageError, match="convex weights"):
+    with pytest.raises(LeakageError, match="weights of the votes"):
         votes.judge(said, labels, Leaking(), ("a", "b", "c"))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.predictions import Predictions
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
@@ -55,14 +56,27 @@ def check_any(what: str, logits: jax.Array | Predictions) -> FittedRows:
     return check_predictions(what, logits)
 
 
+def check_some_count(what: str, weight: jax.Array) -> None:
+    """Raises `ValueError` where weights of rows are known and none is positive.
+
+    In a compiled program they are not known: what is fitted there is NaN.
+    """
+    if isinstance(weight, jax.core.Tracer):
+        return
+    if not (np.asarray(weight) > 0).any():
+        raise ValueError(
+            f"{what} needs at least one row that counts; all rows of the fit are masked"
+            " or have the weight 0."
+        )
+
+
 def covered_weight(logits: jax.Array | Predictions, weight: jax.Array) -> jax.Array:
     """Weights `[batch]` of rows, 0 where no member counts: nothing is said of them."""
     if not isinstance(logits, Predictions):
         return weight
     mask, weights = logits.mask, logits.weights
-    mask = mask[:, None] if mask.ndim == 1 else mask
-    weights = weights[:, None] if weights.ndim == 1 else weights
-    return jnp.where(jnp.any(mask & (weights != 0), axis=0), weight, 0.0)
+    counts = mask.reshape(len(mask), -1) & (weights.reshape(len(weights), -1) != 0)
+    return jnp.where(jnp.any(counts, axis=0), weight, 0.0)
 
 
 def known_mask(mask: jax.Array | None) -> jax.Array | None:

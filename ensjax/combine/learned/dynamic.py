@@ -15,6 +15,7 @@ from ensjax.combine.calibration.fitting import check_points, check_predictions
 from ensjax.combine.learned.level_one import point_features, unpack_points
 from ensjax.combine.rules.pool import give_back
 from ensjax.combine.rules.vote import weighted_vote
+from ensjax.nn.neighbors import nearest_rows
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, Provenance
 from ensjax.scores.rows import broadcast_rows
@@ -78,15 +79,16 @@ class DynamicSelection:
         choose = _RULES[self.rule]
         correct = self.votes == self.labels[None]
 
+        near, _ = nearest_rows(x, self.x, self.num_neighbours, block=queries_at_once)
+
         def weigh_one(query):
-            x, votes, counts = query
-            near = nearest_rows(self.x, x, self.num_neighbours)
+            near, votes, counts = query
             weights = choose(
                 correct[:, near], self.labels[near], votes, counts, self.num_classes
             )
             return jnp.where(counts, weights, 0.0)
 
-        queries = (x, predictions.votes.T, counts.T)
+        queries = (near, predictions.votes.T, counts.T)
         return jax.lax.map(weigh_one, queries, batch_size=queries_at_once).T
 
     def __call__(
@@ -130,8 +132,9 @@ class DynamicRegression:
         """How much each member counts on each row, `[member, batch]`; sums to 1."""
         x = _check_x(x, jnp.shape(x)[0], self.x.shape[1])
 
-        def weigh_one(x):
-            near = nearest_rows(self.x, x, self.num_neighbours)
+        near, _ = nearest_rows(x, self.x, self.num_neighbours, block=queries_at_once)
+
+        def weigh_one(near):
             local = jnp.mean(self.squared_error[:, near], axis=1)
             least = jnp.min(local)
             if self.rule == "best":
@@ -141,7 +144,7 @@ class DynamicRegression:
                 weights = jnp.where(least > 0, least / local, local == 0)
             return weights / jnp.sum(weights)
 
-        return jax.lax.map(weigh_one, x, batch_size=queries_at_once).T
+        return jax.lax.map(weigh_one, near, batch_size=queries_at_once).T
 
     def __call__(
         self,
@@ -274,19 +277,6 @@ def fit_dynamic_regression(
         _check_neighbours(num_neighbours, values.shape[1]),
         fitted_rows,
     )
-
-
-def nearest_rows(rows: jax.Array, query: jax.Array, number: int) -> jax.Array:
-    """Places of the `number` nearest rows, nearest first; the first among equals.
-
-    Args:
-        rows: `[row, feature]`.
-        query: `[feature]`.
-        number: k.
-    """
-    # Differences before squares: the expanded form loses what near rows differ by.
-    distance = jnp.sum((rows - query[None]) ** 2, axis=1)
-    return jax.lax.top_k(-distance, number)[1]
 
 
 def _largest(competence, counts):

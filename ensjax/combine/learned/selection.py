@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions
+from ensjax.combine.calibration.fitting import check_predictions, check_some_count
 from ensjax.combine.rules.average import mean_probs
 from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions, as_predictions
@@ -31,7 +31,8 @@ class Selection:
             the bags.
         counts: `[bag, member]`, how often it was chosen in each bag.
         chosen: `[bag, round]`, the member that each round added.
-        losses: `[bag, round]`, the loss of the bag's ensemble after that round.
+        losses: `[bag, round]`, the loss of the bag's ensemble after that round; NaN
+            where that of every member is.
         fitted_rows: the rows it was chosen on, where they are known.
     """
 
@@ -137,10 +138,13 @@ def greedy_select(
         sample_weight: `[batch]`, non-negative.
 
     Returns:
-        `Selection`, callable on predictions of other rows.
+        `Selection`, callable on predictions of other rows. In a compiled program its
+        weights are NaN if no row counts, as they always are if no member has a loss
+        (of labels that are no class).
 
     Raises:
-        ValueError: if a shape or a number does not fit, or a name is unknown.
+        ValueError: if a shape or a number does not fit, a name is unknown, or no row
+            counts.
         TypeError: if only votes are known, or `labels` are not integers.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -149,6 +153,7 @@ def greedy_select(
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
     fitted_rows = check_predictions("the selection", pool.predictions)
+    pool.check_some_count("the selection")
     members = pool.values.shape[0]
     if rounds < 1 or num_bags < 1 or not 0 <= start <= members:
         raise ValueError(
@@ -167,7 +172,9 @@ def greedy_select(
         lambda library: _select_once(pool, library, rounds, start), libraries
     )
     share = counts / jnp.sum(counts, axis=1, keepdims=True)
-    return Selection(jnp.mean(share, axis=0), counts, chosen, losses, fitted_rows)
+    # A bag in which no member has a loss has chosen nothing.
+    share = jnp.where(jnp.isnan(losses[:, :1]), jnp.nan, share)
+    return Selection(jnp.nanmean(share, axis=0), counts, chosen, losses, fitted_rows)
 
 
 def prune_members(
@@ -188,13 +195,15 @@ def prune_members(
         logits, labels, loss, mask, sample_weight: as for `greedy_select`.
 
     Returns:
-        `Pruning`, callable on predictions of other rows.
+        `Pruning`, callable on predictions of other rows. In a compiled program, if no
+        row counts, all stay and their losses are NaN.
 
     Raises:
         ValueError, TypeError, LeakageError: as `greedy_select`.
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
     fitted_rows = check_predictions("the pruning", pool.predictions)
+    pool.check_some_count("the pruning")
     members = pool.values.shape[0]
 
     def drop(carry, _):
@@ -275,6 +284,10 @@ class _Pool:
         self.values = jnp.where(counts[..., None], probs, 0.0)
         self.counts = counts.astype(probs.dtype)  # [member, batch]
 
+    def check_some_count(self, what):
+        said = jnp.where(jnp.any(self.counts > 0, axis=0), self.weight, 0.0)
+        check_some_count(what, said)
+
     def loss_of(self, total, count):
         """Of sums of values `[batch, class]` over members, and how many `[batch]`."""
         mean = total / jnp.maximum(count, 1)[:, None]
@@ -296,13 +309,14 @@ def _select_once(pool, library, rounds, start):
         losses = jax.vmap(
             lambda values, counts: pool.loss_of(total + values, count + counts)
         )(pool.values, pool.counts)
-        return jnp.where(library & ~jnp.isnan(losses), losses, jnp.inf)
+        return jnp.where(library, losses, jnp.nan)
 
     def add(carry, _):
         total, count = carry
         losses = candidates(total, count)
-        place = jnp.argmin(losses)
+        place = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
         carry = (total + pool.values[place], count + pool.counts[place])
+        # Of the first candidate, where all are NaN.
         return carry, (place.astype(jnp.int32), losses[place])
 
     total, count = jnp.zeros_like(pool.values[0]), jnp.zeros_like(pool.counts[0])

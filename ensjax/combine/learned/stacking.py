@@ -9,7 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_points, check_predictions
+from ensjax.combine.calibration.fitting import (
+    check_points,
+    check_predictions,
+    check_some_count,
+    covered_weight,
+)
 from ensjax.combine.learned.least_squares import CONSTRAINTS, least_squares
 from ensjax.combine.learned.level_one import (
     level_one_features,
@@ -140,10 +145,11 @@ def fit_stacking(
         sample_weight: `[batch]`, non-negative.
 
     Returns:
-        `Stacking`, callable on predictions of other rows.
+        `Stacking`, callable on predictions of other rows; in a compiled program NaN if
+        all rows have the weight 0.
 
     Raises:
-        ValueError: if a shape does not fit, there is no row, or a name is unknown.
+        ValueError: if a shape does not fit, no row counts, or a name is unknown.
         TypeError: if `labels` are not integers, or the predictions lack the features.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -159,10 +165,12 @@ def fit_stacking(
     columns = level_one_features(predictions, features, x=x)
     _check_l2(l2)
     rows = columns.shape[:1]
+    weight = row_weights(sample_weight, rows, columns.dtype)
+    check_some_count(_WHAT, covered_weight(predictions, weight))
     weights = fit_logistic(
         columns,
         broadcast_rows("labels", labels, rows),
-        row_weights(sample_weight, rows, columns.dtype),
+        weight,
         num_classes=predictions.num_classes,
         l2=l2,
     )
@@ -201,10 +209,11 @@ def fit_stacking_regression(
         provenance: of the rows, where `points` are an array.
 
     Returns:
-        `StackedRegression`, callable on values of other rows.
+        `StackedRegression`, callable on values of other rows; in a compiled program NaN
+        if no row counts.
 
     Raises:
-        ValueError: if a shape does not fit, there is no row, or a name is unknown.
+        ValueError: if a shape does not fit, no row counts, or a name is unknown.
         LeakageError: if members were trained on these rows, or they are test rows.
 
     Source: Breiman 1996, Stacked regressions.
@@ -223,6 +232,7 @@ def fit_stacking_regression(
     rows = columns.shape[:1]
     targets = broadcast_rows("targets", jnp.asarray(targets, columns.dtype), rows)
     weight = row_weights(sample_weight, rows, columns.dtype)
+    check_some_count(_WHAT, weight)
     columns = jnp.where(weight[:, None] == 0, 0.0, columns)
     targets = jnp.where(weight == 0, 0.0, targets)
     share = weight / jnp.sum(weight)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ensjax.combine.calibration.fitting import check_predictions
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, check_fitting_rows
 from ensjax.scores.diversity import error_correlation
@@ -117,14 +118,8 @@ def bma_weights(
 
     Source: Hoeting et al. 1999, with a tempered likelihood.
     """
-    what = "the weights of the members"
-    fitted = FittedRows(what)
-    if isinstance(logits, Predictions):
-        mask = None if isinstance(logits.mask, jax.core.Tracer) else logits.mask
-        fitted = check_fitting_rows(
-            what, logits.provenance, names=logits.names, counts=mask
-        )
     predictions = as_predictions(logits)
+    fitted = check_predictions("the weights of the members", predictions)
     if predictions.weights.ndim != 1:
         raise ValueError(
             "a prior weighs members, [member]; these weights are"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ensjax import combine
+from ensjax.predictions import Predictions
 
 
 def logits_of(odds):
@@ -54,6 +55,21 @@ def test_rows_without_weight_leave_no_trace(rows):
     )
     np.testing.assert_allclose(got.log_odds, want.log_odds, atol=1e-5)
     assert np.isnan(combine.fit_vote_thresholds(logits_of(broken), labels).log_odds[0])
+
+
+def test_rows_that_a_member_is_masked_on_do_not_count_for_it(rows):
+    odds, labels, _ = rows
+    mask = np.random.default_rng(1).uniform(size=(3, 60)) < 0.7
+    said = Predictions.from_logits(
+        logits_of(np.where(mask, odds, np.nan)), mask=jnp.asarray(mask)
+    )
+    got = combine.fit_vote_thresholds(said, labels)
+    weighed = jax.vmap(
+        lambda own, weight: combine.fit_vote_thresholds(
+            own[None], labels, sample_weight=weight
+        ).log_odds[0]
+    )(logits_of(odds), mask * 1.0)
+    np.testing.assert_allclose(got.log_odds, weighed, atol=1e-6)
 
 
 def test_rows_that_say_nothing_leave_even_odds_the_threshold():
