@@ -16,6 +16,7 @@ import optax
 
 import ensjax
 from ensjax import losses, nn
+from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
 from ensjax.experiment.processes import everywhere
 from ensjax.experiment.stages import run_stages
@@ -84,6 +85,15 @@ def run(config, run_dir):
         scalars=scalars,
         claims=verdicts.make_claims(config, results),
         checks=verdicts.make_checks(config, results),
+    )
+
+
+def training_job(config):
+    """Raises `ConfigError`: a plan is of one stack."""
+    raise ConfigError(
+        f"recurrent_stacking trains {len(config.architectures)} architectures"
+        f" ({', '.join(config.architectures)}) as one group of stacks, and a training"
+        " job has one architecture."
     )
 
 
