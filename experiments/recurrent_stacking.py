@@ -11,6 +11,7 @@ skip. Beside it, `recurrent_stacking_clips.py` makes the clips,
 import functools
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -209,13 +210,18 @@ def _train_and_predict(config, run_dir, clips, frames, jobs, done):
         logger=run_dir.logger(name),
     )
     found = {"frozen_steps": log.frozen_steps}
+    inputs, ends = [], [0]
     for part, number in (("dev", data.DEVELOPMENT), ("test", data.TEST)):
         x, found[f"{part}_rows"], found[f"{part}_is_row"] = own_inputs(
             config, clips, frames, jobs, number
         )
-        found[f"{part}_logits"] = np.stack(
-            [_predict_own(e, x) for e in group.ensembles]
-        )
+        inputs.append(x)
+        ends.append(ends[-1] + found[f"{part}_rows"].shape[1])
+    # One call, and so one program, for the rows of both parts.
+    x = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *inputs)
+    logits = np.stack([_predict_own(ensemble, x) for ensemble in group.ensembles])
+    for part, start, end in zip(("dev", "test"), ends, ends[1:]):
+        found[f"{part}_logits"] = logits[:, :, start:end]
     return found
 
 

@@ -42,22 +42,42 @@ class Measured(NamedTuple):
 
 def measure(config, clips, jobs, outputs) -> dict:
     """Error rates of all systems in all jobs, by number of frames."""
-    found = {}
-    for frames, own in jobs.items():
+    for own in jobs.values():
         _refuse_leaks(config, clips, own)
-        found[frames] = _measure_length(config, clips, outputs[frames])
-    main = config.frames if config.frames in jobs else next(iter(jobs))
-    permuted = _permuted_labels(config, clips, outputs[main])
+    # Jobs of all lengths have the same rows, and so one program.
+    joined = {
+        f"{part}_{name}": np.concatenate(
+            [outputs[frames][f"{part}_{name}"] for frames in jobs],
+            axis=1 if name == "logits" else 0,
+        )
+        for part in ("dev", "test")
+        for name in ("rows", "is_row", "logits")
+    }
+    whole = _measure_jobs(config, clips, joined)
+    ends = np.cumsum([len(own) for own in jobs.values()])
+    found = {
+        frames: _select(whole, slice(end - len(own), end))
+        for end, (frames, own) in zip(ends, jobs.items())
+    }
+    permuted = _permuted_labels(config, clips, joined)
     return {
         "jobs": jobs,
         "by_frames": found,
-        "main_frames": main,
+        "main_frames": config.frames if config.frames in jobs else next(iter(jobs)),
         "num_domains": int(clips.domain.max()) + 1,
         "num_frames": clips.x.shape[2],
         "frozen": sum(int((o["frozen_steps"] >= 0).sum()) for o in outputs.values()),
-        "threshold_change": _largest_change(found[main].threshold, permuted),
-        "loop_difference": max(one.loop_difference for one in found.values()),
+        "threshold_change": _largest_change(whole.threshold, permuted),
+        "loop_difference": whole.loop_difference,
     }
+
+
+def _select(measured, jobs):
+    def own(values):
+        return {name: by_job[jobs] for name, by_job in values.items()}
+
+    *values, difference = measured
+    return Measured(*map(own, values), difference)
 
 
 def systems(config) -> tuple[str, ...]:
@@ -81,7 +101,7 @@ def _refuse_leaks(config, clips, jobs):
         check_fitting_rows("the meta-model", provenance)
 
 
-def _measure_length(config, clips, outputs):
+def _measure_jobs(config, clips, outputs):
     dev, test = outputs["dev_logits"], outputs["test_logits"]
     labels = clips.is_live[outputs["dev_rows"]]
     weight = outputs["dev_is_row"].astype(np.float32)
@@ -182,7 +202,7 @@ def _permuted_labels(config, clips, outputs):
     is_live = clips.is_live.copy()
     test = np.flatnonzero(clips.part == data.TEST)
     is_live[test] = rng.permutation(is_live[test])
-    return _measure_length(config, clips._replace(is_live=is_live), outputs).threshold
+    return _measure_jobs(config, clips._replace(is_live=is_live), outputs).threshold
 
 
 def _largest_change(a, b):

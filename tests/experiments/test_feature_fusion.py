@@ -58,17 +58,17 @@ def test_molecules_are_quarters_of_energy_and_their_views_ignore_the_order_of_at
 @pytest.mark.slow
 def test_alternating_rows_reach_one_side_each():
     config = config_of("smoke")
-    net = models.FusedNet(config, (4, 4, 4), 3, rngs=nnx.Rngs(params=0))
-    graph, params = nnx.split(net)
+    net = models.FusedNet(config, "joint", (4, 4, 4), 3, rngs=nnx.Rngs(params=0))
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
     rng = np.random.default_rng(0)
     views = tuple(rng.normal(size=(6, 4)).astype(np.float32) for _ in range(3))
     labels = jnp.arange(6) % 3
-    loss = models.schedule_loss("alternating", 0.0, 1.0, 0.0)
+    loss = models.ScheduleLoss("alternating", 1.0, 0.0)
 
     @jax.jit
     def gradient(is_fusion):
         batch = (views, labels, is_fusion)
-        return jax.grad(lambda p: loss(nnx.merge(graph, p), batch, None))(params)
+        return jax.grad(lambda p: loss(nnx.merge(graph, p, rest), batch, None))(params)
 
     def sizes(grads):
         return {
@@ -85,7 +85,8 @@ def test_alternating_rows_reach_one_side_each():
 
 @pytest.mark.slow
 def test_the_optimizer_takes_turns():
-    tx = models.make_optimizer("alternating")(0.1)
+    hyper = {"learning_rate": 0.1, "l2": 0.0}
+    tx = models.make_optimizer("alternating")(hyper)
     params = {"members": jnp.ones(2), "fusion": jnp.ones(3)}
     state = tx.init(params)
     for step in range(4):
@@ -94,16 +95,70 @@ def test_the_optimizer_takes_turns():
         assert moved == {"members": step % 2 == 0, "fusion": step % 2 == 1}
 
 
-def test_the_hardest_rival_is_the_one_with_the_least_gain():
+def test_the_ridge_of_the_optimizer_is_that_of_a_loss():
+    params = jnp.array([1.0, -2.0, 0.5])
+    gradient = jnp.array([0.1, 0.2, -0.3])
+    tx = models.make_optimizer("joint")({"learning_rate": 0.1, "l2": 0.03})
+    plain = models.make_optimizer("joint")({"learning_rate": 0.1, "l2": 0.0})
+    found, _ = tx.update(gradient, tx.init(params), params)
+    of_loss = gradient + jax.grad(lambda p: 0.03 * jnp.sum(p**2))(params)
+    wanted, _ = plain.update(of_loss, plain.init(params), params)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_choice_rows_choose_stack_and_setting_of_each_job():
+    loss = np.array([[[3.0, 1.0], [2.0, np.nan]], [[0.5, 4.0], [9.0, 9.0]]])
+    values = np.arange(8.0).reshape(2, 4, 1)  # [stack, job * setting, 1]
+    found = experiment.training._choose(values, loss)
+    np.testing.assert_array_equal(found, [[4.0], [2.0]])
+
+
+def test_no_row_trains_a_part_and_chooses_or_tests_it():
+    config = config_of("small")
+    parts = experiment.training.parts_of(config)
+    rows = np.arange(config.num_member + config.num_fusion + config.num_test)
+    found = [rows[parts[name]] for name in ("member", "fusion", "choice", "test")]
+    assert [len(part) for part in found] == [350, 280, 70, 1090]
+    np.testing.assert_array_equal(np.concatenate(found), rows)
+
+
+@pytest.mark.slow
+def test_a_member_is_evaluated_on_its_own_jobs_choice_rows():
+    config = config_of("smoke")
+    rng = np.random.default_rng(0)
+    model = models.RowFusion(config, "experts", "joint", 3, rngs=nnx.Rngs(params=0))
+    features = tuple(rng.normal(size=(5, 2, 8)).astype(np.float32) for _ in range(3))
+    logits = rng.normal(size=(5, 2, 3, 3)).astype(np.float32)
+    labels = rng.integers(0, 3, (5, 2))
+    own = tuple(f[:, 1] for f in features), logits[:, 1]
+    model.job[...] = jnp.asarray(1)
+    found = models.choice_loss(model, ((features, logits), labels), None)
+    # By the definition: gates of the features mix the members' probabilities.
+    weights = np.asarray(model.fusion.weights(own[0]), np.float64)
+    probs = np.exp(own[1].astype(np.float64))
+    probs /= probs.sum(-1, keepdims=True)
+    mixed = (weights[..., None] * probs).sum(1)
+    wanted = -np.log(mixed[np.arange(5), labels[:, 1]]).mean()
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_hardest_rival_is_the_one_with_the_least_sure_gain():
+    config = config_of("small")
     systems = {
-        name: {"accuracy": np.array([0.5, 0.6])}
+        name: {"accuracy": np.array([0.5, 0.5])}
         for name in (*verdicts.RIVALS, "gated", "attention")
     }
     systems["gated"] = {"accuracy": np.array([0.7, 0.7])}
-    systems["soft vote"] = {"accuracy": np.array([0.65, 0.7])}
-    pair, difference = verdicts.hardest_pair(systems)
+    systems["soft vote"] = {"accuracy": np.array([0.65, 0.65])}
+    pair, difference = verdicts.hardest_pair(config, systems)
     assert pair == ("attention", "soft vote")
-    np.testing.assert_allclose(difference, [-0.15, -0.1])
+    np.testing.assert_allclose(difference, [-0.15, -0.15])
+    # A larger gain on average is the harder one where seeds differ more.
+    systems["attention"] = {"accuracy": np.array([0.9, 0.7])}
+    pair, _ = verdicts.hardest_pair(config, systems)
+    assert pair == ("attention", "soft vote")
+    systems["attention"] = {"accuracy": np.array([0.8, 0.8])}
+    assert verdicts.hardest_pair(config, systems)[0] == ("gated", "soft vote")
 
 
 def test_features_of_a_file_are_read_and_checked(tmp_path):
@@ -112,6 +167,7 @@ def test_features_of_a_file_are_read_and_checked(tmp_path):
     rows |= dict(labels=np.arange(40) % 5, part=np.arange(40) % 3)
     np.savez(path, **rows)
     small = [(f"num_{part}", "13") for part in ("member", "fusion", "test")]
+    small += [("num_choice", "3")]
     config = config_of("paper", ("path", str(path)), *small)
     experiment.validate(config)
     task = tasks.load_task(config, "features")
@@ -131,6 +187,9 @@ def test_features_of_a_file_are_read_and_checked(tmp_path):
         ("schedules", "('joint',)", "config.schedules holds alternating"),
         ("corruption", "1.0", "config.corruption must be a number at least 0"),
         ("num_test", "5000", "rows; digit_views has 1797"),
+        ("num_choice", "60", "config.num_choice must be below config.num_fusion"),
+        ("gate_forms", "('deep',)", "config.gate_forms is one of joint, shared"),
+        ("search_l2", "(0.1, 0.1)", "config.search_l2 must be different numbers"),
         ("num_heads", "0", "config.num_heads must be a number at least 1"),
         ("steps_per_call", "7", "config: "),
     ],
