@@ -129,6 +129,14 @@ def run(config, run_dir):
     )
 
 
+def training_job(config):
+    """The members of the first data set, all jobs of it in one stack."""
+    name = config.sets[0]
+    table = rows.load_table(config, name)
+    jobs, inner = all_jobs(config, table, name)
+    return training.make_job(config, table, jobs + inner)
+
+
 def all_jobs(config, table, name):
     """The jobs of a data set, and those of nested selection behind them."""
     jobs = rows.list_jobs(config, table, is_first=name == config.sets[0])
@@ -139,10 +147,7 @@ def _train_stage(config, run_dir, name, table):
     def compute(done):
         del done
         jobs, inner = all_jobs(config, table, name)
-        ensemble, log = training.train(
-            config,
-            table,
-            jobs + inner,
+        ensemble, log = training.make_job(config, table, jobs + inner).fit(
             checkpoint_dir=run_dir.checkpoints / f"train-{name}",
             save_every_steps=config.save_every_steps,
             logger=run_dir.logger(f"train-{name}"),
@@ -164,7 +169,9 @@ def _peers_stage(config, table):
 
 def measure(config, tables, done) -> dict:
     """Every measured number, by seed."""
+    first = tables[config.sets[0]]
     results = {"sets": {}, "not_finite": 0}
+    results["split_rows"] = rows.split_sizes(config, first)
     for name, table in tables.items():
         stored = done[f"train-{name}"]
         jobs, inner = all_jobs(config, table, name)

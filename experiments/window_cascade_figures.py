@@ -119,7 +119,7 @@ def add_figures(run_dir, config, results):
         "over_front",
         _over_front(config, results),
         "By how much each system is better than a single model of its MACs, in points;"
-        " above 0 it pays. Bars: 95 % intervals over seeds, paired. The axes are linear"
+        " above 0 it pays. Bars: 95 % intervals over seeds as if independent, paired. The axes are linear"
         " within 1 point, and logarithmic beyond.",
     )
     run_dir.add_figure(
@@ -214,7 +214,7 @@ def _over_front(config, results):
         finish(
             ax,
             x="Size" if config.cached.files else "Width of the hidden layers",
-            y=f"Gain in {label}\nover equal MACs (points)",
+            y=f"Gain in {label} over equal MACs\n(points; log scale beyond 1 and -1)",
             legend=metric == "cov",
             legend_above=True,
             starts_at_zero=False,
@@ -315,4 +315,7 @@ def _cell(by_seed) -> str:
 def _seeds(results) -> str:
     if results.num_seeds == 1:
         return "One pair of each size: no interval."
-    return f"Mean ± half a 95 % interval over {results.num_seeds} seeds."
+    return (
+        f"Mean ± half a 95 % interval over {results.num_seeds} seeds as if they were"
+        " independent; claims widen it where seeds share rows."
+    )
