@@ -69,7 +69,8 @@ def _gate(config, gate):
     fig = metric_dots(
         {"Mean weight of a view": {f"{n} view": interval(gate[n]) for n in names}}
     )
-    fig.axes[0].set_xlim(left=0)  # a share
+    ax = fig.axes[0]
+    ax.set_xlim(0, ax.get_xlim()[1])  # a share
     return fig
 
 

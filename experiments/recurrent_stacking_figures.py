@@ -158,6 +158,7 @@ def _skips(config, results):
     )
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
+    ax.margins(y=0.15)
     ax.set_ylim(bottom=0)
     words = f"log scale; all at {results['main_frames']} are drawn side by side"
     finish(ax, x=f"Frames processed in each clip ({words})", y="HTER", legend=True)

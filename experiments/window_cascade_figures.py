@@ -119,8 +119,8 @@ def add_figures(run_dir, config, results):
         "over_front",
         _over_front(config, results),
         "By how much each system is better than a single model of its MACs, in points;"
-        " above 0 it pays. Bars: 95 % intervals over seeds as if independent, paired. The axes are linear"
-        " within 1 point, and logarithmic beyond.",
+        " above 0 it pays. Bars: 95 % intervals over seeds as if independent, paired."
+        " The axes are linear within 1 point, and logarithmic beyond.",
     )
     run_dir.add_figure(
         "risk_coverage",

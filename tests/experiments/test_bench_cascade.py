@@ -44,18 +44,8 @@ def test_mistakes_are_one_line(arguments, message, capsys):
 @pytest.mark.slow
 def test_all_ways_give_the_dense_answers_and_run_the_rows_they_say(tmp_path):
     file = tmp_path / "cascade.json"
-    options = [
-        "--rows",
-        "128",
-        "--batch",
-        "64",
-        "--second",
-        "2",
-        "--share",
-        "0.25",
-        "--repetitions",
-        "1",
-    ]
+    options = ["--rows", "128", "--batch", "64", "--second", "2"]
+    options += ["--share", "0.25", "--repetitions", "1"]
     assert main(["bench", "cascade", *options, "--json", str(file)]) == 0
     (row,) = json.loads(file.read_text())["rows"]
     assert max(row["largest_difference"].values()) <= 1e-5

@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import kendalltau
 
 import ensjax
+from ensjax.cli import main
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
@@ -223,6 +224,13 @@ def test_claims_count_all_seeds_of_the_same_rows(case):
     config, table, _ = case
     found = rows.split_sizes(config, table)
     assert found == {"main": (312, 130), "shift": (250, 104)}
+
+
+@pytest.mark.slow
+def test_all_members_of_a_set_can_be_planned(capfd):
+    assert main(["plan", f"{CONFIG}:smoke"]) == 0
+    job = experiment.training_job(config_of())
+    assert f"{len(job.member_ids):,}" in capfd.readouterr().out
 
 
 @pytest.mark.slow

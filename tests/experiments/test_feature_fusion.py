@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ensjax.cli import main
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
@@ -202,6 +203,26 @@ def test_mistakes_are_one_line_before_anything_is_written(field, value, message)
 @pytest.mark.parametrize("preset", ["smoke", "small", "claims"])
 def test_presets_are_valid(preset):
     experiment.validate(config_of(preset))
+
+
+def test_the_job_to_plan_is_that_of_the_members():
+    config = config_of("smoke")
+    job = experiment.training_job(config)
+    # Two seeds, clean and corrupted, three views.
+    assert len(set(job.member_ids)) == 12
+    x, labels = job.data
+    assert x.shape == (12 * 60, 32) and labels.shape == (12 * 60,)
+    assert job.options["weights"].sum(axis=1).tolist() == [60] * 12
+    task = tasks.load_task(config, "digit_views")
+    own = job.options["weights"][4] > 0  # job 1, view 1
+    np.testing.assert_array_equal(x[own], task.views[1][1, :60])
+    np.testing.assert_array_equal(labels[own], task.labels[1, :60])
+
+
+@pytest.mark.slow
+def test_the_members_can_be_planned(capfd):
+    assert main(["plan", f"{CONFIG}:smoke"]) == 0
+    assert "12" in capfd.readouterr().out
 
 
 @pytest.mark.slow

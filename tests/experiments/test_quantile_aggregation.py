@@ -164,6 +164,11 @@ def test_the_paper_size_of_local_fine_weights_fits_in_blocks_of_levels():
     assert largest == config.model.hidden[-1] * 6 * 99 * 99 < 512 * 6 * 99 * 99
 
 
+def test_a_plan_is_refused_in_one_sentence():
+    with pytest.raises(ConfigError, match="as one group of stacks"):
+        experiment.training_job(config_of("smoke"))
+
+
 @pytest.mark.slow
 def test_the_smoke_run_ends_in_every_claim_and_resumes_to_the_same(tmp_path):
     def run(folder):

@@ -204,6 +204,11 @@ def test_presets_are_valid(preset):
     experiment.validate(config_of(preset))
 
 
+def test_a_plan_is_refused_in_one_sentence():
+    with pytest.raises(ConfigError, match="as one group of stacks"):
+        experiment.training_job(config_of("smoke"))
+
+
 @pytest.mark.slow
 def test_the_smoke_run_reports_claims_and_the_same_after_a_resume(tmp_path, capsys):
     workdir = tmp_path / "run"
