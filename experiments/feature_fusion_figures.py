@@ -70,7 +70,7 @@ def _gate(config, gate):
         {"Mean weight of a view": {f"{n} view": interval(gate[n]) for n in names}}
     )
     ax = fig.axes[0]
-    ax.set_xlim(0, ax.get_xlim()[1])  # a share
+    ax.set_xlim(0, 1.15 * ax.dataLim.x1)  # a share
     return fig
 
 

@@ -1,6 +1,7 @@
 """Tables and figures of `window_cascade.py`."""
 
 import numpy as np
+from matplotlib.ticker import EngFormatter
 
 from ensjax.experiment import student_interval
 from ensjax.experiment.fields import load_beside
@@ -165,6 +166,10 @@ def _pareto(config, results):
             lw=1,
         )
         ax.set_xscale("log")
+        short = EngFormatter(places=1, sep="")
+        ticks = [short(macs).replace(".0", "") for macs in results.macs]
+        ax.set_xticks(results.macs, ticks)
+        ax.minorticks_off()
         finish(
             ax,
             x="MACs for one row (log scale)",
@@ -205,6 +210,7 @@ def _over_front(config, results):
         ax.set_yscale("symlog", linthresh=1.0)
         ticks = [-10, -3, -1, -0.5, 0, 0.5, 1, 3]
         low, high = ax.get_ylim()
+        ax.set_ylim(min(1.4 * low, low), high)  # markers are not cut
         ticks = [t for t in ticks if low <= t <= high]
         ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
@@ -214,7 +220,7 @@ def _over_front(config, results):
         finish(
             ax,
             x="Size" if config.cached.files else "Width of the hidden layers",
-            y=f"Gain in {label} over equal MACs\n(points; log scale beyond 1 and -1)",
+            y=f"Gain in {label}\nover equal MACs (points, log beyond ±1)",
             legend=metric == "cov",
             legend_above=True,
             starts_at_zero=False,
