@@ -244,6 +244,12 @@ def make_checks(config, results) -> list[dict]:
             passed=identity <= 1e-5,
         ),
         check(
+            "members of the stack minus those trained alone, in the targets' deviation",
+            bound="<= 1e-5",
+            measured=results["alone"],
+            passed=results["alone"] <= 1e-5,
+        ),
+        check(
             "members not finite",
             bound="0",
             measured=results["not_finite"],
