@@ -3,9 +3,9 @@
     ensjax run configs/feature_fusion.py
 
 Views of digits (each missing with probability 0.3), n-grams of Python sources, and
-descriptors of simulated molecules. The ridge, the form and the step of every fusion are
-chosen on rows of their own. On corrupted views of digits nothing learned on features has
-the accuracy of the plain soft vote.
+descriptors of simulated molecules. The ridge, the form and the step of every fusion
+are chosen on rows of their own. On corrupted views of digits nothing learned on
+features has the accuracy of the plain soft vote.
 
 The preset `paper` needs features of three backbones: see `path`.
 """
@@ -45,7 +45,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.l2 = 1e-3  # of members: times the sum of squares of the parameters
     config.search_l2 = (1e-3, 1e-2)  # of fusions; all are trained
     config.beta = 1.0  # of the members' own losses, when all trains jointly
-    # Beside frozen members, all at equal gradient steps.
+    # Beside frozen members, all at equal gradient steps; (): none.
     config.schedules = ("joint", "alternating")
     config.balance = 0.0  # of the load imbalance of the gate
 
@@ -59,7 +59,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
     if preset == "smoke":
         config.tasks, config.fusions = ("digit_views",), ("concat", "static", "gated")
-        config.schedules = ("alternating",)
+        config.schedules = ()
         config.num_member = config.num_fusion = config.num_test = 60
         config.num_choice, config.evaluate_every_steps = 20, 20
         config.gate_forms, config.search_l2 = ("joint",), (1e-3,)

@@ -39,9 +39,9 @@ def validate(config, mesh=None):
         )
     for name in config.schedules:
         choose("schedules", name, dict.fromkeys(models.SCHEDULES))
-    if "alternating" not in config.schedules:
+    if config.schedules and "alternating" not in config.schedules:
         raise ConfigError(
-            f"config.schedules holds alternating, and may hold joint; got"
+            f"config.schedules holds alternating, and may hold joint, or is empty; got"
             f" {config.schedules}."
         )
     whole = ("num_seeds", "num_member", "num_fusion", "num_test", "hidden", "features")

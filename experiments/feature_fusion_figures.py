@@ -48,12 +48,13 @@ def add_figures(run_dir, config, results):
         _gains(config, results),
         f"Accuracy of the gate minus that of others, by task: means over {seeds}.",
     )
-    run_dir.add_figure(
-        "schedules",
-        _schedules(config, results),
-        "The gate over frozen members, and trained jointly or in turns with them, at"
-        f" equal gradient steps: means over {seeds}.",
-    )
+    if config.schedules:
+        run_dir.add_figure(
+            "schedules",
+            _schedules(config, results),
+            "The gate over frozen members, and trained jointly or in turns with them,"
+            f" at equal gradient steps: means over {seeds}.",
+        )
     if results["gate"] is not None:
         run_dir.add_figure(
             "gate",

@@ -228,7 +228,8 @@ def test_the_members_can_be_planned(capfd):
 @pytest.mark.slow
 def test_the_smoke_run_reports_claims_and_the_same_after_a_resume(tmp_path, capsys):
     workdir = tmp_path / "run"
-    options = RunOptions(f"{CONFIG}:smoke", str(workdir))
+    overrides = [("schedules", "('alternating',)")]
+    options = RunOptions(f"{CONFIG}:smoke", str(workdir), overrides=overrides)
     assert run_and_report(options) == 0
     first = json.loads((workdir / "results.json").read_text())
     assert [c["name"].split(":")[0] for c in first["claims"]] == [
