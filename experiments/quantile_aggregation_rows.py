@@ -105,6 +105,18 @@ def split_rows(config, name: str, x: np.ndarray, y: np.ndarray, seed: int) -> Sp
     )
 
 
+def split_sizes(splits: dict[str, list[Split]]) -> tuple[int, int]:
+    """Rows of a split that are fitted or chosen on, and its test rows.
+
+    Of several data sets those of the largest share of test rows.
+    """
+    sizes = []
+    for own in splits.values():
+        count = {part: len(ids) for part, ids in own[0].rows.items()}
+        sizes.append((count["train"] + count["validation"], count["test"]))
+    return max(sizes, key=lambda pair: pair[1] / pair[0])
+
+
 def base_quantiles(config, split: Split, seed: int) -> dict[str, np.ndarray]:
     """Quantiles of the base models that are no networks, by part.
 

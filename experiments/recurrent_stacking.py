@@ -11,11 +11,13 @@ skip. Beside it, `recurrent_stacking_clips.py` makes the clips,
 import functools
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 
 import ensjax
 from ensjax import losses, nn
+from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
 from ensjax.experiment.processes import everywhere
 from ensjax.experiment.stages import run_stages
@@ -86,6 +88,15 @@ def run(config, run_dir):
         scalars=scalars,
         claims=verdicts.make_claims(config, results),
         checks=verdicts.make_checks(config, results),
+    )
+
+
+def training_job(config):
+    """Raises `ConfigError`: a plan is of one stack."""
+    raise ConfigError(
+        f"recurrent_stacking trains {len(config.architectures)} architectures"
+        f" ({', '.join(config.architectures)}) as one group of stacks, and a training"
+        " job has one architecture."
     )
 
 
@@ -207,13 +218,18 @@ def _train_and_predict(config, run_dir, clips, frames, jobs, done):
     drawn = np.zeros((len(jobs), len(clips.part)), bool)
     drawn[:, rows] = (weights.reshape(len(jobs), -1, len(rows)) > 0).any(axis=1)
     found = {"frozen_steps": log.frozen_steps, "drawn": drawn}
+    inputs, ends = [], [0]
     for part, number in (("dev", data.DEVELOPMENT), ("test", data.TEST)):
         x, found[f"{part}_rows"], found[f"{part}_is_row"] = own_inputs(
             config, clips, frames, jobs, number
         )
-        found[f"{part}_logits"] = np.stack(
-            [_predict_own(e, x) for e in group.ensembles]
-        )
+        inputs.append(x)
+        ends.append(ends[-1] + found[f"{part}_rows"].shape[1])
+    # One call, and so one program, for the rows of both parts.
+    x = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *inputs)
+    logits = np.stack([_predict_own(ensemble, x) for ensemble in group.ensembles])
+    for part, start, end in zip(("dev", "test"), ends, ends[1:]):
+        found[f"{part}_logits"] = logits[:, :, start:end]
     return found
 
 

@@ -6,7 +6,13 @@ trains with `run_dir.logger()` and `run_dir.checkpoints`, adds figures and table
 ends with `run_dir.finish(...)`. `ensjax list` shows a module-level string `PAPER`.
 """
 
-from ensjax.experiment.claims import check, claim, not_run, student_interval
+from ensjax.experiment.claims import (
+    check,
+    claim,
+    not_run,
+    split_interval,
+    student_interval,
+)
 from ensjax.experiment.configs import load_config
 from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.loggers import (
@@ -35,6 +41,7 @@ __all__ = [
     "not_run",
     "open_run",
     "read_metrics",
+    "split_interval",
     "student_interval",
     "view_run",
 ]

@@ -1,7 +1,8 @@
 """Claims of a paper and checks of our own, with verdicts that follow one rule.
 
 A claim holds when the 95 % interval over seeds lies wholly on the stated side of the
-bound, fails when it lies wholly on the other, and is undecided otherwise.
+bound, fails when it lies wholly on the other, and is undecided otherwise. Seeds that
+are splits of the same rows have a wider interval.
 """
 
 import math
@@ -29,6 +30,7 @@ def claim(
     values_by_seed: Sequence[float],
     side: str = ">",
     bound: float,
+    split_rows: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """A paper's statement, measured over seeds.
 
@@ -42,6 +44,8 @@ def claim(
         values_by_seed: one number per independent seed.
         side: ">" or "<": where the statement says that the value lies.
         bound: of the same unit as the values.
+        split_rows: training and test rows of a seed, where seeds are random splits of
+            the same rows and so are not independent; see `split_interval`.
 
     Returns:
         The entry for `results.json`: the arguments and `measured` (mean over seeds),
@@ -58,8 +62,10 @@ def claim(
     if not values:
         raise ValueError(f"claim {name!r} has no values; use not_run(...) for that.")
     interval = student_interval(values)
+    if split_rows is not None:
+        interval = split_interval(values, *split_rows)
     is_finite = all(math.isfinite(value) for value in values)
-    return {
+    entry = {
         "name": name,
         "paper": paper,
         "source": source,
@@ -73,6 +79,9 @@ def claim(
         "seeds": len(values),
         "verdict": _verdict(interval, len(values), side, float(bound)),
     }
+    if split_rows is not None:
+        entry["split_rows"] = list(split_rows)
+    return entry
 
 
 def not_run(
@@ -125,6 +134,43 @@ def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
     # Around the mean, so that float32 is exact to a part of the spread.
     around = t_interval(np.asarray([value - mean for value in values]))
     return mean + float(around.low), mean + float(around.high)
+
+
+def split_interval(
+    values: Sequence[float], num_train: int, num_test: int
+) -> tuple[float, float] | None:
+    """The 95 % interval of the mean over random splits of the same rows.
+
+        mean -+ t(.975, J - 1) sqrt((1 / J + num_test / num_train) var)
+
+    Splits share rows, so that their values move together and Student's interval is too
+    narrow. A bound lies outside where `ensjax.scores.corrected_t_test` of the values'
+    distances to it has p < 0.05.
+
+    Args:
+        values: of J splits.
+        num_train: rows that a split fits on, all together.
+        num_test: rows that it is measured on.
+
+    Returns:
+        None for one value or non-finite ones.
+
+    Raises:
+        ValueError: if a number of rows is below 1.
+
+    Source: Nadeau and Bengio 2003, equation 7.
+    """
+    if min(num_train, num_test) < 1:
+        raise ValueError(
+            "num_train and num_test must be at least 1; got"
+            f" {num_train} and {num_test}."
+        )
+    plain = student_interval(values)
+    if plain is None:
+        return None
+    mean = sum(values) / len(values)
+    wider = math.sqrt(1 + len(values) * num_test / num_train)
+    return tuple(mean + wider * (end - mean) for end in plain)
 
 
 def build_results(

@@ -10,8 +10,10 @@ from ensjax.experiment.claims import (
     check,
     claim,
     not_run,
+    split_interval,
     student_interval,
 )
+from ensjax.scores import corrected_t_test
 
 ABOUT = dict(
     paper="Somebody 2000",
@@ -37,6 +39,28 @@ def test_student_interval_of_five_values_by_hand():
 def test_one_seed_or_a_nan_has_no_interval():
     assert student_interval([1.0]) is None
     assert student_interval([1.0, math.nan, 2.0]) is None
+
+
+def test_an_end_of_the_split_interval_is_where_the_corrected_t_test_has_p_of_005():
+    values = [0.02, 0.05, 0.01, 0.04, 0.03]
+    for end in split_interval(values, 90, 10):
+        distances = [value - end for value in values]
+        test = corrected_t_test(distances, num_train=90, num_test=10)
+        assert test.p_value == pytest.approx(0.05, rel=1e-4)
+    plain = student_interval(values)
+    assert split_interval(values, 10**9, 1) == pytest.approx(plain, rel=1e-6)
+    assert split_interval([1.0], 90, 10) is None
+    with pytest.raises(ValueError, match="must be at least 1; got 0 and 10"):
+        split_interval(values, 0, 10)
+
+
+def test_splits_of_the_same_rows_decide_less():
+    values = [1.02, 1.05, 1.01, 1.04, 1.03]
+    plain = claim("x", values_by_seed=values, bound=1.0, **ABOUT)
+    entry = claim("x", values_by_seed=values, bound=1.0, split_rows=(50, 50), **ABOUT)
+    assert plain["verdict"] == "holds" and "split_rows" not in plain
+    assert entry["verdict"] == "undecided" and entry["split_rows"] == [50, 50]
+    assert entry["interval"] == pytest.approx(split_interval(values, 50, 50))
 
 
 @pytest.mark.parametrize(
