@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ensjax import combine, scores
-from ensjax.scores.row_pass import equal_width_bin
+from ensjax.scores.ties import equal_width_bin
 from ensjax.scores.summary import PAIR_SCORES, SYSTEM_SCORES
 
 M, N, C = 4, 90, 6
