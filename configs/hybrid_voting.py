@@ -24,14 +24,16 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
     # scikit-learn's breast-cancer rows, split anew for each seed.
     config.num_table_splits = dict(smoke=2, small=10, claims=30, paper=30)[preset]
-    # Phantoms with a tumour: images, and splits of them.
-    config.num_images = dict(smoke=80, small=400, claims=400, paper=400)[preset]
-    config.num_image_splits = dict(smoke=2, small=10, claims=20, paper=20)[preset]
+    # Sets of phantoms with a tumour, each drawn anew and split once, and the images of
+    # each; of a folder of slices, splits of all (so many in the paper).
+    config.num_image_sets = dict(smoke=2, small=10, claims=60, paper=20)[preset]
+    config.num_images = dict(smoke=80, small=400, claims=400, paper=2_556)[preset]
     config.blob_level = (0.74, 0.86)  # grey of the tumour; the brain is 0.42
     # Segmentation against contrast: lower and upper grey of each group of images.
     config.contrast_levels = (0.54, 0.62, 0.70, 0.78, 0.86)
     config.num_contrast_sets = dict(smoke=2, small=5, claims=10, paper=10)[preset]
-    config.num_contrast_images = 8 if preset == "smoke" else 40
+    contrast_images = dict(smoke=8, small=100, claims=400, paper=400)
+    config.num_contrast_images = contrast_images[preset]
     config.num_components = 3  # of the wavelet features, beside ten texture features
 
     # Votes against networks on few rows.

@@ -44,6 +44,9 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.unread_share = 0.02  # answers of members that say neither yes nor no
 
     config.hidden = (96, 96)
+    # Untuned models that are ranked beside a member: linear, one wide layer, two towers
+    # (image and report are embedded apart, as in contrastive models).
+    config.kinds = ("linear", "one wide layer", "two towers")
     config.learning_rate = 1e-3
     config.batch_size = 128
     config.untuned_steps, config.tuned_steps, config.reader_steps = 1_000, 1_000, 300
@@ -72,6 +75,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.answers = ml_collections.ConfigDict(dict(path=""))
     config.from_answers = preset == "paper"
     if preset == "smoke":
+        config.kinds = ("two towers",)
         config.reports.num_general, config.reports.num_train = 600, 600
         config.reports.num_test = 400
         config.untuned_steps = config.tuned_steps = 100

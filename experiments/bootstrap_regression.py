@@ -197,7 +197,7 @@ def measure(config, tables, done) -> dict:
     """Every measured number, by seed."""
     first = tables[config.sets[0]]
     results = {"sets": {}, "not_finite": 0}
-    results["split_rows"] = rows.split_sizes(config, first)
+    results["split_sizes"] = rows.split_sizes(config, first)
     results["alone"] = float(done["alone"]["differences"].max())
     for name, table in tables.items():
         stored = done[f"train-{name}"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ensjax.experiment import check, claim, not_run, split_interval
+from ensjax.experiment import check, claim, not_run, student_interval
 from ensjax.experiment.fields import load_beside
 
 peers = load_beside(__file__, "bootstrap_regression_peers")
@@ -72,14 +72,14 @@ def summarise(config, results) -> dict[str, float]:
 def make_claims(config, results) -> list[dict]:
     """The paper's statements, one value per seed.
 
-    Seeds are splits of the same rows, for which intervals are wider (`split_interval`).
+    Seeds are splits of the same rows, for which intervals are wider.
     """
 
     def state(text, values, *, split="main", side, bound, **about):
         return claim(
             f"{text}; splits share rows",
             values_by_seed=values,
-            split_rows=results["split_rows"][split],
+            split_sizes=results["split_sizes"][split],
             side=side,
             bound=bound,
             **about,
@@ -183,7 +183,9 @@ def make_checks(config, results) -> list[dict]:
     below = float(np.mean(area < 1))
     scaled, raw = spread["scaled_miscalibration"], spread["raw_miscalibration"]
     coverage = spread["scaled_coverage"]
-    interval = split_interval(coverage.tolist(), *results["split_rows"]["main"])
+    interval = student_interval(
+        coverage.tolist(), split_sizes=results["split_sizes"]["main"]
+    )
     sigma = shift["shifted_sigma"] / shift["inside_sigma"]
     identity = np.abs(point["mse"] - (point["mean_member_mse"] - point["ambiguity"]))
     identity = float((identity / point["mean_member_mse"]).max())

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ensjax.experiment import check, claim, not_run, split_interval, student_interval
+from ensjax.experiment import check, claim, not_run, student_interval
 from ensjax.experiment.fields import load_beside
 
 measures = load_beside(__file__, "feature_fusion_scores")
@@ -65,7 +65,7 @@ def make_claims(config, results) -> list[dict]:
             values_by_seed=hardest_pair(config, first_condition(config, results))[1],
             bound=0.0,
             expected="> 0 for every rival",
-            split_rows=shared,
+            split_sizes=shared,
             **about,
         )
     ]
@@ -79,7 +79,7 @@ def make_claims(config, results) -> list[dict]:
                 f"{name} on images, text and graphs, the task with the least sure gain",
                 values_by_seed=gain,
                 bound=0.0,
-                split_rows=shared_there,
+                split_sizes=shared_there,
                 **expected,
                 **about,
             )
@@ -98,7 +98,7 @@ def make_claims(config, results) -> list[dict]:
                 values_by_seed=_gain(schedules, "alternating", "frozen"),
                 bound=0.0,
                 expected="> 0",
-                split_rows=shared,
+                split_sizes=shared,
                 **about,
             )
         )
@@ -121,9 +121,7 @@ def shared_rows(config, task) -> tuple[int, int] | None:
 def interval_of(config, task, values) -> tuple[float, float] | None:
     """The 95 % interval over seeds of a task's numbers."""
     values, shared = [float(value) for value in values], shared_rows(config, task)
-    return (
-        student_interval(values) if shared is None else split_interval(values, *shared)
-    )
+    return student_interval(values, split_sizes=shared)
 
 
 def hardest_pair(config, systems):

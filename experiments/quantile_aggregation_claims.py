@@ -86,13 +86,13 @@ def summarise(config, results) -> dict[str, float]:
     return {name: float(value) for name, value in scalars.items()}
 
 
-def make_claims(config, results, split_rows) -> list[dict]:
+def make_claims(config, results, split_sizes) -> list[dict]:
     """The paper's statements, one value per split.
 
     Args:
         config: of the run.
         results: what was measured.
-        split_rows: fitting and test rows of a split; of several data sets those of the
+        split_sizes: fitting and test rows of a split; of several data sets those of the
             one with the largest share of test rows.
     """
     main = base.NAMES[: base.NUM_MAIN]
@@ -107,7 +107,7 @@ def make_claims(config, results, split_rows) -> list[dict]:
         expected,
         source,
         scale=None,
-        split_rows=None,
+        split_sizes=None,
     ):
         about = dict(
             paper=PAPER,
@@ -124,7 +124,7 @@ def make_claims(config, results, split_rows) -> list[dict]:
             values_by_seed=values,
             side=side,
             bound=bound,
-            split_rows=split_rows,
+            split_sizes=split_sizes,
             **about,
         )
 
@@ -146,7 +146,7 @@ def make_claims(config, results, split_rows) -> list[dict]:
                 f"pinball of {words(kind)} weights over the better of the best base"
                 f" model and the plain average, minus 1; {where}; splits share rows",
                 values,
-                split_rows=split_rows,
+                split_sizes=split_sizes,
                 side="<",
                 bound=0.0,
                 expected="< 0 on most of 34 data sets",
@@ -208,7 +208,7 @@ def make_claims(config, results, split_rows) -> list[dict]:
             "error of coverage before minus after conformal calibration (CV+),"
             f" {words(kind)} weights, mean over central bands; splits share rows",
             over_sets(results, less_error),
-            split_rows=split_rows,
+            split_sizes=split_sizes,
             side=">",
             bound=0.0,
             expected="> 0",
@@ -221,7 +221,7 @@ def make_claims(config, results, split_rows) -> list[dict]:
             "share of neighbouring quantiles that cross, before minus after ordering;"
             f" {words(crossing)} weights; splits share rows",
             over_sets(results, less_crossing),
-            split_rows=split_rows,
+            split_sizes=split_sizes,
             side=">",
             bound=0.0,
             expected="> 0, and none after",

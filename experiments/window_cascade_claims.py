@@ -131,7 +131,7 @@ def make_claims(config, results) -> list[dict]:
             values_by_seed=values,
             side=side,
             bound=bound,
-            split_rows=shared,
+            split_sizes=shared,
         )
 
     claims = [

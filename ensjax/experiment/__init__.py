@@ -8,9 +8,12 @@ ends with `run_dir.finish(...)`. `ensjax list` shows a module-level string `PAPE
 
 from ensjax.experiment.claims import (
     check,
+    check_at_least,
+    check_at_most,
     claim,
+    interval_text,
+    mean_and_interval,
     not_run,
-    split_interval,
     student_interval,
 )
 from ensjax.experiment.configs import load_config
@@ -36,12 +39,15 @@ __all__ = [
     "TensorBoardLogger",
     "WandbLogger",
     "check",
+    "check_at_least",
+    "check_at_most",
     "claim",
+    "interval_text",
     "load_config",
+    "mean_and_interval",
     "not_run",
     "open_run",
     "read_metrics",
-    "split_interval",
     "student_interval",
     "view_run",
 ]

@@ -2,7 +2,7 @@
 
 A claim holds when the 95 % interval over seeds lies wholly on the stated side of the
 bound, fails when it lies wholly on the other, and is undecided otherwise. Seeds that
-are splits of the same rows have a wider interval.
+split the same rows anew are not independent: `split_sizes` widens their interval.
 """
 
 import math
@@ -30,7 +30,7 @@ def claim(
     values_by_seed: Sequence[float],
     side: str = ">",
     bound: float,
-    split_rows: tuple[int, int] | None = None,
+    split_sizes: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """A paper's statement, measured over seeds.
 
@@ -41,16 +41,16 @@ def claim(
         certainty: "read" in the source, or "recalled".
         scale: "toy", "reduced" or "full" beside the paper's own.
         expected: the paper's number or words.
-        values_by_seed: one number per independent seed.
+        values_by_seed: one number per seed.
         side: ">" or "<": where the statement says that the value lies.
         bound: of the same unit as the values.
-        split_rows: training and test rows of a seed, where seeds are random splits of
-            the same rows and so are not independent; see `split_interval`.
+        split_sizes: None where seeds are independent; else rows that are not tested on,
+            and test rows, of splits of the same rows.
 
     Returns:
         The entry for `results.json`: the arguments and `measured` (mean over seeds),
-        `interval` (Student-t, 95 %; None for one seed), `seeds` and `verdict`. Values
-        that are not finite leave it undecided, with `measured` None.
+        `interval` (95 %, see `student_interval`; None for one seed), `seeds` and
+        `verdict`. Values that are not finite leave it undecided, with `measured` None.
 
     Raises:
         ValueError: for words other than those above, or no values.
@@ -61,11 +61,9 @@ def claim(
     values = [float(value) for value in values_by_seed]
     if not values:
         raise ValueError(f"claim {name!r} has no values; use not_run(...) for that.")
-    interval = student_interval(values)
-    if split_rows is not None:
-        interval = split_interval(values, *split_rows)
+    interval = student_interval(values, split_sizes=split_sizes)
     is_finite = all(math.isfinite(value) for value in values)
-    entry = {
+    return {
         "name": name,
         "paper": paper,
         "source": source,
@@ -77,11 +75,9 @@ def claim(
         "measured": sum(values) / len(values) if is_finite else None,
         "interval": None if interval is None else list(interval),
         "seeds": len(values),
+        **({} if split_sizes is None else {"split_sizes": list(split_sizes)}),
         "verdict": _verdict(interval, len(values), side, float(bound)),
     }
-    if split_rows is not None:
-        entry["split_rows"] = list(split_rows)
-    return entry
 
 
 def not_run(
@@ -121,56 +117,69 @@ def check(
     }
 
 
-def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
+def check_at_least(name: str, measured: float, bound: float) -> dict[str, Any]:
+    """A check that passes from the bound on."""
+    text = f">= {bound:g}"
+    return check(name, bound=text, measured=measured, passed=measured >= bound)
+
+
+def check_at_most(name: str, measured: float, bound: float) -> dict[str, Any]:
+    """A check that passes up to the bound."""
+    text = f"<= {bound:g}"
+    return check(name, bound=text, measured=measured, passed=measured <= bound)
+
+
+def student_interval(
+    values: Sequence[float], *, split_sizes: tuple[int, int] | None = None
+) -> tuple[float, float] | None:
     """The 95 % Student-t interval of the mean; None for one value or non-finite ones.
 
-    `ensjax.scores.t_interval` for the numbers of a report.
+    `ensjax.scores.t_interval` for the numbers of a report; with `split_sizes` (rows
+    that are not tested on, and test rows, of splits of the same rows) Nadeau and
+    Bengio's `corrected_t_interval`.
     """
-    from ensjax.scores import t_interval  # brings JAX, which a report does not need
+    # These bring JAX, which a report does not need.
+    from ensjax.scores import corrected_t_interval, t_interval
 
     if len(values) < 2 or not all(math.isfinite(value) for value in values):
         return None
+    if split_sizes is not None:
+        num_train, num_test = split_sizes
+        found = corrected_t_interval(values, num_train=num_train, num_test=num_test)
+        return found.low, found.high
     mean = sum(values) / len(values)
     # Around the mean, so that float32 is exact to a part of the spread.
     around = t_interval(np.asarray([value - mean for value in values]))
     return mean + float(around.low), mean + float(around.high)
 
 
-def split_interval(
-    values: Sequence[float], num_train: int, num_test: int
-) -> tuple[float, float] | None:
-    """The 95 % interval of the mean over random splits of the same rows.
+def mean_and_interval(
+    values: Sequence[float], *, split_sizes: tuple[int, int] | None = None
+) -> tuple[float, float, float]:
+    """Mean, and the ends of `student_interval`; the mean three times without one."""
+    values = [float(value) for value in values]
+    mean = sum(values) / len(values)
+    interval = student_interval(values, split_sizes=split_sizes)
+    return (mean, mean, mean) if interval is None else (mean, *interval)
 
-        mean -+ t(.975, J - 1) sqrt((1 / J + num_test / num_train) var)
 
-    Splits share rows, so that their values move together and Student's interval is too
-    narrow. A bound lies outside where `ensjax.scores.corrected_t_test` of the values'
-    distances to it has p < 0.05.
+def interval_text(
+    values: Sequence[float],
+    *,
+    split_sizes: tuple[int, int] | None = None,
+    form: str = ".3f",
+) -> str:
+    """`mean (low to high)` for a table; the mean alone without an interval.
 
     Args:
-        values: of J splits.
-        num_train: rows that a split fits on, all together.
-        num_test: rows that it is measured on.
-
-    Returns:
-        None for one value or non-finite ones.
-
-    Raises:
-        ValueError: if a number of rows is below 1.
-
-    Source: Nadeau and Bengio 2003, equation 7.
+        values: one per seed.
+        split_sizes: as for `student_interval`.
+        form: how a number is written, such as ".4g".
     """
-    if min(num_train, num_test) < 1:
-        raise ValueError(
-            "num_train and num_test must be at least 1; got"
-            f" {num_train} and {num_test}."
-        )
-    plain = student_interval(values)
-    if plain is None:
-        return None
-    mean = sum(values) / len(values)
-    wider = math.sqrt(1 + len(values) * num_test / num_train)
-    return tuple(mean + wider * (end - mean) for end in plain)
+    mean, low, high = mean_and_interval(values, split_sizes=split_sizes)
+    if high > low:
+        return f"{mean:{form}} ({low:{form}} to {high:{form}})"
+    return f"{mean:{form}}"
 
 
 def build_results(

@@ -225,7 +225,9 @@ def _is_among_first(values, marks, index, top_k):
     """
     below, above = marks
     classes = jnp.arange(values.shape[0], dtype=jnp.int32)[:, None, None]
-    before = (values > above[None]) | ((values >= below[None]) & (classes < index[None]))
+    before = (values > above[None]) | (
+        (values >= below[None]) & (classes < index[None])
+    )
     found = (jnp.sum(before, axis=0, dtype=jnp.int32) < top_k).astype(values.dtype)
     return jnp.where(jnp.isnan(above), jnp.nan, found)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ensjax import combine, scores
-from ensjax.scores.ties import equal_width_bin
 from ensjax.scores.summary import PAIR_SCORES, SYSTEM_SCORES
+from ensjax.scores.ties import equal_width_bin
 
 M, N, C = 4, 90, 6
 ATOL = 2e-6  # float32 sums of 90 rows
