@@ -83,7 +83,7 @@ def test_an_end_of_the_corrected_interval_is_where_the_corrected_t_test_has_p_of
         plain, rel=1e-6
     )
     assert student_interval([1.0], split_sizes=(90, 10)) is None
-    with pytest.raises(ValueError, match="must be at least 1; got 0 and 10"):
+    with pytest.raises(ValueError, match="must be at least 1; got 0, 10"):
         student_interval(values, split_sizes=(0, 10))
 
 
