@@ -71,6 +71,6 @@ def _fit_and_pool(held_out, test, truth):
         combine.fit_log_odds_vote(held_out, truth),
         combine.fit_convex_weights(held_out, truth),
     ]
-    pooled = [combine.mean_probs(test), *(vote(test) for vote in fitted)]
+    pooled = [combine.mean_probs(test), *(vote(test).log_probs[0] for vote in fitted)]
     weights = jnp.stack([vote.weights for vote in fitted])
     return weights, by_accuracy.accuracy, jnp.stack(pooled)
