@@ -64,8 +64,7 @@ def top_k_accuracy(
     picked = label_log_probs(log_probs, labels)
     classes = jnp.arange(num_classes).reshape((1,) * labels.ndim + (-1,))
     ahead = (log_probs > picked[..., None] + TIE_TOLERANCE) | (
-        (log_probs >= picked[..., None] - TIE_TOLERANCE)
-        & (classes < labels[..., None])
+        (log_probs >= picked[..., None] - TIE_TOLERANCE) & (classes < labels[..., None])
     )
     hit = (jnp.sum(ahead, axis=-1) < k).astype(log_probs.dtype)
     return weighted_mean(jnp.where(jnp.isnan(picked), jnp.nan, hit), weight)
