@@ -89,8 +89,8 @@ def tied_rows(seed):
 
 
 def exact_scores(probs, labels, num_bins=15, top_k=5):
-    """Of one system, in float64, where what differs by 1e-9 is the same."""
-    at, error = np.arange(len(labels)), 1e-9
+    """Of one system, in float64, where what differs by 1e-6 is the same."""
+    at, error = np.arange(len(labels)), 1e-6
     top = probs.max(-1)
     choice = (probs >= top[:, None] - error).argmax(-1)
     own = probs[at, labels][:, None]
