@@ -139,10 +139,10 @@ def adaptive_ece(
     """Expected calibration error of the top label in bins of equal weight (0-1).
 
     A row goes to bin floor(num_bins * r), r in (0, 1) being its mid-rank by confidence
-    (the middle of the weight that its ties hold, to rounding). Equal confidences
-    share a bin, and the order of the rows does not matter. Without ties, and when the
-    number of rows is a multiple of `num_bins`, this is the usual split of the sorted
-    rows.
+    (the middle of the weight that its ties hold). Confidences that are equal, to
+    rounding, share a bin, and the order of the rows does not matter. Without ties, and
+    when the number of rows is a multiple of `num_bins`, this is the usual split of the
+    sorted rows.
 
     Args:
         log_probs: log-probabilities (or logits), `[..., batch, class]`.

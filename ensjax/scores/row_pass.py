@@ -130,14 +130,16 @@ def _read_block(rows, label, weights, weight, tables, top_k):
     is_member = (weights > 0)[:, None]
     # Classes first: sums over them are then sums of long vectors, which compilers turn
     # into fast code; over the last axis they add one number at a time.
-    logit = jnp.moveaxis(jnp.where(is_member[..., None], rows, 0.0), 2, 0)
-    logit = jax.lax.optimization_barrier(logit)  # [class, member, row]
+    logit = jax.lax.optimization_barrier(jnp.moveaxis(rows, 2, 0))  # class, member, row
     peak = jnp.max(logit, axis=0)
     # What follows reads this array; without the barrier each sum would compute it anew.
     exp = jax.lax.optimization_barrier(jnp.exp(logit - peak[None]))
     scale = jnp.sum(exp, axis=0)
     log_scale = jnp.log(scale)
-    mixture = jnp.sum(exp * (weights[:, None] / scale)[None], axis=1)[:, None]
+    # Whatever a member without weight holds, NaN included, leaves no trace.
+    share = jax.lax.optimization_barrier(weights[:, None] / scale)[None]
+    parts = jnp.where(is_member[None], exp * share, 0.0)
+    mixture = jnp.sum(parts, axis=1)[:, None]
     mixture = jax.lax.optimization_barrier(mixture)  # [class, 1, row]
     largest = jnp.max(mixture, axis=0)
     known = ((label >= 0) & (label < num_classes))[None]
@@ -190,8 +192,9 @@ def _read_block(rows, label, weights, weight, tables, top_k):
     sums = {k: jnp.concatenate([total(v) for v in pair]) for k, pair in systems.items()}
     sums["mutual_information"] = total(jnp.where(mutual < 0, 0.0, mutual))
     sums["jensen_gap"] = total(jnp.where(gap < 0, 0.0, gap))
+    inverse = jax.lax.optimization_barrier(1 / scale)
     tables = (
-        _add_gaps(tables[0], exp / scale[None], label, weight),
+        _add_gaps(tables[0], exp * inverse[None], label, weight),
         _add_gaps(tables[1], mixture, label, weight),
     )
     return (

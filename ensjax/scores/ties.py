@@ -46,7 +46,7 @@ def merge_sorted(ascending: jax.Array) -> jax.Array:
     # A NaN, or the difference of two infinities, is not within the tolerance.
     near = ascending[..., 1:] - ascending[..., :-1] <= TIE_TOLERANCE
     place = jnp.broadcast_to(jnp.arange(ascending.shape[-1]), ascending.shape)
-    edge = jnp.zeros_like(near[..., :1])
+    edge = jnp.zeros((*ascending.shape[:-1], 1), bool)
     begins = ~jnp.concatenate([edge, near], axis=-1)
     ends = ~jnp.concatenate([near, edge], axis=-1)
     first = jax.lax.cummax(jnp.where(begins, place, 0), axis=last)
