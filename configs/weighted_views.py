@@ -69,6 +69,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             root="",  # of ABIDE
             num_seeds=by_preset(2, 5, 10),
             names=("CC200", "AAL", "EZ"),
+            published_weights=(0.5, 1.0, 0.7),  # of a vote whose weights are given
             widths=(2_000, 670, 670),
             num_subjects=600,
             num_sites=17,
@@ -80,7 +81,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             age_shift=-0.8,
             age_sd=4.0,
             share_male=(0.68, 0.85),  # of controls, of cases
-            num_folds=by_preset(3, 10, 10),
+            num_folds=by_preset(2, 10, 10),
             validation_share=0.33,  # of what a fold does not hold out
             num_selected=(100, 100, 100),  # by F, in each view
             num_top=10,
@@ -107,18 +108,38 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.autoencoders = ml_collections.ConfigDict(
         dict(
             corruption="uniform",  # times U(0, amount); or "mask", "gauss"
-            amount=(0.3, 0.1),  # of the first and the second
+            amount=(0.3, 0.1),  # of the first and the second; here ends the stack
             sparsity_weight=(0.5, 0.0),
             sparsity_target=0.2,
             optimizer="adam",
-            total_steps=by_preset((60, 20), (300, 200), (300, 200)),
+            total_steps=(300, 200),
             batch_size=(32, 32),
             learning_rate=(3e-3, 3e-3),
         )
     )
+    if preset == "smoke":
+        _shrink(config)
     if is_paper:
         _published(config)
     return config
+
+
+def _shrink(config):
+    """Small members and one autoencoder, so that little has to be compiled."""
+    config.canary.update(dict(num_features=2_000, num_kept=60))
+    config.connectomes.update(
+        dict(widths=(60, 60, 60), num_selected=(20, 20, 20), num_sites=4)
+    )
+    config.network.update(dict(hidden=(16, 8), dropout=(0.0, 0.0)))
+    config.autoencoders.update(
+        dict(
+            amount=(0.3,),
+            sparsity_weight=(0.5,),
+            total_steps=(60,),
+            batch_size=(32,),
+            learning_rate=(3e-3,),
+        )
+    )
 
 
 def _published(config):

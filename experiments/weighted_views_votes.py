@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from ensjax import combine
 from ensjax.predictions import Predictions
@@ -10,16 +11,16 @@ from ensjax.provenance import check_fitting_rows
 
 EQUAL, BY_ACCURACY = "equal vote", "vote by accuracy"
 BY_ODDS, BY_NLL = "vote by log-odds", "vote by NLL"
-CHOSEN = "best view on validation"
+CHOSEN, PUBLISHED = "best view on validation", "published weights"
 VOTES = (EQUAL, BY_ACCURACY, BY_ODDS, BY_NLL)
 
 
-def systems(names) -> tuple[str, ...]:
+def systems(names, *, with_published: bool = False) -> tuple[str, ...]:
     """The views and what is made of them, in the order of `judge`."""
-    return (*names, *VOTES, CHOSEN)
+    return (*names, *VOTES, CHOSEN, *([PUBLISHED] if with_published else []))
 
 
-def judge(said, labels, split, names) -> dict[str, np.ndarray]:
+def judge(said, labels, split, names, *, published=None) -> dict[str, np.ndarray]:
     """The class that every system names for the test rows of a split.
 
     Weights and the choice of a view are fitted on the validation rows; predictions
@@ -31,6 +32,7 @@ def judge(said, labels, split, names) -> dict[str, np.ndarray]:
         split: with the parts "train", "validation" and "test"; members were trained on
             the first.
         names: of the views.
+        published: weights `[view]` that are given, for one more vote; None: without.
 
     Returns:
         `votes [system, test row]`, `weights [rule, view]` of the votes that are fitted,
@@ -55,6 +57,9 @@ def judge(said, labels, split, names) -> dict[str, np.ndarray]:
     weights, accuracy, pooled = _fit_and_pool(*bare, truth)
     named = [*np.asarray(test.votes), *np.asarray(pooled).argmax(axis=2)]
     named.append(named[int(np.argmax(accuracy))])
+    if published is not None:
+        probs = special.softmax(np.asarray(said)[:, split["test"]], axis=-1)
+        named.append(np.einsum("v,vnc->nc", np.asarray(published), probs).argmax(-1))
     return {
         "votes": np.stack(named),
         "weights": np.asarray(weights),
