@@ -6,11 +6,13 @@ files `consensus_forecast_*.py`, `entries` forecasts, `tadpole` reads the challe
 files, `scores` measures (`loops` checks that), `claims` judges and `figures` draws.
 """
 
+import functools
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from ensjax.data import bootstrap_counts
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
@@ -234,12 +236,12 @@ def _bootstrap(config, study):
         for place, (name, _) in enumerate(entries.STUDY_ENTRIES)
         if name == "constant"
     )
+    num_seeds, num_people = study["targets"].shape
+    draw = jax.vmap(functools.partial(bootstrap_counts, num_examples=num_people))
     found = []
-    for seed in range(len(study["targets"])):
+    for seed in range(num_seeds):
         key = member_key(config.seed, "bootstrap", seed)
-        counts = measures.bootstrap_counts(
-            key, config.num_resamples, study["targets"].shape[1]
-        )
+        counts = draw(jax.random.split(key, config.num_resamples))
         errors = [
             np.abs(study[f"{name}_points"][seed] - study[f"{name}_targets"][seed])
             for name in ("ventricles", "score")

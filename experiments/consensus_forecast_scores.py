@@ -124,17 +124,6 @@ def overall_ranks(by_outcome):
     return rankdata(np.sum(by_outcome, axis=0), axis=-1)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def bootstrap_counts(key, num_resamples, num_people):
-    """How often each person is drawn, `[resample, person]`, for all entries alike."""
-
-    def one(key):
-        drawn = jax.random.randint(key, (num_people,), 0, num_people)
-        return jnp.zeros(num_people).at[drawn].add(1.0)
-
-    return jax.lax.map(one, jax.random.split(key, num_resamples), batch_size=64)
-
-
 @jax.jit
 def bootstrap_study(counts, log_probs, labels, ventricles, score):
     """Each outcome's metric on every resample, `[resample, outcome, entry]`.

@@ -131,7 +131,8 @@ def run(config, run_dir):
     # The first member is one more kind of untuned model.
     of_kinds = [logits["untuned"][:, :, :1], others["logits"]]
     logits |= {"kinds": np.concatenate(of_kinds, axis=2)}
-    results = votes.measure(config, logits, rows.held_out[1])
+    seen = cases.find_shared(rows.held_out[0], rows.general[0])
+    results = votes.measure(config, logits, rows.held_out[1], seen)
     results["kinds"] = ["as the members", *others["names"].tolist()]
     results["alone"] = stages["alone"]
     scalars = verdicts.summarise(config, results)

@@ -94,7 +94,9 @@ def accuracy(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(number > 0, right / np.maximum(number, 1), np.nan)
 
 
-def measure(config, logits: dict[str, np.ndarray], errors: np.ndarray) -> dict:
+def measure(
+    config, logits: dict[str, np.ndarray], errors: np.ndarray, seen: np.ndarray
+) -> dict:
     """All numbers of the report, from the logits of `report_check_training.train`.
 
     Args:
@@ -103,6 +105,10 @@ def measure(config, logits: dict[str, np.ndarray], errors: np.ndarray) -> dict:
             `[seed, domain, kind, row, 2]`.
         errors: kinds of error `[seed, domain, row]` of the held-out rows, labelled rows
             first.
+        seen: `[seed, domain, row]`, True where untuned members were trained on one.
+
+    Raises:
+        LeakageError: if thresholds would be fitted on such a row.
     """
     rng = np.random.default_rng([config.seed, 1])
     labelled = np.arange(errors.shape[-1]) < config.reports.num_labelled
@@ -113,7 +119,7 @@ def measure(config, logits: dict[str, np.ndarray], errors: np.ndarray) -> dict:
         "untuned": np.argmax(logits["untuned"], axis=-1),
         "tuned": (p_error > 0.5).astype(np.int64),
     }
-    fitted = fit_thresholds(logits["untuned"], is_error, labelled)
+    fitted = fit_thresholds(logits["untuned"], is_error, labelled, seen)
     says["untuned, threshold fitted"] = fitted
     says["untuned, several kinds"] = np.argmax(logits["kinds"], axis=-1)
     simple = {
@@ -146,7 +152,7 @@ def measure(config, logits: dict[str, np.ndarray], errors: np.ndarray) -> dict:
     }
 
 
-def fit_thresholds(logits, is_error, labelled) -> np.ndarray:
+def fit_thresholds(logits, is_error, labelled, seen) -> np.ndarray:
     """Answers of untuned members above thresholds that labelled rows gave.
 
     The members of all seeds and domains are one stack; each is fitted on its own rows.
@@ -154,11 +160,12 @@ def fit_thresholds(logits, is_error, labelled) -> np.ndarray:
     seeds, domains, members, num_rows = logits.shape[:4]
     stacked = logits.reshape(-1, num_rows, 2)
     targets = np.broadcast_to(is_error[:, :, None], logits.shape[:4])
-    numbers = np.arange(num_rows)  # no member was trained on any of them
+    numbers = np.arange(num_rows)
+    seen = np.broadcast_to(seen[:, :, None], logits.shape[:4]).reshape(-1, num_rows)
 
     def predictions(rows, part):
-        provenance = Provenance.of(
-            SOURCE, numbers[rows], part=part, test_rows=numbers[~labelled]
+        provenance = Provenance(
+            SOURCE, numbers[rows], part, seen[:, rows], numbers[~labelled]
         )
         return Predictions.from_logits(stacked[:, rows], provenance=provenance)
 

@@ -48,11 +48,13 @@ def judge(said, labels, split, names, *, published=None) -> dict[str, np.ndarray
 
     held_out, test = part("validation"), part("test")
     truth = np.asarray(labels)[split["validation"]]
-    by_nll, fitted_rows = convex_weights(held_out, truth)
+    fitted_rows = check_fitting_rows(
+        "the weights of the votes", held_out.provenance, names=held_out.names
+    )
     fitted_rows.check_test(test.provenance)
     # Checked once, here: as part of the compiled program each split would compile anew.
     bare = [predictions.replace(provenance=None) for predictions in (held_out, test)]
-    weights, accuracy, pooled = _fit_and_pool(*bare, truth, by_nll)
+    weights, accuracy, pooled = _fit_and_pool(*bare, truth)
     named = [*np.asarray(test.votes), *np.asarray(pooled).argmax(axis=2)]
     named.append(named[int(np.argmax(accuracy))])
     if published is not None:
@@ -66,33 +68,14 @@ def judge(said, labels, split, names, *, published=None) -> dict[str, np.ndarray
 
 
 @jax.jit
-def _fit_and_pool(held_out, test, truth, by_nll):
+def _fit_and_pool(held_out, test, truth):
     """Weights `[rule, view]`, accuracies, and `[vote, test row, class]`."""
     by_accuracy = combine.fit_accuracy_vote(held_out, truth)
-    by_odds = combine.fit_log_odds_vote(held_out, truth)
-    pooled = [
-        combine.mean_probs(test),
-        by_accuracy(test),
-        by_odds(test),
-        combine.mean_probs(test, by_nll),
+    fitted = [
+        by_accuracy,
+        combine.fit_log_odds_vote(held_out, truth),
+        combine.fit_convex_weights(held_out, truth),
     ]
-    weights = jnp.stack([by_accuracy.weights, by_odds.weights, by_nll])
+    pooled = [combine.mean_probs(test), *(vote(test).log_probs[0] for vote in fitted)]
+    weights = jnp.stack([vote.weights for vote in fitted])
     return weights, by_accuracy.accuracy, jnp.stack(pooled)
-
-
-def convex_weights(predictions, labels, *, num_rounds: int = 200):
-    """Weights on the simplex with the least NLL of the mean probability; and its rows.
-
-    By expectation maximisation, which never raises the NLL:
-    w_m <- mean_n w_m p_mn / sum_k w_k p_kn.
-    """
-    fitted_rows = check_fitting_rows(
-        "the convex weights", predictions.provenance, names=predictions.names
-    )
-    probs = np.asarray(predictions.probs, np.float64)
-    probs = np.maximum(probs[:, np.arange(len(labels)), labels], 1e-12)
-    weights = np.full(len(probs), 1 / len(probs))
-    for _ in range(num_rounds):
-        shares = weights[:, None] * probs
-        weights = (shares / shares.sum(axis=0)).mean(axis=1)
-    return weights.astype(np.float32), fitted_rows

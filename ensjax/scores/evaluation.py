@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.predictions import Predictions, as_predictions, predictive_log_probs
+from ensjax.predictions import (
+    Predictions,
+    as_points,
+    as_predictions,
+    predictive_log_probs,
+)
+from ensjax.provenance import Provenance, check_scored_rows
 from ensjax.scores.bounds import (
     coverage_width_criterion,
     interval_coverage,
@@ -60,6 +66,7 @@ def evaluate(
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Scores of the ensemble and of each member, as a flat dict that JSON can hold.
 
@@ -79,6 +86,9 @@ def evaluate(
         bootstrap: number of resamples; 0: no intervals.
         confidence: of the intervals.
         seed: of the resamples.
+        allow_seen: scores also rows that members were trained or fitted on, to look at
+            the fit. Otherwise `Predictions` of such rows are refused; members may be
+            masked there, or the rows have no weight.
 
     Returns:
         For every metric `name`: `name` of the ensemble, `name_mean_member` (the mean of
@@ -91,6 +101,7 @@ def evaluate(
         ValueError: for an unknown metric, no metric, no member that counts, or a shape
             that does not fit; it names the metric.
         TypeError: if the predictions are votes or labels are not integers.
+        LeakageError: if a member that counts has seen a row that does; names both.
 
     Example:
         >>> import jax.numpy as jnp
@@ -105,6 +116,7 @@ def evaluate(
     members = predictions.log_probs
     counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape[:2]))
     rows = _Rows.of(members.shape[1], sample_weight, groups)
+    _check_seen(predictions, counts, rows, allow_seen)
     return _evaluate(
         functions,
         predictive_log_probs(predictions),
@@ -117,7 +129,7 @@ def evaluate(
 
 
 def evaluate_points(
-    points: jax.Array,
+    points: jax.Array | Predictions,
     targets: jax.Array,
     metrics: Sequence[str] | Mapping[str, Callable[..., jax.Array]] = tuple(
         POINT_METRICS
@@ -130,31 +142,38 @@ def evaluate_points(
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Scores of real-valued predictions, of the members' mean and of each member.
 
     Args:
-        points: `[member, batch]`; one model becomes an ensemble of one with
-            `points[None]`.
+        points: `[member, batch]`, or `Predictions` of points; one model becomes an
+            ensemble of one with `points[None]`.
         targets: `[batch]`.
         metrics: names of `POINT_METRICS`, or name -> `score(points, targets, *,
             sample_weight) -> [...]`.
         weights: of the mean, `[member]` or `[member, batch]`; they are normalised.
-        mask: `[member]` or `[member, batch]`; a False member counts as removed.
+        mask: `[member]` or `[member, batch]`; a False member counts as removed. Like
+            `weights`, those of `Predictions` where it is not given.
 
     The other arguments, what is returned and what raises are those of `evaluate`.
     """
     functions = _functions(metrics, POINT_METRICS)
-    points = jnp.asarray(points)
+    predictions = as_points(points, weights=weights, mask=mask)
+    if isinstance(points, Predictions):
+        weights, mask = predictions.weights, predictions.mask
+    points = predictions.points
     ensemble, shares = pooled_points(points, weights=weights, mask=mask)
     counts = np.broadcast_to(np.asarray(shares > 0), points.shape)
+    rows = _Rows.of(points.shape[1], sample_weight, groups)
+    _check_seen(predictions, counts, rows, allow_seen)
     return _evaluate(
         functions,
         ensemble,
         points,
         (targets,),
         counts,
-        _Rows.of(points.shape[1], sample_weight, groups),
+        rows,
         _Bootstrap(bootstrap, confidence, seed),
     )
 
@@ -170,6 +189,8 @@ def evaluate_intervals(
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    provenance: Provenance | None = None,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Coverage, width, interval score and CWC of predicted intervals.
 
@@ -178,6 +199,8 @@ def evaluate_intervals(
         upper: `[batch]`.
         targets: `[batch]`.
         nominal: the coverage aimed at, in (0, 1).
+        provenance: of the intervals, such as `fitted.fitted_rows.mark(...)` of what
+            made them; None: unknown, and nothing is checked.
 
     The other arguments are those of `evaluate`.
 
@@ -187,6 +210,7 @@ def evaluate_intervals(
 
     Raises:
         ValueError: if a number is out of range or a shape does not fit.
+        LeakageError: as `evaluate`.
     """
     if not 0.0 < nominal < 1.0:
         raise ValueError(f"nominal must lie between 0 and 1; got {nominal}.")
@@ -205,6 +229,7 @@ def evaluate_intervals(
         }
 
     rows = _Rows.of(lower.shape[0], sample_weight, groups)
+    _check_rows(provenance, (), rows.weight[None] != 0, allow_seen)
     found = _one_system(values, rows, _Bootstrap(bootstrap, confidence, seed))
     return found | {"nominal": float(nominal)}
 
@@ -218,12 +243,15 @@ def evaluate_sets(
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    provenance: Provenance | None = None,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Coverage and mean size of sets of classes, bool `[batch, class]`.
 
     Args:
         sets: bool, `[batch, class]`.
         labels: class indices, `[batch]`.
+        provenance: of the sets, as for `evaluate_intervals`.
 
     The other arguments are those of `evaluate`.
 
@@ -233,6 +261,7 @@ def evaluate_sets(
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if `sets` are not bool or `labels` not integers.
+        LeakageError: as `evaluate`.
     """
     sets = jnp.asarray(sets)
     if sets.ndim != 2:
@@ -245,7 +274,22 @@ def evaluate_sets(
         }
 
     rows = _Rows.of(sets.shape[0], sample_weight, groups)
+    _check_rows(provenance, (), rows.weight[None] != 0, allow_seen)
     return _one_system(values, rows, _Bootstrap(bootstrap, confidence, seed))
+
+
+def _check_seen(predictions, counts, rows, allow_seen):
+    counts = counts & (np.asarray(rows.weight) != 0)
+    _check_rows(predictions.provenance, predictions.names, counts, allow_seen)
+
+
+def _check_rows(provenance, names, counts, allow_seen):
+    if provenance is not None and len(provenance.rows) != counts.shape[1]:
+        raise ValueError(
+            f"the provenance is of {len(provenance.rows)} rows, and"
+            f" {counts.shape[1]} are scored; choose rows with Predictions.take."
+        )
+    check_scored_rows(provenance, names=names, counts=counts, allow_seen=allow_seen)
 
 
 class _Bootstrap(NamedTuple):

@@ -16,6 +16,7 @@ from ensjax.experiment.claims import (
     not_run,
     student_interval,
 )
+from ensjax.scores import corrected_t_test
 
 ABOUT = dict(
     paper="Somebody 2000",
@@ -69,6 +70,32 @@ def test_a_check_passes_on_its_bound():
     ]  # fmt: skip
     assert check_at_least("x", 1, 0.5)["bound"] == ">= 0.5"
     assert check_at_most("x", 1, 27 / 30)["bound"] == "<= 0.9"
+
+
+def test_an_end_of_the_corrected_interval_is_where_the_corrected_t_test_has_p_of_005():
+    values = [0.02, 0.05, 0.01, 0.04, 0.03]
+    for end in student_interval(values, split_sizes=(90, 10)):
+        distances = [value - end for value in values]
+        test = corrected_t_test(distances, num_train=90, num_test=10)
+        assert test.p_value == pytest.approx(0.05, rel=1e-4)
+    plain = student_interval(values)
+    assert student_interval(values, split_sizes=(10**9, 1)) == pytest.approx(
+        plain, rel=1e-6
+    )
+    assert student_interval([1.0], split_sizes=(90, 10)) is None
+    with pytest.raises(ValueError, match="must be at least 1; got 0, 10"):
+        student_interval(values, split_sizes=(0, 10))
+
+
+def test_splits_of_the_same_rows_decide_less():
+    values = [1.02, 1.05, 1.01, 1.04, 1.03]
+    plain = claim("x", values_by_seed=values, bound=1.0, **ABOUT)
+    entry = claim("x", values_by_seed=values, bound=1.0, split_sizes=(50, 50), **ABOUT)
+    assert plain["verdict"] == "holds" and "split_sizes" not in plain
+    assert entry["verdict"] == "undecided" and entry["split_sizes"] == [50, 50]
+    assert entry["interval"] == pytest.approx(
+        student_interval(values, split_sizes=(50, 50))
+    )
 
 
 @pytest.mark.parametrize(

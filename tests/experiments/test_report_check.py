@@ -116,12 +116,23 @@ def test_thresholds_are_fitted_on_labelled_rows_and_refuse_the_others():
     odds = rng.normal(size=(2, 1, 3, 60)) + 2 * is_error[:, :, None] - 3
     logits = np.stack([0 * odds, odds], axis=-1).astype(np.float32)
     labelled = np.arange(60) < 20
-    fitted = votes.fit_thresholds(logits, is_error, labelled)
+    seen = np.zeros((2, 1, 60), bool)
+    fitted = votes.fit_thresholds(logits, is_error, labelled, seen)
     other = is_error.copy()
     other[..., ~labelled] = 0  # test labels say nothing
-    np.testing.assert_array_equal(fitted, votes.fit_thresholds(logits, other, labelled))
+    again = votes.fit_thresholds(logits, other, labelled, seen)
+    np.testing.assert_array_equal(fitted, again)
     before = (logits.argmax(-1) == is_error[:, :, None])[..., ~labelled].mean()
     assert (fitted == is_error[:, :, None])[..., ~labelled].mean() > before
+    # A labelled report that is among those of the training is found by what it says.
+    held_out = rng.normal(size=(2, 1, 60, 4)).astype(np.float32)
+    general = rng.normal(size=(2, 90, 4)).astype(np.float32)
+    assert not cases.find_shared(held_out, general).any()
+    general[1, 50] = held_out[1, 0, 7]
+    shared = cases.find_shared(held_out, general)
+    assert np.argwhere(shared).tolist() == [[1, 0, 7]]
+    with pytest.raises(LeakageError, match="thresholds cannot be fitted on row 7 of"):
+        votes.fit_thresholds(logits, is_error, labelled, shared)
     with pytest.raises(LeakageError, match="kept for the test"):
         votes.combine.fit_vote_thresholds(
             votes.Predictions.from_logits(

@@ -186,7 +186,7 @@ def test_votes_are_fitted_on_validation_rows_and_leaks_are_refused():
     # The third view has nearly all the weight.
     np.testing.assert_array_equal(published["votes"][-1], published["votes"][2])
 
-    with pytest.raises(LeakageError, match="convex weights"):
+    with pytest.raises(LeakageError, match="weights of the votes"):
         votes.judge(said, labels, Leaking(), ("a", "b", "c"))
 
 
