@@ -53,7 +53,8 @@ def oracle_log_probs(
     values, labels, _ = check_rows(log_probs, labels)
     right = counts & (votes(values) == labels)
     loss = -label_log_probs(values, labels)
-    loss = jnp.where(jnp.any(right, axis=0) & ~right, jnp.inf, loss)
+    some = jnp.any(right, axis=0, keepdims=True)
+    loss = jnp.where(some & ~right, jnp.inf, loss)
     return _choose(normalize(log_probs), loss, counts)
 
 

@@ -76,7 +76,8 @@ def _mean_pinball(quantiles, targets, *, levels, sample_weight=None):
 
 def _mean_coverage_error(quantiles, targets, *, levels, sample_weight=None):
     covered = quantile_coverage(quantiles, targets, sample_weight=sample_weight)
-    return jnp.mean(jnp.abs(covered - jnp.asarray(levels)), axis=-1)
+    levels = jnp.asarray(levels).reshape((1,) * (covered.ndim - 1) + (-1,))
+    return jnp.mean(jnp.abs(covered - levels), axis=-1)
 
 
 def _crossing_rate(quantiles, targets, *, levels, sample_weight=None):
