@@ -87,9 +87,11 @@ from ensjax.scores.diversity import (
 from ensjax.scores.evaluation import (
     METRICS,
     POINT_METRICS,
+    QUANTILE_METRICS,
     evaluate,
     evaluate_intervals,
     evaluate_points,
+    evaluate_quantiles,
     evaluate_sets,
 )
 from ensjax.scores.intervals import (
@@ -229,6 +231,7 @@ __all__ = [
     "NllDecomposition",
     "OperatingPoint",
     "POINT_METRICS",
+    "QUANTILE_METRICS",
     "ReliabilityBins",
     "RiskCoverage",
     "TestResult",
@@ -281,6 +284,7 @@ __all__ = [
     "evaluate",
     "evaluate_intervals",
     "evaluate_points",
+    "evaluate_quantiles",
     "evaluate_sets",
     "exact_interval",
     "excess_aurc",
