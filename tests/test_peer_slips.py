@@ -28,11 +28,11 @@ def test_bins_do_not_depend_on_the_number_of_rows_and_the_ece_compiles_once():
         num_traces += 1
         return scores.ece(log_probs, labels, num_bins=4)
 
-    # All rows lie below 1 / 2, where edges from 1 / N would leave a few-row set out.
+    # Confidences on both sides of the edges 1 / 4, 1 / 2, 3 / 4.
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        log_probs = log_softmax(0.1 * rng.normal(size=(5, 4)), axis=-1)
-        labels = rng.integers(0, 4, 5)
+        log_probs = log_softmax(2.0 * rng.normal(size=(5, 4)), axis=-1)
+        labels = (log_probs.argmax(-1) + np.arange(5) % 2) % 4
         probs = np.exp(log_probs)
         confidence, correct = probs.max(-1), probs.argmax(-1) == labels
         bins = np.ceil(confidence * 4).astype(int) - 1
