@@ -96,6 +96,31 @@ def weigh(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight == 0, 0.0, values) * weight
 
 
+def centered(values: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Values less their weighted mean, at most 1, and what they were divided by.
+
+    Divided, so that neither squares nor their products leave the range of float32.
+
+    Args:
+        values: `[..., batch]`.
+        weight: `[..., batch]`; rows of weight 0 are ignored and become 0.
+
+    Returns:
+        `[..., batch]`, and the largest absolute difference from the mean, `[...]`. Both
+        are exactly 0 if the rows that count are all equal, or there is none.
+    """
+    counts = weight != 0
+    mean = weighted_mean(values, weight)
+    away = jnp.where(counts, values - mean[..., None], 0.0)
+    # Of equal numbers the rounded mean may be another number: compare the numbers.
+    low = jnp.min(jnp.where(counts, values, jnp.inf), axis=-1)
+    high = jnp.max(jnp.where(counts, values, -jnp.inf), axis=-1)
+    is_constant = (high <= low) & ~jnp.isnan(mean)
+    scale = jnp.where(is_constant, 0.0, jnp.max(jnp.abs(away), axis=-1))
+    away = jnp.where(is_constant[..., None], 0.0, away)
+    return away / jnp.where(scale == 0, 1.0, scale)[..., None], scale
+
+
 def label_log_probs(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
     """Log-probability of each row's label, `[..., batch]`; NaN for one out of range.
 
