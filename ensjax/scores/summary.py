@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
-from ensjax.scores.diversity import pairwise_mean
 from ensjax.scores.row_order import order_scores
 from ensjax.scores.row_pass import read_rows
 from ensjax.scores.rows import bin_sum, row_weights, weigh
@@ -82,7 +81,9 @@ def score_summary(
         `name_members` `[member]`; of the ensemble alone `mutual_information` and
         `expected_entropy` (means, in nats), `jensen_gap`, `vote_accuracy` of the
         majority vote, `any_right` (share of rows that some member gets right),
-        `disagreement`, and the matrices `[member, member]` of `PAIR_SCORES`.
+        `disagreement`, and the matrices `[member, member]` of `PAIR_SCORES`. A member
+        whose row holds a NaN abstains from the vote and is not right there; a row on
+        which all do makes `vote_accuracy` and `any_right` NaN.
 
     Raises:
         ValueError: if a shape does not fit, or a number is out of range.
@@ -270,7 +271,11 @@ def _of_ensemble(
     hit = right[:-1].astype(jnp.float32)
     miss = 1.0 - hit
     some = jnp.any(right[:-1] & counts[:, None], axis=0)
-    on_vote = jnp.where(found.vote == labels, row_weight, 0.0)
+    # Neither a label that is no class nor a row without votes passes for a mistake.
+    voted = jnp.any(~undefined[:-1] & counts[:, None], axis=0)
+    some, on_vote = (
+        jnp.where(voted, x * 1.0, jnp.nan) for x in (some, found.vote == labels)
+    )
     tables = over_devices(
         {
             "both": both,
@@ -280,8 +285,8 @@ def _of_ensemble(
                 for a, b in ((hit, hit), (hit, miss), (miss, hit), (miss, miss))
             ],
             "spoilt": jnp.any(undefined[:-1] & (weight != 0), axis=-1) * 1.0,
-            "some": jnp.sum(jnp.where(some, row_weight, 0.0)),
-            "vote": jnp.sum(on_vote),
+            "some": jnp.sum(weigh(some, row_weight)),
+            "vote": jnp.sum(weigh(on_vote, row_weight)),
         }
     )
     kept = counts[:, None] & counts[None]
@@ -293,6 +298,9 @@ def _of_ensemble(
     product = (n11 + n10) * (n01 + n00) * (n11 + n01) * (n10 + n00)
     alike, unlike = n11 * n00, n10 * n01
     matrix = (both - same) / both
+    # Of pairs and rows, as pairs may have votes on unequally many rows.
+    is_pair = kept & ~jnp.eye(len(counts), dtype=bool)
+    pairs, agreeing = (jnp.sum(jnp.where(is_pair, x, 0.0)) for x in (both, same))
     return {
         "mutual_information": sums["mutual_information"] / total,
         "expected_entropy": jnp.sum(
@@ -301,7 +309,7 @@ def _of_ensemble(
         "jensen_gap": sums["jensen_gap"] / total,
         "vote_accuracy": tables["vote"] / total,
         "any_right": tables["some"] / total,
-        "disagreement": jnp.nan_to_num(pairwise_mean(matrix)),
+        "disagreement": jnp.where(pairs == 0, 0.0, (pairs - agreeing) / pairs),
         "disagreement_matrix": matrix,
         "double_fault": n00,
         "error_correlation": jnp.where(
