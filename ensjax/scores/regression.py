@@ -284,8 +284,10 @@ def mixture_moments(
     """
     mean = floating(mean)
     variance = same_shape("variance", variance, "mean", mean)
-    if mean.ndim < 1:
-        raise ValueError("mean must be [member, ...]; got a scalar.")
+    if mean.ndim < 1 or not len(mean):
+        raise ValueError(
+            f"mean must be [member, ...] of a member or more; got shape {mean.shape}."
+        )
     weights = row_weights(weights, mean.shape[:1], mean.dtype)
     if mask is not None:
         mask = broadcast_rows("mask", mask, mean.shape[:1]).astype(bool)

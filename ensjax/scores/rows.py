@@ -34,7 +34,7 @@ def check_rows(
         `sample_weight [..., batch]` (float32, NaN where it was negative).
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or there is no row.
         TypeError: if `labels` are not integers.
     """
     log_probs = normalize(log_probs)
@@ -75,12 +75,22 @@ def row_weights(
     """`sample_weight` as floats of shape `rows`; ones for None, NaN for negative ones.
 
     Raises:
-        ValueError: if the shape does not fit.
+        ValueError: if the shape does not fit, or there is no row.
     """
+    check_any_row(rows)
     if sample_weight is None:
         return jnp.ones(rows, dtype)
     weight = broadcast_rows("sample_weight", sample_weight, rows).astype(dtype)
     return jnp.where(weight < 0, jnp.nan, weight)
+
+
+def check_any_row(rows: tuple[int, ...]) -> None:
+    """Raises `ValueError` if the batch axis, the last of `rows`, is empty."""
+    if rows[-1] == 0:
+        raise ValueError(
+            f"there must be at least one row; got shape {rows}, whose batch axis is"
+            " empty. Look at what chose the rows."
+        )
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
@@ -178,7 +188,7 @@ def check_targets(
         sample_weight: `[batch]` or `[..., batch]`, non-negative.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or there is no row.
     """
     values = floating(values)
     if values.ndim < 1:

@@ -99,8 +99,7 @@ def score_summary(
     """
     predictions = as_predictions(logits, weights=weights, mask=mask)
     values, labels = _check(predictions, labels, num_bins, top_k, block)
-    num_rows = values.shape[1]
-    row_weight = row_weights(sample_weight, (num_rows,))
+    row_weight = row_weights(sample_weight, values.shape[1:2])
     mixture = predictions.normalized_weights.astype(values.dtype)
     found = read_rows(
         values,
