@@ -14,6 +14,8 @@ from ensjax.predictions import log_probs as normalize
 from ensjax.predictions import votes
 from ensjax.scores.ties import share_bin
 
+_ADDED_IN_A_ROW = 128  # numbers; errors grow with it
+
 
 def check_rows(
     log_probs: jax.Array,
@@ -237,9 +239,36 @@ def _mid_rank(values, weight):
 
 
 def bin_sum(values: jax.Array, bins: jax.Array, num_bins: int) -> jax.Array:
-    """Sums of the rows of each bin, `[..., batch]` to `[..., bin]`."""
+    """Sums of the rows of each bin, `[..., batch]` to `[..., bin]`.
+
+    Many rows are added in several lanes: in float32 one long sum drifts, by 1e-4 over
+    100,000 rows of weight 0.1.
+    """
+    num_rows = values.shape[-1]
+    num_lanes = max(1, min(-(-num_rows // _ADDED_IN_A_ROW), num_rows // num_bins))
 
     def one(values, bins):
-        return jax.ops.segment_sum(values, bins, num_segments=num_bins)
+        if num_lanes > 1:
+            bins = bins * num_lanes + jnp.arange(num_rows) % num_lanes
+        sums = jax.ops.segment_sum(values, bins, num_segments=num_bins * num_lanes)
+        return jnp.sum(sums.reshape(num_bins, num_lanes), axis=-1)
 
     return over_rows(one)(values, bins)
+
+
+def inner_products(first: jax.Array, second: jax.Array) -> jax.Array:
+    """`first [i, batch]` times `second [j, batch]`, summed over the batch, `[i, j]`.
+
+    In blocks of rows, for the same reason as `bin_sum`; in full precision, since counts
+    must be exact also where matrix products default to fewer bits.
+    """
+    num_blocks = -(-first.shape[1] // _ADDED_IN_A_ROW)
+    missing = num_blocks * _ADDED_IN_A_ROW - first.shape[1]
+    if num_blocks < 4:
+        return jnp.einsum("in,jn->ij", first, second, precision="highest")
+    first, second = (
+        jnp.pad(x, ((0, 0), (0, missing))).reshape(len(x), num_blocks, -1)
+        for x in (first, second)
+    )
+    products = jnp.einsum("ibn,jbn->bij", first, second, precision="highest")
+    return jnp.sum(products, axis=0)

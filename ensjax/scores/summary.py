@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
+from ensjax.scores.classification import count_choices
 from ensjax.scores.row_order import order_scores
 from ensjax.scores.row_pass import read_rows
-from ensjax.scores.rows import bin_sum, row_weights, weigh
+from ensjax.scores.rows import bin_sum, inner_products, row_weights, weigh
 from ensjax.scores.ties import equal_width_bin
 
 # Of the ensemble and of every member; the others are of the ensemble alone.
@@ -120,7 +121,10 @@ def score_summary(
     right = (found.choice == labels[None]) & ~undefined
     counts = jnp.append(mixture > 0, True)
     sums, total = over_devices((found.sums, found.total))
-    confusion = over_devices(_confusion(found.choice, labels, row_weight, values))
+    of_systems = [jnp.broadcast_to(x[None], right.shape) for x in (labels, row_weight)]
+    confusion = over_devices(
+        count_choices(found.choice, *of_systems, num_classes=values.shape[2])
+    )
     spoilt = over_devices(
         jnp.sum(jnp.where(undefined & (row_weight[None] != 0), 1.0, 0.0), axis=-1)
     )
@@ -137,7 +141,7 @@ def score_summary(
     confidence = jnp.exp(found.log_confidence)
     bins = equal_width_bin(confidence, num_bins)
     of_rows = (
-        jnp.broadcast_to(row_weight[None], right.shape),
+        of_systems[1],
         weigh(right * 1.0, row_weight[None]),
         weigh(jnp.where(undefined, 0.0, confidence), row_weight[None]),
     )
@@ -190,17 +194,6 @@ def _check(predictions, labels, num_bins, top_k, block):
     return values, labels.astype(jnp.int32)
 
 
-def _confusion(choice, labels, row_weight, values):
-    """Weight of rows of each class that each system calls each, `[system, t, c]`."""
-    num_classes = values.shape[2]
-    first = jnp.clip(labels, 0, num_classes - 1) * num_classes
-    place = first[None] + jnp.maximum(choice, 0)
-    counted = (choice != ABSTAIN) & ((labels >= 0) & (labels < num_classes))[None]
-    weight = jnp.where(counted, row_weight[None], 0.0)
-    sums = bin_sum(weight, place, num_classes**2)
-    return sums.reshape(-1, num_classes, num_classes)
-
-
 def _of_confusion(counts):
     hits = jnp.diagonal(counts, axis1=-2, axis2=-1)
     true, chosen = jnp.sum(counts, axis=-1), jnp.sum(counts, axis=-2)
@@ -209,14 +202,18 @@ def _of_confusion(counts):
     f1 = jnp.where(true + chosen == 0, 0.0, 2 * hits / (true + chosen))
     true, chosen, agree = true / number, chosen / number, jnp.sum(hits / number, -1)
     chance = jnp.sum(true * chosen, axis=-1)
+    # Whether one class is alone, by those that occur: shares sum to 1 only to rounding.
+    is_true, is_chosen = true > 0, chosen > 0
     variances = (1 - jnp.sum(true**2, axis=-1)) * (1 - jnp.sum(chosen**2, axis=-1))
-    is_constant = variances <= 0
+    is_constant = (jnp.sum(is_true, axis=-1) < 2) | (jnp.sum(is_chosen, axis=-1) < 2)
+    is_constant &= ~jnp.isnan(agree)
+    chance = jnp.where(jnp.sum(is_true | is_chosen, axis=-1) < 2, jnp.nan, chance)
     correlation = (agree - chance) / jnp.sqrt(jnp.where(is_constant, 1.0, variances))
     return {
         "balanced_accuracy": jnp.nanmean(recall, axis=-1),
         "macro_f1": jnp.mean(f1, axis=-1),
         "matthews_correlation": jnp.where(is_constant, 0.0, correlation),
-        "cohen_kappa": jnp.where(chance == 1, jnp.nan, (agree - chance) / (1 - chance)),
+        "cohen_kappa": (agree - chance) / (1 - chance),
     }
 
 
@@ -260,7 +257,7 @@ def _of_ensemble(
     choice = found.choice[:-1]
     weight = jnp.where(counts[:, None], row_weight[None], 0.0)
     votes_at = jnp.where(choice == ABSTAIN, 0.0, weight)
-    both = _inner(jnp.where(choice == ABSTAIN, 0.0, 1.0), votes_at)
+    both = inner_products(jnp.where(choice == ABSTAIN, 0.0, 1.0), votes_at)
     small = choice.astype(jnp.int8 if sums["class_gap"].shape[1] < 128 else jnp.int32)
 
     def same_as(own):
@@ -280,7 +277,7 @@ def _of_ensemble(
             "both": both,
             "same": same,
             "hits": [
-                _inner(a, b * weight)
+                inner_products(a, b * weight)
                 for a, b in ((hit, hit), (hit, miss), (miss, hit), (miss, miss))
             ],
             "spoilt": jnp.any(undefined[:-1] & (weight != 0), axis=-1) * 1.0,
@@ -318,7 +315,3 @@ def _of_ensemble(
             alike + unlike == 0, jnp.nan, (alike - unlike) / (alike + unlike)
         ),
     }
-
-
-def _inner(first, second):
-    return jnp.einsum("in,jn->ij", first, second, precision="highest")
