@@ -68,8 +68,13 @@ def member_mask_and_weights(
         mask: `[member]` or `[member, batch]`.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or there is no member.
     """
+    if shape[0] == 0:
+        raise ValueError(
+            f"there must be at least one member; got [member, batch] = {shape}. Members"
+            " that do not count are masked."
+        )
     weights = jnp.ones(shape[:1]) if weights is None else jnp.asarray(weights)
     mask = jnp.ones(shape[:1], bool) if mask is None else jnp.asarray(mask)
     for name, value in (("weights", weights), ("mask", mask)):

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 
 from ensjax.member_arrays import TIE_TOLERANCE
 from ensjax.predictions import votes
-from ensjax.scores.rows import check_rows, is_correct, label_log_probs, weighted_mean
+from ensjax.scores.rows import (
+    bin_sum,
+    check_rows,
+    is_correct,
+    label_log_probs,
+    weighted_mean,
+)
 
 
 def accuracy(
@@ -90,13 +96,23 @@ def confusion_matrix(
         TypeError: if `labels` are not integers.
     """
     log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
-    num_classes = log_probs.shape[-1]
-    true = jax.nn.one_hot(labels, num_classes, dtype=log_probs.dtype)
-    chosen = jax.nn.one_hot(votes(log_probs), num_classes, dtype=log_probs.dtype)
-    # Counts must be exact, also where matrix products default to fewer bits.
-    return jnp.einsum(
-        "...nt,...nc->...tc", true * weight[..., None], chosen, precision="highest"
-    )
+    return count_choices(votes(log_probs), labels, weight, log_probs.shape[-1])
+
+
+def count_choices(
+    choice: jax.Array, labels: jax.Array, weight: jax.Array, num_classes: int
+) -> jax.Array:
+    """`confusion_matrix` of the chosen classes `[..., batch]`, -1 for none.
+
+    All three are `[..., batch]`. A NaN among the weights spoils every number.
+    """
+    labels = labels.astype(jnp.int32)  # a product of 8-bit labels would wrap
+    counted = (choice >= 0) & (labels >= 0) & (labels < num_classes)
+    place = jnp.where(counted, labels * num_classes + choice, 0)
+    sums = bin_sum(jnp.where(counted, weight, 0.0), place, num_classes**2)
+    negative = jnp.any(jnp.isnan(weight), axis=-1)[..., None]
+    sums = jnp.where(negative, jnp.nan, sums)
+    return sums.reshape(*sums.shape[:-1], num_classes, num_classes)
 
 
 def per_class_recall(
@@ -193,7 +209,10 @@ def matthews_correlation(
     true, chosen, agree = _shares(log_probs, labels, sample_weight)
     covariance = agree - jnp.sum(true * chosen, axis=-1)
     variances = (1 - jnp.sum(true**2, axis=-1)) * (1 - jnp.sum(chosen**2, axis=-1))
-    is_constant = variances <= 0
+    # By the classes that occur: shares sum to 1 only to rounding.
+    is_constant = ~jnp.isnan(agree) & (
+        (jnp.sum(true > 0, axis=-1) < 2) | (jnp.sum(chosen > 0, axis=-1) < 2)
+    )
     return jnp.where(
         is_constant, 0.0, covariance / jnp.sqrt(jnp.where(is_constant, 1.0, variances))
     )

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 
 from ensjax.predictions import Predictions, as_predictions, predictive_log_probs
 from ensjax.scores.proper import nll
-from ensjax.scores.rows import broadcast_rows, floating, row_weights, weighted_mean
+from ensjax.scores.rows import (
+    broadcast_rows,
+    centered,
+    floating,
+    row_weights,
+    weighted_mean,
+)
 from ensjax.scores.uncertainty import jensen_gap
 
 
@@ -215,12 +221,12 @@ def residual_correlation(
     errors = jnp.where(
         (weight == 0)[None] | ~kept[:, None], 0.0, points - targets[None]
     )
-    errors = errors - weighted_mean(errors, weight[None])[:, None]
+    errors, scale = centered(errors, jnp.broadcast_to(weight[None], errors.shape))
     scaled = errors * jnp.sqrt(weight)[None]
     covariance = jnp.matmul(scaled, scaled.T, precision="highest")
-    variance = jnp.diag(covariance)
-    norm = jnp.where(kept & (variance > 0), jnp.sqrt(variance), jnp.nan)
-    return covariance / (norm[:, None] * norm[None])
+    norm = jnp.sqrt(jnp.diag(covariance))
+    norm = jnp.where(kept & (scale != 0), norm, jnp.nan)
+    return covariance / norm[:, None] / norm[None]
 
 
 def _mask(mask, shape):

@@ -14,6 +14,7 @@ from ensjax.member_arrays import counting_members
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
 from ensjax.scores.rows import (
     check_rows,
+    inner_products,
     is_correct,
     label_log_probs,
     row_weights,
@@ -97,15 +98,17 @@ def kappa(
     both = _inner(votes_at, votes_at, row_weight)
     agree = _inner(chosen, chosen, row_weight) / both
     # frequency[i, j, c]: how often i chooses c on the rows on which j votes too.
-    frequency = jnp.einsum(
-        "inc,jn->ijc",
-        weigh(chosen, row_weight[None, :, None]),
-        votes_at[..., 0],
-        precision="highest",
-    )
+    own = jnp.moveaxis(weigh(chosen, row_weight[None, :, None]), 1, 2)
+    num_members, num_classes, num_rows = own.shape
+    frequency = inner_products(own.reshape(-1, num_rows), votes_at[..., 0])
+    frequency = frequency.reshape(num_members, num_classes, -1).swapaxes(1, 2)
     frequency = frequency / both[..., None]
-    chance = jnp.sum(frequency * jnp.swapaxes(frequency, 0, 1), axis=-1)
-    return jnp.where(chance == 1, jnp.nan, (agree - chance) / (1 - chance))
+    of_other = jnp.swapaxes(frequency, 0, 1)
+    chance = jnp.sum(frequency * of_other, axis=-1)
+    # By the classes that occur: their frequencies sum to 1 only to rounding.
+    is_constant = jnp.sum((frequency > 0) | (of_other > 0), axis=-1) < 2
+    chance = jnp.where(is_constant, jnp.nan, chance)
+    return (agree - chance) / (1 - chance)
 
 
 def error_correlation(
@@ -312,7 +315,7 @@ def _choices(logits, mask, sample_weight):
 
 def _inner(first, second, row_weight):
     first = weigh(first, row_weight[None, :, None])
-    return jnp.einsum("inc,jnc->ij", first, second, precision="highest")
+    return inner_products(*(x.reshape(len(x), -1) for x in (first, second)))
 
 
 def _contingency(logits, labels, mask, sample_weight):

@@ -53,6 +53,7 @@ from ensjax.scores.regression import (
     rmse,
     slope,
 )
+from ensjax.scores.rows import check_any_row
 from ensjax.scores.selective import aurc
 from ensjax.scores.sets import mean_set_size, set_coverage
 from ensjax.scores.systems import Best, score_one, score_systems
@@ -435,6 +436,7 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, num_rows, sample_weight, groups):
+        check_any_row((num_rows,))
         weight = jnp.ones(num_rows)
         weight = weight if sample_weight is None else jnp.asarray(sample_weight)
         if weight.shape != (num_rows,):

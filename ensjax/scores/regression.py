@@ -6,6 +6,7 @@ import numpy as np
 
 from ensjax.scores.rows import (
     broadcast_rows,
+    centered,
     check_targets,
     floating,
     row_weights,
@@ -158,12 +159,10 @@ def r2(
     Arguments as for `rmse`.
     """
     mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
-    center = weighted_mean(targets, weight)[..., None]
-    variance = weighted_mean((targets - center) ** 2, weight)
-    error = weighted_mean((mean - targets) ** 2, weight)
-    return jnp.where(
-        variance == 0, jnp.nan, 1 - error / jnp.where(variance == 0, 1.0, variance)
-    )
+    away, scale = centered(targets, weight)
+    scale = jnp.where(scale == 0, jnp.nan, scale)
+    error = weighted_mean(((mean - targets) / scale[..., None]) ** 2, weight)
+    return 1 - error / weighted_mean(away**2, weight)
 
 
 def pearson_correlation(
@@ -175,18 +174,11 @@ def pearson_correlation(
     """
     mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
 
-    def centered(values):
-        return values - weighted_mean(values, weight)[..., None]
-
-    a, b = centered(mean), centered(targets)
-    covariance = weighted_mean(a * b, weight)
-    variances = weighted_mean(a**2, weight) * weighted_mean(b**2, weight)
-    is_constant = variances == 0
-    return jnp.where(
-        is_constant,
-        jnp.nan,
-        covariance / jnp.sqrt(jnp.where(is_constant, 1, variances)),
-    )
+    (a, scale_a), (b, scale_b) = centered(mean, weight), centered(targets, weight)
+    deviations = jnp.sqrt(weighted_mean(a**2, weight))
+    deviations *= jnp.sqrt(weighted_mean(b**2, weight))
+    is_constant = (scale_a == 0) | (scale_b == 0)
+    return weighted_mean(a * b, weight) / jnp.where(is_constant, jnp.nan, deviations)
 
 
 def slope(
@@ -203,12 +195,10 @@ def slope(
     Source: Cox 1958 (calibration slope).
     """
     mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
-    away = mean - weighted_mean(mean, weight)[..., None]
-    covariance = weighted_mean(
-        away * (targets - weighted_mean(targets, weight)[..., None]), weight
-    )
-    variance = weighted_mean(away**2, weight)
-    return covariance / jnp.where(variance == 0, jnp.nan, variance)
+    a, scale_a = centered(mean, weight)
+    b, scale_b = centered(targets, weight)
+    variance = weighted_mean(a**2, weight) * jnp.where(scale_a == 0, jnp.nan, 1.0)
+    return weighted_mean(a * b, weight) / variance * (scale_b / scale_a)
 
 
 def pinball(
@@ -294,8 +284,10 @@ def mixture_moments(
     """
     mean = floating(mean)
     variance = same_shape("variance", variance, "mean", mean)
-    if mean.ndim < 1:
-        raise ValueError("mean must be [member, ...]; got a scalar.")
+    if mean.ndim < 1 or not len(mean):
+        raise ValueError(
+            f"mean must be [member, ...] of a member or more; got shape {mean.shape}."
+        )
     weights = row_weights(weights, mean.shape[:1], mean.dtype)
     if mask is not None:
         mask = broadcast_rows("mask", mask, mean.shape[:1]).astype(bool)

@@ -207,7 +207,9 @@ def risk_at_coverage(
     error, confidence, weight = _errors(log_probs, labels, confidence, sample_weight)
     curve = error_curve(error, confidence, weight)
     first = jnp.argmax(curve.coverage >= coverage - _TOLERANCE, axis=-1)
-    return jnp.take_along_axis(curve.risk, first[..., None], axis=-1)[..., 0]
+    found = jnp.take_along_axis(curve.risk, first[..., None], axis=-1)[..., 0]
+    # A row that is rejected may be undefined too: the last risk is of all rows.
+    return jnp.where(jnp.isnan(curve.risk[..., -1]), jnp.nan, found)
 
 
 def coverage_at_risk(

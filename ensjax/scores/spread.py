@@ -7,6 +7,7 @@ members forecast, `[member, batch]`, as equally likely values.
 import jax
 import jax.numpy as jnp
 
+from ensjax.scores.decomposition import member_moments
 from ensjax.scores.rows import (
     bin_sum,
     broadcast_rows,
@@ -232,26 +233,29 @@ def spread_skill(
     samples: jax.Array,
     targets: jax.Array,
     *,
+    mask: jax.Array | None = None,
     sample_weight: jax.Array | None = None,
 ) -> jax.Array:
     """Spread over skill of an ensemble, 1 if members and truth are exchangeable.
 
-        sqrt((M + 1) / M) sqrt(mean_n var_m x_mn) / sqrt(mean_n (xbar_n - y_n)^2)
+        sqrt(mean_n (M_n + 1) / M_n var_m x_mn) / sqrt(mean_n (xbar_n - y_n)^2)
 
-    with the variance over members divided by M - 1.
+    with the variance over the M_n members that count divided by M_n - 1.
 
     Args:
         samples: `[member, batch]`, at least two members.
         targets: `[batch]`.
+        mask: `[member]` or `[member, batch]`; a False member counts as removed.
         sample_weight: `[batch]`, non-negative.
 
     Returns:
-        A scalar; inf if the mean has no error.
+        A scalar; inf if the mean has no error, NaN if fewer than two members count in a
+        row that does.
 
     Raises:
         ValueError: if a shape does not fit, or there is one member.
 
-    Source: Fortin et al. 2014, equation 15.
+    Source: Fortin et al. 2014, equation 15; there M is the same in all rows.
     """
     samples = floating(samples)
     if samples.ndim != 2 or len(samples) < 2:
@@ -263,10 +267,9 @@ def spread_skill(
         "targets", jnp.asarray(targets, samples.dtype), samples.shape[1:]
     )
     weight = row_weights(sample_weight, samples.shape[1:], samples.dtype)
-    members = len(samples)
-    spread = weighted_mean(jnp.var(samples, axis=0, ddof=1), weight)
-    skill = weighted_mean((jnp.mean(samples, axis=0) - targets) ** 2, weight)
-    return jnp.sqrt((members + 1) / members * spread / skill)
+    away, spread, members = member_moments(samples - targets[None], ddof=1, mask=mask)
+    inflated = (members + 1) / members * spread**2
+    return jnp.sqrt(weighted_mean(inflated, weight) / weighted_mean(away**2, weight))
 
 
 def _member_mask(mask, shape):

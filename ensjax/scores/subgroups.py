@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.scores.intervals import Interval, exact_interval, wilson_interval
-from ensjax.scores.rows import broadcast_rows, row_weights, weigh
+from ensjax.scores.rows import broadcast_rows, inner_products, row_weights, weigh
 from ensjax.scores.significance import mcnemar
 
 
@@ -172,9 +172,7 @@ def complementarity_matrix(
         raise ValueError(f"is_right must be [system, batch]; got shape {right.shape}.")
     weight = row_weights(sample_weight, right.shape)
     wrong = weigh((~right).astype(weight.dtype), weight)
-    both = jnp.einsum(
-        "in,jn->ij", right.astype(weight.dtype), wrong, precision="highest"
-    )
+    both = inner_products(right.astype(weight.dtype), wrong)
     return both / jnp.sum(wrong, axis=-1)[None, :]
 
 

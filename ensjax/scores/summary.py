@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
-from ensjax.scores.diversity import pairwise_mean
+from ensjax.scores.classification import count_choices
 from ensjax.scores.row_order import order_scores
 from ensjax.scores.row_pass import read_rows
-from ensjax.scores.rows import bin_sum, row_weights, weigh
+from ensjax.scores.rows import bin_sum, inner_products, row_weights, weigh
 from ensjax.scores.ties import equal_width_bin
 
 # Of the ensemble and of every member; the others are of the ensemble alone.
@@ -82,7 +82,9 @@ def score_summary(
         `name_members` `[member]`; of the ensemble alone `mutual_information` and
         `expected_entropy` (means, in nats), `jensen_gap`, `vote_accuracy` of the
         majority vote, `any_right` (share of rows that some member gets right),
-        `disagreement`, and the matrices `[member, member]` of `PAIR_SCORES`.
+        `disagreement`, and the matrices `[member, member]` of `PAIR_SCORES`. A member
+        whose row holds a NaN abstains from the vote and is not right there; a row on
+        which all do makes `vote_accuracy` and `any_right` NaN.
 
     Raises:
         ValueError: if a shape does not fit, or a number is out of range.
@@ -98,8 +100,7 @@ def score_summary(
     """
     predictions = as_predictions(logits, weights=weights, mask=mask)
     values, labels = _check(predictions, labels, num_bins, top_k, block)
-    num_rows = values.shape[1]
-    row_weight = row_weights(sample_weight, (num_rows,))
+    row_weight = row_weights(sample_weight, values.shape[1:2])
     mixture = predictions.normalized_weights.astype(values.dtype)
     found = read_rows(
         values,
@@ -120,7 +121,10 @@ def score_summary(
     right = (found.choice == labels[None]) & ~undefined
     counts = jnp.append(mixture > 0, True)
     sums, total = over_devices((found.sums, found.total))
-    confusion = over_devices(_confusion(found.choice, labels, row_weight, values))
+    of_systems = [jnp.broadcast_to(x[None], right.shape) for x in (labels, row_weight)]
+    confusion = over_devices(
+        count_choices(found.choice, *of_systems, num_classes=values.shape[2])
+    )
     spoilt = over_devices(
         jnp.sum(jnp.where(undefined & (row_weight[None] != 0), 1.0, 0.0), axis=-1)
     )
@@ -137,7 +141,7 @@ def score_summary(
     confidence = jnp.exp(found.log_confidence)
     bins = equal_width_bin(confidence, num_bins)
     of_rows = (
-        jnp.broadcast_to(row_weight[None], right.shape),
+        of_systems[1],
         weigh(right * 1.0, row_weight[None]),
         weigh(jnp.where(undefined, 0.0, confidence), row_weight[None]),
     )
@@ -190,17 +194,6 @@ def _check(predictions, labels, num_bins, top_k, block):
     return values, labels.astype(jnp.int32)
 
 
-def _confusion(choice, labels, row_weight, values):
-    """Weight of rows of each class that each system calls each, `[system, t, c]`."""
-    num_classes = values.shape[2]
-    first = jnp.clip(labels, 0, num_classes - 1) * num_classes
-    place = first[None] + jnp.maximum(choice, 0)
-    counted = (choice != ABSTAIN) & ((labels >= 0) & (labels < num_classes))[None]
-    weight = jnp.where(counted, row_weight[None], 0.0)
-    sums = bin_sum(weight, place, num_classes**2)
-    return sums.reshape(-1, num_classes, num_classes)
-
-
 def _of_confusion(counts):
     hits = jnp.diagonal(counts, axis1=-2, axis2=-1)
     true, chosen = jnp.sum(counts, axis=-1), jnp.sum(counts, axis=-2)
@@ -209,14 +202,18 @@ def _of_confusion(counts):
     f1 = jnp.where(true + chosen == 0, 0.0, 2 * hits / (true + chosen))
     true, chosen, agree = true / number, chosen / number, jnp.sum(hits / number, -1)
     chance = jnp.sum(true * chosen, axis=-1)
+    # Whether one class is alone, by those that occur: shares sum to 1 only to rounding.
+    is_true, is_chosen = true > 0, chosen > 0
     variances = (1 - jnp.sum(true**2, axis=-1)) * (1 - jnp.sum(chosen**2, axis=-1))
-    is_constant = variances <= 0
+    is_constant = (jnp.sum(is_true, axis=-1) < 2) | (jnp.sum(is_chosen, axis=-1) < 2)
+    is_constant &= ~jnp.isnan(agree)
+    chance = jnp.where(jnp.sum(is_true | is_chosen, axis=-1) < 2, jnp.nan, chance)
     correlation = (agree - chance) / jnp.sqrt(jnp.where(is_constant, 1.0, variances))
     return {
         "balanced_accuracy": jnp.nanmean(recall, axis=-1),
         "macro_f1": jnp.mean(f1, axis=-1),
         "matthews_correlation": jnp.where(is_constant, 0.0, correlation),
-        "cohen_kappa": jnp.where(chance == 1, jnp.nan, (agree - chance) / (1 - chance)),
+        "cohen_kappa": (agree - chance) / (1 - chance),
     }
 
 
@@ -260,7 +257,7 @@ def _of_ensemble(
     choice = found.choice[:-1]
     weight = jnp.where(counts[:, None], row_weight[None], 0.0)
     votes_at = jnp.where(choice == ABSTAIN, 0.0, weight)
-    both = _inner(jnp.where(choice == ABSTAIN, 0.0, 1.0), votes_at)
+    both = inner_products(jnp.where(choice == ABSTAIN, 0.0, 1.0), votes_at)
     small = choice.astype(jnp.int8 if sums["class_gap"].shape[1] < 128 else jnp.int32)
 
     def same_as(own):
@@ -270,18 +267,22 @@ def _of_ensemble(
     hit = right[:-1].astype(jnp.float32)
     miss = 1.0 - hit
     some = jnp.any(right[:-1] & counts[:, None], axis=0)
-    on_vote = jnp.where(found.vote == labels, row_weight, 0.0)
+    # Neither a label that is no class nor a row without votes passes for a mistake.
+    voted = jnp.any(~undefined[:-1] & counts[:, None], axis=0)
+    some, on_vote = (
+        jnp.where(voted, x * 1.0, jnp.nan) for x in (some, found.vote == labels)
+    )
     tables = over_devices(
         {
             "both": both,
             "same": same,
             "hits": [
-                _inner(a, b * weight)
+                inner_products(a, b * weight)
                 for a, b in ((hit, hit), (hit, miss), (miss, hit), (miss, miss))
             ],
             "spoilt": jnp.any(undefined[:-1] & (weight != 0), axis=-1) * 1.0,
-            "some": jnp.sum(jnp.where(some, row_weight, 0.0)),
-            "vote": jnp.sum(on_vote),
+            "some": jnp.sum(weigh(some, row_weight)),
+            "vote": jnp.sum(weigh(on_vote, row_weight)),
         }
     )
     kept = counts[:, None] & counts[None]
@@ -293,6 +294,9 @@ def _of_ensemble(
     product = (n11 + n10) * (n01 + n00) * (n11 + n01) * (n10 + n00)
     alike, unlike = n11 * n00, n10 * n01
     matrix = (both - same) / both
+    # Of pairs and rows, as pairs may have votes on unequally many rows.
+    is_pair = kept & ~jnp.eye(len(counts), dtype=bool)
+    pairs, agreeing = (jnp.sum(jnp.where(is_pair, x, 0.0)) for x in (both, same))
     return {
         "mutual_information": sums["mutual_information"] / total,
         "expected_entropy": jnp.sum(
@@ -301,7 +305,7 @@ def _of_ensemble(
         "jensen_gap": sums["jensen_gap"] / total,
         "vote_accuracy": tables["vote"] / total,
         "any_right": tables["some"] / total,
-        "disagreement": jnp.nan_to_num(pairwise_mean(matrix)),
+        "disagreement": jnp.where(pairs == 0, 0.0, (pairs - agreeing) / pairs),
         "disagreement_matrix": matrix,
         "double_fault": n00,
         "error_correlation": jnp.where(
@@ -311,7 +315,3 @@ def _of_ensemble(
             alike + unlike == 0, jnp.nan, (alike - unlike) / (alike + unlike)
         ),
     }
-
-
-def _inner(first, second):
-    return jnp.einsum("in,jn->ij", first, second, precision="highest")

@@ -109,3 +109,20 @@ def test_residual_correlation_equals_numpy(case):
     kept = residual_correlation(broken, targets, mask=mask, sample_weight=weight)
     assert np.isnan(kept[1]).all() and np.isnan(kept[:, 1]).all()
     np.testing.assert_allclose(kept[0, 2], found[0, 2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("error", [0.1, 0.3, 1 / 3])
+def test_residuals_that_are_all_equal_correlate_with_nothing(case, error):
+    _, _, _, weight = case
+    points = np.random.default_rng(2).normal(size=(MEMBERS, ROWS)).astype(np.float32)
+    points[1] = error
+    points[1, 3], weight = np.nan, np.where(np.arange(ROWS) == 3, 0, weight)
+    zeros = np.zeros(ROWS, np.float32)
+    for run in (residual_correlation, scores.residual_correlation):
+        for own in (weight, weight.astype(bool).astype(np.float32)):
+            found = np.asarray(run(points, zeros, sample_weight=own))
+            assert np.isnan(found[1]).all() and np.isnan(found[:, 1]).all()
+            assert np.isfinite(np.delete(np.delete(found, 1, 0), 1, 1)).all()
+    found = residual_correlation(1e15 * points, zeros, sample_weight=own)
+    expected = np.corrcoef(np.delete(points, 3, axis=1)[[0, 2]].astype(float))
+    np.testing.assert_allclose(found[0, 2], expected[0, 1], atol=1e-5)

@@ -1,5 +1,6 @@
 """Gaussian scores against scipy, scoringrules and numerical integration."""
 
+import jax
 import numpy as np
 import pytest
 import scoringrules
@@ -135,11 +136,48 @@ def test_weights_of_the_median_are_repetitions(rows):
     assert np.isnan(scores.max_error(mean, targets, sample_weight=0 * counts))
 
 
-def test_constant_targets_and_predictions_have_no_correlation():
-    constant, varied = np.ones(4), np.arange(4.0)
-    assert np.isnan(scores.r2(varied, constant))
-    assert np.isnan(scores.pearson_correlation(constant, varied))
-    assert scores.r2(np.full(4, varied.mean()), varied) == 0
+@pytest.mark.parametrize("jitted, num_rows", [(False, 7), (True, 50)])
+def test_constant_targets_and_predictions_have_no_correlation(jitted, num_rows):
+    """Also where the float32 mean of equal numbers is not that number."""
+    each = [scores.r2, scores.pearson_correlation, scores.slope]
+    each += [scores.spearman_correlation] * jitted
+
+    def found(mean, targets, weight):
+        return [f(mean, targets, sample_weight=weight) for f in each]
+
+    run = jax.jit(found) if jitted else found
+    rng = np.random.default_rng(3)
+    varied = rng.normal(size=num_rows).astype(np.float32)
+    weight = rng.uniform(0.1, 2, num_rows).astype(np.float32)
+    weight[0] = 0  # this row may differ, or be NaN
+    value = np.array([0.1, 0.3, 1 / 3, 1.0, 1e10, 1e-20], np.float32)
+    constant = np.repeat(value[:, None], num_rows, axis=1)
+    constant[:, 0] = [9, np.nan, 0, 1, 1, 1]
+    varied = np.broadcast_to(varied, constant.shape)
+    for own in (weight, (weight > 0).astype(np.float32)):
+        r2, pearson, slope, *spearman = run(varied, constant, own)
+        assert np.isnan([r2, pearson, *spearman]).all()
+        np.testing.assert_array_equal(slope, 0)
+        assert np.isnan(run(constant, varied, own)[1:]).all()
+    assert np.isnan(run(varied, varied, 0 * weight)).all()
+    line = np.arange(4.0)
+    assert scores.r2(np.full(4, line.mean()), line) == 0
+
+
+@pytest.mark.parametrize("scale", [(1e10, 1e10), (1e20, 1e-20)])
+def test_correlations_of_large_and_small_numbers_do_not_overflow(scale):
+    mean, _, targets, weight = case(8)
+    mean, targets = scale[0] * mean[0], scale[1] * targets
+    pearson = scores.pearson_correlation(mean, targets, sample_weight=weight)
+    covariance = np.cov(mean, targets, aweights=weight)
+    expected = covariance[0, 1] / np.sqrt(covariance[0, 0]) / np.sqrt(covariance[1, 1])
+    np.testing.assert_allclose(pearson, expected, rtol=1e-4)
+    if scale[0] == scale[1]:
+        slope = scores.slope(mean, targets, sample_weight=weight)
+        np.testing.assert_allclose(slope, covariance[0, 1] / covariance[0, 0], 1e-4)
+        r2 = scores.r2(mean, targets, sample_weight=weight)
+        expected = metrics.r2_score(targets, mean, sample_weight=weight)
+        np.testing.assert_allclose(r2, expected, rtol=1e-4)
 
 
 def test_pinball_equals_scikit_learn_and_is_least_at_the_quantile():

@@ -104,6 +104,13 @@ def test_risk_at_coverage_keeps_the_fewest_rows_that_reach_it(coverage):
     np.testing.assert_allclose(actual, risk[kept - 1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [-1, 3])
+def test_an_undefined_row_counts_also_if_it_is_rejected(bad):
+    logits, labels, confidence = case()
+    labels[confidence.argmin()] = bad
+    assert np.isnan(scores.risk_at_coverage(logits, labels, confidence=confidence))
+
+
 @pytest.mark.parametrize("risk", [0.0, 0.05, 0.3, 1.0])
 def test_coverage_at_risk_is_the_largest_that_qualifies(risk):
     logits, labels, confidence = case()

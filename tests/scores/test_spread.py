@@ -187,3 +187,33 @@ def test_what_does_not_fit_is_refused(case):
         scores.spread_skill(targets[None], targets)
     with pytest.raises(ValueError, match="mask must be"):
         scores.crps_samples(mean, targets, mask=np.ones(3))
+
+
+def test_members_masked_from_spread_skill_are_removed():
+    rng = np.random.default_rng(7)
+    samples = rng.normal(size=(5, 12)).astype(np.float32)
+    targets = rng.normal(size=12).astype(np.float32)
+    weight = rng.uniform(0.5, 1, 12).astype(np.float32)
+    mask = rng.uniform(size=(5, 12)) < 0.7
+    mask[:2], weight[3] = True, 0
+    mask[1:, 3] = False  # one member alone, in a row without weight
+    mask[:, 4] = [True, False, True, False, True]
+    squares, errors = np.zeros(12), np.zeros(12)
+    for n in range(12):
+        own = samples[mask[:, n], n].astype(float)
+        if len(own) > 1:
+            squares[n] = (len(own) + 1) / len(own) * own.var(ddof=1)
+        errors[n] = (own.mean() - targets[n]) ** 2
+    expected = np.sqrt(
+        np.average(squares, weights=weight) / np.average(errors, weights=weight)
+    )
+    spread_skill = jax.jit(scores.spread_skill)
+    broken = np.where(mask, samples, np.nan)
+    found = spread_skill(broken, targets, mask=mask, sample_weight=weight)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    found = spread_skill(broken, targets, mask=mask, sample_weight=weight * 0 + 1)
+    assert np.isnan(found)  # the row of one member counts
+    whole = np.array([True, True, False, True, False])
+    found = scores.spread_skill(samples, targets, mask=whole)
+    removed = scores.spread_skill(samples[whole], targets)
+    np.testing.assert_allclose(found, removed, rtol=1e-6)

@@ -36,7 +36,7 @@ def one_by_one(logits, labels, weight, shares=None, mask=None):
 
     def mean(values):
         rows = jnp.broadcast_to(weight, values.shape)
-        return jnp.average(values, axis=-1, weights=rows)
+        return jnp.average(jnp.where(rows == 0, 0, values), axis=-1, weights=rows)
 
     found = {"entropy": mean(scores.predictive_entropy(systems))}
     for name in SYSTEM_SCORES:
@@ -51,10 +51,12 @@ def one_by_one(logits, labels, weight, shares=None, mask=None):
     found["mutual_information"] = mean(scores.mutual_information(predictions))
     found["expected_entropy"] = mean(scores.expected_entropy(predictions))
     found["jensen_gap"] = scores.jensen_gap(predictions, labels, **options)
-    vote = combine.majority_vote(predictions) == labels
-    found["vote_accuracy"] = mean(vote * 1.0)
+    vote = combine.majority_vote(predictions)
+    nobody = (labels < 0) | (labels >= C) | (vote < 0)
     right = (jnp.argmax(logits, -1) == labels[None]) & counts[:, None]
-    found["any_right"] = mean(jnp.any(right, 0) * 1.0)
+    right &= ~jnp.any(jnp.isnan(logits), -1)
+    for name, hit in (("vote_accuracy", vote == labels), ("any_right", right.any(0))):
+        found[name] = mean(jnp.where(nobody, jnp.nan, hit * 1.0))
     found["disagreement"] = scores.disagreement(predictions, **options)
     found["disagreement_matrix"] = scores.disagreement_matrix(predictions, **options)
     for name in PAIR_SCORES[1:]:
@@ -263,6 +265,26 @@ def test_a_broken_row_and_a_label_out_of_range_are_not_passed_over(reference):
     got = summary(logits, outside, block=32)
     for name in ("nll", "brier", "accuracy", "ece", "mce", "aurc", "classwise_ece"):
         assert np.isnan(got[name]) and np.isnan(got[f"{name}_members"]).all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["member", "label", "row", "row and label"])
+def test_of_broken_rows_too_the_summary_is_the_scores_one_by_one(reference, broken):
+    logits, labels, _ = reference
+    logits, labels = logits.copy(), labels.copy()
+    surest = np.asarray(predictive_log_probs(Predictions.from_logits(logits)))
+    last = int(np.argmin(surest.max(-1)))  # the last that is kept
+    if broken == "member":
+        logits[1, 5:9, 2] = np.nan
+    if "row" in broken:
+        logits[:, last, 1] = np.nan
+    if "label" in broken:
+        labels[last] = -1
+    got = summary(logits, labels, block=32)
+    assert_equal(got, one_by_one(logits, labels, np.ones(N, np.float32)))
+    for name in ("vote_accuracy", "any_right", "risk_at_coverage"):
+        undefined = broken != "member" or name == "risk_at_coverage"
+        assert np.isnan(got[name]) == undefined, name
 
 
 @pytest.mark.slow
