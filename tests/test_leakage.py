@@ -120,8 +120,18 @@ def aggregator(about):
     )
 
 
+def pseudo_labels(choose, **options):
+    return Entry(
+        lambda about: choose(said(about), **options),
+        lambda fitted, about: fitted.fitted_rows.check_test(about),
+        "arrays",
+    )
+
+
 NEVER_IN_BAG = np.zeros((2, 8), np.int32)
 TABLE = {
+    "agreed_labels": pseudo_labels(combine.agreed_labels),
+    "balanced_labels": pseudo_labels(combine.balanced_labels, share=0.5),
     "bma_weights": of_logits(combine.bma_weights, "members"),
     "calibrate": of_logits(combine.calibrate),
     "calibrate_each_member": of_logits(
@@ -137,6 +147,7 @@ TABLE = {
         "members",
         "points",
     ),
+    "confident_labels": pseudo_labels(combine.confident_labels, threshold=0.5),
     "fit_accuracy_vote": of_logits(combine.fit_accuracy_vote),
     "fit_asymmetric_band": of_arrays(
         combine.fit_asymmetric_band, POINTS[0], POINTS[1], TARGETS, alpha=0.2
@@ -206,6 +217,7 @@ TABLE = {
         "arrays",
     ),
     "greedy_select": of_logits(combine.greedy_select, rounds=2),
+    "keep_best_members": of_logits(combine.keep_best_members, "members", number=1),
     "prune_members": of_logits(combine.prune_members, "members"),
 }
 # Maps of one model's rows, which `calibrate_ensemble` and `calibrate_each_member` fit.

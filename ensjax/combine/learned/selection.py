@@ -66,7 +66,8 @@ class Pruning:
     Attributes:
         mask: `[member]`, True for those that are kept.
         losses: `[round + 1]`, of all members and after each round; the last repeats
-            where nothing was dropped any more.
+            where nothing was dropped any more. Of `keep_best_members`: `[member]`, of
+            each alone, NaN for one that does not count.
         fitted_rows: the rows it was decided on, where they are known.
     """
 
@@ -230,10 +231,47 @@ def prune_members(
     return Pruning(kept, jnp.concatenate([first[None], losses]), fitted_rows)
 
 
+def keep_best_members(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    number: int,
+    *,
+    loss: str | PoolLoss = "nll",
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> Pruning:
+    """Keeps the `number` members that alone have the least loss on held-out rows.
+
+    What it makes of `Predictions` has seen these rows (`best_members`, which is given
+    losses, cannot know them).
+
+    Args:
+        number: members to keep, from 1 to M. Equal losses: the first.
+        logits, labels, loss, mask, sample_weight: as for `greedy_select`.
+
+    Returns:
+        `Pruning`, callable on predictions of other rows. A member whose loss is NaN is
+        never kept.
+
+    Raises:
+        ValueError, TypeError, LeakageError: as `greedy_select`.
+    """
+    pool = _Pool(logits, labels, loss, mask, sample_weight)
+    what = "the choice of the best members"
+    fitted_rows = check_predictions(what, pool.predictions)
+    pool.check_some_count(what)
+    losses = jax.vmap(pool.loss_of)(pool.values, pool.counts)
+    losses = jnp.where(pool.is_present, losses, jnp.nan)
+    return Pruning(best_members(losses, number), losses, fitted_rows)
+
+
 def best_members(
     losses: jax.Array, number: int, *, mask: jax.Array | None = None
 ) -> jax.Array:
     """`[member]` bools, True for the `number` members of least validation loss.
+
+    Losses do not say which rows they are of, so this choice leaves no mark on what is
+    made with it: `keep_best_members` takes the rows themselves, and does.
 
     Args:
         losses: `[member]`, of rows that are not used again; NaN is never chosen.
