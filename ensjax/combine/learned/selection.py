@@ -12,7 +12,7 @@ from flax import struct
 
 from ensjax.combine.calibration.fitting import check_predictions, check_some_count
 from ensjax.combine.rules.average import mean_probs
-from ensjax.combine.rules.pool import give_back
+from ensjax.combine.rules.pool import give_back_pool
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import broadcast_rows, row_weights, weigh
@@ -56,7 +56,7 @@ class Selection:
         predictions = as_predictions(logits)
         self.fitted_rows.check_test(predictions.provenance)
         pooled = mean_probs(predictions, self.weights)
-        return give_back(logits, pooled, self.fitted_rows)
+        return give_back_pool(logits, pooled, self.fitted_rows, self.weights)
 
 
 @struct.dataclass
@@ -153,7 +153,9 @@ def greedy_select(
     Source: Caruana et al. 2004, Ensemble selection from libraries of models, section 2.
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
-    fitted_rows = check_predictions("the selection", pool.predictions)
+    fitted_rows = check_predictions(
+        "the selection", pool.predictions, row_weight=sample_weight
+    )
     pool.check_some_count("the selection")
     members = pool.values.shape[0]
     if rounds < 1 or num_bags < 1 or not 0 <= start <= members:
@@ -203,7 +205,9 @@ def prune_members(
         ValueError, TypeError, LeakageError: as `greedy_select`.
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
-    fitted_rows = check_predictions("the pruning", pool.predictions)
+    fitted_rows = check_predictions(
+        "the pruning", pool.predictions, row_weight=sample_weight
+    )
     pool.check_some_count("the pruning")
     members = pool.values.shape[0]
 
@@ -258,7 +262,7 @@ def keep_best_members(
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
     what = "the choice of the best members"
-    fitted_rows = check_predictions(what, pool.predictions)
+    fitted_rows = check_predictions(what, pool.predictions, row_weight=sample_weight)
     pool.check_some_count(what)
     losses = jax.vmap(pool.loss_of)(pool.values, pool.counts)
     losses = jnp.where(pool.is_present, losses, jnp.nan)
