@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 
@@ -290,6 +291,7 @@ def check_fitting_rows(
     *,
     names: Sequence[str] = (),
     counts: np.ndarray | None = None,
+    row_weight: np.ndarray | None = None,
 ) -> FittedRows:
     """Raises unless `what` may be fitted on these rows; returns what to keep of them.
 
@@ -299,6 +301,9 @@ def check_fitting_rows(
         names: of the members, for the message.
         counts: `[member]` or `[member, batch]` bools, False where a member does not
             count.
+        row_weight: `[..., batch]`, such as the `sample_weight` of the fit. Rows of
+            weight 0 count as removed: they are neither checked nor kept. Where the
+            values are not known, in a compiled program, all rows count.
 
     Raises:
         LeakageError: if a member that counts was trained on a row, or a row is kept for
@@ -306,6 +311,7 @@ def check_fitting_rows(
     """
     if provenance is None:
         return FittedRows(what)
+    provenance, counts = _weighed(provenance, counts, row_weight)
     if provenance.part == "test":
         raise LeakageError(
             f"{what} cannot be fitted on {provenance!r}: test rows only test. Hold"
@@ -374,6 +380,22 @@ def _told_of_seen(provenance, names, counts):
         f"{_shown(rows)} of {provenance.source!r}: member {name}{more} was trained on"
         " them"
     )
+
+
+def _weighed(provenance, counts, weight):
+    """Without the rows of weight 0, which are no part of the fit."""
+    if weight is None or isinstance(weight, jax.core.Tracer):
+        return provenance, counts
+    weight = np.asarray(weight)
+    if weight.ndim < 1 or weight.shape[-1] != len(provenance.rows):
+        return provenance, counts  # its shape is refused where it is used
+    kept = (weight != 0).reshape(-1, weight.shape[-1]).any(axis=0)
+    if kept.all():
+        return provenance, counts
+    if counts is not None:
+        counts = np.asarray(counts, bool)
+        counts = counts[:, kept] if counts.ndim == 2 and counts.shape[1] > 1 else counts
+    return provenance.take(np.flatnonzero(kept)), counts
 
 
 def _where_counts(seen, counts):

@@ -120,8 +120,18 @@ def aggregator(about):
     )
 
 
+def pseudo_labels(choose, **options):
+    return Entry(
+        lambda about: choose(said(about), **options),
+        lambda fitted, about: fitted.fitted_rows.check_test(about),
+        "arrays",
+    )
+
+
 NEVER_IN_BAG = np.zeros((2, 8), np.int32)
 TABLE = {
+    "agreed_labels": pseudo_labels(combine.agreed_labels),
+    "balanced_labels": pseudo_labels(combine.balanced_labels, share=0.5),
     "bma_weights": of_logits(combine.bma_weights, "members"),
     "calibrate": of_logits(combine.calibrate),
     "calibrate_each_member": of_logits(
@@ -137,6 +147,7 @@ TABLE = {
         "members",
         "points",
     ),
+    "confident_labels": pseudo_labels(combine.confident_labels, threshold=0.5),
     "fit_accuracy_vote": of_logits(combine.fit_accuracy_vote),
     "fit_asymmetric_band": of_arrays(
         combine.fit_asymmetric_band, POINTS[0], POINTS[1], TARGETS, alpha=0.2
@@ -206,6 +217,7 @@ TABLE = {
         "arrays",
     ),
     "greedy_select": of_logits(combine.greedy_select, rounds=2),
+    "keep_best_members": of_logits(combine.keep_best_members, "members", number=1),
     "prune_members": of_logits(combine.prune_members, "members"),
 }
 # Maps of one model's rows, which `calibrate_ensemble` and `calibrate_each_member` fit.
@@ -451,3 +463,142 @@ def test_jackknife_after_bootstrap_runs_compiled_with_provenance():
     ]
     with pytest.raises(LeakageError, match="row 13"):
         fit(POINTS, wrong, TARGETS, provenance=about)
+
+
+# What takes a weight of rows, by the name of the argument where it is another.
+UNWEIGHED = {
+    # Pseudo-labels have none; these keep every row, or get rows as they are.
+    *("agreed_labels", "balanced_labels", "confident_labels", "fusion_rows"),
+    *("cluster_weights", "fit_dynamic_regression", "fit_dynamic_selection"),
+    *("fit_cv_plus", "fit_cv_plus_band", "fit_jackknife_after_bootstrap"),
+}
+ROW_MASKED = {name for name in TABLE if name.startswith("fit_conformal")} | {
+    "fit_asymmetric_band"
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name == "fit_quantile_aggregator"
+        else name
+        for name in TABLE
+        if name not in UNWEIGHED
+    ],
+)
+def test_rows_without_weight_are_neither_checked_nor_kept(name):
+    """As in `scores.evaluate`: a row of weight 0 counts as removed."""
+    trained = Provenance.of("wine", ROWS, trained_on=[[12, 17], [12]])
+    weight = ~np.isin(ROWS, [12, 17])
+    fit = with_rows(name, weight)
+    trace = (lambda fn: fn()) if name in IS_HOST else jax.eval_shape
+    fitted = trace(lambda: fit(trained))
+    fitted = getattr(fitted, "windows", fitted).fitted_rows
+    np.testing.assert_array_equal(fitted.provenance.rows, ROWS[weight])
+    fitted.check_test(Provenance("wine", np.asarray([12, 17]), "test"))
+    with pytest.raises(LeakageError, match="fitted on row 13"):
+        fitted.check_test(Provenance("wine", np.asarray([12, 13]), "test"))
+    # The rows that are left are still checked.
+    with pytest.raises(LeakageError, match="row 13 of 'wine'"):
+        fit(Provenance.of("wine", ROWS, trained_on=[12, 13]))
+
+
+def with_rows(name, weight):
+    """The fit of the table, given a weight for each row."""
+    option = {("row_mask" if name in ROW_MASKED else "sample_weight"): weight}
+    fit = getattr(combine, name)
+    sets = {
+        "fit_conformal_sets": (),
+        "fit_conformal_sets_by_class": (),
+        "fit_conformal_sets_by_group": (LABELS,),
+    }
+    if name in sets:
+        groups = {"num_groups": 2} if sets[name] else {}
+        return lambda about: fit(
+            combine.LacScore(),
+            said(about),
+            LABELS,
+            *sets[name],
+            alpha=0.3,
+            **option,
+            **groups,
+        )
+    of_predictions = {
+        "calibrate_each_member": (combine.fit_platt,),
+        "calibrate_ensemble": (combine.fit_platt,),
+    }
+    more = {
+        "fit_cascade": {"stages": STAGES},
+        "greedy_select": {"rounds": 2},
+        "keep_best_members": {"number": 1},
+        "fit_quantile_aggregator": dict(levels=LEVELS, steps=2, evaluate_every_steps=2),
+    }.get(name, {})
+    arrays = {
+        "fit_asymmetric_band": (POINTS[0], POINTS[1], TARGETS),
+        "fit_conformal_band": (POINTS[0], POINTS[1], TARGETS),
+        "fit_conformal_interval": (POINTS[0], TARGETS),
+        "fit_conformal_quantiles": (QUANTILES[0], LEVELS, TARGETS),
+        "fit_pit_map": (LABELS * 0.5,),
+        "fit_sigma_scale": (POINTS[0], np.ones(8), TARGETS),
+        "fit_single_threshold": (POINTS[:1],),
+        "fit_windows": (POINTS[:1], LABELS, "risk_at_coverage"),
+    }
+    if name in arrays:
+        if "band" in name or "interval" in name:
+            more = {"alpha": 0.2}
+        if name == "fit_windows":
+            more = {"level": 0.5}
+        return lambda about: fit(*arrays[name], provenance=about, **option, **more)
+    kind = TABLE[name].kind
+    kind = "points" if name == "fit_stacking_regression" else kind
+    truth = LABELS if kind == "logits" else TARGETS
+    first = of_predictions.get(name, ())
+    return lambda about: fit(*first, said(about, kind), truth, **option, **more)
+
+
+def test_members_without_weight_in_the_pool_do_not_count():
+    trained = Provenance.of("wine", ROWS, trained_on=[[12, 17], []])
+    later = Provenance.of("wine", ROWS + 20, trained_on=[[32], []])
+    silent = np.asarray([0.0, 1.0])
+
+    def fit_map(said, labels, weight):
+        return lambda log_probs: log_probs
+
+    for fit in (
+        combine.calibrate,
+        functools.partial(combine.calibrate_ensemble, fit_map),
+    ):
+        with pytest.raises(LeakageError, match="rows 12, 17"):
+            fit(said(trained), LABELS)
+        made = fit(said(trained), LABELS, silent)(said(later))
+        # Nor do they when it is applied, and scored.
+        assert not made.provenance.seen.any() and made.provenance.known is None
+        inside = said(trained).replace(weights=jnp.asarray(silent))
+        fit(inside, LABELS)
+        told = said(Provenance.of("wine", ROWS, trained_on=[[], [12]]))
+        with pytest.raises(LeakageError, match="'knn'"):
+            fit(told, LABELS, silent)
+    assert scores.evaluate(made, LABELS, ["accuracy"])["num_rows"] == 8
+
+
+def test_thresholds_and_gaussians_of_scores_are_checked():
+    trained = Provenance.of("wine", ROWS, trained_on=[12, 17])
+    fit = functools.partial(scores.fit_threshold, POINTS[0], LABELS)
+    for about in (trained, Provenance("wine", ROWS, "test")):
+        with pytest.raises(LeakageError, match="the threshold cannot be fitted on"):
+            fit(provenance=about)
+    fresh = ~np.isin(ROWS, [12, 17])
+    at = fit(provenance=trained, sample_weight=fresh)
+    assert at == fit(sample_weight=fresh)
+    # Gaussians are of the rows that the features were trained on, and of no test.
+    gaussians = scores.fit_gaussians(X, LABELS, num_classes=2, provenance=trained)
+    scores.mahalanobis(X, gaussians, provenance=Provenance("wine", LATER + 2, "test"))
+    with pytest.raises(LeakageError, match="Gaussians .* fitted on rows 16, 17"):
+        scores.mahalanobis(X, gaussians, provenance=Provenance("wine", LATER, "test"))
+    for about in (
+        Provenance("wine", ROWS, "test"),
+        Provenance("wine", ROWS, test_rows=[10]),
+    ):
+        with pytest.raises(LeakageError, match="the Gaussians"):
+            scores.fit_gaussians(X, provenance=about)

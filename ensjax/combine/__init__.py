@@ -4,8 +4,8 @@ Inputs are `[member, batch, class]` logits, `[member, batch]` or
 `[member, batch, target]` points, `[member, batch, level]` quantiles, or `Predictions`.
 Pools of classes return log-probabilities `[batch, class]` in nats, votes classes
 `[batch]`, rules of points points without the member axis. What is fitted (`fit_*`,
-`calibrate`, `greedy_select`, `prune_members`) takes rows that no member was trained on,
-and `Predictions` that know their rows are refused otherwise.
+`calibrate`, `greedy_select`, `prune_members`, pseudo-labels) takes rows that no member
+was trained on, and `Predictions` that know their rows are refused otherwise.
 
 Applied to `Predictions`, what was fitted gives `Predictions` (of one member where it
 combines them) that have seen the rows of its fit too, so that a second stage on the
@@ -144,11 +144,18 @@ from ensjax.combine.learned.gates import (
 from ensjax.combine.learned.level_one import (
     level_one_features,
 )
+from ensjax.combine.learned.pseudo_labels import (
+    PseudoLabels,
+    agreed_labels,
+    balanced_labels,
+    confident_labels,
+)
 from ensjax.combine.learned.selection import (
     Pruning,
     Selection,
     best_members,
     greedy_select,
+    keep_best_members,
     prune_members,
 )
 from ensjax.combine.learned.stacking import (
@@ -293,6 +300,7 @@ __all__ = [
     "PlattMap",
     "PooledInterval",
     "Pruning",
+    "PseudoLabels",
     "QuantileAggregator",
     "RapsScore",
     "Selection",
@@ -308,8 +316,10 @@ __all__ = [
     "adaptive_margin",
     "adjust_prior",
     "aggregator_ensemble",
+    "agreed_labels",
     "average_cdfs",
     "average_quantiles",
+    "balanced_labels",
     "best_members",
     "bma_weights",
     "calibrate",
@@ -318,6 +328,7 @@ __all__ = [
     "calibrate_members",
     "cascade_cost",
     "cluster_weights",
+    "confident_labels",
     "conformal_quantile",
     "conformal_quantile_by_group",
     "consensus_distance",
@@ -372,6 +383,7 @@ __all__ = [
     "influence",
     "inverse_variance_points",
     "isotonic",
+    "keep_best_members",
     "leave_one_out",
     "level_one_features",
     "load_imbalance",

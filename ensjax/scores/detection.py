@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ensjax.provenance import Provenance, check_fitting_rows
 from ensjax.scores.ood import mass_above, split_rows
 from ensjax.scores.rows import broadcast_rows, row_weights
 
@@ -124,6 +125,7 @@ def fit_threshold(
     rule: str = "eer",
     most_far: float | None = None,
     sample_weight: jax.Array | None = None,
+    provenance: Provenance | None = None,
 ) -> jax.Array:
     """The threshold, one of the scores, that a rule chooses on development rows.
 
@@ -135,6 +137,8 @@ def fit_threshold(
             among equals.
         most_far: for the rule "far", in [0, 1).
         sample_weight: `[batch]` or `[..., batch]`, non-negative.
+        provenance: of the development rows; None: unknown, and nothing is checked. A
+            number remembers no rows: that it is tested on others is the caller's care.
 
     Returns:
         `[...]`; NaN as for `equal_error_rate`.
@@ -143,7 +147,9 @@ def fit_threshold(
         ValueError: if a shape does not fit, or for an unknown rule, or a `most_far`
             that is missing, superfluous or out of range.
         TypeError: if `is_genuine` is not bool or integer.
+        LeakageError: if members were trained on rows that count, or they are test rows.
     """
+    check_fitting_rows("the threshold", provenance, row_weight=sample_weight)
     if rule not in RULES:
         raise ValueError(f"rule is one of {', '.join(RULES)}; got {rule!r}.")
     if (rule == "far") != (most_far is not None):

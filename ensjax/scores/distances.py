@@ -6,14 +6,18 @@ features with statistics of the training rows (`data.TrainingDomain` does), neve
 those of the rows that are judged.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from ensjax.nn.neighbors import nearest_rows
+from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
 from ensjax.scores.rows import floating
 
 METRICS = ("euclidean", "cosine")
+_WHAT = "the Gaussians of the features"
 
 
 def neighbor_distances(
@@ -111,10 +115,12 @@ class FeatureGaussians:
     Attributes:
         means: `[class, feature]`, NaN for a class without rows.
         whitening: `[feature, feature]`: rows times it have unit covariance.
+        fitted_rows: the rows they were fitted on, where they are known.
     """
 
     means: jax.Array
     whitening: jax.Array
+    fitted_rows: FittedRows = struct.field(pytree_node=False, default=FittedRows(_WHAT))
 
 
 def fit_gaussians(
@@ -123,6 +129,7 @@ def fit_gaussians(
     *,
     num_classes: int = 1,
     ridge: float = 1e-6,
+    provenance: Provenance | None = None,
 ) -> FeatureGaussians:
     """Class means and the shared covariance of training rows, for `mahalanobis`.
 
@@ -134,13 +141,20 @@ def fit_gaussians(
         labels: class indices `[row]`; None: one class.
         num_classes: number of classes.
         ridge: keeps the covariance invertible where features depend on each other.
+        provenance: of the rows; None: unknown, and nothing is checked. Rows that the
+            features' maker was trained on are the right ones here.
 
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if `labels` are not integers.
+        LeakageError: if the rows are test rows, or kept for the test.
 
     Source: Lee et al. 2018, arXiv:1807.03888, equation 1.
     """
+    unseen = provenance
+    if provenance is not None:
+        unseen = dataclasses.replace(provenance, seen=None, known=None)
+    check_fitting_rows(_WHAT, unseen)
     features = floating(features)
     if features.ndim != 2:
         raise ValueError(f"features must be [row, feature]; got {features.shape}.")
@@ -164,10 +178,15 @@ def fit_gaussians(
     inverse = jax.scipy.linalg.solve_triangular(
         lower, jnp.eye(features.shape[1]), lower=True
     )
-    return FeatureGaussians(means, inverse.T)
+    return FeatureGaussians(means, inverse.T, FittedRows(_WHAT, provenance))
 
 
-def mahalanobis(features: jax.Array, gaussians: FeatureGaussians) -> jax.Array:
+def mahalanobis(
+    features: jax.Array,
+    gaussians: FeatureGaussians,
+    *,
+    provenance: Provenance | None = None,
+) -> jax.Array:
     """Mahalanobis distance to the nearest class mean, `[..., batch]`.
 
         min_c sqrt((f - mu_c)^T Sigma^-1 (f - mu_c))
@@ -177,12 +196,15 @@ def mahalanobis(features: jax.Array, gaussians: FeatureGaussians) -> jax.Array:
     Args:
         features: `[..., batch, feature]`.
         gaussians: from `fit_gaussians` on training rows.
+        provenance: of the features, where it is known.
 
     Raises:
         ValueError: if the number of features differs.
+        LeakageError: for test rows that the Gaussians were fitted on.
 
     Source: Lee et al. 2018, arXiv:1807.03888, equation 2.
     """
+    gaussians.fitted_rows.check_test(provenance)
     features = floating(features)
     num_features = gaussians.whitening.shape[0]
     if features.ndim < 2 or features.shape[-1] != num_features:

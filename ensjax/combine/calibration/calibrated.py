@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from ensjax.combine.calibration.fitting import (
-    check_any,
+    check_pool,
+    check_predictions,
     check_some_count,
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs, pooled_log_probs
-from ensjax.combine.rules.pool import give_back, give_back_members
+from ensjax.combine.rules.pool import give_back_members, give_back_pool
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows
@@ -54,7 +55,7 @@ class CalibratedEnsemble:
         if isinstance(logits, Predictions):
             self.fitted_rows.check_test(logits.provenance)
         mapped = self.map(pooled_log_probs(logits, self.weights))
-        return give_back(logits, mapped, self.fitted_rows)
+        return give_back_pool(logits, mapped, self.fitted_rows, self.weights)
 
 
 @struct.dataclass
@@ -97,7 +98,7 @@ class CalibratedMembers:
         Of `Predictions`, those of one member.
         """
         pooled = mean_probs(self.members(as_predictions(logits)))
-        return give_back(logits, pooled, self.fitted_rows)
+        return give_back_pool(logits, pooled, self.fitted_rows, None)
 
 
 def calibrate_ensemble(
@@ -139,7 +140,7 @@ def calibrate_ensemble(
         >>> jnp.exp(calibrated(logits))[0].round(2).tolist()
         [0.5, 0.5]
     """
-    fitted_rows = check_any("the calibration", logits)
+    fitted_rows = check_pool("the calibration", logits, weights, sample_weight)
     pooled, labels, weight = check_rows(
         pooled_log_probs(logits, weights), labels, sample_weight
     )
@@ -173,7 +174,9 @@ def calibrate_each_member(
         ValueError, TypeError, LeakageError: as `calibrate_ensemble`.
     """
     predictions = as_predictions(logits)
-    fitted_rows = check_any("the calibration of members", predictions)
+    fitted_rows = check_predictions(
+        "the calibration of members", predictions, row_weight=sample_weight
+    )
     said, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
     _check_any(said)
     mask = predictions.mask

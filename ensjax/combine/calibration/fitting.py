@@ -6,12 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.member_arrays import counting_members
 from ensjax.predictions import Predictions
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
 
 
-def check_predictions(what: str, predictions: Predictions) -> FittedRows:
+def check_predictions(
+    what: str,
+    predictions: Predictions,
+    *,
+    row_weight: jax.Array | None = None,
+    weights: jax.Array | None = None,
+) -> FittedRows:
     """What is to be kept of the rows; raises if `what` may not be fitted on them.
+
+    Args:
+        what: as for `check_fitting_rows`.
+        predictions: of the rows; masked members do not count.
+        row_weight: `[batch]`; rows of weight 0 do not count.
+        weights: `[member]` or `[member, batch]` of the pool it is fitted on, where
+            there is one: members of weight 0 do not count.
 
     Raises:
         ValueError: if there is no row.
@@ -31,7 +45,8 @@ def check_predictions(what: str, predictions: Predictions) -> FittedRows:
         what,
         predictions.provenance,
         names=predictions.names,
-        counts=known_mask(predictions.mask),
+        counts=known_counts(predictions, weights),
+        row_weight=row_weight,
     )
 
 
@@ -41,19 +56,32 @@ def check_points(
     provenance: Provenance | None,
     mask: jax.Array | None,
     names: Sequence[str] = (),
+    row_weight: jax.Array | None = None,
 ) -> FittedRows:
     """The same of real values `[member, batch]`."""
     if not points.shape[1]:
         raise ValueError(f"{what} needs at least one held-out row; got none.")
     counts = known_mask(mask)
-    return check_fitting_rows(what, provenance, names=names, counts=counts)
+    return check_fitting_rows(
+        what, provenance, names=names, counts=counts, row_weight=row_weight
+    )
 
 
-def check_any(what: str, logits: jax.Array | Predictions) -> FittedRows:
-    """As `check_predictions`; of arrays, which say nothing of their rows, no check."""
+def check_pool(
+    what: str,
+    logits: jax.Array | Predictions,
+    weights: jax.Array | None,
+    row_weight: jax.Array | None,
+) -> FittedRows:
+    """As `check_predictions`, of what is fitted on `mean_probs` of the members.
+
+    `weights` are those of the pool; None: those of `Predictions`. Of arrays, which say
+    nothing of their rows, no check.
+    """
     if not isinstance(logits, Predictions):
         return FittedRows(what)
-    return check_predictions(what, logits)
+    weights = logits.weights if weights is None else weights
+    return check_predictions(what, logits, row_weight=row_weight, weights=weights)
 
 
 def check_some_count(what: str, weight: jax.Array) -> None:
@@ -82,3 +110,19 @@ def covered_weight(logits: jax.Array | Predictions, weight: jax.Array) -> jax.Ar
 def known_mask(mask: jax.Array | None) -> jax.Array | None:
     """The mask where its values are known; None, all count, in a compiled program."""
     return None if isinstance(mask, jax.core.Tracer) else mask
+
+
+def known_counts(
+    predictions: Predictions, weights: jax.Array | None = None
+) -> jax.Array | None:
+    """Which members count, `[member]` or `[member, batch]`, as far as it is known.
+
+    Masked members do not, nor, where `weights` of a pool are given, those of weight 0.
+    """
+    mask = known_mask(predictions.mask)
+    if mask is None or weights is None or isinstance(weights, jax.core.Tracer):
+        return mask
+    weights = jnp.asarray(weights)
+    if weights.shape not in (mask.shape[:1], predictions.values.shape[:2]):
+        return mask  # their shape is refused where they are used
+    return counting_members(weights, mask)

@@ -78,7 +78,9 @@ def fit_sigma_scale(
 
     Source: Laves et al. 2020, arXiv:2006.15452, equation 9.
     """
-    fitted_rows = check_fitting_rows("the scale of sigma", provenance)
+    fitted_rows = check_fitting_rows(
+        "the scale of sigma", provenance, row_weight=sample_weight
+    )
     mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
     check_some_count("the scale of sigma", weight)
     sd = same_shape("sd", sd, "mean", mean)
@@ -143,7 +145,9 @@ def fit_pit_map(
 
     Source: Kuleshov et al. 2018, arXiv:1807.00263, algorithm 1.
     """
-    fitted_rows = check_fitting_rows("the map of the PIT", provenance)
+    fitted_rows = check_fitting_rows(
+        "the map of the PIT", provenance, row_weight=sample_weight
+    )
     pit, _, weight = check_targets("pit", pit, pit, sample_weight)
     if pit.ndim != 1:
         raise ValueError(f"pit must be [batch]; got shape {pit.shape}.")

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from ensjax.combine.calibration.fitting import (
-    check_any,
+    check_pool,
     check_predictions,
     check_some_count,
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs, pooled_log_probs
-from ensjax.combine.rules.pool import give_back
+from ensjax.combine.rules.pool import give_back_pool
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -66,7 +66,7 @@ class Temperature:
             self.fitted_rows.check_test(logits.provenance)
         pooled = pooled_log_probs(logits, self.weights)
         scaled = normalize(pooled / self.temperature)
-        return give_back(logits, scaled, self.fitted_rows)
+        return give_back_pool(logits, scaled, self.fitted_rows, self.weights)
 
 
 @struct.dataclass
@@ -106,7 +106,7 @@ class MemberTemperatures:
             )
         scaled = predictions.log_probs / self.temperature[:, None, None]
         pooled = mean_probs(scaled, predictions.weights, predictions.mask)
-        return give_back(logits, pooled, self.fitted_rows)
+        return give_back_pool(logits, pooled, self.fitted_rows, None)
 
 
 def calibrate(
@@ -153,7 +153,7 @@ def calibrate(
         >>> jnp.exp(temperature(logits)).round(1).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
     """
-    fitted_rows = check_any("the temperature", logits)
+    fitted_rows = check_pool("the temperature", logits, weights, sample_weight)
     pooled = pooled_log_probs(logits, weights)
     said, labels, weight = _held_out(pooled, labels, sample_weight)
     weight = covered_weight(logits, weight)
@@ -189,7 +189,9 @@ def calibrate_members(
             that they are test rows.
     """
     predictions = as_predictions(logits)
-    fitted_rows = check_predictions("the members' temperatures", predictions)
+    fitted_rows = check_predictions(
+        "the members' temperatures", predictions, row_weight=sample_weight
+    )
     said, labels, weight = _held_out(predictions.log_probs, labels, sample_weight)
     mask = predictions.mask
     weight = jnp.where(mask.reshape(len(mask), -1), weight, 0.0)

@@ -100,7 +100,7 @@ def fit_vote_thresholds(
             that they are test rows.
     """
     predictions = as_predictions(logits)
-    fitted_rows = check_predictions(_WHAT, predictions)
+    fitted_rows = check_predictions(_WHAT, predictions, row_weight=sample_weight)
     odds = _log_odds(predictions)
     _, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
     mask = predictions.mask

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions, covered_weight
+from ensjax.combine.calibration.fitting import (
+    check_predictions,
+    covered_weight,
+)
 from ensjax.combine.cascade.windows import Windows, fit_single_threshold, fit_windows
 from ensjax.combine.rules.pool import give_back
 from ensjax.ensemble import Ensemble
@@ -225,7 +227,13 @@ def fit_cascade(
             that they are test rows.
     """
     predictions = as_predictions(logits)
-    check_predictions("the cascade's windows", predictions)
+    what = "the cascade's windows"
+    fitted_rows = check_predictions(
+        what, predictions, row_weight=sample_weight, weights=predictions.weights
+    )
+    about = fitted_rows.provenance
+    if about is not None:  # members that have seen its rows do not count there
+        about = dataclasses.replace(about, seen=None, known=None)
     stages = tuple(tuple(stage) for stage in stages)
     log_probs, scores = stage_scores(predictions, stages, confidence)
     _, labels, weight = check_rows(log_probs, labels, sample_weight)
@@ -237,7 +245,7 @@ def fit_cascade(
             for members, row in zip(upto, weight)
         ]
     )
-    options = dict(sample_weight=weight[:-1], provenance=_counted(predictions))
+    options = dict(sample_weight=weight[:-1], provenance=about)
     if task == "threshold":
         windows = fit_single_threshold(scores[:-1], share=level, **options)
         return Cascade(windows, stages, "threshold", confidence)
@@ -246,15 +254,6 @@ def fit_cascade(
         scores[:-1], correct[:-1], task, level=level, width=width, **options
     )
     return Cascade(windows, stages, "window", confidence)
-
-
-def _counted(predictions):
-    """The provenance, as if members had not seen rows on which they do not count."""
-    about, mask = predictions.provenance, predictions.mask
-    if about is None or about.seen is None or isinstance(mask, jax.core.Tracer):
-        return about
-    counts = np.asarray(mask).reshape(len(mask), -1)
-    return dataclasses.replace(about, seen=about.seen & counts)
 
 
 def stage_scores(

@@ -83,7 +83,7 @@ def fit_windows(
 
     Source: Xia and Bouganis 2023, arXiv:2303.08010, section 3.
     """
-    fitted_rows = check_fitting_rows(_WHAT, provenance)
+    fitted_rows = check_fitting_rows(_WHAT, provenance, row_weight=sample_weight)
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}.")
     if correct is None and task == "coverage_at_risk":
@@ -121,7 +121,7 @@ def fit_single_threshold(
 
     Source: Wang et al. 2022, arXiv:2012.01988 (cascades by confidence).
     """
-    fitted_rows = check_fitting_rows(_WHAT, provenance)
+    fitted_rows = check_fitting_rows(_WHAT, provenance, row_weight=sample_weight)
     scores = _scores(scores)
     share = _per_boundary("share", share, scores.shape[:-1])
     weight = row_weights(sample_weight, scores.shape, scores.dtype)

@@ -183,7 +183,9 @@ def fit_conformal_interval(
         >>> [round(float(end[0]), 1) for end in interval(jnp.array([2.0]))]
         [1.6, 2.4]
     """
-    fitted_rows = check_fitting_rows("the conformal interval", provenance)
+    fitted_rows = check_fitting_rows(
+        "the conformal interval", provenance, row_weight=row_mask
+    )
     points, targets, _ = check_targets("points", points, targets)
     scores = jnp.abs(targets - points)
     if scale is not None:
@@ -261,7 +263,9 @@ def fit_conformal_band(
 
     Source: Romano et al. 2019, arXiv:1905.03222, equations 6 to 8.
     """
-    fitted_rows = check_fitting_rows("the conformal band", provenance)
+    fitted_rows = check_fitting_rows(
+        "the conformal band", provenance, row_weight=row_mask
+    )
     lower, targets, _ = check_targets("lower", lower, targets)
     upper = same_shape("upper", upper, "lower", lower)
     scores = jnp.maximum(lower - targets, targets - upper)
@@ -287,7 +291,9 @@ def fit_asymmetric_band(
 
     Source: Romano et al. 2019, arXiv:1905.03222, theorem 2.
     """
-    fitted_rows = check_fitting_rows("the conformal band", provenance)
+    fitted_rows = check_fitting_rows(
+        "the conformal band", provenance, row_weight=row_mask
+    )
     lower, targets, _ = check_targets("lower", lower, targets)
     upper = same_shape("upper", upper, "lower", lower)
     below, above = (
@@ -355,7 +361,9 @@ def fit_conformal_quantiles(
         ValueError: if a shape does not fit, or the levels are not symmetric.
         LeakageError: if members were trained on the rows, or they are test rows.
     """
-    fitted_rows = check_fitting_rows("the conformal quantiles", provenance)
+    fitted_rows = check_fitting_rows(
+        "the conformal quantiles", provenance, row_weight=row_mask
+    )
     quantiles = floating(quantiles)
     levels = [float(level) for level in levels]
     if quantiles.ndim != 2 or quantiles.shape[1] != len(levels):

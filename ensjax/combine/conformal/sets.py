@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_any, covered_weight
+from ensjax.combine.calibration.fitting import check_pool, covered_weight
 from ensjax.combine.conformal.intervals import (
     _check_groups,
     _of_groups,
@@ -194,7 +194,9 @@ def fit_conformal_sets(
         >>> sets(jnp.log(jnp.array([[0.5, 0.5], [0.8, 0.2]]))).tolist()
         [[True, True], [True, False]]
     """
-    scores, _, fitted_rows = _label_scores(score, logits, labels, key, weights)
+    scores, _, fitted_rows = _label_scores(
+        score, logits, labels, key, weights, row_mask
+    )
     threshold = conformal_quantile(scores, alpha, row_mask=_covered(logits, row_mask))
     return ConformalSets(threshold, weights, score, "all", fitted_rows)
 
@@ -216,7 +218,9 @@ def fit_conformal_sets_by_class(
 
     Source: Vovk et al. 2005, section 4.5 (label-conditional).
     """
-    scores, labels, fitted_rows = _label_scores(score, logits, labels, key, weights)
+    scores, labels, fitted_rows = _label_scores(
+        score, logits, labels, key, weights, row_mask
+    )
     num_classes = _pool(logits, weights).shape[-1]
     threshold = conformal_quantile_by_group(
         scores, labels, num_classes, alpha, row_mask=_covered(logits, row_mask)
@@ -246,7 +250,9 @@ def fit_conformal_sets_by_group(
 
     Source: Vovk et al. 2005, section 4.5 (Mondrian).
     """
-    scores, _, fitted_rows = _label_scores(score, logits, labels, key, weights)
+    scores, _, fitted_rows = _label_scores(
+        score, logits, labels, key, weights, row_mask
+    )
     groups = _check_groups(groups, scores.shape)
     threshold = conformal_quantile_by_group(
         scores, groups, num_groups, alpha, row_mask=_covered(logits, row_mask)
@@ -265,9 +271,9 @@ def _covered(logits, row_mask):
     return covered_weight(logits, given) > 0
 
 
-def _label_scores(score, logits, labels, key, weights):
+def _label_scores(score, logits, labels, key, weights, row_mask):
     """Scores of the labels `[batch]`; NaN for labels out of range."""
-    fitted_rows = check_any("the conformal sets", logits)
+    fitted_rows = check_pool("the conformal sets", logits, weights, row_mask)
     pooled, labels, _ = check_rows(_pool(logits, weights), labels)
     scores = _scores(score, pooled, key)
     # Like a log-probability: of the label, NaN where it is no class.

@@ -114,7 +114,7 @@ def fit_convex_weights(
         raise ValueError(
             'loss="brier" has one weight for each member, and takes a mask [member].'
         )
-    fitted_rows = check_predictions(_WHAT, predictions)
+    fitted_rows = check_predictions(_WHAT, predictions, row_weight=sample_weight)
     values, counts = _values(predictions)  # [member, batch, class], [member, batch]
     _, labels, weight = check_rows(values[0], labels, sample_weight)
     weight = jnp.where(jnp.any(counts, axis=0), weight, 0.0)

@@ -12,7 +12,7 @@ from flax import struct
 
 from ensjax.combine.calibration.fitting import check_predictions, check_some_count
 from ensjax.combine.rules.average import mean_probs
-from ensjax.combine.rules.pool import give_back
+from ensjax.combine.rules.pool import give_back_pool
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import broadcast_rows, row_weights, weigh
@@ -56,7 +56,7 @@ class Selection:
         predictions = as_predictions(logits)
         self.fitted_rows.check_test(predictions.provenance)
         pooled = mean_probs(predictions, self.weights)
-        return give_back(logits, pooled, self.fitted_rows)
+        return give_back_pool(logits, pooled, self.fitted_rows, self.weights)
 
 
 @struct.dataclass
@@ -66,7 +66,8 @@ class Pruning:
     Attributes:
         mask: `[member]`, True for those that are kept.
         losses: `[round + 1]`, of all members and after each round; the last repeats
-            where nothing was dropped any more.
+            where nothing was dropped any more. Of `keep_best_members`: `[member]`, of
+            each alone, NaN for one that does not count.
         fitted_rows: the rows it was decided on, where they are known.
     """
 
@@ -152,7 +153,9 @@ def greedy_select(
     Source: Caruana et al. 2004, Ensemble selection from libraries of models, section 2.
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
-    fitted_rows = check_predictions("the selection", pool.predictions)
+    fitted_rows = check_predictions(
+        "the selection", pool.predictions, row_weight=sample_weight
+    )
     pool.check_some_count("the selection")
     members = pool.values.shape[0]
     if rounds < 1 or num_bags < 1 or not 0 <= start <= members:
@@ -202,7 +205,9 @@ def prune_members(
         ValueError, TypeError, LeakageError: as `greedy_select`.
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
-    fitted_rows = check_predictions("the pruning", pool.predictions)
+    fitted_rows = check_predictions(
+        "the pruning", pool.predictions, row_weight=sample_weight
+    )
     pool.check_some_count("the pruning")
     members = pool.values.shape[0]
 
@@ -230,10 +235,47 @@ def prune_members(
     return Pruning(kept, jnp.concatenate([first[None], losses]), fitted_rows)
 
 
+def keep_best_members(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    number: int,
+    *,
+    loss: str | PoolLoss = "nll",
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+) -> Pruning:
+    """Keeps the `number` members that alone have the least loss on held-out rows.
+
+    What it makes of `Predictions` has seen these rows (`best_members`, which is given
+    losses, cannot know them).
+
+    Args:
+        number: members to keep, from 1 to M. Equal losses: the first.
+        logits, labels, loss, mask, sample_weight: as for `greedy_select`.
+
+    Returns:
+        `Pruning`, callable on predictions of other rows. A member whose loss is NaN is
+        never kept.
+
+    Raises:
+        ValueError, TypeError, LeakageError: as `greedy_select`.
+    """
+    pool = _Pool(logits, labels, loss, mask, sample_weight)
+    what = "the choice of the best members"
+    fitted_rows = check_predictions(what, pool.predictions, row_weight=sample_weight)
+    pool.check_some_count(what)
+    losses = jax.vmap(pool.loss_of)(pool.values, pool.counts)
+    losses = jnp.where(pool.is_present, losses, jnp.nan)
+    return Pruning(best_members(losses, number), losses, fitted_rows)
+
+
 def best_members(
     losses: jax.Array, number: int, *, mask: jax.Array | None = None
 ) -> jax.Array:
     """`[member]` bools, True for the `number` members of least validation loss.
+
+    Losses do not say which rows they are of, so this choice leaves no mark on what is
+    made with it: `keep_best_members` takes the rows themselves, and does.
 
     Args:
         losses: `[member]`, of rows that are not used again; NaN is never chosen.

@@ -158,7 +158,7 @@ def fit_stacking(
     as level-1 features).
     """
     predictions = as_predictions(logits, mask=mask)
-    fitted_rows = check_predictions(_WHAT, predictions)
+    fitted_rows = check_predictions(_WHAT, predictions, row_weight=sample_weight)
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers [batch]; got {labels.dtype}.")
@@ -227,7 +227,7 @@ def fit_stacking_regression(
     names = points.names if isinstance(points, Predictions) else ()
     points, mask, provenance = unpack_points(points, mask, provenance)
     columns = point_features(points, mask, x)
-    fitted_rows = check_points(_WHAT, points, provenance, mask, names)
+    fitted_rows = check_points(_WHAT, points, provenance, mask, names, sample_weight)
     _check_l2(l2)
     rows = columns.shape[:1]
     targets = broadcast_rows("targets", jnp.asarray(targets, columns.dtype), rows)

@@ -166,7 +166,9 @@ def fit_quantile_aggregator(
         True
     """
     quantiles, mask, provenance, names = _unpack(quantiles, mask, provenance, names)
-    fitted_rows = _check_rows("the quantile aggregator", provenance, names, mask)
+    fitted_rows = _check_rows(
+        "the quantile aggregator", provenance, names, mask, sample_weight
+    )
     if validation is not None:
         chosen_on, chosen_mask, validation_provenance, chosen_names = _unpack(
             validation[0], None, validation_provenance, names
@@ -259,12 +261,14 @@ def _unpack(quantiles, mask, provenance, names):
     return quantiles.values, mask, provenance, tuple(names) or quantiles.names
 
 
-def _check_rows(what, provenance, names, mask):
+def _check_rows(what, provenance, names, mask, row_weight=None):
     counts = None
     if mask is not None:
         counts = np.asarray(mask, bool)
         counts = counts.any(axis=2) if counts.ndim == 3 else counts
-    return check_fitting_rows(what, provenance, names=names, counts=counts)
+    return check_fitting_rows(
+        what, provenance, names=names, counts=counts, row_weight=row_weight
+    )
 
 
 def _check_validation(fitted_rows, provenance, names, mask):

@@ -119,7 +119,12 @@ def bma_weights(
     Source: Hoeting et al. 1999, with a tempered likelihood.
     """
     predictions = as_predictions(logits)
-    fitted = check_predictions("the weights of the members", predictions)
+    fitted = check_predictions(
+        "the weights of the members",
+        predictions,
+        row_weight=sample_weight,
+        weights=predictions.weights,
+    )
     if predictions.weights.ndim != 1:
         raise ValueError(
             "a prior weighs members, [member]; these weights are"

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ensjax.combine.calibration.fitting import known_mask
+from ensjax.combine.calibration.fitting import known_counts, known_mask
 from ensjax.combine.rules.interval_pools import PooledInterval
 from ensjax.combine.rules.points import Gaussian
 from ensjax.predictions import Predictions, as_predictions
@@ -80,6 +80,25 @@ def give_back(
         about = fitted_rows.mark(about.pooled(known_mask(given.mask)))
     name = fitted_rows.what.removeprefix("the ")
     return _one_member(given, values, name, about)
+
+
+def give_back_pool(
+    given: Any, values: Any, fitted_rows: FittedRows, weights: jax.Array | None
+) -> Any:
+    """The same of what was made of `mean_probs`: members of weight 0 have no part.
+
+    Args:
+        given, values, fitted_rows: as for `give_back`.
+        weights: of the pool; None: those of `Predictions`.
+    """
+    if not isinstance(given, Predictions):
+        return values
+    counts = known_counts(given, given.weights if weights is None else weights)
+    made = give_back(given, values, fitted_rows)
+    if given.provenance is None:
+        return made
+    about = fitted_rows.mark(given.provenance.pooled(counts))
+    return made.replace(provenance=about)
 
 
 def give_back_members(

@@ -14,7 +14,7 @@ from ensjax.combine.calibration.fitting import (
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs
-from ensjax.combine.rules.pool import give_back
+from ensjax.combine.rules.pool import give_back_pool
 from ensjax.combine.rules.vote import accuracy_weights
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
@@ -57,7 +57,8 @@ class WeightedVote:
         """
         if isinstance(logits, Predictions):
             self.fitted_rows.check_test(logits.provenance)
-        return give_back(logits, mean_probs(logits, self.weights), self.fitted_rows)
+        pooled = mean_probs(logits, self.weights)
+        return give_back_pool(logits, pooled, self.fitted_rows, self.weights)
 
 
 def fit_accuracy_vote(
@@ -121,7 +122,9 @@ def _measure(logits, labels, mask, sample_weight):
             "a weighted vote has one weight for each member, so masks must be [member];"
             f" got shape {predictions.mask.shape}."
         )
-    fitted_rows = check_predictions("the weighted vote", predictions)
+    fitted_rows = check_predictions(
+        "the weighted vote", predictions, row_weight=sample_weight
+    )
     said, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
     check_some_count("the weighted vote", covered_weight(predictions, weight[0]))
     accuracy = weighted_mean(is_correct(said, labels), weight)
