@@ -177,12 +177,12 @@ def paired_bootstrap(
         >>> result = scores.paired_bootstrap(jax.random.key(0), gain, len(labels))
     """
     _check_confidence(confidence)
-    draws = _draw_metric(
+    estimate, draws = _draw_metric(
         key, metric, num_rows, groups, num_groups, num_resamples, block
     )
     tail = (1 - confidence) / 2
     ends = jnp.nanquantile(draws, jnp.asarray([tail, 1 - tail]), axis=0)
-    return Interval(metric(jnp.ones(num_rows)), ends[0], ends[1])
+    return Interval(estimate, ends[0], ends[1])
 
 
 def probability_better(
@@ -208,7 +208,7 @@ def probability_better(
     Returns:
         `[...]` (0-1); resamples on which the difference is NaN are left out.
     """
-    draws = _draw_metric(
+    _, draws = _draw_metric(
         key, difference, num_rows, groups, num_groups, num_resamples, block
     )
     return jnp.nanmean(jnp.where(jnp.isnan(draws), jnp.nan, _wins(draws)), axis=0)
@@ -252,7 +252,7 @@ def _wins(differences):
 
 
 def _draw_metric(key, metric, num_rows, groups, num_groups, num_resamples, block):
-    """The metric on every resample, `[resample, ...]`."""
+    """The metric of the rows as they are, and on every resample `[resample, ...]`."""
     for name, value in (("num_rows", num_rows), ("num_resamples", num_resamples)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}.")
@@ -262,13 +262,20 @@ def _draw_metric(key, metric, num_rows, groups, num_groups, num_resamples, block
         raise ValueError(f"groups must be [{num_rows}]; got {np.shape(groups)}.")
     num_units = num_rows if groups is None else num_groups
 
-    def resampled(key):
-        drawn = jax.random.randint(key, (num_units,), 0, num_units)
+    def resampled(number):
+        drawn = jax.random.randint(keys[number], (num_units,), 0, num_units)
         counts = jax.ops.segment_sum(jnp.ones(num_units), drawn, num_segments=num_units)
-        return metric(counts if groups is None else counts[jnp.asarray(groups)])
+        counts = counts if groups is None else counts[jnp.asarray(groups)]
+        return metric(jnp.where(number == num_resamples, 1.0, counts))
 
+    # The rows as they are come last, so that `metric` is in one program; blocks of one
+    # size leave no rest, which would be another one.
     keys = jax.random.split(key, num_resamples)
-    return jax.lax.map(resampled, keys, batch_size=min(block, num_resamples))
+    num_blocks = -(-(num_resamples + 1) // block)
+    size = -(-(num_resamples + 1) // num_blocks)
+    numbers = jnp.minimum(jnp.arange(num_blocks * size), num_resamples)
+    found = jax.lax.map(resampled, numbers, batch_size=size)
+    return found[num_resamples], found[:num_resamples]
 
 
 def _check_confidence(confidence):

@@ -50,21 +50,25 @@ def kept_rows(rows, arrays):
     """
     num_rows = len(rows.weight)
     for name, values in arrays.items():
-        if jnp.shape(values)[:1] != (num_rows,):
+        if np.shape(values)[:1] != (num_rows,):
             raise ValueError(
                 f"{name} must be [batch] = [{num_rows}, ...]; got shape"
-                f" {jnp.shape(values)}."
+                f" {np.shape(values)}."
             )
     at = np.flatnonzero(np.asarray(rows.weight) != 0)
     if not len(at):
         raise ValueError("No row counts: all have weight 0.")
     if len(at) == num_rows:
         return rows, list(arrays.values())
-    left = rows._replace(weight=rows.weight[at])
+    left = rows._replace(weight=np.asarray(rows.weight)[at])
     if rows.groups is not None:
         names, groups = np.unique(rows.groups[at], return_inverse=True)
         left = left._replace(groups=groups, num_groups=len(names))
-    return left, [jnp.asarray(values)[at] for values in arrays.values()]
+    return left, [values[at] for values in map(_indexed, arrays.values())]
+
+
+def _indexed(values):
+    return values if isinstance(values, jax.Array) else np.asarray(values)
 
 
 def score_systems(
@@ -87,25 +91,24 @@ def score_systems(
         raise ValueError("No member counts: all are masked or have weight 0.")
     (truth,) = truth
     arrays = {
-        "predictions": jnp.swapaxes(members, 0, 1),
         "ensemble": ensemble,
-        "labels": jnp.asarray(truth),
+        "labels": truth,
         "counts": counts.T,
+        "rows": np.arange(len(rows.weight)),
     }
-    rows, (members, ensemble, truth, counts) = kept_rows(rows, arrays)
-    members, counts = jnp.swapaxes(members, 0, 1), jnp.asarray(counts).T
+    rows, (ensemble, truth, counts, at) = kept_rows(rows, arrays)
+    if len(at) < members.shape[1]:
+        members = members[:, at]
     # A member that is masked in some rows is scored on the others.
-    is_member = jnp.any(counts, axis=1)
-    num_members = len(members)
-    chosen = best.index(np.asarray(is_member))
+    is_member = np.asarray(counts).any(axis=0)
+    num_members, chosen = len(is_member), best.index(is_member)
 
     def systems_of(members, ensemble, truth, counts):
+        counts = counts.T
         best_rows = oracle(members, truth, counts)
         systems = jnp.concatenate([members, ensemble[None], best_rows[None]])
         share = jnp.concatenate([counts * 1.0, jnp.ones((2, counts.shape[1]))])
         return systems, share
-
-    systems, share = jax.jit(systems_of)(members, ensemble, truth, counts)
 
     def scores_of(weight, systems, truth, share):
         found = {}
@@ -119,22 +122,17 @@ def score_systems(
             found[name] = own
         return found
 
-    own_values = jax.jit(scores_of)(rows.weight, systems, truth, share)
-    # Resamples are of one member, not of the best of each.
-    index = {
-        name: best_member(
-            name, own[:num_members], is_member, name in best.larger_is_better
-        )
-        if chosen is None
-        else jnp.asarray(chosen)
-        for name, own in own_values.items()
-    }
+    def index_of(name, own):
+        if chosen is not None:
+            return jnp.asarray(chosen)
+        larger = name in best.larger_is_better
+        return best_member(name, own[:num_members], is_member, larger)
 
-    def numbers(own_values):
+    def numbers(own_values, index):
         found = {}
         for name, own in own_values.items():
             own, value, bound = own[:num_members], own[-2], own[-1]
-            mean = jnp.sum(jnp.where(is_member, own, 0.0)) / jnp.sum(is_member)
+            mean = jnp.sum(jnp.where(is_member, own, 0.0)) / is_member.sum()
             found[name] = value
             found[f"{name}_mean_member"] = mean
             found[f"{name}_best_member"] = own[index[name]]
@@ -142,21 +140,31 @@ def score_systems(
             found[f"{name}_gain"] = value - mean
         return found
 
+    @jax.jit
+    def of_the_rows(weight, members, ensemble, truth, counts):
+        systems, share = systems_of(members, ensemble, truth, counts)
+        own_values = scores_of(weight, systems, truth, share)
+        index = {name: index_of(name, own) for name, own in own_values.items()}
+        return own_values, index, numbers(own_values, index), (systems, truth, share)
+
+    own_values, index, found, given = of_the_rows(
+        rows.weight, members, ensemble, truth, counts
+    )
+    # Resamples are of one member, not of the best of each.
     result = score_one(
-        lambda weight, *arrays: numbers(scores_of(weight, *arrays)),
+        lambda weight, *arrays: numbers(scores_of(weight, *arrays), index),
         None,
         rows,
         bootstrap,
-        numbers(own_values),
-        (systems, truth, share),
+        found,
+        given,
     )
     num_rows = result.pop("num_rows")
-    kept = np.asarray(is_member)
-    for name, own in own_values.items():
+    for name in functions:
+        own = np.asarray(own_values[name])[:num_members]
         result[f"{name}_best_index"] = int(index[name])
         result[f"{name}_members"] = [
-            float(x) if keep else None
-            for x, keep in zip(own[:num_members], kept, strict=True)
+            float(x) if keep else None for x, keep in zip(own, is_member, strict=True)
         ]
     return result | {"num_members": int(is_member.sum()), "num_rows": num_rows}
 

@@ -23,14 +23,33 @@ def case():
     return jnp.asarray(logits, jnp.float32), labels
 
 
+def one_system(probs, labels, share):
+    """The scores of one system in float64; `share` are weights that sum to 1."""
+    right, confidence = probs.argmax(axis=1) == labels, probs.max(axis=1)
+    bins = np.ceil(confidence * 15)
+    order = np.argsort(-confidence)
+    risk = np.cumsum((share * ~right)[order]) / np.cumsum(share[order])
+    gaps = share * (right - confidence)
+    return {
+        "nll": -share @ np.log(probs[np.arange(len(labels)), labels]),
+        "accuracy": share @ right,
+        "brier": share @ ((probs - np.eye(CLASSES)[labels]) ** 2).sum(axis=1),
+        "ece": sum(abs(gaps[bins == b].sum()) for b in np.unique(bins)),
+        "aurc": share[order] @ risk,
+    }
+
+
 def test_values_are_those_of_the_scores(case):
     logits, labels = case
     weight = np.random.default_rng(1).uniform(size=ROWS)
     found = scores.evaluate(logits, labels, sample_weight=weight)
-    together = jnp.concatenate([logits, predictive_log_probs(logits)[None]])
+    probs = np.exp(log_softmax(np.asarray(logits, float), axis=-1))
+    probs = np.concatenate([probs, probs.mean(axis=0, keepdims=True)])
+    share = weight / weight.sum()
+    expected = [one_system(system, labels, share) for system in probs]
     for name in ("nll", "accuracy", "brier", "ece", "aurc"):
-        every = getattr(scores, name)(together, labels, sample_weight=weight)
-        own, value = every[:-1], every[-1]
+        *own, value = (system[name] for system in expected)
+        own = np.array(own)
         assert found[name] == pytest.approx(float(value), abs=1e-6)
         assert found[f"{name}_mean_member"] == pytest.approx(
             float(own.mean()), abs=1e-6
