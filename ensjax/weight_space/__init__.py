@@ -1,0 +1,1 @@
+"""Mixtures, soups, merges, alignment and barriers: ensembles in weight space."""
