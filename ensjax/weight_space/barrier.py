@@ -50,7 +50,8 @@ def barrier(losses: jax.Array, alphas: jax.Array | None = None) -> jax.Array:
             f"alphas must go from 0 to 1; got {alphas[0]} to {alphas[-1]}."
         )
     alphas = jnp.asarray(alphas, losses.dtype)
-    line = (1 - alphas) * losses[..., :1] + alphas * losses[..., -1:]
+    ends = jnp.stack([losses[..., 0], losses[..., -1]], axis=-1)
+    line = jnp.tensordot(ends, jnp.stack([1 - alphas, alphas]), axes=1)
     return jnp.max(losses - line, axis=-1)
 
 

@@ -121,7 +121,7 @@ def with_statistics(graph: NnxGraph, state: Any, batches: Any) -> Any:
     model = graph.merge(state, train=False)
     for norm, (means, variances) in zip(_norms(model), each, strict=True):
         mean = jnp.mean(means, axis=0)
-        between = jnp.mean(jnp.square(means - mean), axis=0)
+        between = jnp.mean(jnp.square(means - mean[None]), axis=0)
         norm.mean[...] = mean
         norm.var[...] = jnp.mean(variances, axis=0) + between
     return {"params": state["params"], "rest": graph.rest(model)}
