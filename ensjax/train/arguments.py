@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -173,6 +173,32 @@ def check_evaluation(
         raise ValueError(
             f"evaluation_batch_size must be at least 1; got {evaluation_batch_size}."
         )
+
+
+def check_averages(averages: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """Names and averages of the weights along training, in order.
+
+    Raises:
+        TypeError: if they are no mapping, or one is not a hashable object with `init`
+            and `update`.
+    """
+    if averages is None:
+        return ()
+    if not isinstance(averages, Mapping):
+        raise TypeError(
+            "averages is a dict of names and averages, such as"
+            f' {{"ema": ensjax.weight_space.EMA(0.99)}}; got {averages!r}.'
+        )
+    for name, own in averages.items():
+        has_both = callable(getattr(own, "init", None)) and callable(
+            getattr(own, "update", None)
+        )
+        if not has_both or isinstance(own, type):
+            raise TypeError(
+                f"averages[{name!r}] must have init(params) and update(state, params),"
+                f" as ensjax.weight_space.EMA(0.99) has; got {own!r}."
+            )
+    return tuple(averages.items())
 
 
 def check_labels(

@@ -25,15 +25,28 @@ from ensjax.weight_space.row_scores import ROW_SCORES
 from ensjax.weight_space.soups import Soup, greedy_soup, uniform_soup
 from ensjax.weight_space.statistics import recompute_statistics
 from ensjax.weight_space.sweep import Sweep, sweep
+from ensjax.weight_space.trajectory import (
+    EMA,
+    LAWA,
+    SWA,
+    SWAG,
+    averaged,
+    swag_members,
+)
 
 __all__ = [
     "Connectivity",
+    "EMA",
+    "LAWA",
     "LearnedSoup",
     "Plane",
     "ROW_SCORES",
+    "SWA",
+    "SWAG",
     "Soup",
     "Sweep",
     "alpha_path",
+    "averaged",
     "barrier",
     "connectivity",
     "greedy_soup",
@@ -46,6 +59,7 @@ __all__ = [
     "recompute_statistics",
     "simplex_draws",
     "simplex_grid",
+    "swag_members",
     "sweep",
     "uniform_soup",
 ]
