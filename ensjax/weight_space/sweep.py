@@ -18,7 +18,7 @@ import numpy as np
 from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
-from ensjax.mapping import map_local, members_at_once, mesh_program
+from ensjax.mapping import map_local, mesh_program
 from ensjax.members import pad_members
 from ensjax.weight_space.mix import (
     Rows,
@@ -97,8 +97,8 @@ def sweep(
             measured before it is scored; without, they are mixed as weights are.
         per_row: whether to return scores of rows too.
         batch_size: rows at a time.
-        block: mixtures of a device that exist at once; "auto" takes at most 16, by the
-            rule of `map_members`.
+        block: mixtures of a device that exist and are scored at once. With "auto" 16
+            exist, and the rule of `map_members` says how many are scored at once.
         evaluate: instead of datasets, a function of one mixture's weights (leaves
             `[...]`, on the host) that returns numbers by name, such as one that loads
             them into a PyTorch model. It is called once for each mixture.
@@ -184,7 +184,8 @@ class _Sweep:
         devices = mesh.shape["member"]
         members = matrices[0].shape[1]
         rows = math.ceil(members / devices) * devices
-        size = self._at_once(mesh, state, datasets)
+        local = math.ceil(self.num_mixtures / devices)
+        size = min(MAX_AT_ONCE if self.block == "auto" else self.block, local)
         unit = size * devices
         mixtures = math.ceil(self.num_mixtures / unit) * unit
         matrices = [
@@ -193,36 +194,16 @@ class _Sweep:
         ]
         return pad_members(state, rows), matrices, keep, datasets, statistics
 
-    def _at_once(self, mesh, state, datasets):
-        local = math.ceil(self.num_mixtures / mesh.shape["member"])
-        if self.block != "auto":
-            return min(self.block, local)
-        shards = mesh.shape["data"]
-
-        def struct(shape, dtype):
-            return jax.ShapeDtypeStruct(shape, dtype)
-
-        count = min(local, MAX_AT_ONCE)
-        stacks = jax.tree.map(lambda x: struct((count, *x.shape[1:]), x.dtype), state)
-        batches = jax.tree.map(
-            lambda x: struct((x.shape[0], x.shape[1] // shards, *x.shape[2:]), x.dtype),
-            datasets,
-        )
-        one = functools.partial(_outputs_of_first, self.graph)
-        kinds = ("member", "shared")
-        return members_at_once(one, stacks, batches, kinds=kinds, blocks=Blocks())
-
     def local(self, state, matrices, keep, datasets, statistics):
         leaves, treedef = jax.tree.flatten(state)
         rows = local_rows(leaves, keep)
         dtypes = [leaf.dtype for leaf in leaves]
         one = _Evaluate(self.graph, self.scores, self.per_row)
-        size = matrices[0].shape[1] // jax.lax.axis_size("member")
         kinds = ("member", "shared", "shared")
 
         def run(block):
             mixed = local_mixtures(rows, block, places=self.places, dtypes=dtypes)
-            mapped = map_local(one, kinds=kinds, blocks=Blocks(size))
+            mapped = map_local(one, kinds=kinds, blocks=Blocks(self.block))
             return mapped(treedef.unflatten(mixed), datasets, statistics)
 
         found = {"weights": jax.lax.map(run, matrices)}
@@ -275,16 +256,6 @@ class _Sweep:
             jax.tree.map(functools.partial(flat, of_rows=False), values),
             jax.tree.map(functools.partial(flat, of_rows=True), rows),
         )
-
-
-def _outputs_of_first(graph, state, datasets):
-    """What the rule for blocks looks at: one mixture's outputs for every dataset."""
-    return [
-        graph.merge(state, train=False)(
-            jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), x)
-        )
-        for x, _, _ in datasets.values()
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
