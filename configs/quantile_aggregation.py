@@ -103,7 +103,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         config.base.num_trees, config.base.net_steps = 5, 40
         config.kinds = ("global_medium", "global_fine")
         config.two_regimes.kinds = ("global_fine", "local_medium")
-        config.two_regimes.num_train = 512
+        config.two_regimes.num_train = 0
+        config.base_counts = (1, 5)
         config.total_steps = config.log_every_steps = config.save_every_steps = 40
         config.evaluate_every_steps = 20
     if preset == "paper":

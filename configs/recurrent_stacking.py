@@ -4,9 +4,9 @@
 
 Clips of 8x8 digits that move as a whole (an attack) or bend (live), in four domains of
 noise and contrast; each domain is left out once. On 2 CPU cores: small takes 2 minutes
-of CPU time. Over its 2 seeds the members have HTER .132 (BiLSTM), .174 (GRU) and .128
-(LSTM) on unseen domains, the mean of their probabilities .125, the stack .121. The
-preset claims has not been run.
+of CPU time. Over the 8 seeds of claims the members have HTER .127 (BiLSTM), .171 (GRU)
+and .141 (LSTM) on unseen domains, the mean of their probabilities .125, the stack .118.
+Of all 48 frames in time the stack has HTER .030, of every second one .038.
 
 The preset `paper` needs features of licensed videos: see `data.path`.
 """
@@ -53,14 +53,17 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.block = "auto"  # or "all", or how many members run at once
 
     config.meta_l2 = 1.0  # ridge of the logistic meta-model
-    # The largest loss of HTER at which a skip still counts as "not worse".
+    # The largest loss of HTER at which a skip still counts as "no loss": one point of
+    # 100, whatever the runs give.
     config.skip_margin = 0.01
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
 
     if preset == "smoke":
         config.data.num_frames, config.frames, config.skips = 12, 4, (1, 3)
         config.data.num_train = config.data.num_dev = config.data.num_test = 30
-        config.hidden = (6, 6, 6)
+        config.architectures, config.hidden = ("bilstm", "gru"), (6, 6)
+        config.cells, config.bidirectional = ("lstm", "gru"), (True, False)
+        config.recurrent_init = ("he_normal", "he_normal")
         config.total_steps = config.steps_per_call = 20
         config.log_every_steps = config.save_every_steps = 20
     if preset == "paper":

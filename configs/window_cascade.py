@@ -41,7 +41,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         dict(num_validation=300, num_test=600, num_copies=10, noise_sigma=0.35)
     )
     if preset == "smoke":
-        config.data.num_copies = 1
+        config.data.num_copies, config.data.num_test = 1, 250
     config.widths = (8, 16, 32, 64, 128)  # of both hidden layers, rising
     if preset == "smoke":
         config.widths = (8, 32)
@@ -72,5 +72,5 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     # Which size the first table and its checks are of, and batches with a capacity.
     config.shown_size = 1 if preset == "smoke" else 3
     config.compared_size = 0 if preset == "smoke" else 2  # whose MACs claim c is of
-    config.capacity_batch_size = 300 if preset == "smoke" else 500
+    config.capacity_batch_size = 125 if preset == "smoke" else 500
     return config

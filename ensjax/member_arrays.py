@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 ABSTAIN = -1
+# Log-probabilities that differ by no more than this, in nats, are equal: rounding makes
+# those of a mixture differ by about 1e-6.
+TIE_TOLERANCE = 4e-6
 
 
 def log_probs(logits: jax.Array) -> jax.Array:
@@ -39,6 +42,9 @@ def log_probs(logits: jax.Array) -> jax.Array:
 def votes(logits: jax.Array) -> jax.Array:
     """The class each row puts first; the lowest index among equals.
 
+    Classes within `TIE_TOLERANCE` of the largest are equal to it, so that the order in
+    which a program adds up members decides nothing.
+
     Args:
         logits: logits or log-probabilities, `[..., class]`.
 
@@ -46,7 +52,8 @@ def votes(logits: jax.Array) -> jax.Array:
         `[...]`, int32. A row with a NaN votes for nothing: -1.
     """
     logits = jnp.asarray(logits)
-    choice = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    choice = jnp.argmax(logits >= peak - TIE_TOLERANCE, axis=-1).astype(jnp.int32)
     return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), ABSTAIN, choice)
 
 
@@ -73,6 +80,23 @@ def member_mask_and_weights(
             )
     weights = weights.astype(jnp.promote_types(weights.dtype, np.float32))
     return weights, mask.astype(bool)
+
+
+def counting_members(weights: jax.Array, mask: jax.Array) -> jax.Array:
+    """Which members count: those that are not masked and have a weight.
+
+    Args:
+        weights: `[member]` or `[member, batch]`.
+        mask: `[member]` or `[member, batch]`, bools.
+
+    Returns:
+        Bools `[member]`, or `[member, batch]` if one of both is.
+    """
+    if weights.ndim < mask.ndim:
+        weights = weights[:, None]
+    if mask.ndim < weights.ndim:
+        mask = mask[:, None]
+    return mask & (weights != 0)
 
 
 def normalize_weights(weights: jax.Array, mask: jax.Array) -> jax.Array:

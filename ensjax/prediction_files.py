@@ -8,9 +8,10 @@ A CSV file has one line per number, and its header says what the numbers are:
     member,row,value[,lower,upper]             points of one target
     member,row,level,value                     quantiles
 
-`scale`, a standard deviation, may stand among the last columns of points. Columns may
-come in any order. `row` is a row number or any text. Lines may come in any order, and
-what a member does not say of a row is masked.
+`scale`, a standard deviation, may stand among the last columns of points, and `seen`
+among those of all: 1 where the member was trained on the row, 0 where it was not, empty
+where that is unknown. Columns may come in any order. `row` is a row number or any text.
+Lines may come in any order, and what a member does not say of a row is masked.
 """
 
 import csv
@@ -29,6 +30,7 @@ from ensjax.provenance import Provenance
 
 _COLUMNS = ("member", "row", "class", "target", "level", "value")
 _OPTIONAL = ("lower", "upper", "scale")
+_SEEN = ("0", "1", "")
 _ARRAYS = ("values", "mask", "weights", *_OPTIONAL)
 _SUM_TOLERANCE = 1e-3  # rounding of printed probabilities
 
@@ -43,8 +45,9 @@ def save_predictions(
 
     Args:
         path: ends in `.npz` or `.csv`.
-        predictions: a CSV file holds no features, no weights but equal ones, no
-            provenance, and probabilities of logits.
+        predictions: a CSV file holds no features, no weights but equal ones,
+            probabilities of logits, and of the provenance the row numbers and which
+            rows members have seen: not the source, the part and the test rows.
         rows: `[batch]`, what the rows are called in a CSV file; None: the row numbers
             of the provenance, or 0, 1, ...
 
@@ -81,7 +84,8 @@ def load_predictions(
             among them are an error, targets are left out. None: in the order of their
             first line.
         source: names the origin of the row numbers; then the predictions of a CSV file
-            carry a `Provenance`.
+            carry a `Provenance`. What members have seen is unknown in a file without a
+            column `seen`; one with it needs a source.
         part: of the provenance.
         smallest: see `Predictions.from_probs`.
 
@@ -124,7 +128,7 @@ def _packed(predictions):
     }
     if provenance is not None:
         facts |= {"source": provenance.source, "part": provenance.part}
-        for name in ("rows", "seen", "test_rows"):
+        for name in ("rows", "seen", "test_rows", "known"):
             if getattr(provenance, name) is not None:
                 arrays[name] = getattr(provenance, name)
     return arrays | {"facts": np.asarray(json.dumps(facts))}
@@ -142,6 +146,7 @@ def _unpacked(path, arrays):
             facts.pop("part"),
             arrays.pop("seen", None),
             arrays.pop("test_rows", None),
+            arrays.pop("known", None),
         )
     for name in ("names", "columns", "levels"):
         facts[name] = None if facts[name] is None else tuple(facts[name])
@@ -179,6 +184,7 @@ def _lines(predictions, rows):
     what = {"points": "target", "quantiles": "level"}.get(kind, "class")
     has_columns = values.ndim == 3 or kind == "votes"
     labels = predictions.levels or predictions.columns
+    seen = _seen_as_text(predictions.provenance, (num_members, num_rows))
     if labels is None and has_columns:
         size = predictions.num_classes if kind == "votes" else values.shape[2]
         labels = tuple(range(size))
@@ -188,20 +194,31 @@ def _lines(predictions, rows):
         *([what] if has_columns else []),
         *([] if kind == "votes" else ["value"]),
         *more,
+        *([] if seen is None else ["seen"]),
     ]
     mask = np.asarray(predictions.mask)
     mask = np.broadcast_to(mask.reshape(num_members, -1), (num_members, num_rows))
     for member, row in np.argwhere(mask):
         start = [predictions.names[member], rows[row]]
+        last = [] if seen is None else [seen[member, row]]
         if kind == "votes":
             if values[member, row] != ABSTAIN:
-                yield [*start, labels[values[member, row]]]
+                yield [*start, labels[values[member, row]], *last]
             continue
         entries = [a[member, row].reshape(-1) for a in (values, *parts)]
         for place, numbers in enumerate(zip(*entries)):
             # repr of float64 is exact for float32 values.
             numbers = [repr(float(number)) for number in numbers]
-            yield [*start, *([labels[place]] if has_columns else []), *numbers]
+            column = [labels[place]] if has_columns else []
+            yield [*start, *column, *numbers, *last]
+
+
+def _seen_as_text(provenance, shape):
+    if provenance is None or provenance.seen is None:
+        return None
+    known = True if provenance.known is None else provenance.known[:, None]
+    text = np.where(provenance.seen, "1", np.where(known, "0", ""))
+    return np.broadcast_to(text, shape)
 
 
 class _Table:
@@ -212,7 +229,7 @@ class _Table:
         self.header = [name.strip() for name in next(reader, [])]
         self.kind, self.what = self._check_header()
         self.members, self.rows, self.columns = {}, {}, {}
-        self.numbers, self.lines, self.first = {}, {}, {}
+        self.numbers, self.lines, self.first, self.seen = {}, {}, {}, {}
         for cells in reader:
             if cells:
                 self._add(cells)
@@ -224,7 +241,7 @@ class _Table:
 
     def _check_header(self):
         header = self.header
-        known = (*_COLUMNS, *_OPTIONAL)
+        known = (*_COLUMNS, *_OPTIONAL, "seen")
         odd = [name for name in header if name not in known]
         twice = [name for name in header if header.count(name) > 1]
         lacking = [name for name in ("member", "row") if name not in header]
@@ -273,6 +290,11 @@ class _Table:
             column = self._number(line, "level", column)
             if not 0 < column < 1:
                 self.fail(line, f"level must lie between 0 and 1; got {column}.")
+        seen = cell.get("seen", "")
+        if seen not in _SEEN or self.seen.setdefault((member, row), seen) != seen:
+            self.fail(
+                line, f"seen must be 0, 1 or empty, once for a row; got {seen!r}."
+            )
         names = [n for n in ("value", *_OPTIONAL) if n in self.header]
         numbers = [self._number(line, name, cell[name]) for name in names]
         if self.kind == "log_probs" and not 0 <= numbers[0] <= 1 + _SUM_TOLERANCE:
@@ -332,7 +354,9 @@ class _Table:
                 raise ValueError(
                     f"{self.path}: provenance needs rows that are numbers; {error}."
                 ) from error
-            provenance = Provenance(source, numbers, part)
+            provenance = Provenance(source, numbers, part, *self._seen(members, rows))
+        elif "seen" in self.header:
+            self.fail(1, "seen is of rows of a source; name it with source=.")
         places = [
             {name: place for place, name in enumerate(names)}
             for names in (members, rows, columns)
@@ -371,6 +395,14 @@ class _Table:
         names = [n for n in ("value", *_OPTIONAL) if n in self.header]
         parts = {name: values[..., place] for place, name in enumerate(names)}
         return Predictions.from_points(parts.pop("value"), **parts, **told)
+
+    def _seen(self, members, rows):
+        """`seen`, nothing about test rows, and `known`, as in `Provenance`."""
+        if "seen" not in self.header:
+            return ()
+        text = [[self.seen.get((member, row)) for row in rows] for member in members]
+        text = np.asarray(text, object)
+        return text == "1", None, (text != "").all(axis=1)
 
     def _probabilities(self, values, rows, columns, smallest, told):
         mask, sums = told["mask"], values.sum(axis=2)

@@ -285,6 +285,13 @@ class Predictions:
         told = (weights, mask, names, provenance)
         return _predictions(cls, features, "features", 0, *told, columns)
 
+    def __array__(self, dtype=None, copy=None):
+        # NumPy would make an object array of it, which equals nothing.
+        raise TypeError(
+            f"predictions ({self.kind}) are no array; take .values, or what they know:"
+            " .probs, .votes, .points, .quantiles or .features."
+        )
+
     @property
     def num_members(self) -> int:
         """Number of members, masked ones included."""

@@ -4,6 +4,15 @@ What is fitted on predictions (a temperature, a meta-model, weights, a conformal
 threshold) is only worth something on rows that the members were not trained on, and is
 only tested on rows that it was not fitted on itself. Predictions that carry a
 `Provenance` make the fitting functions check both.
+
+What was fitted and is applied to `Predictions` gives `Predictions`, and has then seen
+the rows of its fit as well as those of its members: a second stage that is fitted on
+them, or a score (`scores.evaluate`), is refused. What is given arrays gives arrays,
+which say nothing of their rows.
+
+What is unknown is not checked, and stays unknown: predictions without a `Provenance`,
+and members of which it does not say what they have seen. Merged with others and
+combined they are still unknown, while what is known of the others still counts.
 """
 
 import dataclasses
@@ -26,9 +35,12 @@ class Provenance:
         rows: `[batch]`, the rows' numbers in the source, int64.
         part: what the rows are for: "train", "validation", "test", or another word.
             Nothing may be fitted on the part "test".
-        seen: `[member, batch]`, True where what made the prediction was trained on
-            this row; None: never. Out-of-fold predictions have seen none of theirs.
+        seen: `[member, batch]`, True where what made the prediction was trained or
+            fitted on this row; None: unknown. One member stands for all that are alike.
+            Out-of-fold predictions have seen none of theirs.
         test_rows: row numbers that are kept for the test; nothing may be fitted there.
+        known: `[member]`, as many as `seen` has, False for a member that may have seen
+            more than that; None: `seen` is all there is.
     """
 
     source: str
@@ -36,6 +48,7 @@ class Provenance:
     part: str = "validation"
     seen: np.ndarray | None = None
     test_rows: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     def __post_init__(self):
         if self.part != "test" and self.part.strip().lower() == "test":
@@ -57,6 +70,15 @@ class Provenance:
                     f" of shape {seen.shape}."
                 )
             object.__setattr__(self, "seen", seen)
+        if self.known is not None:
+            known = np.asarray(self.known)
+            expected = None if self.seen is None else self.seen.shape[:1]
+            if known.shape != expected or known.dtype != bool:
+                raise ValueError(
+                    f"known must be bools [member] = {expected}, as seen; got"
+                    f" {known.dtype} of shape {known.shape}."
+                )
+            object.__setattr__(self, "known", None if known.all() else known)
         if self.test_rows is not None:
             test = np.unique(np.asarray(self.test_rows, np.int64))
             object.__setattr__(self, "test_rows", test)
@@ -81,8 +103,7 @@ class Provenance:
         Raises:
             ValueError: if `rows` are not row numbers.
         """
-        if trained_on is None:
-            return cls(source, rows, part, None, test_rows)
+        trained_on = [] if trained_on is None else trained_on
         is_list = isinstance(trained_on, (list, tuple)) and not all(
             np.ndim(rows_of_one) == 0 for rows_of_one in trained_on
         )
@@ -92,16 +113,38 @@ class Provenance:
 
     def take(self, positions: np.ndarray, *, part: str | None = None) -> "Provenance":
         """Of the predictions at these positions along the batch."""
-        seen = None if self.seen is None else self.seen[:, positions]
-        part = self.part if part is None else part
-        return Provenance(self.source, self.rows[positions], part, seen, self.test_rows)
+        return dataclasses.replace(
+            self,
+            rows=self.rows[positions],
+            part=self.part if part is None else part,
+            seen=None if self.seen is None else self.seen[:, positions],
+        )
 
     def of_members(self, members: np.ndarray) -> "Provenance":
         """Of the predictions of these members, by their numbers."""
-        seen = self.seen
-        if seen is not None and len(seen) > 1:
-            seen = seen[members]
-        return Provenance(self.source, self.rows, self.part, seen, self.test_rows)
+        if self.seen is None or len(self.seen) == 1:
+            return self
+        known = None if self.known is None else self.known[members]
+        return dataclasses.replace(self, seen=self.seen[members], known=known)
+
+    def pooled(self, counts: np.ndarray | None = None) -> "Provenance":
+        """Of one prediction that is made of those of all members, or those that count.
+
+        Args:
+            counts: `[member]` or `[member, batch]` bools; None: all count.
+        """
+        if self.seen is None:
+            return self
+        seen = _where_counts(self.seen, counts)
+        known = self.known
+        if known is not None:
+            if counts is not None:
+                counts = np.asarray(counts, bool)
+                known = known | ~counts.reshape(len(counts), -1).any(axis=1)
+            known = known.all(keepdims=True)
+        return dataclasses.replace(
+            self, seen=seen.any(axis=0, keepdims=True), known=known
+        )
 
     def __repr__(self):
         return f"Provenance({self.part!r} rows of {self.source!r}, {len(self.rows)})"
@@ -109,7 +152,7 @@ class Provenance:
     def _digest(self):
         digest = self.__dict__.get("_cached_digest")
         if digest is None:
-            parts = (self.rows, self.seen, self.test_rows)
+            parts = (self.rows, self.seen, self.test_rows, self.known)
             text = repr((self.source, self.part, [p is None for p in parts])).encode()
             text += b"|".join(b"" if p is None else p.tobytes() for p in parts)
             digest = hashlib.sha256(text).hexdigest()
@@ -130,18 +173,20 @@ def merge_members(
     """Provenance of predictions of the same rows by the members of several sources.
 
     Args:
-        provenances: of each source; all None: unknown.
+        provenances: of each source; all None: unknown. What the members of one have
+            seen may be unknown, and stays so.
         counts: number of members of each.
 
     Raises:
-        ValueError: if only some are known, or they are not of the same rows and part.
+        ValueError: if only some have one, or they are not of the same rows and part.
     """
     if all(provenance is None for provenance in provenances):
         return None
     if any(provenance is None for provenance in provenances):
         raise ValueError(
             "the provenance of some predictions is unknown, of others known; give it"
-            " to all, or drop it with predictions.replace(provenance=None)."
+            " to all (Provenance(source, rows) where only the rows are known), or drop"
+            " it with predictions.replace(provenance=None)."
         )
     first = provenances[0]
     for other in provenances[1:]:
@@ -151,18 +196,30 @@ def merge_members(
                 f"predictions must be of the same rows in the same order; got {first!r}"
                 f" and {other!r}."
             )
-    seen = None
+    is_one = first.seen is None or len(first.seen) == 1
+    if is_one and all(other == first for other in provenances[1:]):
+        return first
+    seen = known = None
     if any(provenance.seen is not None for provenance in provenances):
+        pairs = list(zip(provenances, counts, strict=True))
         shapes = [(count, len(first.rows)) for count in counts]
         seen = np.concatenate(
             [
                 np.broadcast_to(False if p.seen is None else p.seen, shape)
-                for p, shape in zip(provenances, shapes, strict=True)
+                for (p, _), shape in zip(pairs, shapes)
+            ]
+        )
+        known = np.concatenate(
+            [
+                np.broadcast_to(
+                    p.seen is not None if p.known is None else p.known, count
+                )
+                for p, count in pairs
             ]
         )
     tests = [p.test_rows for p in provenances if p.test_rows is not None]
     tests = np.concatenate(tests) if tests else None
-    return Provenance(first.source, first.rows, first.part, seen, tests)
+    return Provenance(first.source, first.rows, first.part, seen, tests, known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +229,12 @@ class FittedRows:
     Attributes:
         what: such as "the temperature".
         provenance: of the rows; None: unknown, and nothing is checked.
+        others: of further rows, such as those that chose when to stop.
     """
 
     what: str
     provenance: Provenance | None = None
+    others: tuple[Provenance, ...] = ()
 
     def check_test(self, provenance: Provenance | None) -> None:
         """Raises `LeakageError` if test rows are among those that it was fitted on.
@@ -184,17 +243,45 @@ class FittedRows:
             provenance: of the predictions it is applied to. Only the part "test" is
                 checked; None: unknown.
         """
-        fitted = self.provenance
-        if fitted is None or provenance is None or provenance.part != "test":
+        if provenance is None or provenance.part != "test":
             return
-        if fitted.source == provenance.source:
-            overlap = np.intersect1d(fitted.rows, provenance.rows)
-            if overlap.size:
-                raise LeakageError(
-                    f"{self.what} was fitted on {_shown(overlap)} of"
-                    f" {fitted.source!r}, which are test rows here. Fit it on held-out"
-                    " rows and test on others."
-                )
+        overlap = self.overlap(provenance)
+        if overlap.size:
+            raise LeakageError(
+                f"{self.what} was fitted on {_shown(overlap)} of"
+                f" {provenance.source!r}, which are test rows here. Fit it on held-out"
+                " rows and test on others."
+            )
+
+    def overlap(self, provenance: Provenance) -> np.ndarray:
+        """Those of the rows, by number, that it is known to be fitted on."""
+        return np.unique(provenance.rows[self._is_fitted(provenance)])
+
+    def mark(self, provenance: Provenance | None) -> Provenance | None:
+        """The provenance of what it makes of predictions: it has seen its own rows too.
+
+        Args:
+            provenance: of the predictions that it is applied to, `Provenance.pooled`
+                where it makes one of all members; None: unknown.
+        """
+        if provenance is None:
+            return None
+        fitted = self._is_fitted(provenance)
+        seen = np.zeros((1, len(fitted)), bool)
+        known = provenance.known
+        if provenance.seen is not None:
+            seen = provenance.seen
+        if provenance.seen is None or self.provenance is None:
+            known = np.zeros(len(seen), bool)
+        return dataclasses.replace(provenance, seen=seen | fitted[None], known=known)
+
+    def _is_fitted(self, provenance):
+        """`[batch]`, True for the rows that it is known to be fitted on."""
+        fitted = np.zeros(len(provenance.rows), bool)
+        for own in (self.provenance, *self.others):
+            if own is not None and own.source == provenance.source:
+                fitted |= np.isin(provenance.rows, own.rows)
+        return fitted
 
 
 def check_fitting_rows(
@@ -231,23 +318,70 @@ def check_fitting_rows(
                 f"{what} cannot be fitted on {_shown(overlap)} of"
                 f" {provenance.source!r}, which are kept for the test."
             )
-    if provenance.seen is not None:
-        seen = provenance.seen
-        if counts is not None:
-            counts = np.asarray(counts, bool)
-            seen = seen & (counts if counts.ndim == 2 else counts[:, None])
-        if seen.any():
-            member = int(np.flatnonzero(seen.any(axis=1))[0])
-            rows = np.unique(provenance.rows[seen[member]])
-            name = repr(names[member]) if len(names) == len(seen) else str(member)
-            others = int(seen.any(axis=1).sum()) - 1
-            more = f" (and {others} more members)" if others else ""
-            raise LeakageError(
-                f"{what} cannot be fitted on {_shown(rows)} of {provenance.source!r}:"
-                f" member {name}{more} was trained on them. Use rows held out of"
-                " training, or out-of-fold predictions."
-            )
+    told = _told_of_seen(provenance, names, counts)
+    if told:
+        raise LeakageError(
+            f"{what} cannot be fitted on {told}. Use rows held out of training, or"
+            " out-of-fold predictions."
+        )
     return FittedRows(what, provenance)
+
+
+def check_scored_rows(
+    provenance: Provenance | None,
+    *,
+    names: Sequence[str] = (),
+    counts: np.ndarray | None = None,
+    allow_seen: bool = False,
+) -> None:
+    """Raises if a score would be of rows that its members have seen.
+
+    Args:
+        provenance: of the predictions; None: unknown, and nothing is checked.
+        names, counts: as for `check_fitting_rows`; rows without weight do not count.
+        allow_seen: whether the fit itself is looked at, so that nothing is checked.
+
+    Raises:
+        LeakageError: if a member that counts was trained or fitted on a row. Names the
+            member and the rows.
+    """
+    if provenance is None or allow_seen:
+        return
+    told = _told_of_seen(provenance, names, counts)
+    if told:
+        raise LeakageError(
+            f"a score cannot be of {told}. Score other rows, mask members where they"
+            " were trained (combine.out_of_bag_predictions), or look at the fit with"
+            " allow_seen=True."
+        )
+
+
+def _told_of_seen(provenance, names, counts):
+    """Which member has seen which rows, in words; None if none that counts has any."""
+    if provenance.seen is None:
+        return None
+    seen = _where_counts(provenance.seen, counts)
+    if not seen.any():
+        return None
+    member = int(np.flatnonzero(seen.any(axis=1))[0])
+    rows = np.unique(provenance.rows[seen[member]])
+    is_named = len(names) == len(seen) or (len(seen) == 1 and len(names) > 0)
+    name = repr(names[member]) if is_named else str(member)
+    others = int(seen.any(axis=1).sum())
+    others = max(others, len(names) if len(seen) == 1 else 0) - 1
+    more = f" (and {others} more members)" if others > 0 else ""
+    return (
+        f"{_shown(rows)} of {provenance.source!r}: member {name}{more} was trained on"
+        " them"
+    )
+
+
+def _where_counts(seen, counts):
+    """`seen`, False where a member does not count; `[member, batch]`."""
+    if counts is None:
+        return seen
+    counts = np.asarray(counts, bool)
+    return seen & (counts if counts.ndim == 2 else counts[:, None])
 
 
 def _shown(rows):

@@ -116,6 +116,8 @@ def run(config, run_dir):
     for name, table in tables.items():
         stages[f"train-{name}"] = _train_stage(config, run_dir, name, table)
         stages[f"peers-{name}"] = _peers_stage(config, table)
+    first = config.sets[0]
+    stages["alone"] = _alone_stage(config, first, tables[first])
     done = run_stages(run_dir, config, stages)
     results = measure(config, tables, done)
     scalars = verdicts.summarise(config, results)
@@ -129,6 +131,14 @@ def run(config, run_dir):
     )
 
 
+def training_job(config):
+    """The members of the first data set, all jobs of it in one stack."""
+    name = config.sets[0]
+    table = rows.load_table(config, name)
+    jobs, inner = all_jobs(config, table, name)
+    return training.make_job(config, table, jobs + inner)
+
+
 def all_jobs(config, table, name):
     """The jobs of a data set, and those of nested selection behind them."""
     jobs = rows.list_jobs(config, table, is_first=name == config.sets[0])
@@ -139,10 +149,7 @@ def _train_stage(config, run_dir, name, table):
     def compute(done):
         del done
         jobs, inner = all_jobs(config, table, name)
-        ensemble, log = training.train(
-            config,
-            table,
-            jobs + inner,
+        ensemble, log = training.make_job(config, table, jobs + inner).fit(
             checkpoint_dir=run_dir.checkpoints / f"train-{name}",
             save_every_steps=config.save_every_steps,
             logger=run_dir.logger(f"train-{name}"),
@@ -158,13 +165,40 @@ def _train_stage(config, run_dir, name, table):
     return compute
 
 
+def _alone_stage(config, name, table):
+    """How far members that are trained alone are from those of the stack.
+
+    In the stack's block, so that rounding is the same: after hundreds of steps of Adam
+    on absolute errors, the last bits have become tenths of the targets' deviation.
+    """
+
+    def compute(done):
+        jobs, inner = all_jobs(config, table, name)
+        job = training.make_job(config, table, jobs + inner)
+        points = done[f"train-{name}"]["points"]
+        differences = []
+        for place in (0, len(job.member_ids) - 1):
+            member, _ = job.select([job.member_ids[place]]).fit(progress=False)
+            own = ensjax.predict(
+                member, table.x, batch_size=512, block=training.block_of(config)
+            )
+            difference = np.abs(ensjax.mesh.fetch(own)[0] - points[place]).max()
+            differences.append(difference / table.y.std())
+        return {"differences": np.asarray(differences)}
+
+    return compute
+
+
 def _peers_stage(config, table):
     return lambda done: {"points": peers.predict(config, table)}
 
 
 def measure(config, tables, done) -> dict:
     """Every measured number, by seed."""
+    first = tables[config.sets[0]]
     results = {"sets": {}, "not_finite": 0}
+    results["split_sizes"] = rows.split_sizes(config, first)
+    results["alone"] = float(done["alone"]["differences"].max())
     for name, table in tables.items():
         stored = done[f"train-{name}"]
         jobs, inner = all_jobs(config, table, name)

@@ -157,6 +157,20 @@ def thinned_rows(config, table, seed) -> np.ndarray:
     return train[kept]
 
 
+def split_sizes(config, table) -> dict[str, tuple[int, int]]:
+    """Training and test rows of a seed: of "main", and of "shift" below the end.
+
+    An ensemble that trains on some of a split's training rows counts as one on all of
+    them: how often two seeds test on the same row depends on the split alone.
+    """
+    train, test = split_rows(config, table, 0)
+    parts = shift_rows(config, table, 0)
+    return {
+        "main": (len(train), len(test)),
+        "shift": (len(parts["train"]), len(parts["inside"])),
+    }
+
+
 def list_jobs(config, table, *, is_first) -> list[Job]:
     """All jobs of a data set, of all seeds, without those of nested selection.
 

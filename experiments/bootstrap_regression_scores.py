@@ -82,10 +82,10 @@ def fit_sigma_scales(config, table, jobs, points, weights) -> np.ndarray:
         moments = combine.out_of_bag_points(
             own[:, train], weight[:, train], ddof=config.ddof
         )
-        mean, std, number = (np.asarray(x) for x in moments)
+        mean, std, number = moments
         usable = (number > 1) & (std > 0)
-        ratio = (table.y[train] - mean)[usable] / std[usable]
-        found.append(np.sqrt(np.mean(ratio.astype(np.float64) ** 2)))
+        tau = combine.fit_sigma_scale(mean, std, table.y[train], sample_weight=usable)
+        found.append(float(tau.scale))
     return np.asarray(found)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-import ensjax
 from ensjax import data, losses, nn
 from ensjax.experiment.fields import load_beside
+from ensjax.train import TrainingJob
 
 rows = load_beside(__file__, "bootstrap_regression_rows")
 
@@ -85,59 +86,69 @@ def make_tx(hyper):
     return optax.adamw(hyper["learning_rate"], weight_decay=hyper["weight_decay"])
 
 
-def build_ensemble(config, table, jobs, mesh=None):
-    """All members of all jobs with their initial weights and statistics."""
-    make_model = functools.partial(
-        _make_model, num_features=table.x.shape[1], hidden=tuple(config.hidden)
+@dataclasses.dataclass(frozen=True)
+class BootstrapJob(TrainingJob):
+    """Members that begin with the statistics of their own training rows.
+
+    Attributes:
+        statistics: of `member_statistics`.
+    """
+
+    statistics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def ensemble(self, mesh=None):
+        """The members with their initial weights and statistics."""
+        ensemble = super().ensemble(mesh)
+        rest = nnx.from_flat_state(
+            [
+                (path, variable.replace(jnp.asarray(self.statistics[path[-1]])))
+                for path, variable in nnx.to_flat_state(ensemble.state["rest"])
+            ]
+        )
+        state = {**ensemble.state, "rest": rest}
+        return dataclasses.replace(ensemble, state=state).on_mesh(ensemble.mesh)
+
+    def select(self, member_ids):
+        """The same training of some of the members, by id."""
+        chosen = super().select(member_ids)
+        places = [self.member_ids.index(id_) for id_ in member_ids]
+        own = {name: values[places] for name, values in self.statistics.items()}
+        return dataclasses.replace(chosen, statistics=own)
+
+
+def make_job(config, table, jobs) -> BootstrapJob:
+    """The training of all members of all jobs, as one stack."""
+    repeat = [job.num_members for job in jobs]
+    return BootstrapJob(
+        make_model=functools.partial(
+            _make_model, num_features=table.x.shape[1], hidden=tuple(config.hidden)
+        ),
+        member_ids=tuple(np.concatenate([job.member_ids for job in jobs]).tolist()),
+        init_seed=config.seed,
+        data=(table.x, table.y),
+        hyper={
+            name: np.repeat(np.float32([getattr(job, name) for job in jobs]), repeat)
+            for name in ("learning_rate", "weight_decay")
+        },
+        mesh_sizes=config.mesh.to_dict(),
+        options=dict(
+            loss=losses.mean_absolute_error,
+            make_tx=make_tx,
+            steps=config.total_steps,
+            batch_size=config.rows_per_step or len(table.y),
+            seed=config.seed,
+            sampling="shared",
+            loss_weights=member_weights(config, table, jobs),
+            steps_per_call=config.steps_per_call,
+            log_every_steps=config.steps_per_call,
+            block=block_of(config),
+        ),
+        statistics=member_statistics(table, jobs),
     )
-    mesh = ensjax.make_mesh(**config.mesh.to_dict()) if mesh is None else mesh
-    ids = np.concatenate([job.member_ids for job in jobs])
-    ensemble = ensjax.Ensemble.init(
-        make_model, member_ids=ids, seed=config.seed, mesh=mesh
-    )
-    statistics = member_statistics(table, jobs)
-    rest = nnx.from_flat_state(
-        [
-            (path, variable.replace(jnp.asarray(statistics[path[-1]])))
-            for path, variable in nnx.to_flat_state(ensemble.state["rest"])
-        ]
-    )
-    state = {**ensemble.state, "rest": rest}
-    return dataclasses.replace(ensemble, state=state).on_mesh(mesh)
 
 
 def _make_model(rngs, *, num_features, hidden):
     return ScaledMLP(num_features, hidden, rngs=rngs)
-
-
-def train(config, table, jobs, **others):
-    """The trained ensemble, and for which step each member stopped being finite.
-
-    Args:
-        others: arguments of `fit` that change no number.
-    """
-    ensemble = build_ensemble(config, table, jobs)
-    repeat = [job.num_members for job in jobs]
-    hyper = {
-        name: np.repeat([getattr(job, name) for job in jobs], repeat)
-        for name in ("learning_rate", "weight_decay")
-    }
-    return ensjax.fit(
-        ensemble,
-        (table.x, table.y),
-        loss=losses.mean_absolute_error,
-        make_tx=make_tx,
-        hyper=hyper,
-        steps=config.total_steps,
-        batch_size=config.rows_per_step or len(table.y),
-        seed=config.seed,
-        sampling="shared",
-        loss_weights=member_weights(config, table, jobs),
-        steps_per_call=config.steps_per_call,
-        log_every_steps=config.steps_per_call,
-        block=block_of(config),
-        **others,
-    )
 
 
 def block_of(config):

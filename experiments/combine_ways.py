@@ -1,10 +1,12 @@
-"""Ways of `bench_combine`: the same scores by ensjax, NumPy, torch and scikit-learn.
+"""Ways of `bench_combine`: the same scores by ensjax and by what else there is.
 
 Every way takes logits `[member, row, class]` float32 and labels `[row]` and gives
-scores of the ensemble, of members (`name_members`) and of pairs. What others would
-write is written as well as we can: float32, without loops over rows, in blocks of rows
-that fit a cache. They break ties of confidence by the order of rows, and take
-`ceil(p * num_bins)` for the bin, which differ from ours in the last digits.
+scores of the ensemble, of members (`name_members`) and of pairs. "NumPy" and "torch"
+are written as well as we can: float32, without loops over rows, in blocks of rows that
+fit a cache. "NumPy plain", "scikit-learn" and "torchmetrics" are what people write: a
+score of a whole array after the other. Others break ties of confidence by the order of
+rows, and take `ceil(p * num_bins)` for the bin, which differ from ours in the last
+digits.
 """
 
 import concurrent.futures
@@ -18,7 +20,11 @@ import numpy as np
 from ensjax.experiment.configs import load_module
 
 shared = load_module(Path(__file__).with_name("combine_scores.py"), "bench")
+plain_way = load_module(Path(__file__).with_name("combine_plain.py"), "bench")
 torch_way = load_module(Path(__file__).with_name("combine_torch.py"), "bench")
+torchmetrics_way = load_module(
+    Path(__file__).with_name("combine_torchmetrics.py"), "bench"
+)
 NUM_BINS, TOP_K = shared.NUM_BINS, shared.TOP_K
 COVERAGE, RISK = shared.COVERAGE, shared.RISK
 BLOCK = 32
@@ -248,6 +254,9 @@ WAYS = {
     "NumPy": with_numpy,
     "NumPy threads": lambda x, y: with_numpy(x, y, num_threads=os.cpu_count() or 1),
     "torch": torch_way.with_torch,
+    "NumPy plain": plain_way.with_plain_numpy,
     "scikit-learn": with_sklearn,
+    "torchmetrics": torchmetrics_way.with_torchmetrics,
 }
-PARTIAL = ("scikit-learn",)  # gives some of the scores
+PARTIAL = ("scikit-learn", "torchmetrics")  # give some of the scores
+USUAL = "NumPy plain"  # all scores, as they are usually written

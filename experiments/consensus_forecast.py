@@ -3,14 +3,16 @@
 Collects the forecasts of scikit-learn's estimators (or the challenge's submissions),
 breaks a share of them, combines, scores, ranks, and ends in claims and figures. Of the
 files `consensus_forecast_*.py`, `entries` forecasts, `tadpole` reads the challenge's
-files, `scores` measures, `claims` judges and `figures` draws.
+files, `scores` measures (`loops` checks that), `claims` judges and `figures` draws.
 """
 
+import functools
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from ensjax.data import bootstrap_counts
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
@@ -19,6 +21,7 @@ from ensjax.members import member_key
 entries = load_beside(__file__, "consensus_forecast_entries")
 tadpole = load_beside(__file__, "consensus_forecast_tadpole")
 measures = load_beside(__file__, "consensus_forecast_scores")
+loops = load_beside(__file__, "consensus_forecast_loops")
 verdicts = load_beside(__file__, "consensus_forecast_claims")
 figures = load_beside(__file__, "consensus_forecast_figures")
 
@@ -98,6 +101,7 @@ def run(config, run_dir):
                 config, entries.forecast_study, config.simulation.num_seeds
             ),
             "bootstrap": lambda done: _bootstrap(config, done["simulated"]),
+            "definitions": lambda _: _compare_definitions(config),
         }
     done = run_stages(run_dir, config, stages)
     results = measure(config, done)
@@ -127,6 +131,7 @@ def measure(config, done):
     results["names"] = {name: task["names"] for name, task in tasks.items()}
     results["bootstrap"] = done.get("bootstrap")
     results["left_out"] = done.get("tadpole", {}).get("left_out", ())
+    results["definitions"] = done.get("definitions")
     for name, task in tasks.items():
         for condition in ("clean", "broken"):
             if condition == "broken" and config.data == "tadpole":
@@ -182,6 +187,12 @@ def _score(config, task):
     return {name: np.asarray(scored[name], np.float64) for name in task["metrics"]}
 
 
+def _compare_definitions(config):
+    """The largest distance of each metric from its loop, with and without ties."""
+    found = [loops.distances(config.seed + t, ties=bool(t)) for t in (0, 1)]
+    return {name: np.max([f[name] for f in found]) for name in found[0]}
+
+
 def _broken(config, task):
     """The task with a share of its entries broken, others in every seed."""
     parts = []
@@ -225,12 +236,12 @@ def _bootstrap(config, study):
         for place, (name, _) in enumerate(entries.STUDY_ENTRIES)
         if name == "constant"
     )
+    num_seeds, num_people = study["targets"].shape
+    draw = jax.vmap(functools.partial(bootstrap_counts, num_examples=num_people))
     found = []
-    for seed in range(len(study["targets"])):
+    for seed in range(num_seeds):
         key = member_key(config.seed, "bootstrap", seed)
-        counts = measures.bootstrap_counts(
-            key, config.num_resamples, study["targets"].shape[1]
-        )
+        counts = draw(jax.random.split(key, config.num_resamples))
         errors = [
             np.abs(study[f"{name}_points"][seed] - study[f"{name}_targets"][seed])
             for name in ("ventricles", "score")

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import rankdata
 
 from ensjax import combine, scores
 from ensjax.predictions import Predictions
@@ -104,15 +105,23 @@ def ranks(values, *, higher_is_better):
     return 1 + (members[..., None, :] < values[..., :, None]).sum(-1)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def bootstrap_counts(key, num_resamples, num_people):
-    """How often each person is drawn, `[resample, person]`, for all entries alike."""
+def ranks_among_all(values, *, higher_is_better):
+    """The same among members and consensuses together, `[..., entry]`."""
+    values = np.asarray(values, np.float64)
+    values = -values if higher_is_better else values
+    return 1 + (values[..., None, :] < values[..., :, None]).sum(-1)
 
-    def one(key):
-        drawn = jax.random.randint(key, (num_people,), 0, num_people)
-        return jnp.zeros(num_people).at[drawn].add(1.0)
 
-    return jax.lax.map(one, jax.random.split(key, num_resamples), batch_size=64)
+def overall_ranks(by_outcome):
+    """The challenge's rank over outcomes: that of the sum of the ranks, mid-ranks.
+
+    Args:
+        by_outcome: ranks among all of each outcome, `[outcome, seed, entry]`.
+
+    Returns:
+        `[seed, entry]`.
+    """
+    return rankdata(np.sum(by_outcome, axis=0), axis=-1)
 
 
 @jax.jit

@@ -1,8 +1,9 @@
 """Figures and tables of `feature_fusion.py`."""
 
+import functools
+
 import numpy as np
 
-from ensjax.experiment import student_interval
 from ensjax.experiment.claims import MIN_SEEDS
 from ensjax.experiment.fields import load_beside
 from ensjax.plot import metric_dots
@@ -32,12 +33,13 @@ def add_tables(run_dir, config, results):
 def add_figures(run_dir, config, results):
     """Systems of each task, gains of the gate, schedules, and the gate's weights."""
     seeds = f"{config.num_seeds} seeds"
-    seeds += " with 95 % intervals" if config.num_seeds >= MIN_SEEDS else ""
+    if config.num_seeds >= MIN_SEEDS:
+        seeds += " with 95 % intervals (of digits for seeds that share rows)"
     for task, by_condition in results["tasks"].items():
         for condition, systems in by_condition.items():
             run_dir.add_figure(
                 f"{task}_{condition}",
-                _systems(config, systems, f"{task}, {condition}"),
+                _systems(config, systems, task, condition),
                 f"Accuracy and NLL on test rows of {task}, {condition}: means over"
                 f" {seeds}.",
             )
@@ -46,29 +48,34 @@ def add_figures(run_dir, config, results):
         _gains(config, results),
         f"Accuracy of the gate minus that of others, by task: means over {seeds}.",
     )
-    run_dir.add_figure(
-        "schedules",
-        _schedules(results),
-        "The gate over frozen members, and trained jointly or in turns with them, at"
-        f" equal gradient steps: means over {seeds}.",
-    )
+    if config.schedules:
+        run_dir.add_figure(
+            "schedules",
+            _schedules(config, results),
+            "The gate over frozen members, and trained jointly or in turns with them,"
+            f" at equal gradient steps: means over {seeds}.",
+        )
     if results["gate"] is not None:
         run_dir.add_figure(
             "gate",
-            metric_dots(
-                {
-                    "Mean weight of a view": {
-                        f"{name} view": _interval(results["gate"][name])
-                        for name in ("clean", "corrupted")
-                    }
-                }
-            ),
+            _gate(config, results["gate"]),
             f"What the gate gives a view that is noise and one that is not: means over"
             f" {seeds}.",
         )
 
 
-def _systems(config, systems, title):
+def _gate(config, gate):
+    interval = functools.partial(_interval, config, config.tasks[0])
+    names = ("clean", "corrupted")
+    fig = metric_dots(
+        {"Mean weight of a view": {f"{n} view": interval(gate[n]) for n in names}}
+    )
+    ax = fig.axes[0]
+    ax.set_xlim(0, 1.15 * ax.dataLim.x1)  # a share
+    return fig
+
+
+def _systems(config, systems, task, condition):
     order = [measures.MEAN, *verdicts.RIVALS, measures.GEOMETRIC, measures.CONVEX]
     order += [measures.STACK_LOGS, *config.fusions]
     order = list(dict.fromkeys(order))
@@ -78,11 +85,11 @@ def _systems(config, systems, title):
         ("nll", "NLL (nats, better lower)"),
     ):
         panels[label] = {
-            name: _interval(systems[name][metric])
+            name: _interval(config, task, systems[name][metric])
             for name in order
             if np.isfinite(systems[name][metric]).all()
         }
-    return metric_dots(panels, title=title)
+    return metric_dots(panels, title=f"{task}, {condition}")
 
 
 def _gains(config, results):
@@ -101,7 +108,7 @@ def _gains(config, results):
             place = row + 0.16 * (i - (len(rivals) - 1) / 2)
             label = f"minus {rival}" if row == 0 else None
             ax.plot(gain.mean(), place, "o", color=PALETTE[i], ms=6, label=label)
-            interval = _interval(gain)
+            interval = _interval(config, task, gain)
             if isinstance(interval, tuple):
                 ax.hlines(place, *interval[1:], color=PALETTE[i], lw=2, alpha=0.6)
     ax.axvline(0, color=GREY, lw=1)
@@ -118,25 +125,26 @@ def _gains(config, results):
     return fig
 
 
-def _schedules(results):
+def _schedules(config, results):
     schedules = next(iter(results["schedules"].values()))
+    interval = functools.partial(_interval, config, config.tasks[0])
     return metric_dots(
         {
             "Accuracy (better higher)": {
-                s: _interval(m["accuracy"]) for s, m in schedules.items()
+                s: interval(m["accuracy"]) for s, m in schedules.items()
             },
             "NLL (nats, better lower)": {
-                s: _interval(m["nll"]) for s, m in schedules.items()
+                s: interval(m["nll"]) for s, m in schedules.items()
             },
             "Disagreement of members": {
-                s: _interval(v) for s, v in results["disagreement"].items()
+                s: interval(v) for s, v in results["disagreement"].items()
             },
         }
     )
 
 
-def _interval(values):
+def _interval(config, task, values):
     """The mean with its interval; of fewer than five seeds, which say little, alone."""
     if len(values) < MIN_SEEDS:
         return float(values.mean())
-    return (values.mean(), *student_interval([float(v) for v in values]))
+    return (values.mean(), *verdicts.interval_of(config, task, values))

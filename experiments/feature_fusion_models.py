@@ -11,9 +11,13 @@ from flax import nnx
 
 from ensjax import combine
 from ensjax.combine.learned.fusion import FUSIONS
+from ensjax.experiment import ConfigError
 from ensjax.train.losses import label_log_probs
 
 SCHEDULES = ("joint", "alternating")
+NUM_VIEWS = 3
+EXPERTS = "experts"  # a gate over the members' probabilities, not their features
+KINDS = (*FUSIONS, EXPERTS)
 
 
 class ViewNet(nnx.Module):
@@ -32,15 +36,44 @@ class ViewNet(nnx.Module):
         return self.features_and_logits(x)[1]
 
 
+class Job(nnx.Variable):
+    """Which job's rows choose a member's step; it is not trained."""
+
+
+class RowFusion(nnx.Module):
+    """A fusion of what frozen members say of a row: `(features, logits)`.
+
+    Of "experts" the fusion's weights mix the members' probabilities, and its head is
+    not used.
+    """
+
+    def __init__(self, config, kind, form, num_classes, *, rngs):
+        self.kind = kind
+        name = "gated" if kind == EXPERTS else kind
+        self.fusion = build_fusion(config, name, form, NUM_VIEWS, num_classes, rngs)
+        self.job = Job(jnp.zeros((), jnp.int32))
+
+    def logits_and_weights(self, x):
+        """Fused logits `[batch, class]` and weights `[batch, member]`."""
+        features, logits = x
+        if self.kind != EXPERTS:
+            return self.fusion.logits_and_weights(features)
+        weights = self.fusion.weights(features)
+        return combine.mix_experts(jnp.moveaxis(logits, 1, 0), weights), weights
+
+
 class FusedNet(nnx.Module):
     """Members and a gated fusion of their features, to be trained together."""
 
-    def __init__(self, config, widths, num_classes, *, rngs):
+    def __init__(self, config, form, widths, num_classes, *, rngs):
         self.members = nnx.List(
             ViewNet(width, config.hidden, config.features, num_classes, rngs=rngs)
             for width in widths
         )
-        self.fusion = build_fusion(config, "gated", len(widths), num_classes, rngs)
+        self.fusion = build_fusion(
+            config, "gated", form, len(widths), num_classes, rngs
+        )
+        self.job = Job(jnp.zeros((), jnp.int32))
 
     def all_outputs(self, views):
         """Fused logits, gate weights, members' logits `[member, batch, class]`."""
@@ -49,10 +82,20 @@ class FusedNet(nnx.Module):
         )
         return (*self.fusion.logits_and_weights(features), jnp.stack(logits))
 
+    def logits_and_weights(self, views):
+        """Fused logits and gate weights."""
+        return self.all_outputs(views)[:2]
 
-def build_fusion(config, kind, num_views, num_classes, rngs):
+
+def forms(config, kind) -> tuple[str, ...]:
+    """The forms in which a kind is trained; the choice rows choose one."""
+    return tuple(config.gate_forms) if kind in ("gated", EXPERTS) else ("",)
+
+
+def build_fusion(config, kind, form, num_views, num_classes, rngs):
     """A fusion of `num_views` members' features."""
     options = {"num_heads": config.num_heads} if kind == "attention" else {}
+    options |= {"form": form} if kind == "gated" else {}
     return FUSIONS[kind](
         widths=(config.features,) * num_views,
         dim=config.dim,
@@ -60,6 +103,19 @@ def build_fusion(config, kind, num_views, num_classes, rngs):
         rngs=rngs,
         **options,
     )
+
+
+def members_at_once(config):
+    """`config.block` as the engine takes it: "auto", None (all) or an integer."""
+    block = config.block
+    if block in ("auto", "all"):
+        return "auto" if block == "auto" else None
+    if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        raise ConfigError(
+            'config.block is "auto", "all" (members at once), or how many members run'
+            f" at once, at least 1; got {block!r}."
+        )
+    return block
 
 
 # What is made once for each config: programs are found by the function.
@@ -78,8 +134,8 @@ def member_loss(l2):
 
 
 @functools.cache
-def fusion_loss(l2, balance):
-    """Cross-entropy of the fused logits, a ridge, and the gate's load imbalance."""
+def fusion_loss(balance):
+    """Cross-entropy of the fused logits, and the gate's load imbalance."""
 
     def loss(model, batch, key):
         del key
@@ -87,14 +143,25 @@ def fusion_loss(l2, balance):
         logits, weights = model.logits_and_weights(x)
         penalty = balance * combine.load_imbalance(weights) if balance else 0.0
         entropy = combine.gate_entropy(weights)
-        total = _nll(logits, labels) + l2 * _squares(model) + penalty
-        return total, {"gate_entropy": entropy}
+        return _nll(logits, labels) + penalty, {"gate_entropy": entropy}
 
     return loss
 
 
-@functools.cache
-def schedule_loss(schedule, l2, beta, balance):
+def choice_loss(model, batch, key):
+    """Cross-entropy on the rows of the model's own job, of `[row, job, ...]`."""
+    del key
+    x, labels = jax.tree.map(
+        lambda leaf: jax.lax.dynamic_index_in_dim(
+            leaf, model.job[...], axis=1, keepdims=False
+        ),
+        batch,
+    )
+    return _nll(model.logits_and_weights(x)[0], labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleLoss:
     """The loss of a `FusedNet` on rows `(views, labels, is_fusion_row)`.
 
     "joint": the fused and the members' losses on all rows. "alternating": the same on
@@ -102,17 +169,21 @@ def schedule_loss(schedule, l2, beta, balance):
     for the fusion alone; the optimizer takes turns.
     """
 
-    def loss(model, batch, key):
+    schedule: str
+    beta: float
+    balance: float
+
+    def __call__(self, model, batch, key):
         del key
         views, labels, is_fusion = batch
         fused, weights, members = model.all_outputs(views)
         nll = -label_log_probs(fused, labels)
         own = -jnp.sum(label_log_probs(members, labels), axis=0)
-        penalty = l2 * _squares(model)
-        if balance:
-            penalty += balance * combine.load_imbalance(weights)
-        if schedule == "joint":
-            return jnp.mean(nll + beta * own) + penalty
+        penalty = 0.0
+        if self.balance:
+            penalty = self.balance * combine.load_imbalance(weights)
+        if self.schedule == "joint":
+            return jnp.mean(nll + self.beta * own) + penalty
 
         # Each row reaches one side's parameters: the other side is held still there.
         held_members, held_fusion = (nnx.clone(model) for _ in range(2))
@@ -121,22 +192,30 @@ def schedule_loss(schedule, l2, beta, balance):
         for_fusion = -label_log_probs(held_members.all_outputs(views)[0], labels)
         for_members = -label_log_probs(held_fusion.all_outputs(views)[0], labels)
         is_member = 1.0 - is_fusion
-        member_part = _mean(for_members + beta * own, is_member)
+        member_part = _mean(for_members + self.beta * own, is_member)
         return member_part + _mean(for_fusion, is_fusion) + penalty
-
-    return loss
 
 
 @functools.cache
 def make_optimizer(schedule):
-    """`make_tx(learning_rate)` of a schedule: Adam, for members and fusion in turns."""
-    if schedule == "joint":
-        return optax.adam
+    """`make_tx(hyper)` of a schedule: Adam and a ridge; for parts that take turns, two.
 
-    def make_tx(learning_rate):
+    The ridge is `l2` times the sum of squares of the parameters, by its gradient.
+    """
+
+    def adam(hyper):
+        return optax.chain(
+            optax.add_decayed_weights(2 * hyper["l2"]),
+            optax.adam(hyper["learning_rate"]),
+        )
+
+    if schedule == "joint":
+        return adam
+
+    def make_tx(hyper):
         def turn(parity):
             return optax.conditionally_mask(
-                optax.adam(learning_rate), lambda step: step % 2 == parity
+                adam(hyper), lambda step: step % 2 == parity
             )
 
         def side(params):

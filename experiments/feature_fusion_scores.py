@@ -1,10 +1,14 @@
 """What `feature_fusion.py` measures: accuracy and NLL of every system on test rows."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ensjax import combine, scores
+from ensjax.predictions import Predictions
+from ensjax.provenance import Provenance
 
 BEST, HARD, SOFT = "best single", "hard vote", "soft vote"
 GEOMETRIC, ENTROPY = "geometric mean", "entropy-weighted vote"
@@ -18,7 +22,7 @@ def measure(config, loaded, outputs) -> dict:
     found = {}
     for name, task in loaded.items():
         members, fusions = outputs[f"members_{name}"], outputs[f"fusions_{name}"]
-        systems = _member_systems(config, task, members["logits"])
+        systems = _member_systems(config, task, members)
         labels = task.labels[:, _test(config)]
         for number, kind in enumerate(config.fusions):
             systems[kind] = _scores(fusions["logits"][number][:, _test(config)], labels)
@@ -57,13 +61,24 @@ def _by_condition(config, task, systems):
     }
 
 
-def _member_systems(config, task, logits):
+def _member_systems(config, task, members):
     """Every rule that needs no features, from `[view, job, row, class]`."""
+    logits = members["logits"]
     end = config.num_member + config.num_fusion
     fitting, test = logits[:, :, config.num_member : end], logits[:, :, end:]
     labels = task.labels[:, config.num_member : end]
     test_labels = task.labels[:, end:]
-    found = _combine(fitting, labels, test, jnp.float32(config.sharpness))
+    # Jobs number their rows alike: what one member has drawn, none may be fitted on.
+    drawn = members["drawn"].any(axis=1)
+    rows = np.arange(drawn.shape[1])
+    about = [
+        Provenance("rows of a job", rows[own], part, drawn[:, own], rows[end:])
+        for own, part in (
+            (slice(config.num_member, end), "validation"),
+            (slice(end, None), "test"),
+        )
+    ]
+    found = _combine(fitting, labels, test, jnp.float32(config.sharpness), *about)
     hard = found.pop(HARD)
     systems = {name: _scores(values, test_labels) for name, values in found.items()}
     right = np.asarray(hard) == test_labels
@@ -78,22 +93,22 @@ def _member_systems(config, task, logits):
     return systems
 
 
-@jax.jit
-def _combine(fitting, labels, test, sharpness):
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _combine(fitting, labels, test, sharpness, about_fitting, about_test):
     """Log-probabilities `[job, row, class]` by rule; of the hard vote the classes."""
 
     def one(fitting, labels, test):
-        gates = combine.confidence_gates(test, sharpness=sharpness)
+        fitting = Predictions.from_logits(fitting, provenance=about_fitting)
+        test = Predictions.from_logits(test, provenance=about_test)
+        stack_logs = combine.fit_stacking(fitting, labels, features="log_probs")
         return {
             HARD: combine.majority_vote(test),
             SOFT: combine.mean_probs(test),
             GEOMETRIC: combine.mean_logits(test),
-            ENTROPY: combine.mix_experts(test, gates),
-            CONVEX: combine.fit_convex_weights(fitting, labels)(test),
-            STACK_PROBS: combine.fit_stacking(fitting, labels)(test),
-            STACK_LOGS: combine.fit_stacking(fitting, labels, features="log_probs")(
-                test
-            ),
+            ENTROPY: combine.entropy_weighted_probs(test, strength=sharpness),
+            CONVEX: combine.fit_convex_weights(fitting, labels)(test).log_probs[0],
+            STACK_PROBS: combine.fit_stacking(fitting, labels)(test).log_probs[0],
+            STACK_LOGS: stack_logs(test).log_probs[0],
         }
 
     return jax.vmap(one, in_axes=(1, 0, 1))(fitting, labels, test)

@@ -3,8 +3,8 @@
 Beside it, `hybrid_voting_phantoms.py` draws and segments, `hybrid_voting_features.py`
 describes (`hybrid_voting_loops.py` checks that), `hybrid_voting_members.py` fits and
 votes, `hybrid_voting_images.py` puts these together, `hybrid_voting_small_data.py`
-compares with networks, `hybrid_voting_claims.py` judges, `hybrid_voting_figures.py`
-draws.
+compares with networks, `hybrid_voting_claims.py` and `hybrid_voting_checks.py` judge,
+`hybrid_voting_figures.py` draws.
 """
 
 import ensjax
@@ -17,13 +17,14 @@ images = load_beside(__file__, "hybrid_voting_images")
 members = load_beside(__file__, "hybrid_voting_members")
 small_data = load_beside(__file__, "hybrid_voting_small_data")
 verdicts = load_beside(__file__, "hybrid_voting_claims")
+bounds = load_beside(__file__, "hybrid_voting_checks")
 figures = load_beside(__file__, "hybrid_voting_figures")
 
 COUNTS = (
     "num_neighbors",
     "num_trees",
     "num_table_splits",
-    "num_image_splits",
+    "num_image_sets",
     "num_contrast_sets",
     "num_components",
     "num_members",
@@ -35,8 +36,13 @@ COUNTS = (
 )
 
 
-def validate(config):
-    """Raises `ConfigError` for numbers that cannot work, or a folder without images."""
+def validate(config, mesh=None):
+    """Raises `ConfigError` for numbers that cannot work, or a folder without images.
+
+    Args:
+        config: of the run.
+        mesh: of a plan, which needs no images; None: of a run.
+    """
     check_numbers(config, COUNTS, at_least=1)
     check_numbers(config, ["row_counts"], at_least=20)
     check_numbers(config, ["num_contrast_images"], at_least=4)
@@ -72,11 +78,12 @@ def validate(config):
             "config.total_steps must be a multiple of config.steps_per_call="
             f"{config.steps_per_call}; got {config.total_steps}."
         )
-    try:
-        ensjax.make_mesh(**config.mesh.to_dict())
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.mesh: {one_line(error)}") from error
-    if config.images.is_real:
+    if mesh is None:
+        try:
+            ensjax.make_mesh(**config.mesh.to_dict())
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config.mesh: {one_line(error)}") from error
+    if config.images.is_real and (config.images.path or mesh is None):
         images.list_files(config)
 
 
@@ -97,7 +104,7 @@ def run(config, run_dir):
         },
     )
     claims = verdicts.make_claims(config, results)
-    checks = verdicts.make_checks(config, results)
+    checks = bounds.make_checks(config, results)
     figures.add_tables(run_dir, config, results)
     figures.add_figures(run_dir, config, results)
     run_dir.finish(
@@ -109,7 +116,14 @@ def run(config, run_dir):
     )
 
 
-def training_job(config):
-    """The networks of the comparison on few rows, as one stack."""
+def training_job(config, *, shapes_only=False):
+    """The networks of the comparison on few rows, as one stack.
+
+    Args:
+        config: of the run.
+        shapes_only: leave slices that are not at hand as the shapes of `num_images`.
+    """
+    if shapes_only and config.images.is_real and not config.images.path:
+        return small_data.training_job(config, small_data.task_shapes(config))
     tasks = small_data.draw_tasks(config, images.describe(config))
-    return small_data.training_job(config, tasks)
+    return small_data.training_job(config, small_data.join_tasks(tasks))

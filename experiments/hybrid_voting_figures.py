@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ensjax import plot, scores
-from ensjax.experiment import student_interval
+from ensjax import plot
+from ensjax.experiment import interval_text, mean_and_interval
 from ensjax.experiment.fields import load_beside
 from ensjax.plot import style
 
@@ -11,37 +11,30 @@ images = load_beside(__file__, "hybrid_voting_images")
 members = load_beside(__file__, "hybrid_voting_members")
 verdicts = load_beside(__file__, "hybrid_voting_claims")
 
+HARD = "hard vote"
+
 
 def add_tables(run_dir, config, results):
-    """Accuracies with corrected tests, segmentation by contrast, cost on few rows."""
-    table, rows = results["table"], []
-    share = float(config.test_share)
-    for where, found in _sets(results).items():
-        size = table["rows"] if found is table else results["images"]["rows"]
-        counts = {"num_test": int(size.mean())}
-        counts["num_train"] = int(counts["num_test"] * (1 - share) / share)
-        for m, name in enumerate(members.MEMBERS):
-            own = found["members"][:, m]
-            p = "-"
-            if len(own) > 1:
-                test = scores.corrected_t_test(found["hard"] - own, **counts)
-                p = f"{test.p_value:.2g}"
-            rows.append([where, name, _cell(own), f"{own.std():.3f}", p])
-        for kind in ("hard", "soft"):
-            own = found[kind]
-            rows.append([where, f"{kind} vote", _cell(own), f"{own.std():.3f}", "-"])
+    """Accuracies, segmentation by contrast, cost on few rows."""
+    rows = []
+    for where, (found, sizes) in _sets(config, results).items():
+        for name, own in _systems(found).items():
+            gain = "-"
+            if name != HARD:
+                gain = interval_text(found["hard"] - own, split_sizes=sizes)
+            cell = interval_text(own, split_sizes=sizes)
+            rows.append([where, name, cell, f"{own.std(ddof=1):.3f}", gain])
     run_dir.add_table(
         "Accuracy",
         ["data and features", "who", "accuracy", "sd over splits",
-         "p, against the hard vote"],
+         "hard vote minus it"],
         rows,
-        "Means over splits with 95 % t-intervals, which are too narrow, as splits share"
-        " rows; p of Nadeau and Bengio's corrected test, which allows for that.",
+        f"Means over splits with 95 % intervals: {_how(config)}",
     )  # fmt: skip
     segmentation, levels = results["segmentation"], config.contrast_levels
     names = [f"{a:g} to {b:g}" for a, b in zip(levels[:-1], levels[1:])]
     rows = [
-        [name, *(_cell(segmentation[f"{key}_by_level"][i]) for key in
+        [name, *(interval_text(segmentation[f"{key}_by_level"][i]) for key in
                  ("median", "correlation", "dice"))]
         for i, name in enumerate(names)
     ]  # fmt: skip
@@ -54,12 +47,17 @@ def add_tables(run_dir, config, results):
         f" {config.num_contrast_sets} sets of {config.num_contrast_images} images.",
     )
     small = results["small_data"]
+    sizes = verdicts.split_sizes(config, results, "images")
+
+    def cell(who, place):
+        return interval_text(small[who][:, place], split_sizes=sizes)
+
     rows = [
         [
             count,
-            *(_cell(small[k][:, i]) for k in ("mean_member", "vote")),
+            *(cell(k, i) for k in ("mean_member", "vote")),
             f"{small['vote_seconds'][:, i].mean():.2g}",
-            *(_cell(small[k][:, i]) for k in ("network", "ensemble")),
+            *(cell(k, i) for k in ("network", "ensemble")),
             f"{float(small['ensemble_seconds']):.2g}",
         ]
         for i, count in enumerate(config.row_counts)
@@ -79,20 +77,16 @@ def add_figures(run_dir, config, results):
     """Accuracies, phantoms and their masks, area error against contrast, few rows."""
     values = {
         f"Accuracy, {where}": {
-            **{
-                name: _interval(found["members"][:, m])
-                for m, name in enumerate(members.MEMBERS)
-            },
-            "hard vote": _interval(found["hard"]),
-            "soft vote": _interval(found["soft"]),
+            name: mean_and_interval(own, split_sizes=sizes)
+            for name, own in _systems(found).items()
         }
-        for where, found in _sets(results).items()
+        for where, (found, sizes) in _sets(config, results).items()
     }
     run_dir.add_figure(
         "accuracy",
         plot.metric_dots(values),
-        "Accuracy of members and votes, mean over splits with 95 % t-intervals (too"
-        " narrow, as splits share rows).",
+        "Accuracy of members and votes, mean over splits with 95 % intervals:"
+        f" {_how(config)}",
     )
     run_dir.add_figure(
         "segmentation",
@@ -109,17 +103,33 @@ def add_figures(run_dir, config, results):
     )
     run_dir.add_figure(
         "few-rows",
-        _draw_few_rows(config, results["small_data"]),
-        "Accuracy against the number of training rows, mean over splits with 95 %"
-        " t-intervals.",
+        _draw_few_rows(config, results),
+        "Accuracy against the number of training rows, mean over"
+        f" {config.num_image_sets} splits with 95 % intervals.",
     )
 
 
-def _sets(results):
-    sets = {"breast cancer": results["table"]}
+def _how(config) -> str:
+    shared = "those of breast-cancer rows are corrected, since splits share rows"
+    if config.images.is_real:
+        return "corrected, since splits share rows (Nadeau and Bengio)."
+    return f"{shared} (Nadeau and Bengio); sets of phantoms are independent (Student)."
+
+
+def _sets(config, results):
+    """Accuracies by data and features, with the sizes of splits that share rows."""
+    where = verdicts.TABLE
+    sizes = verdicts.split_sizes(config, results, where)
+    sets = {where: (results["table"], sizes)}
+    sizes = verdicts.split_sizes(config, results, "images")
     for name in images.FEATURE_SETS:
-        sets[name] = verdicts.image_scores(results, name)
+        sets[name] = verdicts.image_scores(results, name), sizes
     return sets
+
+
+def _systems(found):
+    systems = dict(zip(members.MEMBERS, found["members"].T))
+    return systems | {HARD: found["hard"], "soft vote": found["soft"]}
 
 
 def _draw_images(config, described):
@@ -160,7 +170,11 @@ def _draw_errors(segmentation):
     return fig
 
 
-def _draw_few_rows(config, small):
+def _draw_few_rows(config, results):
+    small, sizes = (
+        results["small_data"],
+        verdicts.split_sizes(config, results, "images"),
+    )
     fig = style.new_figure(3.8)
     ax = fig.subplots()
     names = {
@@ -171,23 +185,15 @@ def _draw_few_rows(config, small):
     }
     counts = np.asarray(config.row_counts, float)
     for i, (key, label) in enumerate(names.items()):
-        mean, low, high = np.array([_interval(x) for x in small[key].T]).T
+        told = [mean_and_interval(x, split_sizes=sizes) for x in small[key].T]
+        mean, low, high = np.array(told).T
         ax.errorbar(counts * (1 + 0.02 * (i - 1.5)), mean, [mean - low, high - mean],
                     color=style.PALETTE[i], marker=style.MARKERS[i], ms=5, lw=1.6,
                     capsize=3, label=label)  # fmt: skip
     ax.set_xscale("log")
     ax.set_xticks(counts, [f"{c:g}" for c in counts])
     ax.minorticks_off()
-    style.finish(ax, x="Training rows", y="Accuracy", legend=True)
+    low, high = ax.get_ylim()  # an interval of two seeds may leave what is possible
+    ax.set_ylim(max(low, 0), min(high, 1))
+    style.finish(ax, x="Training rows", y="Accuracy", legend=True, legend_above=True)
     return fig
-
-
-def _interval(by_split):
-    interval = student_interval(by_split)
-    mean = float(np.mean(by_split))
-    return (mean, mean, mean) if interval is None else (mean, *interval)
-
-
-def _cell(by_split) -> str:
-    mean, low, high = _interval(by_split)
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})" if high > low else f"{mean:.3f}"

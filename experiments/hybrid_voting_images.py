@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from sklearn.datasets import load_digits
 
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
@@ -86,18 +87,47 @@ def load_folder(config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def describe(config) -> dict[str, np.ndarray]:
-    """Features of all images, their labels and patients, and how well they segment."""
-    rng = np.random.default_rng([config.seed, 0])
+    """Features of all images, with their labels, patients and sets, and examples.
+
+    Sets of phantoms are independent, and each is split once. Slices of a folder are in
+    all sets (-1), and split anew for each.
+    """
+    parts = []
     if config.images.is_real:
         images, labels, patients = load_folder(config)
-        masks = None
+        parts.append(_describe(config, images, None, labels, patients, -1))
     else:
-        made = phantoms.make_phantoms(config.num_images, config.blob_level, rng)
-        images, masks, labels = made
-        patients = np.arange(len(labels))  # a phantom is a patient
+        for number in range(config.num_image_sets):
+            rng = np.random.default_rng([config.seed, 0, number])
+            made = phantoms.make_phantoms(config.num_images, config.blob_level, rng)
+            patients = np.arange(config.num_images)  # a phantom is a patient
+            parts.append(
+                _describe(
+                    config, made.images, made.masks, made.labels, patients, number
+                )
+            )
+    of_images = ("texture", "wavelets", "labels", "patients", "sets")
+    joined = {
+        name: np.concatenate([part[name] for part in parts]) for name in of_images
+    }
+    return parts[0] | joined
+
+
+def _describe(config, images, masks, labels, patients, number):
+    """The part of one set; only the first set is checked and shown."""
     found = np.stack([phantoms.segment(image) for image in images])
     texture, wavelets = features.image_features(images, found)
+    described = {
+        "texture": texture,
+        "wavelets": wavelets,
+        "labels": labels.astype(np.int64),
+        "patients": patients,
+        "sets": np.full(len(labels), number),
+    }
+    if number > 0:
+        return described
     error = 0.0
+    sums = 0.0
     for image, mask in zip(images[: config.num_looped], found):
         crop = features.tumour_crop(image, mask)
         whole = np.where(mask, image, 0.0)
@@ -106,15 +136,15 @@ def describe(config) -> dict[str, np.ndarray]:
             (features.wavelet_features(whole), loops.wavelet_features(whole)),
         )
         error = max(error, *(np.abs(a - np.asarray(b)).max() for a, b in pairs))
+        counts = features.co_occurrence(features.grey_levels(crop))
+        sums = max(sums, abs(counts.sum() - 1), np.abs(counts - counts.T).max())
     shown = [
         int(np.flatnonzero(labels == kind)[i]) for i in range(2) for kind in (0, 1)
     ]
-    return {
-        "texture": texture,
-        "wavelets": wavelets,
-        "labels": labels.astype(np.int64),
-        "patients": patients,
+    return described | {
         "loop_error": np.asarray(error),
+        "co_occurrence_error": np.asarray(sums),
+        "constant_error": np.asarray(_constant_error()),
         "shown": images[shown],
         "shown_found": found[shown],
         "shown_true": np.zeros(0, bool) if masks is None else masks[shown],
@@ -122,16 +152,37 @@ def describe(config) -> dict[str, np.ndarray]:
     }
 
 
+def _constant_error():
+    """How far a constant image is from contrast 0, energy 1 and correlation 1."""
+    constant = features.texture_features(np.full((8, 8), 0.4))
+    found = dict(zip(features.TEXTURE_NAMES, constant))
+    return max(
+        abs(found["contrast"]), abs(found["energy"] - 1), abs(found["correlation"] - 1)
+    )
+
+
+def otsu_misses(num_images: int) -> int:
+    """On how many of the first digits Otsu's threshold is not the best of all."""
+    misses = 0
+    for image in load_digits().images[:num_images]:
+        values = image.reshape(-1).tolist()
+        best = max(loops.otsu_spread(values, cut) for cut in sorted(set(values)))
+        own = loops.otsu_spread(values, phantoms.otsu_threshold(image))
+        misses += own < best * (1 - 1e-12)
+    return misses
+
+
 def measure_segmentation(config) -> dict[str, np.ndarray]:
     """Area errors by contrast, `[set]` for the configured grey and `[level, set]`.
 
-    "median" and "correlation" are of sets of images with blobs of `blob_level`; the
-    others of groups of one contrast each. "error" and "contrast" are single images.
+    "median" and "correlation" are of sets of images with blobs of `blob_level`, as
+    "areas" `[true or found, image]` of all these; the others of groups of one contrast
+    each. "error" and "contrast" are single images.
     """
     levels = config.contrast_levels
     groups = [config.blob_level, *zip(levels[:-1], levels[1:])]
     found = {name: [] for name in ("median", "correlation", "dice")}
-    contrast, errors = [], []
+    contrast, errors, high = [], [], []
     for group, level in enumerate(groups):
         rows = []
         for number in range(config.num_contrast_sets):
@@ -141,7 +192,9 @@ def measure_segmentation(config) -> dict[str, np.ndarray]:
             areas = phantoms.compare_areas(made.masks, masks)
             together = np.corrcoef(areas["true_area"], areas["area"])[0, 1]
             rows.append([np.median(areas["error"]), together, areas["dice"].mean()])
-            if group:
+            if not group:
+                high.append([areas["true_area"], areas["area"]])
+            else:
                 inside = [x[m].mean() for x, m in zip(made.images, made.masks)]
                 contrast.append(np.asarray(inside) - phantoms.BRAIN_LEVEL)
                 errors.append(areas["error"])
@@ -151,22 +204,26 @@ def measure_segmentation(config) -> dict[str, np.ndarray]:
     return {
         **{name: values[0] for name, values in arrays.items()},
         **{f"{name}_by_level": values[1:] for name, values in arrays.items()},
+        "areas": np.concatenate(high, axis=1),
         "contrast": np.concatenate(contrast),
         "error": np.concatenate(errors),
+        "otsu_misses": np.asarray(otsu_misses(config.num_looped)),
     }
 
 
-def split_patients(described, config, seed: int):
-    """Row numbers of training and test; a patient's rows are all in one of them.
+def split_patients(described, config, number: int):
+    """Row numbers of training and test of a set; no patient has rows in both.
 
     The test holds about `test_share` of the patients, stratified by the class of a
     patient's first row.
     """
-    patients, labels = described["patients"], described["labels"]
+    sets = described["sets"]
+    rows = np.flatnonzero((sets == number) | (sets < 0))
+    patients, labels = described["patients"][rows], described["labels"][rows]
     names, first = np.unique(patients, return_index=True)
-    _, test = members.split(labels[first], config.test_share, seed)
+    _, test = members.split(labels[first], config.test_share, config.seed + number)
     is_test = np.isin(patients, names[test])
-    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    return rows[~is_test], rows[is_test]
 
 
 def choose_features(described, name: str, train, test, num_components: int):
@@ -184,16 +241,17 @@ def choose_features(described, name: str, train, test, num_components: int):
 
 
 def measure_images(config, described) -> dict[str, np.ndarray]:
-    """Accuracies by feature set: members `[set, split, member]`, votes `[set, split]`.
+    """Accuracies by feature set, of each split: members `[features, split, member]`.
 
-    "differ" counts rows on which a vote is not scikit-learn's.
+    Votes are `[features, split]`; "differ" counts rows on which a vote is not
+    scikit-learn's, and "rows" the test rows of each split.
     """
     labels = described["labels"]
     found = {name: [] for name in ("members", "hard", "soft", "differ")}
     for name in FEATURE_SETS:
         rows = []
-        for seed in range(config.num_image_splits):
-            train, test = split_patients(described, config, config.seed + seed)
+        for seed in range(config.num_image_sets):
+            train, test = split_patients(described, config, seed)
             x_train, x_test = choose_features(
                 described, name, train, test, config.num_components
             )

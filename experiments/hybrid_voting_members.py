@@ -123,7 +123,10 @@ def vote_in_one_program(
 
 
 def measure_table(config) -> dict[str, np.ndarray]:
-    """Accuracies on breast-cancer rows, `[split]` and `[split, member]`."""
+    """Accuracies on breast-cancer rows, `[split]` and `[split, member]`.
+
+    "rows" are the test rows of each split, "all_rows" those of the data set.
+    """
     x, y = load_breast_cancer(return_X_y=True)
     found = []
     for seed in range(config.num_table_splits):
@@ -143,7 +146,8 @@ def measure_table(config) -> dict[str, np.ndarray]:
                 "rows": len(test),
             }
         )
-    return {name: np.asarray([f[name] for f in found]) for name in found[0]}
+    arrays = {name: np.asarray([f[name] for f in found]) for name in found[0]}
+    return arrays | {"all_rows": np.asarray(len(y))}
 
 
 def measure_ties(config) -> dict[str, np.ndarray]:

@@ -6,7 +6,9 @@ from its own few rows.
 
 import functools
 import time
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -22,6 +24,7 @@ members = load_beside(__file__, "hybrid_voting_members")
 
 SEED_STRIDE, COUNT_STRIDE = 2**16, 2**8
 NUM_FEATURES = 13
+STAGE = "small-data"
 
 
 def draw_tasks(config, described) -> list[dict[str, np.ndarray]]:
@@ -31,8 +34,8 @@ def draw_tasks(config, described) -> list[dict[str, np.ndarray]]:
     lies within the larger ones of its split.
     """
     labels, tasks = described["labels"], []
-    for seed in range(config.num_image_splits):
-        train, test = images.split_patients(described, config, config.seed + seed)
+    for seed in range(config.num_image_sets):
+        train, test = images.split_patients(described, config, seed)
         for count in config.row_counts:
             own = train
             if count < len(train):
@@ -58,16 +61,44 @@ def draw_tasks(config, described) -> list[dict[str, np.ndarray]]:
     return tasks
 
 
-def training_job(config, tasks) -> TrainingJob:
+class Training(NamedTuple):
+    """The training rows of all tasks behind each other, and how many each task has."""
+
+    x: np.ndarray
+    y: np.ndarray
+    sizes: list[int]
+
+
+def join_tasks(tasks) -> Training:
+    """The training rows of tasks."""
+    return Training(
+        np.concatenate([task["x_train"] for task in tasks]),
+        np.concatenate([task["y_train"] for task in tasks]).astype(np.int32),
+        [len(task["y_train"]) for task in tasks],
+    )
+
+
+def task_shapes(config) -> Training:
+    """Shapes of the rows of `num_images` slices that are not at hand."""
+    left = config.num_images - round(config.test_share * config.num_images)
+    sizes = [min(count, left) for count in config.row_counts] * config.num_image_sets
+    return Training(
+        jax.ShapeDtypeStruct((sum(sizes), NUM_FEATURES), np.float32),
+        jax.ShapeDtypeStruct((sum(sizes),), np.int32),
+        sizes,
+    )
+
+
+def training_job(config, training: Training) -> TrainingJob:
     """All networks: splits x row counts x members."""
-    sizes = [len(task["y_train"]) for task in tasks]
+    sizes = training.sizes
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    weights = np.zeros((len(tasks), starts[-1]))
+    weights = np.zeros((len(sizes), starts[-1]), np.float32)
     for number, size in enumerate(sizes):
         weights[number, starts[number] : starts[number] + size] = 1.0
     ids = [
         SEED_STRIDE * seed + COUNT_STRIDE * count + member
-        for seed in range(config.num_image_splits)
+        for seed in range(config.num_image_sets)
         for count in range(len(config.row_counts))
         for member in range(config.num_members)
     ]
@@ -75,10 +106,7 @@ def training_job(config, tasks) -> TrainingJob:
         make_model=functools.partial(make_model, config),
         member_ids=tuple(ids),
         init_seed=config.seed,
-        data=(
-            np.concatenate([task["x_train"] for task in tasks]),
-            np.concatenate([task["y_train"] for task in tasks]).astype(np.int32),
-        ),
+        data=(training.x, training.y),
         hyper=np.full(len(ids), config.learning_rate, np.float32),
         mesh_sizes=config.mesh.to_dict(),
         options=dict(
@@ -92,6 +120,7 @@ def training_job(config, tasks) -> TrainingJob:
             steps_per_call=config.steps_per_call,
             log_every_steps=config.steps_per_call,
         ),
+        stage=STAGE,
     )
 
 
@@ -114,11 +143,12 @@ def measure(config, described, run_dir) -> dict[str, np.ndarray]:
     """
     tasks = draw_tasks(config, described)
     start = time.perf_counter()
-    job = training_job(config, tasks)
+    job = training_job(config, join_tasks(tasks))
     ensemble, _ = job.fit(
-        checkpoint_dir=run_dir.checkpoints / "small-data",
-        logger=run_dir.logger("small-data"),
+        checkpoint_dir=run_dir.checkpoints / STAGE,
+        logger=run_dir.logger(STAGE),
         save_every_steps=config.total_steps,
+        members_from=[others / STAGE for others in run_dir.members_from],
     )
     seconds = (time.perf_counter() - start) / len(tasks)
     # Test sets of a folder differ in size; padded rows are cut off again.
@@ -153,7 +183,7 @@ def measure(config, described, run_dir) -> dict[str, np.ndarray]:
         found["network"].append((own.argmax(-1) == labels).mean())
         found["ensemble"].append((pooled.argmax(-1) == labels).mean())
         found["seconds"].append(said.seconds)
-    shape = config.num_image_splits, len(config.row_counts)
+    shape = config.num_image_sets, len(config.row_counts)
     arrays = {name: np.reshape(values, shape) for name, values in found.items()}
     arrays["vote_seconds"] = arrays.pop("seconds")
     return arrays | {"ensemble_seconds": np.asarray(seconds)}

@@ -89,7 +89,7 @@ def run(config, run_dir):
         title=config.title,
         summary=verdicts.describe(config, splits, results, scalars),
         scalars=scalars,
-        claims=verdicts.make_claims(config, results),
+        claims=verdicts.make_claims(config, results, rows.split_sizes(splits)),
         checks=verdicts.make_checks(config, results),
     )
 
@@ -207,6 +207,14 @@ def _quantiles(config, done, splits, name):
 
 def _main(quantiles):
     return {part: values[:, : base.NUM_MAIN] for part, values in quantiles.items()}
+
+
+def training_job(config):
+    """Raises `ConfigError`: a plan is of one stack."""
+    raise ConfigError(
+        f"quantile_aggregation trains {len(config.kinds)} kinds of aggregators as one"
+        " group of stacks, and a training job has one architecture."
+    )
 
 
 def validate(config):

@@ -229,9 +229,8 @@ def net_loss(model, rows, key):
         error = (y - outputs[:, 0]) / jnp.exp(outputs[:, 1])
         losses = error**2 / 2 + outputs[:, 1]
     else:
-        levels = jnp.asarray(model.levels)[None]
-        over = y[:, None] - outputs
-        losses = jnp.mean(jnp.maximum(levels * over, (levels - 1) * over), axis=1)
+        levels = jnp.asarray(model.levels)
+        losses = ensjax.scores.pinball_losses(outputs, y, levels=levels).mean(axis=1)
     return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 

@@ -86,11 +86,29 @@ def summarise(config, results) -> dict[str, float]:
     return {name: float(value) for name, value in scalars.items()}
 
 
-def make_claims(config, results) -> list[dict]:
-    """The paper's statements, one value per split."""
+def make_claims(config, results, split_sizes) -> list[dict]:
+    """The paper's statements, one value per split.
+
+    Args:
+        config: of the run.
+        results: what was measured.
+        split_sizes: fitting and test rows of a split; of several data sets those of the
+            one with the largest share of test rows.
+    """
     main = base.NAMES[: base.NUM_MAIN]
 
-    def state(letter, text, values, *, side, bound, expected, source, scale=None):
+    def state(
+        letter,
+        text,
+        values,
+        *,
+        side,
+        bound,
+        expected,
+        source,
+        scale=None,
+        split_sizes=None,
+    ):
         about = dict(
             paper=PAPER,
             source=source,
@@ -101,7 +119,14 @@ def make_claims(config, results) -> list[dict]:
         name = f"quantile-aggregation.{letter}: {text}"
         if values is None:
             return not_run(name, **about)
-        return claim(name, values_by_seed=values, side=side, bound=bound, **about)
+        return claim(
+            name,
+            values_by_seed=values,
+            side=side,
+            bound=bound,
+            split_sizes=split_sizes,
+            **about,
+        )
 
     def worse_gain(measured, names, kind):
         """Against whichever is better: the best base model or the plain average."""
@@ -119,8 +144,9 @@ def make_claims(config, results) -> list[dict]:
             state(
                 "a",
                 f"pinball of {words(kind)} weights over the better of the best base"
-                f" model and the plain average, minus 1; {where}",
+                f" model and the plain average, minus 1; {where}; splits share rows",
                 values,
+                split_sizes=split_sizes,
                 side="<",
                 bound=0.0,
                 expected="< 0 on most of 34 data sets",
@@ -168,12 +194,21 @@ def make_claims(config, results) -> list[dict]:
         )
         return before - after
 
+    crossing = config.kinds[-1]
+
+    def less_crossing(found):
+        before, after = (
+            found["kinds"][f"crossing_{when}"][crossing] for when in ("before", "after")
+        )
+        return before - after
+
     claims.append(
         state(
             "c",
             "error of coverage before minus after conformal calibration (CV+),"
-            f" {words(kind)} weights, mean over central bands",
+            f" {words(kind)} weights, mean over central bands; splits share rows",
             over_sets(results, less_error),
+            split_sizes=split_sizes,
             side=">",
             bound=0.0,
             expected="> 0",
@@ -182,13 +217,23 @@ def make_claims(config, results) -> list[dict]:
     )
     claims.append(
         state(
+            "c",
+            "share of neighbouring quantiles that cross, before minus after ordering;"
+            f" {words(crossing)} weights; splits share rows",
+            over_sets(results, less_crossing),
+            split_sizes=split_sizes,
+            side=">",
+            bound=0.0,
+            expected="> 0, and none after",
+            source="section 3",
+        )
+    )
+    claims.append(
+        state(
             "d",
-            "largest difference between a masked and an absent base model, in"
-            f" quantiles of 1, 2, 5 and 10 models ({config.base_counts})",
-            np.max(
-                [f["subsets"]["absent_difference"] for f in results["sets"].values()],
-                axis=0,
-            ),
+            "base models in any number, through one program: largest difference"
+            " between a masked and an absent one",
+            absent_differences(results),
             side="<",
             bound=1e-6,
             expected="0",
@@ -196,6 +241,12 @@ def make_claims(config, results) -> list[dict]:
         )
     )
     return claims
+
+
+def absent_differences(results) -> np.ndarray:
+    """The most that a masked base model differs from an absent one, `[seed]`."""
+    found = [own["subsets"]["absent_difference"] for own in results["sets"].values()]
+    return np.max(found, axis=0)
 
 
 def make_checks(config, results) -> list[dict]:
@@ -245,6 +296,12 @@ def make_checks(config, results) -> list[dict]:
         bounded(
             f"{name}: one base model, medium: largest difference from it",
             subsets["one_base_difference"],
+            at_most=1e-6,
+        )
+        bounded(
+            f"{name}: masked minus absent base models ({_counts(config)} of them),"
+            " largest difference of a quantile",
+            subsets["absent_difference"].max(),
             at_most=1e-6,
         )
         for kind, steps in found["conformal"].items():
@@ -343,6 +400,10 @@ def describe(config, splits, results, scalars) -> str:
         )
         text += f" Two regimes (ours, {config.two_regimes.num_train} rows): {listed}."
     return text
+
+
+def _counts(config):
+    return ", ".join(map(str, config.base_counts))
 
 
 def _all_measured(results):

@@ -6,13 +6,9 @@ that neither the base models nor the aggregator has seen: the fold that was held
 
 import numpy as np
 
+from ensjax import combine
+
 STEPS = ("before", "cqr", "cqr_asymmetric", "cv_plus")
-
-
-def threshold(scores: np.ndarray, alpha: float) -> float:
-    """The ceil((n + 1)(1 - alpha))-th smallest score; infinite if there are too few."""
-    rank = int(np.ceil((len(scores) + 1) * (1 - alpha) - 1e-9))
-    return np.sort(scores)[rank - 1] if rank <= len(scores) else np.inf
 
 
 def bands(
@@ -38,52 +34,26 @@ def bands(
     Returns:
         By step, lower and upper ends `[test, band]`, the widest band first.
     """
-    half = len(levels) // 2
     own = fold_train[fold, np.arange(len(fold))]  # each row by the model without it
     first = fold == 0
-    found = {step: ([], []) for step in STEPS}
-    for k in range(half):
-        alpha = 2 * levels[k]
-        low, high = own[:, k], own[:, -1 - k]
-        test_low, test_high = fold_test[:, :, k], fold_test[:, :, -1 - k]
-        below, above = low - targets, targets - high
-        both = threshold(np.maximum(below, above)[first], alpha)
-        ends = {
-            "before": (test_low[0], test_high[0]),
-            "cqr": (test_low[0] - both, test_high[0] + both),
-            "cqr_asymmetric": (
-                test_low[0] - threshold(below[first], alpha / 2),
-                test_high[0] + threshold(above[first], alpha / 2),
-            ),
-            "cv_plus": _cv_plus(
-                test_low[fold], test_high[fold], np.maximum(below, above), alpha
-            ),
-        }
-        for step, (lower, upper) in ends.items():
-            # A negative threshold can turn a narrow band over.
-            found[step][0].append(np.minimum(lower, upper))
-            found[step][1].append(np.maximum(lower, upper))
+    found = {step: [] for step in STEPS}
+    for k in range(len(levels) // 2):
+        alpha = float(2 * levels[k])
+        said = own[:, k], own[:, -1 - k]
+        held_out = *(end[first] for end in said), targets[first]
+        test = fold_test[:, :, k], fold_test[:, :, -1 - k]
+        of_first = [end[0] for end in test]
+        found["before"].append(of_first)
+        cqr = combine.fit_conformal_band(*held_out, alpha=alpha)
+        found["cqr"].append(cqr(*of_first))
+        asymmetric = combine.fit_asymmetric_band(*held_out, alpha=alpha)
+        found["cqr_asymmetric"].append(asymmetric(*of_first))
+        cv_plus = combine.fit_cv_plus_band(*said, targets, fold)
+        found["cv_plus"].append(cv_plus(*test, alpha=alpha))
     return {
-        step: (np.stack(lower, axis=1), np.stack(upper, axis=1))
-        for step, (lower, upper) in found.items()
+        step: tuple(np.stack(ends, axis=1) for ends in zip(*pairs))
+        for step, pairs in found.items()
     }
-
-
-def _cv_plus(lower, upper, scores, alpha):
-    """Ends from each training row's model and score, `[train, test]` to `[test]`.
-
-    The floor(alpha (n + 1))-th smallest lower end and the ceil((1 - alpha)(n + 1))-th
-    smallest upper end: Barber et al. 2021, arXiv:1905.02928, section 1.3, with the
-    scores of conformalised quantile regression.
-    """
-    count = len(scores)
-    rank = int(np.ceil((count + 1) * (1 - alpha) - 1e-9))
-    if rank > count:
-        infinite = np.full(lower.shape[1], np.inf)
-        return -infinite, infinite
-    low = np.sort(lower - scores[:, None], axis=0)[count - rank]
-    high = np.sort(upper + scores[:, None], axis=0)[rank - 1]
-    return low, high
 
 
 def measure(ends, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

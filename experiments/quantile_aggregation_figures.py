@@ -4,6 +4,7 @@ import numpy as np
 
 from ensjax import plot
 from ensjax.experiment import student_interval
+from ensjax.experiment.claims import MIN_SEEDS
 from ensjax.experiment.fields import load_beside
 from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
 
@@ -224,7 +225,7 @@ def _counts_figure(config, subsets):
     right.set_yticks(range(len(MAIN)), [words(n) for n in MAIN])
     right.invert_yaxis()
     right.axvline(0, color="black", lw=0.8)
-    finish(left, x="Base models", y="Mean pinball loss", legend=True)
+    finish(left, x="Base models", y="Mean pinball loss", legend=True, legend_above=True)
     finish(right, x="Rise of the pinball loss (%)", y="", starts_at_zero=False)
     right.set_title("Noise in place of", fontsize=10, loc="left")
     return fig
@@ -234,31 +235,46 @@ def _shown_bands(nominal):
     return sorted({int(np.argmin(np.abs(nominal - p))) for p in (0.9, 0.8, 0.5)})
 
 
+def _interval(by_seed):
+    """None for fewer than five splits, of which an interval says little."""
+    return student_interval(by_seed) if len(by_seed) >= MIN_SEEDS else None
+
+
 def _intervals(values):
     shown = {}
     for system, by_seed in values.items():
-        interval = student_interval(by_seed)
+        interval = _interval(by_seed)
         mean = float(np.mean(by_seed))
         shown[words(system)] = mean if interval is None else (mean, *interval)
     return shown
 
 
 def _half(by_seed):
-    interval = student_interval(by_seed)
+    interval = _interval(by_seed)
     return np.nan if interval is None else (interval[1] - interval[0]) / 2
 
 
 def _cell(by_seed) -> str:
     by_seed = np.asarray(by_seed, float)
-    interval = student_interval(by_seed)
+    interval = _interval(by_seed)
     if interval is None:
         return f"{by_seed.mean():.4g}"
     return f"{by_seed.mean():.4g} ± {(interval[1] - interval[0]) / 2:.2g}"
 
 
 def _splits(config) -> str:
-    return f"Mean ± half a 95 % interval over {config.num_seeds} splits."
+    if config.num_seeds < MIN_SEEDS:
+        return f"Mean over {config.num_seeds} splits."
+    return (
+        f"Mean ± half a 95 % interval over {config.num_seeds} splits as if they were"
+        " independent; claims widen it, since splits share rows."
+    )
 
 
 def _splits_of_dots(config) -> str:
-    return f"Mean and 95 % interval over {config.num_seeds} splits."
+    if config.num_seeds < MIN_SEEDS:
+        return _splits(config)
+    return (
+        f"Mean and 95 % interval over {config.num_seeds} splits as if they were"
+        " independent; claims widen it, since splits share rows."
+    )

@@ -7,7 +7,6 @@ import numpy as np
 from sklearn.datasets import load_diabetes
 
 from ensjax import combine, data
-from ensjax.combine.learned.base_models import BasePredictions
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
 from ensjax.provenance import Provenance
@@ -43,7 +42,9 @@ class Split:
         """Of out-of-fold predictions of the training rows, or of the other parts."""
         name = "validation" if part == "train" else part
         test_rows = None if part == "test" else self.rows["test"]
-        return Provenance(self.source, self.rows[part], name, None, test_rows)
+        return Provenance.of(
+            self.source, self.rows[part], part=name, test_rows=test_rows
+        )
 
 
 def load_tables(config) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -104,6 +105,18 @@ def split_rows(config, name: str, x: np.ndarray, y: np.ndarray, seed: int) -> Sp
     )
 
 
+def split_sizes(splits: dict[str, list[Split]]) -> tuple[int, int]:
+    """Rows of a split that are fitted or chosen on, and its test rows.
+
+    Of several data sets those of the largest share of test rows.
+    """
+    sizes = []
+    for own in splits.values():
+        count = {part: len(ids) for part, ids in own[0].rows.items()}
+        sizes.append((count["train"] + count["validation"], count["test"]))
+    return max(sizes, key=lambda pair: pair[1] / pair[0])
+
+
 def base_quantiles(config, split: Split, seed: int) -> dict[str, np.ndarray]:
     """Quantiles of the base models that are no networks, by part.
 
@@ -114,27 +127,26 @@ def base_quantiles(config, split: Split, seed: int) -> dict[str, np.ndarray]:
         "train", "validation", "test": `[member, batch, level]`.
     """
     fits = base.make_fits(config, 1000 * config.seed + seed)
-    held_out: BasePredictions = combine.fit_out_of_fold(
+    about = dict(levels=base.level_values(config), source=split.source)
+    held_out = combine.fit_out_of_fold(
         fits,
         split.x["train"],
         split.y["train"],
-        num_folds=config.base.num_folds,
-        seed=1000 * config.seed + seed,
-        source=split.source,
+        split.fold,
         rows=split.rows["train"],
         test_rows=split.rows["test"],
+        **about,
     )
-    assert (held_out.fold == split.fold).all()
     new = combine.fit_and_predict(
         fits,
         split.x["train"],
         split.y["train"],
         {part: split.x[part] for part in PARTS[1:]},
-        source=split.source,
         rows=split.rows["train"],
         new_rows={part: split.rows[part] for part in PARTS[1:]},
+        **about,
     )
-    return {"train": held_out.values} | {p: new[p].values for p in PARTS[1:]}
+    return {p: np.asarray(q.values) for p, q in {"train": held_out, **new}.items()}
 
 
 def join_base(config, splits, by_seed, nets) -> dict[str, np.ndarray]:

@@ -18,12 +18,6 @@ def mean_pinball(quantiles, targets, levels) -> float:
     return float(np.mean(scores.pinball(quantiles, targets, levels=levels)))
 
 
-def pinball_sums(quantiles, targets, levels) -> np.ndarray:
-    """Of each row, over levels, in float64, `[..., batch]`."""
-    over = np.asarray(targets, float)[:, None] - np.asarray(quantiles, float)
-    return np.maximum(levels * over, (levels - 1) * over).sum(axis=-1)
-
-
 def chosen(config, stack, results, kind: str, seed: int, held_out: int = -1) -> int:
     """The place of a kind's member, of the setting with the lowest validation loss."""
     places = {
@@ -128,20 +122,15 @@ def ordering_rises(raws, targets, levels, seed: int) -> tuple[float, float]:
     rises = []
     for order in ("sort", "isotonic"):
         with jax.enable_x64(True):
-            ordered = [
-                np.asarray(combine.order_quantiles(raw, order)) for raw in stacks
+            own = dict(targets=np.asarray(targets, float), levels=levels)
+            sums = [
+                [
+                    scores.pinball_losses(q, **own).sum(axis=-1)
+                    for q in (combine.order_quantiles(raw, order), raw)
+                ]
+                for raw in stacks
             ]
-        rises.append(
-            max(
-                float(
-                    (
-                        pinball_sums(b, targets, levels)
-                        - pinball_sums(a, targets, levels)
-                    ).max()
-                )
-                for a, b in zip(stacks, ordered)
-            )
-        )
+            rises.append(max(float((after - before).max()) for after, before in sums))
     return rises[0], rises[1]
 
 

@@ -11,11 +11,13 @@ skip. Beside it, `recurrent_stacking_clips.py` makes the clips,
 import functools
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 
 import ensjax
 from ensjax import losses, nn
+from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
 from ensjax.experiment.processes import everywhere
 from ensjax.experiment.stages import run_stages
@@ -74,6 +76,8 @@ def run(config, run_dir):
     }
     outputs = run_stages(run_dir, config, stages)
     outputs = {frames: outputs[f"frames_{frames}"] for frames in jobs}
+    for found in outputs.values():
+        measures.refuse_leaks(found)
     results = measures.measure(config, clips, jobs, outputs)
     scalars = verdicts.summarise(config, results)
     figures.add_tables(run_dir, config, results)
@@ -84,6 +88,15 @@ def run(config, run_dir):
         scalars=scalars,
         claims=verdicts.make_claims(config, results),
         checks=verdicts.make_checks(config, results),
+    )
+
+
+def training_job(config):
+    """Raises `ConfigError`: a plan is of one stack."""
+    raise ConfigError(
+        f"recurrent_stacking trains {len(config.architectures)} architectures"
+        f" ({', '.join(config.architectures)}) as one group of stacks, and a training"
+        " job has one architecture."
     )
 
 
@@ -174,7 +187,10 @@ def own_inputs(config, clips, frames, jobs, part):
 
 
 def _train_and_predict(config, run_dir, clips, frames, jobs, done):
-    """Logits of every architecture and job on its development and test clips."""
+    """Logits of every architecture and job on its development and test clips.
+
+    Beside them `drawn [job, clip]`, the clips that a job's members may have drawn.
+    """
     del done
     mesh = ensjax.make_mesh(**config.mesh.to_dict())
     examples, weights = training_data(config, clips, frames, jobs)
@@ -198,14 +214,22 @@ def _train_and_predict(config, run_dir, clips, frames, jobs, done):
         save_every_steps=config.save_every_steps,
         logger=run_dir.logger(name),
     )
-    found = {"frozen_steps": log.frozen_steps}
+    rows = np.flatnonzero(clips.part == data.TRAIN)
+    drawn = np.zeros((len(jobs), len(clips.part)), bool)
+    drawn[:, rows] = (weights.reshape(len(jobs), -1, len(rows)) > 0).any(axis=1)
+    found = {"frozen_steps": log.frozen_steps, "drawn": drawn}
+    inputs, ends = [], [0]
     for part, number in (("dev", data.DEVELOPMENT), ("test", data.TEST)):
         x, found[f"{part}_rows"], found[f"{part}_is_row"] = own_inputs(
             config, clips, frames, jobs, number
         )
-        found[f"{part}_logits"] = np.stack(
-            [_predict_own(e, x) for e in group.ensembles]
-        )
+        inputs.append(x)
+        ends.append(ends[-1] + found[f"{part}_rows"].shape[1])
+    # One call, and so one program, for the rows of both parts.
+    x = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *inputs)
+    logits = np.stack([_predict_own(ensemble, x) for ensemble in group.ensembles])
+    for part, start, end in zip(("dev", "test"), ends, ends[1:]):
+        found[f"{part}_logits"] = logits[:, :, start:end]
     return found
 
 

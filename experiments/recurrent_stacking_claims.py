@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ensjax.experiment import check, claim, not_run
+from ensjax.experiment import check, claim, not_run, student_interval
 from ensjax.experiment.fields import load_beside
 
 measures = load_beside(__file__, "recurrent_stacking_scores")
@@ -28,17 +28,38 @@ def over_domains(results, metric, name) -> np.ndarray:
     return np.mean([by_seed(results, metric, name, d) for d in domains], axis=0)
 
 
-def skip_curve(config, results, name=measures.STACK) -> dict[str, dict]:
-    """HTER on the last domain `[seed]` by skip, at equal frames and equal duration."""
+def skip_curve(config, results, metric="hter", name=measures.STACK) -> dict[str, dict]:
+    """A metric where the last domain is left out, `[seed]` by skip.
+
+    At equal frames and at equal duration.
+    """
     last = results["num_domains"] - 1
     curve = {"frames": {}, "duration": {}}
     for skip in config.skips:
         lengths = (results["main_frames"], results["num_frames"] // skip)
         for kind, frames in zip(curve, lengths, strict=True):
             curve[kind][skip] = by_seed(
-                results, "hter", name, last, frames=frames, skip=skip
+                results, metric, name, last, frames=frames, skip=skip
             )
     return curve
+
+
+def chosen_skips(config, results) -> np.ndarray:
+    """The skip above 1 of each seed, at equal duration, that development clips choose.
+
+    By the error rate of the nested stack, whose meta-model was fitted on the other half
+    of the development clips; the domain left out is not looked at.
+    """
+    skips = np.array([skip for skip in config.skips if skip > 1])
+    curve = skip_curve(config, results, "eer", measures.STACK_NESTED)["duration"]
+    return skips[np.argmin([curve[skip] for skip in skips], axis=0)]
+
+
+def skip_losses(config, results) -> np.ndarray:
+    """HTER at the skip of `chosen_skips` minus that at skip 1, `[seed]`."""
+    curve = skip_curve(config, results)["duration"]
+    skips = chosen_skips(config, results)
+    return np.array([curve[s][i] - curve[1][i] for i, s in enumerate(skips)])
 
 
 def summarise(config, results) -> dict[str, float]:
@@ -55,6 +76,8 @@ def summarise(config, results) -> dict[str, float]:
         for kind, by_skip in skip_curve(config, results).items():
             for skip, values in by_skip.items():
                 scalars[f"stack_hter_skip_{skip}_equal_{kind}"] = values.mean()
+        scalars["chosen_skip"] = chosen_skips(config, results).mean()
+        scalars["chosen_skip_minus_skip_1"] = skip_losses(config, results).mean()
     scalars["num_members_not_finite"] = results["frozen"]
     return {name: float(value) for name, value in scalars.items()}
 
@@ -62,22 +85,18 @@ def summarise(config, results) -> dict[str, float]:
 def make_claims(config, results) -> list[dict]:
     """The paper's statements, one value for each seed."""
     about = dict(paper=PAPER, certainty="read", scale=config.scale)
-    worst, differences = _stack_minus_worst(config, results)
     skips = dict(
         source="abstract; released scripts (every 30th frame)",
         expected="no loss at lower cost",
     )
     name = (
-        f"{SLUG}.a: HTER of the stack at the best skip above 1 minus at skip 1, equal"
-        f" duration (not worse: below {config.skip_margin:g})"
+        f"{SLUG}.a: HTER at a skip above 1, chosen on development clips, minus that at"
+        f" skip 1; equal duration (no loss: below {config.skip_margin:g})"
     )
     if len(config.skips) > 1:
-        # Any skip above 1 spares frames: the one that loses least.
-        curve = skip_curve(config, results)["duration"]
-        losses = [curve[skip] - curve[1] for skip in config.skips if skip > 1]
         skip_claim = claim(
             name,
-            values_by_seed=min(losses, key=np.mean),
+            values_by_seed=skip_losses(config, results),
             side="<",
             bound=config.skip_margin,
             **about,
@@ -88,9 +107,9 @@ def make_claims(config, results) -> list[dict]:
     return [
         skip_claim,
         claim(
-            f"{SLUG}.b: HTER on an unseen domain, the stack minus the member that is"
-            f" hardest to beat ({worst})",
-            values_by_seed=differences,
+            f"{SLUG}.b: HTER on an unseen domain, the stack minus each member (here the"
+            " member that it is least surely below)",
+            values_by_seed=_stack_minus_worst(config, results)[1],
             side="<",
             bound=0.0,
             expected="< 0 for every member",
@@ -107,14 +126,22 @@ def make_claims(config, results) -> list[dict]:
 
 
 def _stack_minus_worst(config, results):
-    """The member with the largest mean of stack minus member, and that by seed."""
+    """The member whose interval of stack minus member ends highest; that by seed.
+
+    Where it ends below 0, those of all members do.
+    """
     stack = over_domains(results, "hter", measures.STACK)
     differences = {
         name: stack - over_domains(results, "hter", name)
         for name in config.architectures
     }
-    worst = max(differences, key=lambda name: differences[name].mean())
+    worst = max(differences, key=lambda name: _end(differences[name]))
     return worst, differences[worst]
+
+
+def _end(values):
+    interval = student_interval(values.tolist())
+    return float(values.mean()) if interval is None else interval[1]
 
 
 def make_checks(config, results) -> list[dict]:
@@ -169,11 +196,11 @@ def make_checks(config, results) -> list[dict]:
     frozen = results["frozen"]
     found += [
         check(
-            "largest difference of a member's HTER (float32) from a float64 loop over"
+            "largest difference of any system's HTER or EER from a float64 loop over"
             " thresholds",
-            bound="<= 1e-6",
+            bound="<= 1e-12",
             measured=loop,
-            passed=loop <= 1e-6,
+            passed=loop <= 1e-12,
         ),
         check(
             "change of the thresholds when test labels are permuted",
@@ -225,6 +252,9 @@ def describe(config, clips, results) -> str:
             f" {results['main_frames']} frames: {frames}; over all"
             f" {results['num_frames']} frames of time: {duration}. There a skip of"
             f" {largest} processes {processed} frames of {results['num_frames']}."
+            " Development clips choose the skip"
+            f" {_counted(chosen_skips(config, results))}; it loses"
+            f" {skip_losses(config, results).mean():+.3f}."
         )
     if config.data.name == "simulated":
         text += (
@@ -237,6 +267,11 @@ def describe(config, clips, results) -> str:
             f" {results['frozen']} members stopped being finite and count as they are."
         )
     return text
+
+
+def _counted(values) -> str:
+    found = sorted(set(values.tolist()))
+    return ", ".join(f"{v} in {(values == v).sum()} seeds" for v in found)
 
 
 def _slug(text) -> str:

@@ -133,7 +133,6 @@ def _skips(config, results):
     curve = verdicts.skip_curve(config, results)
     for i, (kind, label) in enumerate(_KINDS.items()):
         by_skip = curve[kind]
-        # Equal numbers of frames lie side by side.
         frames = [
             results["num_frames"] / skip
             if kind == "duration"
@@ -159,8 +158,10 @@ def _skips(config, results):
     )
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
+    ax.margins(y=0.15)
     ax.set_ylim(bottom=0)
-    finish(ax, x="Frames processed in each clip, log scale", y="HTER", legend=True)
+    words = f"log scale; all at {results['main_frames']} are drawn side by side"
+    finish(ax, x=f"Frames processed in each clip ({words})", y="HTER", legend=True)
     return fig
 
 

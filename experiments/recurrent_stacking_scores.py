@@ -27,33 +27,55 @@ class Measured(NamedTuple):
 
     Attributes:
         hter: by system, at the threshold of equal errors on development clips.
+        eer: by system, the mean of the two error rates there on those clips.
         auroc: by system, on the test clips.
         threshold: by system, in log-odds.
+        loop_difference: the most that `hter` and `eer` differ from loops.
     """
 
     hter: dict[str, np.ndarray]
+    eer: dict[str, np.ndarray]
     auroc: dict[str, np.ndarray]
     threshold: dict[str, np.ndarray]
+    loop_difference: float
 
 
 def measure(config, clips, jobs, outputs) -> dict:
     """Error rates of all systems in all jobs, by number of frames."""
-    found = {}
-    for frames, own in jobs.items():
-        _refuse_leaks(config, clips, own)
-        found[frames] = _measure_length(config, clips, outputs[frames])
-    main = config.frames if config.frames in jobs else next(iter(jobs))
-    permuted = _permuted_labels(config, clips, outputs[main])
+    # Jobs of all lengths have the same rows, and so one program.
+    joined = {
+        f"{part}_{name}": np.concatenate(
+            [outputs[frames][f"{part}_{name}"] for frames in jobs],
+            axis=1 if name == "logits" else 0,
+        )
+        for part in ("dev", "test")
+        for name in ("rows", "is_row", "logits")
+    }
+    whole = _measure_jobs(config, clips, joined)
+    ends = np.cumsum([len(own) for own in jobs.values()])
+    found = {
+        frames: _select(whole, slice(end - len(own), end))
+        for end, (frames, own) in zip(ends, jobs.items())
+    }
+    permuted = _permuted_labels(config, clips, joined)
     return {
         "jobs": jobs,
         "by_frames": found,
-        "main_frames": main,
+        "main_frames": config.frames if config.frames in jobs else next(iter(jobs)),
         "num_domains": int(clips.domain.max()) + 1,
         "num_frames": clips.x.shape[2],
         "frozen": sum(int((o["frozen_steps"] >= 0).sum()) for o in outputs.values()),
-        "threshold_change": _largest_change(found[main].threshold, permuted),
-        "loop_difference": _difference_from_loop(clips, outputs[main], found[main]),
+        "threshold_change": _largest_change(whole.threshold, permuted),
+        "loop_difference": whole.loop_difference,
     }
+
+
+def _select(measured, jobs):
+    def own(values):
+        return {name: by_job[jobs] for name, by_job in values.items()}
+
+    *values, difference = measured
+    return Measured(*map(own, values), difference)
 
 
 def systems(config) -> tuple[str, ...]:
@@ -61,23 +83,25 @@ def systems(config) -> tuple[str, ...]:
     return (*config.architectures, VOTE, STACK, STACK_SUM, STACK_NESTED)
 
 
-def _refuse_leaks(config, clips, jobs):
-    """Raises `LeakageError` if a meta-model's clips were trained or are tested on."""
-    for left_out in {job.left_out for job in jobs}:
-        rows = {
-            part: clips.rows(part, left_out)
-            for part in (data.TRAIN, data.DEVELOPMENT, data.TEST)
-        }
+def refuse_leaks(outputs):
+    """Raises `LeakageError` if a meta-model's clips were trained on or are tested on.
+
+    Of every job: the clips whose logits it is fitted on, those that its members may
+    have drawn, and those that are tested on.
+    """
+    rows = [outputs[name] for name in ("dev_rows", "test_rows", "drawn")]
+    is_row = [outputs[name] for name in ("dev_is_row", "test_is_row")]
+    for dev, test, drawn, is_dev, is_test in zip(*rows, *is_row, strict=True):
         provenance = Provenance.of(
             "clips",
-            rows[data.DEVELOPMENT],
-            trained_on=rows[data.TRAIN],
-            test_rows=rows[data.TEST],
+            dev[is_dev],
+            trained_on=np.flatnonzero(drawn),
+            test_rows=test[is_test],
         )
         check_fitting_rows("the meta-model", provenance)
 
 
-def _measure_length(config, clips, outputs):
+def _measure_jobs(config, clips, outputs):
     dev, test = outputs["dev_logits"], outputs["test_logits"]
     labels = clips.is_live[outputs["dev_rows"]]
     weight = outputs["dev_is_row"].astype(np.float32)
@@ -93,17 +117,44 @@ def _measure_length(config, clips, outputs):
     fitted = _stack(config, "logits", dev, test, labels, weight * half[None])
     odds[STACK_NESTED] = (*fitted, weight * ~half[None])
 
-    hter, auroc, threshold = {}, {}, {}
+    test_labels = clips.is_live[outputs["test_rows"]]
+    test_weight = outputs["test_is_row"].astype(np.float32)
+    hter, eer, auroc, threshold, largest = {}, {}, {}, {}, 0.0
     for name, (dev_odds, test_odds, dev_weight) in odds.items():
         threshold[name] = np.asarray(_threshold(dev_odds, labels, dev_weight))
-        errors = _errors(
-            test_odds,
-            clips.is_live[outputs["test_rows"]],
-            threshold[name],
-            outputs["test_is_row"].astype(np.float32),
+        auroc[name] = np.asarray(_auroc(test_odds, test_labels, test_weight))
+        sides = (
+            (np.asarray(dev_odds), labels == 1, dev_weight > 0),
+            (np.asarray(test_odds), test_labels == 1, test_weight > 0),
         )
-        hter[name], auroc[name] = map(np.asarray, errors)
-    return Measured(hter, auroc, threshold)
+        eer[name], hter[name] = (half_errors(*side, threshold[name]) for side in sides)
+        wanted = np.array(
+            [
+                loop_errors(*((x[job][k[job]], y[job][k[job]]) for x, y, k in sides))
+                for job in range(len(labels))
+            ]
+        )
+        found = np.stack([eer[name], hter[name]], axis=1)
+        largest = max(largest, float(np.abs(found - wanted).max()))
+    return Measured(hter, eer, auroc, threshold, largest)
+
+
+def half_errors(odds, is_live, is_row, threshold) -> np.ndarray:
+    """(FAR + FRR) / 2 of every job, from counts and so exact in float64, `[job]`.
+
+    FAR is the share of attacks above the threshold, FRR that of live clips at it or
+    below.
+
+    Args:
+        odds: float32, `[job, row]`, as the threshold was fitted on.
+        is_live, is_row: bools, `[job, row]`.
+        threshold: `[job]`.
+    """
+    accepted = odds > threshold[:, None]
+    attacks, lives = is_row & ~is_live, is_row & is_live
+    far = (accepted & attacks).sum(axis=1) / attacks.sum(axis=1)
+    frr = (~accepted & lives).sum(axis=1) / lives.sum(axis=1)
+    return (far + frr) / 2
 
 
 @jax.jit
@@ -141,9 +192,8 @@ def _threshold(odds, labels, weight):
 
 
 @jax.jit
-def _errors(odds, labels, threshold, weight):
-    hter = scores.hter(odds, labels, threshold, sample_weight=weight)
-    return hter, scores.auroc(odds, labels, sample_weight=weight)
+def _auroc(odds, labels, weight):
+    return scores.auroc(odds, labels, sample_weight=weight)
 
 
 def _permuted_labels(config, clips, outputs):
@@ -152,34 +202,18 @@ def _permuted_labels(config, clips, outputs):
     is_live = clips.is_live.copy()
     test = np.flatnonzero(clips.part == data.TEST)
     is_live[test] = rng.permutation(is_live[test])
-    return _measure_length(config, clips._replace(is_live=is_live), outputs).threshold
+    return _measure_jobs(config, clips._replace(is_live=is_live), outputs).threshold
 
 
 def _largest_change(a, b):
     return max(float(np.abs(a[name] - b[name]).max()) for name in a)
 
 
-def _difference_from_loop(clips, outputs, measured):
-    """Largest difference of a member's HTER from float64 loops over thresholds."""
-    largest = 0.0
-    name = next(iter(measured.hter))
-    for job in range(outputs["dev_rows"].shape[0]):
-        sides = []
-        for part in ("dev", "test"):
-            keep = outputs[f"{part}_is_row"][job]
-            rows = outputs[f"{part}_rows"][job][keep]
-            logits = outputs[f"{part}_logits"][0, job][keep]
-            sides.append((logits[:, 1] - logits[:, 0], clips.is_live[rows] == 1))
-        want = loop_hter(*sides)
-        largest = max(largest, abs(want - float(measured.hter[name][job])))
-    return largest
-
-
-def loop_hter(development, test) -> float:
-    """HTER of `(scores, is_live)` by the definition, one threshold at a time.
+def loop_errors(development, test) -> tuple[float, float]:
+    """EER and HTER of `(scores, is_live)` by the definition, a threshold at a time.
 
     The threshold is the development score, the lowest among equals, at which the two
-    error rates differ least.
+    error rates differ least. EER is their mean there, HTER their mean on test.
     """
 
     def rates(pair, threshold):
@@ -191,6 +225,5 @@ def loop_hter(development, test) -> float:
     for threshold in np.unique(development[0]):  # ascending
         far, frr = rates(development, threshold)
         if best is None or abs(far - frr) < best[0] - 1e-9:
-            best = (abs(far - frr), threshold)
-    far, frr = rates(test, best[1])
-    return (far + frr) / 2
+            best = abs(far - frr), threshold
+    return tuple(sum(rates(pair, best[1])) / 2 for pair in (development, test))

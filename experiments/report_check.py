@@ -1,9 +1,10 @@
 """Majority votes that check reports for errors, and the cases that a reader missed.
 
 Beside it, `report_check_data.py` writes images and reports, `report_check_training.py`
-trains members and readers as stacks, `report_check_votes.py` asks, votes and measures,
-`report_check_alone.py` votes without networks, `report_check_answers.py` reads answers
-of real models, `report_check_claims.py` judges, `report_check_figures.py` draws.
+trains members and readers as stacks, `report_check_kinds.py` models of other kinds,
+`report_check_votes.py` asks, votes and measures, `report_check_alone.py` votes without
+networks, `report_check_answers.py` reads answers of real models,
+`report_check_claims.py` judges, `report_check_figures.py` draws.
 """
 
 import numpy as np
@@ -11,24 +12,41 @@ import numpy as np
 import ensjax
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, load_beside
+from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
 
 cases = load_beside(__file__, "report_check_data")
 training = load_beside(__file__, "report_check_training")
+kinds = load_beside(__file__, "report_check_kinds")
 votes = load_beside(__file__, "report_check_votes")
 alone = load_beside(__file__, "report_check_alone")
 answers = load_beside(__file__, "report_check_answers")
 verdicts = load_beside(__file__, "report_check_claims")
 figures = load_beside(__file__, "report_check_figures")
 
+NOTHING_TRAINED = (
+    "config.from_answers: this preset trains nothing, so that there is nothing to plan"
+    " or to make again: it reads the answers of models from config.answers.path."
+)
 
-def validate(config):
-    """Raises `ConfigError` for numbers that cannot work or a file that is absent."""
+
+def validate(config, mesh=None):
+    """Raises `ConfigError` for numbers that cannot work or a file that is absent.
+
+    Args:
+        config: of the run.
+        mesh: of a plan; None: of a run.
+    """
     if config.from_answers:
+        if mesh is not None:
+            raise ConfigError(NOTHING_TRAINED)
         answers.load(config)
         return
     _check_numbers(config)
+    if not config.kinds or len(set(config.kinds)) < len(config.kinds):
+        raise ConfigError(f"config.kinds names different kinds; got {config.kinds}.")
+    for name in config.kinds:
+        choose("kinds", name, dict.fromkeys(kinds.KINDS))
     settings = config.reports
     if len(settings.prevalence) != len(settings.turn):
         raise ConfigError(
@@ -59,10 +77,11 @@ def validate(config):
             f" of which num_test leaves some; got {config.alone.num_features} and"
             f" {config.alone.num_test}."
         )
-    try:
-        ensjax.make_mesh(**config.mesh.to_dict())
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.mesh: {one_line(error)}") from error
+    if mesh is None:
+        try:
+            ensjax.make_mesh(**config.mesh.to_dict())
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config.mesh: {one_line(error)}") from error
 
 
 def _check_numbers(config):
@@ -104,10 +123,17 @@ def run(config, run_dir):
         config,
         {
             "members": lambda done: training.train(config, rows, run_dir),
+            "kinds": lambda done: kinds.train(config, rows, run_dir),
             "alone": lambda done: alone.measure(config),
         },
     )
-    results = votes.measure(config, stages["members"], rows.held_out[1])
+    logits, others = stages["members"], stages["kinds"]
+    # The first member is one more kind of untuned model.
+    of_kinds = [logits["untuned"][:, :, :1], others["logits"]]
+    logits |= {"kinds": np.concatenate(of_kinds, axis=2)}
+    seen = cases.find_shared(rows.held_out[0], rows.general[0])
+    results = votes.measure(config, logits, rows.held_out[1], seen)
+    results["kinds"] = ["as the members", *others["names"].tolist()]
     results["alone"] = stages["alone"]
     scalars = verdicts.summarise(config, results)
     figures.add_tables(run_dir, config, rows, results)
@@ -130,5 +156,5 @@ def training_job(config):
     costs the same.
     """
     if config.from_answers:
-        raise ConfigError("this preset trains nothing: it reads answers from a file.")
+        raise ConfigError(NOTHING_TRAINED)
     return training.tuned_job(config, cases.make_rows(config), is_reader=False)

@@ -213,6 +213,22 @@ def make_rows(config) -> Rows:
     )
 
 
+def find_shared(held_out: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Which held-out rows are among rows that were trained on, `[seed, domain, row]`.
+
+    Args:
+        held_out: `[seed, domain, row, feature]`.
+        trained: `[seed, row, feature]`, of all domains.
+    """
+    found = np.zeros(held_out.shape[:3], bool)
+    for seed, rows in enumerate(trained):
+        known = {row.tobytes() for row in np.ascontiguousarray(rows)}
+        for place in np.ndindex(*held_out.shape[1:3]):
+            row = np.ascontiguousarray(held_out[(seed, *place)])
+            found[(seed, *place)] = row.tobytes() in known
+    return found
+
+
 def mismatch(cases: Cases, rng) -> tuple[np.ndarray, np.ndarray]:
     """Rows and labels: half of the images come with another patient's report (1)."""
     is_other = rng.uniform(size=len(cases.read)) < 0.5

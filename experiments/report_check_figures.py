@@ -3,7 +3,7 @@
 import numpy as np
 
 from ensjax import plot
-from ensjax.experiment import student_interval
+from ensjax.experiment import interval_text, mean_and_interval
 from ensjax.experiment.fields import load_beside
 from ensjax.plot import style
 
@@ -16,14 +16,14 @@ def add_tables(run_dir, config, rows, results):
     table = []
     for d, letter in enumerate(verdicts.domains(config)):
         for name, values in simple.items():
-            cells = [_cell(values[k][:, d]) for k in ("member", "best", "vote")]
-            says = _cell(values["says_error"][:, d])
+            cells = [interval_text(values[k][:, d]) for k in ("member", "best", "vote")]
+            says = interval_text(values["says_error"][:, d])
             table.append([letter, "is there an error", name, *cells, says])
-        cells = [_cell(kind[k][:, d]) for k in ("member", "best", "vote")]
+        cells = [interval_text(kind[k][:, d]) for k in ("member", "best", "vote")]
         table.append([letter, "which error", "tuned", *cells, "-"])
-        cells = ["-", "-", _cell(kind["on_altered"][:, d])]
+        cells = ["-", "-", interval_text(kind["on_altered"][:, d])]
         table.append([letter, "which error, altered only", "tuned", *cells, "-"])
-        reader = _cell(results["reader"][:, d])
+        reader = interval_text(results["reader"][:, d])
         table.append([letter, "is there an error", "reader", reader, "-", "-", "-"])
     run_dir.add_table(
         "Accuracy",
@@ -69,7 +69,7 @@ def _add_controls(run_dir, config, results):
     for d, letter in enumerate(verdicts.domains(config)):
         for who, label in (("vote", "vote"), ("member", "mean member")):
             cells = [
-                _cell(controls[f"{who}_{name}"][:, d])
+                interval_text(controls[f"{who}_{name}"][:, d])
                 for name in ("wrong", "matched", "random")
             ]
             estimate, low, high = controls["difference"][d]
@@ -93,36 +93,42 @@ def _add_qualities(run_dir, config, results):
     found, table = results["qualities"], []
     for q, quality in enumerate(config.reader_qualities):
         for d, letter in enumerate(verdicts.domains(config)):
-            p = found["p_value"][q, :, d]
-            cells = [_cell(found[who][q, :, d]) for who in ("vote", "member")]
-            table.append(
-                [f"{quality:g}", letter, *cells, f"{(p < 0.05).sum()} of {len(p)}"]
-            )
+            cells = []
+            for who in ("vote", "member"):
+                tests = verdicts.tests_against_reader(results, who, q)
+                better, worse = (test[:, d] for test in tests)
+                cells.append(interval_text(found[who][q, :, d]))
+                cells.append(f"{better.sum()} / {worse.sum()} of {better.size}")
+            table.append([f"{quality:g}", letter, *cells])
     run_dir.add_table(
         "Against readers of set accuracy",
-        ["reader", "domain", "vote minus reader", "mean member minus reader",
-         "McNemar p < .05, vote"],
+        ["reader", "domain", "vote minus reader", "better / worse",
+         "mean member minus reader", "better / worse"],
         table,
-        "Accuracy differences, means over seeds with 95 % t-intervals. McNemar's exact"
-        " test by seed, two-sided.",
+        "Accuracy differences, means over seeds with 95 % t-intervals; and how many of"
+        " McNemar's exact two-sided tests, one for each seed (and member), find it"
+        f" better or worse at {verdicts.LEVEL:g}.",
     )  # fmt: skip
 
 
 def _add_ranking(run_dir, config, results):
-    members = results["simple"][verdicts.UNTUNED]["members"]  # [seed, domain, member]
+    accuracy = verdicts.simple_accuracy(results, verdicts.KINDS)  # [seed, domain, kind]
     table = []
     for d, letter in enumerate(verdicts.domains(config)):
-        mean = members[:, d].mean(axis=-1, keepdims=True)
-        for m in np.argsort(-members[:, d].mean(axis=0)):
-            own = members[:, d, m]
-            table.append([letter, f"member {m}", _cell(own), _cell(own - mean[:, 0])])
+        ranked = verdicts.rank_kinds(config, results, d)
+        by_kind = dict(zip(results["kinds"], accuracy[:, d].T))
+        for kind in ranked:
+            behind = "-"
+            if kind != ranked[0]:
+                behind = interval_text(by_kind[kind] - by_kind[ranked[0]])
+            table.append([letter, kind, interval_text(by_kind[kind]), behind])
     run_dir.add_table(
-        "Untuned members, ranked",
-        ["domain", "member", "accuracy", "minus the mean member"],
+        "Untuned models of several kinds, ranked",
+        ["domain", "kind", "accuracy", "minus the first"],
         table,
-        "Members of one recipe that differ in initial weights and data order, new for"
-        " every seed: their order means nothing, and the intervals say so. Named public"
-        " models are not here to be ranked.",
+        "Is there an error? One model of each kind for every seed, on the same rows;"
+        " means over seeds and of differences in pairs, with 95 % t-intervals. Named"
+        " public models are not here to be ranked.",
     )
 
 
@@ -168,7 +174,7 @@ def _draw_controls(config, results):
     names = {"wrong": "reader wrong", "matched": "matched control",
              "random": "random control"}  # fmt: skip
     values = {
-        f"{letter}, {label}": _interval(controls[f"vote_{name}"][:, d])
+        f"{letter}, {label}": mean_and_interval(controls[f"vote_{name}"][:, d])
         for d, letter in enumerate(verdicts.domains(config))
         for name, label in names.items()
     }
@@ -201,7 +207,7 @@ def _draw_qualities(config, results):
     qualities = np.asarray(config.reader_qualities)
     for i, (who, label) in enumerate((("vote", "vote"), ("member", "mean member"))):
         values = results["qualities"][who].mean(axis=-1)  # [quality, seed]
-        mean, low, high = np.array([_interval(row) for row in values]).T
+        mean, low, high = np.array([mean_and_interval(row) for row in values]).T
         ax.errorbar(qualities, 100 * mean, 100 * np.stack([mean - low, high - mean]),
                     color=style.PALETTE[i], marker=style.MARKERS[i], lw=1.8, capsize=3,
                     label=label)  # fmt: skip
@@ -209,14 +215,3 @@ def _draw_qualities(config, results):
     style.finish(ax, x="Accuracy of the reader", y="Accuracy difference (points)",
                  legend=True)  # fmt: skip
     return fig
-
-
-def _interval(by_seed):
-    interval = student_interval(by_seed)
-    mean = float(np.mean(by_seed))
-    return (mean, mean, mean) if interval is None else (mean, *interval)
-
-
-def _cell(by_seed) -> str:
-    mean, low, high = _interval(by_seed)
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})" if high > low else f"{mean:.3f}"

@@ -5,6 +5,7 @@ for the kind of error. Untuned members are trained on the first two in the gener
 domain; tuning goes on from their weights with the other four.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -35,13 +36,20 @@ def untuned_job(config, rows) -> TrainingJob:
     x, y = rows.general
     num_seeds, per_seed = config.num_seeds, config.num_members + 1
     own = np.repeat(np.arange(num_seeds), per_seed)
-    weights = (np.repeat(np.arange(num_seeds), x.shape[1])[None] == own[:, None]) * 1.0
+    weights = own_rows(own, num_seeds, x.shape[1])
     ids = [
         SEED_STRIDE * seed + member
         for seed in range(num_seeds)
         for member in range(per_seed)
     ]
-    return _job(config, (x, y), weights, ids, config.untuned_steps, match_loss)
+    job = _job(config, (x, y), weights, ids, config.untuned_steps, match_loss)
+    return dataclasses.replace(job, stage="untuned")
+
+
+def own_rows(seed_of_member, num_seeds: int, num_rows: int) -> np.ndarray:
+    """Weights `[member, seed * row]`: 1 for the rows of each member's own seed."""
+    seed_of_row = np.repeat(np.arange(num_seeds), num_rows)
+    return (seed_of_row == np.asarray(seed_of_member)[:, None]).astype(np.float32)
 
 
 def tuned_job(config, rows, *, is_reader: bool) -> TrainingJob:
@@ -56,7 +64,7 @@ def tuned_job(config, rows, *, is_reader: bool) -> TrainingJob:
             for member in members:
                 # A resample of its own rows, and none of other seeds and domains.
                 rng = np.random.default_rng([config.seed, seed, domain, member])
-                row = np.zeros(num_seeds * num_domains * num_rows)
+                row = np.zeros(num_seeds * num_domains * num_rows, np.float32)
                 drawn = rng.integers(num_rows, size=num_rows)
                 counts = np.bincount(drawn, minlength=num_rows)
                 row[block * num_rows : (block + 1) * num_rows] = counts
@@ -64,7 +72,13 @@ def tuned_job(config, rows, *, is_reader: bool) -> TrainingJob:
                 first = DOMAIN_STRIDE * (1 + domain)
                 ids.append(SEED_STRIDE * seed + first + member)
     steps = config.reader_steps if is_reader else config.tuned_steps
-    return _job(config, (x, y), np.stack(weights), ids, steps, kind_loss)
+    job = _job(config, (x, y), np.stack(weights), ids, steps, kind_loss)
+    return dataclasses.replace(
+        job,
+        stage="reader" if is_reader else "tuned",
+        why_no_replay="The members of this run go on from untuned ones, which it has"
+        " trained before; config and seed alone do not make them again.",
+    )
 
 
 def reader_members(config) -> tuple[int, ...]:
@@ -128,11 +142,12 @@ def train(config, rows, run_dir) -> dict[str, np.ndarray]:
     and "reader" `[seed, domain, row, 4]`.
     """
 
-    def run(job, name, ensemble=None):
+    def run(job, ensemble=None):
         options = dict(
-            checkpoint_dir=run_dir.checkpoints / name,
-            logger=run_dir.logger(name),
+            checkpoint_dir=run_dir.checkpoints / job.stage,
+            logger=run_dir.logger(job.stage),
             save_every_steps=config.steps_per_call,
+            members_from=[others / job.stage for others in run_dir.members_from],
         )
         if ensemble is None:
             return job.fit(**options)[0]
@@ -140,47 +155,53 @@ def train(config, rows, run_dir) -> dict[str, np.ndarray]:
         options |= job.options
         return ensjax.fit(ensemble, job.data, hyper=job.hyper, **options)[0]
 
-    untuned = run(untuned_job(config, rows), "untuned")
+    untuned = run(untuned_job(config, rows))
     tuned, reader = (
         run(
             tuned_job(config, rows, is_reader=is_reader),
-            "reader" if is_reader else "tuned",
             untuned.select(untuned_places(config, is_reader=is_reader)),
         )
         for is_reader in (False, True)
     )
+    held_out = rows.held_out[0]
+    per_seed = config.num_members + 1
+    of_seeds = logits_of_seeds(untuned, held_out, per_seed=per_seed)
+    of_reader = _logits_of_domains(reader, rows.reader_held_out)
     return {
-        "untuned": _own_logits(untuned, config, rows.held_out[0])[..., :NUM_MATCH],
-        "tuned": _own_logits(tuned, config, rows.held_out[0])[..., NUM_MATCH:],
-        "reader": _own_logits(reader, config, rows.reader_held_out)[
-            :, :, 0, :, NUM_MATCH:
-        ],
+        "untuned": of_seeds[:, :, : config.num_members, :, :NUM_MATCH],
+        "tuned": _logits_of_domains(tuned, held_out)[..., NUM_MATCH:],
+        "reader": of_reader[:, :, 0, :, NUM_MATCH:],
     }
 
 
-def _own_logits(ensemble, config, x):
-    """Logits of all members on the rows of their own seed, `[seed, domain, member...]`.
+def logits_of_seeds(ensemble, x, *, per_seed: int) -> np.ndarray:
+    """Of members that know no domain: `[seed, domain, member, row, output]`.
 
-    `x` is `[seed, domain, row, feature]`. Untuned members are of no domain and say
-    something about both; the reader among them is left out.
+    Args:
+        ensemble: `per_seed` members of every seed, one behind the other.
+        x: rows of each seed and domain, `[seed, domain, row, feature]`.
+        per_seed: number of members.
     """
-    seeds, domains = x.shape[:2]
-    is_untuned = len(ensemble) == seeds * (config.num_members + 1)
-    if is_untuned:
-        chosen = np.arange(len(ensemble)).reshape(seeds, -1)[:, : config.num_members]
-        ensemble = ensemble.select(chosen.reshape(-1))
-        rows = np.repeat(x.reshape(seeds, -1, x.shape[-1]), config.num_members, axis=0)
-    else:
-        per_world = len(ensemble) // (seeds * domains)
-        rows = np.repeat(x.reshape(-1, *x.shape[2:]), per_world, axis=0)
+    seeds, domains, num_rows, num_features = x.shape
+    rows = np.repeat(x.reshape(seeds, -1, num_features), per_seed, axis=0)
+    logits = _logits(ensemble, rows)
+    return np.swapaxes(logits.reshape(seeds, per_seed, domains, num_rows, -1), 1, 2)
+
+
+def _logits_of_domains(ensemble, x):
+    """The same of members that have a domain."""
+    seeds, domains, num_rows, num_features = x.shape
+    each = len(ensemble) // (seeds * domains)
+    rows = np.repeat(x.reshape(-1, num_rows, num_features), each, axis=0)
+    return _logits(ensemble, rows).reshape(seeds, domains, each, num_rows, -1)
+
+
+def _logits(ensemble, rows):
+    """Every member's logits on rows of its own, `[member, row, output]`."""
     forward = map_members(
         Forward(ensemble.graph),
         kinds=("member", "member_batch"),
         out="member_batch",
         mesh=ensemble.mesh,
     )
-    logits = ensjax.mesh.fetch(forward(ensemble.state, rows))
-    if is_untuned:
-        shape = (seeds, config.num_members, domains, x.shape[2], -1)
-        return np.swapaxes(logits.reshape(shape), 1, 2)
-    return logits.reshape(seeds, domains, per_world, x.shape[2], -1)
+    return ensjax.mesh.fetch(forward(ensemble.state, rows))

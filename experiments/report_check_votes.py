@@ -34,10 +34,13 @@ class Votes(NamedTuple):
     Attributes:
         members: `[seed, domain, member, row]` classes, -1 where an answer is not read.
         vote: `[seed, domain, row]`.
+        differ: rows on which the vote is not `count_votes` of the answers that were
+            read.
     """
 
     members: np.ndarray
     vote: np.ndarray
+    differ: int
 
 
 def ask(choices: np.ndarray, answers, patterns, *, unread_share, rng) -> np.ndarray:
@@ -70,6 +73,16 @@ def vote(members: np.ndarray, num_classes: int, best: np.ndarray) -> np.ndarray:
     return np.asarray(chosen).reshape(seeds, domains, num_rows)
 
 
+def count_votes(members: np.ndarray, num_classes: int, best: np.ndarray) -> np.ndarray:
+    """`vote` again, by counting: answers that were not read are never looked at."""
+    counts = np.stack([(members == c).sum(axis=2) for c in range(num_classes)], axis=-1)
+    most = counts == counts.max(axis=-1, keepdims=True)
+    own = np.take_along_axis(members, best[..., None, None], axis=2)[:, :, 0]
+    is_among = np.take_along_axis(most, np.maximum(own, 0)[..., None], axis=-1)[..., 0]
+    chosen = np.where((own >= 0) & is_among, own, most.argmax(axis=-1))
+    return np.where(counts.any(axis=-1), chosen, ABSTAIN)
+
+
 def accuracy(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Share of the answers that were read and are right, over the last axis.
 
@@ -81,14 +94,21 @@ def accuracy(answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(number > 0, right / np.maximum(number, 1), np.nan)
 
 
-def measure(config, logits: dict[str, np.ndarray], errors: np.ndarray) -> dict:
+def measure(
+    config, logits: dict[str, np.ndarray], errors: np.ndarray, seen: np.ndarray
+) -> dict:
     """All numbers of the report, from the logits of `report_check_training.train`.
 
     Args:
         config: of the run.
-        logits: "untuned", "tuned" and "reader".
+        logits: "untuned", "tuned" and "reader", and "kinds" of other untuned models,
+            `[seed, domain, kind, row, 2]`.
         errors: kinds of error `[seed, domain, row]` of the held-out rows, labelled rows
             first.
+        seen: `[seed, domain, row]`, True where untuned members were trained on one.
+
+    Raises:
+        LeakageError: if thresholds would be fitted on such a row.
     """
     rng = np.random.default_rng([config.seed, 1])
     labelled = np.arange(errors.shape[-1]) < config.reports.num_labelled
@@ -99,8 +119,9 @@ def measure(config, logits: dict[str, np.ndarray], errors: np.ndarray) -> dict:
         "untuned": np.argmax(logits["untuned"], axis=-1),
         "tuned": (p_error > 0.5).astype(np.int64),
     }
-    fitted = fit_thresholds(logits["untuned"], is_error, labelled)
+    fitted = fit_thresholds(logits["untuned"], is_error, labelled, seen)
     says["untuned, threshold fitted"] = fitted
+    says["untuned, several kinds"] = np.argmax(logits["kinds"], axis=-1)
     simple = {
         name: _vote(config, x, SIMPLE_ANSWERS, SIMPLE_PATTERNS, is_error, labelled, rng)
         for name, x in says.items()
@@ -127,12 +148,11 @@ def measure(config, logits: dict[str, np.ndarray], errors: np.ndarray) -> dict:
             config, right, simple["tuned"], is_error, reader_right, rng
         ),
         "matrix": _matrix(right, member_right, reader_right),
-        "right": right,
-        "reader_right": reader_right,
+        "differ": sum(votes.differ for votes in (*simple.values(), kind)),
     }
 
 
-def fit_thresholds(logits, is_error, labelled) -> np.ndarray:
+def fit_thresholds(logits, is_error, labelled, seen) -> np.ndarray:
     """Answers of untuned members above thresholds that labelled rows gave.
 
     The members of all seeds and domains are one stack; each is fitted on its own rows.
@@ -140,11 +160,12 @@ def fit_thresholds(logits, is_error, labelled) -> np.ndarray:
     seeds, domains, members, num_rows = logits.shape[:4]
     stacked = logits.reshape(-1, num_rows, 2)
     targets = np.broadcast_to(is_error[:, :, None], logits.shape[:4])
-    numbers = np.arange(num_rows)  # no member was trained on any of them
+    numbers = np.arange(num_rows)
+    seen = np.broadcast_to(seen[:, :, None], logits.shape[:4]).reshape(-1, num_rows)
 
     def predictions(rows, part):
-        provenance = Provenance.of(
-            SOURCE, numbers[rows], part=part, test_rows=numbers[~labelled]
+        provenance = Provenance(
+            SOURCE, numbers[rows], part, seen[:, rows], numbers[~labelled]
         )
         return Predictions.from_logits(stacked[:, rows], provenance=provenance)
 
@@ -228,26 +249,42 @@ def draw_subsets(config, right, reader_right, rng) -> dict[str, np.ndarray]:
 def compare_qualities(
     config, right, tuned: Votes, is_error, reader_right, rng
 ) -> dict[str, np.ndarray]:
-    """Vote and mean member minus a reader of a set quality, and McNemar's test.
+    """Vote and single members minus a reader of a set quality, and McNemar's test.
 
     The reader's wrong answers that are drawn at random are mended, or right ones
-    spoilt, until its accuracy is the quality. Arrays `[quality, seed, domain]`.
+    spoilt, until its accuracy is the quality. A member is compared on the rows that
+    were read.
+
+    Returns:
+        "reader", the accuracy that was reached, and the differences "vote" and
+        "member" (mean member), `[quality, seed, domain]`; "vote_p" and "member_p", the
+        latter `[quality, seed, domain, member]`, p-values with the difference's sign.
     """
-    member = accuracy(tuned.members, is_error[:, :, None]).mean(axis=-1)
+    is_read = tuned.members != ABSTAIN
+    member_right = tuned.members == is_error[:, :, None]
     shape = (len(config.reader_qualities), *right.shape[:2])
-    p_value, achieved = np.empty(shape), np.empty(shape)
+    found = {k: np.empty(shape) for k in ("reader", "vote", "member", "vote_p")}
+    found["member_p"] = np.empty((*shape, tuned.members.shape[2]))
     for q, quality in enumerate(config.reader_qualities):
         for s, d in np.ndindex(*right.shape[:2]):
+            place = q, s, d
             changed = set_quality(reader_right[s, d], quality, rng)
-            achieved[q, s, d] = changed.mean()
-            p_value[q, s, d] = scores.mcnemar(right[s, d], changed).p_value
-    vote_accuracy = right.mean(axis=-1)
-    return {
-        "reader": achieved,
-        "vote": vote_accuracy[None] - achieved,
-        "member": member[None] - achieved,
-        "p_value": p_value,
-    }
+            found["reader"][place] = changed.mean()
+            found["vote"][place] = right[s, d].mean() - changed.mean()
+            found["vote_p"][place] = _signed_p(right[s, d], changed)
+            gains = []
+            for m, read in enumerate(is_read[s, d]):
+                own, reader = member_right[s, d, m][read], changed[read]
+                gains.append(own.mean() - reader.mean())
+                found["member_p"][(*place, m)] = _signed_p(own, reader)
+            found["member"][place] = np.mean(gains)
+    return found
+
+
+def _signed_p(first, second) -> float:
+    """McNemar's exact p-value, below 0 where the second system is right more often."""
+    sign = 1.0 if first.mean() >= second.mean() else -1.0
+    return sign * scores.mcnemar(first, second).p_value
 
 
 def set_quality(is_right: np.ndarray, quality: float, rng) -> np.ndarray:
@@ -266,7 +303,9 @@ def _vote(config, choices, answers, patterns, labels, labelled, rng) -> Votes:
     labelled_accuracy = accuracy(read[..., labelled], labels[:, :, None, labelled])
     best = np.argmax(np.nan_to_num(labelled_accuracy), axis=-1)
     members = read[..., ~labelled]
-    return Votes(members, vote(members, len(patterns), best))
+    chosen = vote(members, len(patterns), best)
+    differ = (chosen != count_votes(members, len(patterns), best)).sum()
+    return Votes(members, chosen, int(differ))
 
 
 def _summary(votes: Votes, labels) -> dict[str, Any]:

@@ -28,8 +28,13 @@ VIEWS = {"digits": sources.digit_views, "cancer": sources.cancer_views}
 SOURCES = ("abide", "simulated")
 
 
-def validate(config):
-    """Raises `ConfigError` for what cannot run, before anything is written."""
+def validate(config, mesh=None):
+    """Raises `ConfigError` for what cannot run, before anything is written.
+
+    Args:
+        config: of the run.
+        mesh: of a plan, which needs no ABIDE; None: of a run.
+    """
     whole = [
         "canary.num_seeds",
         "canary.num_examples",
@@ -84,12 +89,15 @@ def validate(config):
         known = dict.fromkeys(models.OPTIMIZERS)
         choose(f"{section}.optimizer", config[section].optimizer, known)
     _check_together(config)
+    settings = config.connectomes
+    if settings.source == "abide" and (settings.root or mesh is None):
+        sources.check_abide(settings.root, settings.names)
 
 
 def _check_together(config):
     """What only fits together: lengths, and numbers below others."""
     settings, network = config.connectomes, config.network
-    for field in ("widths", "num_selected"):
+    for field in ("widths", "num_selected", "published_weights"):
         if len(settings[field]) != len(settings.names):
             raise ConfigError(
                 f"config.connectomes.{field} needs one number for each of the"
@@ -101,13 +109,29 @@ def _check_together(config):
             f" which are at least two; got {tuple(network.dropout)} and"
             f" {tuple(network.hidden)}."
         )
-    pairs = ("amount", "sparsity_weight", "total_steps", "batch_size", "learning_rate")
-    for field in pairs:
-        if len(config.autoencoders[field]) != 2:
+    count = num_encoders(config)
+    if not 1 <= count <= len(network.hidden):
+        raise ConfigError(
+            "config.autoencoders.amount has a number for each autoencoder, at most one"
+            f" for each of config.network.hidden; got {count}."
+        )
+    for field in ("sparsity_weight", "total_steps", "batch_size", "learning_rate"):
+        if len(config.autoencoders[field]) != count:
             raise ConfigError(
-                f"config.autoencoders.{field} needs two numbers, one for each"
-                f" autoencoder; got {tuple(config.autoencoders[field])}."
+                f"config.autoencoders.{field} needs a number for each of the {count}"
+                f" autoencoders; got {tuple(config.autoencoders[field])}."
             )
+    places = settings.num_folds * len(settings.names) * stacks.PLACE_STRIDE
+    if (
+        places > stacks.SEED_STRIDE // 2
+        or max(network.members_per_view, config.view_model.members_per_view)
+        > stacks.PLACE_STRIDE
+    ):
+        raise ConfigError(
+            "config.connectomes.num_folds times its names, and members_per_view, must"
+            f" be at most {stacks.SEED_STRIDE // 2 // stacks.PLACE_STRIDE} and"
+            f" {stacks.PLACE_STRIDE}, so that members have ids of their own."
+        )
     if settings.source == "simulated" and settings.num_planted > min(settings.widths):
         raise ConfigError(
             f"config.connectomes.num_planted must be at most {min(settings.widths)},"
@@ -137,14 +161,26 @@ def _check_together(config):
                 f"config.{name}.num_train and num_validation must leave test rows of"
                 f" {rows}; got {wanted} together."
             )
-    if settings.source == "abide":
-        sources.check_abide(settings.root, settings.names)
+
+
+def num_encoders(config) -> int:
+    """How many autoencoders are stacked: the first layers of the networks."""
+    return len(config.autoencoders.amount)
 
 
 def run(config, run_dir):
     """Runs the stages and reports; the same command resumes."""
+    if run_dir.members_from:
+        raise ConfigError("--members_from: this experiment takes no members over.")
     problems = functools.cache(lambda seed: sources.connectomes(config, seed))
     stack = functools.cache(lambda: network_stack(config, problems))
+    count = num_encoders(config)
+    encoders = {
+        f"encoder_{number + 1}": lambda done, number=number: run_encoder(
+            config, stack(), number, encoders_of(done, number), run_dir
+        )
+        for number in range(count)
+    }
     done = run_stages(
         run_dir,
         config,
@@ -153,16 +189,9 @@ def run(config, run_dir):
             "digits": lambda _: run_views(config, "digits", run_dir),
             "cancer": lambda _: run_views(config, "cancer", run_dir),
             "connectomes": lambda _: folded.run_connectomes(config, problems),
-            "encoder_1": lambda _: run_encoder(config, stack(), 0, [], run_dir),
-            "encoder_2": lambda done: run_encoder(
-                config, stack(), 1, [encoder_of(done, 1)], run_dir
-            ),
+            **encoders,
             "network": lambda done: run_network(
-                config,
-                problems,
-                stack(),
-                [encoder_of(done, 1), encoder_of(done, 2)],
-                run_dir,
+                config, problems, stack(), encoders_of(done, count), run_dir
             ),
         },
     )
@@ -232,6 +261,23 @@ def run_views(config, name, run_dir):
     return arrays | {"systems": np.array(votes.systems(names))}
 
 
+def training_job(config, *, shapes_only=False):
+    """The networks of the connectomes, the largest stack of the run.
+
+    In the run half of them start from autoencoders; here all begin with new weights,
+    which costs the same.
+
+    Args:
+        config: of the run.
+        shapes_only: leave ABIDE, where it is not at hand, as its shapes.
+    """
+    settings = config.connectomes
+    if shapes_only and settings.source == "abide" and not settings.root:
+        return stacks.network_job(config, stacks.network_shapes(config))
+    problems = functools.cache(lambda seed: sources.connectomes(config, seed))
+    return stacks.network_job(config, network_stack(config, problems))
+
+
 def network_stack(config, problems):
     """The stack of all neural members of the connectomes."""
     seeds = range(config.network.num_seeds)
@@ -245,9 +291,12 @@ def run_encoder(config, stack, number, below, run_dir):
     return encoder | metrics
 
 
-def encoder_of(done, number):
-    """Kernel and bias of a finished stage."""
-    return {name: done[f"encoder_{number}"][name] for name in ("kernel", "bias")}
+def encoders_of(done, number):
+    """Kernels and biases of the first `number` autoencoders."""
+    return [
+        {name: done[f"encoder_{place + 1}"][name] for name in ("kernel", "bias")}
+        for place in range(number)
+    ]
 
 
 def run_network(config, problems, stack, encoders, run_dir):
@@ -268,13 +317,19 @@ def run_network(config, problems, stack, encoders, run_dir):
         rows = slice(seed * count, (seed + 1) * count)
         for key, logits in zip(results, said[:, seed]):
             judged = [
-                votes.judge(fold[:, rows], problem.labels, split, names)["votes"]
+                votes.judge(
+                    fold[:, rows],
+                    problem.labels,
+                    split,
+                    names,
+                    published=config.connectomes.published_weights,
+                )["votes"]
                 for fold, split in zip(logits, folds)
             ]
             named = folded.whole(judged, folds)
             results[key].append((named == problem.labels).mean(axis=1))
     return {
         **{key: np.stack(values) for key, values in results.items()},
-        "systems": np.array(votes.systems(names)),
+        "systems": np.array(votes.systems(names, with_published=True)),
         "arrived": np.float64(arrived),
     }

@@ -3,13 +3,29 @@
 import numpy as np
 
 from ensjax import scores
-from ensjax.experiment import check, claim, not_run, student_interval
+from ensjax.experiment import (
+    check,
+    check_at_least,
+    check_at_most,
+    claim,
+    not_run,
+    student_interval,
+)
 from ensjax.experiment.fields import load_beside
 
 votes = load_beside(__file__, "weighted_views_votes")
 
 PAPER = "Liu, Hasan, Gedeon and Hossain 2024, arXiv:2407.07076"
+# What the paper says, by the letter of the claim.
+STATEMENTS = {
+    "a": "accuracy is 75.20 % on ABIDE I, 96.40 % on a subset, 4.4 points above others",
+    "b": "sensitivity and specificity are 82.90 and 69.70 %, 91.00 and 99.50 % on it",
+    "c": "a weighted ensemble of several atlases beats single ones",
+    "d": "demographics raise the performance of the diagnosis",
+    "e": "the F-score finds the ten most telling regions",
+}
 DATA = ("digits", "cancer", "connectomes")
+NUM_ROWS = {"digits": 1_797, "cancer": 569}
 TITLES = {
     "digits": "digit views",
     "cancer": "views of cells",
@@ -30,7 +46,7 @@ def views_of(done, name) -> list[str]:
     return [
         system
         for system in accuracy_of(done, name)
-        if system not in (*votes.VOTES, votes.CHOSEN)
+        if system not in (*votes.VOTES, votes.CHOSEN, votes.PUBLISHED)
     ]
 
 
@@ -38,6 +54,18 @@ def best_view(done, name) -> np.ndarray:
     """Accuracy of the view that is best on the test rows themselves, `[seed]`."""
     accuracy = accuracy_of(done, name)
     return np.max([accuracy[view] for view in views_of(done, name)], axis=0)
+
+
+def split_sizes(config, name) -> tuple[int, int] | None:
+    """Rows outside and inside of the test where seeds split the same rows; else None.
+
+    Simulated connectomes are drawn anew for every seed.
+    """
+    if name not in ("digits", "cancer"):
+        return None
+    settings = config[name]
+    fitted_on = settings.num_train + settings.num_validation
+    return fitted_on, NUM_ROWS[name] - fitted_on
 
 
 def rates(done, seed: int, rows=None) -> dict[str, tuple[int, int]]:
@@ -81,14 +109,19 @@ def summarise(config, done) -> dict[str, float]:
         scalars["recall_in_folds"] = found["inside"].mean()
         scalars["recall_on_all_rows"] = found["all"].mean()
         scalars["overlap_of_folds"] = found["overlap"].mean()
-    for number in (1, 2):
-        stage = done[f"encoder_{number}"]
+    for number, stage in encoders(done).items():
         scalars[f"autoencoder_{number}_rmse_first"] = stage["rmse"][0].mean()
         scalars[f"autoencoder_{number}_rmse_last"] = stage["rmse"][-1].mean()
         scalars[f"autoencoder_{number}_loss_first"] = stage["loss"][0].mean()
         scalars[f"autoencoder_{number}_loss_last"] = stage["loss"][-1].mean()
         scalars[f"autoencoder_{number}_mean_code"] = stage["mean_code"][-1].mean()
     return {name: float(value) for name, value in scalars.items()}
+
+
+def encoders(done) -> dict[int, dict[str, np.ndarray]]:
+    """What the stages of the autoencoders gave, by number from 1."""
+    found = (name for name in done if name.startswith("encoder_"))
+    return {int(name.removeprefix("encoder_")): done[name] for name in found}
 
 
 def demographic_gain(done) -> np.ndarray:
@@ -117,26 +150,33 @@ def make_claims(config, done) -> list[dict]:
             expected=expected,
         )
 
-    def state(letter, text, values, *, bound=0.0, **words):
-        name = f"made-for-asd.{letter}: {text}"
+    def state(letter, text, values, *, bound=0.0, where=None, **words):
+        sizes = split_sizes(config, where)
+        note = "" if sizes is None else "; splits share rows, corrected"
+        name = f"made-for-asd.{letter}: {STATEMENTS[letter]} ({text}{note})"
         if values is None:
             return not_run(name, **about(**words))
         return claim(
-            name, values_by_seed=values, side=">", bound=bound, **about(**words)
+            name,
+            values_by_seed=values,
+            side=">",
+            bound=bound,
+            split_sizes=sizes,
+            **about(**words),
         )
 
     abstract = "abstract"
     claims = [
         state(
             "a",
-            "accuracy on ABIDE I, 75.20 % whole and 96.40 % on a subset",
+            "ABIDE I is not at hand, and 96.40 % is no estimate for new subjects",
             None,
             source=abstract,
             expected="75.20 and 96.40 %",
         ),
         state(
             "b",
-            "sensitivity and specificity on ABIDE I",
+            "ABIDE I is not at hand; both rates of simulated ones are in the report",
             None,
             source=abstract,
             expected="82.90 and 69.70 %; 91.00 and 99.50 % on the subset",
@@ -150,6 +190,7 @@ def make_claims(config, done) -> list[dict]:
                 "c",
                 f"accuracy of the weighted vote minus the best view, {TITLES[name]}",
                 weighted - best_view(done, name),
+                where=name,
                 source="abstract: weighted ensemble of atlases",
                 expected="> 0",
             )
@@ -159,6 +200,7 @@ def make_claims(config, done) -> list[dict]:
                 "c",
                 f"accuracy of the weighted minus the equal vote, {TITLES[name]}",
                 weighted - accuracy[votes.EQUAL],
+                where=name,
                 source="abstract: weighted ensemble of atlases",
                 expected="> 0",
             )
@@ -166,7 +208,7 @@ def make_claims(config, done) -> list[dict]:
     claims.append(
         state(
             "d",
-            "accuracy of the vote with age and sex minus without",
+            "accuracy of the equal vote with age and sex minus without",
             demographic_gain(done),
             source="abstract: demographic information",
             expected="> 0",
@@ -191,6 +233,9 @@ def make_checks(config, done) -> list[dict]:
     """Bounds from pilot runs; shares of seeds are those of the pilots."""
     canary, found = done["canary"], done["connectomes"]
     inside, outside = canary["inside"].mean(), canary["outside"].mean()
+    digits, cancer = accuracy_of(done, "digits"), accuracy_of(done, "cancer")
+    gain = digits[votes.EQUAL] - best_view(done, "digits")
+    is_not_below = cancer[votes.BY_ACCURACY] >= cancer[votes.EQUAL]
     checks = [
         check(
             "noise, features selected inside the folds: accuracy",
@@ -204,48 +249,24 @@ def make_checks(config, done) -> list[dict]:
             measured=outside,
             passed=outside > 0.85,
         ),
-    ]
-    digits, cancer = accuracy_of(done, "digits"), accuracy_of(done, "cancer")
-    gain = digits[votes.EQUAL] - best_view(done, "digits")
-    share = np.mean(gain >= 0.04)
-    checks.append(
-        check(
+        check_at_least(
             "digits: share of seeds where the equal vote beats the best view by 0.04",
-            bound=">= 18 / 20",
-            measured=share,
-            passed=share >= 18 / 20,
-        )
-    )
-    share = np.mean(cancer[votes.BY_ACCURACY] >= cancer[votes.EQUAL])
-    checks.append(
-        check(
+            np.mean(gain >= 0.04),
+            18 / 20,
+        ),
+        check_at_least(
             "cells: share of seeds where the weighted vote is not below the equal one",
-            bound=">= 26 / 30",
-            measured=share,
-            passed=share >= 26 / 30,
-        )
-    )
-    first, second = (done[f"encoder_{number}"] for number in (1, 2))
-    for number, stage in ((1, first), (2, second)):
+            np.mean(is_not_below),
+            26 / 30,
+        ),
+    ]
+    for number, stage in encoders(done).items():
         fall = 1 - stage["rmse"][-1].mean() / stage["rmse"][0].mean()
-        checks.append(
-            check(
-                f"autoencoder {number}: fall of the reconstruction RMSE",
-                bound=">= 0.3",
-                measured=fall,
-                passed=fall >= 0.3,
-            )
-        )
-    target = config.autoencoders.sparsity_target
-    size = float(np.abs(first["mean_code"][-1] - target).max())
-    checks.append(
-        check(
-            "autoencoder 1: |mean |h| - target|, largest over members",
-            bound="<= 0.1",
-            measured=size,
-            passed=size <= 0.1,
-        )
-    )
+        name = f"autoencoder {number}: fall of the reconstruction RMSE"
+        checks.append(check_at_least(name, fall, 0.3))
+    size = done["encoder_1"]["mean_code"][-1] - config.autoencoders.sparsity_target
+    name = "autoencoder 1: |mean |h| - target|, largest over members"
+    checks.append(check_at_most(name, float(np.abs(size).max()), 0.1))
     arrived = float(done["network"]["arrived"])
     checks.append(
         check(
@@ -266,15 +287,8 @@ def make_checks(config, done) -> list[dict]:
         )
     )
     if "inside" in found:
-        recall = found["inside"].mean()
-        checks.append(
-            check(
-                "recall of planted features inside folds",
-                bound=">= 0.5",
-                measured=recall,
-                passed=recall >= 0.5,
-            )
-        )
+        name = "recall of planted features inside folds"
+        checks.append(check_at_least(name, found["inside"].mean(), 0.5))
     return checks
 
 

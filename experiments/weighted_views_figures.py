@@ -3,7 +3,7 @@
 import numpy as np
 
 from ensjax import plot
-from ensjax.experiment import student_interval
+from ensjax.experiment import interval_text, mean_and_interval
 from ensjax.experiment.fields import load_beside
 from ensjax.plot.style import PALETTE, finish, new_figure
 
@@ -17,7 +17,7 @@ def add_tables(run_dir, config, done):
         "Noise: what a leak is worth",
         ["features selected", "accuracy", "lowest", "highest seed"],
         [
-            [text, _cell(values), f"{values.min():.3f}", f"{values.max():.3f}"]
+            [text, interval_text(values), f"{values.min():.3f}", f"{values.max():.3f}"]
             for text, values in (
                 ("inside the folds", done["canary"]["inside"]),
                 ("on all rows before", done["canary"]["outside"]),
@@ -29,29 +29,28 @@ def add_tables(run_dir, config, done):
     for name in (*verdicts.DATA, "network"):
         accuracy = verdicts.accuracy_of(done, name)
         best = verdicts.best_view(done, name)
-        rows = [
-            [system, _cell(values), _cell(values - best)]
-            for system, values in accuracy.items()
-        ]
+        told = dict(split_sizes=verdicts.split_sizes(config, name))
+
+        def row(system, values, best=best, told=told):
+            cells = (interval_text(x, **told) for x in (values, values - best))
+            return [system, *cells]
+
+        rows = [row(system, values) for system, values in accuracy.items()]
         if name == "network":
             for system, values in zip(
                 done[name]["systems"], done[name]["accuracy_new"].T
             ):
-                rows.append(
-                    [f"{system}, random start", _cell(values), _cell(values - best)]
-                )
+                rows.append(row(f"{system}, random start", values))
         if name in ("digits", "cancer"):
             union, oracle = done[name]["union"], done[name]["oracle"]
-            rows.append(["one member, all columns", _cell(union), _cell(union - best)])
-            rows.append(
-                ["any view right (oracle)", _cell(oracle), _cell(oracle - best)]
-            )
+            rows.append(row("one member, all columns", union))
+            rows.append(row("any view right (oracle)", oracle))
         run_dir.add_table(
             f"Accuracy: {verdicts.TITLES[name]}",
             ["system", "accuracy", "minus the best view"],
             rows,
             "The best view is the best on the test rows of each seed. Weights and the"
-            f" choice of a view come from validation rows. {_over(best)}",
+            f" choice of a view come from validation rows. {_over(best, **told)}",
         )
     for name in ("digits", "cancer"):
         views = verdicts.views_of(done, name)
@@ -72,10 +71,13 @@ def add_tables(run_dir, config, done):
             "Planted features among the ten largest F",
             ["", "value"],
             [
-                ["recall inside the folds", _cell(found["inside"])],
-                ["recall on all rows", _cell(found["all"])],
+                ["recall inside the folds", interval_text(found["inside"])],
+                ["recall on all rows", interval_text(found["all"])],
                 ["recall of a random list", f"{verdicts.chance_recall(config):.3f}"],
-                ["Jaccard overlap of the folds' lists", _cell(found["overlap"])],
+                [
+                    "Jaccard overlap of the folds' lists",
+                    interval_text(found["overlap"]),
+                ],
             ],
             f"Mean over views. {_over(found['inside'])}",
         )
@@ -110,8 +112,12 @@ def add_figures(run_dir, config, done):
         plot.metric_dots(
             {
                 "Accuracy on noise (0.5 is right)": {
-                    "selected inside folds": _triple(done["canary"]["inside"]),
-                    "selected on all rows": _triple(done["canary"]["outside"]),
+                    "selected inside folds": mean_and_interval(
+                        done["canary"]["inside"]
+                    ),
+                    "selected on all rows": mean_and_interval(
+                        done["canary"]["outside"]
+                    ),
                 }
             },
             columns=1,
@@ -121,23 +127,25 @@ def add_figures(run_dir, config, done):
     )
     for name in (*verdicts.DATA, "network"):
         count = len(verdicts.best_view(done, name))
+        told = dict(split_sizes=verdicts.split_sizes(config, name))
         values = {
-            system: _triple(accuracy)
+            system: mean_and_interval(accuracy, **told)
             for system, accuracy in verdicts.accuracy_of(done, name).items()
         }
         if name in ("digits", "cancer"):
-            values["one member, all columns"] = _triple(done[name]["union"])
+            union = done[name]["union"]
+            values["one member, all columns"] = mean_and_interval(union, **told)
         if name == "network":
             place = [str(s) for s in done[name]["systems"]].index(votes.EQUAL)
             new = done[name]["accuracy_new"][:, place]
-            values["equal vote, random start"] = _triple(new)
+            values["equal vote, random start"] = mean_and_interval(new)
         figure = plot.metric_dots(
             {f"Accuracy: {verdicts.TITLES[name]} (higher is better)": values}, columns=1
         )
         run_dir.add_figure(
             f"accuracy_{name}",
             figure,
-            f"Test accuracy of views and votes. {_over(range(count))}",
+            f"Test accuracy of views and votes. {_over(range(count), **told)}",
         )
     run_dir.add_figure(
         "gains",
@@ -178,8 +186,7 @@ def _gains(done):
 def _training(config, done):
     fig = new_figure(3.4)
     axes = fig.subplots(1, 2)
-    for number in (1, 2):
-        stage = done[f"encoder_{number}"]
+    for number, stage in verdicts.encoders(done).items():
         steps = config.autoencoders.total_steps[number - 1]
         reports = len(stage["rmse"])
         at = np.arange(1, reports + 1) * steps / reports
@@ -198,23 +205,11 @@ def _training(config, done):
     return fig
 
 
-def _triple(values):
-    interval = student_interval(list(map(float, values)))
-    mean = float(np.mean(values))
-    return mean if interval is None else (mean, *interval)
-
-
-def _cell(values) -> str:
-    """`mean (low to high)` over seeds."""
-    interval = student_interval(list(map(float, values)))
-    mean = f"{np.mean(values):.3f}"
-    if interval is None:
-        return mean
-    return f"{mean} ({interval[0]:.3f} to {interval[1]:.3f})"
-
-
-def _over(values) -> str:
+def _over(values, split_sizes=None) -> str:
     count = len(values)
     if count == 1:
         return "One seed."
-    return f"Means and 95 % intervals over {count} seeds."
+    text = f"Means and 95 % intervals over {count} seeds"
+    if split_sizes is None:
+        return f"{text}."
+    return f"{text}, corrected, since their splits share rows (Nadeau and Bengio)."

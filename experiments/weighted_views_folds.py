@@ -114,6 +114,7 @@ def run_connectomes(config, problems):
                     problem.labels,
                     split,
                     names,
+                    published=settings.published_weights,
                 )["votes"]
                 for number, split in enumerate(folds)
             ]
@@ -135,7 +136,7 @@ def run_connectomes(config, problems):
             keep("all", everywhere)
             keep("overlap", overlap)
     arrays = {name: np.stack(values) for name, values in results.items()}
-    return arrays | {"systems": np.array(votes.systems(names))}
+    return arrays | {"systems": np.array(votes.systems(names, with_published=True))}
 
 
 def _log_odds(config, problem, split, columns):

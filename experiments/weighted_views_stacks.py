@@ -4,9 +4,11 @@ A stack has the axes [seed, view, member], or [seed, fold, view, member], one be
 other; every member draws its batches from its own training rows.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 from flax import nnx
@@ -14,11 +16,18 @@ from flax import nnx
 import ensjax
 from ensjax import combine, data
 from ensjax.experiment.fields import load_beside
+from ensjax.train import TrainingJob
 
 models = load_beside(__file__, "weighted_views_models")
 
 
-_SECOND = 32768  # added to a member's id: the same without encoders
+# Member m of the place p (fold and view) of seed s has the id 65536 s + 256 p + m.
+SEED_STRIDE, PLACE_STRIDE = 2**16, 2**8
+_NO_REPLAY = (
+    "Half of the members of this run's networks start from autoencoders that it has"
+    " trained before; config and seed alone do not make them again."
+)
+_SECOND = 2**15  # added to a member's id: the same without encoders
 
 
 class Stack(NamedTuple):
@@ -41,12 +50,27 @@ class Stack(NamedTuple):
     def data(self):
         """What `fit` reads: `(x, labels, row)`."""
         rows = np.arange(len(self.x), dtype=np.int32)
+        if isinstance(self.x, jax.ShapeDtypeStruct):
+            return self.x, self.labels, jax.ShapeDtypeStruct(rows.shape, rows.dtype)
         return self.x, self.labels.astype(np.int32), rows
 
+    def give_inputs(self, ensemble: ensjax.Ensemble) -> ensjax.Ensemble:
+        """Members of these ids, told which columns they read."""
+        places = {id_: place for place, id_ in enumerate(self.ids)}
+        rows = np.array([places[int(id_)] for id_ in ensemble.member_ids])
+        own = models.Inputs(*(value[rows] for value in self.inputs))
+        return models.with_inputs(ensemble, own)
 
-def make_ids(num_seeds: int, each: int) -> tuple[int, ...]:
-    """Member m of seed s has the id 65536 s + m."""
-    return tuple(65536 * s + m for s in range(num_seeds) for m in range(each))
+
+def make_ids(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Ids of members `[seed, place, ..., member]`, places numbered through."""
+    num_seeds, *places, members = shape
+    return tuple(
+        SEED_STRIDE * s + PLACE_STRIDE * p + m
+        for s in range(num_seeds)
+        for p in range(int(np.prod(places)))
+        for m in range(members)
+    )
 
 
 def view_stack(views, splits, members_per_view: int) -> Stack:
@@ -76,8 +100,7 @@ def view_stack(views, splits, members_per_view: int) -> Stack:
     )
     train = np.stack([splits[s].mask("train") for s, _ in members])
     shape = (len(splits), len(chosen), members_per_view)
-    ids = make_ids(shape[0], shape[1] * shape[2])
-    return Stack(views.x, views.labels, inputs, train, ids, shape)
+    return Stack(views.x, views.labels, inputs, train, make_ids(shape), shape)
 
 
 def stack_inputs(columns, mean, sd, validation, extra=None):
@@ -123,37 +146,29 @@ def train_views(config, stack: Stack, name: str, run_dir) -> np.ndarray:
         activation=nnx.relu,
     )
     rate, decay = settings.learning_rate, settings.weight_decay
-    ensemble, _ = fit(
+    job = make_job(
         config,
-        new_ensemble(config, make_model, stack),
         stack,
-        name,
-        run_dir,
+        make_model,
+        stage=name,
         loss=models.classify,
         make_tx=lambda: optax.adamw(rate, weight_decay=decay),
         steps=settings.total_steps,
         batch_size=settings.batch_size,
         log_every_steps=every(settings.total_steps, 4),
     )
+    ensemble, _ = fit(job, job.ensemble(), run_dir)
     return pool_members(predict(ensemble, stack.x), stack.shape)
+
+
+_mean_probs = jax.jit(jax.vmap(combine.mean_probs))
 
 
 def pool_members(logits, shape):
     """`[..., view, example, class]`: the mean probability of each view's members."""
     logits = logits.reshape(-1, shape[-1], *logits.shape[1:])
-    pooled = [np.asarray(combine.mean_probs(members)) for members in logits]
-    return np.stack(pooled).reshape(*shape[:-1], *logits.shape[2:])
-
-
-def new_ensemble(config, make_model, stack: Stack, inputs=None):
-    """New members on the run's mesh, which read their columns."""
-    ensemble = ensjax.Ensemble.init(
-        lambda rngs: make_model(rngs=rngs),
-        member_ids=stack.ids,
-        seed=config.seed,
-        mesh=ensjax.make_mesh(**config.mesh.to_dict()),
-    )
-    return models.with_inputs(ensemble, stack.inputs if inputs is None else inputs)
+    pooled = np.asarray(_mean_probs(logits))
+    return pooled.reshape(*shape[:-1], *logits.shape[2:])
 
 
 def every(steps: int, number: int) -> int:
@@ -162,21 +177,38 @@ def every(steps: int, number: int) -> int:
     return next(size for size in range(wanted, 0, -1) if steps % size == 0)
 
 
-def fit(config, ensemble, stack: Stack, name: str, run_dir, **options):
-    """`ensjax.fit` on the members' own training rows, in the run's folders."""
-    per_call = options["log_every_steps"]
-    saves = max(1, options["steps"] // per_call // 4) * per_call
-    return ensjax.fit(
-        ensemble,
-        stack.data,
+def make_job(config, stack: Stack, make_model, *, stage: str, **options) -> TrainingJob:
+    """Training of the members of a stack on their own training rows."""
+    common = dict(
         seed=config.seed,
         sampling="weighted",
         weights=stack.train.astype(np.float32),
-        steps_per_call=per_call,
+        steps_per_call=options["log_every_steps"],
+    )
+    return TrainingJob(
+        make_model=lambda rngs: make_model(rngs=rngs),
+        member_ids=stack.ids,
+        init_seed=config.seed,
+        data=stack.data,
+        hyper=None,
+        mesh_sizes=config.mesh.to_dict(),
+        options=common | options,
+        start=stack.give_inputs,
+        stage=stage,
+    )
+
+
+def fit(job: TrainingJob, ensemble, run_dir):
+    """Trains the members of a job, in the run's folders."""
+    per_call = job.options["log_every_steps"]
+    saves = max(1, job.options["steps"] // per_call // 4) * per_call
+    return ensjax.fit(
+        ensemble,
+        job.data,
         save_every_steps=saves,
-        checkpoint_dir=run_dir.checkpoints / name,
-        logger=run_dir.logger(name),
-        **options,
+        checkpoint_dir=run_dir.checkpoints / job.stage,
+        logger=run_dir.logger(job.stage),
+        **job.options,
     )
 
 
@@ -221,9 +253,25 @@ def network_stack(config, problems, splits) -> Stack:
     shape = (len(problems), len(splits[0]), len(problems[0].columns), count)
     x = np.concatenate([problem.x for problem in problems])
     labels = np.concatenate([problem.labels for problem in problems])
-    ids = make_ids(shape[0], shape[1] * shape[2] * shape[3])
     extra = len(problems[0].extra)
-    return Stack(x, labels, inputs, np.stack(train), ids, shape, extra)
+    return Stack(x, labels, inputs, np.stack(train), make_ids(shape), shape, extra)
+
+
+def network_shapes(config) -> Stack:
+    """The same without data, in the numbers of the config: what a plan needs."""
+    settings, network = config.connectomes, config.network
+    shape = (
+        network.num_seeds,
+        settings.num_folds,
+        len(settings.names),
+        network.members_per_view,
+    )
+    rows = network.num_seeds * settings.num_subjects
+    x = jax.ShapeDtypeStruct((rows, sum(settings.widths) + 2), np.float32)
+    labels = jax.ShapeDtypeStruct((rows,), np.int32)
+    # Of all training rows: a plan does not look at which these are.
+    train = np.ones((int(np.prod(shape)), rows), np.float32)
+    return Stack(x, labels, None, train, make_ids(shape), shape, 2)
 
 
 def twice(stack: Stack) -> Stack:
@@ -232,8 +280,9 @@ def twice(stack: Stack) -> Stack:
     def double(value):
         return np.concatenate([value, value])
 
+    inputs = stack.inputs
     return stack._replace(
-        inputs=models.Inputs(*map(double, stack.inputs)),
+        inputs=inputs and models.Inputs(*map(double, inputs)),
         train=double(stack.train),
         ids=(*stack.ids, *(_SECOND + id_ for id_ in stack.ids)),
     )
@@ -268,11 +317,6 @@ def train_autoencoder(config, stack: Stack, number: int, below, run_dir):
         below=tuple(config.network.hidden[:number]),
         hidden=config.network.hidden[number],
     )
-    ensemble = new_ensemble(config, make_model, stack, stack.inputs.first(width))
-    frozen = {}
-    for layer, encoder in enumerate(below):
-        frozen |= {f"below.{layer}.{k}": value for k, value in encoder.items()}
-    ensemble = models.replace_leaves(ensemble, frozen)
     loss = models.ReconstructionLoss(
         settings.corruption,
         settings.amount[number],
@@ -280,51 +324,48 @@ def train_autoencoder(config, stack: Stack, number: int, below, run_dir):
         settings.sparsity_target,
     )
     steps = settings.total_steps[number]
-    ensemble, log = fit(
+    job = make_job(
         config,
-        ensemble,
-        stack,
-        f"encoder_{number + 1}",
-        run_dir,
+        stack._replace(inputs=stack.inputs.first(width)),
+        make_model,
+        stage=f"encoder_{number + 1}",
         loss=loss,
         make_tx=models.make_optimizer(settings, settings.learning_rate[number]),
         steps=steps,
         batch_size=settings.batch_size[number],
         log_every_steps=every(steps, 10),
     )
+    frozen = {}
+    for layer, encoder in enumerate(below):
+        frozen |= {f"below.{layer}.{k}": value for k, value in encoder.items()}
+    ensemble, log = fit(job, models.replace_leaves(job.ensemble(), frozen), run_dir)
     metrics = {name: log.metrics[name] for name in ("loss", "rmse", "mean_code")}
     return models.encoder_weights(ensemble), metrics
 
 
-def train_network(config, stack: Stack, encoders, run_dir):
-    """Trains classifiers that start from the encoders, and as many that do not.
-
-    Returns:
-        Logits `[start, seed, fold, view, example, class]`, from the encoders first; and
-        the largest difference between an encoder and the layer that it started, before
-        the first step.
-    """
-    shape, stack = stack.shape, twice(stack)
+def network_job(config, stack: Stack) -> TrainingJob:
+    """Training of classifiers, twice for each member of the stack (see `twice`)."""
     settings = config.network
-    width = stack.inputs.columns.shape[1]
+    stack = twice(stack)
+    if stack.inputs is None:  # shapes: the widest view, and what comes behind it
+        found = config.connectomes
+        width = max(map(min, zip(found.num_selected, found.widths))) + stack.num_extra
+    else:
+        width = stack.inputs.columns.shape[1]
     make_model = functools.partial(
         models.ViewMLP,
         width=width,
-        num_examples=len(stack.x),
+        num_examples=len(stack.train[0]),
         hidden=tuple(settings.hidden),
         dropout=tuple(settings.dropout),
         num_outputs=2,
         activation=nnx.tanh,
     )
-    ensemble = new_ensemble(config, make_model, stack)
-    ensemble = models.start_from(ensemble, encoders, width - stack.num_extra)
-    difference = models.arrival(ensemble, encoders)
-    ensemble, _ = fit(
+    job = make_job(
         config,
-        ensemble,
         stack,
-        "network",
-        run_dir,
+        make_model,
+        stage="network",
         loss=models.classify,
         make_tx=models.make_optimizer(settings, settings.learning_rate),
         steps=settings.total_steps,
@@ -335,4 +376,20 @@ def train_network(config, stack: Stack, encoders, run_dir):
         early_stopping=ensjax.EarlyStopping(patience=None),
         log_every_steps=settings.evaluate_every_steps,
     )
-    return pool_members(predict(ensemble, stack.x), (2, *shape)), difference
+    return dataclasses.replace(job, why_no_replay=_NO_REPLAY)
+
+
+def train_network(config, stack: Stack, encoders, run_dir):
+    """Trains classifiers that start from the encoders, and as many that do not.
+
+    Returns:
+        Logits `[start, seed, fold, view, example, class]`, from the encoders first; and
+        the largest difference between an encoder and the layer that it started, before
+        the first step.
+    """
+    job = network_job(config, stack)
+    width = stack.inputs.columns.shape[1] - stack.num_extra
+    ensemble = models.start_from(job.ensemble(), encoders, width)
+    difference = models.arrival(ensemble, encoders)
+    ensemble, _ = fit(job, ensemble, run_dir)
+    return pool_members(predict(ensemble, stack.x), (2, *stack.shape)), difference

@@ -99,6 +99,16 @@ def sizes_of(config, run_dir):
         yield logits, ensemble, inputs["test"][0]
 
 
+def training_job(config):
+    """Raises `ConfigError`: a plan is of one stack."""
+    if config.cached.files:
+        raise ConfigError("this preset trains nothing: it reads cached logits.")
+    raise ConfigError(
+        f"window_cascade trains networks of {len(config.widths)} widths as one group of"
+        " stacks, and a training job has one architecture."
+    )
+
+
 def validate(config):
     """Raises `ConfigError` for what cannot work, before anything is written."""
     counts = [len(config.cached[k]) for k in ("files", "names", "macs")]

@@ -1,13 +1,21 @@
-"""Mistakes that published packages made, and that must not come back here."""
+"""Mistakes that published packages made, and that must not come back here.
+
+Others of them are tested where the functions are: members' accuracies averaged instead
+of predictions (flax), a second softmax and labels that were not encoded (DESlib) in
+`test_sources`; features selected outside the folds (made-for-ASD) in
+`data/test_pipeline`.
+"""
 
 import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from scipy.special import log_softmax
 
 import ensjax
-from ensjax import data, losses, scores
+from ensjax import combine, data, losses, scores
+from ensjax.sources import from_sklearn
 
 
 def test_bins_do_not_depend_on_the_number_of_rows_and_the_ece_compiles_once():
@@ -20,11 +28,11 @@ def test_bins_do_not_depend_on_the_number_of_rows_and_the_ece_compiles_once():
         num_traces += 1
         return scores.ece(log_probs, labels, num_bins=4)
 
-    # All rows lie below 1 / 2, where edges from 1 / N would leave a few-row set out.
+    # Confidences on both sides of the edges 1 / 4, 1 / 2, 3 / 4.
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        log_probs = log_softmax(0.1 * rng.normal(size=(5, 4)), axis=-1)
-        labels = rng.integers(0, 4, 5)
+        log_probs = log_softmax(2.0 * rng.normal(size=(5, 4)), axis=-1)
+        labels = (log_probs.argmax(-1) + np.arange(5) % 2) % 4
         probs = np.exp(log_probs)
         confidence, correct = probs.max(-1), probs.argmax(-1) == labels
         bins = np.ceil(confidence * 4).astype(int) - 1
@@ -54,22 +62,39 @@ def test_the_variance_of_one_member_is_its_own():
     np.testing.assert_allclose(found[1], variance[0], rtol=1e-6)
 
 
+def test_the_conformal_threshold_of_few_rows_is_the_next_larger_rank():
+    # torch-uncertainty's THR took the plain 1 - alpha quantile, which covers less.
+    most, alpha = 25, 0.2
+    number = np.arange(1, most + 1)
+    ranks = combine.conformal_quantile(
+        np.tile(number.astype(np.float32), (most, 1)),
+        alpha,
+        row_mask=number[None] <= number[:, None],
+    )
+    # Of n + 1 rows that come in any order, the new one is at most the r-th of the
+    # others with probability r / (n + 1).
+    for n, rank in zip(number, np.asarray(ranks)):
+        if np.isinf(rank):
+            assert n / (n + 1) < 1 - alpha
+        else:
+            covers, less = rank / (n + 1), (rank - 1) / (n + 1)
+            assert covers >= 1 - alpha - 1e-9 and less < 1 - alpha - 1e-9
+
+
 def _linear(rngs):
     return ensjax.nn.MLP(in_features=1, hidden=(), num_outputs=1, rngs=rngs)
 
 
 @pytest.mark.slow
 def test_out_of_fold_fits_keep_the_weights_of_their_rows():
-    # scikit-learn's stacking forgot sample weights in the fits on folds.
+    # scikit-learn's stacking forgot sample weights in the fits on folds; estimators
+    # have their own test in combine/learned/test_folds.
     rng = np.random.default_rng(0)
     x = rng.normal(size=(12, 1)).astype(np.float32)
     y = (2 * x + rng.normal(size=(12, 1))).astype(np.float32)
     weight = rng.uniform(0.1, 3, 12)
-    folds = data.k_folds(12, 3, seed=0)
-    # One member per fold; its own test rows weigh nothing.
-    fold_weights = np.stack(
-        [weight * np.isin(np.arange(12), train) for train, _ in folds]
-    )
+    folds = combine.fold_of_rows(data.k_folds(12, 3, seed=0))
+    fold_weights = combine.fold_weights(folds, 1, sample_weight=weight)
     ensemble = ensjax.Ensemble.init(_linear, num_members=3)
     ensemble, _ = ensjax.fit(
         ensemble,
@@ -87,9 +112,10 @@ def test_out_of_fold_fits_keep_the_weights_of_their_rows():
     )
     found = np.asarray(ensemble(x))[..., 0]
     design = np.concatenate([x, np.ones_like(x)], axis=1).astype(float)
-    for member, own in enumerate(fold_weights):
+    for fold in range(3):
+        own = np.where(folds == fold, 0.0, weight)
         solution = np.linalg.solve(design.T * own @ design, design.T * own @ y)
-        np.testing.assert_allclose(found[member], (design @ solution)[:, 0], atol=1e-4)
+        np.testing.assert_allclose(found[fold], (design @ solution)[:, 0], atol=1e-4)
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
@@ -102,13 +128,80 @@ def test_the_divisor_of_a_spread_is_said_by_the_caller(ddof):
         scores.member_moments(points)
 
 
-def test_moments_of_two_quantities_do_not_overwrite_each_other():
+class _TwoOutputs(nnx.Module):
+    """Forces and stresses of one shape, so that no error shows a mix-up."""
+
+    def __init__(self, rngs):
+        self.forces = nnx.Linear(2, 3, rngs=rngs)
+        self.stress = nnx.Linear(2, 3, rngs=rngs)
+
+    def __call__(self, x):
+        jax.debug.callback(_count_rows, x)
+        return {"forces": self.forces(x), "stress": self.stress(x)}
+
+
+_rows_seen = []
+
+
+def _count_rows(x):
+    _rows_seen.append(len(x))
+
+
+@pytest.fixture(scope="module")
+def predicted():
+    """An ensemble of two outputs, its inputs and predictions, and rows of forwards."""
+    ensemble = ensjax.Ensemble.init(_TwoOutputs, num_members=8)
+    x = np.random.default_rng(0).normal(size=(10, 2)).astype(np.float32)
+    _rows_seen.clear()
+    outputs = jax.block_until_ready(ensjax.predict(ensemble, x, batch_size=5))
+    jax.effects_barrier()
+    return ensemble, x, outputs, sum(_rows_seen)
+
+
+def test_outputs_of_one_shape_do_not_overwrite_each_other(predicted):
     # apax wrote the ensemble's forces where its stresses belong.
-    rng = np.random.default_rng(0)
-    outputs = {"forces": rng.normal(size=(3, 5, 2)), "stress": rng.normal(size=(3, 5))}
+    ensemble, x, outputs, _ = predicted
     found = jax.tree.map(lambda x: scores.member_moments(x, ddof=1), outputs)
-    for name, values in outputs.items():
-        np.testing.assert_allclose(found[name].mean, values.mean(axis=0), atol=1e-6)
-        np.testing.assert_allclose(
-            found[name].std, values.std(axis=0, ddof=1), rtol=1e-4
-        )
+    for name in ("forces", "stress"):
+        alone = []
+        for member in range(8):
+            layer = getattr(ensemble[member], name)
+            kernel, bias = np.asarray(layer.kernel[...]), np.asarray(layer.bias[...])
+            alone.append(x @ kernel + bias)
+        np.testing.assert_allclose(outputs[name], alone, atol=1e-5)
+        mean, std = np.mean(alone, axis=0), np.std(alone, axis=0, ddof=1)
+        np.testing.assert_allclose(found[name].mean, mean, atol=1e-5)
+        np.testing.assert_allclose(found[name].std, std, atol=1e-5)
+
+
+def test_members_are_run_once_for_a_prediction(predicted):
+    # MAPIE ran every member twice for one prediction.
+    *_, num_rows = predicted
+    assert num_rows == 8 * 10
+
+
+class _Counted:
+    """A fitted classifier that counts how often it is asked."""
+
+    classes_ = np.arange(3)
+
+    def __init__(self, seed):
+        self.rng, self.calls = np.random.default_rng(seed), 0
+
+    def predict_proba(self, x):
+        self.calls += 1
+        return self.rng.dirichlet(np.ones(3), len(x))
+
+    def predict(self, x):
+        return self.predict_proba(x).argmax(axis=1)
+
+
+def test_all_that_is_made_of_predictions_asks_the_members_once():
+    members = [_Counted(seed) for seed in range(3)]
+    labels = np.arange(12) % 3
+    said = from_sklearn(members, np.zeros((12, 1)))
+    combine.calibrate(said, labels)(said)
+    sets = combine.fit_conformal_sets(combine.LacScore(), said, labels, alpha=0.3)
+    assert sets(said).shape == (12, 3)
+    combine.majority_vote(said)
+    assert [member.calls for member in members] == [1, 1, 1]

@@ -62,6 +62,26 @@ def test_what_is_saved_is_loaded(tmp_path, name, suffix):
             np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("name", ["a.npz", "a.csv"])
+def test_files_keep_what_members_have_seen_and_what_is_unknown(tmp_path, name):
+    seen = np.eye(3, 4, dtype=bool)
+    about = Provenance(
+        "toy", np.arange(4), seen=seen, known=np.array([True, False] * 2)[:3]
+    )
+    for one in (about, Provenance.of("toy", np.arange(4), trained_on=[2])):
+        votes = Predictions.from_votes(np.zeros((3, 4), int), 2, provenance=one)
+        save_predictions(tmp_path / name, votes)
+        source = {} if name == "a.npz" else {"source": "toy", "columns": (0, 1)}
+        back = load_predictions(tmp_path / name, **source).provenance
+        np.testing.assert_array_equal(
+            back.seen, np.broadcast_to(one.seen, back.seen.shape)
+        )
+        np.testing.assert_array_equal(back.known, one.known)
+    if source:
+        with pytest.raises(ValueError, match="line 1: seen .* source="):
+            load_predictions(tmp_path / name)
+
+
 def test_npz_keeps_weights_logits_and_training_rows(tmp_path):
     provenance = Provenance.of("toy", np.arange(4), trained_on=[[0], [1], [2]])
     said = Predictions.from_logits(

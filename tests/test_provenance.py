@@ -7,7 +7,7 @@ import pytest
 
 from ensjax import combine
 from ensjax.predictions import Predictions
-from ensjax.provenance import LeakageError, Provenance, check_fitting_rows
+from ensjax.provenance import FittedRows, LeakageError, Provenance, check_fitting_rows
 
 ROWS = np.arange(10, 18)
 
@@ -45,12 +45,15 @@ def test_nothing_is_fitted_on_test_rows():
 
 def test_what_was_fitted_on_a_row_is_not_tested_on_it():
     held_out = Provenance.of("wine", ROWS, trained_on=np.arange(10))
-    temperature = combine.calibrate(predictions(held_out), LABELS)
-    assert np.isfinite(temperature(predictions(held_out))).all()  # to look at the fit
-    other = Provenance("wine", ROWS + 8, "test")
-    assert np.isfinite(temperature(predictions(other))).all()
+    fitted = FittedRows("the temperature", held_out)
+    temperature = combine.Temperature(2.0, None, fitted)
+    for allowed in (
+        held_out,
+        Provenance("wine", ROWS + 8, "test"),
+    ):  # a look at the fit
+        assert np.isfinite(temperature(predictions(allowed)).log_probs).all()
     elsewhere = Provenance("iris", ROWS, "test")
-    assert np.isfinite(temperature(predictions(elsewhere))).all()
+    assert np.isfinite(temperature(predictions(elsewhere)).log_probs).all()
     overlap = Provenance("wine", ROWS + 6, "test")
     with pytest.raises(LeakageError, match="the temperature was fitted on rows 16, 17"):
         temperature(predictions(overlap))

@@ -6,6 +6,12 @@ Pools of classes return log-probabilities `[batch, class]` in nats, votes classe
 `[batch]`, rules of points points without the member axis. What is fitted (`fit_*`,
 `calibrate`, `greedy_select`, `prune_members`) takes rows that no member was trained on,
 and `Predictions` that know their rows are refused otherwise.
+
+Applied to `Predictions`, what was fitted gives `Predictions` (of one member where it
+combines them) that have seen the rows of its fit too, so that a second stage on the
+same rows is refused as well; applied to arrays it gives arrays. Sets, ends of intervals
+and a cascade's output are arrays. Rules have no memory and return arrays; `pool` makes
+one member of a rule's result, which has seen what its members have.
 """
 
 from ensjax.combine.calibration.calibrated import (
@@ -83,6 +89,10 @@ from ensjax.combine.conformal.leave_out import (
     fit_cv_plus,
     fit_jackknife_after_bootstrap,
 )
+from ensjax.combine.conformal.leave_out_bands import (
+    CvPlusBand,
+    fit_cv_plus_band,
+)
 from ensjax.combine.conformal.sets import (
     ApsScore,
     ConformalSets,
@@ -93,7 +103,6 @@ from ensjax.combine.conformal.sets import (
     fit_conformal_sets_by_group,
 )
 from ensjax.combine.learned.base_models import (
-    BasePredictions,
     fit_and_predict,
     fit_out_of_fold,
 )
@@ -108,7 +117,6 @@ from ensjax.combine.learned.dynamic import (
     fit_dynamic_selection,
 )
 from ensjax.combine.learned.experts import (
-    confidence_gates,
     mix_experts,
 )
 from ensjax.combine.learned.folds import (
@@ -121,8 +129,10 @@ from ensjax.combine.learned.fusion import (
     AttentionFusion,
     BilinearFusion,
     ConcatFusion,
+    FusionRows,
     GatedFusion,
     StaticFusion,
+    fusion_rows,
 )
 from ensjax.combine.learned.gates import (
     gate_entropy,
@@ -220,6 +230,9 @@ from ensjax.combine.rules.points import (
     trimmed_points,
     winsorized_points,
 )
+from ensjax.combine.rules.pool import (
+    pool,
+)
 from ensjax.combine.rules.pools import (
     entropy_weighted_probs,
     entropy_weights,
@@ -251,7 +264,6 @@ __all__ = [
     "AggregatorMember",
     "ApsScore",
     "AttentionFusion",
-    "BasePredictions",
     "BilinearFusion",
     "CalibratedEnsemble",
     "CalibratedMembers",
@@ -264,9 +276,11 @@ __all__ = [
     "ConformalSets",
     "ConvexWeights",
     "CvPlus",
+    "CvPlusBand",
     "DynamicRegression",
     "DynamicSelection",
     "FittedAggregator",
+    "FusionRows",
     "GatedFusion",
     "Gaussian",
     "IsotonicFunction",
@@ -304,7 +318,6 @@ __all__ = [
     "calibrate_members",
     "cascade_cost",
     "cluster_weights",
-    "confidence_gates",
     "conformal_quantile",
     "conformal_quantile_by_group",
     "consensus_distance",
@@ -326,6 +339,7 @@ __all__ = [
     "fit_conformal_sets_by_group",
     "fit_convex_weights",
     "fit_cv_plus",
+    "fit_cv_plus_band",
     "fit_dynamic_regression",
     "fit_dynamic_selection",
     "fit_isotonic",
@@ -349,6 +363,7 @@ __all__ = [
     "fold_weights",
     "front_costs",
     "front_scores",
+    "fusion_rows",
     "gate_entropy",
     "gaussian_mixture",
     "greedy_select",
@@ -378,6 +393,7 @@ __all__ = [
     "out_of_fold",
     "parse_answer",
     "parse_answers",
+    "pool",
     "pool_intervals",
     "predict_quantiles",
     "product_probs",

@@ -6,7 +6,16 @@ trains with `run_dir.logger()` and `run_dir.checkpoints`, adds figures and table
 ends with `run_dir.finish(...)`. `ensjax list` shows a module-level string `PAPER`.
 """
 
-from ensjax.experiment.claims import check, claim, not_run, student_interval
+from ensjax.experiment.claims import (
+    check,
+    check_at_least,
+    check_at_most,
+    claim,
+    interval_text,
+    mean_and_interval,
+    not_run,
+    student_interval,
+)
 from ensjax.experiment.configs import load_config
 from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.loggers import (
@@ -30,8 +39,12 @@ __all__ = [
     "TensorBoardLogger",
     "WandbLogger",
     "check",
+    "check_at_least",
+    "check_at_most",
     "claim",
+    "interval_text",
     "load_config",
+    "mean_and_interval",
     "not_run",
     "open_run",
     "read_metrics",

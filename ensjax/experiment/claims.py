@@ -1,7 +1,8 @@
 """Claims of a paper and checks of our own, with verdicts that follow one rule.
 
 A claim holds when the 95 % interval over seeds lies wholly on the stated side of the
-bound, fails when it lies wholly on the other, and is undecided otherwise.
+bound, fails when it lies wholly on the other, and is undecided otherwise. Seeds that
+split the same rows anew are not independent: `split_sizes` widens their interval.
 """
 
 import math
@@ -29,6 +30,7 @@ def claim(
     values_by_seed: Sequence[float],
     side: str = ">",
     bound: float,
+    split_sizes: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """A paper's statement, measured over seeds.
 
@@ -39,14 +41,16 @@ def claim(
         certainty: "read" in the source, or "recalled".
         scale: "toy", "reduced" or "full" beside the paper's own.
         expected: the paper's number or words.
-        values_by_seed: one number per independent seed.
+        values_by_seed: one number per seed.
         side: ">" or "<": where the statement says that the value lies.
         bound: of the same unit as the values.
+        split_sizes: None where seeds are independent; else rows that are not tested on,
+            and test rows, of splits of the same rows.
 
     Returns:
         The entry for `results.json`: the arguments and `measured` (mean over seeds),
-        `interval` (Student-t, 95 %; None for one seed), `seeds` and `verdict`. Values
-        that are not finite leave it undecided, with `measured` None.
+        `interval` (95 %, see `student_interval`; None for one seed), `seeds` and
+        `verdict`. Values that are not finite leave it undecided, with `measured` None.
 
     Raises:
         ValueError: for words other than those above, or no values.
@@ -57,7 +61,7 @@ def claim(
     values = [float(value) for value in values_by_seed]
     if not values:
         raise ValueError(f"claim {name!r} has no values; use not_run(...) for that.")
-    interval = student_interval(values)
+    interval = student_interval(values, split_sizes=split_sizes)
     is_finite = all(math.isfinite(value) for value in values)
     return {
         "name": name,
@@ -71,6 +75,7 @@ def claim(
         "measured": sum(values) / len(values) if is_finite else None,
         "interval": None if interval is None else list(interval),
         "seeds": len(values),
+        **({} if split_sizes is None else {"split_sizes": list(split_sizes)}),
         "verdict": _verdict(interval, len(values), side, float(bound)),
     }
 
@@ -112,19 +117,69 @@ def check(
     }
 
 
-def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
+def check_at_least(name: str, measured: float, bound: float) -> dict[str, Any]:
+    """A check that passes from the bound on."""
+    text = f">= {bound:g}"
+    return check(name, bound=text, measured=measured, passed=measured >= bound)
+
+
+def check_at_most(name: str, measured: float, bound: float) -> dict[str, Any]:
+    """A check that passes up to the bound."""
+    text = f"<= {bound:g}"
+    return check(name, bound=text, measured=measured, passed=measured <= bound)
+
+
+def student_interval(
+    values: Sequence[float], *, split_sizes: tuple[int, int] | None = None
+) -> tuple[float, float] | None:
     """The 95 % Student-t interval of the mean; None for one value or non-finite ones.
 
-    `ensjax.scores.t_interval` for the numbers of a report.
+    `ensjax.scores.t_interval` for the numbers of a report; with `split_sizes` (rows
+    that are not tested on, and test rows, of splits of the same rows) Nadeau and
+    Bengio's `corrected_t_interval`.
     """
-    from ensjax.scores import t_interval  # brings JAX, which a report does not need
+    # These bring JAX, which a report does not need.
+    from ensjax.scores import corrected_t_interval, t_interval
 
     if len(values) < 2 or not all(math.isfinite(value) for value in values):
         return None
+    if split_sizes is not None:
+        num_train, num_test = split_sizes
+        found = corrected_t_interval(values, num_train=num_train, num_test=num_test)
+        return found.low, found.high
     mean = sum(values) / len(values)
     # Around the mean, so that float32 is exact to a part of the spread.
     around = t_interval(np.asarray([value - mean for value in values]))
     return mean + float(around.low), mean + float(around.high)
+
+
+def mean_and_interval(
+    values: Sequence[float], *, split_sizes: tuple[int, int] | None = None
+) -> tuple[float, float, float]:
+    """Mean, and the ends of `student_interval`; the mean three times without one."""
+    values = [float(value) for value in values]
+    mean = sum(values) / len(values)
+    interval = student_interval(values, split_sizes=split_sizes)
+    return (mean, mean, mean) if interval is None else (mean, *interval)
+
+
+def interval_text(
+    values: Sequence[float],
+    *,
+    split_sizes: tuple[int, int] | None = None,
+    form: str = ".3f",
+) -> str:
+    """`mean (low to high)` for a table; the mean alone without an interval.
+
+    Args:
+        values: one per seed.
+        split_sizes: as for `student_interval`.
+        form: how a number is written, such as ".4g".
+    """
+    mean, low, high = mean_and_interval(values, split_sizes=split_sizes)
+    if high > low:
+        return f"{mean:{form}} ({low:{form}} to {high:{form}})"
+    return f"{mean:{form}}"
 
 
 def build_results(

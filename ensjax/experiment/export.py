@@ -59,9 +59,7 @@ def export_members(
     from ensjax.train.stored import read_member
 
     try:
-        members = [
-            read_member(past.run.checkpoints, id_, step=step) for id_ in member_ids
-        ]
+        members = [read_member(past.checkpoints, id_, step=step) for id_ in member_ids]
     except ValueError as error:
         raise ConfigError(one_line(error)) from error
     if form == "ensemble":

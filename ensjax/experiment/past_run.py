@@ -35,6 +35,11 @@ class PastRun(NamedTuple):
     experiment_file: Path
     is_same_file: bool | None
 
+    @property
+    def checkpoints(self) -> Any:
+        """Of the job's members."""
+        return self.run.checkpoints / self.job.stage
+
 
 def open_past_run(path: str | os.PathLike) -> PastRun:
     """The run at `path`, with its training as its experiment describes it now.

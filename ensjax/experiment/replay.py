@@ -56,7 +56,7 @@ def replay(
             " run has finished; of one that was removed, export reads what is stored.)"
         )
     try:
-        stored = read_member(past.run.checkpoints, member_id, step=step)
+        stored = read_member(past.checkpoints, member_id, step=step)
         print(
             f"member {member_id} of {path}: {stored.step} steps, from config and seed",
             flush=True,

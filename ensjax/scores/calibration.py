@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.predictions import log_probs as normalize
 from ensjax.scores.rows import (
     bin_sum,
     check_rows,
@@ -18,6 +19,7 @@ from ensjax.scores.rows import (
     label_log_probs,
     weigh,
 )
+from ensjax.scores.ties import equal_width_bin, merge_ties
 
 
 class ReliabilityBins(NamedTuple):
@@ -61,7 +63,7 @@ def reliability_bins(
     """
     confidence, correct, weight = top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
-    bins = _equal_width(confidence, num_bins)
+    bins = equal_width_bin(confidence, num_bins)
     total = bin_sum(weight, bins, num_bins)
     return ReliabilityBins(
         confidence=bin_sum(weigh(confidence, weight), bins, num_bins) / total,
@@ -101,7 +103,7 @@ def ece(
     _check_bins(num_bins)
     gap = bin_sum(
         weigh(correct - confidence, weight),
-        _equal_width(confidence, num_bins),
+        equal_width_bin(confidence, num_bins),
         num_bins,
     )
     return jnp.sum(jnp.abs(gap), axis=-1) / jnp.sum(weight, axis=-1)
@@ -137,9 +139,10 @@ def adaptive_ece(
     """Expected calibration error of the top label in bins of equal weight (0-1).
 
     A row goes to bin floor(num_bins * r), r in (0, 1) being its mid-rank by confidence
-    (the middle of the weight that its ties hold). Equal confidences therefore share a
-    bin, and the order of the rows does not matter. Without ties, and when the number of
-    rows is a multiple of `num_bins`, this is the usual split of the sorted rows.
+    (the middle of the weight that its ties hold). Confidences that are equal, to
+    rounding, share a bin, and the order of the rows does not matter. Without ties, and
+    when the number of rows is a multiple of `num_bins`, this is the usual split of the
+    sorted rows.
 
     Args:
         log_probs: log-probabilities (or logits), `[..., batch, class]`.
@@ -159,7 +162,7 @@ def adaptive_ece(
     confidence, correct, weight = top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
     total = jnp.sum(weight, axis=-1)
-    bins = equal_weight_bins(confidence, weight, num_bins)
+    bins = _equal_weight(log_probs, weight, num_bins)
     gap = bin_sum(weigh(correct - confidence, weight), bins, num_bins)
     return jnp.sum(jnp.abs(gap), axis=-1) / total
 
@@ -198,7 +201,7 @@ def debiased_calibration_error(
     """
     confidence, correct, weight = top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
-    bins = equal_weight_bins(confidence, weight, num_bins)
+    bins = _equal_weight(log_probs, weight, num_bins)
     rows = bin_sum(weight, bins, num_bins)
     count = jnp.where(rows == 0, 1.0, rows)
     gap = bin_sum(weigh(correct - confidence, weight), bins, num_bins) / count
@@ -248,7 +251,7 @@ def classwise_ece(
     target = jnp.swapaxes(jnp.where(undefined, jnp.nan, target), -1, -2)
     weight = jnp.broadcast_to(weight[..., None, :], probs.shape)
     gap = bin_sum(
-        weigh(target - probs, weight), _equal_width(probs, num_bins), num_bins
+        weigh(target - probs, weight), equal_width_bin(probs, num_bins), num_bins
     )
     per_class = jnp.sum(jnp.abs(gap), axis=-1) / jnp.sum(weight, axis=-1)
     return jnp.mean(per_class, axis=-1)
@@ -268,8 +271,7 @@ def _check_bins(num_bins):
         raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
 
 
-def _equal_width(probs, num_bins):
-    # Inner edges are rounded once, on the host: ceil(p * num_bins) would put p = 3/15
-    # above its own edge.
-    inner = jnp.asarray(np.arange(1, num_bins) / num_bins, probs.dtype)
-    return jnp.searchsorted(inner, probs.reshape(-1), side="left").reshape(probs.shape)
+def _equal_weight(log_probs, weight, num_bins):
+    # By log-probabilities, which tell more rows apart than their exponentials.
+    level = merge_ties(jnp.max(normalize(log_probs), axis=-1), weight)
+    return equal_weight_bins(level, weight, num_bins)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import TIE_TOLERANCE
 from ensjax.predictions import votes
 from ensjax.scores.rows import check_rows, is_correct, label_log_probs, weighted_mean
 
@@ -13,8 +14,8 @@ def accuracy(
     """Fraction of rows whose first choice is the label (0-1).
 
     Args:
-        log_probs: log-probabilities or logits, `[..., batch, class]`. Among equals the
-            lowest class counts as first.
+        log_probs: log-probabilities or logits, `[..., batch, class]`. Among equals (to
+            rounding, as everywhere here) the lowest class counts as first.
         labels: class indices, `[batch]` or `[..., batch]`. A label out of range, or a
             NaN in the row, makes the score NaN, unless its weight is 0.
         sample_weight: `[batch]` or `[..., batch]`, non-negative; a mask works too.
@@ -62,8 +63,8 @@ def top_k_accuracy(
         raise ValueError(f"k must be between 1 and {num_classes} classes; got {k}.")
     picked = label_log_probs(log_probs, labels)
     classes = jnp.arange(num_classes).reshape((1,) * labels.ndim + (-1,))
-    ahead = (log_probs > picked[..., None]) | (
-        (log_probs == picked[..., None]) & (classes < labels[..., None])
+    ahead = (log_probs > picked[..., None] + TIE_TOLERANCE) | (
+        (log_probs >= picked[..., None] - TIE_TOLERANCE) & (classes < labels[..., None])
     )
     hit = (jnp.sum(ahead, axis=-1) < k).astype(log_probs.dtype)
     return weighted_mean(jnp.where(jnp.isnan(picked), jnp.nan, hit), weight)

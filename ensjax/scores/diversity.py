@@ -2,13 +2,15 @@
 
 Every function takes all members' predictions, `[member, batch, class]` logits (or
 log-probabilities) or `Predictions`, votes included. `mask` leaves members out;
-`sample_weight` weighs the rows. Matrices are `[member, member]`, NaN in the row and
-column of a masked member.
+`sample_weight` weighs the rows. Members count equally, whatever their weights inside
+`Predictions`; one of weight 0 does not count, as if it were masked. Matrices are
+`[member, member]`, NaN in the row and column of a member that does not count.
 """
 
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import counting_members
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
 from ensjax.scores.rows import (
     check_rows,
@@ -267,7 +269,8 @@ def _kept_log_probs(logits, mask, sample_weight):
     """Log-probabilities with zeros for masked members, who counts, row weights."""
     predictions = as_predictions(logits, mask=mask)
     values = predictions.log_probs
-    counts = predictions.mask.reshape(len(values), -1)
+    counts = counting_members(predictions.weights, predictions.mask)
+    counts = counts.reshape(len(values), -1)
     counts = jnp.broadcast_to(counts, values.shape[:2])
     values = jnp.where(counts[..., None], values, 0.0)
     return values, counts, row_weights(sample_weight, values.shape[1:2])
@@ -299,7 +302,7 @@ def _choices(logits, mask, sample_weight):
     """
     predictions = as_predictions(logits, mask=mask)
     choices = predictions.votes
-    counts = predictions.mask
+    counts = counting_members(predictions.weights, predictions.mask)
     counts = counts[:, None] if counts.ndim == 1 else counts
     choices = jnp.where(counts, choices, ABSTAIN)
     chosen = jax.nn.one_hot(choices, predictions.num_classes, dtype=jnp.float32)
@@ -328,7 +331,9 @@ def _contingency(logits, labels, mask, sample_weight):
             "Pairwise error statistics need a mask of shape [member]; got"
             f" {predictions.mask.shape}."
         )
-    right = jnp.where(predictions.mask[:, None], right, jnp.nan)[..., None]
+    counts = counting_members(predictions.weights, predictions.mask)
+    counts = jnp.any(counts.reshape(len(right), -1), axis=1)
+    right = jnp.where(counts[:, None], right, jnp.nan)[..., None]
     row_weight = row_weight[0]
     total = jnp.sum(row_weight)
     return tuple(

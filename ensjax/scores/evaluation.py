@@ -1,7 +1,8 @@
 """`evaluate`: several scores of an ensemble and its members, with intervals.
 
-Of class probabilities, of points (`evaluate_points`), of intervals and of sets, each as
-a flat dict of numbers.
+Of class probabilities, of points (`evaluate_points`), of quantiles
+(`evaluate_quantiles`), of intervals and of sets, each as a flat dict of numbers.
+Rows of weight 0 count as removed, in resamples too.
 """
 
 import functools
@@ -12,7 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.predictions import Predictions, as_predictions, predictive_log_probs
+from ensjax.predictions import (
+    Predictions,
+    as_points,
+    as_predictions,
+    predictive_log_probs,
+)
+from ensjax.provenance import Provenance, check_scored_rows
+from ensjax.scores.best import (
+    LARGER_IS_BETTER,
+    oracle_log_probs,
+    oracle_points,
+    oracle_quantiles,
+)
 from ensjax.scores.bounds import (
     coverage_width_criterion,
     interval_coverage,
@@ -22,20 +35,27 @@ from ensjax.scores.bounds import (
 from ensjax.scores.calibration import ece
 from ensjax.scores.classification import accuracy
 from ensjax.scores.decomposition import pooled_points
-from ensjax.scores.intervals import paired_bootstrap
 from ensjax.scores.proper import brier, nll
+from ensjax.scores.quantiles import (
+    crossing_rate,
+    crps_quantiles,
+    quantile_coverage,
+    weighted_interval_score,
+)
 from ensjax.scores.rank_correlation import spearman_correlation
 from ensjax.scores.regression import (
     mae,
     max_error,
     median_absolute_error,
     pearson_correlation,
+    pinball,
     r2,
     rmse,
     slope,
 )
 from ensjax.scores.selective import aurc
 from ensjax.scores.sets import mean_set_size, set_coverage
+from ensjax.scores.systems import Best, score_one, score_systems
 
 METRICS = {"nll": nll, "accuracy": accuracy, "brier": brier, "ece": ece, "aurc": aurc}
 POINT_METRICS = {
@@ -50,16 +70,44 @@ POINT_METRICS = {
 }
 
 
+def _mean_pinball(quantiles, targets, *, levels, sample_weight=None):
+    losses = pinball(quantiles, targets, levels=levels, sample_weight=sample_weight)
+    return jnp.mean(losses, axis=-1)
+
+
+def _mean_coverage_error(quantiles, targets, *, levels, sample_weight=None):
+    covered = quantile_coverage(quantiles, targets, sample_weight=sample_weight)
+    levels = jnp.asarray(levels).reshape((1,) * (covered.ndim - 1) + (-1,))
+    return jnp.mean(jnp.abs(covered - levels), axis=-1)
+
+
+def _crossing_rate(quantiles, targets, *, levels, sample_weight=None):
+    return crossing_rate(quantiles, sample_weight=sample_weight)
+
+
+# Means over levels: of the pinball loss, and of |share of targets below - level|.
+QUANTILE_METRICS = {
+    "pinball": _mean_pinball,
+    "crps_quantiles": crps_quantiles,
+    "mean_coverage_error": _mean_coverage_error,
+    "crossing_rate": _crossing_rate,
+    "weighted_interval_score": weighted_interval_score,
+}
+
+
 def evaluate(
     predictions: jax.Array | Predictions,
     labels: jax.Array,
-    metrics: Sequence[str] | Mapping[str, Callable[..., jax.Array]] = tuple(METRICS),
+    metrics: Sequence[str] | Mapping[str, Callable[..., jax.Array]] | None = None,
     *,
+    larger_is_better: Sequence[str] = LARGER_IS_BETTER,
+    chosen_member: int | str | None = None,
     sample_weight: jax.Array | None = None,
     groups: jax.Array | None = None,
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Scores of the ensemble and of each member, as a flat dict that JSON can hold.
 
@@ -68,29 +116,44 @@ def evaluate(
     resamples.
 
     Args:
-        predictions: `[member, batch, class]` logits, or `Predictions` with
-            probabilities. A masked member has no score.
-        labels: class indices, `[batch]`.
+        predictions: `[member, batch, class]` logits, or `Predictions`: of probabilities
+            here, of points as by `evaluate_points`, of quantiles as by
+            `evaluate_quantiles`. A masked member has no score.
+        labels: class indices, `[batch]`; the targets of points and quantiles.
         metrics: names of `METRICS`, or name -> `score(log_probs, labels, *,
             sample_weight) -> [...]`, such as any classification score of this room.
-        sample_weight: `[batch]`, non-negative.
+            None: all of `METRICS`, or those of points or quantiles.
+        larger_is_better: the names of metrics whose best member has the largest value.
+        chosen_member: the member whose scores are `name_best_member`, by its index or
+            name, as chosen on other rows. None: for each metric the best one on these
+            rows, which flatters it.
+        sample_weight: `[batch]`, non-negative. A row of weight 0 counts as removed.
         groups: `[batch]` integers or strings: rows of one group (a patient, a scene)
             are resampled together.
         bootstrap: number of resamples; 0: no intervals.
         confidence: of the intervals.
         seed: of the resamples.
+        allow_seen: scores also rows that members were trained or fitted on, to look at
+            the fit. Otherwise `Predictions` of such rows are refused; members may be
+            masked there, or the rows have no weight.
 
     Returns:
         For every metric `name`: `name` of the ensemble, `name_mean_member` (the mean of
-        the members' own scores), `name_gain` (ensemble minus mean member) and
-        `name_members`, a list with None for masked members; with a bootstrap also
-        `_low` and `_high` of the first three. And `num_members`, those that count, and
-        `num_rows`, those of weight above 0.
+        the members' own scores), `name_best_member` (of a single member, and
+        `name_best_index`, which), `name_oracle` (of the member that is best in each
+        row: of the right ones, or all if none is, the one that gives the label the
+        most), `name_gain` (ensemble minus mean member) and `name_members`, a list with
+        None for masked members; with a bootstrap also `_low` and `_high` of the first
+        four and the gain. And `num_members`, those that count, and `num_rows`, those of
+        weight above 0. The accuracy of the oracle is the share of rows that some member
+        gets right.
 
     Raises:
-        ValueError: for an unknown metric, no metric, no member that counts, or a shape
-            that does not fit; it names the metric.
-        TypeError: if the predictions are votes or labels are not integers.
+        ValueError: for an unknown metric, no metric, no member that counts, a chosen
+            member that is none of them, or a shape that does not fit; it names the
+            metric.
+        TypeError: if the predictions are votes or features, or labels are not integers.
+        LeakageError: if a member that counts has seen a row that does; names both.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,12 +163,29 @@ def evaluate(
         >>> round(result["nll"], 4), result["num_members"]
         (1.0986, 2)
     """
-    functions = _functions(metrics, METRICS)
+    by_kind = {"points": evaluate_points, "quantiles": evaluate_quantiles}
+    kind = getattr(predictions, "kind", "logits")
+    if kind in by_kind:
+        return by_kind[kind](
+            predictions,
+            labels,
+            metrics,
+            larger_is_better=larger_is_better,
+            chosen_member=chosen_member,
+            sample_weight=sample_weight,
+            groups=groups,
+            bootstrap=bootstrap,
+            confidence=confidence,
+            seed=seed,
+            allow_seen=allow_seen,
+        )
+    functions = _functions(metrics, METRICS, tuple(METRICS))
     predictions = as_predictions(predictions)
     members = predictions.log_probs
     counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape[:2]))
     rows = _Rows.of(members.shape[1], sample_weight, groups)
-    return _evaluate(
+    _check_seen(predictions, counts, rows, allow_seen)
+    return score_systems(
         functions,
         predictive_log_probs(predictions),
         members,
@@ -113,49 +193,116 @@ def evaluate(
         counts,
         rows,
         _Bootstrap(bootstrap, confidence, seed),
+        oracle_log_probs,
+        Best(larger_is_better, chosen_member, predictions.names),
     )
 
 
 def evaluate_points(
-    points: jax.Array,
+    points: jax.Array | Predictions,
     targets: jax.Array,
-    metrics: Sequence[str] | Mapping[str, Callable[..., jax.Array]] = tuple(
-        POINT_METRICS
-    ),
+    metrics: Sequence[str] | Mapping[str, Callable[..., jax.Array]] | None = None,
     *,
     weights: jax.Array | None = None,
     mask: jax.Array | None = None,
+    larger_is_better: Sequence[str] = LARGER_IS_BETTER,
+    chosen_member: int | str | None = None,
     sample_weight: jax.Array | None = None,
     groups: jax.Array | None = None,
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Scores of real-valued predictions, of the members' mean and of each member.
 
     Args:
-        points: `[member, batch]`; one model becomes an ensemble of one with
-            `points[None]`.
+        points: `[member, batch]`, or `Predictions` of points; one model becomes an
+            ensemble of one with `points[None]`.
         targets: `[batch]`.
         metrics: names of `POINT_METRICS`, or name -> `score(points, targets, *,
-            sample_weight) -> [...]`.
+            sample_weight) -> [...]`. None: all of them.
         weights: of the mean, `[member]` or `[member, batch]`; they are normalised.
-        mask: `[member]` or `[member, batch]`; a False member counts as removed.
+        mask: `[member]` or `[member, batch]`; a False member counts as removed. Like
+            `weights`, those of `Predictions` where it is not given.
 
-    The other arguments, what is returned and what raises are those of `evaluate`.
+    The other arguments, what is returned and what raises are those of `evaluate`. The
+    oracle is the member nearest to the target in each row; a slope is best at 1.
     """
-    functions = _functions(metrics, POINT_METRICS)
-    points = jnp.asarray(points)
+    functions = _functions(metrics, POINT_METRICS, tuple(POINT_METRICS))
+    predictions = as_points(points, weights=weights, mask=mask)
+    if isinstance(points, Predictions):
+        weights, mask = predictions.weights, predictions.mask
+    points = predictions.points
     ensemble, shares = pooled_points(points, weights=weights, mask=mask)
     counts = np.broadcast_to(np.asarray(shares > 0), points.shape)
-    return _evaluate(
+    rows = _Rows.of(points.shape[1], sample_weight, groups)
+    _check_seen(predictions, counts, rows, allow_seen)
+    return score_systems(
         functions,
         ensemble,
         points,
         (targets,),
         counts,
-        _Rows.of(points.shape[1], sample_weight, groups),
+        rows,
         _Bootstrap(bootstrap, confidence, seed),
+        oracle_points,
+        Best(larger_is_better, chosen_member, predictions.names),
+    )
+
+
+def evaluate_quantiles(
+    predictions: Predictions,
+    targets: jax.Array,
+    metrics: Sequence[str] | Mapping[str, Callable[..., jax.Array]] | None = None,
+    *,
+    larger_is_better: Sequence[str] = LARGER_IS_BETTER,
+    chosen_member: int | str | None = None,
+    sample_weight: jax.Array | None = None,
+    groups: jax.Array | None = None,
+    bootstrap: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    allow_seen: bool = False,
+) -> dict[str, Any]:
+    """Scores of predicted quantiles, of the members' mean quantiles and of each member.
+
+    Args:
+        predictions: of `Predictions.from_quantiles`.
+        targets: `[batch]`.
+        metrics: names of `QUANTILE_METRICS`, or name -> `score(quantiles, targets, *,
+            levels, sample_weight) -> [...]`. None: "pinball" (the mean over levels),
+            "crps_quantiles" and "mean_coverage_error" (the mean over levels of
+            |share of targets at most the quantile - level|).
+
+    The other arguments, what is returned and what raises are those of `evaluate`. The
+    ensemble is the weighted mean of the members' quantiles of each level; the oracle is
+    the member with the least mean pinball loss in each row.
+    """
+    default = ("pinball", "crps_quantiles", "mean_coverage_error")
+    functions = _functions(metrics, QUANTILE_METRICS, default)
+    members = predictions.quantiles
+    levels = np.asarray(predictions.levels, np.float32)
+    functions = {
+        name: functools.partial(score, levels=levels)
+        for name, score in functions.items()
+    }
+    weights = predictions.normalized_weights
+    weights = weights.reshape(len(weights), -1, 1)
+    ensemble = jnp.sum(jnp.where(weights == 0, 0.0, members) * weights, axis=0)
+    counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape[:2]))
+    rows = _Rows.of(members.shape[1], sample_weight, groups)
+    _check_seen(predictions, counts, rows, allow_seen)
+    return score_systems(
+        functions,
+        ensemble,
+        members,
+        (targets,),
+        counts,
+        rows,
+        _Bootstrap(bootstrap, confidence, seed),
+        functools.partial(oracle_quantiles, levels=levels),
+        Best(larger_is_better, chosen_member, predictions.names),
     )
 
 
@@ -170,6 +317,8 @@ def evaluate_intervals(
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    provenance: Provenance | None = None,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Coverage, width, interval score and CWC of predicted intervals.
 
@@ -178,6 +327,8 @@ def evaluate_intervals(
         upper: `[batch]`.
         targets: `[batch]`.
         nominal: the coverage aimed at, in (0, 1).
+        provenance: of the intervals, such as `fitted.fitted_rows.mark(...)` of what
+            made them; None: unknown, and nothing is checked.
 
     The other arguments are those of `evaluate`.
 
@@ -187,6 +338,7 @@ def evaluate_intervals(
 
     Raises:
         ValueError: if a number is out of range or a shape does not fit.
+        LeakageError: as `evaluate`.
     """
     if not 0.0 < nominal < 1.0:
         raise ValueError(f"nominal must lie between 0 and 1; got {nominal}.")
@@ -196,7 +348,7 @@ def evaluate_intervals(
     score = functools.partial(interval_score, alpha=1 - nominal)
     criterion = functools.partial(coverage_width_criterion, nominal=nominal)
 
-    def values(weight):
+    def values(weight, lower, upper, targets):
         return {
             "coverage": interval_coverage(lower, upper, targets, sample_weight=weight),
             "width": mean_width(lower, upper, sample_weight=weight),
@@ -205,7 +357,9 @@ def evaluate_intervals(
         }
 
     rows = _Rows.of(lower.shape[0], sample_weight, groups)
-    found = _one_system(values, rows, _Bootstrap(bootstrap, confidence, seed))
+    _check_rows(provenance, (), rows.weight[None] != 0, allow_seen)
+    arrays = {"lower": lower, "upper": upper, "targets": targets}
+    found = score_one(values, arrays, rows, _Bootstrap(bootstrap, confidence, seed))
     return found | {"nominal": float(nominal)}
 
 
@@ -218,12 +372,15 @@ def evaluate_sets(
     bootstrap: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
+    provenance: Provenance | None = None,
+    allow_seen: bool = False,
 ) -> dict[str, Any]:
     """Coverage and mean size of sets of classes, bool `[batch, class]`.
 
     Args:
         sets: bool, `[batch, class]`.
         labels: class indices, `[batch]`.
+        provenance: of the sets, as for `evaluate_intervals`.
 
     The other arguments are those of `evaluate`.
 
@@ -233,19 +390,36 @@ def evaluate_sets(
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if `sets` are not bool or `labels` not integers.
+        LeakageError: as `evaluate`.
     """
     sets = jnp.asarray(sets)
     if sets.ndim != 2:
         raise ValueError(f"sets must be [batch, class]; got shape {sets.shape}.")
 
-    def values(weight):
+    def values(weight, sets, labels):
         return {
             "coverage": set_coverage(sets, labels, sample_weight=weight),
             "size": mean_set_size(sets, sample_weight=weight),
         }
 
     rows = _Rows.of(sets.shape[0], sample_weight, groups)
-    return _one_system(values, rows, _Bootstrap(bootstrap, confidence, seed))
+    _check_rows(provenance, (), rows.weight[None] != 0, allow_seen)
+    arrays = {"sets": sets, "labels": labels}
+    return score_one(values, arrays, rows, _Bootstrap(bootstrap, confidence, seed))
+
+
+def _check_seen(predictions, counts, rows, allow_seen):
+    counts = counts & (np.asarray(rows.weight) != 0)
+    _check_rows(predictions.provenance, predictions.names, counts, allow_seen)
+
+
+def _check_rows(provenance, names, counts, allow_seen):
+    if provenance is not None and len(provenance.rows) != counts.shape[1]:
+        raise ValueError(
+            f"the provenance is of {len(provenance.rows)} rows, and"
+            f" {counts.shape[1]} are scored; choose rows with Predictions.take."
+        )
+    check_scored_rows(provenance, names=names, counts=counts, allow_seen=allow_seen)
 
 
 class _Bootstrap(NamedTuple):
@@ -274,71 +448,9 @@ class _Rows(NamedTuple):
         return cls(weight, groups, len(names))
 
 
-def _evaluate(functions, ensemble, members, truth, counts, rows, bootstrap):
-    """The result of `evaluate`, of scores of any kind of prediction."""
-    if not counts.any():
-        raise ValueError("No member counts: all are masked or have weight 0.")
-    # A member that is masked in some rows is scored on the others.
-    of_members = jnp.asarray(counts, jnp.float32)
-    is_member = jnp.asarray(counts.any(axis=1))
-
-    def numbers(weight):
-        """`[3]` for each metric, and the members' own."""
-        found, own_values = {}, {}
-        for name, score in functions.items():
-            own = score(members, *truth, sample_weight=of_members * weight[None])
-            if own.shape != is_member.shape:
-                raise ValueError(
-                    f"metric {name!r} must return one number for each leading axis,"
-                    f" [member] for [member, batch, ...]; got {own.shape}."
-                )
-            mean = jnp.sum(jnp.where(is_member, own, 0.0)) / jnp.sum(is_member)
-            value = score(ensemble, *truth, sample_weight=weight)
-            found[name] = value
-            found[f"{name}_mean_member"] = mean
-            found[f"{name}_gain"] = value - mean
-            own_values[f"{name}_members"] = own
-        return found, own_values
-
-    found, own_values = jax.jit(numbers)(rows.weight)
-    result = _one_system(lambda weight: numbers(weight)[0], rows, bootstrap, found)
-    num_rows = result.pop("num_rows")
-    kept = np.asarray(is_member)
-    for name, own in own_values.items():
-        result[name] = [
-            float(x) if keep else None for x, keep in zip(own, kept, strict=True)
-        ]
-    return result | {"num_members": int(is_member.sum()), "num_rows": num_rows}
-
-
-def _one_system(values, rows, bootstrap, found=None):
-    """`values(weight) -> {name: scalar}` as floats, with the ends of intervals."""
-    if bootstrap.num_resamples < 0:
-        raise ValueError(
-            f"bootstrap must not be negative; got {bootstrap.num_resamples}."
-        )
-    found = jax.jit(values)(rows.weight) if found is None else found
-    names = list(found)
-    result = {name: float(found[name]) for name in names}
-    if bootstrap.num_resamples:
-        ends = paired_bootstrap(
-            jax.random.key(bootstrap.seed),
-            lambda counts: jnp.stack(
-                [values(counts * rows.weight)[name] for name in names]
-            ),
-            rows.weight.shape[0],
-            groups=rows.groups,
-            num_groups=rows.num_groups,
-            num_resamples=bootstrap.num_resamples,
-            confidence=bootstrap.confidence,
-        )
-        for i, name in enumerate(names):
-            result[f"{name}_low"] = float(ends.low[i])
-            result[f"{name}_high"] = float(ends.high[i])
-    return result | {"num_rows": int((rows.weight != 0).sum())}
-
-
-def _functions(metrics, known):
+def _functions(metrics, known, default):
+    if metrics is None:
+        metrics = default
     if isinstance(metrics, str):
         raise ValueError(f"metrics is a list of names; got the string {metrics!r}.")
     if not isinstance(metrics, Mapping):

@@ -238,20 +238,29 @@ def pinball(
 
     Source: Koenker and Bassett 1978.
     """
+    by_level = jnp.moveaxis(pinball_losses(quantiles, targets, levels=levels), -1, 0)
+    weight = row_weights(sample_weight, by_level.shape[1:], by_level.dtype)
+    return jnp.moveaxis(weighted_mean(by_level, weight[None]), 0, -1)
+
+
+def pinball_losses(
+    quantiles: jax.Array, targets: jax.Array, *, levels: jax.Array
+) -> jax.Array:
+    """The pinball loss of every row and level, `[..., batch, level]`; see `pinball`.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
     quantiles, levels = floating(quantiles), floating(levels)
     if quantiles.ndim < 2 or levels.shape != quantiles.shape[-1:]:
         raise ValueError(
             "quantiles must be [..., batch, level] and levels [level]; got shapes"
             f" {quantiles.shape} and {levels.shape}."
         )
-    by_level = jnp.moveaxis(quantiles, -1, 0)  # [level, ..., batch]
-    rows = by_level.shape[1:]
-    targets = broadcast_rows("targets", floating(targets), rows)
-    weight = row_weights(sample_weight, rows, quantiles.dtype)
-    over = targets[None] - by_level
-    levels = levels.reshape((-1,) + (1,) * len(rows))
-    losses = jnp.where(over >= 0, levels * over, (levels - 1) * over)
-    return jnp.moveaxis(weighted_mean(losses, weight[None]), 0, -1)
+    targets = broadcast_rows("targets", floating(targets), quantiles.shape[:-1])
+    over = targets[..., None] - quantiles
+    levels = levels.reshape((1,) * (quantiles.ndim - 1) + (-1,))
+    return jnp.where(over >= 0, levels * over, (levels - 1) * over)
 
 
 def mixture_moments(

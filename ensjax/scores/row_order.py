@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ensjax.scores.rows import bin_sum, equal_weight_bins, weigh
 from ensjax.scores.selective import RiskCoverage, curve_area, error_curve
+from ensjax.scores.ties import merge_sorted, merge_ties, share_bin
 
 COVERAGE, RISK = 0.8, 0.05  # where the two points of the risk-coverage curve lie
 _TOLERANCE = 1e-6
@@ -29,10 +30,11 @@ def order_scores(
     if weight is not None:
         weight = jnp.broadcast_to(weight[None], level.shape)
         error = 1.0 - right
-        curve = error_curve(error, -level, weight)
+        merged = merge_ties(-level, weight)
+        curve = error_curve(error, merged, weight)
         best = curve_area(error_curve(error, -error, weight))
         confidence = jnp.exp(-level)
-        bins = equal_weight_bins(confidence, weight, num_bins)
+        bins = equal_weight_bins(merged, weight, num_bins)
         miss = bin_sum(weigh(right - confidence, weight), bins, num_bins)
         total = jnp.sum(weight, axis=-1)
     else:
@@ -66,8 +68,10 @@ def _sorted_rows(level, right, num_bins):
     bits = jax.lax.bitcast_convert_type(level, jnp.uint32)
     bits = jax.lax.sort(bits << 1 | (~right).astype(jnp.uint32), is_stable=False)
     wrong = (bits & 1).astype(jnp.float32)
-    confidence = jnp.exp(-jax.lax.bitcast_convert_type(bits >> 1, jnp.float32))
-    new = (bits[:, 1:] >> 1) != (bits[:, :-1] >> 1)
+    level = jax.lax.bitcast_convert_type(bits >> 1, jnp.float32)
+    confidence = jnp.exp(-level)
+    merged = merge_sorted(level)
+    new = merged[:, 1:] != merged[:, :-1]
     group = jnp.pad(jnp.cumsum(new.astype(jnp.int32), axis=-1), ((0, 0), (1, 0)))
     in_group = bin_sum(jnp.ones_like(wrong), group, num_rows)
     wrong_in_group = bin_sum(wrong, group, num_rows)
@@ -79,9 +83,9 @@ def _sorted_rows(level, right, num_bins):
     def of_group(values):
         return jnp.take_along_axis(values, group, axis=-1)
 
-    bins = jnp.floor(num_bins * of_group(middle) / num_rows).astype(jnp.int32)
+    bins = share_bin(of_group(middle), num_rows, num_bins)
     place = jnp.arange(1, num_rows + 1, dtype=jnp.float32)[None]
     risk = jnp.cumsum(of_group(share), axis=-1) / place
     coverage = jnp.broadcast_to(place / num_rows, risk.shape)
     curve = RiskCoverage(coverage, risk, jnp.ones_like(risk))
-    return curve, confidence, 1.0 - wrong, jnp.clip(bins, 0, num_bins - 1)
+    return curve, confidence, 1.0 - wrong, bins

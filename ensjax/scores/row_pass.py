@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.member_arrays import TIE_TOLERANCE
 from ensjax.predictions import ABSTAIN
+from ensjax.scores.ties import inner_edges
 
-_MOST_COMPARED = 32
-_BLOCK_NUMBERS = 2**15
+_LANE_NUMBERS = 2**12  # that are compared with an edge at once
 
 
 class RowPass(NamedTuple):
@@ -28,7 +29,7 @@ class RowPass(NamedTuple):
         choice: the first choice, -1 where a row holds a NaN, `[system, batch]`.
         sums: `nll`, `brier`, `top_k` (label among the first k) and `entropy`
             `[system]`; `mutual_information` and `jensen_gap`, scalars; `class_gap`, the
-            labels minus probabilities in each bin, `[system, class, bin]`.
+            labels minus probabilities in each bin, `[bin, class, system]`.
         vote: majority of the members that count, the lowest class among equals,
             `[batch]`; -1 without any.
         total: weight of all rows.
@@ -61,11 +62,12 @@ def read_rows(
         sample_weight: `[batch]`, not negative.
         num_bins: of `class_gap`.
         top_k: k of `top_k`.
-        block: rows at a time; None: as many as make 2^15 numbers, which a cache holds.
+        block: rows at a time; None: as many as make 2^15 numbers, which a cache holds,
+            and at least eight.
     """
     num_members, num_rows, num_classes = logits.shape
     if block is None:
-        block = max(4, _BLOCK_NUMBERS // (num_members * num_classes))
+        block = 8 * max(1, _LANE_NUMBERS // (num_members * num_classes))
     num_systems, block = num_members + 1, min(block, num_rows)
 
     def read(number, kept):
@@ -98,9 +100,10 @@ def read_rows(
         "mutual_information": one,
         "jensen_gap": one,
     }
-    # Labels minus probabilities by class, system and bin: of members and the mixture.
+    most = max(1, _LANE_NUMBERS // (num_members * num_classes))
+    lanes = max(n for n in range(1, min(most, block) + 1) if block % n == 0)
     tables = tuple(
-        jnp.broadcast_to(one, (num_classes, number, num_bins))
+        jnp.broadcast_to(one, (num_bins, num_classes, number, lanes))
         for number in (num_members, 1)
     )
     # Under `shard_map` what a loop carries must vary as what it is given does.
@@ -113,7 +116,8 @@ def read_rows(
     log_confidence, choice, vote, sums, tables = jax.lax.fori_loop(
         0, -(-num_rows // block), read, (start[0], *to_choice, *start[3:])
     )
-    gap = jnp.moveaxis(jnp.concatenate(tables, axis=1), 0, 1)
+    above = jnp.sum(jnp.concatenate(tables, axis=2), axis=-1)
+    gap = above - jnp.pad(above[1:], ((0, 1), (0, 0), (0, 0)))
     # A label that is no class spoils every class, as NaN would.
     unknown = (labels < 0) | (labels >= num_classes)
     sums["class_gap"] = jnp.where(jnp.any(unknown & (sample_weight != 0)), jnp.nan, gap)
@@ -126,14 +130,16 @@ def _read_block(rows, label, weights, weight, tables, top_k):
     is_member = (weights > 0)[:, None]
     # Classes first: sums over them are then sums of long vectors, which compilers turn
     # into fast code; over the last axis they add one number at a time.
-    logit = jnp.moveaxis(jnp.where(is_member[..., None], rows, 0.0), 2, 0)
-    logit = jax.lax.optimization_barrier(logit)  # [class, member, row]
+    logit = jax.lax.optimization_barrier(jnp.moveaxis(rows, 2, 0))  # class, member, row
     peak = jnp.max(logit, axis=0)
     # What follows reads this array; without the barrier each sum would compute it anew.
     exp = jax.lax.optimization_barrier(jnp.exp(logit - peak[None]))
     scale = jnp.sum(exp, axis=0)
     log_scale = jnp.log(scale)
-    mixture = jnp.sum(exp * (weights[:, None] / scale)[None], axis=1)[:, None]
+    # Whatever a member without weight holds, NaN included, leaves no trace.
+    share = jax.lax.optimization_barrier(weights[:, None] / scale)[None]
+    parts = jnp.where(is_member[None], exp * share, 0.0)
+    mixture = jnp.sum(parts, axis=1)[:, None]
     mixture = jax.lax.optimization_barrier(mixture)  # [class, 1, row]
     largest = jnp.max(mixture, axis=0)
     known = ((label >= 0) & (label < num_classes))[None]
@@ -153,7 +159,11 @@ def _read_block(rows, label, weights, weight, tables, top_k):
     entropy = log_scale - jnp.sum(inner, axis=0) / scale
     mixed = jnp.where(mixture == 0, 0.0, mixture * jnp.log(mixture))
     mixed = -jnp.sum(mixed, axis=0)
-    choice = _first_place(logit, peak)
+    # Of probabilities, what the tolerance is of their logarithms.
+    lower, upper = 1 - TIE_TOLERANCE, 1 + TIE_TOLERANCE
+    choice = _first_place(logit, peak - TIE_TOLERANCE)
+    # A NaN elsewhere in its row leaves the label's logit as it is.
+    mark = jnp.where(jnp.isnan(member_prob), jnp.nan, member_logit)
     systems = {
         "nll": (-member_log_prob, -pooled[None]),
         "brier": (
@@ -161,14 +171,12 @@ def _read_block(rows, label, weights, weight, tables, top_k):
             jnp.sum(mixture**2, axis=0) - 2 * mixture_prob + 1,
         ),
         "top_k": (
-            # A NaN elsewhere in its row leaves the label's logit as it is.
             _is_among_first(
-                logit,
-                jnp.where(jnp.isnan(member_prob), jnp.nan, member_logit),
-                index,
-                top_k,
+                logit, (mark - TIE_TOLERANCE, mark + TIE_TOLERANCE), index, top_k
             ),
-            _is_among_first(mixture, mixture_prob, index, top_k),
+            _is_among_first(
+                mixture, (mixture_prob * lower, mixture_prob * upper), index, top_k
+            ),
         ),
         "entropy": (entropy, mixed),
     }
@@ -184,14 +192,14 @@ def _read_block(rows, label, weights, weight, tables, top_k):
     sums = {k: jnp.concatenate([total(v) for v in pair]) for k, pair in systems.items()}
     sums["mutual_information"] = total(jnp.where(mutual < 0, 0.0, mutual))
     sums["jensen_gap"] = total(jnp.where(gap < 0, 0.0, gap))
-    index = index[0], known[0]
+    inverse = jax.lax.optimization_barrier(1 / scale)
     tables = (
-        _add_gaps(tables[0], exp, 1 / scale, member_prob, index, weight),
-        _add_gaps(tables[1], mixture, largest * 0 + 1, mixture_prob, index, weight),
+        _add_gaps(tables[0], exp * inverse[None], label, weight),
+        _add_gaps(tables[1], mixture, label, weight),
     )
     return (
         jnp.concatenate([-log_scale, jnp.log(largest)]),
-        jnp.concatenate([choice, _first_place(mixture, largest)]),
+        jnp.concatenate([choice, _first_place(mixture, largest * lower)]),
         _majority(choice, is_member, num_classes),
         sums,
         tables,
@@ -205,20 +213,26 @@ def _of_label(values, index, known):
     return jnp.where(known, picked, jnp.nan)
 
 
-def _first_place(values, largest):
-    """The first class whose value is the largest; -1 where that is NaN."""
+def _first_place(values, least):
+    """The first class whose value is at least `least`; -1 where that is NaN."""
     num_classes = values.shape[0]
     classes = jnp.arange(num_classes, dtype=jnp.int32)[:, None, None]
-    found = jnp.min(jnp.where(values == largest[None], classes, num_classes), axis=0)
+    found = jnp.min(jnp.where(values >= least[None], classes, num_classes), axis=0)
     return jnp.where(found == num_classes, ABSTAIN, found)
 
 
-def _is_among_first(values, mark, index, top_k):
-    """1 where fewer than `top_k` classes come before the label's, NaN if undefined."""
+def _is_among_first(values, marks, index, top_k):
+    """1 where fewer than `top_k` classes come before the label's, NaN if undefined.
+
+    Values between the two `marks` are equal to the label's.
+    """
+    below, above = marks
     classes = jnp.arange(values.shape[0], dtype=jnp.int32)[:, None, None]
-    before = (values > mark[None]) | ((values == mark[None]) & (classes < index[None]))
+    before = (values > above[None]) | (
+        (values >= below[None]) & (classes < index[None])
+    )
     found = (jnp.sum(before, axis=0, dtype=jnp.int32) < top_k).astype(values.dtype)
-    return jnp.where(jnp.isnan(mark), jnp.nan, found)
+    return jnp.where(jnp.isnan(above), jnp.nan, found)
 
 
 def _majority(choice, is_member, num_classes):
@@ -231,52 +245,39 @@ def _majority(choice, is_member, num_classes):
     return jnp.where(most == 0, ABSTAIN, jnp.min(found, axis=0))
 
 
-def _add_gaps(table, exp, factor, own, label, weight):
-    """Adds labels minus probabilities to `table [class, system, bin]`.
+def _add_gaps(table, probs, label, weight):
+    """Adds labels minus probabilities to `table [bin, class, system, lane]`.
 
-    Probabilities are `exp [class, system, row]` times `factor [system, row]`; `label`
-    are the rows' labels and whether each is a class.
+    Its row b holds what lies above the lower edge of bin b: comparisons and sums of
+    long vectors, where a scatter takes one number at a time. Row i of the block goes
+    to lane i modulo the number of lanes.
+
+    Args:
+        table: sums so far.
+        probs: `[class, system, row]`.
+        label: of each row, `[row]`.
+        weight: `[row]`.
     """
-    num_classes, num_systems, num_bins = table.shape
-    index, known = label
-    probs = exp * factor[None]
+    num_bins, num_classes, num_systems, num_lanes = table.shape
+    edges = jnp.asarray(np.append(-1.0, inner_edges(num_bins)), probs.dtype)
+    edges = edges[:, None, None, None]
     classes = jnp.arange(num_classes, dtype=jnp.int32)[:, None, None]
-    systems = jnp.arange(num_systems, dtype=jnp.int32)[:, None]
-    first = (classes * num_systems + systems[None]) * num_bins
-    # Made before they are scattered, as a scatter computes its operands one by one; and
-    # with systems last, as neighbours that fall into one bin wait for each other.
-    values, places = jax.lax.optimization_barrier(
-        (
-            jnp.swapaxes(-_weigh(probs, weight), 1, 2),
-            jnp.swapaxes(first + equal_width_bin(probs, num_bins), 1, 2),
-        )
-    )
-    flat = table.reshape(-1).at[places.reshape(-1)].add(values.reshape(-1))
-    place = (index[None] * num_systems + systems) * num_bins
-    place += equal_width_bin(own, num_bins)
-    one = jnp.broadcast_to(jnp.where(known, weight, 0.0)[None], own.shape)
-    return flat.at[place.reshape(-1)].add(one.reshape(-1)).reshape(table.shape)
+    # Steps first and made before the loop, which reads them for every edge.
+    probs = probs.reshape(num_classes, num_systems, -1, num_lanes)
+    probs = jax.lax.optimization_barrier(jnp.moveaxis(probs, 2, 0))
+    label, weight = (x.reshape(-1, 1, 1, num_lanes) for x in (label, weight))
+
+    def add(step, table):
+        own = jax.lax.dynamic_index_in_dim(probs, step, keepdims=False)
+        gap = (classes == label[step]).astype(own.dtype) - own
+        gap = jnp.where(weight[step] == 0, 0.0, gap) * weight[step]
+        # A NaN is below no edge, and spoils its class.
+        return table + jnp.where(own[None] <= edges, 0.0, gap[None])
+
+    return jax.lax.fori_loop(0, probs.shape[0], add, table, unroll=4)
 
 
 def _weigh(values, weight):
     """`values [..., row]` times the weight, and 0 where that is 0, also for NaN."""
     weight = weight.reshape((1,) * (values.ndim - 1) + weight.shape)
     return jnp.where(weight == 0, 0.0, values) * weight
-
-
-def equal_width_bin(probs: jax.Array, num_bins: int) -> jax.Array:
-    """The bin (lo, hi] of `num_bins` equal ones between 0 and 1, int32; NaN gives 0.
-
-    Edges are numbers k / num_bins, rounded once on the host: `ceil(p * num_bins)` would
-    put p = 3/15 above its own edge, and compiled programs divide inexactly.
-    """
-    edges = (np.arange(1, num_bins) / num_bins).astype(probs.dtype)
-    if num_bins > _MOST_COMPARED:
-        found = jnp.searchsorted(jnp.asarray(edges), probs.reshape(-1), side="left")
-        found = jnp.where(jnp.isnan(probs.reshape(-1)), 0, found)
-        return found.astype(jnp.int32).reshape(probs.shape)
-    # Comparisons with constants are code without memory, for many numbers at once.
-    bins = jnp.zeros(probs.shape, jnp.int32)
-    for edge in edges:
-        bins += (probs > edge).astype(jnp.int32)
-    return bins

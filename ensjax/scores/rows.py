@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ensjax.predictions import log_probs as normalize
 from ensjax.predictions import votes
+from ensjax.scores.ties import share_bin
 
 
 def check_rows(
@@ -180,9 +181,7 @@ def equal_weight_bins(values: jax.Array, weight: jax.Array, num_bins: int) -> ja
     the weight that its ties hold), so that equal values share a bin.
     """
     total = jnp.sum(weight, axis=-1, keepdims=True)
-    middle = mid_ranks(values, weight)
-    bins = jnp.floor(num_bins * middle / total).astype(jnp.int32)
-    return jnp.clip(bins, 0, num_bins - 1)
+    return share_bin(mid_ranks(values, weight), total, num_bins)
 
 
 def mid_ranks(values: jax.Array, weight: jax.Array) -> jax.Array:

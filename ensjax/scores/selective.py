@@ -3,7 +3,8 @@
 Rows are sorted by confidence, the surest first; `risk_k` is the error rate of the first
 k. Rows of equal confidence have no order, so each takes the mean error of its ties:
 that is the expectation over their random order, and no score here depends on the order
-in which rows came. A threshold alone cannot stop inside such a group.
+in which rows came. A threshold alone cannot stop inside such a group. Probabilities are
+equal to rounding (`ties.merge_ties`); confidences that the caller gives, as they are.
 """
 
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from ensjax.scores.rows import (
     is_correct,
     weigh,
 )
+from ensjax.scores.ties import merge_ties
 
 # Coverages are ratios of float32 sums: k / N reaches a target of the same value.
 _TOLERANCE = 1e-6
@@ -237,7 +239,7 @@ def _errors(log_probs, labels, confidence, sample_weight):
     log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
     if confidence is None:
         # Log-probabilities tell rows apart whose probabilities all round to 1.
-        confidence = jnp.max(log_probs, axis=-1)
+        confidence = merge_ties(jnp.max(log_probs, axis=-1), weight)
     confidence = broadcast_rows("confidence", confidence, labels.shape)
     return 1.0 - is_correct(log_probs, labels), confidence, weight
 

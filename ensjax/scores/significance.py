@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ensjax.scores.intervals import Interval
+
 
 class TestResult(NamedTuple):
     """A statistic and its two-sided p-value, in (0, 1]."""
@@ -175,21 +177,61 @@ def corrected_t_test(
     from scipy import stats
 
     values = np.asarray(differences, float)
+    scale = _corrected_scale(values, num_train, num_test)
+    mean = values.mean()
+    if mean == 0:
+        return TestResult(0.0, 1.0)
+    t = float(np.divide(mean, scale)) if scale else float(np.copysign(np.inf, mean))
+    return TestResult(t, float(2 * stats.t.sf(abs(t), len(values) - 1)))
+
+
+def corrected_t_interval(
+    values: jax.Array, *, num_train: int, num_test: int, confidence: float = 0.95
+) -> Interval:
+    """The interval of the mean that belongs to `corrected_t_test`.
+
+        mean +- t_{J-1} sqrt((1 / J + n_test / n_train) var),   var with J - 1
+
+    Args:
+        values: one for each of J repeated random splits of the same rows, `[split]`.
+        num_train: rows of a split that are not tested on. Training on some of them
+            alone changes nothing: n_test / (n_train + n_test) stands for the share of
+            test rows that two splits have in common.
+        num_test: test rows of a split.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        `Interval` in double precision.
+
+    Raises:
+        ValueError: for fewer than two splits, a NaN, a number of rows below 1, or
+            `confidence` outside of (0, 1).
+
+    Source: Nadeau and Bengio 2003, equation 7.
+    """
+    from scipy import stats
+
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1); got {confidence}.")
+    values = np.asarray(values, float)
+    scale = _corrected_scale(values, num_train, num_test)
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * scale)
+    mean = float(values.mean())
+    return Interval(mean, mean - half, mean + half)
+
+
+def _corrected_scale(values, num_train, num_test):
+    """Nadeau and Bengio's standard error of the mean over splits."""
     if values.ndim != 1 or len(values) < 2 or np.isnan(values).any():
         raise ValueError(
-            "differences must be [split], at least two numbers without NaN; got"
+            "values over splits must be [split], at least two numbers without NaN; got"
             f" shape {values.shape}."
         )
     if min(num_train, num_test) < 1:
         raise ValueError(
             f"num_train and num_test must be at least 1; got {num_train}, {num_test}."
         )
-    mean, variance = values.mean(), values.var(ddof=1)
-    if mean == 0:
-        return TestResult(0.0, 1.0)
-    scale = np.sqrt((1 / len(values) + num_test / num_train) * variance)
-    t = float(np.divide(mean, scale)) if scale else float(np.copysign(np.inf, mean))
-    return TestResult(t, float(2 * stats.t.sf(abs(t), len(values) - 1)))
+    return np.sqrt((1 / len(values) + num_test / num_train) * values.var(ddof=1))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

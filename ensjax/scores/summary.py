@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
 from ensjax.scores.diversity import pairwise_mean
 from ensjax.scores.row_order import order_scores
-from ensjax.scores.row_pass import equal_width_bin, read_rows
+from ensjax.scores.row_pass import read_rows
 from ensjax.scores.rows import bin_sum, row_weights, weigh
+from ensjax.scores.ties import equal_width_bin
 
 # Of the ensemble and of every member; the others are of the ensemble alone.
 SYSTEM_SCORES = (
@@ -129,7 +130,7 @@ def score_summary(
         "top_k_accuracy": sums["top_k"] / total,
         "entropy": sums["entropy"] / total,
         "classwise_ece": jnp.mean(
-            jnp.sum(jnp.abs(sums["class_gap"]), axis=-1) / total, axis=-1
+            jnp.sum(jnp.abs(sums["class_gap"]), axis=0) / total, axis=0
         ),
         **_of_confusion(confusion),
     }

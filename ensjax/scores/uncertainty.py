@@ -7,6 +7,7 @@ in nats. `max_prob` and `margin` are the exceptions: confidences, larger means s
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import counting_members
 from ensjax.predictions import (
     ABSTAIN,
     Predictions,
@@ -148,7 +149,8 @@ def variation_ratio(
 
         1 - f_mode / M
 
-    Votes count equally, whatever the members' weights; those that abstain do not count.
+    Votes count equally, whatever the members' weights, except that a member of weight 0
+    does not vote; those that abstain do not count.
 
     Args:
         logits: `[member, batch, class]`, or `Predictions` (votes will do).
@@ -185,7 +187,8 @@ def _vote_shares(logits, mask):
     """Share of the votes of each class, `[batch, class]`."""
     predictions = as_predictions(logits, mask=mask)
     choices = predictions.votes
-    counts = predictions.mask.reshape(len(choices), -1)
+    counts = counting_members(predictions.weights, predictions.mask)
+    counts = counts.reshape(len(choices), -1)
     choices = jnp.where(counts, choices, ABSTAIN)
     chosen = jax.nn.one_hot(choices, predictions.num_classes, dtype=jnp.float32)
     counts = jnp.sum(chosen, axis=0)

@@ -37,6 +37,12 @@ class TrainingJob:
         mesh_sizes: devices along "member", "data" and "model", -1 for what is left.
         options: the other keyword arguments of `fit` that say what is computed: `loss`,
             `make_tx`, `steps`, `seed`, ... Weights may be `[member, example]`.
+        start: None, or what is done to new members before the first step, such as
+            giving each its own columns. It depends on the members' ids, not on places.
+        stage: the folder of its checkpoints within those of a run; "": they are there
+            themselves.
+        why_no_replay: "", or why config and seed alone do not make a member again, in
+            one sentence.
     """
 
     make_model: Callable[[nnx.Rngs], nnx.Module]
@@ -46,6 +52,9 @@ class TrainingJob:
     hyper: Any
     mesh_sizes: Mapping[str, int]
     options: Mapping[str, Any]
+    start: Callable[[Ensemble], Ensemble] | None = None
+    stage: str = ""
+    why_no_replay: str = ""
 
     def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh of these sizes over some devices; all that there are by default."""
@@ -53,12 +62,13 @@ class TrainingJob:
 
     def ensemble(self, mesh: Mesh | None = None) -> Ensemble:
         """The members with their initial weights, on their devices."""
-        return Ensemble.init(
+        ensemble = Ensemble.init(
             self.make_model,
             member_ids=self.member_ids,
             seed=self.init_seed,
             mesh=self.mesh() if mesh is None else mesh,
         )
+        return ensemble if self.start is None else self.start(ensemble)
 
     def abstract_ensemble(self, mesh: Mesh) -> Ensemble:
         """The ensemble's shapes alone; the devices of the mesh need not be there."""

@@ -67,9 +67,11 @@ def replay_member(
         ended is not compared: it goes on changing while others train.
 
     Raises:
-        ValueError: if the members see each other (a joint objective), or there is no
-            such member.
+        ValueError: if the members see each other (a joint objective), the job says why
+            it cannot be (`why_no_replay`), or there is no such member.
     """
+    if job.why_no_replay:
+        raise ValueError(job.why_no_replay)
     run = job.select([member_id]).prepare(mesh)
     if run.is_joint:
         raise ValueError(

@@ -8,10 +8,15 @@ from scipy import stats
 from ensjax.experiment.claims import (
     build_results,
     check,
+    check_at_least,
+    check_at_most,
     claim,
+    interval_text,
+    mean_and_interval,
     not_run,
     student_interval,
 )
+from ensjax.scores import corrected_t_test
 
 ABOUT = dict(
     paper="Somebody 2000",
@@ -37,6 +42,60 @@ def test_student_interval_of_five_values_by_hand():
 def test_one_seed_or_a_nan_has_no_interval():
     assert student_interval([1.0]) is None
     assert student_interval([1.0, math.nan, 2.0]) is None
+    assert student_interval([1.0], split_sizes=(90, 10)) is None
+    assert mean_and_interval([0.25]) == (0.25, 0.25, 0.25)
+    assert interval_text([0.25]) == "0.250"
+
+
+def test_splits_of_the_same_rows_have_a_wider_interval_which_decides_less():
+    values, sizes = [1.1, 1.3, 1.0, 1.4, 1.2], (90, 30)
+    plain = claim("x", values_by_seed=values, bound=1.0, **ABOUT)
+    wide = claim("x", values_by_seed=values, bound=1.0, split_sizes=sizes, **ABOUT)
+    assert (plain["verdict"], wide["verdict"]) == ("holds", "undecided")
+    assert wide["split_sizes"] == [90, 30] and "split_sizes" not in plain
+    # sd 0.1581, t(0.975, 4) = 2.776445
+    half = 2.7764451 * math.sqrt((1 / 5 + 30 / 90) * 0.025)
+    ends = pytest.approx((1.2 - half, 1.2 + half))
+    assert tuple(wide["interval"]) == ends
+    assert mean_and_interval(values, split_sizes=sizes)[1:] == ends
+    assert interval_text(values, split_sizes=sizes, form=".2f") == "1.20 (0.88 to 1.52)"
+
+
+def test_a_check_passes_on_its_bound():
+    assert [check_at_least("x", v, 0.5)["pass"] for v in (0.4, 0.5, math.nan)] == [
+        False, True, False,
+    ]  # fmt: skip
+    assert [check_at_most("x", v, 0.5)["pass"] for v in (0.6, 0.5, math.nan)] == [
+        False, True, False,
+    ]  # fmt: skip
+    assert check_at_least("x", 1, 0.5)["bound"] == ">= 0.5"
+    assert check_at_most("x", 1, 27 / 30)["bound"] == "<= 0.9"
+
+
+def test_an_end_of_the_corrected_interval_is_where_the_corrected_t_test_has_p_of_005():
+    values = [0.02, 0.05, 0.01, 0.04, 0.03]
+    for end in student_interval(values, split_sizes=(90, 10)):
+        distances = [value - end for value in values]
+        test = corrected_t_test(distances, num_train=90, num_test=10)
+        assert test.p_value == pytest.approx(0.05, rel=1e-4)
+    plain = student_interval(values)
+    assert student_interval(values, split_sizes=(10**9, 1)) == pytest.approx(
+        plain, rel=1e-6
+    )
+    assert student_interval([1.0], split_sizes=(90, 10)) is None
+    with pytest.raises(ValueError, match="must be at least 1; got 0, 10"):
+        student_interval(values, split_sizes=(0, 10))
+
+
+def test_splits_of_the_same_rows_decide_less():
+    values = [1.02, 1.05, 1.01, 1.04, 1.03]
+    plain = claim("x", values_by_seed=values, bound=1.0, **ABOUT)
+    entry = claim("x", values_by_seed=values, bound=1.0, split_sizes=(50, 50), **ABOUT)
+    assert plain["verdict"] == "holds" and "split_sizes" not in plain
+    assert entry["verdict"] == "undecided" and entry["split_sizes"] == [50, 50]
+    assert entry["interval"] == pytest.approx(
+        student_interval(values, split_sizes=(50, 50))
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from flax import nnx
 
 import ensjax
@@ -14,6 +16,7 @@ from ensjax import cli
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.json_files import read_json
 from ensjax.experiment.loggers import read_metrics
+from ensjax.experiment.past_run import PastRun
 from ensjax.experiment.runner import RunOptions, run_and_report
 from ensjax.train.stored import read_member
 
@@ -127,6 +130,14 @@ def test_a_member_is_replayed(capsys, block):
     Path("w/config.json").write_text(json.dumps(config | {"seed": 1}))
     assert cli.main(["replay", "w", "--member", "4"]) == 1
     assert "NOT THE SAME" in capsys.readouterr().out
+
+
+def test_a_job_of_a_stage_is_read_from_its_folder(tmp_path):
+    for stage, place in (("", "w/checkpoints"), ("tuned", "w/checkpoints/tuned")):
+        view = SimpleNamespace(checkpoints=epath.Path("w/checkpoints"))
+        job = SimpleNamespace(stage=stage)
+        past = PastRun(view, None, job, tmp_path / "x.py", None)
+        assert str(past.checkpoints) == place
 
 
 def test_members_are_exported(capsys):

@@ -32,10 +32,12 @@ def row(**others):
 
 def test_the_table_says_whether_the_target_is_reached():
     console = rich.console.Console(width=200, record=True)
-    console.print(bench.make_table([row(), row(ratio=6.0, best="NumPy")]))
+    usual = row(ratio=6.0, best="NumPy", usual_ratio=9.5)
+    console.print(bench.make_table([row(), usual]))
     text = console.export_text()
     assert "4.00 x torch: below the target of 5" in text
     assert "6.00 x NumPy: reached of 5" in text
+    assert text.count("as it is usually written") == 1 and "9.50 x" in text
     name, measured = bench.measurements_of(row())
     assert name == "2x3x8" and measured["torch"].values == (4.0, 4.0)
 
@@ -61,7 +63,11 @@ def test_every_way_gives_the_scores_of_ours(monkeypatch):
     logits, labels = ways.make_rows(5, 333, 12)
     ours = ways.with_ensjax(logits, labels)()
     for name in ways.WAYS:
-        found = ways.WAYS[name](logits, labels)()
+        try:
+            found = ways.WAYS[name](logits, labels)()
+        except ImportError:
+            assert name == "torchmetrics"  # which no extra of ours installs
+            continue
         if name not in ways.PARTIAL:
             assert set(found) == set(ours)
         for score, value in found.items():

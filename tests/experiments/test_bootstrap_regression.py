@@ -1,5 +1,6 @@
 """The experiment of bootstrap ensembles: who trains on what, its numbers, its runs."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from scipy.stats import kendalltau
 
 import ensjax
+from ensjax.cli import main
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
@@ -186,34 +188,49 @@ def test_the_stack_equals_its_members_trained_one_by_one(case):
     config = config_of(("block", "3"))
     jobs = [job for job in jobs if job.seed == 0 and job.name in ("main", "size-50")]
     mesh = ensjax.make_mesh(member=1, data=1, devices=jax.devices()[:1])
-    stack = training.build_ensemble(config, table, jobs, mesh)
-    weights = training.member_weights(config, table, jobs)
+    job = training.make_job(config, table, jobs)
 
-    def fit(ensemble, weights):
-        found, _ = ensjax.fit(
-            ensemble,
-            (table.x, table.y),
-            loss=ensjax.losses.mean_absolute_error,
-            make_tx=training.make_tx,
-            hyper={"learning_rate": config.learning_rate, "weight_decay": 0.0},
-            steps=20,
-            steps_per_call=20,
-            batch_size=len(table.y),
-            sampling="shared",
-            loss_weights=weights,
-            block=3 if len(weights) > 1 else 1,
-            progress=False,
-        )
+    def fit(job, block):
+        job = dataclasses.replace(job, options=job.options | dict(block=block))
+        found, _ = job.fit(mesh, progress=False)
         return np.asarray(found(table.x))
 
-    together = fit(stack, weights)
+    together = fit(job, 3)
     assert (together.std(axis=0) > 1).any()
-    for member in range(len(weights)):
-        alone = fit(stack.select([member]), weights[member : member + 1])
+    for place, member_id in enumerate(job.member_ids):
+        alone = fit(job.select([member_id]), 1)
         # In units of the target's spread, which the network predicts in.
         np.testing.assert_allclose(
-            together[member] / table.y.std(), alone[0] / table.y.std(), atol=1e-5
+            together[place] / table.y.std(), alone[0] / table.y.std(), atol=1e-5
         )
+
+
+def test_the_job_of_some_members_keeps_their_rows_and_statistics(case):
+    config, table, jobs = case
+    jobs = [job for job in jobs if job.name in ("plain", "shift")]
+    job = training.make_job(config, table, jobs)
+    assert len(set(job.member_ids)) == len(job.member_ids)
+    chosen = [job.member_ids[-1], job.member_ids[3]]
+    own = job.select(chosen)
+    assert own.member_ids == tuple(chosen)
+    weights = job.options["loss_weights"]
+    np.testing.assert_array_equal(own.options["loss_weights"], weights[[-1, 3]])
+    for name, values in job.statistics.items():
+        np.testing.assert_array_equal(own.statistics[name], values[[-1, 3]])
+    assert own.hyper["learning_rate"].shape == (2,)
+
+
+def test_claims_count_all_seeds_of_the_same_rows(case):
+    config, table, _ = case
+    found = rows.split_sizes(config, table)
+    assert found == {"main": (312, 130), "shift": (250, 104)}
+
+
+@pytest.mark.slow
+def test_all_members_of_a_set_can_be_planned(capfd):
+    assert main(["plan", f"{CONFIG}:smoke"]) == 0
+    job = experiment.training_job(config_of())
+    assert f"{len(job.member_ids):,}" in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,6 +1,10 @@
 """The experiment of hybrid votes: its features, its segmentation, its runs."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from ensjax import cli
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
@@ -16,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "hybrid_voting.py")
 experiment = load_module(ROOT / "experiments" / "hybrid_voting.py", "experiment")
 images, members = experiment.images, experiment.members
+verdicts = experiment.verdicts
 features, loops, phantoms = images.features, images.loops, images.phantoms
 
 
@@ -111,13 +117,64 @@ def test_a_folder_is_read_and_no_patient_is_split(tmp_path):
     described = images.describe(config)
     assert described["labels"].tolist() == [0] * 12 + [1] * 12
     assert described["loop_error"] < 1e-9
-    train, test = images.split_patients(described, config, 0)
-    patients = described["patients"]
-    assert len(train) + len(test) == 24 and len(test) == 6
-    assert not set(patients[train]) & set(patients[test])
+    patients, tests = described["patients"], []
+    for number in range(2):  # all slices are in every set
+        train, test = images.split_patients(described, config, number)
+        assert len(train) + len(test) == 24 and len(test) == 6
+        assert not set(patients[train]) & set(patients[test])
+        tests.append(test.tolist())
+    assert tests[0] != tests[1]
     (tmp_path / "benign" / "slice.png").write_bytes(b"")
     with pytest.raises(ConfigError, match="<patient>_<slice>"):
         experiment.validate(config)
+
+
+def test_sets_of_phantoms_are_independent_and_split_once():
+    config = config_of("smoke", ("num_images", "60"), ("num_looped", "1"))
+    described = images.describe(config)
+    assert described["sets"].tolist() == [0] * 60 + [1] * 60
+    first, second = described["texture"][:60], described["texture"][60:]
+    assert not (first[:, None] == second[None]).all(axis=-1).any()
+    assert described["loop_error"] < 1e-9
+    assert described["co_occurrence_error"] < 1e-9
+    for number in range(2):
+        train, test = images.split_patients(described, config, number)
+        rows = np.sort(np.concatenate([train, test]))
+        np.testing.assert_array_equal(rows, np.arange(60) + 60 * number)
+        assert len(test) == 9
+        assert sorted(described["labels"][test]) in (
+            [0] * 4 + [1] * 5,
+            [0] * 5 + [1] * 4,
+        )
+
+
+def test_the_ratio_of_errors_is_that_of_all_and_spreads_as_the_delta_method():
+    rng = np.random.default_rng(5)
+    vote, other = 1 - rng.integers(0, 9, size=(2, 40)) / 60
+    other[0] = 1.0  # a split without an error
+    values = verdicts.error_ratio(vote, other, 60)
+    errors, others = 60 * (1 - vote), 60 * (1 - other)
+    assert values.mean() == pytest.approx(errors.sum() / others.sum())
+    covariance = np.cov(errors, others)
+    slope = np.array([1, -values.mean()]) / others.mean()
+    assert values.var(ddof=1) == pytest.approx(slope @ covariance @ slope)
+    assert np.isnan(verdicts.error_ratio(vote, np.ones(40), 60)).all()
+
+
+def test_networks_of_the_published_size_have_the_papers_shapes():
+    job = experiment.training_job(config_of("paper"), shapes_only=True)
+    # 2,556 slices, 85:15; twenty splits of 25 to 340 rows, five networks on each.
+    assert len(job.member_ids) == len(set(job.member_ids)) == 20 * 4 * 5
+    assert job.data[0].shape == (20 * (25 + 50 + 100 + 340), 13)
+    weights = job.options["weights"]
+    assert weights.shape == (400, 10_300)
+    assert (
+        weights.sum(axis=1)[:20].tolist() == [25] * 5 + [50] * 5 + [100] * 5 + [340] * 5
+    )
+    assert (weights.sum(axis=0) == 5).all()  # no row is another task's, too
+    few = config_of("paper", ("num_images", "200"))
+    sizes = experiment.small_data.task_shapes(few).sizes
+    assert sizes[:4] == [25, 50, 100, 170]
 
 
 @pytest.mark.parametrize(
@@ -136,21 +193,72 @@ def test_mistakes_in_a_config_are_named(preset, field, value, message):
         experiment.validate(config_of(preset, (field, value)))
 
 
+FEW = (
+    ("num_table_splits", "2"), ("num_image_sets", "2"), ("num_trees", "10"),
+    ("row_counts", "(25, 60)"), ("total_steps", "50"), ("num_looped", "2"),
+    ("num_contrast_sets", "2"), ("num_contrast_images", "4"),
+)  # fmt: skip
+
+
+def finished(path):
+    results = json.loads((path / "results.json").read_text())
+    checks = {c["name"]: c["pass"] for c in results["checks"]}
+    exact = [name for name in checks if "scikit-learn" in name or "loop" in name]
+    assert len(exact) == 2 and all(checks[name] for name in exact)
+    letters = {c["name"].split(":")[0][-1] for c in results["claims"]}
+    assert letters == set("abcde")
+    assert len(list((path / "figures").iterdir())) == 4
+    return results
+
+
 @pytest.mark.slow
-def test_smoke_and_a_folder_of_slices_run_to_the_end(tmp_path):
-    write_slices(tmp_path / "slices")
-    few = [("num_table_splits", "2"), ("num_image_splits", "2"), ("num_trees", "10"),
-           ("row_counts", "(25, 60)"), ("total_steps", "50"), ("num_looped", "2"),
-           ("num_contrast_sets", "2"), ("num_contrast_images", "4"),
-           ("images.path", str(tmp_path / "slices"))]  # fmt: skip
-    for preset, overrides in (("smoke", []), ("paper", few)):
-        path = tmp_path / preset
-        options = RunOptions(f"{CONFIG}:{preset}", str(path), overrides)
+def test_a_run_that_is_killed_goes_on_from_its_stage_and_its_networks_are_replayed(
+    tmp_path, capsys, monkeypatch
+):
+    command = [sys.executable, "-m", "ensjax.cli", "run", f"{CONFIG}:smoke"]
+    command += [f"--config.{name}={value}" for name, value in FEW]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with subprocess.Popen(
+        [*command, "--workdir", str(killed)], stdout=subprocess.PIPE, text=True,
+        env=environment, cwd=tmp_path,
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            if line.startswith("stage 4/6"):
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    for path in (killed, whole):
+        options = RunOptions(f"{CONFIG}:smoke", str(path), list(FEW))
         assert run_and_report(options) == 0
-        results = json.loads((path / "results.json").read_text())
-        checks = {c["name"]: c for c in results["checks"]}
-        exact = [c for name, c in checks.items() if "scikit-learn" in name]
-        assert exact and all(c["pass"] for c in exact)
-        letters = {c["name"].split(":")[0][-1] for c in results["claims"]}
-        assert letters == set("abcde")
-        assert len(list((path / "figures").iterdir())) == 4
+    out = capsys.readouterr().out
+    assert out.count("read back") == 4 and "stage 4/6 described: read back" in out
+    assert finished(killed) == finished(whole)
+    monkeypatch.setattr("ensjax.experiment.replay.set_devices_of", lambda run: None)
+    member = experiment.small_data.SEED_STRIDE + experiment.small_data.COUNT_STRIDE + 3
+    assert cli.main(["replay", str(whole), "--member", str(member)]) == 0
+    assert "the same" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_folder_of_slices_runs_to_the_end_and_is_asked_for_in_one_line(
+    tmp_path, capsys
+):
+    path = tmp_path / "run"
+    options = RunOptions(f"{CONFIG}:paper", str(path), list(FEW))
+    assert run_and_report(options) == 2
+    error = capsys.readouterr().err
+    assert "config.images.path names a folder" in error and error.count("\n") == 1
+    assert not path.exists()
+    write_slices(tmp_path / "slices")
+    overrides = [*FEW, ("images.path", str(tmp_path / "slices"))]
+    assert run_and_report(RunOptions(f"{CONFIG}:paper", str(path), overrides)) == 0
+    results = finished(path)
+    claims = [c for c in results["claims"] if c["verdict"] != "not run"]
+    assert all("split_sizes" in c for c in claims)  # splits of slices share patients
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["smoke", "paper"])
+def test_the_networks_are_planned(preset, capsys):
+    assert cli.main(["plan", f"{CONFIG}:{preset}", "--no-trial"]) == 0
+    assert "Memory of each device" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from ensjax import scores
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.provenance import LeakageError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "recurrent_stacking.py")
@@ -99,26 +100,71 @@ def test_a_seed_keeps_its_ids_when_there_are_more():
         config = config_of("smoke", ("num_seeds", seeds))
         jobs = experiment.plan_jobs(config, 4, 12)[4]
         found = experiment.job_ids(config, jobs)
-        every = [i + kind for i in found for kind in range(3)]
+        every = [i + kind for i in found for kind in range(len(config.architectures))]
         assert len(set(every)) == len(every)
         ids.append(dict(zip(jobs, found, strict=True)))
     assert ids[0].items() <= ids[1].items() and len(ids[1]) == 3 * len(ids[0])
 
 
-@pytest.mark.slow
-def test_error_rates_equal_a_loop_over_thresholds():
+def test_a_meta_model_is_refused_clips_that_its_members_drew_or_that_are_tested():
+    rows, is_row = np.array([[4, 5, 4]]), np.array([[True, True, False]])
+    drawn = np.zeros((1, 12), bool)
+    drawn[0, 8:] = True
+    outputs = dict(dev_rows=rows, dev_is_row=is_row, test_is_row=is_row, drawn=drawn)
+    measures.refuse_leaks(outputs | {"test_rows": np.array([[0, 1, 5]])})
+    with pytest.raises(LeakageError, match="row 5 of 'clips', which are kept"):
+        measures.refuse_leaks(outputs | {"test_rows": np.array([[0, 5, 1]])})
+    drawn[0, 4] = True
+    with pytest.raises(LeakageError, match="row 4 of 'clips': member 0 was trained"):
+        measures.refuse_leaks(outputs | {"test_rows": np.array([[0, 1, 2]])})
+
+
+def test_error_rates_equal_a_loop_over_thresholds_to_1e_12():
     rng = np.random.default_rng(0)
-    for tied in (False, True):
+    for decimals in (1, 9):  # with ties, and without
         sides = []
-        for count in (60, 80):
+        for count in (60, 81):
             live = np.arange(count) % 2 == 1
-            score = rng.normal(size=count) + live
-            sides.append((np.round(score, 1) if tied else score, live))
-        (dev, dev_live), (test, test_live) = sides
-        dev, test = dev.astype(np.float32), test.astype(np.float32)
-        threshold = scores.fit_threshold(dev, dev_live)
-        want = measures.loop_hter((dev, dev_live), (test, test_live))
-        assert float(scores.hter(test, test_live, threshold)) == pytest.approx(want)
+            score = np.round(rng.normal(size=count) + live, decimals)
+            # A padded row, which counts nowhere.
+            padded = np.append(score, 9.0).astype(np.float32)[None]
+            is_row = np.append(np.ones(count, bool), False)[None]
+            sides.append((padded, np.append(live, False)[None], is_row))
+        dev, test = sides
+        threshold = np.asarray(
+            scores.fit_threshold(dev[0], dev[1], sample_weight=dev[2] * 1.0)
+        )
+        found = [measures.half_errors(*side, threshold)[0] for side in sides]
+        pairs = [(x[0][k[0]], y[0][k[0]]) for x, y, k in sides]
+        expected = measures.loop_errors(*pairs)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+        assert 0.2 < found[1] < 0.5
+
+
+def test_the_skip_is_chosen_on_development_clips_and_the_member_by_its_interval():
+    config = config_of("smoke", ("skips", "(1, 2, 3)"), ("num_seeds", "3"))
+    systems, seeds = measures.systems(config), range(3)
+    jobs, by_frames = experiment.plan_jobs(config, 4, 12), {}
+    for frames, own in jobs.items():
+        hter = {name: np.full(len(own), 0.3) for name in systems}
+        eer = {name: np.full(len(own), 0.5) for name in systems}
+        by_frames[frames] = measures.Measured(hter, eer, {}, {}, 0.0)
+        for place, job in enumerate(own):
+            if frames == 12 // job.skip and job.left_out == 3:
+                # By development clips seed 1 takes skip 2; by test clips all would.
+                better = {1: 2}.get(job.seed, 3)
+                eer["stack, nested"][place] = 0.1 if job.skip == better else 0.2
+                hter["stack"][place] = {1: 0.3, 2: 0.1, 3: 0.4}[job.skip]
+            if frames == 4 and job.skip == 1:
+                hter["bilstm"][place] = 0.4 + 0.3 * job.seed  # wide, of lower mean
+                hter["gru"][place] = 0.35
+    results = {"jobs": jobs, "by_frames": by_frames, "main_frames": 4}
+    results |= {"num_frames": 12, "num_domains": 4}
+    verdicts = experiment.verdicts
+    assert verdicts.chosen_skips(config, results).tolist() == [3, 2, 3]
+    np.testing.assert_allclose(verdicts.skip_losses(config, results), [0.1, -0.2, 0.1])
+    worst, difference = verdicts._stack_minus_worst(config, results)
+    assert worst == "bilstm" and len(difference) == len(seeds)
 
 
 def test_features_of_videos_are_read_and_checked(tmp_path):
@@ -152,8 +198,8 @@ def test_features_of_videos_are_read_and_checked(tmp_path):
     "field, value, message",
     [
         ("data.name", "videos", "config.data.name is one of features, simulated"),
-        ("hidden", "(3, 3)", "config.hidden holds one value for each of 3 members"),
-        ("cells", "('rnn', 'gru', 'lstm')", "member bilstm: cell is one of gru, lstm"),
+        ("hidden", "(3,)", "config.hidden holds one value for each of 2 members"),
+        ("cells", "('rnn', 'gru')", "member bilstm: cell is one of gru, lstm"),
         ("frames", "9", "num_frames of at least 25; got 12"),
         ("skips", "(2, 3)", "config.skips holds 1 and other skips"),
         ("data.contrast", "(1.0,)", "one value for each of at least two domains"),
@@ -170,6 +216,11 @@ def test_mistakes_are_one_line_before_anything_is_written(field, value, message)
 @pytest.mark.parametrize("preset", ["smoke", "small", "claims"])
 def test_presets_are_valid(preset):
     experiment.validate(config_of(preset))
+
+
+def test_a_plan_is_refused_in_one_sentence():
+    with pytest.raises(ConfigError, match="as one group of stacks"):
+        experiment.training_job(config_of("smoke"))
 
 
 @pytest.mark.slow

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from ensjax import cli
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
@@ -14,7 +17,7 @@ from ensjax.provenance import LeakageError
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "report_check.py")
 experiment = load_module(ROOT / "experiments" / "report_check.py", "experiment")
-cases, votes = experiment.cases, experiment.votes
+cases, votes, verdicts = experiment.cases, experiment.votes, experiment.verdicts
 
 
 def config_of(preset, *overrides):
@@ -64,6 +67,27 @@ def test_ties_go_to_the_best_member_and_nothing_else_changes():
     assert votes.vote(says, 2, np.array([[1]]))[0, 0].tolist() == [0, 1, 0, 0]
 
 
+def test_votes_are_the_counts_of_the_answers_that_were_read():
+    rng = np.random.default_rng(6)
+    says = rng.integers(-1, 3, size=(2, 1, 4, 300))
+    best = np.array([[1], [3]])
+    counted = votes.count_votes(says, 3, best)
+    np.testing.assert_array_equal(votes.vote(says, 3, best), counted)
+    for seed, row in np.ndindex(2, 300):
+        read = says[seed, 0, :, row]
+        counts = np.bincount(read[read >= 0], minlength=3)
+        tied = np.flatnonzero(counts == counts.max())
+        own = read[best[seed, 0]]
+        want = -1 if not counts.any() else own if own in tied else tied[0]
+        assert counted[seed, 0, row] == want
+    # Masking one member's answers to some rows leaves the votes on the others alone.
+    masked = says.copy()
+    masked[0, 0, 2, :50] = -1
+    again = votes.vote(masked, 3, best)
+    np.testing.assert_array_equal(again[0, :, 50:], counted[0, :, 50:])
+    np.testing.assert_array_equal(again[1], counted[1])
+
+
 def test_answers_that_cannot_be_read_are_left_out():
     rng = np.random.default_rng(2)
     choices = rng.integers(2, size=(1, 1, 3, 400))
@@ -92,12 +116,23 @@ def test_thresholds_are_fitted_on_labelled_rows_and_refuse_the_others():
     odds = rng.normal(size=(2, 1, 3, 60)) + 2 * is_error[:, :, None] - 3
     logits = np.stack([0 * odds, odds], axis=-1).astype(np.float32)
     labelled = np.arange(60) < 20
-    fitted = votes.fit_thresholds(logits, is_error, labelled)
+    seen = np.zeros((2, 1, 60), bool)
+    fitted = votes.fit_thresholds(logits, is_error, labelled, seen)
     other = is_error.copy()
     other[..., ~labelled] = 0  # test labels say nothing
-    np.testing.assert_array_equal(fitted, votes.fit_thresholds(logits, other, labelled))
+    again = votes.fit_thresholds(logits, other, labelled, seen)
+    np.testing.assert_array_equal(fitted, again)
     before = (logits.argmax(-1) == is_error[:, :, None])[..., ~labelled].mean()
     assert (fitted == is_error[:, :, None])[..., ~labelled].mean() > before
+    # A labelled report that is among those of the training is found by what it says.
+    held_out = rng.normal(size=(2, 1, 60, 4)).astype(np.float32)
+    general = rng.normal(size=(2, 90, 4)).astype(np.float32)
+    assert not cases.find_shared(held_out, general).any()
+    general[1, 50] = held_out[1, 0, 7]
+    shared = cases.find_shared(held_out, general)
+    assert np.argwhere(shared).tolist() == [[1, 0, 7]]
+    with pytest.raises(LeakageError, match="thresholds cannot be fitted on row 7 of"):
+        votes.fit_thresholds(logits, is_error, labelled, shared)
     with pytest.raises(LeakageError, match="kept for the test"):
         votes.combine.fit_vote_thresholds(
             votes.Predictions.from_logits(
@@ -116,6 +151,63 @@ def test_a_reader_of_set_quality_has_it_and_keeps_the_other_answers():
         assert changed.mean() == quality
         better = quality > right.mean()
         assert (changed >= right).all() if better else (changed <= right).all()
+
+
+def test_readers_are_compared_with_the_vote_and_each_member_on_what_was_read():
+    rng = np.random.default_rng(7)
+    is_error = rng.integers(2, size=(1, 1, 400))
+    members = np.where(rng.uniform(size=(1, 1, 3, 400)) < 0.85, is_error, 1 - is_error)
+    members[:, :, 2, :100] = -1
+    right = rng.uniform(size=(1, 1, 400)) < 0.9
+    reader = rng.uniform(size=(1, 1, 400)) < 0.75
+    config = config_of("smoke", ("reader_qualities", "(0.6, 0.99)"))
+    found = votes.compare_qualities(
+        config, right, votes.Votes(members, None, 0), is_error, reader, rng
+    )
+    np.testing.assert_allclose(found["reader"][:, 0, 0], [0.6, 0.99], atol=0.002)
+    np.testing.assert_allclose(found["vote"], right.mean() - found["reader"])
+    assert found["member_p"].shape == (2, 1, 1, 3)
+    for who in ("vote_p", "member_p"):
+        assert (found[who][0] > 0).all() and (found[who][0] < 0.001).all()
+        assert (found[who][1] > -0.001).all() and (found[who][1] < 0).all()
+    better, worse = verdicts.tests_against_reader({"qualities": found}, "member", 1)
+    assert better.sum() == 0 and worse.sum() == 3
+
+
+def test_two_towers_have_gradients_for_a_report_without_findings():
+    kinds = experiment.kinds
+    config = config_of("smoke", ("hidden", "(8,)"))
+    assert list(kinds.make_kinds(config_of("claims"))) == list(kinds.KINDS)
+    model = kinds.make_kinds(config)["two towers"](rngs=nnx.Rngs(0))
+    x = np.zeros((3, 24 + 36), np.float32)
+    x[:, :24] = np.random.default_rng(8).normal(size=(3, 24))
+    x[1:, 30] = 1.0
+
+    @nnx.jit
+    def look(model):
+        slopes = nnx.grad(lambda m: m(x)[:, 0].sum())(model)
+        return model.image(x[:, :24]), model.report(x[:, 24:]), model(x), slopes
+
+    image, report, logits, slopes = jax.tree.map(np.asarray, look(model))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert (report[0] == 0).all() and logits[0, 0] == 0  # nothing to compare with
+    norms = np.linalg.norm(image[1:], axis=1) * np.linalg.norm(report[1:], axis=1)
+    cosine = (image[1:] * report[1:]).sum(axis=1) / norms
+    np.testing.assert_allclose(logits[1:, 0], 10 * cosine, rtol=1e-3)
+    assert (logits[:, 1] == 0).all()
+
+
+def test_what_is_planned_are_the_tuned_members_and_no_answers(capsys):
+    overrides = [("reports.num_train", "60"), ("reports.num_general", "60"),
+                 ("reports.num_test", "50"), ("batch_size", "32")]  # fmt: skip
+    job = experiment.training_job(config_of("smoke", *overrides))
+    assert len(set(job.member_ids)) == len(job.member_ids) == 2 * 2 * 5
+    assert job.data[0].shape == (2 * 2 * 60, 24 + 36)
+    assert (job.options["weights"].sum(axis=1) == 60).all()
+    assert job.stage == "tuned" and "untuned" in job.why_no_replay
+    assert cli.main(["plan", f"{CONFIG}:paper"]) == 2
+    error = capsys.readouterr().err
+    assert "trains nothing" in error and error.count("\n") == 1
 
 
 def answers_file(path, broken=False):
@@ -141,6 +233,8 @@ def test_answers_of_real_models_are_voted_on(tmp_path):
     low = 0.025 ** (1 / 3)  # Clopper and Pearson, 3 of 3
     assert scalars["vote_where_reader_wrong_low"] == pytest.approx(low)
     assert {c["verdict"] for c in results["claims"]} == {"undecided", "not run"}
+    letters = [c["name"].split(":")[0][-1] for c in results["claims"]]
+    assert sorted(letters) == list("abccde")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +245,7 @@ def test_answers_of_real_models_are_voted_on(tmp_path):
         ("smoke", "tuned_steps", "70", "config.tuned_steps"),
         ("smoke", "batch_size", "5000", "config.batch_size"),
         ("smoke", "unread_share", "1.0", "config.unread_share"),
+        ("smoke", "kinds", "('forest',)", "config.kinds is one of linear"),
         ("smoke", "reader_noise_sd", "0.1", "config.reader_noise_sd"),
         ("paper", "seed", "1", "config.answers.path names a CSV file"),
     ],
@@ -167,14 +262,23 @@ def test_a_word_that_is_no_error_is_named_with_its_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_smoke_runs_to_the_end_and_resumes_to_the_same(tmp_path):
+def test_smoke_runs_to_the_end_and_resumes_to_the_same(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ensjax.experiment.replay.set_devices_of", lambda run: None)
     options = RunOptions(f"{CONFIG}:smoke", str(tmp_path))
     assert run_and_report(options) == 0
     results = (tmp_path / "results.json").read_text()
     letters = {c["name"].split(":")[0][-1] for c in json.loads(results)["claims"]}
     assert letters == set("abcde")
+    c = [
+        c["name"] for c in json.loads(results)["claims"] if "error-check.c" in c["name"]
+    ]
+    assert len(c) == 10 and sum("accuracy of the vote" in name for name in c) == 5
     assert len(list((tmp_path / "figures").iterdir())) == 5
     (tmp_path / "results.json").unlink()
     (tmp_path / "stages" / "members.npz").unlink()  # trained, not yet stored
+    capsys.readouterr()
     assert run_and_report(options) == 0
     assert (tmp_path / "results.json").read_text() == results
+    assert "step 50/100" not in capsys.readouterr().out  # no member trained again
+    assert cli.main(["replay", str(tmp_path), "--member", str(2**12)]) == 2
+    assert "go on from untuned ones" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 
 import ensjax
-from ensjax import data
+from ensjax import cli, data
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
@@ -114,6 +115,20 @@ def test_the_reconstruction_loss_is_rmse_and_the_divergence_of_sparse_codes():
     np.testing.assert_allclose(value, rmse + 0.5 * divergence.sum(), rtol=1e-5)
 
 
+def test_a_second_autoencoder_rebuilds_what_the_first_one_says():
+    model = models.Autoencoder(
+        width=3, num_examples=2, below=(4,), hidden=2, rngs=nnx.Rngs(0)
+    )
+    rng = np.random.default_rng(9)
+    kernel, bias, x = (rng.normal(size=s) for s in ((3, 4), (4,), (5, 3)))
+    model.view.columns[...] = jnp.arange(3)
+    model.view.present[...] = jnp.ones(3)
+    model.below[0].kernel[...] = jnp.asarray(kernel, jnp.float32)
+    model.below[0].bias[...] = jnp.asarray(bias, jnp.float32)
+    found = nnx.jit(lambda m: m.target(x.astype(np.float32)))(model)
+    np.testing.assert_allclose(found, np.tanh(x @ kernel + bias), atol=1e-5)
+
+
 def test_validation_loss_is_the_mean_over_the_members_own_rows():
     model = mlp(nnx.Rngs(0))
     model.eval()
@@ -166,7 +181,12 @@ def test_votes_are_fitted_on_validation_rows_and_leaks_are_refused():
         def provenance(self, part):
             return split.provenance(part, trained_on=("train", "validation"))
 
-    with pytest.raises(LeakageError, match="convex weights"):
+    published = votes.judge(said, labels, split, "abc", published=(0.1, 0.3, 2.0))
+    assert len(published["votes"]) == len(votes.systems("abc", with_published=True))
+    # The third view has nearly all the weight.
+    np.testing.assert_array_equal(published["votes"][-1], published["votes"][2])
+
+    with pytest.raises(LeakageError, match="weights of the votes"):
         votes.judge(said, labels, Leaking(), ("a", "b", "c"))
 
 
@@ -235,6 +255,9 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path):
         ((("autoencoders.corruption", "salt"),), "gauss, mask, uniform"),
         ((("canary.num_kept", "6000"),), "config.canary.num_kept"),
         ((("network.total_steps", "21"),), "multiple of evaluate_every_steps"),
+        ((("connectomes.published_weights", "(1.0,)"),), "published_weights needs one"),
+        ((("autoencoders.batch_size", "(8, 8)"),), "number for each of the 1"),
+        ((("connectomes.num_folds", "50"),), "ids of their own"),
     ):
         with pytest.raises(ConfigError, match=message):
             experiment.validate(config_of("smoke", *overrides))
@@ -248,38 +271,70 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path):
 
 
 def test_members_of_the_published_size_have_the_papers_shapes():
-    config = config_of("paper")
-    network, width = config.network, max(config.connectomes.num_selected)
-    shapes = nnx.eval_shape(
-        lambda: models.ViewMLP(
-            width=width + 2,
-            num_examples=8,
-            hidden=tuple(network.hidden),
-            dropout=tuple(network.dropout),
-            num_outputs=2,
-            activation=nnx.tanh,
-            rngs=nnx.Rngs(0),
-        )
-    )
+    job = experiment.training_job(config_of("paper"), shapes_only=True)
+    shapes = nnx.eval_shape(lambda: job.make_model(nnx.Rngs(0)))
     assert [layer.kernel.shape for layer in shapes.layers] == [
         (3_002, 1_000),
         (1_000, 600),
         (600, 100),
     ]
     assert shapes.head.kernel.shape == (100, 2)
+    # Ten folds of three atlases, with and without autoencoders; all subjects and
+    # columns of three atlases with age and sex.
+    assert len(set(job.member_ids)) == len(job.member_ids) == 60
+    assert job.data[0].shape == (1_035, 19_900 + 2 * 6_670 + 2)
+    assert job.options["weights"].shape == (60, 1_035)
+
+
+def test_a_member_keeps_its_id_and_its_columns_in_other_company():
+    assert stacks.make_ids((2, 3, 2)) == (0, 1, 256, 257, 512, 513) + tuple(
+        65536 + i for i in (0, 1, 256, 257, 512, 513)
+    )
+    assert set(stacks.make_ids((2, 3, 1))) < set(stacks.make_ids((2, 3, 2)))
+    inputs = models.Inputs(
+        np.arange(12).reshape(4, 3), *np.ones((3, 4, 3)), np.ones((4, 5))
+    )
+    stack = stacks.Stack(None, None, inputs, None, (7, 3, 9, 1), (4,))
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "with_inputs", lambda _, own: seen.append(own.columns))
+        stack.give_inputs(SimpleNamespace(member_ids=np.array([9, 7])))
+    np.testing.assert_array_equal(seen[0], inputs.columns[[2, 0]])
 
 
 @pytest.mark.slow
-def test_the_smoke_preset_runs_to_a_report_and_its_members_stay_in_their_folds(
-    tmp_path,
+def test_the_smoke_preset_runs_to_a_report_and_goes_on_from_its_stage(
+    tmp_path, capsys, monkeypatch
 ):
-    options = RunOptions(spec=f"{CONFIG}:smoke", workdir=str(tmp_path / "run"))
+    path = tmp_path / "run"
+    options = RunOptions(spec=f"{CONFIG}:smoke", workdir=str(path))
     assert run_and_report(options) == 0
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    text = (path / "results.json").read_text()
+    results = json.loads(text)
     assert {claim["name"].split(":")[0] for claim in results["claims"]} == {
         f"made-for-asd.{letter}" for letter in "abcde"
     }
+    shared = [c for c in results["claims"] if "split_sizes" in c]
+    assert {tuple(c["split_sizes"]) for c in shared} == {(300, 1_497), (140, 429)}
     passed = {check["name"]: check["pass"] for check in results["checks"]}
     assert passed["noise, features selected on all rows: accuracy"]
     assert passed["classifier's first layers minus the encoders before the first step"]
     assert abs(results["scalars"]["canary_inside_folds"] - 0.5) < 0.1
+    # As if it had been killed after training the networks, before they were stored.
+    (path / "results.json").unlink()
+    (path / "stages" / "network.npz").unlink()
+    capsys.readouterr()
+    assert run_and_report(options) == 0
+    assert (path / "results.json").read_text() == text
+    out = capsys.readouterr().out
+    assert out.count("read back") == 5 and "step 10/20" not in out  # trained before
+    monkeypatch.setattr("ensjax.experiment.replay.set_devices_of", lambda run: None)
+    assert cli.main(["replay", str(path), "--member", "0"]) == 2
+    assert "start from autoencoders" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["smoke", "paper"])
+def test_the_networks_are_planned(preset, capsys):
+    assert cli.main(["plan", f"{CONFIG}:{preset}", "--no-trial"]) == 0
+    assert "Memory of each device" in capsys.readouterr().out

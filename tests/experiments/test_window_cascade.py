@@ -271,6 +271,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(mistake, tmp_path, capf
     assert not workdir.parent.exists()
 
 
+def test_a_plan_is_refused_in_one_sentence():
+    with pytest.raises(ConfigError, match="as one group of stacks"):
+        experiment.training_job(config_of(f"{CONFIG}:smoke"))
+    with pytest.raises(ConfigError, match="trains nothing: it reads cached logits"):
+        experiment.training_job(config_of(f"{CONFIG}:paper"))
+
+
 # Cached logits
 
 

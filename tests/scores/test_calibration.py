@@ -67,14 +67,6 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
     assert exact.weight.tolist() == [1.0, 0.0]
 
 
-def test_every_inner_edge_is_put_below_itself():
-    from ensjax.scores.calibration import _equal_width
-
-    for num_bins in (2, 3, 5, 7, 10, 15, 20):
-        edges = jnp.asarray(np.arange(1, num_bins + 1) / num_bins, jnp.float32)
-        assert _equal_width(edges, num_bins).tolist() == list(range(num_bins))
-
-
 def test_bin_edges_depend_on_bins_not_on_rows():
     log_probs, labels = make_case(num_rows=7)
     edges = scores.reliability_bins(log_probs, labels, num_bins=4).edges

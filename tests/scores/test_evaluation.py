@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from ensjax import scores
 from ensjax.predictions import Predictions, predictive_log_probs
@@ -26,11 +27,10 @@ def test_values_are_those_of_the_scores(case):
     logits, labels = case
     weight = np.random.default_rng(1).uniform(size=ROWS)
     found = scores.evaluate(logits, labels, sample_weight=weight)
-    together = predictive_log_probs(logits)
+    together = jnp.concatenate([logits, predictive_log_probs(logits)[None]])
     for name in ("nll", "accuracy", "brier", "ece", "aurc"):
-        score = getattr(scores, name)
-        own = score(logits, labels, sample_weight=weight)
-        value = score(together, labels, sample_weight=weight)
+        every = getattr(scores, name)(together, labels, sample_weight=weight)
+        own, value = every[:-1], every[-1]
         assert found[name] == pytest.approx(float(value), abs=1e-6)
         assert found[f"{name}_mean_member"] == pytest.approx(
             float(own.mean()), abs=1e-6
@@ -40,6 +40,120 @@ def test_values_are_those_of_the_scores(case):
         np.testing.assert_allclose(found[f"{name}_members"], own, atol=1e-6)
     assert found["num_members"] == MEMBERS and found["num_rows"] == ROWS
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_best_member_and_the_oracle_equal_loops(case):
+    logits, labels = case
+    mask = np.ones((MEMBERS, ROWS), bool)
+    mask[3], mask[1, :20] = False, False
+    broken = jnp.where(mask[..., None], logits, jnp.nan)
+    predictions = Predictions.from_logits(broken, mask=mask, names=list("abcd"))
+    found = scores.evaluate(predictions, labels, ["nll", "accuracy"])
+    log_probs = log_softmax(np.asarray(logits, float), axis=-1)
+    own = log_probs[:, np.arange(ROWS), labels]
+    right = log_probs.argmax(-1) == labels
+    nll = [-own[m][mask[m]].mean() for m in range(3)]
+    accuracy = [right[m][mask[m]].mean() for m in range(3)]
+    assert found["nll_best_index"] == np.argmin(nll)
+    assert found["accuracy_best_index"] == np.argmax(accuracy)
+    assert found["nll_best_member"] == pytest.approx(min(nll), abs=1e-6)
+    assert found["accuracy_best_member"] == pytest.approx(max(accuracy), abs=1e-6)
+    total = 0.0
+    for n in range(ROWS):
+        members = [m for m in range(MEMBERS) if mask[m, n]]
+        members = [m for m in members if right[m, n]] or members
+        total -= max(own[m, n] for m in members)
+    assert found["nll_oracle"] == pytest.approx(total / ROWS, abs=1e-6)
+    some = (right & mask).any(axis=0).mean()
+    assert found["accuracy_oracle"] == pytest.approx(some, abs=1e-6)
+    # Chosen elsewhere, it is that member, best or not.
+    found = scores.evaluate(predictions, labels, ["nll"], chosen_member="c")
+    assert found["nll_best_index"] == 2
+    assert found["nll_best_member"] == found["nll_members"][2]
+    for chosen in (3, "e", -1):
+        with pytest.raises(ValueError, match="chosen_member must be"):
+            scores.evaluate(predictions, labels, ["nll"], chosen_member=chosen)
+
+
+@pytest.mark.parametrize("groups", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_row_of_weight_0_leaves_no_trace_in_resamples(case, groups):
+    logits, labels = case
+    weight = np.random.default_rng(1).uniform(0.5, 2, ROWS).astype(np.float32)
+    weight[[0, 7, 8, 49]] = 0
+    kept = weight > 0
+    names = np.array([f"scene {i // 4}" for i in range(ROWS)])
+    options = dict(metrics=["nll"], bootstrap=20)
+    found = scores.evaluate(
+        jnp.where(kept[:, None], logits, jnp.nan),
+        np.where(kept, labels, 77),
+        sample_weight=weight,
+        groups=names if groups else None,
+        **options,
+    )
+    expected = scores.evaluate(
+        logits[:, kept],
+        labels[kept],
+        sample_weight=weight[kept],
+        groups=names[kept] if groups else None,
+        **options,
+    )
+    assert found == expected
+    assert found["num_rows"] == ROWS - 4 and np.isfinite(found["nll_oracle_high"])
+
+
+@pytest.mark.slow
+def test_a_row_of_weight_0_leaves_no_trace_in_intervals_and_sets(points_case):
+    points, targets = points_case
+    lower, upper = points.min(axis=0), points.max(axis=0)
+    sets = np.random.default_rng(0).uniform(size=(ROWS, CLASSES)) < 0.5
+    labels = np.arange(ROWS) % CLASSES
+    weight = (np.arange(ROWS) % 4 > 0).astype(np.float32)
+    kept = weight > 0
+    broken = np.where(kept, lower, np.nan)
+    assert scores.evaluate_intervals(
+        broken, upper, targets, sample_weight=weight, bootstrap=20
+    ) == scores.evaluate_intervals(
+        lower[kept], upper[kept], targets[kept], bootstrap=20
+    )
+    assert scores.evaluate_sets(
+        sets, np.where(kept, labels, 77), sample_weight=weight, bootstrap=20
+    ) == scores.evaluate_sets(sets[kept], labels[kept], bootstrap=20)
+
+
+def test_predictions_go_to_the_scores_of_their_kind(points_case):
+    points, targets = points_case
+    weights = np.array([1.0, 2, 0, 1], np.float32)
+    found = scores.evaluate(
+        Predictions.from_points(points, weights=weights), targets, ["mae"]
+    )
+    error = np.abs(np.average(points, axis=0, weights=weights) - targets)
+    assert found["mae"] == pytest.approx(error.mean(), abs=1e-5)
+    assert found["mae_members"][2] is None
+    nearest = np.abs(points - targets)[[0, 1, 3]].min(axis=0)
+    assert found["mae_oracle"] == pytest.approx(nearest.mean(), abs=1e-5)
+
+    levels = np.array([0.1, 0.5, 0.8])
+    spread = np.array([-1.2, 0.0, 0.9], np.float32)
+    quantiles = points[..., None] + spread
+    found = scores.evaluate(
+        Predictions.from_quantiles(quantiles, levels, weights=weights), targets
+    )
+    systems = [*quantiles, np.average(quantiles, axis=0, weights=weights)]
+    losses = np.zeros((len(systems), ROWS))
+    for s, system in enumerate(systems):
+        for n, (row, target) in enumerate(zip(system, targets)):
+            over = target - row
+            losses[s, n] = np.maximum(levels * over, (levels - 1) * over).mean()
+    assert found["pinball"] == pytest.approx(losses[-1].mean(), abs=1e-5)
+    assert found["pinball_members"][2] is None
+    assert found["pinball_members"][3] == pytest.approx(losses[3].mean(), abs=1e-5)
+    best = losses[[0, 1, 3]].min(axis=0).mean()
+    assert found["pinball_oracle"] == pytest.approx(best, abs=1e-5)
+    covered = (targets[:, None] <= systems[-1]).mean(axis=0)
+    off = np.abs(covered - levels).mean()
+    assert found["mean_coverage_error"] == pytest.approx(off, abs=1e-6)
+    with pytest.raises(TypeError, match="features"):
+        scores.evaluate(Predictions.from_features(quantiles), targets)
 
 
 @pytest.mark.slow
@@ -53,6 +167,8 @@ def test_a_masked_member_is_a_member_that_is_not_there(case):
     for name, value in expected.items():
         if name.endswith("_members") and name != "num_members":
             assert found[name].pop(2) is None
+        if name.endswith("_index"):
+            value += value >= 2
         assert found[name] == pytest.approx(value, abs=1e-6), name
 
 
@@ -106,7 +222,8 @@ def test_groups_are_drawn_whole(case):
 def test_other_metrics_come_as_functions(case):
     logits, labels = case
     found = scores.evaluate(logits, labels, {"F1": scores.macro_f1})
-    assert found["F1"] == float(scores.macro_f1(predictive_log_probs(logits), labels))
+    expected = float(scores.macro_f1(predictive_log_probs(logits), labels))
+    assert found["F1"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_mistakes_are_named(case):
@@ -145,13 +262,16 @@ def test_points_are_scored_as_by_the_scores(points_case):
         points, targets, weights=weights, sample_weight=weight
     )
     together = np.average(points, axis=0, weights=weights)
+    every = np.concatenate([points, together[None]])
+    best = {"mae": np.min, "r2": np.max, "slope": lambda x: x[np.abs(x - 1).argmin()]}
     for name in ("mae", "rmse", "max_error", "r2", "slope", "spearman_correlation"):
-        score = getattr(scores, name)
-        own = np.asarray(score(points, targets, sample_weight=weight))
-        value = score(together, targets, sample_weight=weight)
-        assert found[name] == pytest.approx(float(value), abs=1e-5)
+        own = np.asarray(getattr(scores, name)(every, targets, sample_weight=weight))
+        assert found[name] == pytest.approx(float(own[-1]), abs=1e-5)
         assert found[f"{name}_members"][2] is None
         kept = own[[0, 1, 3]]
+        if name in best:
+            value = found[f"{name}_best_member"]
+            assert value == pytest.approx(best[name](kept), abs=1e-5)
         assert found[f"{name}_mean_member"] == pytest.approx(kept.mean(), abs=1e-5)
     assert found["num_members"] == 3 and found["num_rows"] == ROWS - 1
     assert json.loads(json.dumps(found)) == found

@@ -96,6 +96,21 @@ def test_the_corrected_t_test_by_hand_and_against_the_plain_one():
     assert same == (np.inf, 0)
 
 
+def test_the_corrected_interval_is_that_of_the_corrected_test():
+    values = np.array([0.01, 0.03, -0.01, 0.02, 0.015])
+    sizes = dict(num_train=90, num_test=10)
+    mean, low, high = scores.corrected_t_interval(values, **sizes)
+    half = stats.t.ppf(0.975, 4) * np.sqrt((1 / 5 + 10 / 90) * values.var(ddof=1))
+    np.testing.assert_allclose((mean, low, high), values.mean() + [0, -half, half])
+    # The test of either end is on the edge of its level.
+    for end in (low, high):
+        at_end = scores.corrected_t_test(values - end, **sizes)
+        assert at_end.p_value == pytest.approx(0.05)
+    found = scores.corrected_t_interval(values, num_train=10**9, num_test=1)
+    plain = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(found[1:], plain, rtol=1e-6)
+
+
 def test_holm_by_hand():
     np.testing.assert_allclose(
         scores.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02]
@@ -129,6 +144,13 @@ def test_friedman_equals_scipy_and_demsars_critical_differences():
         (lambda: scores.delong([1, 2, 3], [1, 2, 3], [1, 0, 0]), "two rows"),
         (lambda: scores.corrected_t_test([1.0], num_train=1, num_test=1), "two"),
         (lambda: scores.corrected_t_test([1.0, 2], num_train=0, num_test=1), "least"),
+        (lambda: scores.corrected_t_interval([1.0], num_train=1, num_test=1), "two"),
+        (
+            lambda: scores.corrected_t_interval(
+                [1.0, 2], num_train=1, num_test=1, confidence=1
+            ),
+            "confidence",
+        ),
         (lambda: scores.holm([0.5, 1.5]), "between 0 and 1"),
         (lambda: scores.friedman(np.ones((5, 2)), higher_is_better=True), "mcnemar"),
     ],

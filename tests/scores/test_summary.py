@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ensjax import combine, scores
-from ensjax.scores.row_pass import equal_width_bin
+from ensjax.predictions import Predictions, predictive_log_probs
 from ensjax.scores.summary import PAIR_SCORES, SYSTEM_SCORES
+from ensjax.scores.ties import equal_width_bin, merge_ties
 
 M, N, C = 4, 90, 6
 ATOL = 2e-6  # float32 sums of 90 rows
@@ -24,10 +25,13 @@ def rows(seed=0):
 
 
 @jax.jit
-def one_by_one(logits, labels, weight):
+def one_by_one(logits, labels, weight, shares=None, mask=None):
     """Every score by its own function; the ensemble's and the members'."""
+    shares = jnp.ones(len(logits)) if shares is None else shares
+    mask = jnp.ones(len(logits), bool) if mask is None else mask
+    predictions = Predictions.from_logits(logits, weights=shares, mask=mask)
     # Members and their mixture as systems of one call: half of the time to compile.
-    systems = jnp.concatenate([logits, combine.mean_probs(logits)[None]])
+    systems = jnp.concatenate([logits, predictive_log_probs(predictions)[None]])
     options = {"sample_weight": weight}
 
     def mean(values):
@@ -38,18 +42,23 @@ def one_by_one(logits, labels, weight):
     for name in SYSTEM_SCORES:
         if name != "entropy":
             found[name] = getattr(scores, name)(systems, labels, **options)
-    found |= {f"{name}_members": value[:-1] for name, value in found.items()}
+    counts = mask & (shares > 0)
+    found |= {
+        f"{name}_members": jnp.where(counts, value[:-1], jnp.nan)
+        for name, value in found.items()
+    }
     found |= {name: found[name][-1] for name in SYSTEM_SCORES}
-    found["mutual_information"] = mean(scores.mutual_information(logits))
-    found["expected_entropy"] = mean(scores.expected_entropy(logits))
-    found["jensen_gap"] = scores.jensen_gap(logits, labels, **options)
-    vote = combine.majority_vote(logits) == labels
+    found["mutual_information"] = mean(scores.mutual_information(predictions))
+    found["expected_entropy"] = mean(scores.expected_entropy(predictions))
+    found["jensen_gap"] = scores.jensen_gap(predictions, labels, **options)
+    vote = combine.majority_vote(predictions) == labels
     found["vote_accuracy"] = mean(vote * 1.0)
-    found["any_right"] = mean(jnp.any(jnp.argmax(logits, -1) == labels[None], 0) * 1.0)
-    found["disagreement"] = scores.disagreement(logits, **options)
-    found["disagreement_matrix"] = scores.disagreement_matrix(logits, **options)
+    right = (jnp.argmax(logits, -1) == labels[None]) & counts[:, None]
+    found["any_right"] = mean(jnp.any(right, 0) * 1.0)
+    found["disagreement"] = scores.disagreement(predictions, **options)
+    found["disagreement_matrix"] = scores.disagreement_matrix(predictions, **options)
     for name in PAIR_SCORES[1:]:
-        found[name] = getattr(scores, name)(logits, labels, **options)
+        found[name] = getattr(scores, name)(predictions, labels, **options)
     return found
 
 
@@ -61,7 +70,61 @@ def assert_equal(got, want):
         )
 
 
-summary = jax.jit(scores.score_summary, static_argnames=("block", "top_k", "num_bins"))
+compiled = jax.jit(scores.score_summary, static_argnames=("block", "top_k", "num_bins"))
+
+
+def summary(logits, labels, *, weights=None, mask=None, **options):
+    """Given always, what may be left out: one program serves more tests."""
+    weights = np.ones(len(logits), np.float32) if weights is None else weights
+    mask = np.ones(len(logits), bool) if mask is None else mask
+    return compiled(logits, labels, weights=weights, mask=mask, **options)
+
+
+def tied_rows(seed):
+    """Logits of a few values: classes, rows and edges of bins are tied everywhere."""
+    rng = np.random.default_rng(seed)
+    scale = (1.0, 0.5, np.log(2))[seed % 3]
+    logits = rng.integers(0, 3, (M, N, C)) * scale
+    return logits.astype(np.float32), rng.integers(C, size=N)
+
+
+def exact_scores(probs, labels, num_bins=15, top_k=5):
+    """Of one system, in float64, where what differs by 1e-6 is the same."""
+    at, error = np.arange(len(labels)), 1e-6
+    top = probs.max(-1)
+    choice = (probs >= top[:, None] - error).argmax(-1)
+    own = probs[at, labels][:, None]
+    ahead = (probs > own + error) | (
+        (probs > own - error) & (np.arange(probs.shape[1]) < labels[:, None])
+    )
+    wrong, bins = choice != labels, np.ceil(top * num_bins - error)
+    above = (top[None] > top[:, None] + error).sum(1)  # rows that are surer
+    equal = abs(top[None] - top[:, None]) < error
+    # The k-th row of a group of ties adds the mean error of the group.
+    place = above + np.array([equal[i, :i].sum() for i in at])
+    share = (equal * 1.0 @ wrong) / equal.sum(1)
+    risk = np.cumsum(share[np.argsort(place)]) / (at + 1)
+    below = len(labels) - above - equal.sum(1)
+    level = np.floor(num_bins * (below + equal.sum(1) / 2) / len(labels) + error)
+    gaps = ~wrong - top
+    classes = np.ceil(probs * num_bins - error)
+    off = np.eye(probs.shape[1])[labels] - probs
+    by_class = [
+        sum(abs(off[classes[:, c] == b, c].sum()) for b in range(num_bins + 1))
+        for c in range(probs.shape[1])
+    ]
+
+    def binned(bins):
+        return sum(abs(gaps[bins == b].sum()) for b in np.unique(bins)) / len(labels)
+
+    return {
+        "accuracy": 1 - wrong.mean(),
+        "top_k_accuracy": (ahead.sum(1) < top_k).mean(),
+        "aurc": risk.mean(),
+        "ece": binned(bins),
+        "adaptive_ece": binned(level),
+        "classwise_ece": np.mean(by_class) / len(labels),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +172,43 @@ def test_scores_of_one_pass_equal_float64_loops():
         got["vote_accuracy"], (counts == labels).mean(), atol=1e-6
     )
     np.testing.assert_allclose(got["any_right"], right[:-1].any(0).mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_tied_by_definition_is_tied_in_any_order_of_members(seed):
+    logits, labels = tied_rows(seed)
+    weights = np.array([1, 0, 2, 1], np.float32) if seed % 2 else np.ones(M, np.float32)
+    mask = np.array([True, True, True, seed < 3])
+    got = summary(logits, labels, weights=weights, mask=mask, block=32)
+    turned = summary(
+        logits[::-1], labels, weights=weights[::-1], mask=mask[::-1], block=32
+    )
+    probs = np.exp(logits.astype(float))
+    probs /= probs.sum(-1, keepdims=True)
+    mixture = np.einsum("m,mnc->nc", weights * mask, probs) / (weights * mask).sum()
+    for name, value in exact_scores(mixture, labels).items():
+        np.testing.assert_allclose(got[name], value, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(turned[name], value, atol=1e-6, err_msg=name)
+    for name, value in exact_scores(probs[0], labels).items():
+        found = got[f"{name}_members"][0]
+        np.testing.assert_allclose(found, value, atol=1e-6, err_msg=name)
+    choice = logits.argmax(-1)[(weights > 0) & mask]
+    votes = np.array([np.bincount(c, minlength=C).argmax() for c in choice.T])
+    assert got["vote_accuracy"] == pytest.approx((votes == labels).mean(), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_the_summary_of_tied_rows_is_the_scores_one_by_one(seed):
+    logits, labels = tied_rows(seed)
+    rng = np.random.default_rng(seed)
+    weights = np.array([1, 0, 2, 1], np.float32)
+    mask = np.array([True, True, seed == 0, True])
+    rows = rng.integers(0, 3, N).astype(np.float32)
+    for run in (one_by_one, one_by_one.__wrapped__):  # other programs round otherwise
+        want = run(logits, labels, rows, weights, mask)
+        got = summary(logits, labels, weights=weights, mask=mask, sample_weight=rows)
+        assert_equal(got, want)
 
 
 @pytest.mark.slow
@@ -176,15 +276,29 @@ def test_large_logits_and_certain_members_stay_finite():
         assert np.isfinite(got[name]).all(), name
 
 
-def test_bins_are_those_of_rounded_edges():
-    for num_bins in (1, 7, 10, 15, 49):
-        edges = (np.arange(num_bins + 1) / num_bins).astype(np.float32)
-        near = np.concatenate(
-            [edges, np.nextafter(edges, np.float32(2)), np.nextafter(edges, -1.0)]
-        ).astype(np.float32)
-        near = np.clip(near, 0, 1)
-        want = np.searchsorted(edges[1:-1], near, side="left")
-        np.testing.assert_array_equal(equal_width_bin(near, num_bins), want)
+def test_what_is_on_an_edge_to_rounding_is_in_the_bin_below():
+    for num_bins in (1, 2, 7, 10, 15, 20, 49):
+        number = np.arange(num_bins)
+        edges = ((number + 1) / num_bins).astype(np.float32)
+        for near in (edges, np.nextafter(edges, np.float32(2)), edges - 1e-6):
+            np.testing.assert_array_equal(equal_width_bin(near, num_bins), number)
+        np.testing.assert_array_equal(
+            equal_width_bin(edges[:-1] + np.float32(2e-5), num_bins), number[1:]
+        )
+
+
+def test_rows_are_tied_where_others_are_not_as_near():
+    weight = np.ones(6, np.float32)
+    values = np.array([-1, -3, -1 - 2e-6, -2, -3, np.nan], np.float32)
+    got = np.asarray(merge_ties(values, weight))
+    assert got[0] == got[2] and got[1] == got[4] and np.isnan(got[5])
+    assert len(np.unique(got[:5])) == 3
+    # A chain of neighbours without an end is no tie; a row of weight 0 joins nothing.
+    chain = -1 - np.arange(6, dtype=np.float32) * 3e-6
+    np.testing.assert_array_equal(merge_ties(chain, weight), chain)
+    apart = np.array([-1, -1 - 3e-6, -1 - 6e-6], np.float32)
+    got = np.asarray(merge_ties(apart, np.array([1, 0, 1], np.float32)))
+    np.testing.assert_array_equal(got, apart)
 
 
 @pytest.mark.slow

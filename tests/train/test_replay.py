@@ -154,6 +154,24 @@ def test_a_joint_objective_cannot_be_replayed(kit, tmp_path):
         replay_member(joint, read_member(tmp_path, 1), 1, progress=False)
 
 
+def test_a_job_may_refuse_a_replay_in_its_own_words(kit):
+    later = dataclasses.replace(job(kit), why_no_replay="It began with other weights.")
+    with pytest.raises(ValueError, match="It began with other weights"):
+        replay_member(later, None, 1, progress=False)
+
+
+def test_new_members_are_started_as_the_job_says(kit):
+    seen = []
+
+    def start(ensemble):
+        seen.append(ensemble.member_ids.tolist())
+        return "started"
+
+    whole = dataclasses.replace(job(kit), start=start)
+    assert whole.select([4, 1]).ensemble() == "started"
+    assert seen == [[4, 1]]
+
+
 @pytest.mark.slow
 def test_a_member_that_was_added_later_is_replayed_like_any_other(kit, tmp_path):
     job(kit, range(3)).fit(checkpoint_dir=tmp_path, progress=False)

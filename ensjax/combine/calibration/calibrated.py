@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_any, covered_weight
-from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.calibration.fitting import (
+    check_any,
+    check_some_count,
+    covered_weight,
+)
+from ensjax.combine.rules.average import mean_probs, pooled_log_probs
+from ensjax.combine.rules.pool import give_back, give_back_members
 from ensjax.predictions import Predictions, as_predictions
-from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows
 
@@ -36,8 +40,8 @@ class CalibratedEnsemble:
         pytree_node=False, default=FittedRows("the calibration")
     )
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
-        """`[batch, class]` log-probabilities in nats.
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
+        """`[batch, class]` log-probabilities in nats, or `Predictions` of one member.
 
         Args:
             logits: `[member, batch, class]` logits or `Predictions`; or one predictive,
@@ -49,7 +53,8 @@ class CalibratedEnsemble:
         """
         if isinstance(logits, Predictions):
             self.fitted_rows.check_test(logits.provenance)
-        return self.map(_pool(logits, self.weights))
+        mapped = self.map(pooled_log_probs(logits, self.weights))
+        return give_back(logits, mapped, self.fitted_rows)
 
 
 @struct.dataclass
@@ -66,8 +71,10 @@ class CalibratedMembers:
         pytree_node=False, default=FittedRows("the calibration of members")
     )
 
-    def members(self, logits: jax.Array | Predictions) -> jax.Array:
+    def members(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """Every member's calibrated log-probabilities, `[member, batch, class]`.
+
+        Of `Predictions`, the same members', which have seen the rows of the fit too.
 
         Raises:
             ValueError: if the shape does not fit, or there are other members.
@@ -81,13 +88,16 @@ class CalibratedMembers:
                 f"{fitted} members were calibrated; got predictions of"
                 f" {predictions.num_members}."
             )
-        return jax.vmap(lambda map, said: map(said))(self.map, predictions.log_probs)
+        mapped = jax.vmap(lambda map, said: map(said))(self.map, predictions.log_probs)
+        return give_back_members(logits, mapped, self.fitted_rows, "log_probs")
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
-        """`[batch, class]` log-probabilities of the mean of the calibrated members."""
-        predictions = as_predictions(logits)
-        mapped = self.members(predictions)
-        return mean_probs(mapped, predictions.weights, predictions.mask)
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
+        """`[batch, class]` log-probabilities of the mean of the calibrated members.
+
+        Of `Predictions`, those of one member.
+        """
+        pooled = mean_probs(self.members(as_predictions(logits)))
+        return give_back(logits, pooled, self.fitted_rows)
 
 
 def calibrate_ensemble(
@@ -111,10 +121,10 @@ def calibrate_ensemble(
         sample_weight: `[batch]`, non-negative.
 
     Returns:
-        `CalibratedEnsemble`.
+        `CalibratedEnsemble`; in a compiled program NaN if no row counts.
 
     Raises:
-        ValueError: if a shape does not fit, or there is no row.
+        ValueError: if a shape does not fit, or no row counts.
         TypeError: if `labels` are not integers.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -130,9 +140,12 @@ def calibrate_ensemble(
         [0.5, 0.5]
     """
     fitted_rows = check_any("the calibration", logits)
-    pooled, labels, weight = check_rows(_pool(logits, weights), labels, sample_weight)
+    pooled, labels, weight = check_rows(
+        pooled_log_probs(logits, weights), labels, sample_weight
+    )
     _check_any(pooled)
     weight = covered_weight(logits, weight)
+    check_some_count("the calibration", weight)
     return CalibratedEnsemble(fit_map(pooled, labels, weight), weights, fitted_rows)
 
 
@@ -164,7 +177,8 @@ def calibrate_each_member(
     said, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
     _check_any(said)
     mask = predictions.mask
-    weight = jnp.where(mask if mask.ndim == 2 else mask[:, None], weight, 0.0)
+    weight = jnp.where(mask.reshape(len(mask), -1), weight, 0.0)
+    check_some_count("the calibration of members", weight)
     return CalibratedMembers(jax.vmap(fit_map)(said, labels, weight), fitted_rows)
 
 
@@ -174,9 +188,3 @@ def _check_any(log_probs):
             "a calibration is fitted on at least one held-out row; logits of shape"
             f" {log_probs.shape} hold none."
         )
-
-
-def _pool(logits, weights):
-    if not isinstance(logits, Predictions) and jnp.ndim(logits) == 2:
-        return normalize(logits)
-    return mean_probs(logits, weights)

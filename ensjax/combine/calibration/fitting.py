@@ -1,7 +1,10 @@
 """The rows that something is fitted on: may it be?"""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.predictions import Predictions
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
@@ -15,13 +18,20 @@ def check_predictions(what: str, predictions: Predictions) -> FittedRows:
         LeakageError: if a member that counts was trained on a row, or a row is kept for
             the test.
     """
-    if not predictions.values.shape[1]:
+    rows = predictions.values.shape[1]
+    if not rows:
         raise ValueError(f"{what} needs at least one held-out row; got none.")
+    about = predictions.provenance
+    if about is not None and len(about.rows) != rows:
+        raise ValueError(
+            f"{what}: the provenance is of {len(about.rows)} rows, the predictions of"
+            f" {rows}; choose rows with Predictions.take."
+        )
     return check_fitting_rows(
         what,
         predictions.provenance,
         names=predictions.names,
-        counts=_known(predictions.mask),
+        counts=known_mask(predictions.mask),
     )
 
 
@@ -30,11 +40,13 @@ def check_points(
     points: jax.Array,
     provenance: Provenance | None,
     mask: jax.Array | None,
+    names: Sequence[str] = (),
 ) -> FittedRows:
     """The same of real values `[member, batch]`."""
     if not points.shape[1]:
         raise ValueError(f"{what} needs at least one held-out row; got none.")
-    return check_fitting_rows(what, provenance, counts=_known(mask))
+    counts = known_mask(mask)
+    return check_fitting_rows(what, provenance, names=names, counts=counts)
 
 
 def check_any(what: str, logits: jax.Array | Predictions) -> FittedRows:
@@ -44,16 +56,29 @@ def check_any(what: str, logits: jax.Array | Predictions) -> FittedRows:
     return check_predictions(what, logits)
 
 
+def check_some_count(what: str, weight: jax.Array) -> None:
+    """Raises `ValueError` where weights of rows are known and none is positive.
+
+    In a compiled program they are not known: what is fitted there is NaN.
+    """
+    if isinstance(weight, jax.core.Tracer):
+        return
+    if not (np.asarray(weight) > 0).any():
+        raise ValueError(
+            f"{what} needs at least one row that counts; all rows of the fit are masked"
+            " or have the weight 0."
+        )
+
+
 def covered_weight(logits: jax.Array | Predictions, weight: jax.Array) -> jax.Array:
     """Weights `[batch]` of rows, 0 where no member counts: nothing is said of them."""
     if not isinstance(logits, Predictions):
         return weight
     mask, weights = logits.mask, logits.weights
-    mask = mask[:, None] if mask.ndim == 1 else mask
-    weights = weights[:, None] if weights.ndim == 1 else weights
-    return jnp.where(jnp.any(mask & (weights != 0), axis=0), weight, 0.0)
+    counts = mask.reshape(len(mask), -1) & (weights.reshape(len(weights), -1) != 0)
+    return jnp.where(jnp.any(counts, axis=0), weight, 0.0)
 
 
-def _known(mask):
-    """In a compiled program the mask's values are not known: all members count."""
+def known_mask(mask: jax.Array | None) -> jax.Array | None:
+    """The mask where its values are known; None, all count, in a compiled program."""
     return None if isinstance(mask, jax.core.Tracer) else mask

@@ -9,8 +9,9 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 MAX_NEWTON_STEPS = 100
-_MAX_CG_STEPS = 250
-_SMALL_GAIN = 1e-10  # of a step, in units of the function: less is rounding
+_MAX_CG_STEPS = 300
+_SMALL_GAIN = 1e-12  # of a step, in units of the function; float32 sums end near it
+_ROUNDING_GAIN = 1e-6  # below this a gain may be rounding, and then falls no more
 _NUM_HALVINGS = 30
 
 
@@ -18,11 +19,13 @@ def minimize_convex(loss: Callable[[Any], jax.Array], start: Any) -> Any:
     """The minimum of `loss`, by Newton's method from `start`; no randomness.
 
     Directions come from conjugate gradients on products with the Hessian, which is
-    never formed. A step is halved until the loss falls as it should; it ends when a
-    step would gain less than 1e-10, after 100 steps, or where no step helps.
+    never formed. A step is halved until the loss falls as it should. It ends when a
+    step would gain less than 1e-12, when what small steps would gain no longer falls
+    (which is rounding), after 100 steps, or where no step helps.
 
     Args:
-        loss: of a pytree like `start`, smooth and convex; NaN at `start` gives NaN.
+        loss: of a pytree like `start`, smooth and convex, of size one: such as a mean
+            NLL in nats. NaN at `start` gives NaN.
         start: floats.
     """
     start, unravel = ravel_pytree(start)
@@ -30,27 +33,24 @@ def minimize_convex(loss: Callable[[Any], jax.Array], start: Any) -> Any:
     def of_flat(flat):
         return loss(unravel(flat))
 
-    slope = jax.grad(of_flat)
+    def look(point):
+        """The value, a step, and twice what it gains on a parabola."""
+        (value, slope), push = jax.linearize(jax.value_and_grad(of_flat), point)
 
-    def direction(point):
-        gradient, times_hessian = jax.linearize(slope, point)
+        def times_hessian(vector):  # damped: flat directions, as equal biases, stay
+            return push(vector)[1] + 1e-7 * vector
 
-        def damped(vector):  # flat directions, such as equal biases, stay finite
-            return times_hessian(vector) + 1e-7 * vector
-
-        step, _ = cg(damped, -gradient, tol=1e-5, maxiter=_MAX_CG_STEPS)
-        return step, -jnp.vdot(gradient, step)
+        step, _ = cg(times_hessian, -slope, tol=1e-4, maxiter=_MAX_CG_STEPS)
+        return value, step, -jnp.vdot(slope, step)
 
     def shorten(point, value, step, gain):
-        # Rounding of the loss is no rise.
-        slack = 1e-6 * jnp.abs(value)
+        # Below this the loss cannot tell better from worse, but Newton's step can.
+        slack = 1e-6 * (1 + jnp.abs(value))
 
         def is_too_long(state):
             size, count = state
-            risen = of_flat(point + size * step) > value - 1e-4 * size * gain + slack
-            return (risen | ~jnp.isfinite(of_flat(point + size * step))) & (
-                count < _NUM_HALVINGS
-            )
+            enough = value - 1e-4 * size * gain + slack
+            return ~(of_flat(point + size * step) <= enough) & (count < _NUM_HALVINGS)
 
         def halve(state):
             return state[0] / 2, state[1] + 1
@@ -61,16 +61,19 @@ def minimize_convex(loss: Callable[[Any], jax.Array], start: Any) -> Any:
         return jnp.where(count < _NUM_HALVINGS, size, 0.0)
 
     def goes_on(state):
-        _, gain, count = state
-        return (gain > _SMALL_GAIN) & (count < MAX_NEWTON_STEPS)
+        _, _, _, gain, before, count = state
+        stalls = (gain < _ROUNDING_GAIN) & (gain > 0.25 * before)
+        return (gain > _SMALL_GAIN) & ~stalls & (count < MAX_NEWTON_STEPS)
 
     def advance(state):
-        point, _, count = state
-        step, gain = direction(point)
-        size = shorten(point, of_flat(point), step, gain)
-        return point + size * step, jnp.where(size > 0, gain, 0.0), count + 1
+        point, value, step, gain, _, count = state
+        size = shorten(point, value, step, gain)
+        point = point + size * step
+        value, step, new_gain = look(point)
+        new_gain = jnp.where(size > 0, new_gain, 0.0)
+        return point, value, step, new_gain, gain, count + 1
 
-    first = (start, jnp.asarray(jnp.inf, start.dtype), 0)
-    point, _, _ = jax.lax.while_loop(goes_on, advance, first)
-    point = jnp.where(jnp.isfinite(of_flat(start)), point, jnp.nan)
-    return unravel(point)
+    first = (start, *look(start), jnp.asarray(jnp.inf, start.dtype), 0)
+    point, value, _, gain, *_ = jax.lax.while_loop(goes_on, advance, first)
+    is_defined = jnp.isfinite(value) & jnp.isfinite(gain)
+    return unravel(jnp.where(is_defined, point, jnp.nan))

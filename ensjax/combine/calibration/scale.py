@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from ensjax.combine.calibration.fitting import check_some_count
 from ensjax.combine.calibration.isotonic_regression import (
     IsotonicFunction,
     fit_isotonic,
@@ -68,16 +69,18 @@ def fit_sigma_scale(
         provenance: of the predictions.
 
     Returns:
-        `SigmaScale`; NaN where a deviation that counts is not positive.
+        `SigmaScale`; NaN where a deviation that counts is not positive, or no row
+        counts.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or no row counts.
         LeakageError: if members were trained on the rows, or they are test rows.
 
     Source: Laves et al. 2020, arXiv:2006.15452, equation 9.
     """
     fitted_rows = check_fitting_rows("the scale of sigma", provenance)
     mean, targets, weight = check_targets("mean", mean, targets, sample_weight)
+    check_some_count("the scale of sigma", weight)
     sd = same_shape("sd", sd, "mean", mean)
     error = (targets - mean) / jnp.where(sd > 0, sd, jnp.nan)
     return SigmaScale(jnp.sqrt(weighted_mean(error**2, weight)), fitted_rows)

@@ -13,9 +13,11 @@ from flax import struct
 from ensjax.combine.calibration.fitting import (
     check_any,
     check_predictions,
+    check_some_count,
     covered_weight,
 )
-from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.average import mean_probs, pooled_log_probs
+from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -45,7 +47,7 @@ class Temperature:
         pytree_node=False, default=FittedRows("the temperature")
     )
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """Pools the members by `mean_probs`, divides by T, normalises again.
 
         Args:
@@ -53,7 +55,8 @@ class Temperature:
                 `[batch, class]`, which is scaled only.
 
         Returns:
-            `[batch, class]` log-probabilities in nats.
+            `[batch, class]` log-probabilities in nats; of `Predictions` those of one
+            member.
 
         Raises:
             ValueError: if the shape does not fit.
@@ -61,7 +64,9 @@ class Temperature:
         """
         if isinstance(logits, Predictions):
             self.fitted_rows.check_test(logits.provenance)
-        return normalize(_pool(logits, self.weights) / self.temperature)
+        pooled = pooled_log_probs(logits, self.weights)
+        scaled = normalize(pooled / self.temperature)
+        return give_back(logits, scaled, self.fitted_rows)
 
 
 @struct.dataclass
@@ -78,14 +83,15 @@ class MemberTemperatures:
         pytree_node=False, default=FittedRows("the members' temperatures")
     )
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """Scales every member's logits, then pools them by `mean_probs`.
 
         Args:
             logits: `[member, batch, class]` logits or `Predictions`.
 
         Returns:
-            `[batch, class]` log-probabilities in nats.
+            `[batch, class]` log-probabilities in nats; of `Predictions` those of one
+            member.
 
         Raises:
             ValueError: if the shape does not fit.
@@ -99,7 +105,8 @@ class MemberTemperatures:
                 f" {predictions.num_members} members."
             )
         scaled = predictions.log_probs / self.temperature[:, None, None]
-        return mean_probs(scaled, predictions.weights, predictions.mask)
+        pooled = mean_probs(scaled, predictions.weights, predictions.mask)
+        return give_back(logits, pooled, self.fitted_rows)
 
 
 def calibrate(
@@ -127,10 +134,10 @@ def calibrate(
 
     Returns:
         `Temperature`, callable on logits of other rows. T is NaN if a row that counts
-        holds a NaN.
+        holds a NaN, and in a compiled program if no row counts.
 
     Raises:
-        ValueError: if a shape does not fit, or there is no row.
+        ValueError: if a shape does not fit, or no row counts.
         TypeError: if `labels` are not integers.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -147,9 +154,11 @@ def calibrate(
         [[0.5, 0.5], [0.5, 0.5]]
     """
     fitted_rows = check_any("the temperature", logits)
-    pooled = _pool(logits, weights)
+    pooled = pooled_log_probs(logits, weights)
     said, labels, weight = _held_out(pooled, labels, sample_weight)
-    rows = said, labels, covered_weight(logits, weight)
+    weight = covered_weight(logits, weight)
+    check_some_count("the temperature", weight)
+    rows = said, labels, weight
     weights = None if weights is None else jnp.asarray(weights)
     return Temperature(_fit(*rows), weights, fitted_rows)
 
@@ -171,10 +180,10 @@ def calibrate_members(
         sample_weight: `[batch]`, non-negative.
 
     Returns:
-        `MemberTemperatures`.
+        `MemberTemperatures`, NaN for a member none of whose rows counts.
 
     Raises:
-        ValueError: if a shape does not fit, or there is no row.
+        ValueError: if a shape does not fit, or no row counts.
         TypeError: if `labels` are not integers.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -183,14 +192,10 @@ def calibrate_members(
     fitted_rows = check_predictions("the members' temperatures", predictions)
     said, labels, weight = _held_out(predictions.log_probs, labels, sample_weight)
     mask = predictions.mask
-    rows = said, labels, jnp.where(mask.reshape(len(mask), -1), weight, 0.0)
+    weight = jnp.where(mask.reshape(len(mask), -1), weight, 0.0)
+    check_some_count("the members' temperatures", weight)
+    rows = said, labels, weight
     return MemberTemperatures(jax.vmap(_fit)(*rows), fitted_rows)
-
-
-def _pool(logits, weights):
-    if not isinstance(logits, Predictions) and jnp.ndim(logits) == 2:
-        return normalize(logits)
-    return mean_probs(logits, weights)
 
 
 def _held_out(log_probs, labels, sample_weight):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions
+from ensjax.combine.calibration.fitting import check_predictions, check_some_count
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -36,7 +36,9 @@ class VoteThresholds:
         return jax.nn.sigmoid(self.log_odds)
 
     def __call__(self, logits: jax.Array | Predictions) -> Predictions:
-        """The members' votes; mask, weights, names and provenance stay.
+        """The members' votes; mask, weights and names stay.
+
+        By the provenance, members have then seen the rows of the fit as well.
 
         Args:
             logits: `[member, batch, 2]` logits, or `Predictions`.
@@ -63,7 +65,7 @@ class VoteThresholds:
             weights=predictions.weights,
             mask=predictions.mask,
             names=predictions.names,
-            provenance=predictions.provenance,
+            provenance=self.fitted_rows.mark(predictions.provenance),
         )
 
 
@@ -81,17 +83,18 @@ def fit_vote_thresholds(
 
     Args:
         logits: logits or log-probabilities `[member, batch, 2]` of held-out rows, or
-            `Predictions`.
+            `Predictions`, whose masked rows do not count for the member.
         labels: 0 or 1, `[batch]`. Another label makes all thresholds NaN, unless its
             weight is 0.
         sample_weight: `[batch]`, non-negative.
 
     Returns:
         `VoteThresholds`, callable on predictions of other rows; NaN for a member with a
-        NaN in a row that counts.
+        NaN in a row that counts, or without such a row.
 
     Raises:
-        ValueError: if there are not two classes, or a shape does not fit.
+        ValueError: if there are not two classes, a shape does not fit, or no row
+            counts.
         TypeError: if `labels` are not integers, or only votes are known.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -100,6 +103,9 @@ def fit_vote_thresholds(
     fitted_rows = check_predictions(_WHAT, predictions)
     odds = _log_odds(predictions)
     _, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
+    mask = predictions.mask
+    weight = jnp.where(mask.reshape(len(mask), -1), weight, 0.0)
+    check_some_count(_WHAT, weight)
     return VoteThresholds(jax.vmap(_fit)(odds, labels, weight), fitted_rows)
 
 
@@ -136,4 +142,5 @@ def _fit(odds, labels, weight):
     place = jnp.argmin(jnp.where(is_best, jnp.abs(threshold), jnp.inf))
     known = (labels == 0) | (labels == 1)
     undefined = jnp.any((jnp.isnan(odds) | ~known) & (weight != 0))
+    undefined |= ~jnp.any(weight > 0)
     return jnp.where(undefined, jnp.nan, threshold[place])

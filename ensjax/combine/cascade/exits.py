@@ -16,6 +16,7 @@ from flax import struct
 
 from ensjax.combine.calibration.fitting import check_predictions, covered_weight
 from ensjax.combine.cascade.windows import Windows, fit_single_threshold, fit_windows
+from ensjax.combine.rules.pool import give_back
 from ensjax.ensemble import Ensemble
 from ensjax.group import Group
 from ensjax.predictions import Predictions, as_predictions
@@ -148,7 +149,8 @@ class Cascade:
                 removed: a stage of masked members changes nothing.
 
         Returns:
-            `CascadeOutput`; NaN where no member of the first stage counts.
+            `CascadeOutput`, arrays also of `Predictions` (see `predictions`); NaN where
+            no member of the first stage counts.
 
         Raises:
             ValueError: if a stage names a member that is not there.
@@ -169,6 +171,17 @@ class Cascade:
                 jnp.where(going, stage, output.exit_stage),
             )
         return output
+
+    def predictions(self, predictions: Predictions) -> Predictions:
+        """The answers alone, as log-probabilities of one member.
+
+        It has seen what the members have that count, and the rows of the windows.
+
+        Raises:
+            ValueError, TypeError, LeakageError: as when it is called.
+        """
+        log_probs = self(predictions).log_probs
+        return give_back(predictions, log_probs, self.windows.fitted_rows)
 
     def split_members(self, ensemble: Ensemble | Group) -> tuple[Any, ...]:
         """The members of each stage, an ensemble or group of its own each.

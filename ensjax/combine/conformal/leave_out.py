@@ -4,6 +4,8 @@ No row has to be held out of training: each row's error is that of the members w
 not see it, and a new row's interval uses the same members.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -67,8 +69,10 @@ class JackknifeAfterBootstrap:
         points = jnp.where(counts[:, None], points, 0.0)
 
         def one(said):
-            return _ends(said @ self.left_out, self.errors, is_usable, alpha)
+            left_out = said @ self.left_out
+            return left_out_ends(left_out, left_out, self.errors, is_usable, alpha)
 
+        _check_alpha(alpha)
         return jax.lax.map(one, points.T, batch_size=rows_at_once)
 
 
@@ -90,7 +94,8 @@ def fit_jackknife_after_bootstrap(
         targets: `[example]`.
         mask: `[member]`; a False member counts as removed.
         provenance: of the predictions. That members saw rows is fine, but not rows
-            that `inbag` says they left out.
+            that `inbag` says they left out: in a compiled program, where `inbag` is not
+            known and nothing can raise, such a row's error is NaN.
 
     Returns:
         `JackknifeAfterBootstrap`.
@@ -117,14 +122,21 @@ def fit_jackknife_after_bootstrap(
         mask = jnp.asarray(mask, bool)
         is_out &= broadcast_rows("mask", mask, points.shape[:1])[:, None]
     what = "the jackknife+-after-bootstrap"
-    fitted_rows = FittedRows(what)
-    if provenance is not None:
+    is_leak = jnp.zeros(targets.shape, bool)
+    if provenance is not None and isinstance(is_out, jax.core.Tracer):
+        unseen = dataclasses.replace(provenance, seen=None, known=None)
+        check_fitting_rows(what, unseen)
+        if provenance.seen is not None:
+            is_leak = jnp.any(is_out & provenance.seen, axis=0)
+        fitted_rows = FittedRows(what, provenance)
+    else:
         fitted_rows = check_fitting_rows(what, provenance, counts=is_out)
     count = jnp.sum(is_out, axis=0)
     left_out = jnp.where(is_out, 1 / jnp.maximum(count, 1)[None], 0.0)
     left_out = left_out.astype(points.dtype)
     means = jnp.sum(jnp.where(is_out, points, 0.0) * left_out, axis=0)
-    return JackknifeAfterBootstrap(left_out, jnp.abs(targets - means), fitted_rows)
+    errors = jnp.where(is_leak, jnp.nan, jnp.abs(targets - means))
+    return JackknifeAfterBootstrap(left_out, errors, fitted_rows)
 
 
 @struct.dataclass
@@ -159,12 +171,9 @@ class CvPlus:
         """
         self.fitted_rows.check_test(provenance)
         points = _check_points(points, None, "fold")
-
-        def one(said):
-            left_out = said[jnp.maximum(self.fold_of_row, 0)]
-            return _ends(left_out, self.errors, self.fold_of_row >= 0, alpha)
-
-        return jax.lax.map(one, points.T, batch_size=rows_at_once)
+        _check_alpha(alpha)
+        rows = self.errors, self.fold_of_row
+        return cv_plus_ends(points, points, *rows, alpha, rows_at_once)
 
 
 def fit_cv_plus(
@@ -203,13 +212,52 @@ def fit_cv_plus(
     return CvPlus(jnp.abs(targets - points), fold_of_row, fitted_rows)
 
 
-def _ends(points, errors, is_usable, alpha):
-    """Ends of one interval from what each left-out row says, `[example]`."""
+def cv_plus_ends(
+    lower: jax.Array,
+    upper: jax.Array,
+    errors: jax.Array,
+    fold_of_row: jax.Array,
+    alpha: float,
+    rows_at_once: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Ends `[batch]` from what the model of every fold says, `[fold, batch]`.
+
+    Args:
+        lower, upper: ends of its intervals; the same array twice for points.
+        errors, fold_of_row: of the rows in folds, `[example]`; -1: it does not count.
+        alpha: in (0, 1).
+        rows_at_once: new rows that are handled together.
+    """
+    is_usable, fold = fold_of_row >= 0, jnp.maximum(fold_of_row, 0)
+
+    def one(said):
+        low, high = said
+        return left_out_ends(low[fold], high[fold], errors, is_usable, alpha)
+
+    return jax.lax.map(one, (lower.T, upper.T), batch_size=rows_at_once)
+
+
+def left_out_ends(
+    lower: jax.Array,
+    upper: jax.Array,
+    errors: jax.Array,
+    is_usable: jax.Array,
+    alpha: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Ends of one interval from what the models without each row say, `[example]`.
+
+        [q-{l_-i - R_i}, q+{u_-i + R_i}]
+
+    Source: Barber et al. 2021, arXiv:1905.02928, equations 4 to 6.
+    """
+    # The floor(alpha (n + 1))-th smallest is minus the conformal quantile of minus.
+    low = -conformal_quantile(errors - lower, alpha, row_mask=is_usable)
+    return low, conformal_quantile(upper + errors, alpha, row_mask=is_usable)
+
+
+def _check_alpha(alpha):
     if not 0.0 < alpha < 0.5:
         raise ValueError(f"alpha must lie between 0 and 0.5; got {alpha}.")
-    # The floor(alpha (n + 1))-th smallest is minus the conformal quantile of minus.
-    lower = -conformal_quantile(errors - points, alpha, row_mask=is_usable)
-    return lower, conformal_quantile(points + errors, alpha, row_mask=is_usable)
 
 
 def _check_points(points, count, axis):

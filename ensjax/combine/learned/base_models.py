@@ -4,32 +4,14 @@ What is fitted on predictions learns to trust the model that has overfitted most
 they are of that model's own training rows. Out-of-fold predictions are not.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ensjax.data.splits import k_folds
+from ensjax.combine.learned.folds import predict_by_fold
+from ensjax.predictions import Predictions
 from ensjax.provenance import Provenance
-
-
-@dataclasses.dataclass(frozen=True)
-class BasePredictions:
-    """What base models predict for some rows.
-
-    Attributes:
-        values: `[member, batch, ...]`, such as quantiles `[member, batch, level]`.
-        names: of the models.
-        provenance: which rows these are, and which models were trained on them.
-        fold: `[batch]`, the fold that each row was held out with; None: not held out.
-    """
-
-    values: np.ndarray
-    names: tuple[str, ...]
-    provenance: Provenance
-    fold: np.ndarray | None = None
-
 
 Fit = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
@@ -38,13 +20,13 @@ def fit_out_of_fold(
     fits: Mapping[str, Fit],
     x: np.ndarray,
     y: np.ndarray,
+    folds: np.ndarray,
     *,
-    num_folds: int = 5,
-    seed: int = 0,
+    levels: Sequence[float] | None = None,
     source: str,
     rows: np.ndarray,
     test_rows: np.ndarray | None = None,
-) -> BasePredictions:
+) -> Predictions:
     """Predictions of training rows by models that were fitted on the other folds.
 
     Args:
@@ -53,30 +35,31 @@ def fit_out_of_fold(
             within the fold.
         x: inputs `[batch, ...]`.
         y: targets `[batch]`.
-        num_folds: each row is predicted by models of the other `num_folds - 1`.
-        seed: of the folds.
+        folds: `[batch]`, the fold that holds each row out, as from `fold_of_rows`.
+        levels: given, models predict quantiles `[batch, level]`; None: points `[batch]`
+            or `[batch, target]`.
         source: names the origin of the rows.
         rows: `[batch]`, the rows' numbers there.
         test_rows: row numbers that are kept for the test.
 
     Returns:
-        `BasePredictions` whose provenance says that no model has seen its rows.
+        `Predictions` of quantiles or points whose provenance says that no model has
+        seen its rows.
 
     Raises:
-        ValueError: if there is no model, lengths differ, or a prediction has another
-            number of rows.
+        ValueError: if there is no model, lengths differ, a fold is empty or holds all
+            rows, or a prediction has another shape.
     """
-    x, y = np.asarray(x), np.asarray(y)
-    _check(fits, x, y, rows)
-    values, fold = None, np.empty(len(x), np.int32)
-    for number, (train, held_out) in enumerate(k_folds(len(x), num_folds, seed=seed)):
-        fold[held_out] = number
-        part = _predict(fits, x[train], y[train], x[held_out])
-        if values is None:
-            values = np.empty((len(part), len(x), *part.shape[2:]), np.float32)
-        values[:, held_out] = part
-    provenance = Provenance(source, rows, "validation", None, test_rows)
-    return BasePredictions(values, tuple(fits), provenance, fold)
+    x, y, folds = np.asarray(x), np.asarray(y), np.asarray(folds)
+    _check(fits, x=x, y=y, folds=folds, rows=rows)
+
+    def predict(train, held_out):
+        values = _predict(fits, x[train], y[train], x[held_out])
+        return np.moveaxis(values, 0, 1)
+
+    values = np.moveaxis(predict_by_fold(folds, predict), 1, 0)
+    provenance = Provenance.of(source, rows, part="out-of-fold", test_rows=test_rows)
+    return _predictions(values, levels, fits, provenance)
 
 
 def fit_and_predict(
@@ -85,26 +68,27 @@ def fit_and_predict(
     y: np.ndarray,
     new_x: Mapping[str, np.ndarray],
     *,
+    levels: Sequence[float] | None = None,
     source: str,
     rows: np.ndarray,
     new_rows: Mapping[str, np.ndarray],
-) -> dict[str, BasePredictions]:
+) -> dict[str, Predictions]:
     """Predictions of other rows by models that were fitted on all of `x`.
 
     Args:
-        fits, x, y, source, rows: as for `fit_out_of_fold`.
+        fits, x, y, levels, source, rows: as for `fit_out_of_fold`.
         new_x: inputs of other rows by what they are for: "validation", "test", ...
         new_rows: their numbers in the source, by the same words.
 
     Returns:
-        `BasePredictions` by the same words; the provenance marks rows that are in
-        `rows` too as seen.
+        `Predictions` by the same words; the provenance marks rows that are in `rows`
+        too as seen.
 
     Raises:
         ValueError: as `fit_out_of_fold`, or if the words differ.
     """
     x, y = np.asarray(x), np.asarray(y)
-    _check(fits, x, y, rows)
+    _check(fits, x=x, y=y, rows=rows)
     if set(new_x) != set(new_rows):
         raise ValueError(
             f"new_x and new_rows must have the same entries; got {sorted(new_x)} and"
@@ -113,13 +97,19 @@ def fit_and_predict(
     sizes = [len(new_x[part]) for part in new_x]
     joined = np.concatenate([np.asarray(new_x[part]) for part in new_x])
     values = _predict(fits, x, y, joined)
+    pieces = np.split(values, np.cumsum(sizes)[:-1], axis=1)
     predictions = {}
-    for part, piece in zip(new_x, np.split(values, np.cumsum(sizes)[:-1], axis=1)):
+    for part, piece in zip(new_x, pieces):
         provenance = Provenance.of(source, new_rows[part], part=part, trained_on=rows)
-        predictions[part] = BasePredictions(
-            piece.astype(np.float32), tuple(fits), provenance
-        )
+        predictions[part] = _predictions(piece, levels, fits, provenance)
     return predictions
+
+
+def _predictions(values, levels, fits, provenance):
+    about = dict(names=tuple(fits), provenance=provenance)
+    if levels is None:
+        return Predictions.from_points(values, **about)
+    return Predictions.from_quantiles(values, levels, **about)
 
 
 def _predict(fits, x, y, new_x) -> np.ndarray:
@@ -135,11 +125,10 @@ def _predict(fits, x, y, new_x) -> np.ndarray:
     return np.stack(outputs)
 
 
-def _check(fits, x, y, rows):
+def _check(fits, **arrays):
     if not fits:
         raise ValueError("fits must hold at least one base model.")
-    if not len(x) == len(y) == len(rows):
-        raise ValueError(
-            f"x, y and rows must have one length; got {len(x)}, {len(y)} and"
-            f" {len(rows)}."
-        )
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"all must have one row for each example; got {listed} rows.")

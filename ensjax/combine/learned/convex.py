@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions
+from ensjax.combine.calibration.fitting import check_predictions, check_some_count
 from ensjax.combine.learned.least_squares import least_squares
+from ensjax.combine.learned.mixture import mixture_weights
 from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -33,10 +35,11 @@ class ConvexWeights:
 
     def __call__(
         self, logits: jax.Array | Predictions, *, mask: jax.Array | None = None
-    ) -> jax.Array:
+    ) -> jax.Array | Predictions:
         """Log-probabilities of the weighted mean, `[batch, class]` in nats.
 
-        Weights of each class: the weighted means of the classes, normalised again.
+        Of `Predictions`, those of one member. Weights of each class: the weighted means
+        of the classes, normalised again.
 
         Raises:
             ValueError: if the members or classes are others.
@@ -45,7 +48,8 @@ class ConvexWeights:
         predictions = as_predictions(logits, mask=mask)
         self.fitted_rows.check_test(predictions.provenance)
         if self.weights.ndim == 1:
-            return mean_probs(predictions, self.weights)
+            pooled = mean_probs(predictions, self.weights)
+            return give_back(logits, pooled, self.fitted_rows, mask=mask)
         shape = (predictions.num_members, predictions.num_classes)
         if self.weights.shape != shape:
             raise ValueError(
@@ -53,7 +57,8 @@ class ConvexWeights:
                 f" predictions of {shape}."
             )
         values, counts = _values(predictions)
-        return _pool(self.weights, values, counts)
+        pooled = _weigh_classes(self.weights, values, counts)
+        return give_back(logits, pooled, self.fitted_rows, mask=mask)
 
 
 def fit_convex_weights(
@@ -70,9 +75,11 @@ def fit_convex_weights(
         nll:    min_w  - sum_n s_n log sum_m w_m p_m(y_n | x_n)
         brier:  min_w    sum_n s_n |sum_m w_m p_m(. | x_n) - onehot(y_n)|^2
 
-    The NLL is minimised by exponentiated gradients, w <- w exp(-rate g) / Z, with a
-    rate that grows while the loss falls, from equal weights until the duality gap is
-    1e-6 nats; the Brier score by an active-set method, exactly. Real values:
+    The NLL is minimised by quadratic programs on the simplex, the Brier score is one,
+    solved by an active-set method. With masks by row or weights by class the loss is
+    not convex, and what is reached from equal weights is found by exponentiated
+    gradients, w <- w exp(-rate g) / Z, with a rate that grows while the loss falls,
+    until the slopes leave 1e-6 nats to gain. Real values:
     `fit_stacking_regression(constraint="simplex")`.
 
     Args:
@@ -81,24 +88,24 @@ def fit_convex_weights(
         labels: class indices `[batch]`.
         loss: "nll" or "brier".
         per_class: one simplex of weights for each class: class c has the score
-            sum_m w_mc p_mc, and scores are normalised. Not convex: what is reached
-            from equal weights. With "nll" only.
+            sum_m w_mc p_mc, and scores are normalised. With "nll" only.
         mask: `[member]` or (with "nll") `[member, batch]`; a False member counts as
             removed. Rows without any member do not count.
         sample_weight: `[batch]`, non-negative.
 
     Returns:
         `ConvexWeights`, callable on predictions of other rows. Masked members have the
-        weight 0.
+        weight 0. In a compiled program they are NaN if no row counts.
 
     Raises:
-        ValueError: if a shape does not fit, there is no row, or a name is unknown.
+        ValueError: if a shape does not fit, no row counts, or a name is unknown.
         TypeError: if `labels` are not integers, or only votes are known.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
 
-    Source: Kivinen and Warmuth 1997 (exponentiated gradient); the NLL is that of
-    Jordan and Jacobs 1994 with constant gates.
+    Source: Kim et al. 2020, arXiv:1806.01412 (quadratic programs); Kivinen and Warmuth
+    1997 (exponentiated gradient); the NLL is that of Jordan and Jacobs 1994 with
+    constant gates.
     """
     predictions = as_predictions(logits, mask=mask)
     if loss not in LOSSES:
@@ -110,19 +117,23 @@ def fit_convex_weights(
     fitted_rows = check_predictions(_WHAT, predictions)
     values, counts = _values(predictions)  # [member, batch, class], [member, batch]
     _, labels, weight = check_rows(values[0], labels, sample_weight)
+    weight = jnp.where(jnp.any(counts, axis=0), weight, 0.0)
+    check_some_count(_WHAT, weight)
     if loss == "brier":
         weights = _fit_brier(values, predictions.mask, labels, weight)
         return ConvexWeights(weights, fitted_rows)
-    weight = jnp.where(jnp.any(counts, axis=0), weight, 0.0)
     present = jnp.any(counts, axis=1)
     start = present / jnp.sum(present)
     if per_class:
-        classes = values.shape[-1]
-        start = jnp.broadcast_to(start[:, None], (len(start), classes))
-        objective = _class_objective(values, counts, labels, weight)
+        start = jnp.broadcast_to(start[:, None], (len(start), values.shape[-1]))
+        weights = _descend(_class_objective(values, counts, labels, weight), start)
+        return ConvexWeights(weights, fitted_rows)
+    ratio = _label_ratio(values, counts, labels)
+    if predictions.mask.ndim == 1:
+        weights = mixture_weights(ratio, weight, start)
     else:
-        objective = _member_objective(values, counts, labels, weight)
-    return ConvexWeights(_descend(objective, start), fitted_rows)
+        weights = _descend(_masked_objective(ratio, counts, weight), start)
+    return ConvexWeights(weights, fitted_rows)
 
 
 def _values(predictions):
@@ -133,7 +144,7 @@ def _values(predictions):
     return jnp.where(counts[..., None], values, 0.0), counts
 
 
-def _pool(weights, values, counts):
+def _weigh_classes(weights, values, counts):
     """Log-probabilities under weights `[member, class]`."""
     weights = jnp.where(counts[..., None], weights[:, None], 0.0)
     peak = jnp.max(values, axis=0, keepdims=True)
@@ -142,12 +153,16 @@ def _pool(weights, values, counts):
     return normalize(jnp.log(scores) - jnp.log(total) + peak[0])
 
 
-def _member_objective(values, counts, labels, weight):
+def _label_ratio(values, counts, labels):
+    """Of the label by each member, to the largest of its row, `[member, batch]`."""
     picked = label_log_probs(values, jnp.broadcast_to(labels, values.shape[:2]))
     picked = jnp.where(counts, picked, -jnp.inf)
     # The likeliest member's probability leaves a constant behind, and no underflow.
     peak = jnp.max(picked, axis=0, keepdims=True)
-    ratio = jnp.exp(picked - jnp.where(jnp.isneginf(peak), 0.0, peak))
+    return jnp.exp(picked - jnp.where(jnp.isneginf(peak), 0.0, peak))
+
+
+def _masked_objective(ratio, counts, weight):
     # Before the gradient: a row of weight 0 may hold anything.
     ratio = jnp.where(weight[None] == 0, 1.0, ratio)
     is_said = counts | (weight[None] == 0)
@@ -165,7 +180,7 @@ def _class_objective(values, counts, labels, weight):
     values = jnp.where((weight == 0)[None, :, None], 0.0, values)
 
     def objective(weights):
-        picked = label_log_probs(_pool(weights, values, counts), labels)
+        picked = label_log_probs(_weigh_classes(weights, values, counts), labels)
         return -jnp.sum(weigh(picked, weight)) / jnp.sum(weight)
 
     return objective

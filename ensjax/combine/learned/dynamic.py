@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from ensjax.combine.calibration.fitting import check_points, check_predictions
-from ensjax.combine.learned.level_one import point_features
+from ensjax.combine.learned.level_one import point_features, unpack_points
+from ensjax.combine.rules.pool import give_back
 from ensjax.combine.rules.vote import weighted_vote
+from ensjax.nn.neighbors import nearest_rows
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, Provenance
 from ensjax.scores.rows import broadcast_rows
@@ -77,15 +79,16 @@ class DynamicSelection:
         choose = _RULES[self.rule]
         correct = self.votes == self.labels[None]
 
+        near, _ = nearest_rows(x, self.x, self.num_neighbours, block=queries_at_once)
+
         def weigh_one(query):
-            x, votes, counts = query
-            near = nearest_rows(self.x, x, self.num_neighbours)
+            near, votes, counts = query
             weights = choose(
                 correct[:, near], self.labels[near], votes, counts, self.num_classes
             )
             return jnp.where(counts, weights, 0.0)
 
-        queries = (x, predictions.votes.T, counts.T)
+        queries = (near, predictions.votes.T, counts.T)
         return jax.lax.map(weigh_one, queries, batch_size=queries_at_once).T
 
     def __call__(
@@ -94,14 +97,17 @@ class DynamicSelection:
         x: jax.Array,
         *,
         mask: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> jax.Array | Predictions:
         """The class with the largest summed weight of its voters, `[batch]`, int32.
+
+        Of `Predictions`, the votes of one member.
 
         Raises:
             ValueError, LeakageError: as `weights`.
         """
         predictions = as_predictions(logits, mask=mask)
-        return weighted_vote(predictions, self.weights(predictions, x))
+        chosen = weighted_vote(predictions, self.weights(predictions, x))
+        return give_back(logits, chosen, self.fitted_rows, mask=mask)
 
 
 @struct.dataclass
@@ -126,8 +132,9 @@ class DynamicRegression:
         """How much each member counts on each row, `[member, batch]`; sums to 1."""
         x = _check_x(x, jnp.shape(x)[0], self.x.shape[1])
 
-        def weigh_one(x):
-            near = nearest_rows(self.x, x, self.num_neighbours)
+        near, _ = nearest_rows(x, self.x, self.num_neighbours, block=queries_at_once)
+
+        def weigh_one(near):
             local = jnp.mean(self.squared_error[:, near], axis=1)
             least = jnp.min(local)
             if self.rule == "best":
@@ -137,23 +144,32 @@ class DynamicRegression:
                 weights = jnp.where(least > 0, least / local, local == 0)
             return weights / jnp.sum(weights)
 
-        return jax.lax.map(weigh_one, x, batch_size=queries_at_once).T
+        return jax.lax.map(weigh_one, near, batch_size=queries_at_once).T
 
     def __call__(
-        self, points: jax.Array, x: jax.Array, *, provenance: Provenance | None = None
-    ) -> jax.Array:
+        self,
+        points: jax.Array | Predictions,
+        x: jax.Array,
+        *,
+        provenance: Provenance | None = None,
+    ) -> jax.Array | Predictions:
         """The weighted mean of the members' values `[member, batch]`, `[batch]`.
+
+        Of `Predictions` of points, those of one member. Whether a member counts is
+        settled by the fit.
 
         Raises:
             ValueError: if a shape does not fit.
             LeakageError: for test rows that it was fitted on.
         """
+        said, _, provenance = unpack_points(points, None, provenance)
         self.fitted_rows.check_test(provenance)
-        values = point_features(points).T
+        values = point_features(said).T
         _check_members(values.shape[0], self.squared_error.shape[0])
         x = _check_x(x, values.shape[1], self.x.shape[1])
         weights = self.weights(x)
-        return jnp.sum(jnp.where(weights == 0, 0.0, values) * weights, axis=0)
+        mean = jnp.sum(jnp.where(weights == 0, 0.0, values) * weights, axis=0)
+        return give_back(points, mean, self.fitted_rows)
 
 
 def fit_dynamic_selection(
@@ -219,7 +235,7 @@ def fit_dynamic_selection(
 
 
 def fit_dynamic_regression(
-    points: jax.Array,
+    points: jax.Array | Predictions,
     targets: jax.Array,
     x: jax.Array,
     *,
@@ -231,22 +247,25 @@ def fit_dynamic_regression(
     """Keeps held-out rows and the members' errors there; competence is local loss.
 
     Args:
-        points: values of rows that no member was trained on, `[member, row]`.
+        points: values of rows that no member was trained on, `[member, row]`, or
+            `Predictions` of points.
         targets: `[row]`.
         x: `[row, ...]`, in which rows are near each other by Euclidean distance.
         rule: "best": the members of least mean squared error in the region; "inverse":
             all, in inverse proportion to it.
         num_neighbours: k, from 1 to the number of rows.
         mask: `[member]`; a False member counts as removed.
-        provenance: of the rows.
+        provenance: of the rows, where `points` are an array.
 
     Raises:
         ValueError: if a shape does not fit or the rule is unknown.
         LeakageError: if members were trained on these rows, or they are test rows.
     """
     _choose("rule", rule, REGRESSION_RULES)
+    names = points.names if isinstance(points, Predictions) else ()
+    points, mask, provenance = unpack_points(points, mask, provenance)
     values = point_features(points, mask).T
-    fitted_rows = check_points(_WHAT, values, provenance, mask)
+    fitted_rows = check_points(_WHAT, values, provenance, mask, names)
     targets = broadcast_rows("targets", jnp.asarray(targets), values.shape[1:])
     error = (values - targets[None].astype(values.dtype)) ** 2
     if mask is not None:
@@ -258,19 +277,6 @@ def fit_dynamic_regression(
         _check_neighbours(num_neighbours, values.shape[1]),
         fitted_rows,
     )
-
-
-def nearest_rows(rows: jax.Array, query: jax.Array, number: int) -> jax.Array:
-    """Places of the `number` nearest rows, nearest first; the first among equals.
-
-    Args:
-        rows: `[row, feature]`.
-        query: `[feature]`.
-        number: k.
-    """
-    # Differences before squares: the expanded form loses what near rows differ by.
-    distance = jnp.sum((rows - query[None]) ** 2, axis=1)
-    return jax.lax.top_k(-distance, number)[1]
 
 
 def _largest(competence, counts):

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from ensjax.combine.learned.gates import softmax_gate
 from ensjax.predictions import Predictions, as_predictions, predictive_log_probs
 
 
@@ -23,7 +22,8 @@ def mix_experts(
     Args:
         logits: logits or log-probabilities `[member, batch, class]`, or `Predictions`.
         gates: `[batch, member]`, non-negative, as a gating network gives them; they are
-            normalised over the members that count.
+            normalised over the members that count. Without one the transpose of
+            `entropy_weights` will do, which is `entropy_weighted_probs`.
         mask: `[member]` or `[member, batch]`; a False member counts as removed.
 
     Raises:
@@ -38,32 +38,3 @@ def mix_experts(
     if gates.shape != shape:
         raise ValueError(f"gates must be [batch, member] = {shape}; got {gates.shape}.")
     return predictive_log_probs(predictions, gates.T)
-
-
-def confidence_gates(
-    logits: jax.Array | Predictions,
-    *,
-    sharpness: float = 2.0,
-    mask: jax.Array | None = None,
-) -> jax.Array:
-    """Gates from how sure each member is, `[batch, member]`, without any fitting.
-
-        g_m(x) proportional to exp(-sharpness H(p_m(. | x)))
-
-    Args:
-        logits: logits or log-probabilities `[member, batch, class]`, or `Predictions`.
-        sharpness: 0 weighs members equally.
-        mask: `[member]` or `[member, batch]`; a False member has the gate 0.
-
-    Raises:
-        ValueError: if a shape does not fit.
-        TypeError: if only votes are known.
-    """
-    predictions = as_predictions(logits, mask=mask)
-    values = predictions.log_probs
-    entropy = -jnp.sum(
-        jnp.exp(values) * jnp.where(jnp.isneginf(values), 0.0, values), -1
-    )
-    counts = predictions.mask.reshape(predictions.num_members, -1)
-    counts = jnp.broadcast_to(counts, entropy.shape)
-    return softmax_gate(-sharpness * entropy.T, counts.T)

@@ -11,7 +11,7 @@ member differs from its siblings by the rows that it may draw.
     level_one = combine.out_of_fold(predict(ensemble, x), folds, weights=weights)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -116,7 +116,7 @@ def out_of_fold(
     num_members = outputs.shape[0] // num_folds
     maker = folds * num_members + np.arange(num_members)[:, None]  # [member, batch]
     values = outputs[maker, np.arange(batch)[None]]
-    seen = None
+    seen = np.zeros((1, batch), bool)
     if weights is not None:
         weights = np.asarray(weights)
         if weights.shape != outputs.shape[:2]:
@@ -172,39 +172,60 @@ def estimator_out_of_fold(
             f"x, y and folds must have one length; got {x.shape[:1]}, {y.shape[:1]} and"
             f" {folds.shape}."
         )
-    return np.stack(
-        [
-            _predict_folds(clone, estimator, x, y, folds, method, sample_weight)
-            for estimator in estimators
-        ]
-    )
+    weight = None if sample_weight is None else np.asarray(sample_weight)
+
+    def out_of_fold_of(estimator):
+        def predict(train, held_out):
+            own = {} if weight is None else {"sample_weight": weight[train]}
+            fitted = clone(estimator).fit(x[train], y[train], **own)
+            values = getattr(fitted, method)(x[held_out])
+            if method == "predict":
+                return values
+            lacks = f"fold {folds[held_out[0]]} lacks a class"
+            return _by_class(values, fitted.classes_, int(y.max()) + 1, method, lacks)
+
+        return predict_by_fold(folds, predict)
+
+    return np.stack([out_of_fold_of(estimator) for estimator in estimators])
 
 
-def _predict_folds(clone, estimator, x, y, folds, method, sample_weight):
-    out = None
+def predict_by_fold(
+    folds: np.ndarray, predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Every row's output by what was fitted without its fold, `[batch, ...]`.
+
+    Args:
+        folds: `[batch]`, as for `fold_weights`.
+        predict: `predict(train, held_out)` of row numbers that rise: fits on the first
+            and returns outputs `[held_out, ...]` of the others.
+
+    Raises:
+        ValueError: if a fold is empty or holds all rows, or outputs have another number
+            of rows.
+    """
+    folds, out = _check_folds(folds), None
     for fold in range(folds.max() + 1):
-        train, test = folds != fold, folds == fold
-        options = {}
-        if sample_weight is not None:
-            options["sample_weight"] = np.asarray(sample_weight)[train]
-        fitted = clone(estimator).fit(x[train], y[train], **options)
-        values = getattr(fitted, method)(x[test])
-        if method == "predict_proba":
-            values = _by_class(values, fitted.classes_, int(y.max()) + 1)
-        elif method == "decision_function":
-            if len(fitted.classes_) != int(y.max()) + 1:
-                raise ValueError(
-                    f"fold {fold} lacks a class, for which there is no decision value;"
-                    " stratify the folds: data.k_folds(..., labels=y)."
-                )
-            values = values[:, None] if values.ndim == 1 else values
+        held_out = np.flatnonzero(folds == fold)
+        values = np.asarray(predict(np.flatnonzero(folds != fold), held_out))
+        if len(values) != len(held_out):
+            raise ValueError(
+                f"fold {fold} has {len(held_out)} rows; its outputs have the shape"
+                f" {values.shape}."
+            )
         if out is None:
             out = np.zeros((len(folds), *values.shape[1:]), values.dtype)
-        out[test] = values
+        out[held_out] = values
     return out
 
 
-def _by_class(values, classes, num_classes):
+def _by_class(values, classes, num_classes, method, lacks):
+    if method == "decision_function":
+        if len(classes) != num_classes:
+            raise ValueError(
+                f"{lacks}, for which there is no decision value; stratify the folds:"
+                " data.k_folds(..., labels=y)."
+            )
+        return values[:, None] if values.ndim == 1 else values
     full = np.zeros((len(values), num_classes), values.dtype)
     full[:, np.asarray(classes, int)] = values
     return full

@@ -3,7 +3,10 @@
 Members give features of their own widths; adapters bring them to one width, a rule
 makes one vector of them, and a head reads it. Fusions are flax NNX modules of one
 member in the engine's sense: many of them (seeds, settings) train as one stack by
-`ensjax.fit`. Fit them on rows that the members were not trained on.
+`ensjax.fit`.
+
+Fit them on rows that the members were not trained on: `fusion_rows` makes inputs of
+`Predictions` of features, and refuses others.
 
 An input is a tuple of features `[batch, width_m]`, one entry for each member, or a pair
 `(features, mask)` with bools `[batch, member]`: a masked member leaves no trace.
@@ -13,10 +16,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
+from ensjax.combine.calibration.fitting import check_points
 from ensjax.combine.learned.gates import sigmoid_gate, softmax_gate, top_k_gate
 from ensjax.nn.layers import Head
+from ensjax.predictions import Predictions
+from ensjax.provenance import FittedRows, merge_members
 
 GATES: dict[str, Callable[..., jax.Array]] = {
     "sigmoid": lambda scores, number, mask: sigmoid_gate(scores, mask),
@@ -305,3 +311,60 @@ def _equal(mask):
 
 def _weighted_sum(weights, tokens):
     return jnp.einsum("bm,bmd->bd", weights, tokens), weights
+
+
+@struct.dataclass
+class FusionRows:
+    """What a fusion takes, and which rows it is fitted on; a pytree.
+
+    Attributes:
+        inputs: `(features, mask)`, as every fusion takes it: `[batch, width_m]` of each
+            member, and bools `[batch, member]`.
+        fitted_rows: to be kept; `fitted_rows.check_test(provenance)` refuses a test on
+            the same rows.
+    """
+
+    inputs: tuple[tuple[jax.Array, ...], jax.Array]
+    fitted_rows: FittedRows = struct.field(
+        pytree_node=False, default=FittedRows("the fusion")
+    )
+
+
+def fusion_rows(
+    members: Predictions | Sequence[Predictions], *, what: str = "the fusion"
+) -> FusionRows:
+    """Rows to fit a fusion on, if their provenance allows it.
+
+    Args:
+        members: features `[member, batch, feature]`, or several of them, of the same
+            rows and of widths of their own.
+        what: is fitted, for messages.
+
+    Raises:
+        TypeError: for predictions that are no features.
+        ValueError: if there are no rows, or they differ.
+        LeakageError: if a member that counts was trained on a row, or a row is kept for
+            the test.
+    """
+    parts = [members] if isinstance(members, Predictions) else list(members)
+    if len({part.values.shape[1] for part in parts}) != 1:
+        raise ValueError(
+            "fusion_rows takes features of the same rows; got"
+            f" {[part.values.shape for part in parts]}."
+        )
+    features = tuple(feature for part in parts for feature in part.features)
+    about = merge_members(
+        [part.provenance for part in parts], [part.num_members for part in parts]
+    )
+    batch = features[0].shape[0]
+    mask = jnp.concatenate(
+        [
+            jnp.broadcast_to(
+                part.mask.reshape(part.num_members, -1), (part.num_members, batch)
+            )
+            for part in parts
+        ]
+    )
+    names = tuple(name for part in parts for name in part.names)
+    fitted_rows = check_points(what, mask, about, mask, names)
+    return FusionRows((features, mask.T), fitted_rows)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.predictions import Predictions, as_predictions
+from ensjax.provenance import Provenance
 
 FEATURES = ("log_probs", "probs", "logits", "votes", "sum")
 
@@ -77,6 +78,25 @@ def point_features(
             )
         points = jnp.where(mask[:, None], points, 0.0)
     return points.T if x is None else _beside(points.T, x)
+
+
+def unpack_points(
+    points: jax.Array | Predictions,
+    mask: jax.Array | None,
+    provenance: Provenance | None,
+) -> tuple[jax.Array, jax.Array | None, Provenance | None]:
+    """Values `[member, batch]`, mask and provenance, of `Predictions` their own.
+
+    What is given beside `Predictions` counts.
+
+    Raises:
+        TypeError: for predictions that are no points.
+    """
+    if not isinstance(points, Predictions):
+        return jnp.asarray(points), mask, provenance
+    if provenance is None:
+        provenance = points.provenance
+    return points.points, points.mask if mask is None else mask, provenance
 
 
 def _values(predictions, features):

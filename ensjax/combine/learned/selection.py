@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions
+from ensjax.combine.calibration.fitting import check_predictions, check_some_count
 from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import broadcast_rows, row_weights, weigh
@@ -30,7 +31,8 @@ class Selection:
             the bags.
         counts: `[bag, member]`, how often it was chosen in each bag.
         chosen: `[bag, round]`, the member that each round added.
-        losses: `[bag, round]`, the loss of the bag's ensemble after that round.
+        losses: `[bag, round]`, the loss of the bag's ensemble after that round; NaN
+            where that of every member is.
         fitted_rows: the rows it was chosen on, where they are known.
     """
 
@@ -42,8 +44,10 @@ class Selection:
         pytree_node=False, default=FittedRows("the selection")
     )
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """`mean_probs` of the chosen members, `[batch, class]` in nats.
+
+        Of `Predictions`, those of one member.
 
         Raises:
             ValueError: if there are other members than those it was chosen from.
@@ -51,12 +55,13 @@ class Selection:
         """
         predictions = as_predictions(logits)
         self.fitted_rows.check_test(predictions.provenance)
-        return mean_probs(predictions, self.weights)
+        pooled = mean_probs(predictions, self.weights)
+        return give_back(logits, pooled, self.fitted_rows)
 
 
 @struct.dataclass
 class Pruning:
-    """What `prune_members` left; a pytree.
+    """What `prune_members` left; called on predictions it masks the others. A pytree.
 
     Attributes:
         mask: `[member]`, True for those that are kept.
@@ -70,6 +75,31 @@ class Pruning:
     fitted_rows: FittedRows = struct.field(
         pytree_node=False, default=FittedRows("the pruning")
     )
+
+    def __call__(self, predictions: jax.Array | Predictions) -> Predictions:
+        """The predictions without the dropped members, which are masked.
+
+        By the provenance, members have then seen the rows it was decided on.
+
+        Args:
+            predictions: `Predictions` of any kind, or `[member, batch, class]` logits.
+
+        Raises:
+            ValueError: if the number of members differs.
+            LeakageError: for test rows that it was decided on.
+        """
+        predictions = as_predictions(predictions)
+        about, mask = predictions.provenance, predictions.mask
+        self.fitted_rows.check_test(about)
+        if self.mask.shape != mask.shape[:1]:
+            raise ValueError(
+                f"{self.mask.shape[0]} members were pruned; got predictions of"
+                f" {predictions.num_members}."
+            )
+        kept = self.mask if mask.ndim == 1 else self.mask[:, None]
+        return predictions.replace(
+            mask=mask & kept, provenance=self.fitted_rows.mark(about)
+        )
 
 
 def greedy_select(
@@ -108,10 +138,13 @@ def greedy_select(
         sample_weight: `[batch]`, non-negative.
 
     Returns:
-        `Selection`, callable on predictions of other rows.
+        `Selection`, callable on predictions of other rows. In a compiled program its
+        weights are NaN if no row counts, as they always are if no member has a loss
+        (of labels that are no class).
 
     Raises:
-        ValueError: if a shape or a number does not fit, or a name is unknown.
+        ValueError: if a shape or a number does not fit, a name is unknown, or no row
+            counts.
         TypeError: if only votes are known, or `labels` are not integers.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -120,6 +153,7 @@ def greedy_select(
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
     fitted_rows = check_predictions("the selection", pool.predictions)
+    pool.check_some_count("the selection")
     members = pool.values.shape[0]
     if rounds < 1 or num_bags < 1 or not 0 <= start <= members:
         raise ValueError(
@@ -138,7 +172,9 @@ def greedy_select(
         lambda library: _select_once(pool, library, rounds, start), libraries
     )
     share = counts / jnp.sum(counts, axis=1, keepdims=True)
-    return Selection(jnp.mean(share, axis=0), counts, chosen, losses, fitted_rows)
+    # A bag in which no member has a loss has chosen nothing.
+    share = jnp.where(jnp.isnan(losses[:, :1]), jnp.nan, share)
+    return Selection(jnp.nanmean(share, axis=0), counts, chosen, losses, fitted_rows)
 
 
 def prune_members(
@@ -159,13 +195,15 @@ def prune_members(
         logits, labels, loss, mask, sample_weight: as for `greedy_select`.
 
     Returns:
-        `Pruning`; its mask goes into any rule, as `mean_probs(logits, mask=...)`.
+        `Pruning`, callable on predictions of other rows. In a compiled program, if no
+        row counts, all stay and their losses are NaN.
 
     Raises:
         ValueError, TypeError, LeakageError: as `greedy_select`.
     """
     pool = _Pool(logits, labels, loss, mask, sample_weight)
     fitted_rows = check_predictions("the pruning", pool.predictions)
+    pool.check_some_count("the pruning")
     members = pool.values.shape[0]
 
     def drop(carry, _):
@@ -246,6 +284,10 @@ class _Pool:
         self.values = jnp.where(counts[..., None], probs, 0.0)
         self.counts = counts.astype(probs.dtype)  # [member, batch]
 
+    def check_some_count(self, what):
+        said = jnp.where(jnp.any(self.counts > 0, axis=0), self.weight, 0.0)
+        check_some_count(what, said)
+
     def loss_of(self, total, count):
         """Of sums of values `[batch, class]` over members, and how many `[batch]`."""
         mean = total / jnp.maximum(count, 1)[:, None]
@@ -267,13 +309,14 @@ def _select_once(pool, library, rounds, start):
         losses = jax.vmap(
             lambda values, counts: pool.loss_of(total + values, count + counts)
         )(pool.values, pool.counts)
-        return jnp.where(library & ~jnp.isnan(losses), losses, jnp.inf)
+        return jnp.where(library, losses, jnp.nan)
 
     def add(carry, _):
         total, count = carry
         losses = candidates(total, count)
-        place = jnp.argmin(losses)
+        place = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
         carry = (total + pool.values[place], count + pool.counts[place])
+        # Of the first candidate, where all are NaN.
         return carry, (place.astype(jnp.int32), losses[place])
 
     total, count = jnp.zeros_like(pool.values[0]), jnp.zeros_like(pool.counts[0])

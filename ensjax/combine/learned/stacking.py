@@ -9,14 +9,24 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_points, check_predictions
+from ensjax.combine.calibration.fitting import (
+    check_points,
+    check_predictions,
+    check_some_count,
+    covered_weight,
+)
 from ensjax.combine.learned.least_squares import CONSTRAINTS, least_squares
-from ensjax.combine.learned.level_one import level_one_features, point_features
+from ensjax.combine.learned.level_one import (
+    level_one_features,
+    point_features,
+    unpack_points,
+)
 from ensjax.combine.learned.logistic import (
     LogisticWeights,
     fit_logistic,
     logistic_log_probs,
 )
+from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, Provenance
 from ensjax.scores.rows import broadcast_rows, row_weights
@@ -46,8 +56,8 @@ class Stacking:
         x: jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """Log-probabilities `[batch, class]` in nats.
+    ) -> jax.Array | Predictions:
+        """Log-probabilities `[batch, class]` in nats; of `Predictions`, one member's.
 
         Args:
             logits: `[member, batch, class]` or `Predictions`, of the same members.
@@ -62,7 +72,8 @@ class Stacking:
         self.fitted_rows.check_test(predictions.provenance)
         columns = level_one_features(predictions, self.features, x=x)
         _check_columns(self, predictions.num_members, columns, self.weights.kernel)
-        return logistic_log_probs(self.weights, columns)
+        values = logistic_log_probs(self.weights, columns)
+        return give_back(logits, values, self.fitted_rows, mask=mask)
 
 
 @struct.dataclass
@@ -83,23 +94,27 @@ class StackedRegression:
 
     def __call__(
         self,
-        points: jax.Array,
+        points: jax.Array | Predictions,
         x: jax.Array | None = None,
         *,
         provenance: Provenance | None = None,
-    ) -> jax.Array:
+    ) -> jax.Array | Predictions:
         """Combined values `[batch]` of `points [member, batch]`.
+
+        Of `Predictions` of points, those of one member; a masked member's are 0.
 
         Raises:
             ValueError: if the members or the features are others.
             LeakageError: for test rows that it was fitted on.
         """
+        values, mask, provenance = unpack_points(points, None, provenance)
         self.fitted_rows.check_test(provenance)
-        columns = point_features(points, x=x)
-        _check_columns(self, jnp.shape(points)[0], columns, self.weights)
+        columns = point_features(values, mask, x)
+        _check_columns(self, len(values), columns, self.weights)
         # A member without weight may say NaN.
         columns = jnp.where(self.weights[None] == 0, 0.0, columns)
-        return columns @ self.weights + self.intercept
+        combined = columns @ self.weights + self.intercept
+        return give_back(points, combined, self.fitted_rows)
 
 
 def fit_stacking(
@@ -130,10 +145,11 @@ def fit_stacking(
         sample_weight: `[batch]`, non-negative.
 
     Returns:
-        `Stacking`, callable on predictions of other rows.
+        `Stacking`, callable on predictions of other rows; in a compiled program NaN if
+        all rows have the weight 0.
 
     Raises:
-        ValueError: if a shape does not fit, there is no row, or a name is unknown.
+        ValueError: if a shape does not fit, no row counts, or a name is unknown.
         TypeError: if `labels` are not integers, or the predictions lack the features.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -149,10 +165,12 @@ def fit_stacking(
     columns = level_one_features(predictions, features, x=x)
     _check_l2(l2)
     rows = columns.shape[:1]
+    weight = row_weights(sample_weight, rows, columns.dtype)
+    check_some_count(_WHAT, covered_weight(predictions, weight))
     weights = fit_logistic(
         columns,
         broadcast_rows("labels", labels, rows),
-        row_weights(sample_weight, rows, columns.dtype),
+        weight,
         num_classes=predictions.num_classes,
         l2=l2,
     )
@@ -160,7 +178,7 @@ def fit_stacking(
 
 
 def fit_stacking_regression(
-    points: jax.Array,
+    points: jax.Array | Predictions,
     targets: jax.Array,
     *,
     constraint: str = "free",
@@ -176,7 +194,8 @@ def fit_stacking_regression(
         min  sum_n s_n (sum_m w_m f_m(x_n) + b - y_n)^2 + l2 |w|^2
 
     Args:
-        points: values of rows that no member was trained on, `[member, batch]`.
+        points: values of rows that no member was trained on, `[member, batch]`, or
+            `Predictions` of points.
         targets: `[batch]`.
         constraint: "free" (scikit-learn's `Ridge(alpha=l2)`), "non_negative"
             (Breiman's stacked regressions), or "simplex": non-negative and summing to
@@ -187,13 +206,14 @@ def fit_stacking_regression(
         x: inputs `[batch, ...]` that the meta-model sees as well; not on the simplex.
         mask: `[member]`; a False member counts as removed.
         sample_weight: `[batch]`, non-negative.
-        provenance: of the rows.
+        provenance: of the rows, where `points` are an array.
 
     Returns:
-        `StackedRegression`, callable on values of other rows.
+        `StackedRegression`, callable on values of other rows; in a compiled program NaN
+        if no row counts.
 
     Raises:
-        ValueError: if a shape does not fit, there is no row, or a name is unknown.
+        ValueError: if a shape does not fit, no row counts, or a name is unknown.
         LeakageError: if members were trained on these rows, or they are test rows.
 
     Source: Breiman 1996, Stacked regressions.
@@ -204,13 +224,15 @@ def fit_stacking_regression(
         )
     if constraint == "simplex" and x is not None:
         raise ValueError("x is no member: on the simplex members alone are weighed.")
-    points = jnp.asarray(points)
+    names = points.names if isinstance(points, Predictions) else ()
+    points, mask, provenance = unpack_points(points, mask, provenance)
     columns = point_features(points, mask, x)
-    fitted_rows = check_points(_WHAT, points, provenance, mask)
+    fitted_rows = check_points(_WHAT, points, provenance, mask, names)
     _check_l2(l2)
     rows = columns.shape[:1]
     targets = broadcast_rows("targets", jnp.asarray(targets, columns.dtype), rows)
     weight = row_weights(sample_weight, rows, columns.dtype)
+    check_some_count(_WHAT, weight)
     columns = jnp.where(weight[:, None] == 0, 0.0, columns)
     targets = jnp.where(weight == 0, 0.0, targets)
     share = weight / jnp.sum(weight)

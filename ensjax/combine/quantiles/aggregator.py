@@ -197,7 +197,7 @@ class QuantileAggregator(nnx.Module):
         centre = jnp.zeros((rows, 1), known.dtype)
         if self.normalize:
             count = jnp.maximum(jnp.sum(here, axis=(0, 2)), 1)
-            centre = (jnp.sum(known, axis=(0, 2)) / count)[:, None]
+            centre = (jnp.sum(jnp.sum(known, axis=2), axis=0) / count)[:, None]
             known = jnp.where(here, known - centre[None], 0.0)
         if self.kind != "fine":
             return self._mix_own(known, here, features) + centre
@@ -303,18 +303,30 @@ def _softmax_mean(logits, values, here, axis):
     peak = jnp.max(jnp.where(here, logits, -jnp.inf), axis=axis, keepdims=True)
     peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
     weights = jnp.where(here, jnp.exp(jnp.where(here, logits - peak, 0.0)), 0.0)
-    return jnp.sum(weights * values, axis=axis) / jnp.sum(weights, axis=axis)
+    return _members_last(weights * values, axis) / _members_last(weights, axis)
+
+
+def _members_last(values, axis):
+    """Sums over `axis`, whose first is the members': each member's own sum first.
+
+    An absent member then adds one exact zero, which leaves the bits of the others'
+    sum alone; in a single sum it would shift where partial sums are cut.
+    """
+    if len(axis) > 1:
+        values = jnp.sum(values, axis=axis[1:])
+    return jnp.sum(values, axis=0)
 
 
 def _shared_softmax_mean(logits, known, here):
     """`_softmax_mean` over members and lending levels, of logits that rows share.
 
-    Numerator and denominator are two products of matrices, without `[batch, member,
-    level, level]` weights.
+    Numerator and denominator are products of matrices, one for each member and added up
+    as in `_members_last`, without `[batch, member, level, level]` weights.
     """
     any_here = jnp.any(here, axis=1)[..., None]  # [member, lending level, 1]
     peak = jnp.max(jnp.where(any_here, logits, -jnp.inf), axis=(0, 1), keepdims=True)
     peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
     weights = jnp.where(any_here, jnp.exp(jnp.where(any_here, logits - peak, 0.0)), 0.0)
-    total = jnp.einsum("jst,jns->nt", weights, here.astype(known.dtype))
-    return jnp.einsum("jst,jns->nt", weights, known) / total
+    total = jnp.einsum("jst,jns->jnt", weights, here.astype(known.dtype))
+    sums = jnp.einsum("jst,jns->jnt", weights, known)
+    return jnp.sum(sums, axis=0) / jnp.sum(total, axis=0)

@@ -22,8 +22,14 @@ from ensjax.combine.quantiles.training import (
     quantile_loss,
     quantile_rows,
 )
+from ensjax.combine.rules.pool import give_back
 from ensjax.predictions import Predictions
-from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
+from ensjax.provenance import (
+    FittedRows,
+    LeakageError,
+    Provenance,
+    check_fitting_rows,
+)
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
 from ensjax.train.history import TrainingLog
@@ -56,8 +62,10 @@ class FittedAggregator:
         *,
         mask: jax.Array | None = None,
         provenance: Provenance | None = None,
-    ) -> jax.Array:
+    ) -> jax.Array | Predictions:
         """Mixed quantiles in order, `[batch, level]`; see `QuantileAggregator`.
+
+        Of `Predictions`, those of one member.
 
         Args:
             quantiles: `[member, batch, level]`, or `Predictions` of kind "quantiles".
@@ -68,9 +76,10 @@ class FittedAggregator:
         Raises:
             LeakageError: for test rows that it was fitted on.
         """
-        quantiles, mask, provenance, _ = _unpack(quantiles, mask, provenance, ())
+        values, mask, provenance, _ = _unpack(quantiles, mask, provenance, ())
         self.fitted_rows.check_test(provenance)
-        return self.aggregator(quantiles, x, mask=mask)
+        mixed = self.aggregator(values, x, mask=mask)
+        return give_back(quantiles, mixed, self.fitted_rows)
 
 
 def fit_quantile_aggregator(
@@ -92,6 +101,7 @@ def fit_quantile_aggregator(
     batch_size: int | None = None,
     evaluate_every_steps: int = 50,
     provenance: Provenance | None = None,
+    validation_provenance: Provenance | None = None,
     names: Sequence[str] = (),
     seed: int = 0,
     progress: bool = False,
@@ -114,7 +124,8 @@ def fit_quantile_aggregator(
         mask: of what is there; see `quantile_rows`.
         sample_weight: `[batch]`, non-negative.
         validation: `(quantiles, targets)` or `(quantiles, targets, x)` of other rows,
-            which choose the step and the settings. Needed for several settings.
+            which choose the step and the settings. Needed for several settings. These
+            rows are fitted on too: `Predictions` are checked as those of the fit.
         penalty: of crossing, one number or several.
         margin: "single", the same for all pairs of levels; "adapt", in proportion to
             the spread of residuals; "vec", to the distance of levels.
@@ -124,6 +135,7 @@ def fit_quantile_aggregator(
         batch_size: None: all rows.
         evaluate_every_steps: on the validation rows; `steps` is a multiple of it.
         provenance: of the rows, for the check below.
+        validation_provenance: of the validation rows, where they are arrays.
         names: of the base models, for its message.
         seed: of initial weights and data order.
         progress: whether to print.
@@ -136,7 +148,8 @@ def fit_quantile_aggregator(
     Raises:
         ValueError: for what does not go together.
         TypeError: for `Predictions` of another kind.
-        LeakageError: if a base model was trained on these rows, or they are test rows.
+        LeakageError: if a base model was trained on these rows, or they are test rows;
+            the same of validation rows, and if these are rows of the fit.
 
     Source: Fakoor et al. 2023, arXiv:2103.00083.
 
@@ -153,13 +166,15 @@ def fit_quantile_aggregator(
         True
     """
     quantiles, mask, provenance, names = _unpack(quantiles, mask, provenance, names)
-    counts = None
-    if mask is not None:
-        counts = np.asarray(mask, bool)
-        counts = counts.any(axis=2) if counts.ndim == 3 else counts
-    fitted_rows = check_fitting_rows(
-        "the quantile aggregator", provenance, names=names, counts=counts
-    )
+    fitted_rows = _check_rows("the quantile aggregator", provenance, names, mask)
+    if validation is not None:
+        chosen_on, chosen_mask, validation_provenance, chosen_names = _unpack(
+            validation[0], None, validation_provenance, names
+        )
+        validation = (chosen_on, *validation[1:])
+        fitted_rows = _check_validation(
+            fitted_rows, validation_provenance, chosen_names, chosen_mask
+        )
     if margin not in MARGINS:
         raise ValueError(f"margin must be one of {', '.join(MARGINS)}; got {margin!r}.")
     rates = np.atleast_1d(np.asarray(learning_rate, float)).tolist()
@@ -199,7 +214,9 @@ def fit_quantile_aggregator(
     )
     watched = {}
     if validation is not None:
-        held_out = quantile_rows(*validation[:2], x=(*validation, None)[2])
+        held_out = quantile_rows(
+            *validation[:2], x=(*validation, None)[2], mask=chosen_mask
+        )
         watched = dict(
             evaluation=held_out,
             evaluation_loss=quantile_evaluation,
@@ -240,6 +257,28 @@ def _unpack(quantiles, mask, provenance, names):
     mask = quantiles.mask if mask is None else mask
     provenance = quantiles.provenance if provenance is None else provenance
     return quantiles.values, mask, provenance, tuple(names) or quantiles.names
+
+
+def _check_rows(what, provenance, names, mask):
+    counts = None
+    if mask is not None:
+        counts = np.asarray(mask, bool)
+        counts = counts.any(axis=2) if counts.ndim == 3 else counts
+    return check_fitting_rows(what, provenance, names=names, counts=counts)
+
+
+def _check_validation(fitted_rows, provenance, names, mask):
+    """The rows of the fit and those that choose the step, which must be others."""
+    _check_rows("the choice of a step", provenance, names, mask)
+    if provenance is None:
+        return fitted_rows
+    if fitted_rows.overlap(provenance).size:
+        raise LeakageError(
+            f"the choice of a step cannot be made on rows of {provenance.source!r} that"
+            f" {fitted_rows.what} is fitted on: {fitted_rows.overlap(provenance)[:5]}"
+            " are both. Take other validation rows."
+        )
+    return dataclasses.replace(fitted_rows, others=(provenance,))
 
 
 def _margin(kind, scale, levels, rows):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import member_mask_and_weights
 from ensjax.scores.rows import floating
 
 # Shares of members are sums of floats: 0.1 of 10 members must not become the second.
@@ -43,21 +44,9 @@ def quantiles_of_ensemble(
             "samples must be [member, batch] and levels [level]; got shapes"
             f" {samples.shape} and {levels.shape}."
         )
-    weight = jnp.ones(samples.shape, samples.dtype)
-    for name, given in (("weights", weights), ("mask", mask)):
-        if given is None:
-            continue
-        given = jnp.asarray(given)
-        if given.shape not in (samples.shape[:1], samples.shape):
-            raise ValueError(
-                f"{name} must be [member] = {samples.shape[:1]} or [member, batch] ="
-                f" {samples.shape}; got shape {given.shape}."
-            )
-        given = given.reshape(len(given), -1)
-        if name == "mask":
-            weight = jnp.where(given.astype(bool), weight, 0.0)
-        else:
-            weight = weight * given
+    weights, mask = member_mask_and_weights(samples.shape, weights, mask)
+    weight = jnp.broadcast_to(weights.reshape(len(weights), -1), samples.shape)
+    weight = jnp.where(mask.reshape(len(mask), -1), weight, 0.0).astype(samples.dtype)
     counts = weight != 0
     undefined = jnp.any((counts & jnp.isnan(samples)) | (weight < 0), axis=0)
     undefined |= ~jnp.any(counts, axis=0)

@@ -22,6 +22,7 @@ from ensjax.combine.quantiles.penalty import crossing_penalty
 from ensjax.ensemble import Ensemble
 from ensjax.graphs import NnxGraph
 from ensjax.group import Group, predict
+from ensjax.scores.regression import pinball_losses
 
 
 class Setting(nnx.Variable):
@@ -251,10 +252,11 @@ def quantile_loss(model: AggregatorMember, rows: Any, key: jax.Array):
     if "fold" in rows:
         allowed = (model.own(rows, "fold") != model.held_out[...]) * 1.0
     ordered = mixed
+    levels = jnp.asarray(aggregator.levels)
     if aggregator.order_in_loss:
-        levels = jnp.asarray(aggregator.levels)
         ordered = order_quantiles(mixed, aggregator.order, levels=levels)
-    losses = _pinball_rows(ordered, model.own(rows, "targets"), aggregator.levels)
+    targets = model.own(rows, "targets")
+    losses = pinball_losses(ordered, targets, levels=levels).mean(axis=-1)
     pinball = _mean_over_batch(losses, model.own(rows, "weight") * allowed)
     penalty = jnp.float32(0.0)
     if len(aggregator.levels) > 1:
@@ -271,9 +273,8 @@ def quantile_evaluation(model: AggregatorMember, rows: Any, key: jax.Array):
     equal weights, or are one batch (`evaluation_batch_size`).
     """
     del key
-    losses = _pinball_rows(
-        model(rows), model.own(rows, "targets"), model.aggregator.levels
-    )
+    targets, levels = model.own(rows, "targets"), jnp.asarray(model.aggregator.levels)
+    losses = pinball_losses(model(rows), targets, levels=levels).mean(axis=-1)
     return _mean_over_batch(losses, model.own(rows, "weight"))
 
 
@@ -307,13 +308,6 @@ class _MixGraph(NnxGraph):
 
     def merge(self, state, *, train):
         return super().merge(state, train=train).mix
-
-
-def _pinball_rows(quantiles, targets, levels):
-    """Mean over levels, `[batch]`."""
-    over = targets[:, None] - quantiles
-    levels = jnp.asarray(levels, quantiles.dtype)[None]
-    return jnp.mean(jnp.maximum(levels * over, (levels - 1) * over), axis=-1)
 
 
 def _mean_over_batch(values, weight):

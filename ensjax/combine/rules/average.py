@@ -3,12 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from ensjax.predictions import (
-    Predictions,
-    as_predictions,
-    predictive_log_probs,
-    weighted_log_probs,
-)
+from ensjax.combine.rules.member_values import member_log_probs
+from ensjax.predictions import Predictions, log_probs, predictive_log_probs
 
 
 def mean_probs(
@@ -50,6 +46,18 @@ def mean_probs(
     return predictive_log_probs(logits, weights, mask)
 
 
+def pooled_log_probs(
+    logits: jax.Array | Predictions, weights: jax.Array | None = None
+) -> jax.Array:
+    """`mean_probs` of members, or the log-probabilities of one `[batch, class]`.
+
+    What is fitted on a predictive takes it either way.
+    """
+    if not isinstance(logits, Predictions) and jnp.ndim(logits) == 2:
+        return log_probs(logits)
+    return mean_probs(logits, weights)
+
+
 def mean_logits(
     logits: jax.Array | Predictions,
     weights: jax.Array | None = None,
@@ -78,6 +86,5 @@ def mean_logits(
 
     Source: Genest and Zidek 1986, section 3 (logarithmic opinion pool).
     """
-    predictions = as_predictions(logits, weights=weights, mask=mask)
-    values, weights = weighted_log_probs(predictions)
+    values, weights = member_log_probs(logits, weights, mask)
     return jax.nn.log_softmax(jnp.sum(weights * values, axis=0), axis=-1)

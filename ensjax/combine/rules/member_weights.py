@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ensjax.combine.calibration.fitting import check_predictions
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, check_fitting_rows
 from ensjax.scores.diversity import error_correlation
@@ -34,6 +35,8 @@ class MemberWeights:
     def __call__(self, predictions: jax.Array | Predictions) -> Predictions:
         """The predictions with these weights instead of their own.
 
+        By the provenance, members have then seen the rows of the fit as well.
+
         Args:
             predictions: `Predictions` of any kind, or `[member, batch, class]` logits.
 
@@ -50,7 +53,8 @@ class MemberWeights:
                 f"There are {self.weights.shape[0]} weights for"
                 f" {predictions.num_members} members."
             )
-        return predictions.replace(weights=self.weights)
+        about = self.fitted_rows.mark(predictions.provenance)
+        return predictions.replace(weights=self.weights, provenance=about)
 
 
 def softmin_weights(
@@ -114,14 +118,8 @@ def bma_weights(
 
     Source: Hoeting et al. 1999, with a tempered likelihood.
     """
-    what = "the weights of the members"
-    fitted = FittedRows(what)
-    if isinstance(logits, Predictions):
-        mask = None if isinstance(logits.mask, jax.core.Tracer) else logits.mask
-        fitted = check_fitting_rows(
-            what, logits.provenance, names=logits.names, counts=mask
-        )
     predictions = as_predictions(logits)
+    fitted = check_predictions("the weights of the members", predictions)
     if predictions.weights.ndim != 1:
         raise ValueError(
             "a prior weighs members, [member]; these weights are"

@@ -15,6 +15,7 @@ from ensjax.combine.rules.location import (
     trim_members,
     winsorize_members,
 )
+from ensjax.combine.rules.member_values import member_points
 from ensjax.predictions import Predictions, as_points
 from ensjax.scores.regression import mixture_moments
 
@@ -47,7 +48,7 @@ def mean_points(
         ValueError: if a shape does not fit.
         TypeError: for predictions that are no points.
     """
-    values, weights = _members(points, weights, mask)
+    values, weights = member_points(points, weights, mask)
     return jnp.sum(weights * values, axis=0)
 
 
@@ -70,7 +71,7 @@ def median_points(
         >>> combine.median_points(jnp.array([[1.0], [2.0], [1000.0]])).tolist()
         [2.0]
     """
-    low, high = middle_pair(*_members(points, weights, mask))
+    low, high = middle_pair(*member_points(points, weights, mask))
     return (low + high) / 2
 
 
@@ -95,7 +96,7 @@ def trimmed_points(
 
     Source: Huber 1981, section 3.3.
     """
-    members = trim_members(*_members(points, weights, mask), share)
+    members = trim_members(*member_points(points, weights, mask), share)
     return jnp.sum(members[0] * members[1], axis=0)
 
 
@@ -119,7 +120,7 @@ def winsorized_points(
 
     Source: Huber 1981, section 3.3.
     """
-    members = winsorize_members(*_members(points, weights, mask), share)
+    members = winsorize_members(*member_points(points, weights, mask), share)
     return jnp.sum(members[0] * members[1], axis=0)
 
 
@@ -143,7 +144,7 @@ def huber_points(
 
     Source: Huber 1964, equation 1.7 ff.
     """
-    return huber_mean(*_members(points, weights, mask), threshold)
+    return huber_mean(*member_points(points, weights, mask), threshold)
 
 
 def inverse_variance_points(
@@ -174,7 +175,7 @@ def inverse_variance_points(
     Source: Cochran 1937.
     """
     predictions = _with_scale(points, scale, weights, mask)
-    values, weights = _members(predictions)
+    values, weights = member_points(predictions)
     scale = jnp.where(weights == 0, jnp.inf, predictions.scale)
     scale = jnp.where(scale > 0, scale, jnp.nan)
     # Over the smallest, since squares of small numbers are none in float32.
@@ -201,7 +202,7 @@ def gaussian_mixture(
     Source: Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4.
     """
     predictions = _with_scale(points, scale, weights, mask)
-    values, weights = _members(predictions)
+    values, weights = member_points(predictions)
     scale = jnp.where(predictions.scale < 0, jnp.nan, predictions.scale)
     rows = jnp.broadcast_to(weights.reshape(len(weights), -1), values.shape[:2])
 
@@ -235,7 +236,7 @@ def mean_ranks(
     Raises:
         ValueError: if a shape does not fit.
     """
-    values, weights = _members(values, weights, mask)
+    values, weights = member_points(values, weights, mask)
     if values.ndim != 2:
         raise ValueError(f"values must be [member, batch]; got shape {values.shape}.")
     weights = jnp.broadcast_to(weights, values.shape)
@@ -267,12 +268,3 @@ def _with_scale(points, scale, weights, mask):
             " Predictions.from_points(points, scale=...)."
         )
     return predictions
-
-
-def _members(points, weights=None, mask=None):
-    """Values, 0 where a member has no weight, and weights of as many axes."""
-    predictions = as_points(points, weights=weights, mask=mask)
-    values = predictions.values
-    weights = predictions.normalized_weights.astype(values.dtype)
-    weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
-    return jnp.where(weights == 0, 0.0, values), weights

@@ -14,6 +14,7 @@ from ensjax.combine.rules.location import (
     trim_members,
     winsorize_members,
 )
+from ensjax.combine.rules.member_values import member_log_probs
 from ensjax.predictions import (
     Predictions,
     as_predictions,
@@ -70,7 +71,7 @@ def max_probs(
 
     Source: Kittler et al. 1998, section 4.
     """
-    return _extreme(as_predictions(logits, weights=weights, mask=mask), 1)
+    return _extreme(*member_log_probs(logits, weights, mask), 1)
 
 
 def min_probs(
@@ -84,7 +85,7 @@ def min_probs(
 
     Source: Kittler et al. 1998, section 4.
     """
-    return _extreme(as_predictions(logits, weights=weights, mask=mask), -1)
+    return _extreme(*member_log_probs(logits, weights, mask), -1)
 
 
 def median_probs(
@@ -121,8 +122,7 @@ def median_probs(
         >>> [round(float(p), 2) for p in pooled[0]]
         [0.6, 0.4]
     """
-    predictions = as_predictions(logits, weights=weights, mask=mask)
-    low, high = middle_pair(*weighted_log_probs(predictions))
+    low, high = middle_pair(*member_log_probs(logits, weights, mask))
     return _renormalize(jnp.logaddexp(low, high))
 
 
@@ -146,10 +146,8 @@ def trimmed_probs(
 
     Source: Huber 1981, section 3.3, and as for `median_probs`.
     """
-    predictions = as_predictions(logits, weights=weights, mask=mask)
-    return _renormalize(
-        _log_mean(*trim_members(*weighted_log_probs(predictions), share))
-    )
+    members = trim_members(*member_log_probs(logits, weights, mask), share)
+    return _renormalize(_log_mean(*members))
 
 
 def winsorized_probs(
@@ -172,8 +170,7 @@ def winsorized_probs(
 
     Source: Huber 1981, section 3.3, and as for `median_probs`.
     """
-    predictions = as_predictions(logits, weights=weights, mask=mask)
-    members = winsorize_members(*weighted_log_probs(predictions), share)
+    members = winsorize_members(*member_log_probs(logits, weights, mask), share)
     return _renormalize(_log_mean(*members))
 
 
@@ -198,8 +195,7 @@ def huber_probs(
 
     Source: Huber 1964, equation 1.7 ff., and as for `median_probs`.
     """
-    predictions = as_predictions(logits, weights=weights, mask=mask)
-    values, weights = weighted_log_probs(predictions)
+    values, weights = member_log_probs(logits, weights, mask)
     mean = huber_mean(jnp.exp(values), weights, threshold)
     return _renormalize(jnp.log(mean))
 
@@ -226,8 +222,7 @@ def entropy_weights(
         ValueError: if a shape does not fit.
         TypeError: if only votes are known.
     """
-    predictions = as_predictions(logits, weights=weights, mask=mask)
-    values, weights = weighted_log_probs(predictions)
+    values, weights = member_log_probs(logits, weights, mask)
     weights = weights[..., 0]
     entropy = predictive_entropy(values)  # [member, batch]
     lowest = jnp.where(weights > 0, entropy, jnp.inf)
@@ -279,15 +274,13 @@ def rank_sum(
 
     Source: Borda 1781; Ho et al. 1994, section 3.2.
     """
-    predictions = as_predictions(logits, weights=weights, mask=mask)
-    values, weights = weighted_log_probs(predictions)
+    values, weights = member_log_probs(logits, weights, mask)
     points = jax.scipy.stats.rankdata(values, axis=-1) - 1
     undefined = jnp.any(jnp.isnan(values), axis=-1, keepdims=True)
     return jnp.sum(weights * jnp.where(undefined, jnp.nan, points), axis=0)
 
 
-def _extreme(predictions, sign):
-    values, weights = weighted_log_probs(predictions)
+def _extreme(values, weights, sign):
     undefined = jnp.any(jnp.isnan(values) & (weights > 0) | jnp.isnan(weights), axis=0)
     extreme = sign * jnp.max(jnp.where(weights > 0, sign * values, -jnp.inf), axis=0)
     return _renormalize(jnp.where(undefined, jnp.nan, extreme))

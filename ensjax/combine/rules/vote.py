@@ -7,6 +7,7 @@ the order in which devices add them up decides nothing.
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import counting_members
 from ensjax.predictions import (
     ABSTAIN,
     Predictions,
@@ -30,7 +31,8 @@ def majority_vote(
 
     Args:
         logits: logits or log-probabilities `[member, batch, class]`, or `Predictions`
-            (votes will do); members that abstain (-1, or a NaN row) do not count.
+            (votes will do); members that abstain (-1, or a NaN row) do not count, nor
+            do those whose weight inside `Predictions` is 0. Other weights are not used.
         ties: what decides among classes with equally many votes. `"lowest"`: the lowest
             index, as in scikit-learn. `"probability"`: the largest mean probability of
             all members that count. `"abstain"`: nothing, the answer is -1. `"random"`:
@@ -52,6 +54,9 @@ def majority_vote(
     Source: Kuncheva 2004, section 4.2.
     """
     predictions = as_predictions(logits, mask=mask)
+    # Whoever has no part in the mixture has none in the vote.
+    weights, mask = predictions.weights, predictions.mask
+    predictions = predictions.replace(mask=counting_members(weights, mask))
     weights = jnp.ones(predictions.num_members)
     return _decide(predictions, weights, ties, key, accuracy)
 

@@ -8,8 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions
+from ensjax.combine.calibration.fitting import (
+    check_predictions,
+    check_some_count,
+    covered_weight,
+)
 from ensjax.combine.rules.average import mean_probs
+from ensjax.combine.rules.pool import give_back
 from ensjax.combine.rules.vote import accuracy_weights
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
@@ -18,7 +23,7 @@ from ensjax.scores.rows import check_rows, is_correct, weighted_mean
 
 @struct.dataclass
 class WeightedVote:
-    """Fitted weights of the members; called on logits it returns log-probabilities.
+    """`MemberWeights` with how often each is right; called, it returns their mean.
 
     Attributes:
         weights: `[member]`, non-negative, summing to 1; 0 for masked members.
@@ -37,8 +42,10 @@ class WeightedVote:
         """The member with the highest accuracy on the rows of the fit; lowest index."""
         return jnp.argmax(jnp.where(jnp.isnan(self.accuracy), -1.0, self.accuracy))
 
-    def __call__(self, logits: jax.Array | Predictions) -> jax.Array:
+    def __call__(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
         """`[batch, class]` log of the weighted mean probability, in nats.
+
+        Of `Predictions`, that of one member.
 
         Args:
             logits: `[member, batch, class]` logits or `Predictions`; weights inside
@@ -50,7 +57,7 @@ class WeightedVote:
         """
         if isinstance(logits, Predictions):
             self.fitted_rows.check_test(logits.provenance)
-        return mean_probs(logits, self.weights)
+        return give_back(logits, mean_probs(logits, self.weights), self.fitted_rows)
 
 
 def fit_accuracy_vote(
@@ -71,10 +78,10 @@ def fit_accuracy_vote(
         sample_weight: `[batch]`, non-negative.
 
     Returns:
-        `WeightedVote`.
+        `WeightedVote`; in a compiled program NaN if no row counts.
 
     Raises:
-        ValueError: if a shape does not fit, or masks are by row.
+        ValueError: if a shape does not fit, masks are by row, or no row counts.
         TypeError: if `labels` are not integers, or only votes are known.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
@@ -116,6 +123,7 @@ def _measure(logits, labels, mask, sample_weight):
         )
     fitted_rows = check_predictions("the weighted vote", predictions)
     said, labels, weight = check_rows(predictions.log_probs, labels, sample_weight)
+    check_some_count("the weighted vote", covered_weight(predictions, weight[0]))
     accuracy = weighted_mean(is_correct(said, labels), weight)
     accuracy = jnp.where(predictions.mask, accuracy, jnp.nan)
     return accuracy, predictions.mask, said.shape[2], said.shape[1], fitted_rows

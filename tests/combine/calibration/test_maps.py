@@ -179,9 +179,10 @@ def test_members_are_calibrated_as_if_alone_and_the_ensemble_after_pooling():
         both.at[1].set(jnp.nan), mask=np.array([True, False])
     )
     kept = combine.calibrate_each_member(fit, masked, LABELS, sample_weight=WEIGHT)
-    np.testing.assert_allclose(kept(masked), each.members(both)[0], atol=1e-4)
+    np.testing.assert_allclose(kept(masked).values[0], each.members(both)[0], atol=1e-4)
     pooled = combine.calibrate_ensemble(fit, masked, LABELS, sample_weight=WEIGHT)
-    np.testing.assert_allclose(pooled(masked), alone(LOG_PROBS), atol=1e-4)
+    together = pooled(masked).values[0]
+    np.testing.assert_allclose(together, alone(LOG_PROBS), atol=1e-4)
 
 
 @pytest.mark.slow

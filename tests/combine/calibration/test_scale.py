@@ -5,7 +5,6 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 
 from ensjax import combine
-from ensjax.provenance import LeakageError, Provenance
 
 RNG = np.random.default_rng(0)
 MEAN, Y = RNG.normal(size=50), RNG.normal(size=50)
@@ -48,15 +47,3 @@ def test_the_pit_map_is_isotonic_regression_of_the_shares_below():
     np.testing.assert_allclose(fitted(pit), peer.predict(pit), atol=1e-4)
     inner = pit[(pit > 0) & (pit < 1)]
     np.testing.assert_allclose(fitted.predicted_level(fitted(inner)), inner, atol=1e-4)
-
-
-def test_rows_of_training_are_refused():
-    rows = np.arange(50)
-    seen = Provenance.of("wine", rows, trained_on=np.array([3]))
-    with pytest.raises(LeakageError, match="scale of sigma"):
-        combine.fit_sigma_scale(MEAN, SD, Y, provenance=seen)
-    with pytest.raises(LeakageError, match="map of the PIT"):
-        combine.fit_pit_map(Y, provenance=seen)
-    scale = combine.fit_sigma_scale(MEAN, SD, Y, provenance=Provenance("wine", rows))
-    with pytest.raises(LeakageError, match="was fitted on"):
-        scale(SD, provenance=Provenance("wine", rows, "test"))

@@ -108,7 +108,7 @@ def test_predictions_and_jit_give_the_same():
     actual = calibrate(said, labels)
     np.testing.assert_allclose(actual.temperature, expected.temperature, rtol=1e-5)
     out = jax.jit(lambda t, x: t(x))(actual, said)
-    np.testing.assert_allclose(out, expected(logits[:2]), atol=1e-5)
+    np.testing.assert_allclose(out.values[0], expected(logits[:2]), atol=1e-5)
 
 
 def test_rows_without_weight_do_not_count():

@@ -7,7 +7,6 @@ import pytest
 
 from ensjax import combine
 from ensjax.predictions import Predictions
-from ensjax.provenance import LeakageError, Provenance
 
 
 def logits_of(odds):
@@ -58,6 +57,17 @@ def test_rows_without_weight_leave_no_trace(rows):
     assert np.isnan(combine.fit_vote_thresholds(logits_of(broken), labels).log_odds[0])
 
 
+def test_rows_that_a_member_is_masked_on_do_not_count_for_it(rows):
+    odds, labels, _ = rows
+    mask = np.random.default_rng(1).uniform(size=(3, 60)) < 0.7
+    fit = jax.jit(combine.fit_vote_thresholds)
+    values = logits_of(np.where(mask, odds, np.nan))
+    got = fit(Predictions.from_logits(values, mask=mask), labels)
+    for member in range(3):  # as if it were alone, with the weight 0 on these rows
+        alone = fit(logits_of(odds[[member]]), labels, sample_weight=mask[member] * 1.0)
+        np.testing.assert_allclose(got.log_odds[member], alone.log_odds[0], atol=1e-6)
+
+
 def test_rows_that_say_nothing_leave_even_odds_the_threshold():
     odds = np.array([[-3.0, -1.0, 2.0, 4.0]])
     fitted = combine.fit_vote_thresholds(logits_of(odds), np.array([0, 0, 1, 1]))
@@ -66,20 +76,6 @@ def test_rows_that_say_nothing_leave_even_odds_the_threshold():
     assert wrong.log_odds[0] == -4.0
 
 
-def test_thresholds_refuse_rows_of_training_and_test(rows):
-    odds, labels, _ = rows
-    values, numbers = logits_of(odds), np.arange(60)
-
-    def predictions(**options):
-        provenance = Provenance.of("reports", numbers, **options)
-        return Predictions.from_logits(values, provenance=provenance)
-
-    with pytest.raises(LeakageError, match="trained on"):
-        combine.fit_vote_thresholds(predictions(trained_on=numbers[:5]), labels)
-    with pytest.raises(LeakageError, match="test rows only test"):
-        combine.fit_vote_thresholds(predictions(part="test"), labels)
-    fitted = combine.fit_vote_thresholds(predictions(), labels)
-    with pytest.raises(LeakageError, match="are test rows here"):
-        fitted(predictions(part="test"))
+def test_thresholds_are_for_two_classes():
     with pytest.raises(ValueError, match="two classes"):
         combine.fit_vote_thresholds(jnp.zeros((1, 4, 3)), jnp.zeros(4, int))

@@ -245,37 +245,28 @@ def test_a_masked_stage_changes_nothing_and_a_masked_first_stage_is_undefined():
     assert np.isnan(masked(False, True, True, True).log_probs).all()
 
 
-def test_rows_that_members_have_seen_fit_no_window_and_fitted_rows_test_none():
+def test_windows_keep_their_rows():
     logits, labels = case()
-
-    def predictions(part, rows, **kwargs):
-        provenance = Provenance.of("digits", rows, part=part, **kwargs)
-        return Predictions.from_logits(logits, provenance=provenance)
-
-    rows = np.arange(200)
-    for bad in (
-        predictions("test", rows),
-        predictions("validation", rows, trained_on=np.array([3])),
-        predictions("validation", rows, test_rows=np.array([7])),
-    ):
-        with pytest.raises(
-            LeakageError, match="the cascade's windows cannot be fitted"
-        ):
-            fit(bad, labels)
-        with pytest.raises(
-            LeakageError, match="the cascade's windows cannot be fitted"
-        ):
-            combine.fit_single_threshold(logits[0, 0], provenance=bad.provenance)
 
     def fit_share(x, y):
         return combine.fit_cascade(x, y, stages=STAGES, task="threshold", level=0.2)
 
-    cascade = jax.jit(fit_share)(predictions("validation", rows), labels)
-    jax.eval_shape(cascade, predictions("test", rows + 200))
+    def predictions(rows, part):
+        about = Provenance.of("digits", rows, part=part)
+        return Predictions.from_logits(logits, provenance=about)
+
+    rows = np.arange(200)
+    cascade = jax.eval_shape(fit_share, predictions(rows, "validation"), labels)
     with pytest.raises(LeakageError, match="fitted on row 199 of 'digits'"):
-        cascade(predictions("test", rows + 199))
-    again = combine.recentre_windows(cascade.windows, np.zeros((2, 4), np.float32))
-    assert again.fitted_rows == cascade.windows.fitted_rows
+        cascade(predictions(rows + 199, "test"))
+    fitted = WINDOWS.replace(fitted_rows=cascade.windows.fitted_rows)
+    jax.eval_shape(fitted_cascade(fitted), predictions(rows + 200, "test"))
+    again = combine.recentre_windows(fitted, np.zeros((1, 4), np.float32))
+    assert again.fitted_rows == fitted.fitted_rows
+
+
+def fitted_cascade(windows):
+    return combine.Cascade(windows, stages=((0,), (1,)))
 
 
 WINDOWS = combine.Windows(*[np.zeros(1, np.float32)] * 3)

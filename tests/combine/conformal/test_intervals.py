@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ensjax import combine
-from ensjax.provenance import LeakageError, Provenance
 
 
 def reference_quantile(scores, alpha):
@@ -167,24 +166,6 @@ def test_masked_rows_leave_no_trace():
         removed = fit(y[keep], {})
         jax.tree.map(np.testing.assert_array_equal, masked, removed)
     assert np.isnan(combine.conformal_quantile(spoiled, 0.2))
-
-
-def test_rows_of_training_are_refused_and_so_are_tests_on_fitted_rows():
-    rows = np.arange(8)
-    trained = Provenance.of("wine", rows, trained_on=np.array([3]))
-    with pytest.raises(LeakageError, match="conformal interval.*row 3"):
-        combine.fit_conformal_interval(
-            np.zeros(8), np.ones(8), alpha=0.2, provenance=trained
-        )
-    held_out = Provenance("wine", rows)
-    interval = combine.fit_conformal_interval(
-        np.zeros(8), np.ones(8), alpha=0.2, provenance=held_out
-    )
-    with pytest.raises(LeakageError, match="was fitted on rows"):
-        interval(np.zeros(8), provenance=Provenance("wine", rows, "test"))
-    for fit in (combine.fit_conformal_band, combine.fit_asymmetric_band):
-        with pytest.raises(LeakageError, match="conformal band"):
-            fit(np.zeros(8), np.ones(8), np.ones(8), alpha=0.2, provenance=trained)
 
 
 def test_what_does_not_fit_is_refused():

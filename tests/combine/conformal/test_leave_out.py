@@ -10,11 +10,11 @@ from ensjax import combine
 from ensjax.provenance import LeakageError, Provenance
 
 
-def reference_interval(left_out, errors, alpha):
+def reference_interval(left_out, errors, alpha, upper=None):
     """Barber et al. 2021, equations 4 to 6, for one new row."""
     n = len(errors)
     low = np.sort(left_out - errors)
-    high = np.sort(left_out + errors)
+    high = np.sort((left_out if upper is None else upper) + errors)
     down = math.floor(alpha * (n + 1) + 1e-9)
     up = math.ceil((1 - alpha) * (n + 1) - 1e-9)
     return (
@@ -86,6 +86,36 @@ def test_cv_plus_is_the_loop_over_rows():
         np.testing.assert_allclose((low[x], high[x]), want, rtol=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [0.04, 0.2, 0.7])
+def test_cv_plus_bands_are_the_loop_over_rows(alpha):
+    rng = np.random.default_rng(5)
+    fold_of_row = np.arange(21) % 3
+    fold_of_row[[4, 9]] = -1
+    lower, targets = rng.normal(size=21), rng.normal(size=21)
+    upper = lower + rng.uniform(size=21)
+    lower[4] = np.nan  # a row that does not count
+    new_lower = rng.normal(size=(3, 6))
+    new_upper = new_lower + rng.uniform(size=(3, 6))
+    fitted = combine.fit_cv_plus_band(lower, upper, targets, fold_of_row)
+    low, high = fitted(new_lower, new_upper, alpha=alpha)
+    kept = [i for i in range(21) if fold_of_row[i] >= 0]
+    errors = np.array([max(lower[i] - targets[i], targets[i] - upper[i]) for i in kept])
+    for x in range(6):
+        left_out = new_lower[fold_of_row[kept], x], new_upper[fold_of_row[kept], x]
+        ends = reference_interval(left_out[0], errors, alpha, left_out[1])
+        np.testing.assert_allclose((low[x], high[x]), sorted(ends), rtol=1e-5)
+    assert np.isinf(low).all() == (alpha == 0.04)  # 19 rows are too few for it
+
+
+def test_a_band_of_one_point_is_cv_plus_of_the_point():
+    rng = np.random.default_rng(6)
+    points, targets, new = rng.normal(size=20), rng.normal(size=20), np.ones((2, 3))
+    fold = np.arange(20) % 2
+    band = combine.fit_cv_plus_band(points, points, targets, fold)
+    interval = combine.fit_cv_plus(points, targets, fold)
+    np.testing.assert_array_equal(band(new, new, alpha=0.3), interval(new, alpha=0.3))
+
+
 @pytest.mark.slow
 def test_bagged_means_are_covered_about_as_often_as_asked():
     # Members are means of their bootstrap; the guarantee is 1 - 2 alpha = 0.6, the
@@ -123,6 +153,17 @@ def test_members_that_saw_a_row_they_are_said_to_have_left_out_are_refused():
     seen = Provenance("wine", rows, "train", np.ones((1, 10), bool))
     with pytest.raises(LeakageError, match=r"CV\+"):
         combine.fit_cv_plus(points[0], rows, rows % 2, provenance=seen)
+    with pytest.raises(LeakageError, match=r"CV\+ of the band"):
+        combine.fit_cv_plus_band(*points[:2], rows, rows % 2, provenance=seen)
+    held_out = Provenance("wine", rows, "validation")
+    band = combine.fit_cv_plus_band(*points[:2], rows, rows % 2, provenance=held_out)
+    with pytest.raises(LeakageError, match="which are test rows here"):
+        band(
+            points[:2],
+            points[:2],
+            alpha=0.3,
+            provenance=Provenance("wine", rows[2:], "test"),
+        )
 
 
 def test_what_does_not_fit_is_refused():
@@ -131,3 +172,10 @@ def test_what_does_not_fit_is_refused():
     fitted = combine.fit_cv_plus(np.zeros(4), np.ones(4), np.arange(4) % 2)
     with pytest.raises(ValueError, match="between 0 and 0.5"):
         fitted(np.zeros((2, 3)), alpha=0.6)
+    with pytest.raises(ValueError, match="lower and fold_of_row must be .example."):
+        combine.fit_cv_plus_band(np.ones((2, 4)), np.ones(4), np.ones(4), np.ones(4))
+    band = combine.fit_cv_plus_band(
+        np.zeros(4), np.ones(4), np.ones(4), np.arange(4) % 2
+    )
+    with pytest.raises(ValueError, match="lower must be .fold, batch."):
+        band(np.zeros(3), np.ones(3), alpha=0.3)

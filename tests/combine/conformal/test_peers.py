@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, QuantileRegressor
 from sklearn.model_selection import KFold
 
 from ensjax import combine
@@ -115,4 +115,31 @@ def test_cv_plus_intervals_are_mapies():
     ours = combine.fit_cv_plus(out_of_fold, y, fold_of_row)(
         np.stack([model.predict(new) for model in models]), alpha=0.2
     )
+    np.testing.assert_allclose(np.stack(ours, axis=1), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3])
+def test_cv_plus_bands_are_mapies(alpha):
+    x = RNG.normal(size=(60, 3))
+    y = x @ np.array([1.0, -1.0, 0.5]) + RNG.normal(size=60) * (1 + (x[:, 0] > 0))
+    new = RNG.normal(size=(40, 3))
+    folds = list(KFold(5).split(x))
+    model = QuantileRegressor(alpha=1e-3)
+    peer = regression.CrossConformalizedQuantileRegressor(
+        model, confidence_level=1 - alpha, method="plus", cv=KFold(5)
+    )
+    peer.fit_conformalize(x, y)
+    theirs = peer.predict_interval(new)[1][:, :, 0]
+    fold_of_row, own, said = np.empty(60, int), np.empty((2, 60)), np.empty((2, 5, 40))
+    for fold, (train, test) in enumerate(folds):
+        fold_of_row[test] = fold
+        for end, level in enumerate((alpha / 2, 1 - alpha / 2)):
+            fitted = QuantileRegressor(quantile=level, alpha=1e-3).fit(
+                x[train], y[train]
+            )
+            own[end, test], said[end, fold] = (
+                fitted.predict(x[test]),
+                fitted.predict(new),
+            )
+    ours = combine.fit_cv_plus_band(*own, y, fold_of_row)(*said, alpha=alpha)
     np.testing.assert_allclose(np.stack(ours, axis=1), theirs, atol=1e-5)

@@ -11,7 +11,6 @@ from ensjax import combine
 from ensjax.ensemble import Ensemble
 from ensjax.mesh import make_mesh
 from ensjax.predictions import Predictions
-from ensjax.provenance import LeakageError, Provenance
 
 SCORES = (combine.LacScore(), combine.ApsScore(), combine.RapsScore(0.1, 2))
 
@@ -173,26 +172,6 @@ def test_a_prediction_costs_one_inference():
     new = ensemble(x + 1)
     jax.block_until_ready((sets(new), temperature(new), combine.majority_vote(new)))
     assert calls == [30, 30]
-
-
-def test_rows_of_training_are_refused_and_so_are_tests_on_fitted_rows():
-    rng = np.random.default_rng(5)
-    logits, rows = rng.normal(size=(1, 8, 3)), np.arange(8)
-    labels, score = rows % 3, combine.LacScore()
-
-    def said(provenance):
-        return Predictions.from_logits(
-            jnp.asarray(logits, jnp.float32), provenance=provenance
-        )
-
-    trained = said(Provenance.of("wine", rows, trained_on=np.array([3])))
-    with pytest.raises(LeakageError, match="conformal sets.*row 3"):
-        combine.fit_conformal_sets(score, trained, labels, alpha=0.2)
-    sets = combine.fit_conformal_sets(
-        score, said(Provenance("wine", rows)), labels, alpha=0.2
-    )
-    with pytest.raises(LeakageError, match="was fitted on"):
-        sets(said(Provenance("wine", rows, "test")))
 
 
 def test_a_random_score_needs_a_key():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ensjax import combine
+from ensjax import combine, data
 from ensjax.provenance import LeakageError, check_fitting_rows
 
 
@@ -22,18 +22,17 @@ class Memory:
 
 ROWS = np.arange(100, 113)
 X = ROWS[:, None].astype(float)
+FOLDS = combine.fold_of_rows(data.k_folds(13, 5, seed=1))
 
 
 def test_no_row_is_predicted_by_a_model_that_has_seen_it():
     fits = {"a": Memory().fit, "b": Memory().fit}
     held_out = combine.fit_out_of_fold(
-        fits, X, 10 * X[:, 0], num_folds=5, seed=1, source="numbers", rows=ROWS
+        fits, X, 10 * X[:, 0], FOLDS, source="numbers", rows=ROWS
     )
     assert held_out.values.shape == (2, 13, 2) and held_out.names == ("a", "b")
     assert not held_out.values[:, :, 1].any()
-    sizes = np.bincount(held_out.fold)
-    assert sizes.tolist() == [3, 3, 3, 2, 2]
-    expected = 13 - sizes[held_out.fold]
+    expected = 13 - np.bincount(FOLDS)[FOLDS]
     np.testing.assert_array_equal(held_out.values[0, :, 0], expected)
     check_fitting_rows("weights", held_out.provenance)  # may be fitted on
 
@@ -63,5 +62,23 @@ def test_models_must_agree_in_shape():
 
     with pytest.raises(ValueError, match="b must predict"):
         combine.fit_out_of_fold(
-            {"a": Memory().fit, "b": fit}, X, 10 * X[:, 0], source="n", rows=ROWS
+            {"a": Memory().fit, "b": fit}, X, 10 * X[:, 0], FOLDS, source="n", rows=ROWS
         )
+    with pytest.raises(ValueError, match="x 13, y 12, folds 13, rows 13 rows"):
+        combine.fit_out_of_fold({"a": fit}, X, X[1:, 0], FOLDS, source="n", rows=ROWS)
+
+
+def test_models_that_predict_quantiles_give_predictions_of_quantiles():
+    def fit(x, y):
+        return lambda new_x: np.tile(np.quantile(y, [0.2, 0.8]), (len(new_x), 1))
+
+    about = dict(levels=(0.2, 0.8), source="numbers", rows=ROWS)
+    held_out = combine.fit_out_of_fold({"a": fit}, X, X[:, 0], FOLDS, **about)
+    assert held_out.kind == "quantiles" and held_out.levels == (0.2, 0.8)
+    for row, fold in enumerate(FOLDS):
+        expected = np.quantile(X[fold != FOLDS, 0], [0.2, 0.8])
+        np.testing.assert_allclose(held_out.values[0, row], expected, rtol=1e-6)
+    new = combine.fit_and_predict(
+        {"a": fit}, X, X[:, 0], {"test": X[:2]}, new_rows={"test": ROWS[:2]}, **about
+    )
+    assert new["test"].kind == "quantiles"

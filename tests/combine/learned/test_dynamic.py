@@ -79,7 +79,7 @@ def test_weights_equal_a_loop_over_rows(rule):
     expected = reference_weights(rule, held_out, x, votes)
     np.testing.assert_allclose(weights, expected)
     summed = np.stack([(expected * (votes == c)).sum(0) for c in range(3)])
-    chosen = selection(as_votes(votes), x)
+    chosen = selection(as_votes(votes), x).votes[0]
     np.testing.assert_array_equal(chosen, summed.argmax(0))
     # Here each member is good in a region of its own.
     majority = np.stack([(votes == c).sum(0) for c in range(3)]).argmax(0)

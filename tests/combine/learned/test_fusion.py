@@ -171,17 +171,18 @@ def test_experts_are_mixed_by_row_and_the_sure_ones_count_more():
     expected = np.log(np.einsum("nm,mnc->nc", share, probs))
     np.testing.assert_allclose(combine.mix_experts(logits, gates), expected, atol=1e-5)
     entropy = -(probs * np.log(probs)).sum(-1).T  # [batch, member]
-    sure = combine.confidence_gates(logits, sharpness=2.0)
+    sure = combine.entropy_weights(logits, strength=2.0).T
     np.testing.assert_allclose(sure, softmax(-2 * entropy), atol=1e-5)
+    np.testing.assert_allclose(
+        combine.mix_experts(logits, sure),
+        combine.entropy_weighted_probs(logits, strength=2.0),
+        atol=1e-6,
+    )
     mask = np.array([True, False, True])
     broken = np.where(mask[:, None, None], logits, np.nan)
-    masked = combine.confidence_gates(broken, mask=mask)
+    masked = combine.entropy_weights(broken, mask=mask, strength=2.0).T
     np.testing.assert_allclose(
         masked[:, mask], softmax(-2 * entropy[:, mask]), atol=1e-5
-    )
-    order = np.array([2, 0, 1])
-    np.testing.assert_allclose(
-        combine.confidence_gates(logits[order]), sure[:, order], atol=1e-6
     )
     one = combine.mix_experts(logits[:1], gates[:, :1])
     np.testing.assert_allclose(one, np.log(probs[0]), atol=1e-5)

@@ -9,7 +9,6 @@ from scipy.special import log_softmax, softmax
 from ensjax import combine
 from ensjax.combine import MemberWeights
 from ensjax.predictions import Predictions
-from ensjax.provenance import LeakageError, Provenance
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 40, 4)).astype(np.float32)
@@ -54,21 +53,9 @@ def test_softmin_weights_are_finite_for_huge_and_missing_losses():
     np.testing.assert_allclose(even, [0.5, 0.5], rtol=1e-6)
 
 
-def test_fitted_weights_refuse_the_rows_they_were_fitted_on_as_a_test():
-    held_out = Provenance.of("toy", np.arange(40), trained_on=np.arange(40, 90))
-    said = Predictions.from_logits(LOGITS, provenance=held_out)
-    weights = combine.bma_weights(said, LABELS)
-    assert weights(said).weights.tolist() == weights.weights.tolist()
-    test = said.replace(provenance=Provenance.of("toy", np.arange(39, 79), part="test"))
-    with pytest.raises(LeakageError, match="row 39"):
-        weights(test)
-    trained = said.replace(
-        provenance=Provenance.of("toy", np.arange(40), trained_on=[[], [7], []])
-    )
-    with pytest.raises(LeakageError, match="member 1"):
-        combine.bma_weights(trained, LABELS)
-    with pytest.raises(LeakageError, match="member 1"):
-        combine.cluster_weights(trained, LABELS)
+def test_fitted_weights_are_those_of_the_predictions():
+    weights = combine.MemberWeights(jnp.asarray([0.5, 0.3, 0.2]))
+    assert weights(LOGITS).weights.tolist() == weights.weights.tolist()
     with pytest.raises(ValueError, match="3 weights for 2 members"):
         weights(LOGITS[:2])
 

@@ -1,0 +1,105 @@
+"""Which member is best: over all rows, and in each row (the oracle).
+
+Both are bounds, not systems: they are chosen by the truth. An ensemble that is worse
+than its best member should not be used for its score; the distance to the oracle is
+what a perfect choice of members would still gain.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.predictions import log_probs as normalize
+from ensjax.predictions import votes
+from ensjax.scores.regression import pinball
+from ensjax.scores.rows import check_rows, check_targets, label_log_probs
+
+LARGER_IS_BETTER = ("accuracy", "r2", "pearson_correlation", "spearman_correlation")
+
+
+def best_member(
+    name: str, values: jax.Array, counts: jax.Array, larger_is_better: bool
+) -> jax.Array:
+    """The index of the member with the best value, the first among equals, a scalar.
+
+    Args:
+        name: of the metric; a slope is best at 1.
+        values: `[member]`; a NaN is worse than any number.
+        counts: bool, `[member]`.
+        larger_is_better: else the smallest value is the best.
+    """
+    if name == "slope":
+        loss = jnp.abs(values - 1)
+    else:
+        loss = -values if larger_is_better else values
+    return jnp.argmin(_loss_of(loss, counts))
+
+
+def oracle_log_probs(
+    log_probs: jax.Array, labels: jax.Array, counts: jax.Array
+) -> jax.Array:
+    """In each row the member that gives the label the most, of those that are right.
+
+    Of all members where none is right. Its accuracy is the share of rows that some
+    member gets right.
+
+    Args:
+        log_probs: `[member, batch, class]`.
+        labels: `[batch]`.
+        counts: bool, `[member, batch]`.
+
+    Returns:
+        `[batch, class]`; NaN in rows without a member.
+    """
+    values, labels, _ = check_rows(log_probs, labels)
+    right = counts & (votes(values) == labels)
+    loss = -label_log_probs(values, labels)
+    some = jnp.any(right, axis=0, keepdims=True)
+    loss = jnp.where(some & ~right, jnp.inf, loss)
+    return _choose(normalize(log_probs), loss, counts)
+
+
+def oracle_points(
+    points: jax.Array, targets: jax.Array, counts: jax.Array
+) -> jax.Array:
+    """In each row the member that is nearest to the target, `[batch]`.
+
+    Args:
+        points: `[member, batch]`.
+        targets: `[batch]`.
+        counts: bool, `[member, batch]`.
+    """
+    points, targets, _ = check_targets("points", points, targets)
+    return _choose(points, jnp.abs(points - targets), counts)
+
+
+def oracle_quantiles(
+    quantiles: jax.Array, targets: jax.Array, counts: jax.Array, *, levels: jax.Array
+) -> jax.Array:
+    """In each row the member with the least pinball loss over levels, `[batch, level]`.
+
+    Args:
+        quantiles: `[member, batch, level]`.
+        targets: `[batch]`.
+        counts: bool, `[member, batch]`.
+        levels: `[level]`.
+    """
+    # A row is a batch of its own here.
+    losses = pinball(quantiles[:, :, None], targets[:, None], levels=levels)
+    return _choose(quantiles, jnp.sum(losses, axis=-1), counts)
+
+
+def _choose(values, loss, counts):
+    """`values [member, batch, ...]` of the member with the least loss in each row."""
+    best = jnp.argmin(_loss_of(loss, counts), axis=0)
+    index = best.reshape(1, -1, *(1,) * (values.ndim - 2))
+    chosen = jnp.take_along_axis(values, index, axis=0)[0]
+    some = jnp.any(counts, axis=0).reshape(-1, *(1,) * (values.ndim - 2))
+    return jnp.where(some, chosen, jnp.nan)
+
+
+def _loss_of(loss, counts):
+    # Behind every member that counts stand those that do not; a NaN is not chosen
+    # while there is a number.
+    loss = jnp.where(jnp.isnan(loss), jnp.inf, loss)
+    largest = jnp.finfo(loss.dtype).max
+    return jnp.where(counts, jnp.minimum(loss, largest), jnp.inf)

@@ -1,0 +1,453 @@
+"""Nothing is fitted on rows that were trained on or are tested on, whatever fits.
+
+One table of everything public in `combine` that is fitted on rows. A new one without an
+entry fails the first test.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax import combine, scores, sources
+from ensjax.predictions import Predictions
+from ensjax.provenance import FittedRows, LeakageError, Provenance, check_fitting_rows
+
+ROWS = np.arange(10, 18)
+LATER = ROWS + 6  # 16 and 17 are in both
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(2, 8, 2)).astype(np.float32)
+POINTS = RNG.normal(size=(2, 8)).astype(np.float32)
+QUANTILES = np.sort(RNG.normal(size=(2, 8, 3)), axis=-1).astype(np.float32)
+LEVELS = (0.1, 0.5, 0.9)
+LABELS = np.arange(8) % 2
+TARGETS = RNG.normal(size=8).astype(np.float32)
+X = RNG.normal(size=(8, 3)).astype(np.float32)
+STAGES = ((0,), (1,))
+
+
+def said(about, kind="logits"):
+    told = dict(names=("tree", "knn"), provenance=about)
+    if kind == "points":
+        return Predictions.from_points(POINTS, **told)
+    if kind == "quantiles":
+        return Predictions.from_quantiles(QUANTILES, LEVELS, **told)
+    if kind == "features":
+        return Predictions.from_features(LOGITS, **told)
+    return Predictions.from_logits(LOGITS, **told)
+
+
+class Entry(NamedTuple):
+    """Of something fitted: how, how it is applied, and what it makes of `Predictions`.
+
+    `fit(about)`, `use(fitted, about)`; `gives` is "one" member, the "members", or
+    "arrays", which say nothing of their rows.
+    """
+
+    fit: Callable[[Any], Any]
+    use: Callable[[Any, Any], Any]
+    gives: str = "one"
+    kind: str = "logits"
+
+
+def of_logits(fit, gives="one", **options):
+    return Entry(
+        lambda about: fit(said(about), LABELS, **options),
+        lambda fitted, about: fitted(said(about)),
+        gives,
+    )
+
+
+def of_points(fit, *inputs):
+    return Entry(
+        lambda about: fit(said(about, "points"), TARGETS, *inputs),
+        lambda fitted, about: fitted(said(about, "points"), *inputs),
+        kind="points",
+    )
+
+
+def of_arrays(fit, *arrays, **options):
+    """What takes arrays and their provenance."""
+
+    def use(fitted, about):
+        return fitted(*arrays[: len(arrays) - 1 or 1], provenance=about)
+
+    return Entry(lambda about: fit(*arrays, provenance=about, **options), use, "arrays")
+
+
+def of_windows(fit, *arrays, **options):
+    def use(fitted, about):
+        return combine.Cascade(fitted, STAGES)(said(about))
+
+    return Entry(lambda about: fit(*arrays, provenance=about, **options), use, "arrays")
+
+
+def of_sets(fit, *groups, **options):
+    def use(fitted, about):
+        return fitted(said(about), **({"groups": groups[0]} if groups else {}))
+
+    return Entry(
+        lambda about: fit(
+            combine.LacScore(), said(about), LABELS, *groups, alpha=0.3, **options
+        ),
+        use,
+        "arrays",
+    )
+
+
+def leave_out(fit, *arrays):
+    def use(fitted, about):
+        return fitted(POINTS, alpha=0.2, provenance=about)
+
+    return Entry(lambda about: fit(*arrays, provenance=about), use, "arrays")
+
+
+def dynamic_selection(about):
+    return combine.fit_dynamic_selection(said(about), LABELS, X)
+
+
+def aggregator(about):
+    return combine.fit_quantile_aggregator(
+        said(about, "quantiles"),
+        TARGETS,
+        levels=LEVELS,
+        steps=2,
+        evaluate_every_steps=2,
+    )
+
+
+NEVER_IN_BAG = np.zeros((2, 8), np.int32)
+TABLE = {
+    "bma_weights": of_logits(combine.bma_weights, "members"),
+    "calibrate": of_logits(combine.calibrate),
+    "calibrate_each_member": of_logits(
+        functools.partial(combine.calibrate_each_member, combine.fit_platt)
+    ),
+    "calibrate_ensemble": of_logits(
+        functools.partial(combine.calibrate_ensemble, combine.fit_platt)
+    ),
+    "calibrate_members": of_logits(combine.calibrate_members),
+    "cluster_weights": Entry(
+        lambda about: combine.cluster_weights(said(about, "points"), TARGETS),
+        lambda fitted, about: fitted(said(about, "points")),
+        "members",
+        "points",
+    ),
+    "fit_accuracy_vote": of_logits(combine.fit_accuracy_vote),
+    "fit_asymmetric_band": of_arrays(
+        combine.fit_asymmetric_band, POINTS[0], POINTS[1], TARGETS, alpha=0.2
+    ),
+    "fit_cascade": Entry(
+        lambda about: combine.fit_cascade(said(about), LABELS, stages=STAGES),
+        lambda fitted, about: fitted.predictions(said(about)),
+    ),
+    "fit_conformal_band": of_arrays(
+        combine.fit_conformal_band, POINTS[0], POINTS[1], TARGETS, alpha=0.2
+    ),
+    "fit_conformal_interval": of_arrays(
+        combine.fit_conformal_interval, POINTS[0], TARGETS, alpha=0.2
+    ),
+    "fit_conformal_quantiles": Entry(
+        lambda about: combine.fit_conformal_quantiles(
+            QUANTILES[0], LEVELS, TARGETS, provenance=about
+        ),
+        lambda fitted, about: fitted(QUANTILES[0], provenance=about),
+        "arrays",
+    ),
+    "fit_conformal_sets": of_sets(combine.fit_conformal_sets),
+    "fit_conformal_sets_by_class": of_sets(combine.fit_conformal_sets_by_class),
+    "fit_conformal_sets_by_group": of_sets(
+        combine.fit_conformal_sets_by_group, LABELS, num_groups=2
+    ),
+    "fit_convex_weights": of_logits(combine.fit_convex_weights),
+    "fit_cv_plus": leave_out(combine.fit_cv_plus, POINTS[0], TARGETS, LABELS),
+    "fit_cv_plus_band": Entry(
+        lambda about: combine.fit_cv_plus_band(
+            POINTS[0], POINTS[1], TARGETS, LABELS, provenance=about
+        ),
+        lambda fitted, about: fitted(POINTS, POINTS, alpha=0.2, provenance=about),
+        "arrays",
+    ),
+    "fit_dynamic_regression": of_points(combine.fit_dynamic_regression, X),
+    "fit_dynamic_selection": Entry(
+        dynamic_selection, lambda fitted, about: fitted(said(about), X)
+    ),
+    "fit_jackknife_after_bootstrap": leave_out(
+        combine.fit_jackknife_after_bootstrap, POINTS, NEVER_IN_BAG, TARGETS
+    ),
+    "fit_log_odds_vote": of_logits(combine.fit_log_odds_vote),
+    "fit_pit_map": of_arrays(combine.fit_pit_map, LABELS * 0.5),
+    "fit_quantile_aggregator": Entry(
+        aggregator,
+        lambda fitted, about: fitted(said(about, "quantiles")),
+        kind="quantiles",
+    ),
+    "fit_sigma_scale": Entry(
+        lambda about: combine.fit_sigma_scale(
+            POINTS[0], np.ones(8), TARGETS, provenance=about
+        ),
+        lambda fitted, about: fitted(np.ones(8), provenance=about),
+        "arrays",
+    ),
+    "fit_single_threshold": of_windows(combine.fit_single_threshold, POINTS[:1]),
+    "fit_stacking": of_logits(combine.fit_stacking),
+    "fit_stacking_regression": of_points(combine.fit_stacking_regression),
+    "fit_vote_thresholds": of_logits(combine.fit_vote_thresholds, "members"),
+    "fit_windows": of_windows(
+        combine.fit_windows, POINTS[:1], LABELS, "risk_at_coverage", level=0.5
+    ),
+    "fusion_rows": Entry(
+        lambda about: combine.fusion_rows(said(about, "features")),
+        lambda fitted, about: fitted.fitted_rows.check_test(about),
+        "arrays",
+    ),
+    "greedy_select": of_logits(combine.greedy_select, rounds=2),
+    "prune_members": of_logits(combine.prune_members, "members"),
+}
+# Maps of one model's rows, which `calibrate_ensemble` and `calibrate_each_member` fit.
+MAPS = (
+    *("fit_isotonic", "fit_isotonic_map", "fit_matrix_scaling", "fit_platt"),
+    "fit_vector_scaling",
+)
+# Training of base models: these say what their predictions have seen.
+MAKES_PROVENANCE = ("fit_and_predict", "fit_out_of_fold")
+# Trained, or run by SciPy: not traced.
+IS_HOST = ("cluster_weights", "fit_quantile_aggregator")
+names = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name == "fit_quantile_aggregator"
+        else name
+        for name in TABLE
+    ],
+)
+
+
+def test_everything_that_is_fitted_on_rows_is_in_the_table():
+    public = {
+        name
+        for name in combine.__all__
+        if name.startswith(("fit_", "calibrate"))
+        or (
+            not isinstance(getattr(combine, name), type)
+            and "LeakageError" in (getattr(combine, name).__doc__ or "")
+        )
+    }
+    assert public == {*TABLE, *MAPS, *MAKES_PROVENANCE}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_rows_of_training_and_of_the_test_are_refused(name):
+    fit = TABLE[name].fit
+    trained = Provenance.of(
+        "wine", ROWS, trained_on=[np.arange(5), np.array([12, 17, 90])]
+    )
+    told = "cannot be fitted on rows 12, 17 of 'wine': member ('knn'|1) was trained on"
+    with pytest.raises(LeakageError, match=told):
+        fit(trained)
+    with pytest.raises(LeakageError, match="'test' rows of 'wine'.*only test"):
+        fit(Provenance("wine", ROWS, "test"))
+    kept = Provenance("wine", ROWS, test_rows=np.array([3, 11]))
+    with pytest.raises(LeakageError, match="row 11 of 'wine', which are kept"):
+        fit(kept)
+
+
+HELD_OUT = Provenance.of("wine", ROWS, trained_on=[np.arange(5), [30, 19]])
+
+
+@names
+def test_it_is_not_tested_on_its_rows_and_what_it_makes_has_seen_them(name):
+    """A second stage may be fitted on rows that neither stage nor members have seen."""
+    entry = TABLE[name]
+    # Traced and not run: the rows are static, and what is computed is tested elsewhere.
+    trace = (lambda fn: fn()) if name in IS_HOST else jax.eval_shape
+    fitted = trace(lambda: entry.fit(HELD_OUT))
+    test = Provenance("wine", LATER, "test")
+    with pytest.raises(LeakageError, match="fitted on rows 16, 17 of 'wine'"):
+        entry.use(fitted, test)
+    if entry.gives == "arrays":
+        return
+    later = Provenance.of("wine", LATER, trained_on=[np.arange(5), [30, 19]])
+    made = trace(lambda: entry.use(entry.fit(HELD_OUT), later))
+    assert isinstance(made, Predictions)
+    one = entry.gives == "one"
+    assert made.names == (made.names if one else ("tree", "knn"))
+    assert made.values.shape[0] == len(made.names) == (1 if one else 2)
+    seen = made.provenance.seen
+    fresh = np.isin(LATER, [18, 20, 21, 22, 23])
+    np.testing.assert_array_equal(~seen.any(axis=0), fresh)
+    assert seen[0, :2].all() and made.provenance.known is None
+    with pytest.raises(LeakageError, match="rows 16, 17"):
+        check_fitting_rows("the second stage", made.provenance, names=made.names)
+    check_fitting_rows("the second stage", made.provenance.take(np.flatnonzero(fresh)))
+
+
+def test_what_is_given_arrays_gives_arrays():
+    temperature = combine.Temperature(
+        2.0, None, FittedRows("the temperature", HELD_OUT)
+    )
+    assert isinstance(temperature(LOGITS), jax.Array)
+    made = temperature(said(HELD_OUT))
+    np.testing.assert_array_equal(made.values[0], temperature(LOGITS))
+    assert made.kind == "log_probs" and made.names == ("temperature",)
+    # On rows of its fit a second stage is refused; on others it is not.
+    with pytest.raises(LeakageError, match="'temperature' was trained on"):
+        combine.fit_stacking(made, LABELS)
+    other = temperature(said(Provenance.of("wine", ROWS + 20)))
+    check_fitting_rows("the meta-model", other.provenance, names=other.names)
+
+
+def test_a_combination_has_seen_what_members_that_count_have():
+    bag = np.array([[1, 0, 2, 1, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1, 0, 1]])
+    about = Provenance("wine", ROWS, seen=bag > 0)
+    out = said(about).replace(mask=jnp.asarray(bag == 0))
+    pooled = combine.pool(combine.mean_probs, out)
+    assert not pooled.provenance.seen.any()
+    np.testing.assert_array_equal(pooled.mask[0], (bag == 0).any(axis=0))
+    np.testing.assert_allclose(pooled.values[0], combine.mean_probs(out))
+    everyone = combine.pool(combine.majority_vote, said(about), name="vote")
+    np.testing.assert_array_equal(everyone.provenance.seen[0], bag.any(axis=0))
+    assert everyone.kind == "votes" and everyone.names == ("vote",)
+    with pytest.raises(LeakageError, match="'vote' was trained on"):
+        combine.fit_dynamic_selection(everyone, LABELS, X)
+
+
+def test_rules_of_every_kind_are_pooled():
+    points = said(HELD_OUT, "points").replace(
+        scale=jnp.ones((2, 8)), lower=POINTS - 1, upper=POINTS + 1
+    )
+    found = combine.pool(combine.gaussian_mixture, points)
+    np.testing.assert_allclose(found.points[0], POINTS.mean(axis=0), atol=1e-6)
+    assert found.scale.shape == (1, 8) and found.provenance.seen.shape == (1, 8)
+    ends = combine.pool(combine.pool_intervals, points)
+    np.testing.assert_allclose(ends.upper - ends.lower, 2, atol=1e-6)
+    mixed = combine.pool(combine.average_quantiles, said(None, "quantiles"))
+    assert mixed.levels == LEVELS and mixed.provenance is None
+    with pytest.raises(ValueError, match="one prediction of each row"):
+        combine.pool(lambda p: p.values, points)
+    with pytest.raises(TypeError, match="features are no predictions"):
+        combine.pool(combine.mean_points, said(None, "features"))
+
+
+def first(predictions):
+    return predictions.values[0]
+
+
+def test_what_is_unknown_stays_unknown():
+    rows = Provenance("wine", ROWS)  # of members of which nothing else is known
+    known = Provenance.of("wine", ROWS, trained_on=[[12], [90]])
+    unknown = said(rows).select([0])
+    both = sources.concatenate_predictions([unknown, said(known)])
+    assert both.provenance.known.tolist() == [False, True, True]
+    assert both.provenance.seen.tolist()[1] == (ROWS == 12).tolist()
+    # Not checked, as predictions without provenance are not; what is known is.
+    check_fitting_rows("the vote", both.select([0, 2]).provenance)
+    with pytest.raises(LeakageError, match="row 12 .*'tree'"):
+        combine.calibrate(both, LABELS)
+    pooled = combine.pool(first, both)
+    assert pooled.provenance.known.tolist() == [False]
+    assert pooled.provenance.seen.tolist() == [(ROWS == 12).tolist()]
+    assert combine.pool(first, unknown).provenance.seen is None
+    again = sources.concatenate_predictions([pooled, said(known).select([1])])
+    assert again.provenance.known.tolist() == [False, True]
+    # Fitted on arrays: what it makes may have seen anything, and has seen what it had.
+    marked = FittedRows("the temperature").mark(known)
+    assert not marked.known.any() and (marked.seen == known.seen).all()
+    assert FittedRows("the temperature", known).mark(None) is None
+
+
+def test_predictions_that_were_cut_without_their_rows_are_refused():
+    cut = said(HELD_OUT)
+    cut = cut.replace(values=cut.values[:, :5])
+    with pytest.raises(ValueError, match="of 8 rows, the predictions of 5"):
+        combine.calibrate(cut, LABELS[:5])
+    with pytest.raises(ValueError, match="of 8 rows, and 5 are scored"):
+        scores.evaluate(cut, LABELS[:5], ["accuracy"])
+    with pytest.raises(TypeError, match=r"\(logits\) are no array"):
+        np.asarray(cut)
+
+
+def test_scores_of_seen_rows_are_refused_unless_the_fit_is_looked_at():
+    trained = Provenance.of("wine", ROWS, trained_on=[[], [12, 17]])
+    evaluate = functools.partial(scores.evaluate, labels=LABELS, metrics=["accuracy"])
+    told = "score cannot be of rows 12, 17 of 'wine': member 'knn' was trained"
+    with pytest.raises(LeakageError, match=told):
+        evaluate(said(trained))
+    assert evaluate(said(trained), allow_seen=True) == evaluate(said(None))
+    # Rows without weight and masked members do not count.
+    fresh = ~trained.seen[1]
+    assert evaluate(said(trained), sample_weight=fresh)["num_rows"] == 6
+    masked = said(trained).replace(mask=jnp.asarray(~trained.seen))
+    assert evaluate(masked)["num_members"] == 2
+    weights = combine.MemberWeights(np.ones(2), FittedRows("the weights", HELD_OUT))
+    with pytest.raises(LeakageError, match="rows 10, 11, .*'tree' .and 1 more"):
+        evaluate(weights(said(HELD_OUT)))
+    points = said(trained, "points")
+    evaluate_points = functools.partial(
+        scores.evaluate_points, targets=TARGETS, metrics=["mae"]
+    )
+    with pytest.raises(LeakageError, match="'knn'"):
+        evaluate_points(points)
+    seen = evaluate_points(points, allow_seen=True)
+    assert seen["mae_members"] == pytest.approx(abs(POINTS - TARGETS).mean(axis=1))
+    sets = functools.partial(scores.evaluate_sets, LABELS[:, None] == [0, 1], LABELS)
+    for score in (
+        functools.partial(scores.evaluate_intervals, *POINTS, TARGETS),
+        sets,
+    ):
+        with pytest.raises(LeakageError, match="rows 12, 17"):
+            score(provenance=trained)
+    assert sets(provenance=trained, allow_seen=True)["coverage"] == 1.0
+
+
+def test_validation_rows_of_an_aggregator_are_checked_and_kept():
+    fit = functools.partial(
+        combine.fit_quantile_aggregator,
+        said(Provenance.of("wine", ROWS), "quantiles"),
+        TARGETS,
+        levels=LEVELS,
+    )
+
+    def choose(about):
+        return fit(validation=(said(about, "quantiles"), TARGETS))
+
+    with pytest.raises(LeakageError, match="choice of a step .* rows 30.*'knn'"):
+        choose(Provenance.of("wine", ROWS + 20, trained_on=[[], [30, 31]]))
+    with pytest.raises(LeakageError, match="choice of a step .*only test"):
+        fit(
+            validation=(QUANTILES, TARGETS),
+            validation_provenance=Provenance("wine", ROWS + 20, "test"),
+        )
+    with pytest.raises(LeakageError, match="16 17.* are both"):
+        choose(Provenance.of("wine", LATER))
+    chosen_on = Provenance.of("wine", ROWS + 20)
+    fitted = FittedRows("the aggregator", HELD_OUT, (chosen_on,))
+    with pytest.raises(LeakageError, match="fitted on row 31"):
+        fitted.check_test(Provenance("wine", np.array([8, 31]), "test"))
+    assert fitted.mark(chosen_on).seen.all()
+
+
+def test_jackknife_after_bootstrap_runs_compiled_with_provenance():
+    inbag = np.array([[1, 0, 2, 1, 1, 0, 0, 1], [0, 1, 0, 0, 2, 1, 0, 0]])
+    fit = combine.fit_jackknife_after_bootstrap
+    about = Provenance("wine", ROWS, seen=inbag > 0)
+    eager = fit(POINTS, inbag, TARGETS, provenance=about)
+    compiled = jax.jit(functools.partial(fit, provenance=about))
+    found = compiled(POINTS, inbag, TARGETS)
+    np.testing.assert_allclose(found.errors, eager.errors, atol=1e-6)
+    assert found.fitted_rows == eager.fitted_rows
+    with pytest.raises(LeakageError, match="rows 10, 17"):
+        found(POINTS, alpha=0.2, provenance=Provenance("wine", [10, 17], "test"))
+    # A row that a member is wrongly said to have left out has no error that is known.
+    wrong = inbag.copy()
+    wrong[0, 3] = 0
+    assert np.isnan(compiled(POINTS, wrong, TARGETS).errors).tolist() == [
+        i == 3 for i in range(8)
+    ]
+    with pytest.raises(LeakageError, match="row 13"):
+        fit(POINTS, wrong, TARGETS, provenance=about)
