@@ -5,6 +5,7 @@ member's entries are ranked among its own, so that a stack which is split over m
 ranks without communication.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -268,7 +269,8 @@ def entry_draws(
 
     def draw(member_id, name, shape):
         own = jax.random.fold_in(jax.random.fold_in(key, member_id), _number_of(name))
-        return jax.random.uniform(own, shape)
+        # Numbers in a row: those of more axes are the same, and slow to compile.
+        return jax.random.uniform(own, (math.prod(shape),)).reshape(shape)
 
     return [
         jax.vmap(lambda i: draw(i, name, tau.shape[1:]))(member_ids)  # noqa: B023

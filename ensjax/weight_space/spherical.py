@@ -214,7 +214,7 @@ def karcher_mean(
     def mean(rows):
         units, roots, has_direction = _directions(rows, scope)
         counted = [rows_of(weights, h) * h for h in has_direction]
-        sums = [jnp.sum(c, axis=0) for c in counted]
+        sums = [jnp.sum(c, axis=0, keepdims=True) for c in counted]
         counted = [c / jnp.where(s > 0, s, 1.0) for c, s in zip(counted, sums)]
         starts = [jnp.sum(c * u, axis=0) for c, u in zip(counted, units)]
         norms, is_start = lengths(starts, scope, lead=0)
