@@ -82,15 +82,6 @@ def kth_largest(values: Sequence[jax.Array], counts: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(found, dtype)
 
 
-def kth_largest_by_sort(values: Sequence[jax.Array], counts: jax.Array) -> jax.Array:
-    """As `kth_largest`, by sorting all values: a second opinion for tests."""
-    flat = jnp.concatenate([v.reshape(v.shape[0], -1) for v in values], axis=1)
-    ranked = jnp.sort(flat, axis=1, descending=True)
-    ranked = jnp.pad(ranked, ((0, 0), (1, 0)), constant_values=jnp.inf)
-    counts = jnp.asarray(counts, jnp.int32)
-    return jnp.take_along_axis(ranked, counts[:, None], axis=1)[:, 0]
-
-
 def keep_largest(
     taus: Sequence[jax.Array], density: jax.Array, *, scope: str
 ) -> list[jax.Array]:

@@ -269,7 +269,10 @@ def _directions(rows, scope):
 
 def _first_direction(units, has_direction):
     """Of `[member, ...]` the first row, at each place, that has a direction."""
-    is_first = has_direction & (jnp.cumsum(has_direction, axis=0) == 1)
+    numbers = rows_of(jnp.arange(units.shape[0]), has_direction)
+    # The least number, not a running count, which would gather all members.
+    numbers = jnp.where(has_direction, numbers, units.shape[0])
+    is_first = has_direction & (numbers == jnp.min(numbers, axis=0, keepdims=True))
     return jnp.sum(jnp.where(is_first, units, 0.0), axis=0)
 
 

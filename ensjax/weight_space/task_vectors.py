@@ -228,7 +228,10 @@ def add_to_base(
     return map_together(add, stacked, base)
 
 
-def band_of(stacked, density, gamma, scope):
+def band_of(
+    stacked: Any, density: Any, gamma: Any, scope: str
+) -> Callable[[list[jax.Array]], list[jax.Array]]:
+    """`keep_band` of task vectors by checked knobs."""
     check_scope(scope, RANKED_SCOPES)
     members = num_members(stacked)
     density = member_knob("density", density, members)
@@ -236,7 +239,10 @@ def band_of(stacked, density, gamma, scope):
     return lambda taus: keep_band(taus, density, gamma, scope=scope)
 
 
-def ranked_drop_of(stacked, key, density, epsilon, member_ids):
+def ranked_drop_of(
+    stacked: Any, key: jax.Array, density: Any, epsilon: Any, member_ids: Any
+) -> Callable[[Sequence[str], list[jax.Array]], list[jax.Array]]:
+    """`drop_by_rank` of named task vectors by checked knobs."""
     members = num_members(stacked)
     density = member_knob("density", density, members)
     epsilon = member_knob("epsilon", epsilon, members, high=0.5)
@@ -256,7 +262,12 @@ def _signed_weights(weights, stacked):
     return jnp.asarray(weights, jnp.float32)
 
 
-def ids_of(member_ids, stacked):
+def ids_of(member_ids: Any, stacked: Any) -> jax.Array:
+    """Ids `[member]`, 0, 1, ... by default.
+
+    Raises:
+        ValueError: if they are not one integer for each member.
+    """
     members = num_members(stacked)
     ids = jnp.arange(members) if member_ids is None else jnp.asarray(member_ids)
     if ids.shape != (members,) or not jnp.issubdtype(ids.dtype, jnp.integer):

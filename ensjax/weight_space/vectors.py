@@ -133,6 +133,7 @@ def lengths(
         than 1e-8 is given as 1, so that quotients and their gradients are finite.
     """
     squares = inner(xs, xs, scope, lead=lead)
-    has_direction = [s > SHORTEST**2 for s in squares]
+    # So a member that is not finite has a direction, and shows in the result.
+    has_direction = [~(s <= SHORTEST**2) for s in squares]
     roots = [jnp.sqrt(jnp.where(h, s, 1.0)) for s, h in zip(squares, has_direction)]
     return roots, has_direction

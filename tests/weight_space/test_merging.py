@@ -194,6 +194,9 @@ def cases():
         "no scale": case(lam=0.0, lam_sum=0.0),
         "nothing": case(density=0.0, drop=1.0),
         "everything": case(density=1.0, drop=0.0, gamma=0.3),
+        "no top": case(gamma=0.0),
+        "equal information": case(fisher=jax.tree.map(jnp.ones_like, fisher)),
+        "nan": case(stacked | {"conv": stacked["conv"].at[1, 1, 1, 2, 3].set(np.nan)}),
         "start": case(t=0.0, step=0.0),
         "end": case(t=1.0, step=np.inf),
         "grid 1": case(
@@ -571,6 +574,30 @@ def test_two_parallel_members_are_mixed_along_the_line(name):
     t = np.float64(np.float32(0.3))
     line = {leaf: (1 - t) * x[0] + t * x[1] for leaf, x in ends.items()}
     check(merged()["parallel"][name], line)
+
+
+@pytest.mark.parametrize("name", ["fisher", "fisher, normalised"])
+def test_equal_fisher_information_gives_the_mean(name):
+    check(merged()["equal information"][name], leaves64(merged()["plain"]["average"]))
+
+
+@pytest.mark.parametrize(
+    "name", ["breadcrumbs", "breadcrumbs, global", "breadcrumbs_ties"]
+)
+def test_breadcrumbs_without_a_top_part_drop_the_smallest_alone(name):
+    check(merged()["no top"][name], expected("no top")[name])
+    stacked, base, _ = example()
+    # The largest entry of a member is kept: by the largest leaf, where ranks are.
+    largest = np.argmax(np.abs(leaves64(stacked)["conv"] - leaves64(base)["conv"])[2])
+    moved = leaves64(merged()["no top"][name])["conv"] - leaves64(base)["conv"]
+    assert moved.flat[largest] != 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_that_is_not_finite_shows_in_the_result(name):
+    if name.startswith(("dare", "della")):
+        pytest.skip("it may be dropped by chance")
+    assert np.isnan(np.asarray(merged()["nan"][name]["conv"], np.float32)[1, 1, 2, 3])
 
 
 @pytest.mark.slow
