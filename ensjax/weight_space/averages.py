@@ -37,7 +37,7 @@ def average(
     Raises:
         ValueError: if there is not one weight for each member, or they are negative.
 
-    Source: Wortsman et al. 2022, arXiv:2203.05482, equation 1 (equal weights).
+    Source: Wortsman et al. 2022, arXiv:2203.05482 (uniform soup).
     """
     weights = check_weights(weights, stacked)
     scale = 1.0 / jnp.sum(weights) if normalize else jnp.float32(1.0)

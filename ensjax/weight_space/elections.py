@@ -64,7 +64,7 @@ def ties(
         ValueError: if the base, weights or knobs are of another shape, the density is
             not from 0 to 1, or the scope is unknown.
 
-    Source: Yadav et al. 2023, arXiv:2306.01708, section 3; code ties-merging. The count
+    Source: Yadav et al. 2023, arXiv:2306.01708; their code, ties-merging. The count
     kept is rounded, where the authors' is 1 higher and mergekit's rounded down.
     """
     check_scope(scope, RANKED_SCOPES)
@@ -93,7 +93,7 @@ def dare_ties(
     Arguments and errors are those of `dare` and, for `lam`, `weights` and `scope`
     (which here only says the sign of a sum of 0), of `ties`.
 
-    Source: Yu et al. 2024, arXiv:2311.03099, section 4.
+    Source: Yu et al. 2024, arXiv:2311.03099.
     """
     check_scope(scope, RANKED_SCOPES)
     drop = member_knob("drop", drop, num_members(stacked))
@@ -147,7 +147,7 @@ def della(
             the scope is unknown.
         TypeError: if the key is none.
 
-    Source: Deep et al. 2024, arXiv:2406.11617, section 3; mergekit, `della`. Ranks are
+    Source: Deep et al. 2024, arXiv:2406.11617; mergekit, `della`. Ranks are
     those within the weights of one output unit: of `[in, out]` and `[*tap, in, out]`
     leaves, of one index of the last axis.
     """
@@ -209,7 +209,7 @@ def sce(stacked: Any, base: Any, *, density: Any = 1.0, lam: Any = 1.0) -> Any:
         ValueError: if the base or knobs are of another shape, or the density is not
             from 0 to 1.
 
-    Source: Wan et al. 2024, arXiv:2408.07990, section 3.3; mergekit, `sce`.
+    Source: Wan et al. 2024, arXiv:2408.07990; mergekit, `sce`.
     """
     members = num_members(stacked)
     if np.ndim(density):

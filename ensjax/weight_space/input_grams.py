@@ -57,7 +57,7 @@ def input_grams(
         ValueError: if no layer is found, a layer runs inside a compiled loop (a
             recurrent cell), or inputs or weights differ in length.
 
-    Source: Jin et al. 2023, arXiv:2212.09849, section 3.2, of linear layers; the 1 and
+    Source: Jin et al. 2023, arXiv:2212.09849 (RegMean), of linear layers; the 1 and
     the patches are ours.
     """
     if not isinstance(ensemble.graph, NnxGraph):

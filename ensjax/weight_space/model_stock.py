@@ -29,7 +29,7 @@ def model_stock(stacked: Any, base: Any, *, scope: str = "leaf") -> Any:
         ValueError: if there are fewer than two members, the base is of another shape,
             or the scope is unknown.
 
-    Source: Jang et al. 2024, arXiv:2403.19522, equation 2 for two members. For more it
+    Source: Jang et al. 2024, arXiv:2403.19522, for two members. For more it
     has one angle for all pairs; the mean of their cosines is how mergekit reads it
     (FusionBench takes the mean angle). A task vector of length 0 counts with cosine 0.
     A negative `c` would lead away from the members: `t` is clipped to [0, 1], which

@@ -54,7 +54,7 @@ def regmean(
         ValueError: if a Gram matrix belongs to no kernel or has another shape; names
             it.
 
-    Source: Jin et al. 2023, arXiv:2212.09849, equation 3.
+    Source: Jin et al. 2023, arXiv:2212.09849 (RegMean).
     """
     weights = check_weights(weights, stacked)
     weights = weights / jnp.sum(weights)

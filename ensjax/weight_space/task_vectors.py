@@ -48,7 +48,7 @@ def task_arithmetic(
     Raises:
         ValueError: if the base is of another shape, or weights or `lam` are.
 
-    Source: Ilharco et al. 2023, arXiv:2212.04089, section 2.
+    Source: Ilharco et al. 2023, arXiv:2212.04089.
     """
     weights = _signed_weights(weights, stacked)
 
@@ -93,7 +93,7 @@ def dare(
             probability is not from 0 to 1.
         TypeError: if the key is none.
 
-    Source: Yu et al. 2024, arXiv:2311.03099, section 3. mergekit scales to the L1 norm
+    Source: Yu et al. 2024, arXiv:2311.03099. mergekit scales to the L1 norm
     before the draw instead of by 1 / (1 - p).
     """
     drop = member_knob("drop", drop, num_members(stacked))
@@ -164,7 +164,7 @@ def breadcrumbs(
         ValueError: if the base, weights or knobs are of another shape or range, or the
             scope is unknown.
 
-    Source: Davari and Belilovsky 2024, arXiv:2312.06795, section 3.
+    Source: Davari and Belilovsky 2024, arXiv:2312.06795; mergekit, `breadcrumbs`.
     """
     weights = _signed_weights(weights, stacked)
     band = band_of(stacked, density, gamma, scope)

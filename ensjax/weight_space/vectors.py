@@ -59,7 +59,10 @@ def map_together(
     result = [take_rows(x, keep) if base is None else x for x in origin]
     for i, leaf in zip(mixed, merged, strict=True):
         result[i] = leaf.astype(leaves[i].dtype)
-    result = [jnp.asarray(x, y.dtype) for x, y in zip(result, leaves, strict=True)]
+    result = [
+        x if x.dtype == y.dtype else x.astype(y.dtype)
+        for x, y in zip(map(jnp.asarray, result), leaves, strict=True)
+    ]
     return jax.tree.unflatten(jax.tree.structure(stacked), result)
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from ensjax import Ensemble, make_mesh, nn
+from ensjax.graphs import NnxGraph
 from ensjax.members import member_key
 from ensjax.weight_space import (
     average,
@@ -21,6 +22,19 @@ from ensjax.weight_space import (
 
 def small_mesh(member, data):
     return make_mesh(member=member, data=data, devices=jax.devices()[: member * data])
+
+
+def drawn_ensemble(make, members, mesh):
+    """An ensemble whose weights are drawn by NumPy: nothing is compiled."""
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
+    rng = np.random.default_rng(9)
+    params, rest = jax.tree.map(
+        lambda x: rng.normal(size=(members, *x.shape)).astype(x.dtype) / 3,
+        (params, rest),
+    )
+    state = {"params": params, "rest": rest}
+    return Ensemble(state, np.arange(members), NnxGraph(graphdef), mesh)
 
 
 def softmax_model(params, x):
@@ -46,7 +60,7 @@ def probabilities(params, x):
 
 
 def test_fisher_information_of_a_softmax_is_known():
-    # d log p_c / d w_ij = x_i (1[c = j] - p_j): F_ij is the mean of x_i^2 p_j (1 - p_j).
+    # d log p_c / d w_ij = x_i (1[c = j] - p_j): F_ij is the mean of x_i^2 p_j (1 - p_j)
     ensemble = softmax_ensemble(2, small_mesh(1, 2))
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, 5, 3)).astype(np.float32)
@@ -163,7 +177,7 @@ def test_input_grams_equal_those_of_patches_and_activations():
             image_shape=(3, 4, 2), features=(3,), num_pools=0, num_outputs=2, rngs=rngs
         )
 
-    ensemble = Ensemble.init(make, num_members=2, mesh=small_mesh(1, 2))
+    ensemble = drawn_ensemble(make, 2, small_mesh(1, 2))
     x = np.random.default_rng(4).normal(size=(5, 3, 4, 2)).astype(np.float32)
     weights = np.array([1.0, 0.0, 2.0, 0.5, 1.0])
     spoiled = np.where(weights.reshape(-1, 1, 1, 1) > 0, x, np.nan)
