@@ -112,7 +112,7 @@ class RunningAverage(NamedTuple):
     def mean(self, like: Any) -> Any:
         """The mean of all members so far, in the types of the tree `like`."""
         return jax.tree.map(
-            lambda t, w, x: (t / w if is_mixed(x) else t).astype(x.dtype),
+            lambda t, w, x: (t / w).astype(x.dtype) if is_mixed(x) else t,
             self.total,
             self.weight,
             like,

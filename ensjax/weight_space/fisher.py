@@ -182,8 +182,8 @@ def fisher_merge(
             are averaged; wise-ft's 1e-8. May be traced.
         normalize: whether each member's information is divided by its root of the sum
             of squares over the whole model first, so that members whose predictions are
-            unsure do not drown the others. Off: with it, members that were fine-tuned on
-            four versions of the digits merged less well.
+            unsure do not drown the others. Off: with it, members that were fine-tuned
+            on four versions of the digits merged less well.
         keep: the member whose leaves are taken where they are not floating.
 
     Returns:

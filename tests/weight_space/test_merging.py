@@ -89,8 +89,7 @@ def merges(stacked, base, fisher, k):
         "nuslerp, output": nuslerp(pair, t=k["t"], scope="output"),
         "multislerp": multislerp(stacked, **w),
         "multislerp, base": multislerp(stacked, base, scope="global", **w),
-        "karcher_mean": karcher_mean(stacked, **w),
-        "karcher_mean, base": karcher_mean(stacked, base, scope="output"),
+        "karcher_mean, base": karcher_mean(stacked, base, scope="output", **w),
         "model_stock": model_stock(stacked, base),
         "model_stock, output": model_stock(stacked, base, scope="output"),
         "model_stock, global": model_stock(stacked, base, scope="global"),
@@ -126,7 +125,6 @@ NAMES = (
     "nuslerp, output",
     "multislerp",
     "multislerp, base",
-    "karcher_mean",
     "karcher_mean, base",
     "model_stock",
     "model_stock, output",
@@ -252,10 +250,10 @@ def check(tree, expected, *, rtol=2e-6, atol=2e-6):
 # The reference: loops over leaves, members and vectors, in float64.
 
 
-def by_vectors(fn, leaves, scope, results=1):
+def by_vectors(fn, leaves, scope):
     """`fn` of matrices `[member, entry]`, one for each vector, put back in place.
 
-    `results` is `MEMBERS` where `fn` returns a matrix instead of a vector.
+    It returns vectors `[entry]` or matrices.
     """
     if scope == "global":
         flat = np.concatenate([x.reshape(len(x), -1) for x in leaves.values()], axis=1)
@@ -469,7 +467,6 @@ def references(stacked, base, fisher, k):
 
     near, exact = 0.9995, 1 - 1e-6
     sums = {name: np.einsum("m...,m->...", v, w) for name, v in x.items()}
-    equal = np.ones(MEMBERS)
     return {
         "average": {name: v / w.sum() for name, v in sums.items()},
         "average, not normalised": sums,
@@ -482,9 +479,8 @@ def references(stacked, base, fisher, k):
         "multislerp, base": moved(
             by_vectors(lambda v: multislerp64(v, w), taus, "global")
         ),
-        "karcher_mean": by_vectors(lambda v: karcher64(v, w), x, "leaf"),
         "karcher_mean, base": moved(
-            by_vectors(lambda v: karcher64(v, equal), taus, "output")
+            by_vectors(lambda v: karcher64(v, w), taus, "output")
         ),
         "model_stock": moved(by_vectors(stock64, taus, "leaf")),
         "model_stock, output": moved(by_vectors(stock64, taus, "output")),

@@ -98,34 +98,38 @@ def test_model_stock_goes_to_the_mean_to_the_base_and_never_beyond():
     np.testing.assert_allclose(found[3], [0.5, 0.5, 0.5, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["equal", "parallel", "against", "zeros", "one zero"])
-def test_gradients_of_spherical_means_are_finite(case):
-    rows = {
-        "equal": [[1.0, 2.0], [1.0, 2.0]],
-        "parallel": [[1.0, 2.0], [3.0, 6.0]],
-        "against": [[1.0, 2.0], [-1.0, -2.0]],
-        "zeros": [[0.0, 0.0], [0.0, 0.0]],
-        "one zero": [[0.0, 0.0], [1.0, 2.0]],
-    }
-    value, (stack, t) = _value_and_grad(jnp.array(rows[case]), jnp.float32(0.4))
-    assert np.isfinite(value) and np.isfinite(stack).all() and np.isfinite(t)
+ROWS = {
+    "equal": [[1.0, 2.0], [1.0, 2.0]],
+    "parallel": [[1.0, 2.0], [3.0, 6.0]],
+    "against": [[1.0, 2.0], [-1.0, -2.0]],
+    "zeros": [[0.0, 0.0], [0.0, 0.0]],
+    "one zero": [[0.0, 0.0], [1.0, 2.0]],
+}
 
 
-@quick_jit
-def _value_and_grad(stack, t):
+def check_gradients(merge):
     def total(stack, t):
-        tree = {"w": stack}
-        base = {"w": jnp.zeros(2)}
-        merged = [
-            slerp(tree, t=t),
-            nuslerp(tree, t=t, scope="global"),
-            multislerp(tree),
-            karcher_mean(tree),
-            model_stock(tree, base),
-        ]
-        return sum(jnp.sum(m["w"] * jnp.arange(1.0, 3.0)) for m in merged)
+        return jnp.sum(merge({"w": stack}, t)["w"] * jnp.arange(1.0, 3.0))
 
-    return jax.value_and_grad(total, argnums=(0, 1))(stack, t)
+    found = quick_jit(jax.vmap(jax.value_and_grad(total, (0, 1)), in_axes=(0, None)))(
+        jnp.array(list(ROWS.values())), jnp.float32(0.4)
+    )
+    for row, case in enumerate(ROWS):
+        for x in jax.tree.leaves(found):
+            assert np.isfinite(x[row]).all(), case
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_gradients_of_slerp_are_finite_without_an_angle(scope):
+    check_gradients(lambda tree, t: slerp(tree, t=t, scope=scope))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("merge", [nuslerp, multislerp, karcher_mean, model_stock])
+def test_gradients_of_spherical_means_are_finite_without_an_angle(merge):
+    base = () if merge is not model_stock else ({"w": jnp.zeros(2)},)
+    knobs = (lambda t: {"t": t}) if merge is nuslerp else (lambda t: {})
+    check_gradients(lambda tree, t: merge(tree, *base, **knobs(t)))
 
 
 def test_the_sphere_mean_of_uneven_directions_is_not_their_mean_direction():
@@ -141,7 +145,8 @@ def test_the_sphere_mean_of_uneven_directions_is_not_their_mean_direction():
 def test_an_entry_whose_sum_is_zero_takes_the_sign_of_the_scope():
     taus = [jnp.array([[-1.0, -2, -1], [-1, -1, -3]]), jnp.array([[2.0], [-2.0]])]
     for scope, sign in (("global", -1), ("leaf", 1)):
-        signs = elected_signs(taus, jnp.ones(2), scope=scope)
+        elect = quick_jit(functools.partial(elected_signs, scope=scope))
+        signs = elect(taus, jnp.ones(2))
         np.testing.assert_array_equal(signs[0], [-1, -1, -1])
         np.testing.assert_array_equal(signs[1], [sign])
 
@@ -151,29 +156,34 @@ def test_members_added_one_at_a_time_have_the_mean_of_the_stack():
     stacked = {
         "w": jnp.asarray(rng.normal(size=(5, 3)), jnp.bfloat16),
         "steps": jnp.arange(5),
+        "stream": jax.random.split(KEY, 5),
     }
     fisher = {"w": jnp.asarray(rng.uniform(0.1, 2, size=(5, 3)), jnp.float32)}
-    fisher["steps"] = jnp.ones(5)
+    fisher["steps"] = fisher["stream"] = jnp.ones(5)
     weights = rng.uniform(size=5).astype(np.float32)
 
     def rows(tree):
         return [jax.tree.map(lambda x: x[i], tree) for i in range(5)]  # noqa: B023
 
-    def run(weights):
-        members = rows(stacked)
+    def run(members, weights):
         running = RunningAverage.of(members[0], weights[0])
         for member, weight in zip(members[1:], weights[1:]):
             running = running.add(member, weight)
         # Asked for in float32, in which the sums are.
         return running.mean(like=members[0] | {"w": jnp.zeros(3)})
 
-    wide = stacked | {"w": stacked["w"].astype(jnp.float32)}
-    for found, expected in [
-        (run(weights), average(wide, weights=weights)),
-        (run(rows(fisher)), fisher_merge(wide, fisher)),
-    ]:
+    @quick_jit
+    def both(stacked, fisher):
+        wide = stacked | {"w": stacked["w"].astype(jnp.float32)}
+        return [
+            (run(rows(stacked), weights), average(wide, weights=weights)),
+            (run(rows(stacked), rows(fisher)), fisher_merge(wide, fisher)),
+        ]
+
+    for found, expected in both(stacked, fisher):
         np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-6, atol=1e-6)
         assert found["steps"] == expected["steps"] == 0
+        assert found["stream"] == expected["stream"] == stacked["stream"][0]
 
 
 def test_a_table_says_what_each_method_needs():
