@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.weight_space.averages import weighted_sum
 from ensjax.weight_space.leaves import check_weights
@@ -52,13 +53,15 @@ def slerp(
         Leaves `[...]`; finite gradients also for parallel and zero vectors.
 
     Raises:
-        ValueError: if there are not two members, or the scope is unknown.
+        ValueError: if there are not two members, `t` is no number, or the scope is
+            unknown.
 
     Source: Shoemake 1985, "Animating rotation with quaternion curves"; the weights are
     not normalised, as in mergekit.
     """
     check_two(stacked, "slerp")
     check_scope(scope)
+    _check_number(t)
 
     def between(_, rows):
         ends = [x[0] for x in rows], [x[1] for x in rows]
@@ -87,12 +90,14 @@ def nuslerp(
         or shorter than 1e-8, are mixed along the line, unlike in `slerp`.
 
     Raises:
-        ValueError: if there are not two members, or the scope is unknown.
+        ValueError: if there are not two members, `t` is no number, or the scope is
+            unknown.
 
     Source: mergekit, `nuslerp`.
     """
     check_two(stacked, "nuslerp")
     check_scope(scope)
+    _check_number(t)
 
     def between(_, rows, origin=None):
         origin = [0.0] * len(rows) if origin is None else origin
@@ -101,6 +106,14 @@ def nuslerp(
         return [o + x for o, x in zip(origin, moved)]
 
     return map_together(between, stacked, base, keep=keep)
+
+
+def _check_number(t):
+    if np.ndim(t):
+        raise ValueError(
+            f"t must be a number; got shape {np.shape(t)}. A path is"
+            " jax.vmap(lambda t: slerp(stacked, t=t))(ts)."
+        )
 
 
 def _on_circle(first, second, t, scope, parallel):

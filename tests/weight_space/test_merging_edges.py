@@ -249,6 +249,7 @@ GRAM = jnp.ones((3, 1, 3, 3))
         (lambda: average(STACK, weights=[-1.0, 2, 1]), ValueError, "at least 0"),
         (lambda: slerp(STACK), ValueError, "two members; got 3"),
         (lambda: slerp(PAIR, scope="row"), ValueError, "scope must be one of"),
+        (lambda: slerp(PAIR, t=[0.1, 0.2]), ValueError, "t must be a number"),
         (lambda: ties(STACK, BASE, scope="output"), ValueError, "scope must be one of"),
         (lambda: ties(STACK, BASE, density=1.2), ValueError, "density must lie from 0"),
         (lambda: ties(STACK, BASE, density=[0.1] * 2), ValueError, "density must be a"),

@@ -120,7 +120,7 @@ def test_sampled_fisher_information_is_right_on_average():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("member, data", [(1, 1), (2, 2), (1, 4)])
+@pytest.mark.parametrize("member, data", [(1, 1), (2, 2)])
 def test_fisher_information_of_a_network_equals_a_loop_over_examples(member, data):
     def make(rngs):
         return nn.CNN(
@@ -228,7 +228,7 @@ class Odd(nnx.Module):
 
 @pytest.mark.slow
 def test_outputs_of_every_layer_have_the_moments_that_its_gram_implies():
-    ensemble = Ensemble.init(Odd, num_members=3, mesh=small_mesh(1, 1))
+    ensemble = drawn_ensemble(Odd, 2, small_mesh(1, 1))
     x = np.random.default_rng(5).normal(size=(6, 5, 7, 4)).astype(np.float32)
     grams = input_grams(ensemble, x, rows_at_once=4)
     outputs = ensemble(x)
@@ -239,7 +239,7 @@ def test_outputs_of_every_layer_have_the_moments_that_its_gram_implies():
             np.asarray(jax.tree.leaves(layer[name])[0]) for name in ("kernel", "bias")
         )
         groups = gram.shape[1]
-        for m in range(3):
+        for m in range(2):
             vectors = np.asarray(y[m], np.float64).reshape(
                 -1, groups, y.shape[-1] // groups
             )
@@ -259,7 +259,7 @@ def test_outputs_of_every_layer_have_the_moments_that_its_gram_implies():
 
 
 @pytest.mark.slow
-def test_input_grams_come_out_of_remat_and_of_shared_layers():
+def test_input_grams_come_out_of_remat():
     def make(rngs, remat=True):
         return nn.MLP(
             in_features=3, hidden=(4, 4), num_outputs=2, remat=remat, rngs=rngs
@@ -267,11 +267,35 @@ def test_input_grams_come_out_of_remat_and_of_shared_layers():
 
     x = np.random.default_rng(6).normal(size=(8, 3)).astype(np.float32)
     mesh = small_mesh(1, 1)
-    found = input_grams(Ensemble.init(make, num_members=2, mesh=mesh), x)
-    plain = Ensemble.init(
-        functools.partial(make, remat=False), num_members=2, mesh=mesh
-    )
+    found = input_grams(drawn_ensemble(make, 2, mesh), x)
+    plain = drawn_ensemble(functools.partial(make, remat=False), 2, mesh)
     jax.tree.map(np.testing.assert_array_equal, found, input_grams(plain, x))
+
+
+class Twice(nnx.Module):
+    """One linear layer that is called twice."""
+
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layer(self.layer(x))
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_called_twice_has_the_mean_of_both():
+    ensemble = drawn_ensemble(Twice, 2, small_mesh(1, 1))
+    x = np.random.default_rng(6).normal(size=(8, 3))
+    found = input_grams(ensemble, x.astype(np.float32))["layer.kernel"]
+    leaves = {
+        name: np.asarray(jax.tree.leaves(ensemble.params["layer"][name])[0])
+        for name in ("kernel", "bias")
+    }
+    for m in range(2):
+        second = x @ leaves["kernel"][m] + leaves["bias"][m]
+        both = [with_one(v) for v in (x, second)]
+        expected = sum(v.T @ v for v in both) / 16
+        np.testing.assert_allclose(found[m, 0], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
