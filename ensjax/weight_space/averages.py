@@ -37,6 +37,11 @@ def average(
     Raises:
         ValueError: if there is not one weight for each member, or they are negative.
 
+    Example:
+        >>> stacked = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+        >>> average(stacked, weights=[1.0, 3.0])["w"]
+        Array([2.5, 3.5], dtype=float32)
+
     Source: Wortsman et al. 2022, arXiv:2203.05482 (uniform soup).
     """
     weights = check_weights(weights, stacked)

@@ -64,6 +64,16 @@ def ties(
         ValueError: if the base, weights or knobs are of another shape, the density is
             not from 0 to 1, or the scope is unknown.
 
+    Example:
+        >>> base = {"w": jnp.zeros(4)}
+        >>> stacked = {"w": jnp.array([[4.0, 2.0, 0.0, 1.0], [2.0, -3.0, 1.0, 0.0]])}
+        >>> ties(stacked, base, density=0.5)["w"]
+        Array([ 3., -3.,  0.,  0.], dtype=float32)
+        >>> densities = jnp.array([0.5, 1.0])
+        >>> jax.vmap(lambda d: ties(stacked, base, density=d))(densities)["w"]
+        Array([[ 3., -3.,  0.,  0.],
+               [ 3., -3.,  1.,  1.]], dtype=float32)
+
     Source: Yadav et al. 2023, arXiv:2306.01708; their code, ties-merging. The count
     kept is rounded, where the authors' is 1 higher and mergekit's rounded down.
     """

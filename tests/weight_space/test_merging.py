@@ -589,10 +589,11 @@ def test_breadcrumbs_without_a_top_part_drop_the_smallest_alone(name):
     assert moved.flat[largest] != 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Those that drop entries by chance may drop it.
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if not n.startswith(("dare", "della"))]
+)
 def test_an_entry_that_is_not_finite_shows_in_the_result(name):
-    if name.startswith(("dare", "della")):
-        pytest.skip("it may be dropped by chance")
     assert np.isnan(np.asarray(merged()["nan"][name]["conv"], np.float32)[1, 1, 2, 3])
 
 
