@@ -38,7 +38,7 @@ ALL_REDUCES = {
 }
 # Each leaf of the two members is sent to where it is mixed.
 SENT = {"nearswap", "nuslerp", "slerp"}
-QUICK = {"fisher", "task_arithmetic", "ties"}
+QUICK = {"task_arithmetic", "ties"}
 
 
 @functools.cache

@@ -53,6 +53,7 @@ def test_the_kth_largest_is_that_of_a_sort():
     assert np.isposinf(find(counts)[0]).all()
 
 
+@pytest.mark.slow
 def test_thinned_task_vectors_are_right_on_average():
     rng = np.random.default_rng(1)
     base = {"w": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)}
@@ -119,7 +120,9 @@ def check_gradients(merge):
             assert np.isfinite(x[row]).all(), case
 
 
-@pytest.mark.parametrize("scope", ["leaf", "global"])
+@pytest.mark.parametrize(
+    "scope", ["leaf", pytest.param("global", marks=pytest.mark.slow)]
+)
 def test_gradients_of_slerp_are_finite_without_an_angle(scope):
     check_gradients(lambda tree, t: slerp(tree, t=t, scope=scope))
 
