@@ -5,6 +5,7 @@
 its mesh.
 """
 
+from ensjax.weight_space.averages import RunningAverage, average
 from ensjax.weight_space.barrier import (
     Connectivity,
     Plane,
@@ -18,48 +19,83 @@ from ensjax.weight_space.coefficients import (
     simplex_draws,
     simplex_grid,
 )
+from ensjax.weight_space.elections import breadcrumbs_ties, dare_ties, della, sce, ties
+from ensjax.weight_space.fisher import (
+    fisher_information,
+    fisher_merge,
+    sampled_fisher_information,
+)
+from ensjax.weight_space.input_grams import input_grams
 from ensjax.weight_space.learned_soup import LearnedSoup, learned_soup
 from ensjax.weight_space.leaves import leaf_names
+from ensjax.weight_space.methods import METHODS, MergeMethod
 from ensjax.weight_space.mix import mix, mix_members
+from ensjax.weight_space.model_stock import model_stock
+from ensjax.weight_space.regmean import regmean
 from ensjax.weight_space.row_scores import ROW_SCORES
 from ensjax.weight_space.soups import Soup, greedy_soup, uniform_soup
+from ensjax.weight_space.spherical import karcher_mean, multislerp, nuslerp, slerp
 from ensjax.weight_space.statistics import recompute_statistics
 from ensjax.weight_space.sweep import Sweep, sweep
-from ensjax.weight_space.trajectory import (
-    EMA,
-    LAWA,
-    SWA,
-    SWAG,
-    averaged,
-    swag_members,
+from ensjax.weight_space.task_vectors import (
+    breadcrumbs,
+    dare,
+    della_linear,
+    nearswap,
+    task_arithmetic,
 )
+from ensjax.weight_space.trajectory import EMA, LAWA, SWA, SWAG, averaged, swag_members
 
 __all__ = [
     "Connectivity",
     "EMA",
     "LAWA",
     "LearnedSoup",
+    "METHODS",
+    "MergeMethod",
     "Plane",
     "ROW_SCORES",
+    "RunningAverage",
     "SWA",
     "SWAG",
     "Soup",
     "Sweep",
     "alpha_path",
+    "average",
     "averaged",
     "barrier",
+    "breadcrumbs",
+    "breadcrumbs_ties",
     "connectivity",
+    "dare",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "fisher_information",
+    "fisher_merge",
     "greedy_soup",
+    "input_grams",
+    "karcher_mean",
     "leaf_names",
     "learned_soup",
     "mix",
     "mix_members",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
     "pair_paths",
     "plane",
     "recompute_statistics",
+    "regmean",
+    "sampled_fisher_information",
+    "sce",
     "simplex_draws",
     "simplex_grid",
+    "slerp",
     "swag_members",
     "sweep",
+    "task_arithmetic",
+    "ties",
     "uniform_soup",
 ]
