@@ -16,15 +16,80 @@ from ensjax.weight_space.unification import cut, fix, split, unify, variable
 
 Axes = tuple[Term, ...]
 
-_ELEMENTWISE = set(
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex"
-    " conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc"
-    " exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p"
-    " logistic lt max min mul ne neg nextafter not or population_count pow real"
-    " reduce_precision rem round rsqrt select_n sharding_constraint shift_left"
-    " shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient"
-    " sub tan tanh xor".split()
-)
+_ELEMENTWISE = {
+    "abs",
+    "acos",
+    "acosh",
+    "add",
+    "add_any",
+    "and",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "cbrt",
+    "ceil",
+    "clamp",
+    "complex",
+    "conj",
+    "convert_element_type",
+    "copy",
+    "copy_p",
+    "cos",
+    "cosh",
+    "digamma",
+    "div",
+    "eq",
+    "erf",
+    "erf_inv",
+    "erfc",
+    "exp",
+    "exp2",
+    "expm1",
+    "floor",
+    "ge",
+    "gt",
+    "imag",
+    "integer_pow",
+    "is_finite",
+    "le",
+    "lgamma",
+    "log",
+    "log1p",
+    "logistic",
+    "lt",
+    "max",
+    "min",
+    "mul",
+    "ne",
+    "neg",
+    "nextafter",
+    "not",
+    "or",
+    "population_count",
+    "pow",
+    "real",
+    "reduce_precision",
+    "rem",
+    "round",
+    "rsqrt",
+    "select_n",
+    "sharding_constraint",
+    "shift_left",
+    "shift_right_arithmetic",
+    "shift_right_logical",
+    "sign",
+    "sin",
+    "sinh",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "sub",
+    "tan",
+    "tanh",
+    "xor",
+}
 _REDUCTIONS = {
     "reduce_sum",
     "reduce_max",
@@ -248,9 +313,7 @@ def _concatenate(operation, operands):
 def _split(operation, operands):
     (axes,) = operands
     axis, sizes = operation.params["axis"], operation.params["sizes"]
-    return [
-        [*axes[:axis], part, *axes[axis + 1 :]] for part in cut(axes[axis], sizes)
-    ]
+    return [[*axes[:axis], part, *axes[axis + 1 :]] for part in cut(axes[axis], sizes)]
 
 
 def _slice(operation, operands):

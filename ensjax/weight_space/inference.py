@@ -25,11 +25,13 @@ from ensjax.weight_space.unification import Variable, fix, resolve
 def infer_permutations(ensemble: Ensemble, x: Any) -> PermutationSpec:
     """The permutation spec of an ensemble's state, from its own forward.
 
-    A permuted member is the same function of inputs like `x` in evaluation mode. What is
-    found of `ensjax.nn`: hidden units and channels, also through pooling, flattening and
-    norms, with the batch statistics; residual streams, in parts where they grow by new
-    channels; the attention heads, and the channels within a head in an order that all
-    heads share (their own orders would be a larger group, which is not searched).
+    A permuted member is the same function of inputs like `x` in evaluation mode. Of
+    `ensjax.nn` these are found: hidden units and channels, also through pooling,
+    flattening and norms, with the batch statistics; residual streams, in parts where
+    they grow by new channels; attention heads, and the channels within a head; states
+    of recurrent cells. Channels within a head, and those within a group of a group
+    norm, move in one order for all heads or groups: that each could have an order of
+    its own is not used.
 
     Args:
         ensemble: its members' graph and the shapes of their state.

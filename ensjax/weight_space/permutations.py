@@ -1,7 +1,7 @@
 """`PermutationSpec`: which axes of which leaves are permuted alike; and permuting them.
 
-A permutation of a group is `order`, int32 `[unit]`: unit i of the permuted model is unit
-`order[i]` of the model. Permutations of a stack are a dict from a group's name to
+A permutation of a group is an order, int32 `[unit]`: unit i of the permuted model is
+unit `order[i]` of the model. Permutations of a stack are a dict from a group's name to
 `[member, unit]`.
 """
 
@@ -143,13 +143,20 @@ def inverse_permutations(permutations: Permutations) -> Permutations:
 
 
 def permute_leaf(
-    leaf: jax.Array, axes: Sequence[Term | None], permutations: Mapping[str, Any]
-) -> jax.Array:
-    """One leaf `[...]` of one member, with permutations `[unit]` of some groups."""
+    leaf: Any,
+    axes: Sequence[Term | None],
+    permutations: Mapping[str, Any],
+    xp: Any = jnp,
+) -> Any:
+    """One leaf `[...]` of one member, with permutations `[unit]` of some groups.
+
+    `xp` is `jax.numpy` or, on the host, `numpy`.
+    """
     for axis, term in enumerate(axes):
         if term is None or not {g.name for g in groups_of(term)} & set(permutations):
             continue
-        leaf = jnp.take(leaf, axis_index(term, permutations, jnp), axis=axis)
+        index = axis_index(term, permutations, xp)
+        leaf = xp.take(leaf, index, axis=axis, mode="clip")  # all are in bounds
     return leaf
 
 

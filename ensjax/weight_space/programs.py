@@ -67,18 +67,32 @@ class Program:
     operations: tuple[Operation, ...]
     outputs: tuple[Any, ...]
 
-    def run(self, inputs: Sequence[Any], watch: Collection[int] = ()) -> Any:
+    def run(
+        self,
+        inputs: Sequence[Any],
+        *,
+        watch: Collection[int] = (),
+        edit: Mapping[int, Callable[[Any], Any]] | None = None,
+    ) -> tuple[list[Any], dict[int, Any]]:
         """The outputs, and the values that have the numbers in `watch`.
+
+        Args:
+            inputs: arrays, one for each input.
+            watch: numbers of values.
+            edit: functions by the number of a value: what they make of it is what later
+                operations see, and what is watched.
 
         Returns:
             A list of outputs and a dict from number to value.
         """
+        edit = edit or {}
         values = dict(enumerate(inputs))
-        last_use = {}
-        for place, operation in enumerate(self.operations):
-            for number in operation.inputs:
-                if isinstance(number, int):
-                    last_use[number] = place
+        last_use = {
+            number: place
+            for place, operation in enumerate(self.operations)
+            for number in operation.inputs
+            if isinstance(number, int)
+        }
         keep = {n for n in self.outputs if isinstance(n, int)} | set(watch)
 
         def read(item):
@@ -90,11 +104,12 @@ class Program:
             )
             if not operation.primitive.multiple_results:
                 results = [results]
-            values.update(zip(operation.outputs, results, strict=True))
-            for number in operation.inputs:
-                if isinstance(number, int) and last_use[number] == place:
-                    if number not in keep:
-                        values.pop(number, None)
+            for number, result in zip(operation.outputs, results, strict=True):
+                values[number] = edit[number](result) if number in edit else result
+            ended = {n for n in operation.inputs if isinstance(n, int)} - keep
+            for number in ended:
+                if last_use[number] == place:
+                    del values[number]
         return [read(item) for item in self.outputs], {n: values[n] for n in watch}
 
 
