@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from scipy.optimize import linear_sum_assignment
 
 from ensjax.mesh import platform, tracing_platform
 
@@ -36,6 +35,8 @@ def assign_on_host(scores: np.ndarray) -> np.ndarray:
     Args:
         scores: `[..., n, n]`; what is not finite counts as 0.
     """
+    from scipy.optimize import linear_sum_assignment
+
     scores = np.asarray(scores)
     scores = np.where(np.isfinite(scores), scores, 0.0)
     flat = scores.reshape(-1, *scores.shape[-2:])

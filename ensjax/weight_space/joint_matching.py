@@ -58,7 +58,7 @@ def match_weights_jointly(
 
     Returns:
         A `Matching`; `before` and `after` are of each member and the mean of the others
-        (0 for a member alone).
+        (0 for a member alone, NaN for one that is not finite).
 
     Raises:
         ValueError: if the spec is not of this tree (names the leaf) or the solver is
@@ -77,8 +77,19 @@ def match_weights_jointly(
         max_sweeps=max_sweeps,
     )
     leaves = leaves_in(layout, tree)
+    finite = functools.reduce(
+        jnp.logical_and,
+        [jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in leaves],
+        jnp.ones(num_members(tree), bool),
+    )
+    # A member that is not finite is nothing in the mean, and stays as it is.
+    leaves = [
+        jnp.where(finite.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0.0) for x in leaves
+    ]
     run = _on_host if choose_solver(solver, mesh) == "host" else _on_device
-    return run(layout, leaves, start.permutations, key, max_sweeps, mesh)
+    found = run(layout, leaves, start.permutations, key, max_sweeps, mesh)
+    before, after = (jnp.where(finite, x, jnp.nan) for x in (found.before, found.after))
+    return found._replace(before=before, after=after)
 
 
 def _on_host(layout, leaves, orders, key, max_sweeps, mesh):

@@ -188,7 +188,7 @@ def apply_permutations(
     """
     if isinstance(stacked, Ensemble):
         spec.check(stacked.state)
-        _check_permutations(spec, permutations, stacked.num_members)
+        _check_orders(spec, permutations, stacked.num_members)
         permute = map_members(
             _Permute(spec), kinds=("member", "member"), mesh=stacked.mesh, block=None
         )
@@ -196,7 +196,7 @@ def apply_permutations(
         return dataclasses.replace(stacked, state=state)
     spec.check(stacked)
     members = np.shape(jax.tree.leaves(stacked)[0])[0]
-    _check_permutations(spec, permutations, members)
+    _check_orders(spec, permutations, members)
     return jax.vmap(_Permute(spec))(stacked, permutations)
 
 
@@ -208,7 +208,7 @@ class _Permute:
         return permute_member(tree, self.spec, permutations)
 
 
-def _check_permutations(spec, permutations, members):
+def _check_orders(spec, permutations, members):
     for name, order in permutations.items():
         if name not in spec.groups:
             raise ValueError(

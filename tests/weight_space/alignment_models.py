@@ -78,15 +78,10 @@ def permuted(ensemble, spec, orders):
     named = dict(spec.leaves)
 
     def one(path, leaf):
-        rows = [
-            permute_leaf(
-                np.asarray(row),
-                named[leaf_name(path)],
-                {k: np.asarray(v[i]) for k, v in orders.items()},
-                np,
-            )
-            for i, row in enumerate(np.asarray(leaf))
-        ]
+        rows = []
+        for i, row in enumerate(np.asarray(leaf)):
+            own = {group: np.asarray(order)[i] for group, order in orders.items()}
+            rows.append(permute_leaf(row, named[leaf_name(path)], own, np))
         return jnp.asarray(np.stack(rows))
 
     state = jax.tree.map_with_path(one, ensemble.state)

@@ -1,7 +1,7 @@
 """Weight and activation matching: planted permutations, objectives, solvers."""
 
-import dataclasses
 import importlib.util
+import itertools
 import pathlib
 
 import jax
@@ -70,19 +70,13 @@ def test_planted_permutations_of_residual_networks_are_found():
     assert (np.asarray(found.after) >= np.asarray(found.before)).all()
 
 
-def brute_force(target, member):
-    """The largest inner product over both hidden layers' permutations, in float64."""
-    import itertools
-
-    weights = [[np.asarray(x, np.float64) for x in model] for model in (target, member)]
-    (a1, a2, a3), (b1, b2, b3) = weights
-    best = -np.inf
-    for p in itertools.permutations(range(4)):
-        for q in itertools.permutations(range(3)):
-            p_, q_ = list(p), list(q)
-            score = (a1 * b1[:, p_]).sum() + (a2 * b2[p_][:, q_]).sum()
-            best = max(best, score + (a3 * b3[q_]).sum())
-    return best
+def product(target, member, h, k):
+    """<target, permuted member> of the small trees, in float64."""
+    (a1, a2, a3), (b1, b2, b3) = (
+        [np.asarray(x, np.float64) for x in model] for model in (target, member)
+    )
+    h, k = list(h), list(k)
+    return (a1 * b1[:, h]).sum() + (a2 * b2[h][:, k]).sum() + (a3 * b3[k]).sum()
 
 
 HIDDEN = Group("h", 4), Group("k", 3)
@@ -100,17 +94,22 @@ def small_trees(num_members, seed=0):
     }
 
 
-def test_the_match_is_never_above_the_best_and_usually_it():
+def test_no_other_permutation_of_one_group_would_be_better():
     tree = small_trees(12)
     found = match_weights(tree, SMALL, solver="host")
-    first = [tree[name][0] for name in "123"]
-    best = [brute_force(first, [tree[name][i] for name in "123"]) for i in range(12)]
-    after = np.asarray(found.after)
-    assert (after <= np.array(best) + 1e-4).all()
-    assert np.isclose(after, best, atol=1e-4).sum() >= 7
-    np.testing.assert_array_equal(
-        found.permutations["h"][0], np.arange(4)
-    )  # the reference stays
+    of_h, of_k = (list(itertools.permutations(range(n))) for n in (4, 3))
+    best = []
+    for i in range(12):
+        models_ = [[tree[name][m] for name in "123"] for m in (0, i)]
+        h, k = (found.permutations[name][i] for name in "hk")
+        reached = product(*models_, h, k)
+        assert reached == pytest.approx(float(found.after[i]), abs=1e-4)
+        assert reached >= max(product(*models_, p, k) for p in of_h) - 1e-4
+        assert reached >= max(product(*models_, h, p) for p in of_k) - 1e-4
+        every = max(product(*models_, p, q) for p in of_h for q in of_k)
+        best.append(reached >= every - 1e-4)
+    # A coordinate ascent finds the best of all only now and then.
+    assert best[0] and 1 < sum(best) < 12
 
 
 def test_what_is_reported_is_the_inner_product():
@@ -234,6 +233,22 @@ def test_a_member_that_is_not_finite_spoils_no_other():
             np.testing.assert_array_equal(found[name][2], np.arange(size))
 
 
+def test_joint_matching_leaves_out_a_member_that_is_not_finite():
+    tree = small_trees(4)
+    bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), tree)
+    found = match_weights_jointly(bad, SMALL, solver="host")
+    moved = apply_permutations(tree, SMALL, found.permutations)
+
+    def pairs(stack):
+        flat = np.concatenate([np.reshape(stack[n][1:], (3, -1)) for n in "123"], 1)
+        return (np.sum(flat.sum(0) ** 2) - np.sum(flat**2)) / 3
+
+    assert pairs(moved) > pairs(tree) + 1
+    np.testing.assert_array_equal(found.permutations["h"][0], np.arange(4))
+    assert np.isnan(found.after[0])
+    assert np.sum(found.after[1:]) == pytest.approx(pairs(moved), rel=1e-5)
+
+
 def test_errors_name_what_is_wrong():
     tree = small_trees(2)
     with pytest.raises(ValueError, match="solver is one of auto, host, device"):
@@ -280,4 +295,3 @@ def test_activations_of_a_residual_network_find_a_planted_permutation():
         found = match_activations(moved, x, solver=solver)
         again = models.permuted(moved, spec, found.permutations)
         assert models.largest_difference(again, base).max() == 0
-    assert dataclasses.is_dataclass(base)

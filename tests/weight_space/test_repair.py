@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ensjax import Ensemble
 from ensjax.weight_space.repair import repair
 
 _FILE = pathlib.Path(__file__).with_name("alignment_models.py")
@@ -76,9 +77,6 @@ def test_errors_say_what_is_expected():
     other = models.ensemble_of(models.cnn, 2)
     with pytest.raises(ValueError, match="different architecture"):
         repair(ends, other, np.eye(2), X)
-    bare = dataclasses.replace(ends)
-    from ensjax import Ensemble
-
     bare = Ensemble.from_apply(apply_without_bias, {"w": jnp.ones((2, 8, 3))})
     with pytest.raises(ValueError, match="no hidden layer has a bias"):
         repair(bare, bare, np.eye(2), X)
