@@ -15,6 +15,7 @@ import numpy as np
 from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
 from ensjax.mapping import map_members
+from ensjax.mesh import fetch
 from ensjax.weight_space.activation_matching import depends_on
 from ensjax.weight_space.axes import groups_of
 from ensjax.weight_space.inference import read_axes
@@ -68,7 +69,7 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
     """
     if merged.graph != ends.graph:
         raise ValueError("merged and ends are of different architecture.")
-    weights = jnp.asarray(weights, jnp.float32)
+    weights = np.asarray(weights, np.float32)
     expected = (merged.num_members, ends.num_members)
     if weights.shape != expected:
         raise ValueError(
@@ -79,20 +80,15 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
     )
     if not biased_layers(merged.graph, state, _shapes(x))[1]:
         raise ValueError(
-            "no hidden layer has a bias that could be put right. Layers before a norm"
-            " have none; with batch norm reset the batch statistics."
+            "no hidden layer has a bias that could be put right: a bias [channel] with"
+            " one other leaf in its module, whose last axis is the channel."
         )
-    weights = weights / jnp.sum(weights, axis=1, keepdims=True)
+    weights = weights / np.sum(weights, axis=1, keepdims=True)
     measure = map_members(
         _Statistics(ends.graph), kinds=("member", "shared"), mesh=ends.mesh
     )
-    means, deviations = measure(ends.state, x)
-    targets = [
-        tuple(
-            jnp.einsum("ij,jc->ic", weights, rows, precision="highest") for rows in pair
-        )
-        for pair in zip(means, deviations)
-    ]
+    means, deviations = fetch(measure(ends.state, x))  # the meshes may differ
+    targets = [(weights @ m, weights @ d) for m, d in zip(means, deviations)]
     mend = map_members(
         _Repair(merged.graph), kinds=("member", "shared", "member"), mesh=merged.mesh
     )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.weight_space.axes import Group, Product, Term, groups_of, positions
-from ensjax.weight_space.leaves import is_mixed, leaf_name, wide
+from ensjax.weight_space.leaves import leaf_name, wide
 from ensjax.weight_space.permutations import PermutationSpec, permute_leaf
 
 
@@ -78,7 +78,7 @@ def layout_of(tree: Any, spec: PermutationSpec, prefix: str = "") -> Layout:
         (name, named[name])
         for path, leaf in jax.tree.leaves_with_path(tree)
         if (name := leaf_name(path)).startswith(prefix)
-        and is_mixed(leaf)
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
         and any(term is not None and groups_of(term) for term in named[name])
     ]
     return Layout(tuple(n for n, _ in chosen), tuple(a for _, a in chosen))
