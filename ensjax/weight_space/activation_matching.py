@@ -57,7 +57,7 @@ def match_activations(
     Raises:
         ValueError: if the reference does not exist or the solver is unknown.
 
-    Source: Li et al. 2016, arXiv:1511.07543, section 3; Ainsworth et al. 2023,
+    Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023,
     arXiv:2209.04836, section 3.1.
     """
     members, mesh = ensemble.num_members, ensemble.mesh

@@ -64,8 +64,8 @@ def match_weights_jointly(
         ValueError: if the spec is not of this tree (names the leaf) or the solver is
             unknown.
 
-    Source: Ainsworth et al. 2023, arXiv:2209.04836, algorithm 3 (MergeMany), here
-    started from a match to member 0.
+    Source: Ainsworth et al. 2023, arXiv:2209.04836, MergeMany, which matches a member
+    until it is stable in each turn; here it starts from a match to member 0.
     """
     key = jax.random.key(0) if key is None else key
     tree, layout, mesh = matched_leaves(stacked, spec)

@@ -120,7 +120,7 @@ def similarity(
     Returns:
         `[unit of the target, unit of the member]`.
 
-    Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2, equation 5.
+    Source: Ainsworth et al. 2023, arXiv:2209.04836, section 3.2.
     """
     total = xp.zeros((group.size, group.size), xp.float32)
     for number in layout.leaves_of(group):
