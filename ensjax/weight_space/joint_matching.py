@@ -77,23 +77,28 @@ def match_weights_jointly(
         max_sweeps=max_sweeps,
     )
     leaves = leaves_in(layout, tree)
-    finite = functools.reduce(
-        jnp.logical_and,
-        [jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in leaves],
-        jnp.ones(num_members(tree), bool),
-    )
-    # A member that is not finite is nothing in the mean, and stays as it is.
-    leaves = [
-        jnp.where(finite.reshape((-1,) + (1,) * (x.ndim - 1)), x, 0.0) for x in leaves
-    ]
     run = _on_host if choose_solver(solver, mesh) == "host" else _on_device
-    found = run(layout, leaves, start.permutations, key, max_sweeps, mesh)
-    before, after = (jnp.where(finite, x, jnp.nan) for x in (found.before, found.after))
-    return found._replace(before=before, after=after)
+    return run(layout, leaves, start.permutations, key, max_sweeps, mesh)
+
+
+def _finite_members(leaves, xp):
+    """Leaves with zeros for a member that is not finite, and which are, `[member]`.
+
+    Such a member is nothing in the mean, and stays in its order.
+    """
+    finite = True
+    for x in leaves:
+        finite &= xp.all(xp.isfinite(x), axis=tuple(range(1, x.ndim)))
+    zeroed = [
+        xp.where(finite.reshape((-1,) + (1,) * (x.ndim - 1)), x, xp.zeros_like(x))
+        for x in leaves
+    ]
+    return zeroed, finite
 
 
 def _on_host(layout, leaves, orders, key, max_sweeps, mesh):
     leaves, orders = fetch((leaves, orders))
+    leaves, finite = _finite_members(leaves, np)
     members = [[x[i] for x in leaves] for i in range(num_members(orders))]
     found = [{name: x[i] for name, x in orders.items()} for i in range(len(members))]
     draw_groups = draw_on_host(jax.random.fold_in(key, 0), len(layout.groups))
@@ -105,9 +110,11 @@ def _on_host(layout, leaves, orders, key, max_sweeps, mesh):
     def agreements(found):
         own = [permuted(i, orders) for i, orders in enumerate(found)]
         total = [np.sum(x, axis=0) for x in zip(*own)]
-        return [
+        sums = [
             sum(float(np.sum(x * (t - x))) for x, t in zip(mine, total)) for mine in own
         ]
+        means = np.array(sums, np.float32) / max(len(members) - 1, 1)
+        return jnp.asarray(np.where(finite, means, np.nan))
 
     identity = [{n: np.arange(x.shape[1]) for n, x in orders.items()} for _ in members]
     before = agreements(identity)
@@ -132,11 +139,10 @@ def _on_host(layout, leaves, orders, key, max_sweeps, mesh):
         if not moved:
             break
     stacked = {name: np.stack([o[name] for o in found]) for name in orders}
-    scale = 1.0 / max(len(members) - 1, 1)
     return Matching(
         place(stacked, mesh, jax.P()),
-        jnp.asarray(before, jnp.float32) * scale,
-        jnp.asarray(agreements(found), jnp.float32) * scale,
+        before,
+        agreements(found),
         min(sweep + 1, max_sweeps) if max_sweeps else 0,
     )
 
@@ -175,6 +181,7 @@ class _JointJob:
 
     def local(self, leaves, orders, key):
         layout = self.layout
+        leaves, finite = _finite_members(leaves, jnp)
         key = jax.random.wrap_key_data(key)
         group_key, member_key = (jax.random.fold_in(key, i) for i in range(2))
         members = num_members(orders)
@@ -225,7 +232,7 @@ class _JointJob:
                 jnp.sum((x * (t[None] - x)).reshape(members, -1), axis=1)
                 for x, t in zip(own, total)
             ]
-            return sum(parts) / max(members - 1, 1)
+            return jnp.where(finite, sum(parts) / max(members - 1, 1), jnp.nan)
 
         total = [jnp.sum(x, axis=0) for x in permute_all(leaves, orders)]
         start = (orders, total, jnp.ones((), bool), jnp.zeros((), jnp.int32))

@@ -100,9 +100,8 @@ def match_weights(
     key = jax.random.key(0) if key is None else key
     orders = identity_permutations(spec, members)
     leaves = leaves_in(layout, tree)
-    target = [take_rows(x, reference % members) for x in leaves]
     run = _on_host if choose_solver(solver, mesh) == "host" else _on_device
-    return run(layout, target, leaves, orders, key, max_sweeps, mesh)
+    return run(layout, leaves, reference % members, orders, key, max_sweeps, mesh)
 
 
 def matched_leaves(stacked: Any, spec: PermutationSpec) -> tuple[Any, Layout, Mesh]:
@@ -120,9 +119,10 @@ def group_order(key: jax.Array, sweep: Any, count: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, sweep), count)
 
 
-def _on_host(layout, target, leaves, orders, key, max_sweeps, mesh):
+def _on_host(layout, leaves, reference, orders, key, max_sweeps, mesh):
     """NumPy and SciPy, one member after the other; there is nothing to compile."""
-    target, leaves, orders = fetch((target, leaves, orders))
+    leaves, orders = fetch((leaves, orders))
+    target = [x[reference] for x in leaves]
     orders = {name: np.array(order) for name, order in orders.items()}
     draw = draw_on_host(key, len(layout.groups))
     sweeps, before, after = [], [], []
@@ -166,7 +166,8 @@ def match_on_host(layout, target, leaves, orders, draw, max_sweeps):
     return orders, max_sweeps
 
 
-def _on_device(layout, target, leaves, orders, key, max_sweeps, mesh):
+def _on_device(layout, leaves, reference, orders, key, max_sweeps, mesh):
+    target = [take_rows(x, reference) for x in leaves]
     job = _MatchJob(layout, max_sweeps)
     key = jax.random.key_data(key)
     orders, before, after, sweeps = mesh_program(job, mesh)(target, leaves, orders, key)

@@ -117,7 +117,7 @@ class PermutationSpec:
 def identity_permutations(spec: PermutationSpec, num_members: int) -> Permutations:
     """Permutations that move nothing, `[member, unit]`."""
     return {
-        name: jnp.tile(jnp.arange(size, dtype=jnp.int32)[None], (num_members, 1))
+        name: jnp.asarray(np.tile(np.arange(size, dtype=np.int32), (num_members, 1)))
         for name, size in spec.groups.items()
     }
 

@@ -65,8 +65,8 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
         ValueError: if the architectures differ, the weights have another shape, or no
             layer is found.
 
-    Source: Jordan et al. 2023 (REPAIR), arXiv:2211.08403, for two ends; there the layers
-    are convolutions and linear layers, here norms as well.
+    Source: Jordan et al. 2023 (REPAIR), arXiv:2211.08403, for two ends; the layers are
+    convolutions and linear layers there, here norms as well.
     """
     if merged.graph != ends.graph:
         raise ValueError("merged and ends are of different architecture.")

@@ -128,10 +128,9 @@ def similarity(
         for axis, term in enumerate(layout.axes[number]):
             for index in positions(term, group.name) if term is not None else ():
                 theirs, ours = (
-                    xp.take(xp.moveaxis(x, axis, 0), index, axis=0, mode="clip")
-                    for x in (target[number], mine)
+                    _rows(x, axis, index, xp) for x in (target[number], mine)
                 )
-                total += theirs.reshape(group.size, -1) @ ours.reshape(group.size, -1).T
+                total += theirs @ ours.T
     return total
 
 
@@ -180,6 +179,14 @@ def is_gain(
         )
         added = after - before
     return added > 1e-6 * xp.sum(xp.abs(chosen) + xp.abs(now))
+
+
+def _rows(leaf, axis, index, xp):
+    """The weights of every unit, `[unit, weight]`."""
+    leaf = xp.moveaxis(leaf, axis, 0)
+    if index.size < leaf.shape[0] or index.shape[1] > 1:
+        leaf = xp.take(leaf, index, axis=0, mode="clip")
+    return leaf.reshape(len(index), -1)
 
 
 def _factors(term: Term, group: Group) -> int:

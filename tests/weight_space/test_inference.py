@@ -15,6 +15,7 @@ from ensjax.weight_space.permutations import (
     PermutationSpec,
     apply_permutations,
     check_permutations,
+    inverse_permutations,
     random_permutations,
 )
 
@@ -196,12 +197,28 @@ def test_a_wrong_spec_is_found_out():
 
 
 def test_permuting_on_a_device_equals_numpy():
-    ensemble = models.ensemble_of(models.mlp, 3)
-    spec = infer_permutations(ensemble, jax.ShapeDtypeStruct((1, 8), jnp.float32))
-    orders = random_permutations(spec, jax.random.key(0), 3)
+    ensemble = models.ensemble_of(models.mlp, 2)
+    spec = infer_permutations(ensemble, jax.ShapeDtypeStruct((3, 8), jnp.float32))
+    orders = models.random_orders(spec, 2)
     expected = models.permuted(ensemble, spec, orders)
     moved = apply_permutations(ensemble, spec, orders)
     assert models.largest_difference(moved, expected).max() == 0
-    tree = apply_permutations(ensemble.state, spec, orders)
-    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected.state)):
-        np.testing.assert_array_equal(a, b)
+    hidden = Group("hidden", 6)
+    spec = PermutationSpec.of({"a": (Product((Fixed(2), hidden)), None)})
+    tree = {"a": jnp.arange(2.0 * 12 * 3).reshape(2, 12, 3)}
+    order = np.array([[5, 3, 1, 0, 2, 4], [0, 1, 2, 3, 5, 4]], np.int32)
+    moved = apply_permutations(tree, spec, {"hidden": order})["a"]
+    for member in range(2):
+        rows = np.asarray(tree["a"][member]).reshape(2, 6, 3)[:, order[member]]
+        np.testing.assert_array_equal(moved[member], rows.reshape(12, 3))
+
+
+def test_random_permutations_are_permutations_and_can_be_undone():
+    spec = PermutationSpec.of({"a": (Group("hidden", 6),)})
+    orders = random_permutations(spec, jax.random.key(0), 3)["hidden"]
+    every = np.tile(np.arange(6), (3, 1))
+    np.testing.assert_array_equal(np.sort(orders, axis=1), every)
+    assert len({tuple(row) for row in np.asarray(orders).tolist()}) == 3
+    back = inverse_permutations({"hidden": orders})["hidden"]
+    undone = np.take_along_axis(np.asarray(orders), np.asarray(back), axis=1)
+    np.testing.assert_array_equal(undone, every)

@@ -137,7 +137,8 @@ def test_no_sweep_makes_the_product_smaller(match):
     assert (steps >= -1e-5).all() and steps.max() > 0
 
 
-def test_a_leaf_that_holds_a_group_twice_is_only_moved_for_the_better():
+@pytest.mark.parametrize("solver", ["host", pytest.param("device", marks=SLOW)])
+def test_a_leaf_that_holds_a_group_twice_is_only_moved_for_the_better(solver):
     rng = np.random.default_rng(3)
     group = Group("state", 6)
     spec = PermutationSpec.of({"inner": (group, group), "out": (group, None)})
@@ -145,27 +146,29 @@ def test_a_leaf_that_holds_a_group_twice_is_only_moved_for_the_better():
         "inner": jnp.asarray(rng.normal(size=(8, 6, 6)), jnp.float32),
         "out": jnp.asarray(rng.normal(size=(8, 6, 1)), jnp.float32),
     }
-    for solver in ("host", "device"):
-        found = match_weights(tree, spec, solver=solver)
-        gains = np.asarray(found.after) - np.asarray(found.before)
-        assert (gains >= 0).all() and gains.max() > 1
+    found = match_weights(tree, spec, solver=solver)
+    gains = np.asarray(found.after) - np.asarray(found.before)
+    assert (gains >= 0).all() and gains.max() > 1
 
 
 def test_the_solvers_agree():
+    check_solvers_agree(match_weights)
+
+
+@SLOW
+def test_the_solvers_agree_jointly():
+    check_solvers_agree(match_weights_jointly)
+
+
+def check_solvers_agree(match):
     tree = small_trees(6)
-    host, device = (
-        match_weights(tree, SMALL, solver=solver) for solver in ("host", "device")
-    )
+    host, device = (match(tree, SMALL, solver=solver) for solver in ("host", "device"))
+    np.testing.assert_allclose(host.before, device.before, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(host.after, device.after, rtol=1e-5)
     for name in ("h", "k"):
         np.testing.assert_array_equal(
             host.permutations[name], device.permutations[name]
         )
-    host, device = (
-        match_weights_jointly(tree, SMALL, solver=solver)
-        for solver in ("host", "device")
-    )
-    np.testing.assert_allclose(host.after.sum(), device.after.sum(), rtol=1e-5)
 
 
 def test_joint_matching_makes_equal_members_equal():
@@ -222,13 +225,13 @@ def test_members_are_matched_to_the_same_reference_in_any_order():
 
 
 def test_a_member_that_is_not_finite_spoils_no_other():
-    tree = small_trees(4)
+    tree = small_trees(6)
     bad = jax.tree.map(lambda x: x.at[2].set(jnp.nan), tree)
     for solver in ("host", "device"):
         clean = match_weights(tree, SMALL, solver=solver).permutations
         found = match_weights(bad, SMALL, solver=solver).permutations
         for name, size in SMALL.groups.items():
-            keep = np.array([0, 1, 3])
+            keep = np.array([0, 1, 3, 4, 5])
             np.testing.assert_array_equal(found[name][keep], clean[name][keep])
             np.testing.assert_array_equal(found[name][2], np.arange(size))
 
