@@ -5,16 +5,20 @@ have to be permuted alike for the operation to commute with the permutation, and
 the axes of its outputs. An operation that has no rule fixes all axes that it meets.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from ensjax.weight_space.axes import Fixed, Term, concat, product
+from ensjax.weight_space.axes import Fixed, product
 from ensjax.weight_space.programs import Constant, Operation, Program, program_of
-from ensjax.weight_space.unification import cut, fix, split, unify, variable
-
-Axes = tuple[Term, ...]
+from ensjax.weight_space.shape_rules import (
+    SHAPE_RULES,
+    Axes,
+    Rule,
+    fixed_axes,
+    unknown_rule,
+)
+from ensjax.weight_space.unification import fix, split, unify, variable
 
 _ELEMENTWISE = {
     "abs",
@@ -99,7 +103,6 @@ _REDUCTIONS = {
     "reduce_or",
     "reduce_xor",
 }
-_ALONG_AN_AXIS = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
 
 
 def follow(program: Program, inputs: Sequence[Axes]) -> tuple[dict[int, Axes], list]:
@@ -129,16 +132,6 @@ def follow(program: Program, inputs: Sequence[Axes]) -> tuple[dict[int, Axes], l
     return axes, [read(item) for item in program.outputs]
 
 
-def new_axes(shape: Sequence[int]) -> Axes:
-    """Axes of which nothing is known."""
-    return tuple(variable(size) for size in shape)
-
-
-def fixed_axes(shape: Sequence[int]) -> Axes:
-    """Axes that are not permuted."""
-    return tuple(Fixed(size) for size in shape)
-
-
 def _of_constant(value):
     """Axes along which a known array does not vary may be permuted by anything."""
     shape = np.shape(value)
@@ -154,22 +147,15 @@ def _of_constant(value):
     )
 
 
-def _rule(operation: Operation) -> Callable[[Operation, list[Axes]], list]:
+def _rule(operation: Operation) -> Rule:
     name = operation.primitive.name
     if 0 in {size for shapes in operation.shapes for s in shapes for size in s}:
-        return _unknown
+        return unknown_rule
     if name in _ELEMENTWISE:
         return _elementwise
     if name in _REDUCTIONS:
         return _reduction
-    return _RULES.get(name, _unknown)
-
-
-def _unknown(operation, operands):
-    for axes in operands:
-        for term in axes:
-            fix(term)
-    return [fixed_axes(shape) for shape in operation.shapes[1]]
+    return _RULES.get(name, unknown_rule)
 
 
 def _elementwise(operation, operands):
@@ -209,145 +195,6 @@ def _arg_reduction(operation, operands):
     return [[term for axis, term in enumerate(axes) if axis not in gone]]
 
 
-def _along_an_axis(operation, operands):
-    (axes,) = operands
-    fix(axes[operation.params["axis"]])
-    return [axes]
-
-
-def _reverse(operation, operands):
-    (axes,) = operands
-    for axis in operation.params["dimensions"]:
-        fix(axes[axis])
-    return [axes]
-
-
-def _window(operation, operands):
-    """Pooling: an axis with a window of one position passes."""
-    params = operation.params
-    (shape,) = operation.shapes[1]
-    result = list(fixed_axes(shape))
-    for axis, term in enumerate(operands[0]):
-        trivial = (
-            params["window_dimensions"][axis] == params["window_strides"][axis] == 1
-            and tuple(params["padding"][axis]) == (0, 0)
-            and params["base_dilation"][axis] == 1
-        )
-        if trivial:
-            result[axis] = term
-        else:
-            fix(term)
-    return [result]
-
-
-def _sort(operation, operands):
-    if len(operands) > 1:
-        return _unknown(operation, operands)
-    result = list(operands[0])
-    dimension = operation.params["dimension"]
-    result[dimension] = Fixed(result[dimension].size)  # sorted, whatever the order was
-    return [result]
-
-
-def _transpose(operation, operands):
-    (axes,) = operands
-    return [[axes[axis] for axis in operation.params["permutation"]]]
-
-
-def _squeeze(operation, operands):
-    (axes,) = operands
-    gone = {axis % len(axes) for axis in operation.params["dimensions"]}
-    return [[term for axis, term in enumerate(axes) if axis not in gone]]
-
-
-def _broadcast(operation, operands):
-    axes = operands[0]
-    (shape,) = operation.shapes[1]
-    result = list(new_axes(shape))
-    for term, axis in zip(axes, operation.params["broadcast_dimensions"]):
-        if term.size == shape[axis]:
-            result[axis] = term
-    return [result]
-
-
-def _iota(operation, operands):
-    del operands
-    (shape,) = operation.shapes[1]
-    result = list(new_axes(shape))
-    result[operation.params["dimension"]] = Fixed(shape[operation.params["dimension"]])
-    return [result]
-
-
-def _reshape(operation, operands):
-    """Runs of input axes become runs of output axes of the same product."""
-    if operation.params.get("dimensions") is not None:
-        return _unknown(operation, operands)
-    axes = [term for term in operands[0] if term.size > 1]
-    (shape,) = operation.shapes[1]
-    sizes = [size for size in shape if size > 1]
-    found = []
-    while sizes:
-        terms, parts = [axes.pop(0)], [sizes.pop(0)]
-        while (a := product(terms).size) != (b := int(np.prod(parts))):
-            if a < b:
-                terms.append(axes.pop(0))
-            else:
-                parts.append(sizes.pop(0))
-        term = product(terms)
-        found += [term] if len(parts) == 1 else split(term, parts)
-    return [[found.pop(0) if size > 1 else Fixed(1) for size in shape]]
-
-
-def _concatenate(operation, operands):
-    dimension = operation.params["dimension"]
-    result = list(operands[0])
-    for axis in range(len(result)):
-        if axis == dimension:
-            result[axis] = concat([axes[axis] for axes in operands])
-            continue
-        for axes in operands[1:]:
-            unify(result[axis], axes[axis])
-    return [result]
-
-
-def _split(operation, operands):
-    (axes,) = operands
-    axis, sizes = operation.params["axis"], operation.params["sizes"]
-    return [[*axes[:axis], part, *axes[axis + 1 :]] for part in cut(axes[axis], sizes)]
-
-
-def _slice(operation, operands):
-    (axes,) = operands
-    starts, limits = (operation.params[k] for k in ("start_indices", "limit_indices"))
-    strides = operation.params["strides"] or (1,) * len(axes)
-    result = []
-    for term, start, limit, stride in zip(axes, starts, limits, strides):
-        if (start, limit, stride) == (0, term.size, 1):
-            result.append(term)
-        elif stride == 1:
-            sizes = (start, limit - start, term.size - limit)
-            result.append(cut(term, sizes)[1])
-        else:
-            fix(term)
-            result.append(Fixed(len(range(start, limit, stride))))
-    return [result]
-
-
-def _pad(operation, operands):
-    axes, _ = operands
-    result = []
-    for term, (low, high, inner) in zip(axes, operation.params["padding_config"]):
-        if inner or low < 0 or high < 0:
-            fix(term)
-            size = term.size + int(low) + int(high) + max(term.size - 1, 0) * int(inner)
-            result.append(Fixed(size))
-        else:
-            # What is put in is one number, which any permutation leaves as it is.
-            parts = [variable(int(low)), term, variable(int(high))]
-            result.append(concat(parts))
-    return [result]
-
-
 def _dot_general(operation, operands):
     lhs, rhs = operands[:2]
     (lhs_sum, rhs_sum), (lhs_batch, rhs_batch) = operation.params["dimension_numbers"]
@@ -370,7 +217,7 @@ def _convolution(operation, operands):
     params = operation.params
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     if params["batch_group_count"] != 1:
-        return _unknown(operation, operands)
+        return unknown_rule(operation, operands)
     batch, channel, *space = numbers.lhs_spec
     kernel_out, kernel_in, *kernel_space = numbers.rhs_spec
     for term in [*(lhs[a] for a in space), *(rhs[a] for a in kernel_space)]:
@@ -387,50 +234,6 @@ def _convolution(operation, operands):
     result[numbers.out_spec[0]] = lhs[batch]
     result[numbers.out_spec[1]] = rhs[kernel_out]
     return [result]
-
-
-def _gather(operation, operands):
-    """Axes that are taken whole pass; those that are indexed are fixed."""
-    axes, index = operands
-    numbers = operation.params["dimension_numbers"]
-    if getattr(numbers, "operand_batching_dims", ()):
-        return _unknown(operation, operands)
-    sizes = operation.params["slice_sizes"]
-    fix(index[-1])
-    (shape,) = operation.shapes[1]
-    result: list[Term] = list(fixed_axes(shape))
-    kept = [a for a in range(len(axes)) if a not in numbers.collapsed_slice_dims]
-    for axis, term in enumerate(axes):
-        if axis in numbers.start_index_map or sizes[axis] != term.size:
-            fix(term)
-    for place, axis in zip(numbers.offset_dims, kept):
-        if sizes[axis] == axes[axis].size:
-            result[place] = axes[axis]
-    batch = [a for a in range(len(shape)) if a not in numbers.offset_dims]
-    for place, term in zip(batch, index[:-1]):
-        result[place] = term
-    return [result]
-
-
-def _dynamic_slice(operation, operands):
-    axes = operands[0]
-    result = []
-    for term, size in zip(axes, operation.params["slice_sizes"]):
-        if term.size != size:
-            fix(term)
-        result.append(term if term.size == size else Fixed(size))
-    return [result]
-
-
-def _dynamic_update_slice(operation, operands):
-    axes, update = operands[:2]
-    for term, new in zip(axes, update):
-        if term.size == new.size:
-            unify(term, new)
-        else:
-            fix(term)
-            fix(new)
-    return [axes]
 
 
 def _scan(operation, operands):
@@ -477,31 +280,14 @@ def _unify_all(these, those):
             unify(a, b)
 
 
-_RULES: dict[str, Callable[[Operation, list[Any]], list]] = {
+_RULES: dict[str, Rule] = {
+    **SHAPE_RULES,
     "argmax": _arg_reduction,
     "argmin": _arg_reduction,
-    "broadcast_in_dim": _broadcast,
-    "concatenate": _concatenate,
     "cond": _cond,
     "conv_general_dilated": _convolution,
     "dot_general": _dot_general,
-    "dynamic_slice": _dynamic_slice,
-    "dynamic_update_slice": _dynamic_update_slice,
-    "gather": _gather,
-    "iota": _iota,
     "optimization_barrier": _each_by_itself,
-    "pad": _pad,
-    "reshape": _reshape,
-    "reduce_window_max": _window,
-    "reduce_window_min": _window,
-    "reduce_window_sum": _window,
-    "rev": _reverse,
     "scan": _scan,
-    "slice": _slice,
-    "sort": _sort,
-    "split": _split,
-    "squeeze": _squeeze,
-    "transpose": _transpose,
     "while": _while,
-    **dict.fromkeys(_ALONG_AN_AXIS, _along_an_axis),
 }

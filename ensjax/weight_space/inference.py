@@ -15,10 +15,11 @@ import numpy as np
 from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
 from ensjax.weight_space.axes import Concat, Fixed, Group, Product, Term
-from ensjax.weight_space.axis_rules import Axes, fixed_axes, follow, new_axes
+from ensjax.weight_space.axis_rules import follow
 from ensjax.weight_space.leaves import leaf_name
 from ensjax.weight_space.permutations import PermutationSpec
 from ensjax.weight_space.programs import Program, trace
+from ensjax.weight_space.shape_rules import Axes, fixed_axes, new_axes
 from ensjax.weight_space.unification import Variable, fix, resolve
 
 
