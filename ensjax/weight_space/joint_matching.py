@@ -76,6 +76,8 @@ def match_weights_jointly(
         solver=solver,
         max_sweeps=max_sweeps,
     )
+    if not layout.groups:
+        return start
     leaves = leaves_in(layout, tree)
     run = _on_host if choose_solver(solver, mesh) == "host" else _on_device
     return run(layout, leaves, start.permutations, key, max_sweeps, mesh)

@@ -99,6 +99,9 @@ def match_weights(
         raise ValueError(f"reference is one of {members} members; got {reference}.")
     key = jax.random.key(0) if key is None else key
     orders = identity_permutations(spec, members)
+    if not layout.groups:
+        nothing = jnp.zeros(members)
+        return Matching(orders, nothing, nothing, 0)
     leaves = leaves_in(layout, tree)
     run = _on_host if choose_solver(solver, mesh) == "host" else _on_device
     return run(layout, leaves, reference % members, orders, key, max_sweeps, mesh)

@@ -18,6 +18,7 @@ from ensjax.weight_space.matching import match_weights
 from ensjax.weight_space.permutations import (
     PermutationSpec,
     apply_permutations,
+    fixed_spec,
     inverse_permutations,
 )
 
@@ -210,6 +211,15 @@ def test_one_member_is_left_as_it_is():
     ):
         for name, size in spec.groups.items():
             np.testing.assert_array_equal(found.permutations[name], [np.arange(size)])
+
+
+def test_a_model_without_interchangeable_units_is_left_as_it_is():
+    tree = {"1": jnp.ones((3, 2, 2))}
+    spec = fixed_spec(tree)
+    for match in (match_weights, match_weights_jointly):
+        found = match(tree, spec)
+        assert found.permutations == {} and found.sweeps == 0
+        assert found.after.shape == (3,)
 
 
 def test_members_are_matched_to_the_same_reference_in_any_order():
