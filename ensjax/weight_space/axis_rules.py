@@ -238,17 +238,29 @@ def _convolution(operation, operands):
 
 def _scan(operation, operands):
     """One pass of the body: its carry comes out with the axes with which it goes in."""
-    params = operation.params
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
-    xs = operands[num_consts + num_carry :]
-    for axes in xs:
-        fix(axes[0])
-    inside = [*operands[: num_consts + num_carry], *(axes[1:] for axes in xs)]
-    outputs = _body(params["jaxpr"], inside)
-    carry = operands[num_consts : num_consts + num_carry]
+    jaxpr, _ = _open(operation.params["jaxpr"])
+    # What is scanned has one axis more outside; the parameters that count consts,
+    # carry and xs have other names in every version.
+    outer_in, outer_out = operation.shapes
+    scanned = [
+        len(np.shape(var.aval)) < len(shape)
+        for var, shape in zip(jaxpr.invars, outer_in, strict=True)
+    ]
+    num_carry = sum(
+        len(np.shape(var.aval)) == len(shape)
+        for var, shape in zip(jaxpr.outvars, outer_out, strict=True)
+    )
+    inside = []
+    for axes, is_scanned in zip(operands, scanned):
+        if is_scanned:
+            fix(axes[0])
+        inside.append(axes[1:] if is_scanned else axes)
+    outputs = _body(operation.params["jaxpr"], inside)
+    carried = [axes for axes, is_scanned in zip(operands, scanned) if not is_scanned]
+    carry = carried[len(carried) - num_carry :]
     _unify_all(carry, outputs[:num_carry])
-    ys = [(Fixed(params["length"]), *axes) for axes in outputs[num_carry:]]
-    return [*carry, *ys]
+    length = operation.params["length"]
+    return [*carry, *((Fixed(length), *axes) for axes in outputs[num_carry:])]
 
 
 def _while(operation, operands):
@@ -271,7 +283,13 @@ def _cond(operation, operands):
 
 
 def _body(closed, operands):
-    return follow(program_of(closed.jaxpr, closed.consts), operands)[1]
+    jaxpr, consts = _open(closed)
+    return follow(program_of(jaxpr, consts), operands)[1]
+
+
+def _open(closed):
+    """The jaxpr of a body and its constants."""
+    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
 
 
 def _unify_all(these, those):
