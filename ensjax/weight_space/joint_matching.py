@@ -123,35 +123,25 @@ def _on_host(layout, leaves, orders, key, max_sweeps, mesh):
     total = [
         np.sum(x, axis=0) for x in zip(*(permuted(i, o) for i, o in enumerate(found)))
     ]
-    for sweep in range(max_sweeps):
-        moved = False
-        for i in draw_members(sweep):
+    sweeps, moved = 0, True
+    while moved and sweeps < max_sweeps:
+        moved, groups = False, draw_groups(sweeps)
+        for i in draw_members(sweeps):
             others = [t - x for t, x in zip(total, permuted(i, found[i]))]
             new, _ = match_on_host(
-                layout,
-                others,
-                members[i],
-                found[i],
-                lambda _, sweep=sweep: draw_groups(sweep),
-                1,
+                layout, others, members[i], found[i], lambda _, g=groups: g, 1
             )
             if new is not found[i]:
                 moved, found[i] = True, new
                 total = [t + x for t, x in zip(others, permuted(i, new))]
-        if not moved:
-            break
+        sweeps += 1
     stacked = {name: np.stack([o[name] for o in found]) for name in orders}
-    return Matching(
-        place(stacked, mesh, jax.P()),
-        before,
-        agreements(found),
-        min(sweep + 1, max_sweeps) if max_sweeps else 0,
-    )
+    orders = place(stacked, mesh, jax.P())
+    return Matching(orders, before, agreements(found), sweeps)
 
 
 def _on_device(layout, leaves, orders, key, max_sweeps, mesh):
     job = _JointJob(layout, max_sweeps)
-    key = jax.random.key_data(key)
     orders, before, after, sweeps = mesh_program(job, mesh)(leaves, orders, key)
     return Matching(orders, before, after, int(sweeps))
 
@@ -184,7 +174,6 @@ class _JointJob:
     def local(self, leaves, orders, key):
         layout = self.layout
         leaves, finite = _finite_members(leaves, jnp)
-        key = jax.random.wrap_key_data(key)
         group_key, member_key = (jax.random.fold_in(key, i) for i in range(2))
         members = num_members(orders)
         permute_all = jax.vmap(functools.partial(permute_leaves, layout))

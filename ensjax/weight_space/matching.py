@@ -172,7 +172,6 @@ def match_on_host(layout, target, leaves, orders, draw, max_sweeps):
 def _on_device(layout, leaves, reference, orders, key, max_sweeps, mesh):
     target = [take_rows(x, reference) for x in leaves]
     job = _MatchJob(layout, max_sweeps)
-    key = jax.random.key_data(key)
     orders, before, after, sweeps = mesh_program(job, mesh)(target, leaves, orders, key)
     return Matching(orders, before, after, int(np.max(fetch(sweeps))))
 
@@ -188,7 +187,7 @@ def visit_on_device(layout, number, target, leaves, orders):
         layout: of the leaves.
         number: of the group, traced; the same for all members, since a branch that
             differed between them would run for all.
-        target: leaves `[...]`, or `[member, ...]` for a target of each member.
+        target: leaves `[...]`, the same for all members.
         leaves: `[member, ...]`.
         orders: `[member, unit]` by group.
 
@@ -262,7 +261,6 @@ class _MatchJob:
 
     def local(self, target, leaves, orders, key):
         layout = self.layout
-        key = jax.random.wrap_key_data(key)
 
         def sweep(carry):
             orders, _, count = carry

@@ -75,7 +75,10 @@ def test_random_permutations_of_inferred_groups_keep_the_function(name):
     assert np.abs(outputs - outputs[:1]).max() / scale < 1e-5
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=SLOW if n.endswith("batch norm") else ()) for n in CASES],
+)
 def test_all_interchangeable_units_are_found(name):
     make_model, shape, sizes = CASES[name]
     ensemble = models.ensemble_of(make_model, 1)
