@@ -10,17 +10,26 @@ import numpy as np
 import pytest
 
 from ensjax import make_mesh
+from ensjax.mapping import mesh_program
+from ensjax.mesh import place
+from ensjax.planning import read_collectives
 from ensjax.weight_space.activation_matching import match_activations
 from ensjax.weight_space.axes import Group
 from ensjax.weight_space.inference import infer_permutations
 from ensjax.weight_space.joint_matching import match_weights_jointly
-from ensjax.weight_space.matching import match_weights
+from ensjax.weight_space.matching import (
+    _MatchJob,
+    match_weights,
+    matched_leaves,
+)
 from ensjax.weight_space.permutations import (
     PermutationSpec,
     apply_permutations,
     fixed_spec,
+    identity_permutations,
     inverse_permutations,
 )
+from ensjax.weight_space.similarity import leaves_in
 
 _FILE = pathlib.Path(__file__).with_name("alignment_models.py")
 _SPEC = importlib.util.spec_from_file_location("alignment_models", _FILE)
@@ -298,6 +307,25 @@ def test_a_stack_on_eight_devices_is_matched_alike(solver):
         aligned = apply_permutations(several, spec, eight.permutations)
         expected = models.permuted(tree, spec, one.permutations)
         assert models.largest_difference(aligned, expected).max() == 0
+
+
+@SLOW
+def test_matching_on_several_devices_joins_no_members():
+    mesh = make_mesh(member=8)
+    ensemble, spec = independent(8)
+    tree, layout, _ = matched_leaves(ensemble, spec)
+    leaves = leaves_in(layout, tree)
+    arguments = (
+        [x[0] for x in leaves],
+        leaves,
+        identity_permutations(spec, 8),
+        jax.random.key(0),
+    )
+    kinds = (jax.P(), jax.P("member"), jax.P("member"), jax.P())
+    placed = [place(x, mesh, kind) for x, kind in zip(arguments, kinds)]
+    program = mesh_program(_MatchJob(layout, 10), mesh).lower(*placed).compile()
+    found = [c for c in read_collectives(program.as_text(), (8, 1, 1)) if c.axes]
+    assert found == []
 
 
 @SLOW
