@@ -1,4 +1,4 @@
-"""MultiColor images: the layout, how often a patch tells the class, what fixes draws."""
+"""MultiColor images: their layout, how often patches tell the class, their draws."""
 
 import jax
 import jax.numpy as jnp

@@ -115,14 +115,14 @@ def test_shares_have_the_moments_of_a_beta_distribution():
 def test_four_strengths_are_four_members_of_one_program_on_any_mesh(kit):
     """Also: the member without either is the one trained by plain cross-entropy."""
 
-    def trained(mesh, loss=SoftLabels(), hyper=HYPER):
+    def trained(mesh, loss):
         ensemble = kit.ensemble("mlp", 4, mesh=mesh)
         return kit.fit(
-            ensemble, kit.data(), loss=loss, make_tx=make_tx, hyper=hyper, steps=10
+            ensemble, kit.data(), loss=loss, make_tx=make_tx, hyper=HYPER, steps=10
         )[0]
 
-    single = trained((1, 1))
-    kit.check_close(trained((2, 2)), single)
+    single = trained((1, 1), SoftLabels())
+    kit.check_close(trained((2, 2), SoftLabels()), single)
     plain = trained((1, 1), losses.cross_entropy)
     kit.check_close(single.select([0]), plain.select([0]))
     weights = np.asarray(jax.tree.leaves(nnx.state(single[1], nnx.Param))[-1])
