@@ -184,31 +184,49 @@ def _measure_seed(config, trained, tuned, centers, table, seed):
     }
 
 
-def calibration(config, trained, tuned, tables) -> dict[str, np.ndarray]:
-    """How sure the ends are, and how often right, in and out of distribution.
+def measure_ends(config, trained, tuned, tables) -> dict[str, np.ndarray]:
+    """How sure the ends are and how often right, and their outputs out of balance.
 
     Returns:
         `ece` and `overconfidence` (mean probability of the first choice minus
-        accuracy) `[test, seed, model, end]`; the first end is the pre-trained model.
+        accuracy) `[test, seed, model, end]`, the first end being the pre-trained model;
+        and `balance` `[seed, model, recipe, lambda]`, the accuracy out of distribution
+        of logits of the pre-trained model plus lambda times those of the fine-tuned.
     """
     centers = tasks.load_centers(config, "digits")
     models, recipes = config.num_models, len(config.recipes)
-    values = {name: [] for name in ("ece", "overconfidence")}
+    values = {name: [] for name in ("ece", "overconfidence", "balance")}
     for seed in range(config.num_seeds):
         own = np.arange(seed * models, (seed + 1) * models)
         mine = np.arange(seed * models * recipes, (seed + 1) * models * recipes)
         ends = trained.select(own).concatenate(tuned.select(mine))
-        tests = test_sets(config, centers, tables[seed], seed)
-        for name in values:
-            values[name].append([])
-        for images, labels in tests.values():
+        found = {name: [] for name in values}
+        for images, labels in test_sets(config, centers, tables[seed], seed).values():
             outputs = tasks.outputs_of(config, ends, images)
             sure = np.asarray(scores.max_prob(outputs)).mean(axis=-1)
             right = tasks.is_right(outputs, labels).mean(axis=-1)
             ece = np.asarray(scores.ece(outputs, labels))
-            values["ece"][-1].append(_by_model(ece, models))
-            values["overconfidence"][-1].append(_by_model(sure - right, models))
-    return {name: np.moveaxis(np.asarray(v), 1, 0) for name, v in values.items()}
+            found["ece"].append(_by_model(ece, models))
+            found["overconfidence"].append(_by_model(sure - right, models))
+        # The last test set is the one out of distribution.
+        after = outputs[models:].reshape(models, recipes, *outputs.shape[1:])
+        found["balance"] = balance(
+            outputs[:models, None], after, labels, config.lambdas
+        )
+        for name, value in found.items():
+            values[name].append(np.asarray(value))
+    return {
+        name: np.moveaxis(np.stack(v), 1, 0) if name != "balance" else np.stack(v)
+        for name, v in values.items()
+    }
+
+
+def balance(first, second, labels, lambdas) -> np.ndarray:
+    """Accuracy of `first + lambda second`, `[..., lambda]`, of `[..., row, class]`."""
+    return np.stack(
+        [tasks.is_right(first + x * second, labels).mean(axis=-1) for x in lambdas],
+        axis=-1,
+    )
 
 
 def _by_model(values, models):
