@@ -65,7 +65,10 @@ def key_of(config, seed: int, purpose: int, number: int = 0) -> jax.Array:
 def permutations(config, seed: int, *, num_patches: int = 32) -> jax.Array:
     """The colours of a seed, `[patch, class]`; of the control where they are alike."""
     purpose = PERMUTATIONS if num_patches > 1 else CONTROL
-    return data.class_colors(key_of(config, seed, purpose), num_patches=num_patches)
+    return _class_colors(key_of(config, seed, purpose), num_patches=num_patches)
+
+
+_class_colors = jax.jit(data.class_colors, static_argnames="num_patches")
 
 
 def train_colors(config, labels, tables, agreement) -> np.ndarray:

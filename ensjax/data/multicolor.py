@@ -233,7 +233,7 @@ def multicolor(
     """
     key = jax.random.key(seed, impl="threefry2x32")
     color_key, *draw_keys = (jax.random.fold_in(key, i) for i in range(3))
-    colors = class_colors(
+    colors = _class_colors(
         color_key, num_patches=num_patches, num_classes=dataset.num_classes
     )
     parts = {}
@@ -246,6 +246,9 @@ def multicolor(
         labels = getattr(dataset, f"y_{part}")
         parts[f"x_{part}"] = np.asarray(_painted(own, images, labels, colors, check))
     return dataclasses.replace(dataset, name=f"multicolor_{dataset.name}", **parts)
+
+
+_class_colors = jax.jit(class_colors, static_argnames=("num_patches", "num_classes"))
 
 
 @jax.jit

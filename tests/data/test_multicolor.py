@@ -1,7 +1,6 @@
 """MultiColor images: their layout, how often patches tell the class, their draws."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,11 +8,13 @@ from ensjax import data
 from ensjax.data.multicolor import COLORS
 
 KEY = jax.random.key(7)
+LABELS = np.random.default_rng(0).integers(0, 10, 2_000).astype(np.int32)
+draw = jax.jit(data.patch_colors)  # with one shape throughout, since it compiles
 
 
 @pytest.fixture(scope="module")
 def colors():
-    return data.class_colors(KEY)
+    return jax.jit(data.class_colors)(KEY)
 
 
 def test_every_patch_has_its_own_permutation_of_ten_colors(colors):
@@ -22,17 +23,14 @@ def test_every_patch_has_its_own_permutation_of_ten_colors(colors):
         np.sort(colors, axis=1), np.tile(np.arange(10), (32, 1))
     )
     assert len({tuple(row) for row in np.asarray(colors).tolist()}) == 32
-    one = data.class_colors(KEY, num_patches=1)
-    assert one.shape == (1, 10)
-    assert data.class_colors(KEY, num_classes=3).shape == (32, 3)
+    few = jax.eval_shape(lambda: data.class_colors(KEY, num_patches=1, num_classes=3))
+    assert few.shape == (1, 3)
 
 
 def test_a_patch_tells_the_class_as_often_as_its_agreement_says(colors):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, 2_000).astype(np.int32)
-    told = np.asarray(colors)[:, labels].T
+    told = np.asarray(colors)[:, LABELS].T
     agreement = np.repeat(np.float32([1.0, 0.0, 0.3, 0.7]), 8)
-    drawn = np.asarray(data.patch_colors(KEY, labels, colors, agreement))
+    drawn = np.asarray(draw(KEY, LABELS, colors, agreement))
     rate = (drawn == told).reshape(2_000, 4, 8).mean(axis=(0, 2))
     assert rate[0] == 1
     for found, a in zip(rate[1:], (0.0, 0.3, 0.7)):
@@ -45,13 +43,12 @@ def test_a_patch_tells_the_class_as_often_as_its_agreement_says(colors):
 
 
 def test_draws_belong_to_an_images_position_and_key(colors):
-    labels = jnp.arange(10, dtype=jnp.int32)
-    whole = np.asarray(data.patch_colors(KEY, labels, colors, 0.3))
-    some = data.patch_colors(
-        KEY, labels[6:], colors, 0.3, positions=jnp.arange(6, 10, dtype=jnp.int32)
-    )
-    np.testing.assert_array_equal(some, whole[6:])
-    other = data.patch_colors(jax.random.key(8), labels, colors, 0.3)
+    agreement = np.full(32, 0.3, np.float32)
+    whole = np.asarray(draw(KEY, LABELS, colors, agreement))
+    places = np.random.default_rng(1).permutation(2_000).astype(np.int32)
+    moved = draw(KEY, LABELS[places], colors, agreement, positions=places)
+    np.testing.assert_array_equal(moved, whole[places])
+    other = draw(jax.random.key(8), LABELS, colors, agreement)
     assert (np.asarray(other) != whole).mean() > 0.3
 
 
@@ -108,24 +105,43 @@ def test_in_the_control_one_color_fills_all_patches_of_an_image():
 
 
 def test_half_of_the_patches_tell_the_class_in_each_stage(colors):
-    labels = np.zeros(500, np.int32)
+    told = np.asarray(colors)[:, LABELS].T
     for stage in (0, 1):
-        agreement = data.stage_agreement(stage)
-        drawn = np.asarray(data.patch_colors(KEY, labels, colors, agreement))
-        rate = (drawn == np.asarray(colors)[:, 0]).mean(axis=0).reshape(2, 16)
+        drawn = np.asarray(draw(KEY, LABELS, colors, data.stage_agreement(stage)))
+        rate = (drawn == told).mean(axis=0).reshape(2, 16)
         assert (rate[stage] == 1).all()
-        assert abs(rate[1 - stage].mean() - 0.1) < 0.02
+        assert abs(rate[1 - stage].mean() - 0.1) < 0.01
     np.testing.assert_array_equal(
         data.stage_agreement(0, perfect=0.2, other=0.2), np.full(32, 0.2, np.float32)
     )
 
 
-def test_mnist_is_halved_from_its_first_row_and_column():
-    grey = data.mnist5k()
-    centers = data.mnist_centers()
-    np.testing.assert_array_equal(centers.x_test, grey.x_test[:, ::2, ::2])
-    small = data.paint_border(centers.x_test[:2], np.zeros((2, 32), np.int32))
-    assert small.shape == (2, 42, 42, 3)
+def test_images_are_halved_from_their_first_row_and_column():
+    grey = data.digits(test_size=400, seed=0)
+    found = data.subsampled(grey)
+    np.testing.assert_array_equal(found.x_test, grey.x_test[:, ::2, ::2])
+    np.testing.assert_array_equal(found.x_train, grey.x_train[:, ::2, ::2])
+    with pytest.raises(ValueError, match="step must be at least 1"):
+        data.subsampled(grey, 0)
+
+
+@pytest.mark.slow
+def test_mnist_has_forty_two_rows_and_the_papers_split(tmp_path):
+    found = data.multicolor_mnist()
+    assert found.x_train.shape == (4_000, 42, 42, 3)
+    # Files of MNIST's numbers of images, of 2 x 2 pixels.
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60_000), ("t10k", 10)):
+        images = rng.integers(0, 256, (count, 4, 4)).astype(np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            shape = np.array(array.shape, ">u4").tobytes()
+            header = bytes([0, 0, 8, array.ndim]) + shape
+            (tmp_path / f"{part}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    whole = data.mnist_centers(tmp_path)
+    assert whole.x_train.shape == (50_000, 2, 2, 1)
+    np.testing.assert_array_equal(whole.test_ids, np.arange(50_000, 60_000))
+    np.testing.assert_array_equal(whole.y_test, np.arange(50_000, 60_000) % 10)
 
 
 def test_mistakes_are_named(colors):
