@@ -95,7 +95,7 @@ def mixup_partners(key: jax.Array, examples: Any) -> Any:
     own = jax.lax.dynamic_slice_in_dim(order, shard * num_examples, num_examples)
     if shards > 1:
         examples = jax.lax.all_gather(examples, "data", tiled=True)
-    return jax.tree.map(lambda leaf: leaf[own], examples)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[own], examples)
 
 
 def mix_examples(values: Any, partners: Any, shares: jax.Array) -> Any:
