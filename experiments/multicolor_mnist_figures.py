@@ -50,6 +50,7 @@ def _gain(config, results):
     )
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.set_ylim(top=ax.get_ylim()[1] * 1.35)
+    ax.set_xticks(config.p)
     finish(
         ax,
         x="p: chance that a patch's colour is drawn anew in the test set",
@@ -84,6 +85,7 @@ def _accuracy(config, results):
                 label=f"{label} (recalled)",
             )
         ax.set_ylim(0, 100)
+        ax.set_xticks(config.p)
         first = ax is axes[0]
         finish(
             ax,
@@ -115,7 +117,7 @@ def _cells(config, results):
                 label=label,
             )
         ax.set_xticks(x, [f"{p:g}" for p in config.p])
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, ax.get_ylim()[1] * 1.25)
         first = ax is axes[0]
         finish(
             ax,

@@ -163,7 +163,8 @@ def describe(config, results, intervals) -> str:
         ]
         place = int(values.argmax())
         sentences.append(
-            f"{NAMES[recipe].capitalize()}: {values[0]:.1f} % before, {values[-1]:.1f} % after,"
+            f"{NAMES[recipe].capitalize()}: {values[0]:.1f} % before,"
+            f" {values[-1]:.1f} % after,"
             f" {values[middle]:.1f} % at alpha .5 (gain over the better end"
             f" {gain:.1f} points), the best at alpha {config.alphas[place]:g} with"
             f" {values[place]:.1f} %; mean of probabilities {outputs[0]:.1f} %, of"

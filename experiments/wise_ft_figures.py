@@ -15,11 +15,19 @@ PART_NAMES = {
 }
 
 
-def panels(config, *, height=4.2, sharey=True):
+def panels(config):
     """A figure with one pair of axes for each recipe."""
     count = len(config.recipes)
-    fig = new_figure(height, width=max(6.4, 4.4 * count))
-    return fig, np.atleast_1d(fig.subplots(1, count, sharey=sharey))
+    fig = new_figure(4.8, width=max(6.4, 4.4 * count))
+    return fig, np.atleast_1d(fig.subplots(1, count, sharey=True))
+
+
+def legend_below(fig, ax, *, columns: int = 2):
+    """One legend for all panels, below them, of what the first holds."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False
+    )
 
 
 def band(ax, x, values, *, color, label, linestyle="-", marker=None):
@@ -65,14 +73,16 @@ def _alphas(config, results):
             x="alpha: 0 pre-trained, 1 fine-tuned",
             y="test accuracy (%)" if first else "",
             title=verdicts.NAMES[recipe],
-            legend=first,
         )
+    legend_below(fig, axes[0])
     return fig
 
 
 def _frontier(config, results):
     fig, axes = panels(config)
+    lowest = min(verdicts.curve(config, results, r).min() for r in config.recipes)
     for ax, recipe in zip(axes, config.recipes):
+        ax.set_ylim(max(0, lowest - 8), 100)
         for space, label, color in (
             ("weights", "averaged weights", PALETTE[1]),
             ("predictive", "averaged probabilities", PALETTE[2]),
@@ -86,7 +96,7 @@ def _frontier(config, results):
                     ax.annotate(
                         name,
                         (x[place], y[place]),
-                        xytext=(6, -12),
+                        xytext=(6 if place == 0 else -6, -12),
                         textcoords="offset points",
                         fontsize=9,
                         ha="left" if place == 0 else "right",
@@ -118,17 +128,14 @@ def _parts(config, results):
         )
         ax.axhline(0, color=GREY, linewidth=0.8)
         first = ax is axes[0]
-        if first:
-            low, high = ax.get_ylim()
-            ax.set_ylim(low, high + 0.75 * (high - low))
         finish(
             ax,
             x="alpha",
             y="share of test rows (%)" if first else "",
             title=verdicts.NAMES[recipe],
-            legend=first,
             starts_at_zero=False,
         )
+    legend_below(fig, axes[0])
     return fig
 
 
