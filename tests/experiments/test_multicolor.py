@@ -1,5 +1,6 @@
 """Coloured digits in experiments: the theory, who sees which colours, their runs."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -238,3 +239,64 @@ def test_the_smoke_preset_runs_and_runs_again_from_its_stages(
     assert run_and_report(options) == 0
     again = json.loads((tmp_path / "results.json").read_text())
     assert again["scalars"] == results["scalars"]
+
+
+@pytest.mark.slow
+def test_the_full_size_says_what_it_needs_and_runs_on_small_files(tmp_path):
+    config = config_of("wise_ft", preset="paper")
+    full = load_module(ROOT / "experiments" / "wise_ft_full.py", "experiment")
+    full.validate(config)
+    job = full.training_job(config)
+    assert job.data[0].shape == (2_048, 224, 224, 3)
+    mesh = ensjax.make_mesh(member=4, data=1, devices=jax.devices()[:4])
+    shapes = job.abstract_ensemble(mesh)
+    sizes = [x.size // 4 for x in jax.tree.leaves(shapes.params)]
+    assert 85e6 < sum(sizes) < 88e6  # of ViT-B/16 with its two heads
+    with pytest.raises(ConfigError, match="config.folder must name"):
+        full.run(config, None)
+
+    small = {
+        "model.image_size": 8,
+        "model.patch_size": 4,
+        "model.width": 8,
+        "model.depth": 1,
+        "model.num_heads": 2,
+        "model.num_features": 4,
+        "model.num_classes": 5,
+        "model.dtype": "float32",
+        "batch_size": 8,
+        "total_steps": 8,
+        "warmup_steps": 2,
+        "save_every_steps": 8,
+        "tests": "('imagenet', 'a')",
+        "folder": str(tmp_path),
+    }
+    overrides = [(name, str(value)) for name, value in small.items()]
+    config = config_of("wise_ft", *overrides, preset="paper")
+    rng = np.random.default_rng(0)
+    for name in ("train", *config.tests):
+        (tmp_path / name).mkdir()
+        images = rng.integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+        np.save(tmp_path / name / "images.npy", images)
+        labels = rng.integers(0, 5 if name != "a" else 2, 20)
+        np.save(tmp_path / name / "labels.npy", labels)
+    np.save(tmp_path / "a" / "classes.npy", np.arange(2))
+    make = functools.partial(full.ClipClassifier, config)
+    zero_shot = ensjax.Ensemble.init(
+        lambda rngs: make(rngs=rngs), num_members=1, mesh=job.mesh(jax.devices()[:1])
+    )
+    zero_shot.save(tmp_path / "zero_shot")
+    options = RunOptions(
+        f"{ROOT}/configs/wise_ft.py:paper",
+        overrides=overrides,
+        workdir=str(tmp_path / "run"),
+    )
+    assert run_and_report(options) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {claim["verdict"] for claim in results["claims"]} == {"undecided"}
+    # At alpha 0 every recipe is the zero-shot model, scored among the set's classes.
+    images, labels, classes = full.read_set(config, "a")
+    logits = np.asarray(zero_shot[0](np.asarray(images)))[:, list(classes)]
+    expected = 100 * np.mean(logits.argmax(axis=1) == labels)
+    for recipe in config.recipes:
+        assert results["scalars"][f"{recipe}_a_0"] == pytest.approx(expected)
