@@ -30,12 +30,12 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         dict(digits=2 if smoke else 16 if claims else 8, mnist5k=4, mnist=2)
     )
     config.num_control_members = ml_collections.ConfigDict(
-        dict(digits=2 if smoke else 4, mnist5k=2, mnist=2)
+        dict(digits=2 if smoke else 4, mnist5k=4 if claims else 2, mnist=2)
     )
     config.p = (0.7, 0.9) if smoke else (0.7, 0.75, 0.8, 0.85, 0.9)
     # How often colours of the test digits are drawn.
     config.draws = ml_collections.ConfigDict(
-        dict(digits=1 if smoke else 5, mnist5k=2, mnist=1)
+        dict(digits=1 if smoke else 5, mnist5k=5 if claims else 2, mnist=1)
     )
     config.hidden = (64, 64)
     config.learning_rate = 1e-3  # Adam

@@ -169,7 +169,7 @@ def describe(config, done) -> str:
     for number, recipe in enumerate(config.recipes, start=1):
         values = wise.curve(config, tuned, recipe).mean(axis=0)
         sentences.append(
-            f"{wise.NAMES[recipe].capitalize()}: {values[0]:.1f} % before,"
+            f"{wise.as_start(wise.NAMES[recipe])}: {values[0]:.1f} % before,"
             f" {values[-1]:.1f} % after, {values[middle]:.1f} % at alpha .5; over-"
             f"confidence of the fine-tuned end {100 * over[number]:+.1f} points."
         )

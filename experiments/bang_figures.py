@@ -58,7 +58,7 @@ def _lambda(config, done):
         ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
         ax.minorticks_off()
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.35 * (high - low))
+        ax.set_ylim(low, high + 0.55 * (high - low))
         finish(
             ax,
             x=label,

@@ -59,6 +59,11 @@ def summarise(config, results, intervals) -> dict[str, float]:
     return {name: float(value) for name, value in scalars.items()}
 
 
+def as_start(words: str) -> str:
+    """Words as a sentence begins with them; names keep their capitals."""
+    return words[0].upper() + words[1:]
+
+
 def best_gain(config, results, recipe) -> float:
     """The largest accuracy along alpha above the better end, of means over seeds."""
     values = curve(config, results, recipe).mean(axis=0)
@@ -163,7 +168,7 @@ def describe(config, results, intervals) -> str:
         ]
         place = int(values.argmax())
         sentences.append(
-            f"{NAMES[recipe].capitalize()}: {values[0]:.1f} % before,"
+            f"{as_start(NAMES[recipe])}: {values[0]:.1f} % before,"
             f" {values[-1]:.1f} % after,"
             f" {values[middle]:.1f} % at alpha .5 (gain over the better end"
             f" {gain:.1f} points), the best at alpha {config.alphas[place]:g} with"

@@ -94,7 +94,16 @@ def test_digits_have_the_cards_sizes_and_training_images_tell_their_class():
     assert (other.x_train[:, :8] != found.x_train[:, :8]).any()
 
 
-def test_in_the_control_one_color_fills_all_patches_of_an_image():
+def test_in_the_control_an_image_has_one_draw_for_all_patches():
+    table = np.arange(10, dtype=np.int32)[None]
+    drawn = np.asarray(draw(KEY, LABELS, table, np.full(1, 0.1, np.float32)))
+    assert drawn.shape == (2_000, 1)  # `paint_border` fills all patches with it
+    rate = (drawn[:, 0] == LABELS).mean()
+    assert abs(rate - 0.19) < 4 * np.sqrt(0.19 * 0.81 / 2_000)
+
+
+@pytest.mark.slow
+def test_the_control_is_painted_in_one_color():
     found = data.multicolor_digits(seed=0, num_patches=1, test_agreement=0.1)
     corner = found.x_test[:, :1, :1]
     is_border = np.ones((24, 24), bool)

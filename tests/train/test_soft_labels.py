@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import ensjax
 from ensjax.train import (
@@ -16,16 +15,6 @@ from ensjax.train import (
     mixup_shares,
     smooth_labels,
 )
-
-HYPER = {
-    "learning_rate": 1e-2,
-    "label_smoothing": (0.0, 0.1, 0.0, 0.1),
-    "mixup": (0.0, 0.0, 0.5, 0.5),
-}
-
-
-def make_tx(hyper):
-    return optax.adam(hyper["learning_rate"], eps=1e-3)
 
 
 class Linear:
@@ -55,22 +44,21 @@ def test_smoothed_labels_equal_their_definition_and_no_class_is_nan():
         smooth_labels(jnp.ones(2), 3)
 
 
+@pytest.fixture(scope="module")
+def loss_of(case):
+    """The loss of a key and strengths, as one program for all tests."""
+    model, batch = case
+    return jax.jit(lambda key, hyper: SoftLabels()(model, batch, key, hyper=hyper))
+
+
 shares_of = jax.jit(mixup_shares, static_argnums=1)
 
 
-def value(model, batch, key, hyper, measure="cross_entropy"):
-    """The loss as one program."""
-    return jax.jit(lambda hyper: SoftLabels(measure)(model, batch, key, hyper=hyper))(
-        hyper
-    )
-
-
-@pytest.mark.parametrize("measure", ["cross_entropy", "squared_error"])
-def test_the_loss_equals_a_loop_over_examples_and_their_partners(case, measure):
+def test_the_loss_equals_a_loop_over_pairs_on_one_device_and_on_two_shards(
+    case, loss_of
+):
     model, (x, labels) = case
-    key = jax.random.key(3)
-    hyper = {"label_smoothing": 0.2, "mixup": 0.5}
-    found = value(model, (x, labels), key, hyper, measure)
+    key, hyper = jax.random.key(3), {"label_smoothing": 0.2, "mixup": 0.5}
     order_key, share_key = (jax.random.fold_in(key, i) for i in range(2))
     shares = np.asarray(shares_of(share_key, 8, 0.5), np.float64)
     partners = np.asarray(mixup_partners(order_key, jnp.arange(8)))
@@ -81,23 +69,38 @@ def test_the_loss_equals_a_loop_over_examples_and_their_partners(case, measure):
     for i, (j, share) in enumerate(zip(partners, shares)):
         outputs = (share * x[i] + (1 - share) * x[j]) @ np.float64(model.kernel)
         target = share * smoothed[labels[i]] + (1 - share) * smoothed[labels[j]]
-        if measure == "cross_entropy":
-            total -= target @ (outputs - np.log(np.exp(outputs).sum()))
-        else:
-            total += np.mean((target - outputs) ** 2)
-    np.testing.assert_allclose(found, total / 8, rtol=1e-5)
+        total -= target @ (outputs - np.log(np.exp(outputs).sum()))
+    np.testing.assert_allclose(loss_of(key, hyper), total / 8, rtol=1e-5)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+
+    def shard(x, labels):
+        loss = SoftLabels()(model, (x, labels), key, hyper=hyper)
+        return jax.lax.pmean(loss, "data")
+
+    split = jax.P("data")
+    sharded = jax.shard_map(
+        shard, mesh=mesh, in_specs=(split, split), out_specs=jax.P(), check_vma=False
+    )
+    np.testing.assert_allclose(jax.jit(sharded)(x, labels), total / 8, rtol=1e-5)
 
 
-def test_strengths_of_zero_are_the_plain_losses(case):
+def test_squared_error_is_the_mean_over_classes_of_raw_outputs(case):
+    model, (x, labels) = case
+    hyper = {"label_smoothing": 0.2}
+    loss = SoftLabels("squared_error")
+    found = loss(model, (x, labels), jax.random.key(0), hyper=hyper)
+    targets = 0.8 * np.eye(3)[labels] + 0.2 / 3
+    expected = np.mean((targets - x @ np.float64(model.kernel)) ** 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_strengths_of_zero_are_the_plain_loss(case, loss_of):
     model, (x, labels) = case
     key, off = jax.random.key(0), {"label_smoothing": 0.0, "mixup": 0.0}
     plain, _ = losses.cross_entropy(model, (x, labels), key)
-    for hyper in (off, {}):
-        found = value(model, (x, labels), key, hyper)
-        np.testing.assert_allclose(found, plain, rtol=1e-6)
-    squared = losses.mean_squared_error(model, (x, np.eye(3)[labels]), key)
-    found = value(model, (x, labels), key, off, "squared_error")
-    np.testing.assert_allclose(found, squared, rtol=1e-6)
+    np.testing.assert_allclose(loss_of(key, off), plain, rtol=1e-6)
+    without = SoftLabels()(model, (x, labels), key, hyper={})
+    np.testing.assert_allclose(without, plain, rtol=1e-6)
     # What is not mixed has nothing of its partner, not even NaN.
     kept = mix_examples(x, np.full_like(x, np.nan), jnp.ones(8))
     np.testing.assert_array_equal(kept, x)
@@ -112,6 +115,7 @@ def test_weights_of_rows_remove_them(case):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_shares_have_the_moments_of_a_beta_distribution():
     for strength in (0.5, 2.0):
         shares = np.asarray(shares_of(jax.random.key(1), 4_000, strength))
@@ -121,23 +125,36 @@ def test_shares_have_the_moments_of_a_beta_distribution():
         np.testing.assert_allclose(shares.std(), sd, rtol=0.05)
 
 
-def test_four_strengths_are_four_members_of_one_program_on_any_mesh(kit):
-    """Also: the member without either is the one trained by plain cross-entropy."""
+def make_adam(hyper):
+    return optax.adam(hyper["learning_rate"], eps=1e-3)
 
-    def trained(mesh, loss):
-        ensemble = kit.ensemble("mlp", 4, mesh=mesh)
-        return kit.fit(
-            ensemble, kit.data(), loss=loss, make_tx=make_tx, hyper=HYPER, steps=10
-        )[0]
 
-    single = trained((1, 1), SoftLabels())
-    kit.check_close(trained((1, 2), SoftLabels()), single)
-    plain = trained((1, 1), losses.cross_entropy)
+def tuned(kit, mesh, **mixup):
+    """Five members of other strengths, the first with none; as `kit.trained` else."""
+    hyper = {"learning_rate": 1e-3, "label_smoothing": (0.0, 0.1, 0.0, 0.1, 0.5)}
+    ensemble = kit.ensemble("mlp", 5, mesh=mesh)
+    return kit.fit(
+        ensemble, kit.data(), loss=SoftLabels(), make_tx=make_adam, hyper=hyper | mixup
+    )[0]
+
+
+def test_strengths_are_members_of_one_program_and_none_is_plain_training(kit):
+    found = tuned(kit, (1, 2))
+    plain, _ = kit.trained("mlp", 5, (1, 1))
+    kit.check_close(found.select([0]), plain.select([0]))
+    (ours, *_), (theirs, *_) = (jax.tree.leaves(e.params) for e in (found, plain))
+    away = np.abs(np.asarray(ours) - np.asarray(theirs)).reshape(5, -1).max(axis=1)
+    assert (away[[1, 3, 4]] > 1e-4).all() and away[2] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(2, 2), (4, 1)])
+def test_strengths_are_the_same_members_on_any_mesh(kit, mesh):
+    strengths = (0.0, 0.0, 0.5, 0.5, 2.0)
+    single = tuned(kit, (1, 1), mixup=strengths)
+    kit.check_close(tuned(kit, mesh, mixup=strengths), single)
+    plain, _ = kit.trained("mlp", 5, (1, 1))
     kit.check_close(single.select([0]), plain.select([0]))
-    weights = np.asarray(jax.tree.leaves(nnx.state(single[1], nnx.Param))[-1])
-    for other in (0, 2, 3):
-        theirs = np.asarray(jax.tree.leaves(nnx.state(single[other], nnx.Param))[-1])
-        assert np.abs(weights - theirs).max() > 1e-4
 
 
 def test_a_loss_of_hyperparameters_says_what_it_lacks(kit):
@@ -153,8 +170,8 @@ def test_a_loss_of_hyperparameters_says_what_it_lacks(kit):
             ensemble,
             data,
             loss=SoftLabels(),
-            make_tx=make_tx,
-            hyper=HYPER,
+            make_tx=make_adam,
+            hyper={"learning_rate": 1e-3},
             evaluation=data,
         )
     with pytest.raises(ValueError, match="measure is one of"):
