@@ -87,6 +87,7 @@ def measure_pairs(config, run_dir) -> dict[str, np.ndarray]:
         make_tx=tasks.adam,
         steps=pairs.total_steps,
         checkpoint_dir=run_dir.checkpoints / "pairs",
+        save_every_steps=config.save_every_steps,
         logger=run_dir.logger("pairs"),
     )
     found = {"balance": [], "single": []}

@@ -80,6 +80,7 @@ def _train_stage(config, run_dir, name):
             make_tx=tasks.adam,
             steps=config.total_steps[name],
             checkpoint_dir=run_dir.checkpoints / f"train-{name}",
+            save_every_steps=config.save_every_steps,
             logger=run_dir.logger(f"train-{name}"),
         )
         measured = measure(config, name, centers, tables, ensemble)

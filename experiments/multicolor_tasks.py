@@ -209,7 +209,6 @@ def train(config, ensemble, centers, colors, hyper, *, loss, make_tx, steps, **o
         sampling="independent",
         steps_per_call=config.steps_per_call,
         log_every_steps=config.steps_per_call,
-        save_every_steps=config.save_every_steps,
         block=members_at_once(config),
         **others,
     )

@@ -76,6 +76,7 @@ def train(config, run_dir):
             make_tx=tasks.adamw,
             steps=steps,
             checkpoint_dir=run_dir.checkpoints / name,
+            save_every_steps=config.save_every_steps,
             logger=run_dir.logger(name),
         )
 

@@ -142,7 +142,7 @@ def test_mnist_has_forty_two_rows_and_the_papers_split(tmp_path):
     rng = np.random.default_rng(0)
     for part, count in (("train", 60_000), ("t10k", 10)):
         images = rng.integers(0, 256, (count, 4, 4)).astype(np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
+        labels = (np.arange(count) % 10).astype(np.uint8)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
             shape = np.array(array.shape, ">u4").tobytes()
             header = bytes([0, 0, 8, array.ndim]) + shape
