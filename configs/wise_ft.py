@@ -29,7 +29,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         config.alphas = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     config.ood_agreement = 0.2
     config.draws = 1 if smoke else 5  # of the test digits' colours
-    config.hidden = (64, 64)
+    config.hidden = (16,) if smoke else (64, 64)
     config.learning_rate, config.weight_decay = 3e-3, 1e-4  # AdamW
     config.batch_size = 64
     config.total_steps = config.tuning_steps = 60 if smoke else 2_000
