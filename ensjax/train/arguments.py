@@ -19,7 +19,7 @@ from ensjax.mesh import check_mesh, fetch, place
 from ensjax.train import losses
 from ensjax.train.assembly import Stacks
 from ensjax.train.evaluation import EarlyStopping
-from ensjax.train.member import SAMPLINGS
+from ensjax.train.member import SAMPLINGS, takes_hyper
 from ensjax.train.objectives import Joint
 
 
@@ -80,6 +80,11 @@ def check_functions(
                 f"{name} must be hashable, since compiled programs are found by it;"
                 f" make {type(value).__name__} a frozen dataclass, or a function."
             ) from None
+    if takes_hyper(loss) and hyper is None:
+        raise TypeError(
+            f"{type(loss).__name__} takes the member's hyperparameters; pass them as"
+            " hyper=, a dict of arrays [member]."
+        )
     if not callable(make_tx):
         raise TypeError(
             "make_tx must be a function that builds the optimizer of one member, such"

@@ -71,7 +71,10 @@ def fit(
             list of tuples), which all members share. In a job of several processes an
             iterable yields the examples that the process's own devices hold.
         loss: `loss(model, batch, key) -> scalar` or `(scalar, metrics)` of one member,
-            a mean over the batch; or a `Joint` objective of all members.
+            a mean over the batch; or a `Joint` objective of all members. A loss with an
+            attribute `takes_hyper = True` (`train.SoftLabels`) is also given `hyper=`,
+            the member's own, so that members may differ in it; evaluation then needs
+            an `evaluation_loss` without it.
         make_tx: `make_tx(hyper)` -> optax transformation of one member, which is built
             inside the program; `make_tx()` if `hyper` is None.
         hyper: a number, an array or tuple `[member]`, or a dict of these.

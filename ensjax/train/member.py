@@ -200,11 +200,12 @@ class Member:
         """This shard's part of an entry of the state."""
         return self.layout.entry(name).split(whole) if self.layout else whole
 
-    def loss_and_rest(self, params, rest, batch, key, *, train=True):
+    def loss_and_rest(self, params, rest, batch, key, hyper, *, train=True):
         """`(loss, (rest, metrics))` of one data shard."""
         model = self.graph.merge({"params": params, "rest": rest}, train=train)
         given = (batch[0], key, batch[1]) if self.weighs_loss else (batch, key)
-        loss, metrics = with_metrics(self.loss(model, *given))
+        named = {"hyper": hyper} if takes_hyper(self.loss) else {}
+        loss, metrics = with_metrics(self.loss(model, *given, **named))
         return loss, (self.graph.rest(model), metrics)
 
     def step(self, state, batch, hyper, seed, member_id, step) -> tuple[Any, dict]:
@@ -222,7 +223,8 @@ class Member:
         rest = reseed(self.whole("rest", state["rest"]), key)
 
         def loss_of(params):
-            return self.loss_and_rest(self.whole("params", params), rest, batch, key)
+            whole = self.whole("params", params)
+            return self.loss_and_rest(whole, rest, batch, key, hyper)
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (rest, metrics)), grads = value_and_grad(state["params"])
@@ -379,6 +381,11 @@ def _choose(condition, new, old, names):
         )
         for name in names
     }
+
+
+def takes_hyper(loss: Any) -> bool:
+    """Whether a loss is given `hyper=`, the member's own: it says so itself."""
+    return bool(getattr(loss, "takes_hyper", False))
 
 
 def with_metrics(result: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
