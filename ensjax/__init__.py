@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         scores,
         sources,
         train,
+        weight_space,
     )
     from ensjax.combine import Temperature, calibrate
     from ensjax.ensemble import Ensemble
@@ -67,6 +68,7 @@ __all__ = [
     "scores",
     "sources",
     "train",
+    "weight_space",
 ]
 
 # Every name is loaded when it is first used, so that the import costs next to nothing

@@ -59,7 +59,7 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
     names |= {"rates": np.geomspace(1e-4, 1e-2, 5), "optax": optax, "ensjax": ensjax}
     names["RandomForestClassifier"] = RandomForestClassifier
     blocks = readme_blocks()
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     with jax.numpy_rank_promotion("allow"):  # a user's default
         for block in blocks:
             block = re.sub(r"bootstrap=\d+", "bootstrap=20", block)

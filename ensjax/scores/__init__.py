@@ -5,6 +5,13 @@ then labels `[batch]`. `sample_weight` weighs or masks rows. Functions of `uncer
 and `diversity` take all members at once.
 """
 
+from ensjax.scores.agreement import (
+    GainParts,
+    agreement_table,
+    false_false_true,
+    gain_parts,
+    true_true_false,
+)
 from ensjax.scores.bounds import (
     binned_coverage,
     coverage_probability_accuracy,
@@ -233,6 +240,7 @@ __all__ = [
     "ErrorRates",
     "FeatureGaussians",
     "FriedmanResult",
+    "GainParts",
     "Interval",
     "METRICS",
     "MemberMoments",
@@ -245,6 +253,7 @@ __all__ = [
     "TestResult",
     "accuracy",
     "adaptive_ece",
+    "agreement_table",
     "ambiguity_decomposition",
     "attack_errors",
     "augrc",
@@ -297,10 +306,12 @@ __all__ = [
     "exact_interval",
     "excess_aurc",
     "expected_entropy",
+    "false_false_true",
     "fit_gaussians",
     "fit_threshold",
     "fpr_at_tpr",
     "friedman",
+    "gain_parts",
     "gaussian_nll",
     "hand_till_auroc",
     "holm",
@@ -378,6 +389,7 @@ __all__ = [
     "subgroup_rate",
     "t_interval",
     "top_k_accuracy",
+    "true_true_false",
     "variation_ratio",
     "vote_entropy",
     "weighted_error_score",

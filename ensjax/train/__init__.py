@@ -14,12 +14,20 @@ from ensjax.train.objectives import (
     ensemble_nll,
     masked_mean,
 )
+from ensjax.train.soft_labels import (
+    SoftLabels,
+    mix_examples,
+    mixup_partners,
+    mixup_shares,
+    smooth_labels,
+)
 
 __all__ = [
     "EarlyStopping",
     "Health",
     "Joint",
     "NegativeCorrelation",
+    "SoftLabels",
     "TrainingJob",
     "TrainingLog",
     "call_on_inputs",
@@ -28,4 +36,8 @@ __all__ = [
     "losses",
     "lower_step",
     "masked_mean",
+    "mix_examples",
+    "mixup_partners",
+    "mixup_shares",
+    "smooth_labels",
 ]

@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from ensjax.mesh import check_mesh, fetch, place
 from ensjax.train import losses
 from ensjax.train.assembly import Stacks
 from ensjax.train.evaluation import EarlyStopping
-from ensjax.train.member import SAMPLINGS
+from ensjax.train.member import SAMPLINGS, takes_hyper
 from ensjax.train.objectives import Joint
 
 
@@ -80,6 +80,11 @@ def check_functions(
                 f"{name} must be hashable, since compiled programs are found by it;"
                 f" make {type(value).__name__} a frozen dataclass, or a function."
             ) from None
+    if takes_hyper(loss) and hyper is None:
+        raise TypeError(
+            f"{type(loss).__name__} takes the member's hyperparameters; pass them as"
+            " hyper=, a dict of arrays [member]."
+        )
     if not callable(make_tx):
         raise TypeError(
             "make_tx must be a function that builds the optimizer of one member, such"
@@ -173,6 +178,32 @@ def check_evaluation(
         raise ValueError(
             f"evaluation_batch_size must be at least 1; got {evaluation_batch_size}."
         )
+
+
+def check_averages(averages: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """Names and averages of the weights along training, in order.
+
+    Raises:
+        TypeError: if they are no mapping, or one is not a hashable object with `init`
+            and `update`.
+    """
+    if averages is None:
+        return ()
+    if not isinstance(averages, Mapping):
+        raise TypeError(
+            "averages is a dict of names and averages, such as"
+            f' {{"ema": ensjax.weight_space.EMA(0.99)}}; got {averages!r}.'
+        )
+    for name, own in averages.items():
+        has_both = callable(getattr(own, "init", None)) and callable(
+            getattr(own, "update", None)
+        )
+        if not has_both or isinstance(own, type):
+            raise TypeError(
+                f"averages[{name!r}] must have init(params) and update(state, params),"
+                f" as ensjax.weight_space.EMA(0.99) has; got {own!r}."
+            )
+    return tuple(averages.items())
 
 
 def check_labels(

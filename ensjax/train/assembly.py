@@ -68,6 +68,7 @@ def build_programs(
     num_examples: int,
     augment: Callable[[jax.Array, Any], Any] | None,
     keep_best: bool,
+    averages: tuple[tuple[str, Any], ...] = (),
     healths: tuple[Health, ...],
     max_steps: int,
     weights_kind: str,
@@ -100,6 +101,7 @@ def build_programs(
             data_shards=shards,
             augment=augment,
             keep_best=keep_best,
+            averages=averages,
             weighs_loss=weighs_loss,
             health=health,
         )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.members import member_key
-from ensjax.train.member import Member, mean_over_data, with_metrics
+from ensjax.train.member import Member, mean_over_data, takes_hyper, with_metrics
 from ensjax.train.programs import Job
 
 
@@ -85,6 +85,12 @@ class _EvaluateMember:
             # another trace.
             model = self.member.graph.merge(whole, train=False)
             key_of_batch = jax.random.fold_in(key, number)
+            if takes_hyper(self.loss):
+                raise ValueError(
+                    f"{type(self.loss).__name__} takes a member's hyperparameters,"
+                    " which evaluation does not know; pass an evaluation_loss without"
+                    " them, such as losses.cross_entropy."
+                )
             loss, metrics = with_metrics(self.loss(model, batch, key_of_batch))
             return {"loss": loss, **metrics}
 

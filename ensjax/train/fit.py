@@ -1,7 +1,7 @@
 """`fit`: trains every member of an ensemble as one compiled program of many steps."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ def fit(
     evaluate_every_steps: int | None = None,
     evaluation_batch_size: int = 512,
     early_stopping: EarlyStopping | None = None,
+    averages: Mapping[str, Any] | None = None,
     health: str | Health = "freeze",
     steps_per_call: int | None = None,
     log_every_steps: int | None = None,
@@ -70,7 +71,10 @@ def fit(
             list of tuples), which all members share. In a job of several processes an
             iterable yields the examples that the process's own devices hold.
         loss: `loss(model, batch, key) -> scalar` or `(scalar, metrics)` of one member,
-            a mean over the batch; or a `Joint` objective of all members.
+            a mean over the batch; or a `Joint` objective of all members. A loss with an
+            attribute `takes_hyper = True` (`train.SoftLabels`) is also given `hyper=`,
+            the member's own, so that members may differ in it; evaluation then needs
+            an `evaluation_loss` without it.
         make_tx: `make_tx(hyper)` -> optax transformation of one member, which is built
             inside the program; `make_tx()` if `hyper` is None.
         hyper: a number, an array or tuple `[member]`, or a dict of these.
@@ -93,6 +97,11 @@ def fit(
         evaluate_every_steps: default: with every report.
         evaluation_batch_size: examples at a time.
         early_stopping: keeps the best weights of each member, and stops it.
+        averages: averages of the weights along training by name, such as `{"ema":
+            weight_space.EMA(0.99)}`; any object with `init(params)` and `update(state,
+            params)` of one member. Their states come back as `log.averages`, and
+            `weight_space.averaged` makes an ensemble of one. After a step that does not
+            count (a member that is not finite) they are what they were.
         health: what becomes of a member that is not finite: "freeze", "rollback",
             "reseed", "off", or an `ensjax.Health` with its settings.
         steps_per_call: steps in one call of the compiled program. All intervals are
@@ -159,6 +168,7 @@ def fit(
         evaluate_every_steps=evaluate_every_steps,
         evaluation_batch_size=evaluation_batch_size,
         early_stopping=early_stopping,
+        averages=averages,
         health=health,
         steps_per_call=steps_per_call,
         log_every_steps=log_every_steps,
@@ -176,10 +186,17 @@ def fit(
         logger=logger,
         progress=progress,
     )
+    ensembles = arguments.stacks_of(ensemble)
     trained = [
         _with_state(e, state, run.stacks.mesh)
-        for e, state in zip(arguments.stacks_of(ensemble), states, strict=True)
+        for e, state in zip(ensembles, states, strict=True)
     ]
+    for name in averages or ():
+        own = tuple(
+            _trimmed(state["averages"][name], e.num_members, run.stacks.mesh)
+            for e, state in zip(ensembles, states, strict=True)
+        )
+        log.averages[name] = own if isinstance(ensemble, Group) else own[0]
     return (Group(tuple(trained)) if isinstance(ensemble, Group) else trained[0]), log
 
 
@@ -188,14 +205,19 @@ def _with_state(ensemble, state, mesh):
     model_state = {name: state[name] for name in ("params", "rest")}
     if "best" in state:
         model_state = _choose_best(state["best"], model_state)
-    count = ensemble.num_members
-    if jax.tree.leaves(model_state)[0].shape[0] != count:
-        divides = count % mesh.shape["member"] == 0
-        sharding = NamedSharding(mesh, jax.P("member") if divides else jax.P())
-        trim = jax.jit(trim_members, static_argnums=1, out_shardings=sharding)
-        model_state = trim(model_state, count)
+    model_state = _trimmed(model_state, ensemble.num_members, mesh)
     result = dataclasses.replace(ensemble, state=model_state, mesh=mesh)
     return result.on_mesh(mesh)
+
+
+def _trimmed(stacked, count, mesh):
+    """Without the rows that only fill blocks."""
+    if jax.tree.leaves(stacked)[0].shape[0] == count:
+        return stacked
+    divides = count % mesh.shape["member"] == 0
+    sharding = NamedSharding(mesh, jax.P("member") if divides else jax.P())
+    trim = jax.jit(trim_members, static_argnums=1, out_shardings=sharding)
+    return trim(stacked, count)
 
 
 @jax.jit

@@ -89,6 +89,8 @@ class TrainingLog:
         times: device time, live fraction and goodput.
         num_padding: rows beside the members that the devices computed and dropped,
             because members must fill whole blocks on every device.
+        averages: states of the averages along training by name, leaves `[member, ...]`
+            on the devices; for a `Group` a tuple of these.
     """
 
     steps: np.ndarray
@@ -102,6 +104,7 @@ class TrainingLog:
     steps_per_second: float
     resumed_step: int
     num_padding: int = 0
+    averages: dict[str, Any] = dataclasses.field(default_factory=dict)
     recovery_steps: np.ndarray | None = None
     times: Times = Times()
 

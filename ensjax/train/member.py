@@ -38,6 +38,7 @@ class Member:
         data_shards: size of the mesh axis "data".
         augment: `augment(key, example) -> example`, or None.
         keep_best: whether the state has room for the best weights so far.
+        averages: names and averages of the weights along training.
         weighs_loss: whether `weights` are those of the rows in the loss.
         health: what is done when the member is not finite.
         layout: how the state is split over the data shards; None: every shard has it
@@ -55,6 +56,7 @@ class Member:
     data_shards: int
     augment: Callable[..., Any] | None = None
     keep_best: bool = False
+    averages: tuple[tuple[str, Any], ...] = ()
     weighs_loss: bool = False
     health: Health = Health()
     layout: Layout | None = None
@@ -186,6 +188,8 @@ class Member:
                 "step": jnp.int32(_NEVER),
                 "waited": jnp.int32(0),
             }
+        if self.averages:
+            state["averages"] = {n: own.init(params) for n, own in self.averages}
         return self.layout.split(state) if self.layout else state
 
     def whole(self, name: str, part: Any) -> Any:
@@ -196,11 +200,12 @@ class Member:
         """This shard's part of an entry of the state."""
         return self.layout.entry(name).split(whole) if self.layout else whole
 
-    def loss_and_rest(self, params, rest, batch, key, *, train=True):
+    def loss_and_rest(self, params, rest, batch, key, hyper, *, train=True):
         """`(loss, (rest, metrics))` of one data shard."""
         model = self.graph.merge({"params": params, "rest": rest}, train=train)
         given = (batch[0], key, batch[1]) if self.weighs_loss else (batch, key)
-        loss, metrics = with_metrics(self.loss(model, *given))
+        named = {"hyper": hyper} if takes_hyper(self.loss) else {}
+        loss, metrics = with_metrics(self.loss(model, *given, **named))
         return loss, (self.graph.rest(model), metrics)
 
     def step(self, state, batch, hyper, seed, member_id, step) -> tuple[Any, dict]:
@@ -218,7 +223,8 @@ class Member:
         rest = reseed(self.whole("rest", state["rest"]), key)
 
         def loss_of(params):
-            return self.loss_and_rest(self.whole("params", params), rest, batch, key)
+            whole = self.whole("params", params)
+            return self.loss_and_rest(whole, rest, batch, key, hyper)
 
         value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
         (loss, (rest, metrics)), grads = value_and_grad(state["params"])
@@ -267,7 +273,20 @@ class Member:
             optimize = on_parts(optimize, layouts, num_outputs=2)
         params, opt_state = optimize(*arguments)
         rest = keep_seeds(self.part("rest", rest), state["rest"])
-        return {**state, "params": params, "rest": rest, "opt_state": opt_state}
+        new = {**state, "params": params, "rest": rest, "opt_state": opt_state}
+        if self.averages:
+            new["averages"] = self._updated_averages(state["averages"], params)
+        return new
+
+    def _updated_averages(self, averages, params):
+        def update(averages, params):
+            own = {n: x.update(averages[n], params) for n, x in self.averages}
+            return (own,)
+
+        if self.layout is not None:
+            layouts = [self.layout.entry(name) for name in ("averages", "params")]
+            update = on_parts(update, layouts, num_outputs=1)
+        return update(averages, params)[0]
 
     def settle(
         self, before, after, sums, step, num_steps, hyper, member_id, seed
@@ -307,7 +326,8 @@ class Member:
         is_broken = active & ~keep
         if not self.health.recovers:
             # The optimizer's state is not chosen: no later step of the member counts.
-            chosen = _choose(keep, after, before, ("params", "rest"))
+            names = ("params", "rest", *self._names_of_averages)
+            chosen = _choose(keep, after, before, names)
             frozen = jnp.where(is_broken, step, before["frozen_step"])
             return {**after, **chosen, "frozen_step": frozen}, sums
         state = jax.lax.cond(
@@ -318,6 +338,10 @@ class Member:
             lambda: after,
         )
         return state, sums
+
+    @property
+    def _names_of_averages(self):
+        return ("averages",) if self.averages else ()
 
     def _is_finite(self, before, after, sums):
         finite = all_finite((sums["loss"], after["params"]))
@@ -331,7 +355,7 @@ class Member:
         steps = before["recovery_steps"]
         number = (steps != _NEVER).sum()
         recovers = is_broken & (number < self.health.max_recoveries)
-        names = ("params", "rest", "opt_state")
+        names = ("params", "rest", "opt_state", *self._names_of_averages)
         state = {**after, **_choose(keep, after, before, names)}
         if self.health.policy == "reseed":
             fresh = self.health.fresh(self.graph, seed, member_id, number)
@@ -357,6 +381,11 @@ def _choose(condition, new, old, names):
         )
         for name in names
     }
+
+
+def takes_hyper(loss: Any) -> bool:
+    """Whether a loss is given `hyper=`, the member's own: it says so itself."""
+    return bool(getattr(loss, "takes_hyper", False))
 
 
 def with_metrics(result: Any) -> tuple[jax.Array, dict[str, jax.Array]]:

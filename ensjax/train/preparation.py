@@ -1,6 +1,6 @@
 """`prepare_run`: what `fit` was given, checked and put on the devices; nothing runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -42,6 +42,7 @@ def prepare_run(
     evaluate_every_steps: int | None,
     evaluation_batch_size: int,
     early_stopping: EarlyStopping | None,
+    averages: Mapping[str, Any] | None,
     health: str | Health,
     steps_per_call: int | None,
     log_every_steps: int | None,
@@ -80,6 +81,7 @@ def prepare_run(
         evaluation_batch_size=evaluation_batch_size,
         early_stopping=early_stopping,
     )
+    averages = arguments.check_averages(averages)
     schedule = Schedule.of(
         steps=steps,
         steps_per_call=steps_per_call,
@@ -139,6 +141,7 @@ def prepare_run(
         num_examples=feed.num_examples,
         augment=augment,
         keep_best=early_stopping is not None,
+        averages=averages,
         healths=healths,
         max_steps=schedule.steps_per_call,
         weights_kind=weights_kind,
@@ -164,6 +167,8 @@ def prepare_run(
             "evaluation": identity.digest(evaluation),
             "evaluation_loss": identity.describe(evaluation_loss),
         }
+    if averages:
+        best["averages"] = identity.describe(averages)
     run = Run(
         schedule=schedule,
         init=init.job,

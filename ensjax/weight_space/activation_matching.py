@@ -1,0 +1,174 @@
+"""Activation matching: units are paired by how they respond to the same data."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.ensemble import Ensemble
+from ensjax.graphs import Forward
+from ensjax.mapping import map_members
+from ensjax.members import take_rows
+from ensjax.mesh import fetch, place
+from ensjax.weight_space.assignment import (
+    assign_on_device,
+    assign_on_host,
+    choose_solver,
+)
+from ensjax.weight_space.axes import groups_of, positions
+from ensjax.weight_space.inference import read_axes
+from ensjax.weight_space.matching import Matching
+from ensjax.weight_space.permutations import (
+    PermutationSpec,
+    identity_permutations,
+)
+from ensjax.weight_space.programs import Constant, Program
+
+_CONTRACTIONS = ("dot_general", "conv_general_dilated")
+
+
+def match_activations(
+    ensemble: Ensemble,
+    x: Any,
+    *,
+    reference: int = 0,
+    solver: str = "auto",
+) -> Matching:
+    """Permutations that pair each member's units with those of one member by response.
+
+        max over P of sum over units of corr(a_reference, P a_m)
+
+    The activations of a group are the inputs of the products and convolutions that take
+    it up, over all examples and positions; a unit that never varies correlates with
+    none. Each group is assigned once and by itself.
+
+    Args:
+        ensemble: the members; groups are those of `infer_permutations(ensemble, x)`.
+        x: inputs, leaves `[batch, ...]`, whole on every device.
+        reference: the member to which the others are matched.
+        solver: "host", "device" or "auto", as in `match_weights`.
+
+    Returns:
+        A `Matching`, for `apply_permutations` with the inferred spec; `before` and
+        `after` are mean correlations of paired units.
+
+    Raises:
+        ValueError: if the reference does not exist or the solver is unknown.
+
+    Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023,
+    arXiv:2209.04836, section 3.1.
+    """
+    members, mesh = ensemble.num_members, ensemble.mesh
+    if not -members <= reference < members:
+        raise ValueError(f"reference is one of {members} members; got {reference}.")
+    spec = _spec(ensemble.graph, _one_shape(ensemble.state), _shapes(x))
+    features = map_members(
+        _Features(ensemble.graph), kinds=("member", "shared"), mesh=mesh
+    )
+    row = jax.tree.map(
+        lambda leaf: take_rows(leaf, np.array([reference % members])), ensemble.state
+    )
+    target = jax.tree.map(lambda leaf: leaf[0], features(row, x))
+    correlate = map_members(
+        _Correlations(ensemble.graph), kinds=("member", "shared", "shared"), mesh=mesh
+    )
+    scores = correlate(ensemble.state, x, target)
+    if choose_solver(solver, mesh) == "host":
+        assigned = {name: assign_on_host(s) for name, s in fetch(scores).items()}
+    else:
+        assigned = {name: jax.jit(assign_on_device)(s) for name, s in scores.items()}
+    orders = {**identity_permutations(spec, members), **assigned}
+    units = max(sum(s.shape[1] for s in scores.values()), 1)
+
+    def mean(orders):
+        paired = [
+            jnp.sum(jnp.take_along_axis(s, orders[name][:, :, None], axis=2), (1, 2))
+            for name, s in scores.items()
+        ]
+        return sum(paired, jnp.zeros(members)) / units
+
+    orders = place(jax.tree.map(jnp.asarray, orders), mesh, jax.P())
+    before = mean(identity_permutations(spec, members))
+    return Matching(orders, before, mean(orders), 1)
+
+
+def depends_on(program: Program, inputs: set[int]) -> set[int]:
+    """Numbers of the values that depend on some inputs, these included."""
+    found = set(inputs)
+    for operation in program.operations:
+        if any(not isinstance(i, Constant) and i in found for i in operation.inputs):
+            found.update(operation.outputs)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Features:
+    """Standardised activations of one member, `[unit, sample]` by group."""
+
+    graph: Any
+
+    def __call__(self, state, x):
+        forward = Forward(self.graph)
+        program, axes, spec = read_axes(forward, _shapes(state), _shapes(x))
+        num_state = len(jax.tree.leaves(state))
+        varying = depends_on(program, set(range(num_state, program.num_inputs)))
+        sites: dict[str, list] = {name: [] for name in spec.groups}
+        for operation in program.operations:
+            if operation.primitive.name not in _CONTRACTIONS:
+                continue
+            for number in operation.inputs:
+                if isinstance(number, Constant) or number not in varying:
+                    continue
+                for axis, term in enumerate(axes[number]):
+                    for name in {group.name for group in groups_of(term)}:
+                        site = (number, axis, term)
+                        if site not in sites[name]:
+                            sites[name].append(site)
+        watch = {number for found in sites.values() for number, *_ in found}
+        _, values = program.run(jax.tree.leaves((state, x)), watch=watch)
+        features = {}
+        for name, found in sites.items():
+            rows = [
+                jnp.moveaxis(values[number], axis, 0)[index].reshape(len(index), -1)
+                for number, axis, term in found
+                for index in positions(term, name)
+            ]
+            if rows:
+                features[name] = _standardised(jnp.concatenate(rows, axis=1))
+        return features
+
+
+@dataclasses.dataclass(frozen=True)
+class _Correlations:
+    """Correlations with the reference's activations, `[unit, unit]` by group."""
+
+    graph: Any
+
+    def __call__(self, state, x, target):
+        mine = _Features(self.graph)(state, x)
+        return {
+            name: jnp.matmul(target[name], rows.T, precision="highest") / rows.shape[1]
+            for name, rows in mine.items()
+        }
+
+
+def _standardised(rows):
+    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+    rows = rows - jnp.mean(rows, axis=1, keepdims=True)
+    variance = jnp.mean(rows**2, axis=1, keepdims=True)
+    varies = variance > 0
+    return jnp.where(varies, rows / jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+
+
+def _spec(graph, state, x) -> PermutationSpec:
+    return read_axes(Forward(graph), state, x)[2]
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def _one_shape(stacked):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), stacked)

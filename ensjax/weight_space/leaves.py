@@ -1,0 +1,155 @@
+"""Which leaves of a stack are mixed, what they are called, and how they are summed.
+
+Everything in this room goes through here: floating leaves are computed in float32 (or
+wider) and cast back at the end; what is not floating (counters, masks, random keys) is
+taken from one member and never averaged.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.members import num_members, take_rows
+
+
+def leaf_name(path: Sequence[Any]) -> str:
+    """The dotted name of a leaf, such as `blocks.0.conv.kernel`.
+
+    Args:
+        path: a key path of `jax.tree.leaves_with_path`.
+
+    Returns:
+        The name, without the `.value` of an nnx variable.
+    """
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The dotted names of all leaves, in order."""
+    return [leaf_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def is_mixed(leaf: Any) -> bool:
+    """Whether a leaf is averaged: it holds floating or complex numbers."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def wide(leaf: Any) -> jax.Array:
+    """The leaf in float32, or in its own type where that is wider."""
+    return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def map_leaves(
+    fn: Callable[..., Any], stacked: Any, *others: Any, keep: int = 0
+) -> Any:
+    """One tree from a stack, leaf by leaf, computed in float32 and cast back.
+
+    Args:
+        fn: `fn(rows, *leaves)` of one leaf `[member, ...]` and the same leaf `[...]` of
+            each of `others`, all in float32 or wider; returns `[...]`.
+        stacked: leaves `[member, ...]`.
+        others: trees of the same structure without the member axis, such as a base.
+        keep: the member whose leaves are taken where they are not floating.
+
+    Returns:
+        Leaves `[...]` of the types of `stacked`.
+    """
+    return map_named_leaves(
+        lambda name, rows, *rest: fn(rows, *rest), stacked, *others, keep=keep
+    )
+
+
+def map_named_leaves(
+    fn: Callable[..., Any], stacked: Any, *others: Any, keep: int = 0
+) -> Any:
+    """As `map_leaves`, of functions whose first argument is the leaf's name."""
+
+    def one(path, rows, *rest):
+        if not is_mixed(rows):
+            return take_rows(rows, keep)
+        return fn(leaf_name(path), wide(rows), *map(wide, rest)).astype(rows.dtype)
+
+    return jax.tree.map_with_path(one, stacked, *others)
+
+
+def check_base(stacked: Any, base: Any) -> None:
+    """Raises `ValueError` unless `base` is one member of the stack's shapes.
+
+    The leaf is named.
+    """
+    rows = dict(jax.tree.leaves_with_path(stacked))
+    for path, leaf in jax.tree.leaves_with_path(base):
+        if path not in rows:
+            raise ValueError(f"{leaf_name(path)} is in the base but not in the stack.")
+        expected = np.shape(rows.pop(path))[1:]
+        if np.shape(leaf) != expected:
+            raise ValueError(
+                f"{leaf_name(path)} of the base has shape {np.shape(leaf)}; the"
+                f" members have {expected}. The base is one member, without a member"
+                " axis."
+            )
+    if rows:
+        raise ValueError(
+            f"{leaf_name(next(iter(rows)))} is in the stack but not in the base."
+        )
+
+
+def check_weights(weights: Any, stacked: Any) -> jax.Array:
+    """Weights `[member]` in float32; equal ones for `None`.
+
+    Raises:
+        ValueError: if there is not one for each member of the stack, or they are known
+            here and negative, not finite, or all 0.
+    """
+    members = num_members(stacked)
+    if weights is None:
+        return jnp.full((members,), 1.0, jnp.float32)
+    if np.shape(weights) != (members,):
+        raise ValueError(
+            f"weights must be [member] with {members} members; got shape"
+            f" {np.shape(weights)}."
+        )
+    if not isinstance(weights, jax.core.Tracer):
+        known = np.asarray(weights, np.float64)
+        if not np.isfinite(known).all() or known.min() < 0 or not known.sum() > 0:
+            raise ValueError(
+                "weights must be finite and at least 0, and one of them above; got"
+                f" {known.tolist()}."
+            )
+    return jnp.asarray(weights, jnp.float32)
+
+
+def by_pattern(names: Sequence[str], patterns: Mapping[str, Any], default: Any) -> list:
+    """What belongs to each leaf: the value of the first pattern found in its name.
+
+    Args:
+        names: dotted names of leaves.
+        patterns: regular expressions (`re.search`) and their values, in order.
+        default: for leaves in whose name none is found.
+
+    Raises:
+        ValueError: if a pattern is no regular expression or is found in no name.
+    """
+    found = []
+    for pattern in patterns:
+        try:
+            found.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(
+                f"{pattern!r} is no regular expression: {error}."
+            ) from error
+        if not any(map(found[-1].search, names)):
+            raise ValueError(
+                f"{pattern!r} is found in the name of no leaf; there are"
+                f" {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}."
+            )
+    return [
+        next((v for r, v in zip(found, patterns.values()) if r.search(name)), default)
+        for name in names
+    ]

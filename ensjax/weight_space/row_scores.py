@@ -1,0 +1,99 @@
+"""Scores of single rows, and rows in batches of one size."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.members import pad_members
+
+# A score of rows: fn(outputs [batch, ...], targets [batch, ...]) -> [batch].
+RowScore = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _accuracy(logits, labels):
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def _nll(logits, labels):
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+
+
+def _brier(logits, labels):
+    probs = jax.nn.softmax(logits, axis=-1)
+    return jnp.sum(jnp.square(probs - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
+
+
+def _confidence(logits, labels):
+    del labels
+    return jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
+
+
+def _squared_error(outputs, targets):
+    error = jnp.square(outputs - targets.reshape(outputs.shape))
+    return jnp.mean(error.reshape(error.shape[0], -1), axis=-1)
+
+
+ROW_SCORES: dict[str, RowScore] = {
+    "accuracy": _accuracy,
+    "nll": _nll,
+    "brier": _brier,
+    "confidence": _confidence,
+    "squared_error": _squared_error,
+}
+
+
+def row_scores(
+    scores: str | Sequence[str] | Mapping[str, RowScore],
+) -> tuple[tuple[str, RowScore], ...]:
+    """Names and functions of scores that are given as `sweep` takes them.
+
+    Raises:
+        ValueError: if a name is unknown.
+    """
+    if isinstance(scores, Mapping):
+        return tuple(scores.items())
+    names = [scores] if isinstance(scores, str) else scores
+    for name in names:
+        if name not in ROW_SCORES:
+            raise ValueError(
+                f"{name!r} is no score; there are {', '.join(ROW_SCORES)}, or give"
+                " functions by name."
+            )
+    return tuple((name, ROW_SCORES[name]) for name in names)
+
+
+def batches_of_rows(
+    name: str, data: tuple[Any, Any], batch_size: int, shards: int
+) -> tuple[Any, Any, jax.Array]:
+    """Inputs, targets and weights in batches of one size, `[batch, row, ...]`.
+
+    Rows that fill the last batch weigh 0; batches divide over `shards`.
+
+    Raises:
+        ValueError: if there is no row, or lengths differ; `name` is the dataset's.
+    """
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise ValueError(f"datasets[{name!r}] must be a pair of inputs and targets.")
+    lengths = {np.shape(x)[:1] for x in jax.tree.leaves(data)}
+    if len(lengths) != 1 or not all(lengths) or batch_size < 1:
+        raise ValueError(
+            f"datasets[{name!r}] must hold arrays [row, ...] of equal length, and"
+            f" batch_size be at least 1; got {sorted(lengths)} and {batch_size}."
+        )
+    ((count,),) = lengths
+    if not count:
+        raise ValueError(f"datasets[{name!r}] holds no row.")
+    number = math.ceil(count / batch_size)
+    size = math.ceil(math.ceil(count / number) / shards) * shards
+
+    def split(leaf):
+        leaf = jnp.asarray(leaf)
+        return pad_members(leaf, number * size).reshape(number, size, *leaf.shape[1:])
+
+    weight = (jnp.arange(number * size) < count).astype(jnp.float32)
+    return (*jax.tree.map(split, data), weight.reshape(number, size))

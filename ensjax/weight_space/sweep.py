@@ -1,0 +1,313 @@
+"""Every mixture evaluated on several datasets, in one compiled program.
+
+Mixtures are made a block at a time, scored and forgotten, so that a thousand of them
+never exist together. Members' outputs may be combined with the same coefficients in the
+same program: the ensemble in output space beside the one in weight space.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.blocks import Blocks
+from ensjax.ensemble import Ensemble
+from ensjax.graphs import Forward
+from ensjax.mapping import map_local, mesh_program
+from ensjax.members import pad_members
+from ensjax.weight_space.mix import (
+    Rows,
+    check_keep,
+    coefficients_of_leaves,
+    local_mixtures,
+    local_rows,
+    mix,
+    pad_matrices,
+    scattered,
+)
+from ensjax.weight_space.row_scores import RowScore, batches_of_rows, row_scores
+from ensjax.weight_space.statistics import (
+    check_has_statistics,
+    split_batches,
+    with_statistics,
+)
+
+RULES = ("predictive", "geometric_mean")
+MAX_AT_ONCE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Scores of every mixture.
+
+    Attributes:
+        coefficients: `[mixture, member]`.
+        values: `values[space][dataset][score]`, `[mixture]`: means over the rows. The
+            space is "weights", or a rule by which the members' outputs were combined.
+        rows: the same of every row, `[mixture, row]`, where it was asked for.
+    """
+
+    coefficients: jax.Array
+    values: dict[str, dict[str, dict[str, np.ndarray]]]
+    rows: dict[str, dict[str, dict[str, np.ndarray]]] | None = None
+
+    def best(self, dataset: str, score: str, *, largest: bool = True) -> int:
+        """The mixture in weight space with the best mean score; the first of equals.
+
+        Choose it on rows that are not the test's.
+        """
+        values = np.asarray(self.values["weights"][dataset][score])
+        return int(np.nanargmax(values) if largest else np.nanargmin(values))
+
+
+def sweep(
+    ensemble: Ensemble | Any,
+    coefficients: jax.Array,
+    datasets: Mapping[str, tuple[Any, Any]] | None = None,
+    *,
+    scores: Sequence[str] | Mapping[str, RowScore] = ("accuracy", "nll"),
+    output_space: Sequence[str] = (),
+    per_leaf: Mapping[str, jax.Array] | None = None,
+    keep: int = 0,
+    statistics: Any = None,
+    per_row: bool = False,
+    batch_size: int = 512,
+    block: int | str = "auto",
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+) -> Sweep:
+    """Scores of every mixture of the members' weights on every dataset (compiled).
+
+    Args:
+        ensemble: M members on any mesh; with `evaluate`, any stacked tree too.
+        coefficients: `[mixture, member]`, for instance `alpha_path(11)`.
+        datasets: inputs `[row, ...]` and targets `[row, ...]` by name.
+        scores: names in `ROW_SCORES`, or functions of one batch's outputs and targets
+            that give `[batch]`. Define them once: a new function compiles anew.
+        output_space: rules by which the members' outputs are combined with the same
+            coefficients: "predictive" (mean of probabilities; scores take its
+            logarithm as logits) and "geometric_mean" (mean of logits, or of any
+            outputs). Each member runs once for all mixtures.
+        per_leaf, keep: as for `mix`; in output space they play no part.
+        statistics: inputs `[row, ...]` on which every mixture's batch statistics are
+            measured before it is scored; without, they are mixed as weights are.
+        per_row: whether to return scores of rows too.
+        batch_size: rows at a time.
+        block: mixtures of a device that exist and are scored at once. With "auto" 16
+            exist, and the rule of `map_members` says how many are scored at once.
+        evaluate: instead of datasets, a function of one mixture's weights (leaves
+            `[...]`, on the host) that returns numbers by name, such as one that loads
+            them into a PyTorch model. It is called once for each mixture.
+
+    Returns:
+        `Sweep`; with `evaluate` the dataset is called "evaluate".
+
+    Raises:
+        ValueError: if neither or both of datasets and evaluate are given, a name is
+            unknown, or a shape does not fit.
+    """
+    if (datasets is None) == (evaluate is None):
+        raise ValueError("give either datasets or evaluate.")
+    if evaluate is not None:
+        stacked = ensemble.state if isinstance(ensemble, Ensemble) else ensemble
+        return _on_host(stacked, coefficients, per_leaf, keep, evaluate)
+    scores = row_scores(scores)
+    unknown = set(output_space) - set(RULES)
+    if unknown or isinstance(output_space, str):
+        raise ValueError(
+            f"output_space is a sequence of {', '.join(RULES)}; got {output_space!r}."
+        )
+    check_keep(keep, ensemble.num_members)
+    Blocks(block)
+    matrices, places = coefficients_of_leaves(ensemble.state, coefficients, per_leaf)
+    shards = ensemble.mesh.shape["data"]
+    batched = {
+        name: batches_of_rows(name, data, batch_size, shards)
+        for name, data in datasets.items()
+    }
+    if statistics is not None:
+        check_has_statistics(ensemble)
+        statistics = split_batches(statistics, batch_size, shards)
+    job = _Sweep(
+        ensemble.graph,
+        scores,
+        matrices[0].shape[0],
+        places,
+        tuple(output_space),
+        per_row,
+        block,
+    )
+    found = mesh_program(job, ensemble.mesh)(
+        ensemble.state, matrices, jnp.int32(keep), batched, statistics
+    )
+    values, rows = jax.device_get(found)
+    if per_row:
+        number = {name: jax.tree.leaves(d)[0].shape[0] for name, d in datasets.items()}
+        rows = {
+            space: {
+                name: {s: x[:, : number[name]] for s, x in of_scores.items()}
+                for name, of_scores in of_space.items()
+            }
+            for space, of_space in rows.items()
+        }
+    return Sweep(matrices[0], values, rows if per_row else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sweep:
+    """State, matrices, member kept, datasets and rows for batch statistics."""
+
+    graph: Any
+    scores: tuple[tuple[str, RowScore], ...]
+    num_mixtures: int
+    places: tuple[int, ...]
+    rules: tuple[str, ...]
+    per_row: bool
+    block: int | str
+    donate: tuple[int, ...] = ()
+
+    def in_specs(self):
+        batches = jax.P(None, "data")
+        return (jax.P("member"), jax.P(), jax.P(), batches, jax.P("data"))
+
+    def out_specs(self):
+        return jax.P(None, "member"), jax.P(None, "member", None, "data")
+
+    def check(self, mesh, *args):
+        del mesh, args
+
+    def prepare(self, mesh, state, matrices, keep, datasets, statistics):
+        devices = mesh.shape["member"]
+        members = matrices[0].shape[1]
+        rows = math.ceil(members / devices) * devices
+        local = math.ceil(self.num_mixtures / devices)
+        size = min(MAX_AT_ONCE if self.block == "auto" else self.block, local)
+        unit = size * devices
+        mixtures = math.ceil(self.num_mixtures / unit) * unit
+        matrices = [
+            m.reshape(mixtures // unit, unit, rows)
+            for m in pad_matrices(matrices, mixtures, rows)
+        ]
+        return pad_members(state, rows), matrices, keep, datasets, statistics
+
+    def local(self, state, matrices, keep, datasets, statistics):
+        leaves, treedef = jax.tree.flatten(state)
+        rows = local_rows(leaves, keep)
+        dtypes = [leaf.dtype for leaf in leaves]
+        one = _Evaluate(self.graph, self.scores, self.per_row)
+        kinds = ("member", "shared", "shared")
+
+        def run(block):
+            mixed = local_mixtures(rows, block, places=self.places, dtypes=dtypes)
+            mapped = map_local(one, kinds=kinds, blocks=Blocks(self.block))
+            return mapped(treedef.unflatten(mixed), datasets, statistics)
+
+        found = {"weights": jax.lax.map(run, matrices)}
+        for rule in self.rules:
+            found[rule] = self._output_space(rule, state, matrices[0], datasets)
+        values = {space: v for space, (v, _) in found.items()}
+        return values, {space: r for space, (_, r) in found.items()}
+
+    def _output_space(self, rule, state, matrix, datasets):
+        """Scores of members' combined outputs: members once, mixtures by blocks."""
+        forward = map_local(
+            Forward(self.graph), kinds=("member", "shared"), blocks=Blocks()
+        )
+
+        def score_batch(batch):
+            x, targets, weight = batch
+            outputs = forward(state, x)
+            if rule == "predictive":
+                outputs = jax.nn.softmax(outputs, axis=-1)
+            rows = Rows.of(outputs)
+
+            def run(block):
+                mixed = scattered(rows, block)
+                mixed = jnp.log(mixed) if rule == "predictive" else mixed
+                return {
+                    name: jax.vmap(lambda own: score(own, targets))(mixed)  # noqa: B023
+                    for name, score in self.scores
+                }
+
+            return jax.lax.map(run, matrix), weight
+
+        values, rows = {}, {}
+        for name, data in datasets.items():
+            each, weight = jax.lax.map(score_batch, data)
+            # [batch, block, mixture, row] -> [block, mixture, batch, row]
+            each = {s: jnp.moveaxis(x, 0, 2) for s, x in each.items()}
+            values[name] = {s: _mean_of_rows(x, weight) for s, x in each.items()}
+            rows[name] = each if self.per_row else {}
+        return values, rows
+
+    def finish(self, outputs, *args):
+        del args
+        values, rows = outputs
+
+        def flat(x, *, of_rows):
+            x = x.reshape(-1, *x.shape[2:])[: self.num_mixtures]
+            return x.reshape(x.shape[0], -1) if of_rows else x
+
+        return (
+            jax.tree.map(functools.partial(flat, of_rows=False), values),
+            jax.tree.map(functools.partial(flat, of_rows=True), rows),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluate:
+    """One mixture's scores on every dataset."""
+
+    graph: Any
+    scores: tuple[tuple[str, RowScore], ...]
+    per_row: bool
+
+    def __call__(self, state, datasets, statistics):
+        if statistics is not None:
+            state = with_statistics(self.graph, state, statistics)
+
+        def score_batch(batch):
+            x, targets, weight = batch
+            outputs = self.graph.merge(state, train=False)(x)
+            return {name: score(outputs, targets) for name, score in self.scores}
+
+        values, rows = {}, {}
+        for name, data in datasets.items():
+            each = jax.lax.map(score_batch, data)
+            values[name] = {s: _mean_of_rows(x, data[2]) for s, x in each.items()}
+            rows[name] = each if self.per_row else {}
+        return values, rows
+
+
+def _mean_of_rows(values, weight):
+    """The mean of `[..., batch, row]` over the rows of all data shards that count."""
+    total = jnp.sum(jnp.where(weight > 0, values, 0.0), axis=(-2, -1))
+    return jax.lax.psum(total, "data") / jax.lax.psum(jnp.sum(weight), "data")
+
+
+def _on_host(stacked, coefficients, per_leaf, keep, evaluate):
+    matrices, _ = coefficients_of_leaves(stacked, coefficients, per_leaf)
+    patterns = tuple(per_leaf or {})
+
+    @jax.jit
+    def one(stacked, *rows):
+        own = dict(zip(patterns, rows[1:]))
+        mixed = mix(stacked, rows[0], per_leaf=own, keep=keep)
+        return jax.tree.map(lambda x: x[0], mixed)
+
+    found = []
+    for i in range(matrices[0].shape[0]):
+        weights = one(stacked, *(m[i : i + 1] for m in matrices))
+        values = evaluate(jax.device_get(weights))
+        if found and set(values) != set(found[0]):
+            raise ValueError(
+                f"evaluate returned {sorted(values)} for mixture {i}, but"
+                f" {sorted(found[0])} before."
+            )
+        found.append({name: float(value) for name, value in values.items()})
+    scores = {name: np.array([f[name] for f in found]) for name in found[0]}
+    return Sweep(matrices[0], {"weights": {"evaluate": scores}})

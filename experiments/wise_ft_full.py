@@ -1,0 +1,391 @@
+"""WiSE-FT and BANG at full size: a CLIP-style image tower fine-tuned on ImageNet.
+
+Reads `config.folder`: `zero_shot/`, one member as `Ensemble.save` writes it, with the
+zero-shot head; and for the training set and each test set `<name>/images.npy` (uint8,
+`[row, height, width, 3]`), `<name>/labels.npy` and, where only some classes occur,
+`<name>/classes.npy` with their numbers. Every recipe is a member of one stack, all on
+the same stream of batches; mixtures of one recipe are one sweep for each test set.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import ensjax
+from ensjax import data, nn, scores, weight_space
+from ensjax.experiment import ConfigError, claim
+from ensjax.experiment.exit_codes import one_line
+from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.stages import run_stages
+from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
+from ensjax.train import SoftLabels, TrainingJob
+
+training = load_beside(__file__, "wise_ft_training")
+wise = load_beside(__file__, "wise_ft_claims")
+
+DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+LOSS = SoftLabels()
+# Of CLIP's images, by channel, pixels in [0, 1].
+MEAN, SD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class ClipClassifier(nnx.Module):
+    """Normalised features of a ViT and a linear head without bias, of uint8 images."""
+
+    def __init__(self, config, *, rngs: nnx.Rngs):
+        model = config.model
+        self.image = nn.ViT(
+            image_shape=(model.image_size, model.image_size, 3),
+            patch_size=(model.patch_size, model.patch_size),
+            width=model.width,
+            depth=model.depth,
+            num_heads=model.num_heads,
+            num_outputs=model.num_features,
+            dtype=DTYPES[model.dtype],
+            remat=model.remat,
+            rngs=rngs,
+        )
+        # A zero-shot head holds the class's normalised text features times the scale.
+        self.head = nnx.Linear(
+            model.num_features, model.num_classes, use_bias=False, rngs=rngs
+        )
+
+    def __call__(self, x):
+        mean, sd = (jnp.asarray(v)[None, None, None] for v in (MEAN, SD))
+        features = self.image((x.astype(jnp.float32) / 255 - mean) / sd)
+        norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+        return self.head(features / jnp.maximum(norm, 1e-12))
+
+
+def to_floats(batch, hyper):
+    """Images as floats in [0, 255], which can be mixed; the model scales them."""
+    del hyper
+    images, labels = batch
+    return images.astype(jnp.float32), labels.astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeOptimizer:
+    """AdamW with warm-up, cosine decay to 0 and clipping, of one member."""
+
+    warmup_steps: int
+    total_steps: int
+    weight_decay: float
+    clip_norm: float
+
+    def __call__(self, hyper):
+        factor = optax.warmup_cosine_decay_schedule(
+            0.0, 1.0, self.warmup_steps, self.total_steps
+        )
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm),
+            optax.adamw(
+                lambda step: hyper["learning_rate"] * factor(step),
+                weight_decay=self.weight_decay,
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyAmong:
+    """Whether the label has the largest logit of some classes; (): of all."""
+
+    classes: tuple[int, ...] = ()
+
+    def __call__(self, logits, labels):
+        if self.classes:
+            counts = np.full(logits.shape[-1], -np.inf, np.float32)
+            counts[list(self.classes)] = 0
+            logits = logits + counts[None]
+        return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def validate(config):
+    """Raises `ConfigError` for what would fail later, but for files (see `run`)."""
+    check_numbers(config, ("total_steps", "steps_per_call", "batch_size"), at_least=1)
+    check_numbers(config, ("warmup_steps", "weight_decay", "mixup"), at_least=0)
+    check_numbers(config, ("learning_rate", "clip_norm"), above=0)
+    check_numbers(config, ("label_smoothing", "alphas"), at_least=0, at_most=1)
+    check_numbers(config, ("predict_batch_size", "save_every_steps"), at_least=1)
+    choose("model.dtype", config.model.dtype, DTYPES)
+    if not {0.0, 0.5, 1.0} <= set(config.alphas):
+        raise ConfigError(f"config.alphas must hold 0, 0.5, 1; got {config.alphas}.")
+    unknown = set(config.recipes) - set(training.RECIPES)
+    if unknown or "plain" not in config.recipes:
+        raise ConfigError(
+            f"config.recipes are of {', '.join(training.RECIPES)}, plain among them;"
+            f" got {config.recipes}."
+        )
+    for field in ("total_steps", "save_every_steps"):
+        if config[field] % config.steps_per_call:
+            raise ConfigError(
+                f"config.{field}={config[field]} must be a multiple of"
+                f" config.steps_per_call={config.steps_per_call}."
+            )
+
+
+def training_job(config):
+    """What the run trains, with the images of one call of the program as shapes."""
+    rows = config.batch_size * config.steps_per_call
+    size = config.model.image_size
+    images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
+    return TrainingJob(
+        make_model=functools.partial(_make_model, config),
+        member_ids=tuple(range(len(config.recipes))),
+        init_seed=config.seed,
+        data=(images, jax.ShapeDtypeStruct((rows,), jnp.int32)),
+        hyper=_hyper(config),
+        mesh_sizes=config.mesh.to_dict(),
+        options=_options(config) | dict(sampling="shared"),
+    )
+
+
+def _make_model(config, rngs):
+    return ClipClassifier(config, rngs=rngs)
+
+
+def _hyper(config):
+    recipes = config.recipes
+    return {
+        "learning_rate": np.full(len(recipes), config.learning_rate, np.float32),
+        "label_smoothing": np.float32(
+            config.label_smoothing * np.isin(recipes, ("smoothing", "both"))
+        ),
+        "mixup": np.float32(config.mixup * np.isin(recipes, ("mixup", "both"))),
+    }
+
+
+def _options(config):
+    return dict(
+        loss=dataclasses.replace(LOSS, prepare=to_floats),
+        make_tx=MakeOptimizer(
+            config.warmup_steps,
+            config.total_steps,
+            config.weight_decay,
+            config.clip_norm,
+        ),
+        steps=config.total_steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        steps_per_call=config.steps_per_call,
+        log_every_steps=config.steps_per_call,
+        block=None if config.block == "all" else config.block,
+    )
+
+
+def read_set(config, name):
+    """Images (mapped, not read), labels and classes of one set.
+
+    Raises:
+        ConfigError: if a file is missing or does not fit; says what to put there.
+    """
+    folder = Path(config.folder) / name
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        labels = np.load(folder / "labels.npy").astype(np.int32)
+        classes = folder / "classes.npy"
+        classes = tuple(np.load(classes).tolist()) if classes.exists() else ()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"config.folder must hold {name}/images.npy (uint8, [row, height, width,"
+            f" 3]) and {name}/labels.npy: {one_line(error)}."
+        ) from error
+    size, limit = config.model.image_size, config.model.num_classes
+    expected = (len(labels), size, size, 3)
+    if images.shape != expected or images.dtype != np.uint8 or not len(labels):
+        raise ConfigError(
+            f"{folder}/images.npy must be uint8 {expected}; got {images.dtype}"
+            f" {images.shape}."
+        )
+    numbers = np.concatenate([labels, np.asarray(classes, int)])
+    if numbers.min() < 0 or numbers.max() >= limit:
+        raise ConfigError(f"{folder}: class numbers must lie in 0 to {limit - 1}.")
+    return images, labels, classes
+
+
+def load_zero_shot(config):
+    """The pre-trained member with its zero-shot head.
+
+    Raises:
+        ConfigError: if it is not there, or is not of the config's model.
+    """
+    mesh = ensjax.make_mesh(**config.mesh.to_dict())
+    try:
+        found = ensjax.Ensemble.load(
+            Path(config.folder) / "zero_shot",
+            make_model=functools.partial(_make_model, config),
+            mesh=mesh,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "config.folder must hold zero_shot/, one member of config.model as"
+            f" Ensemble.save writes it: {one_line(error)}."
+        ) from error
+    return found.select([0])
+
+
+def run(config, run_dir):
+    """Fine-tunes by every recipe, sweeps the paths, reports; resumes by stages."""
+    if not config.folder:
+        raise ConfigError(
+            "config.folder must name a folder with zero_shot/ (one member, as"
+            f" Ensemble.save writes it), train/ and {', '.join(config.tests)}/, each"
+            " with images.npy and labels.npy. ImageNet and its shifted sets are not"
+            " downloaded here."
+        )
+    zero_shot = load_zero_shot(config)
+    images, labels, _ = read_set(config, "train")
+    tests = {name: read_set(config, name) for name in config.tests}
+
+    def tune(done):
+        del done
+        recipes = len(config.recipes)
+        start = zero_shot.select([0] * recipes).with_ids(range(recipes))
+        batches = data.stream(
+            (images, labels), batch_size=config.batch_size, seed=config.seed
+        )
+        tuned, log = ensjax.fit(
+            start,
+            batches,
+            hyper=_hyper(config),
+            checkpoint_dir=run_dir.checkpoints / "tune",
+            save_every_steps=config.save_every_steps,
+            logger=run_dir.logger("tune"),
+            **_options(config),
+        )
+        return measure(config, zero_shot.concatenate(tuned), tests) | {
+            "frozen_steps": np.asarray(log.frozen_steps)
+        }
+
+    results = run_stages(run_dir, config, {"tune": tune})["tune"]
+    report(config, run_dir, results)
+
+
+def measure(config, stack, tests) -> dict[str, np.ndarray]:
+    """`accuracy` `[test, recipe, alpha]`, `table` `[test, recipe, alpha, 2, 2, 2]`."""
+    recipes = len(config.recipes)
+    paths = [
+        weight_space.alpha_path(
+            list(config.alphas), num_members=1 + recipes, ends=(0, 1 + recipe)
+        )
+        for recipe in range(recipes)
+    ]
+    found = {"accuracy": [], "table": []}
+    for images, labels, classes in tests.values():
+        swept = weight_space.sweep(
+            stack,
+            np.concatenate(paths),
+            {"test": (np.asarray(images), labels)},
+            scores={"accuracy": AccuracyAmong(classes)},
+            per_row=True,
+            batch_size=config.predict_batch_size,
+        )
+        right = swept.rows["weights"]["test"]["accuracy"]
+        right = right.reshape(recipes, len(config.alphas), -1)
+        ends = [np.broadcast_to(right[:, [i]], right.shape) for i in (0, -1)]
+        found["accuracy"].append(right.mean(axis=-1))
+        found["table"].append(np.asarray(scores.agreement_table(*ends, right)))
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def report(config, run_dir, results):
+    """Table, figure, claims of one run."""
+    middle = list(config.alphas).index(0.5)
+    accuracy = 100 * results["accuracy"]
+    shifted = accuracy[1:].mean(axis=0)  # the first test set is in distribution
+    rows = []
+    for recipe, name in enumerate(config.recipes):
+        for place in (0, -1, middle):
+            values = accuracy[:, recipe, place].tolist()
+            mean = shifted[recipe, place]
+            rows.append((name, f"{config.alphas[place]:g}", *values, mean))
+    run_dir.add_table(
+        "accuracy",
+        ("fine-tuning", "alpha", *config.tests, "mean of shifted"),
+        rows,
+        "Test accuracy (%).",
+    )
+    run_dir.add_figure(
+        "alphas", _draw(config, accuracy[0], shifted), "Accuracy along alpha."
+    )
+    parts = scores.gain_parts(results["table"][1:].mean(axis=0))
+    plain = config.recipes.index("plain")
+    fixed = np.asarray(parts.false_false_true - parts.true_true_false)[plain, middle]
+    about = dict(
+        paper=wise.PAPER,
+        certainty="recalled",
+        scale="full",
+        side=">",
+        bound=0.0,
+        source="tables of CLIP ViT-B/16 on ImageNet and five shifted sets",
+    )
+    claims = [
+        claim(
+            "spurious-feature-diversification.a: False-False-True minus"
+            " True-True-False at alpha .5, mean of shifted sets (points)",
+            expected="> 0",
+            values_by_seed=[100 * float(fixed)],
+            **about,
+        )
+    ]
+    claims += [
+        claim(
+            f"spurious-feature-diversification.e, {name}: mean accuracy on shifted sets"
+            " at alpha .5 minus that of plain fine-tuning (points)",
+            expected="0.9 to 1.9",
+            values_by_seed=[float(shifted[recipe, middle] - shifted[plain, middle])],
+            **about,
+        )
+        for recipe, name in enumerate(config.recipes)
+        if name != "plain"
+    ]
+    scalars = {
+        f"{name}_{test}_{alpha:g}": float(accuracy[i, recipe, place])
+        for recipe, name in enumerate(config.recipes)
+        for i, test in enumerate(config.tests)
+        for place, alpha in enumerate(config.alphas)
+    }
+    run_dir.finish(
+        title=config.title,
+        summary=(
+            "One run, so that no claim is decided. Mean accuracy on shifted sets at"
+            " alpha 0, .5 and 1: "
+            + "; ".join(
+                f"{wise.NAMES[name]} "
+                + ", ".join(f"{shifted[r, i]:.1f} %" for i in (0, middle, -1))
+                for r, name in enumerate(config.recipes)
+            )
+            + "."
+        ),
+        scalars=scalars,
+        claims=claims,
+    )
+
+
+def _draw(config, known, shifted):
+    fig = new_figure(width=8.8)
+    axes = fig.subplots(1, 2)
+    for ax, values, title in zip(
+        axes, (known, shifted), (config.tests[0], "mean of shifted sets")
+    ):
+        for recipe, color, marker in zip(range(len(values)), PALETTE, MARKERS):
+            label = wise.NAMES[config.recipes[recipe]]
+            ax.plot(
+                config.alphas, values[recipe], color=color, marker=marker, label=label
+            )
+        ax.axhline(values[0, 0], color=GREY, linestyle=":", label="zero-shot")
+        first = ax is axes[0]
+        finish(
+            ax,
+            x="alpha: 0 zero-shot, 1 fine-tuned",
+            y="test accuracy (%)" if first else "",
+            title=title,
+            legend=first,
+        )
+    return fig

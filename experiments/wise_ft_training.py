@@ -1,0 +1,234 @@
+"""Two stages on coloured digits, for `wise_ft.py` and `bang.py`: train, tune, mix.
+
+In the first stage patches 0 to 15 tell the class and the others are random; in the
+second it is the other way round. Out of distribution every patch tells it with
+probability `config.ood_agreement` and is random else. All seeds, models and recipes of
+fine-tuning are members of one stack.
+"""
+
+import numpy as np
+
+from ensjax import data, scores, weight_space
+from ensjax.experiment import ConfigError
+from ensjax.experiment.fields import check_numbers, load_beside
+
+tasks = load_beside(__file__, "multicolor_tasks")
+
+RECIPES = ("plain", "smoothing", "mixup", "both")
+RECIPE_OFFSET = 2**10  # between ids of the models of one seed and their fine-tuned ones
+# What mixtures are scored on: the two stages' own patches, and all patches unreliable.
+TESTS = ("pretraining", "id", "ood")
+OUTPUTS = ("predictive", "geometric_mean")
+
+
+def check_config(config) -> None:
+    """Raises `ConfigError` for what `train` or `measure` could not work with."""
+    tasks.check_training(config, ("total_steps", "tuning_steps"))
+    tasks.check_rows(config, tasks.load_centers(config, "digits"))
+    check_numbers(config, ("num_models",), at_least=1, at_most=RECIPE_OFFSET)
+    check_numbers(config, ("draws",), at_least=1)
+    check_numbers(config, ("ood_agreement",), at_least=0, at_most=1)
+    check_numbers(config, ("label_smoothing",), at_least=0, at_most=1)
+    check_numbers(config, ("mixup", "weight_decay"), at_least=0)
+    check_numbers(config, ("alphas",), at_least=0, at_most=1)
+    if not {0.0, 0.5, 1.0} <= set(config.alphas) or list(config.alphas) != sorted(
+        set(config.alphas)
+    ):
+        raise ConfigError(
+            "config.alphas must rise and hold 0, 0.5 and 1 (the ends, and the mean"
+            f" without tuning); got {config.alphas}."
+        )
+    unknown = set(config.recipes) - set(RECIPES)
+    if unknown or len(set(config.recipes)) < len(config.recipes) or not config.recipes:
+        raise ConfigError(
+            f"config.recipes are different ones of {', '.join(RECIPES)}; got"
+            f" {config.recipes}."
+        )
+
+
+def train(config, run_dir):
+    """First all models of all seeds, then each of them by every recipe.
+
+    Returns:
+        The pre-trained ensemble `[seed * model]`, the fine-tuned one
+        `[seed * model * recipe]`, the seeds' permutations, and for which step each
+        member of both stopped being finite.
+    """
+    centers = tasks.load_centers(config, "digits")
+    tables = [tasks.permutations(config, seed) for seed in range(config.num_seeds)]
+    seeds = np.repeat(np.arange(config.num_seeds), config.num_models)
+    models = np.tile(np.arange(config.num_models), config.num_seeds)
+    ids = tasks.SEED_STRIDE * seeds + models
+
+    def stage(number, name, ensemble, hyper, steps):
+        agreement = data.stage_agreement(number)
+        return tasks.train(
+            config,
+            ensemble,
+            centers,
+            tasks.train_colors(config, centers.y_train, tables, agreement),
+            {
+                "learning_rate": config.learning_rate,
+                "weight_decay": config.weight_decay,
+                **hyper,
+            },
+            loss=tasks.CROSS_ENTROPY,
+            make_tx=tasks.adamw,
+            steps=steps,
+            checkpoint_dir=run_dir.checkpoints / name,
+            save_every_steps=config.save_every_steps,
+            logger=run_dir.logger(name),
+        )
+
+    first = tasks.new_ensemble(config, centers, ids)
+    trained, log = stage(0, "pretrain", first, {"variant": seeds}, config.total_steps)
+    recipes = config.recipes
+    start = trained.select(np.repeat(np.arange(len(ids)), len(recipes)))
+    numbers = np.tile([RECIPES.index(recipe) for recipe in recipes], len(ids))
+    start = start.with_ids(
+        np.repeat(ids, len(recipes)) + RECIPE_OFFSET * (1 + numbers).astype(ids.dtype)
+    )
+    strengths = {
+        "label_smoothing": config.label_smoothing * np.isin(numbers, (1, 3)),
+        "mixup": config.mixup * np.isin(numbers, (2, 3)),
+        "variant": np.repeat(seeds, len(recipes)),
+    }
+    tuned, tuning_log = stage(1, "tune", start, strengths, config.tuning_steps)
+    frozen = np.concatenate([log.frozen_steps, tuning_log.frozen_steps])
+    return trained, tuned, tables, frozen
+
+
+def test_sets(config, centers, table, seed):
+    """`{name: (images, labels)}` of `TESTS` for one seed."""
+    agreements = (
+        data.stage_agreement(0),
+        data.stage_agreement(1),
+        np.full(32, config.ood_agreement, np.float32),
+    )
+    return {
+        name: tasks.test_images(
+            config,
+            centers,
+            table,
+            agreement,
+            seed=seed,
+            number=number,
+            draws=config.draws,
+        )
+        for number, (name, agreement) in enumerate(zip(TESTS, agreements))
+    }
+
+
+def measure(config, trained, tuned, tables) -> dict[str, np.ndarray]:
+    """Every mixture of every pre-trained model and what it was tuned to.
+
+    Returns:
+        `accuracy` `[space, test, seed, model, recipe, alpha]`, the space being
+        "weights" or one of `OUTPUTS`; `table` `[space, test, seed, model, recipe,
+        alpha, 2, 2, 2]`, the agreement of both ends and the mixture; and `right`
+        `[3, seed, model, recipe, row]`, whether the ends and the mean of their weights
+        are right out of distribution.
+    """
+    centers = tasks.load_centers(config, "digits")
+    found = [
+        _measure_seed(config, trained, tuned, centers, tables[seed], seed)
+        for seed in range(config.num_seeds)
+    ]
+    return {
+        name: np.stack([own[name] for own in found], axis=axis)
+        for name, axis in (("accuracy", 2), ("table", 2), ("right", 1))
+    }
+
+
+def _measure_seed(config, trained, tuned, centers, table, seed):
+    models, recipes = config.num_models, len(config.recipes)
+    own = np.arange(seed * models, (seed + 1) * models)
+    tuned_rows = np.arange(seed * models * recipes, (seed + 1) * models * recipes)
+    stack = trained.select(own).concatenate(tuned.select(tuned_rows))
+    paths = [
+        weight_space.alpha_path(
+            list(config.alphas),
+            num_members=models * (1 + recipes),
+            ends=(model, models + model * recipes + recipe),
+        )
+        for model in range(models)
+        for recipe in range(recipes)
+    ]
+    # One data set for all tests, which compiles three times faster than three.
+    tests = test_sets(config, centers, table, seed).values()
+    rows = tuple(np.concatenate(part) for part in zip(*tests, strict=True))
+    swept = weight_space.sweep(
+        stack,
+        np.concatenate(paths),
+        {"tests": rows},
+        scores=("accuracy",),
+        output_space=OUTPUTS,
+        per_row=True,
+        batch_size=config.predict_batch_size,
+    )
+    shape = (models, recipes, len(config.alphas), len(TESTS), -1)
+    right = [
+        np.moveaxis(swept.rows[space]["tests"]["accuracy"].reshape(shape), 3, 0)
+        for space in ("weights", *OUTPUTS)
+    ]
+    right = np.stack(right)  # [space, test, model, recipe, alpha, row]
+    ends = [np.broadcast_to(right[..., [place], :], right.shape) for place in (0, -1)]
+    half = list(config.alphas).index(0.5)
+    ood = right[0, TESTS.index("ood")]
+    return {
+        "accuracy": right.mean(axis=-1),
+        "table": np.asarray(scores.agreement_table(*ends, right)),
+        "right": np.stack([ood[:, :, place] > 0 for place in (0, -1, half)]),
+    }
+
+
+def measure_ends(config, trained, tuned, tables) -> dict[str, np.ndarray]:
+    """How sure the ends are and how often right, and their outputs out of balance.
+
+    Returns:
+        `ece` and `overconfidence` (mean probability of the first choice minus
+        accuracy) `[test, seed, model, end]`, the first end being the pre-trained model;
+        and `balance` `[seed, model, recipe, lambda]`, the accuracy out of distribution
+        of logits of the pre-trained model plus lambda times those of the fine-tuned.
+    """
+    centers = tasks.load_centers(config, "digits")
+    models, recipes = config.num_models, len(config.recipes)
+    values = {name: [] for name in ("ece", "overconfidence", "balance")}
+    for seed in range(config.num_seeds):
+        own = np.arange(seed * models, (seed + 1) * models)
+        mine = np.arange(seed * models * recipes, (seed + 1) * models * recipes)
+        ends = trained.select(own).concatenate(tuned.select(mine))
+        found = {name: [] for name in values}
+        for images, labels in test_sets(config, centers, tables[seed], seed).values():
+            outputs = tasks.outputs_of(config, ends, images)
+            sure = np.asarray(scores.max_prob(outputs)).mean(axis=-1)
+            right = tasks.is_right(outputs, labels).mean(axis=-1)
+            ece = np.asarray(scores.ece(outputs, labels))
+            found["ece"].append(_by_model(ece, models))
+            found["overconfidence"].append(_by_model(sure - right, models))
+        # The last test set is the one out of distribution.
+        after = outputs[models:].reshape(models, recipes, *outputs.shape[1:])
+        found["balance"] = balance(
+            outputs[:models, None], after, labels, config.lambdas
+        )
+        for name, value in found.items():
+            values[name].append(np.asarray(value))
+    return {
+        name: np.moveaxis(np.stack(v), 1, 0) if name != "balance" else np.stack(v)
+        for name, v in values.items()
+    }
+
+
+def balance(first, second, labels, lambdas) -> np.ndarray:
+    """Accuracy of `first + lambda second`, `[..., lambda]`, of `[..., row, class]`."""
+    return np.stack(
+        [tasks.is_right(first + x * second, labels).mean(axis=-1) for x in lambdas],
+        axis=-1,
+    )
+
+
+def _by_model(values, models):
+    """`[model, end]` of what is given for all models, then for all fine-tuned ones."""
+    return np.concatenate(
+        [values[:models, None], values[models:].reshape(models, -1)], axis=1
+    )

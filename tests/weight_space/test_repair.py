@@ -1,0 +1,101 @@
+"""REPAIR: statistics of a merged network's hidden layers."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax import Ensemble
+from ensjax.weight_space.repair import repair
+
+_FILE = pathlib.Path(__file__).with_name("alignment_models.py")
+_SPEC = importlib.util.spec_from_file_location("alignment_models", _FILE)
+models = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(models)
+
+X = jnp.asarray(np.random.default_rng(5).normal(size=(64, 8)), jnp.float32)
+
+
+def merged(ends, weights):
+    weights = np.asarray(weights, np.float32)
+    state = jax.tree.map(
+        lambda x: jnp.asarray(np.einsum("im,m...->i...", weights, np.asarray(x))),
+        ends.state,
+    )
+    ids = jnp.arange(len(weights), dtype=jnp.int32)
+    return dataclasses.replace(ends, state=state, member_ids=ids).on_mesh(ends.mesh)
+
+
+def hidden_layers(ensemble, member):
+    """Pre-activations of an MLP's hidden layers, by a float64 NumPy loop."""
+    x, found = np.asarray(X, np.float64), []
+    for index in range(2):
+        layer = ensemble.params["blocks"][index]["linear"]
+        kernel, bias = (
+            np.asarray(layer[n][...][member], np.float64) for n in ("kernel", "bias")
+        )
+        found.append(x @ kernel + bias)
+        x = np.maximum(found[-1], 0)
+    return found
+
+
+def test_the_midpoint_has_the_mean_statistics_of_its_ends():
+    ends = models.ensemble_of(models.mlp, 3)
+    weights = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+    mended = repair(merged(ends, weights), ends, weights, X)
+    of_ends = [hidden_layers(ends, m) for m in range(3)]
+    for mixture, row in enumerate(weights):
+        for depth, found in enumerate(hidden_layers(mended, mixture)):
+            for statistic in (np.mean, np.std):
+                expected = sum(
+                    w * statistic(layers[depth], axis=0)
+                    for w, layers in zip(row, of_ends)
+                )
+                np.testing.assert_allclose(
+                    statistic(found, axis=0), expected, rtol=2e-4, atol=2e-5
+                )
+    head = [e.params["head"]["linear"]["kernel"][...] for e in (mended, ends)]
+    np.testing.assert_allclose(
+        head[0], np.einsum("im,m...->i...", weights, head[1]), rtol=1e-5
+    )
+
+
+def test_an_end_is_left_as_it_is():
+    ends = models.ensemble_of(models.mlp, 3)
+    mended = repair(ends, ends, np.eye(3), X)
+    assert models.largest_difference(mended, ends).max() < 1e-5
+
+
+def test_errors_say_what_is_expected():
+    ends = models.ensemble_of(models.mlp, 2)
+    with pytest.raises(ValueError, match=r"\[mixture, member\] = \(2, 2\)"):
+        repair(ends, ends, np.ones((1, 2)), X)
+    other = models.ensemble_of(models.cnn, 2)
+    with pytest.raises(ValueError, match="different architecture"):
+        repair(ends, other, np.eye(2), X)
+    bare = Ensemble.from_apply(apply_without_bias, {"w": jnp.ones((2, 8, 3))})
+    with pytest.raises(ValueError, match="no hidden layer has a bias"):
+        repair(bare, bare, np.eye(2), X)
+
+
+def apply_without_bias(params, x):
+    return x @ params["w"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", [None, "layer", "group", "batch"])
+def test_convolutions_and_norms_are_repaired(norm):
+    ends = models.ensemble_of(lambda r: models.cnn(r, norm=norm), 2)
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(32, 8, 8, 1)), jnp.float32)
+    middle = merged(ends, [[0.5, 0.5]])
+    mended = repair(middle, ends, [[0.5, 0.5]], x)
+    assert models.largest_difference(mended, middle).max() > 1e-2
+    again = repair(mended, ends, [[0.5, 0.5]], x)
+    # What is right already is not changed.
+    assert models.largest_difference(again, mended).max() < 1e-4
+    same = repair(ends, ends, np.eye(2), x)
+    assert models.largest_difference(same, ends).max() < 1e-4

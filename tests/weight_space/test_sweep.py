@@ -1,0 +1,284 @@
+"""Sweeps: every mixture as if it were evaluated alone, on every mesh."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ensjax
+from ensjax import scores
+from ensjax.mapping import mesh_program
+from ensjax.weight_space import (
+    alpha_path,
+    barrier,
+    connectivity,
+    mix_members,
+    plane,
+    recompute_statistics,
+    sweep,
+)
+
+MESHES = [(1, 1), (8, 1), (4, 2)]
+
+
+def make_model(rngs):
+    return ensjax.nn.CNN(
+        image_shape=(8, 8, 1), features=(3,), num_pools=1, norm="batch", rngs=rngs
+    )
+
+
+def ensemble_on(member, data, num_members=3, make_model=make_model):
+    devices = jax.devices()[: member * data]
+    mesh = ensjax.make_mesh(member=member, data=data, devices=devices)
+    return ensjax.Ensemble.init(make_model, num_members=num_members, seed=0, mesh=mesh)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(43, 8, 8, 1)).astype(np.float32)
+    return x, rng.integers(10, size=43)
+
+
+@pytest.fixture(scope="module")
+def alone(rows):
+    """What a loop over mixtures gives, each as an ensemble of one."""
+    x, y = rows
+    ensemble = ensemble_on(1, 1)
+    path = alpha_path(7, num_members=3, ends=(0, 2))
+    mixtures = mix_members(ensemble, path)
+    fresh = recompute_statistics(mixtures, x, batch_size=43)
+    logits = jnp.stack([e(x)[0] for e in (mixtures[i : i + 1] for i in range(7))])
+    outputs = ensemble(x)
+    mean = jnp.einsum("km,mnc->knc", path, jax.nn.softmax(outputs), precision="highest")
+    spaces = {
+        "weights": logits,
+        "statistics": fresh(x),
+        "predictive": jnp.log(mean),
+        "geometric_mean": jnp.einsum("km,mnc->knc", path, outputs, precision="highest"),
+    }
+    return path, {
+        name: {
+            "accuracy": scores.accuracy(space, y),
+            "nll": scores.nll(jax.nn.log_softmax(space), y),
+            "rows": np.asarray(space.argmax(-1)) == y[None],
+        }
+        for name, space in spaces.items()
+    }
+
+
+@pytest.mark.parametrize("member, data", MESHES)
+def test_a_sweep_gives_what_each_mixture_alone_gives(rows, alone, member, data):
+    x, y = rows
+    path, expected = alone
+    found = sweep(
+        ensemble_on(member, data),
+        path,
+        {"all": rows, "some": (x[:10], y[:10])},
+        output_space=("predictive", "geometric_mean"),
+        per_row=True,
+        batch_size=16,
+    )
+    for space in ("weights", "predictive", "geometric_mean"):
+        for score in ("accuracy", "nll"):
+            np.testing.assert_allclose(
+                found.values[space]["all"][score], expected[space][score], atol=3e-6
+            )
+        np.testing.assert_array_equal(
+            found.rows[space]["all"]["accuracy"], expected[space]["rows"]
+        )
+        np.testing.assert_array_equal(
+            found.rows[space]["some"]["accuracy"], expected[space]["rows"][:, :10]
+        )
+        np.testing.assert_allclose(
+            found.values[space]["some"]["accuracy"],
+            expected[space]["rows"][:, :10].mean(axis=1),
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("member, data", MESHES)
+def test_statistics_are_measured_again_in_the_same_program(rows, alone, member, data):
+    path, expected = alone
+    x = rows[0]
+    if data == 2:  # 43 rows make no two equal shards: 42 are used
+        fresh = recompute_statistics(mix_members(ensemble_on(1, 1), path), x[:42])
+        nll = scores.nll(jax.nn.log_softmax(fresh(x)), rows[1])
+    else:
+        nll = expected["statistics"]["nll"]
+    found = sweep(
+        ensemble_on(member, data), path, {"all": rows}, statistics=x, batch_size=43
+    )
+    np.testing.assert_allclose(found.values["weights"]["all"]["nll"], nll, atol=1e-5)
+
+
+def test_measured_statistics_are_those_of_the_activations(rows):
+    x = rows[0]
+    fresh = recompute_statistics(ensemble_on(1, 1), x, batch_size=50)
+    for member in fresh:
+        maps = member.blocks[0].conv(jnp.asarray(x))
+        norm = member.blocks[0].norm
+        np.testing.assert_allclose(norm.mean[...], maps.mean((0, 1, 2)), atol=1e-6)
+        np.testing.assert_allclose(norm.var[...], maps.var((0, 1, 2)), rtol=1e-5)
+    # The first layer has them to rounding in batches too.
+    split = recompute_statistics(ensemble_on(1, 1), x[:40], batch_size=10)
+    maps = fresh[1].blocks[0].conv(jnp.asarray(x[:40]))
+    norm = split[1].blocks[0].norm
+    np.testing.assert_allclose(norm.var[...], maps.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_one_compilation_whatever_the_coefficients_and_no_more_collectives(rows):
+    from ensjax.weight_space.mix import coefficients_of_leaves
+    from ensjax.weight_space.row_scores import batches_of_rows, row_scores
+    from ensjax.weight_space.sweep import _Sweep
+
+    ensemble = ensemble_on(8, 1, num_members=8)
+    found = [
+        sweep(ensemble, np.eye(8)[:, ::step], {"all": rows}, scores=("accuracy",))
+        for step in (1, -1)
+    ]
+    np.testing.assert_array_equal(
+        found[0].values["weights"]["all"]["accuracy"],
+        found[1].values["weights"]["all"]["accuracy"][::-1],
+    )
+    matrices, places = coefficients_of_leaves(ensemble.state, np.eye(8), None)
+    job = _Sweep(
+        ensemble.graph, row_scores(("accuracy",)), 8, places, (), False, "auto"
+    )
+    program = mesh_program(job, ensemble.mesh)
+    assert program.cache_size() == 1
+    batches = {"all": batches_of_rows("all", rows, 512, 1)}
+    lowered = program.lower(ensemble.state, matrices, jnp.int32(0), batches, None)
+    text = lowered.compile().as_text()
+    found = re.findall(r" (all-\w+|reduce-scatter|collective-\w+)\(", text)
+    leaves = len(jax.tree.leaves(ensemble.state))
+    assert found.count("reduce-scatter") <= leaves
+    # Sums over "data", which is one device here, are no communication.
+    assert set(found) <= {"reduce-scatter", "all-reduce"}
+    assert all(
+        "{0},{1}" in line or "replica_groups=[8,1]" in line
+        for line in text.splitlines()
+        if " all-reduce(" in line
+    )
+
+
+def test_a_host_function_sees_every_mixture():
+    tree = {"w": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), "n": np.array([7, 8])}
+    seen = []
+
+    def evaluate(weights):
+        assert isinstance(weights["w"], np.ndarray)
+        seen.append(int(weights["n"]))
+        return {"sum": weights["w"].sum()}
+
+    found = sweep(tree, alpha_path(3), evaluate=evaluate, keep=1)
+    np.testing.assert_allclose(found.values["weights"]["evaluate"]["sum"], [3, 5, 7])
+    assert seen == [8, 8, 8] and found.best("evaluate", "sum") == 2
+
+
+def test_padding_of_mixtures_and_blocks_changes_nothing(rows, alone):
+    path, expected = alone
+    for block in (1, 2, 5):
+        found = sweep(ensemble_on(2, 1), path, {"all": rows}, block=block)
+        np.testing.assert_allclose(
+            found.values["weights"]["all"]["nll"], expected["weights"]["nll"], atol=3e-6
+        )
+
+
+def test_own_scores_and_regression():
+    params = {"w": jnp.array([1.0, 3.0])}
+    ensemble = ensjax.Ensemble.from_apply(lambda p, x: p["w"] * x, params)
+    x = np.arange(1.0, 5.0, dtype=np.float32)
+    found = sweep(
+        ensemble,
+        alpha_path(3),
+        {"line": (x, 2 * x)},
+        scores={"error": lambda outputs, targets: jnp.abs(outputs - targets)},
+        output_space=("geometric_mean",),
+    )
+    for space in ("weights", "geometric_mean"):  # a linear model: both are the same
+        np.testing.assert_allclose(found.values[space]["line"]["error"], [2.5, 0, 2.5])
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(datasets=None), "either datasets or evaluate"),
+        (dict(scores=("acuracy",)), "'acuracy' is no score; there are accuracy"),
+        (dict(output_space="predictive"), "a sequence of predictive"),
+        (dict(output_space=("mean",)), "got \\('mean',\\)"),
+        (dict(datasets={"a": np.ones(3)}), "datasets\\['a'\\] must be a pair"),
+        (
+            dict(datasets={"a": (np.ones((0, 8, 8, 1)), np.ones(0, int))}),
+            "holds no row",
+        ),
+        (
+            dict(datasets={"a": (np.ones((2, 8, 8, 1)), np.ones(3, int))}),
+            "equal length",
+        ),
+        (dict(block=0), "block must be at least 1"),
+        (dict(batch_size=0), "batch_size be at least 1"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_compiled(rows, change, words):
+    arguments = dict(datasets={"all": rows}) | change
+    with pytest.raises(ValueError, match=words):
+        sweep(ensemble_on(1, 1), alpha_path(2, num_members=3), **arguments)
+
+
+def test_models_without_batch_norm_have_no_statistics_to_measure():
+    def make_mlp(rngs):
+        return ensjax.nn.MLP(in_features=4, num_outputs=2, rngs=rngs)
+
+    ensemble = ensemble_on(1, 1, make_model=make_mlp)
+    with pytest.raises(ValueError, match="no nnx.BatchNorm"):
+        recompute_statistics(ensemble, np.ones((4, 4), np.float32))
+    bare = ensjax.Ensemble.from_apply(lambda p, x: p * x, jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match="bare function"):
+        recompute_statistics(bare, np.ones((4, 1), np.float32))
+
+
+def test_a_barrier_is_the_height_above_the_line_between_the_ends():
+    losses = jnp.array([[1.0, 3.0, 2.0], [1.0, 1.0, 2.0]])
+    np.testing.assert_allclose(barrier(losses), [1.5, 0.0])
+    np.testing.assert_allclose(barrier(losses, np.array([0, 0.25, 1])), [1.75, 0.0])
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        barrier(losses, np.array([0, 0.5, 0.9]))
+
+
+def test_the_pair_matrix_holds_the_barriers_of_all_paths(rows):
+    ensemble = ensemble_on(4, 2)
+    found = connectivity(ensemble, {"all": rows}, alphas=4)
+    matrix = found.matrix["all"]
+    np.testing.assert_array_equal(matrix, matrix.T)
+    np.testing.assert_array_equal(np.diag(matrix), 0)
+    path = alpha_path(4, num_members=3, ends=(1, 2))
+    own = sweep(ensemble, path, {"all": rows}).values["weights"]["all"]["nll"]
+    np.testing.assert_allclose(matrix[1, 2], barrier(own), atol=2e-6)
+    np.testing.assert_allclose(found.losses["all"][2], own, atol=2e-6)
+
+
+def test_the_plane_keeps_distances_and_goes_through_its_members():
+    rng = np.random.default_rng(0)
+    tree = {"w": rng.normal(size=(4, 30)), "n": np.arange(4)}
+    found = plane(tree, (3, 0, 2), size=5, margin=0.0)
+    points = np.asarray(found.coefficients, np.float64) @ tree["w"]
+    points = points.reshape(5, 5, 30)
+    np.testing.assert_allclose(found.coefficients.sum(axis=1), 1, atol=1e-6)
+    distance = np.linalg.norm(points[1, 3] - points[4, 0])
+    flat = np.hypot(
+        found.horizontal[3] - found.horizontal[0], found.vertical[1] - found.vertical[4]
+    )
+    np.testing.assert_allclose(distance, flat, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(found.corners[2] - found.corners[1]),
+        np.linalg.norm(tree["w"][2] - tree["w"][0]),
+        rtol=1e-6,
+    )
+    line = {"w": np.array([[0.0], [1.0], [2.0]])}
+    with pytest.raises(ValueError, match="lie on one line"):
+        plane(line)
+    with pytest.raises(ValueError, match="three of 0 to 2"):
+        plane(line, (0, 1, 1))
