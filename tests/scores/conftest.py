@@ -7,7 +7,7 @@ import jax
 import pytest
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _program(score, static):
     return jax.jit(score, static_argnames=static)
 
