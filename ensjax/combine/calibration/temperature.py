@@ -201,13 +201,12 @@ def calibrate_members(
 
 
 def _held_out(log_probs, labels, sample_weight):
-    rows = check_rows(log_probs, labels, sample_weight)
-    if not rows[1].shape[-1]:
+    if jnp.shape(log_probs)[-2:-1] == (0,):
         raise ValueError(
             "A temperature is fitted on at least one held-out row; logits of shape"
-            f" {log_probs.shape} hold none."
+            f" {jnp.shape(log_probs)} hold none."
         )
-    return rows
+    return check_rows(log_probs, labels, sample_weight)
 
 
 def _slope(log_probs, labels, weight, log_temperature):
