@@ -85,14 +85,12 @@ from ensjax.scores.diversity import (
     q_statistic,
 )
 from ensjax.scores.evaluation import (
-    METRICS,
-    POINT_METRICS,
-    QUANTILE_METRICS,
     evaluate,
     evaluate_intervals,
     evaluate_points,
     evaluate_quantiles,
     evaluate_sets,
+    evaluate_votes,
 )
 from ensjax.scores.intervals import (
     Interval,
@@ -102,6 +100,12 @@ from ensjax.scores.intervals import (
     probability_of_improvement,
     t_interval,
     wilson_interval,
+)
+from ensjax.scores.metrics import (
+    METRICS,
+    POINT_METRICS,
+    QUANTILE_METRICS,
+    VOTE_METRICS,
 )
 from ensjax.scores.ood import (
     auprc,
@@ -243,6 +247,7 @@ __all__ = [
     "ReliabilityBins",
     "RiskCoverage",
     "TestResult",
+    "VOTE_METRICS",
     "accuracy",
     "adaptive_ece",
     "ambiguity_decomposition",
@@ -294,6 +299,7 @@ __all__ = [
     "evaluate_points",
     "evaluate_quantiles",
     "evaluate_sets",
+    "evaluate_votes",
     "exact_interval",
     "excess_aurc",
     "expected_entropy",
