@@ -149,7 +149,7 @@ def make_claims(config, results) -> list[dict]:
             bound=1.0,
             **about("section on bias and imbalance", "> 1"),
         ),
-        _and_covered(
+        and_covered(
             state(
                 "modnet-bootstrap.e: mean of the confidence curve by sigma (random: 1),"
                 " and the interval of the scaled 2-sigma coverage includes .95",
@@ -172,7 +172,7 @@ def make_claims(config, results) -> list[dict]:
     ]
 
 
-def _and_covered(entry, coverage, split_sizes):
+def and_covered(entry, coverage, split_sizes):
     """The claim, which holds only if the interval of the coverage includes .95 too.
 
     It fails if either part does, and is undecided otherwise.

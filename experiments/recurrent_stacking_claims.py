@@ -91,8 +91,8 @@ def make_claims(config, results) -> list[dict]:
     )
     name = (
         f"{SLUG}.a: HTER at a skip above 1, chosen on development clips, minus that at"
-        f" skip 1; equal duration (no loss: below {config.skip_margin:g}); all seeds draw"
-        " from the same digit images"
+        f" skip 1; equal duration (no loss: below {config.skip_margin:g}); all seeds"
+        " draw from the same digit images"
     )
     if len(config.skips) > 1:
         skip_claim = claim(
