@@ -47,7 +47,8 @@ def save_predictions(
         path: ends in `.npz` or `.csv`.
         predictions: a CSV file holds no features, no weights but equal ones,
             probabilities of logits, and of the provenance the row numbers and which
-            rows members have seen: not the source, the part and the test rows.
+            rows members have seen: not the source, the part and the test rows, so that
+            `load_predictions` needs `source=` (and `part=`) again.
         rows: `[batch]`, what the rows are called in a CSV file; None: the row numbers
             of the provenance, or 0, 1, ...
 

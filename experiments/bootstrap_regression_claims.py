@@ -3,6 +3,7 @@
 import numpy as np
 
 from ensjax.experiment import check, claim, not_run, student_interval
+from ensjax.experiment.claims import MIN_SEEDS
 from ensjax.experiment.fields import load_beside
 
 peers = load_beside(__file__, "bootstrap_regression_peers")
@@ -148,12 +149,17 @@ def make_claims(config, results) -> list[dict]:
             bound=1.0,
             **about("section on bias and imbalance", "> 1"),
         ),
-        state(
-            "modnet-bootstrap.e: mean of the confidence curve by sigma (random: 1)",
-            results["curves"]["sigma_area"],
-            side="<",
-            bound=1.0,
-            **about("figures of confidence-error curves", "< 1"),
+        and_covered(
+            state(
+                "modnet-bootstrap.e: mean of the confidence curve by sigma (random: 1),"
+                " and the interval of the scaled 2-sigma coverage includes .95",
+                results["curves"]["sigma_area"],
+                side="<",
+                bound=1.0,
+                **about("figures of confidence-error curves", "< 1, and .95"),
+            ),
+            results["spread"]["scaled_coverage"],
+            results["split_sizes"]["main"],
         ),
         state(
             "modnet-bootstrap.e, calibrated: distance of the 2-sigma coverage from .95,"
@@ -164,6 +170,25 @@ def make_claims(config, results) -> list[dict]:
             **about("figures of calibration curves", "< 0"),
         ),
     ]
+
+
+def and_covered(entry, coverage, split_sizes):
+    """The claim, which holds only if the interval of the coverage includes .95 too.
+
+    It fails if either part does, and is undecided otherwise.
+    """
+    interval = student_interval(coverage.tolist(), split_sizes=split_sizes)
+    covered = "undecided"
+    if interval is not None and entry["seeds"] >= MIN_SEEDS:
+        covered = "holds" if interval[0] <= 0.95 <= interval[1] else "fails"
+    parts = (entry["verdict"], covered)
+    verdict = "undecided"
+    if "fails" in parts:
+        verdict = "fails"
+    elif parts == ("holds", "holds"):
+        verdict = "holds"
+    interval = None if interval is None else list(interval)
+    return entry | {"verdict": verdict, "coverage_interval": interval}
 
 
 def _off(results, kind):

@@ -91,7 +91,8 @@ def make_claims(config, results) -> list[dict]:
     )
     name = (
         f"{SLUG}.a: HTER at a skip above 1, chosen on development clips, minus that at"
-        f" skip 1; equal duration (no loss: below {config.skip_margin:g})"
+        f" skip 1; equal duration (no loss: below {config.skip_margin:g}); all seeds"
+        " draw from the same digit images"
     )
     if len(config.skips) > 1:
         skip_claim = claim(
@@ -108,7 +109,8 @@ def make_claims(config, results) -> list[dict]:
         skip_claim,
         claim(
             f"{SLUG}.b: HTER on an unseen domain, the stack minus each member (here the"
-            " member that it is least surely below)",
+            " member that it is least surely below); all seeds draw from the same digit"
+            " images",
             values_by_seed=_stack_minus_worst(config, results)[1],
             side="<",
             bound=0.0,

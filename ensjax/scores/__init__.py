@@ -92,14 +92,12 @@ from ensjax.scores.diversity import (
     q_statistic,
 )
 from ensjax.scores.evaluation import (
-    METRICS,
-    POINT_METRICS,
-    QUANTILE_METRICS,
     evaluate,
     evaluate_intervals,
     evaluate_points,
     evaluate_quantiles,
     evaluate_sets,
+    evaluate_votes,
 )
 from ensjax.scores.intervals import (
     Interval,
@@ -109,6 +107,12 @@ from ensjax.scores.intervals import (
     probability_of_improvement,
     t_interval,
     wilson_interval,
+)
+from ensjax.scores.metrics import (
+    METRICS,
+    POINT_METRICS,
+    QUANTILE_METRICS,
+    VOTE_METRICS,
 )
 from ensjax.scores.ood import (
     auprc,
@@ -251,6 +255,7 @@ __all__ = [
     "ReliabilityBins",
     "RiskCoverage",
     "TestResult",
+    "VOTE_METRICS",
     "accuracy",
     "adaptive_ece",
     "agreement_table",
@@ -303,6 +308,7 @@ __all__ = [
     "evaluate_points",
     "evaluate_quantiles",
     "evaluate_sets",
+    "evaluate_votes",
     "exact_interval",
     "excess_aurc",
     "expected_entropy",

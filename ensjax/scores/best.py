@@ -8,12 +8,22 @@ what a perfect choice of members would still gain.
 import jax
 import jax.numpy as jnp
 
+from ensjax.predictions import ABSTAIN, votes
 from ensjax.predictions import log_probs as normalize
-from ensjax.predictions import votes
 from ensjax.scores.regression import pinball
-from ensjax.scores.rows import check_rows, check_targets, label_log_probs
+from ensjax.scores.rows import (
+    broadcast_rows,
+    check_rows,
+    check_targets,
+    label_log_probs,
+)
 
-LARGER_IS_BETTER = ("accuracy", "r2", "pearson_correlation", "spearman_correlation")
+LARGER_IS_BETTER = (
+    *("accuracy", "balanced_accuracy", "balanced_classification_accuracy"),
+    *("cohen_kappa", "macro_f1", "matthews_correlation", "top_k_accuracy"),
+    *("coverage_at_risk", "error_auroc", "hand_till_auroc", "macro_auroc"),
+    *("r2", "pearson_correlation", "spearman_correlation"),
+)
 
 
 def best_member(
@@ -56,6 +66,31 @@ def oracle_log_probs(
     some = jnp.any(right, axis=0, keepdims=True)
     loss = jnp.where(some & ~right, jnp.inf, loss)
     return _choose(normalize(log_probs), loss, counts)
+
+
+def oracle_votes(votes: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Array:
+    """The label where some member names it, else what the first member says, `[batch]`.
+
+    Args:
+        votes: `[member, batch]`.
+        labels: `[batch]`.
+        counts: bool, `[member, batch]`.
+
+    Returns:
+        Class indices of the dtype of `votes`; -1 in rows without a member.
+
+    Raises:
+        TypeError: if `labels` are not integers.
+        ValueError: if a shape does not fit.
+    """
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers [batch]; got {labels.dtype}.")
+    labels = broadcast_rows("labels", labels, votes.shape[1:]).astype(votes.dtype)
+    right = counts & (votes == labels[None])
+    first = jnp.take_along_axis(votes, jnp.argmax(counts, axis=0)[None], axis=0)[0]
+    first = jnp.where(jnp.any(counts, axis=0), first, ABSTAIN)
+    return jnp.where(jnp.any(right, axis=0), labels, first)
 
 
 def oracle_points(

@@ -1,7 +1,8 @@
 """`evaluate`: several scores of an ensemble and its members, with intervals.
 
-Of class probabilities, of points (`evaluate_points`), of quantiles
-(`evaluate_quantiles`), of intervals and of sets, each as a flat dict of numbers.
+Of class probabilities, of votes (`evaluate_votes`), of points (`evaluate_points`), of
+quantiles (`evaluate_quantiles`), of intervals and of sets, each as a flat dict of
+numbers; the scores by name stand in `metrics`.
 Rows of weight 0 count as removed, in resamples too.
 """
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.predictions import (
+    ABSTAIN,
     Predictions,
     as_points,
     as_predictions,
@@ -25,6 +27,7 @@ from ensjax.scores.best import (
     oracle_log_probs,
     oracle_points,
     oracle_quantiles,
+    oracle_votes,
 )
 from ensjax.scores.bounds import (
     coverage_width_criterion,
@@ -32,68 +35,18 @@ from ensjax.scores.bounds import (
     interval_score,
     mean_width,
 )
-from ensjax.scores.calibration import ece
-from ensjax.scores.classification import accuracy
 from ensjax.scores.decomposition import pooled_points
-from ensjax.scores.proper import brier, nll
-from ensjax.scores.quantiles import (
-    crossing_rate,
-    crps_quantiles,
-    quantile_coverage,
-    weighted_interval_score,
-)
-from ensjax.scores.rank_correlation import spearman_correlation
-from ensjax.scores.regression import (
-    mae,
-    max_error,
-    median_absolute_error,
-    pearson_correlation,
-    pinball,
-    r2,
-    rmse,
-    slope,
+from ensjax.scores.metrics import (
+    DEFAULT_METRICS,
+    METRICS,
+    POINT_METRICS,
+    QUANTILE_METRICS,
+    VOTE_METRICS,
+    chosen_metrics,
 )
 from ensjax.scores.rows import check_any_row
-from ensjax.scores.selective import aurc
 from ensjax.scores.sets import mean_set_size, set_coverage
 from ensjax.scores.systems import Best, score_one, score_systems
-
-METRICS = {"nll": nll, "accuracy": accuracy, "brier": brier, "ece": ece, "aurc": aurc}
-POINT_METRICS = {
-    "mae": mae,
-    "rmse": rmse,
-    "median_absolute_error": median_absolute_error,
-    "max_error": max_error,
-    "r2": r2,
-    "pearson_correlation": pearson_correlation,
-    "spearman_correlation": spearman_correlation,
-    "slope": slope,
-}
-
-
-def _mean_pinball(quantiles, targets, *, levels, sample_weight=None):
-    losses = pinball(quantiles, targets, levels=levels, sample_weight=sample_weight)
-    return jnp.mean(losses, axis=-1)
-
-
-def _mean_coverage_error(quantiles, targets, *, levels, sample_weight=None):
-    covered = quantile_coverage(quantiles, targets, sample_weight=sample_weight)
-    levels = jnp.asarray(levels).reshape((1,) * (covered.ndim - 1) + (-1,))
-    return jnp.mean(jnp.abs(covered - levels), axis=-1)
-
-
-def _crossing_rate(quantiles, targets, *, levels, sample_weight=None):
-    return crossing_rate(quantiles, sample_weight=sample_weight)
-
-
-# Means over levels: of the pinball loss, and of |share of targets below - level|.
-QUANTILE_METRICS = {
-    "pinball": _mean_pinball,
-    "crps_quantiles": crps_quantiles,
-    "mean_coverage_error": _mean_coverage_error,
-    "crossing_rate": _crossing_rate,
-    "weighted_interval_score": weighted_interval_score,
-}
 
 
 def evaluate(
@@ -118,12 +71,13 @@ def evaluate(
 
     Args:
         predictions: `[member, batch, class]` logits, or `Predictions`: of probabilities
-            here, of points as by `evaluate_points`, of quantiles as by
-            `evaluate_quantiles`. A masked member has no score.
+            here, of votes as by `evaluate_votes`, of points as by `evaluate_points`, of
+            quantiles as by `evaluate_quantiles`. A masked member has no score.
         labels: class indices, `[batch]`; the targets of points and quantiles.
-        metrics: names of `METRICS`, or name -> `score(log_probs, labels, *,
-            sample_weight) -> [...]`, such as any classification score of this room.
-            None: all of `METRICS`, or those of points or quantiles.
+        metrics: names of `METRICS`, which holds the classification scores of this room,
+            or name -> `score(log_probs, labels, *, sample_weight) -> [...]`, such as
+            one with other options. None: "nll", "accuracy", "brier", "ece" and "aurc",
+            or those of votes, points or quantiles.
         larger_is_better: the names of metrics whose best member has the largest value.
         chosen_member: the member whose scores are `name_best_member`, by its index or
             name, as chosen on other rows. None: for each metric the best one on these
@@ -145,15 +99,15 @@ def evaluate(
         row: of the right ones, or all if none is, the one that gives the label the
         most), `name_gain` (ensemble minus mean member) and `name_members`, a list with
         None for masked members; with a bootstrap also `_low` and `_high` of the first
-        four and the gain. And `num_members`, those that count, and `num_rows`, those of
-        weight above 0. The accuracy of the oracle is the share of rows that some member
-        gets right.
+        four, the gain and the members (`name_members_low`, a list). And `num_members`,
+        those that count, and `num_rows`, those of weight above 0. The accuracy of the
+        oracle is the share of rows that some member gets right.
 
     Raises:
         ValueError: for an unknown metric, no metric, no member that counts, a chosen
             member that is none of them, or a shape that does not fit; it names the
             metric.
-        TypeError: if the predictions are votes or features, or labels are not integers.
+        TypeError: if the predictions are features, or labels are not integers.
         LeakageError: if a member that counts has seen a row that does; names both.
 
     Example:
@@ -164,7 +118,11 @@ def evaluate(
         >>> round(result["nll"], 4), result["num_members"]
         (1.0986, 2)
     """
-    by_kind = {"points": evaluate_points, "quantiles": evaluate_quantiles}
+    by_kind = {
+        "votes": evaluate_votes,
+        "points": evaluate_points,
+        "quantiles": evaluate_quantiles,
+    }
     kind = getattr(predictions, "kind", "logits")
     if kind in by_kind:
         return by_kind[kind](
@@ -180,7 +138,7 @@ def evaluate(
             seed=seed,
             allow_seen=allow_seen,
         )
-    functions = _functions(metrics, METRICS, tuple(METRICS))
+    functions = chosen_metrics(metrics, METRICS, DEFAULT_METRICS)
     predictions = as_predictions(predictions)
     members = predictions.log_probs
     counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape[:2]))
@@ -195,6 +153,63 @@ def evaluate(
         rows,
         _Bootstrap(bootstrap, confidence, seed),
         oracle_log_probs,
+        Best(larger_is_better, chosen_member, predictions.names),
+    )
+
+
+def evaluate_votes(
+    predictions: Predictions,
+    labels: jax.Array,
+    metrics: Sequence[str] | Mapping[str, Callable[..., jax.Array]] | None = None,
+    *,
+    larger_is_better: Sequence[str] = LARGER_IS_BETTER,
+    chosen_member: int | str | None = None,
+    sample_weight: jax.Array | None = None,
+    groups: jax.Array | None = None,
+    bootstrap: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    allow_seen: bool = False,
+) -> dict[str, Any]:
+    """Scores of votes: of the class that most members name, and of each member.
+
+    Args:
+        predictions: of `Predictions.from_votes`, or others, whose first choices are the
+            votes. An abstention (-1) is an answer that is wrong; mask a member in rows
+            that it was not asked about.
+        labels: class indices, `[batch]`.
+        metrics: names of `VOTE_METRICS`, or name -> `score(votes, labels, *,
+            num_classes, sample_weight) -> [...]` of votes `[..., batch]`. None: all.
+
+    The other arguments, what is returned and what raises are those of `evaluate`. The
+    ensemble is the plurality of the members that count, the lowest class among equals,
+    as `combine.majority_vote`; weights other than 0 are not used (of another vote,
+    `combine.pool` makes predictions of one member). The oracle is right where some
+    member is.
+    """
+    functions = chosen_metrics(metrics, VOTE_METRICS, tuple(VOTE_METRICS))
+    members, num_classes = predictions.votes, predictions.num_classes
+    functions = {
+        name: functools.partial(score, num_classes=num_classes)
+        for name, score in functions.items()
+    }
+    counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape))
+    rows = _Rows.of(members.shape[1], sample_weight, groups)
+    _check_seen(predictions, counts, rows, allow_seen)
+    named = jax.nn.one_hot(members, num_classes) * counts[..., None]
+    sums = jnp.sum(named, axis=0)
+    plurality = jnp.where(
+        jnp.any(sums > 0, axis=-1), jnp.argmax(sums, axis=-1), ABSTAIN
+    )
+    return score_systems(
+        functions,
+        plurality.astype(members.dtype),
+        members,
+        (labels,),
+        counts,
+        rows,
+        _Bootstrap(bootstrap, confidence, seed),
+        oracle_votes,
         Best(larger_is_better, chosen_member, predictions.names),
     )
 
@@ -230,7 +245,7 @@ def evaluate_points(
     The other arguments, what is returned and what raises are those of `evaluate`. The
     oracle is the member nearest to the target in each row; a slope is best at 1.
     """
-    functions = _functions(metrics, POINT_METRICS, tuple(POINT_METRICS))
+    functions = chosen_metrics(metrics, POINT_METRICS, tuple(POINT_METRICS))
     predictions = as_points(points, weights=weights, mask=mask)
     if isinstance(points, Predictions):
         weights, mask = predictions.weights, predictions.mask
@@ -281,7 +296,7 @@ def evaluate_quantiles(
     the member with the least mean pinball loss in each row.
     """
     default = ("pinball", "crps_quantiles", "mean_coverage_error")
-    functions = _functions(metrics, QUANTILE_METRICS, default)
+    functions = chosen_metrics(metrics, QUANTILE_METRICS, default)
     members = predictions.quantiles
     levels = np.asarray(predictions.levels, np.float32)
     functions = {
@@ -448,24 +463,6 @@ class _Rows(NamedTuple):
             raise ValueError(f"groups must be [{num_rows}]; got {groups.shape}.")
         names, groups = np.unique(groups, return_inverse=True)
         return cls(weight, groups, len(names))
-
-
-def _functions(metrics, known, default):
-    if metrics is None:
-        metrics = default
-    if isinstance(metrics, str):
-        raise ValueError(f"metrics is a list of names; got the string {metrics!r}.")
-    if not isinstance(metrics, Mapping):
-        unknown = [name for name in metrics if name not in known]
-        if unknown:
-            raise ValueError(
-                f"unknown metrics {', '.join(map(repr, unknown))}; there are"
-                f" {', '.join(known)}. Others go in as {{name: function}}."
-            )
-        metrics = {name: known[name] for name in metrics}
-    if not metrics:
-        raise ValueError("metrics is empty.")
-    return dict(metrics)
 
 
 def _by_row(predictions):

@@ -138,6 +138,7 @@ def score_systems(
             found[f"{name}_best_member"] = own[index[name]]
             found[f"{name}_oracle"] = bound
             found[f"{name}_gain"] = value - mean
+            found[f"{name}_members"] = own
         return found
 
     @jax.jit
@@ -160,17 +161,22 @@ def score_systems(
         given,
     )
     num_rows = result.pop("num_rows")
-    for name in functions:
-        own = np.asarray(own_values[name])[:num_members]
+    kept = np.asarray(is_member)
+    for name in own_values:
         result[f"{name}_best_index"] = int(index[name])
-        result[f"{name}_members"] = [
-            float(x) if keep else None for x, keep in zip(own, is_member, strict=True)
-        ]
+        for part in ("", "_low", "_high"):
+            values = result.pop(f"{name}_members{part}", None)
+            if values is not None:
+                result[f"{name}_members{part}"] = [
+                    x if keep else None for x, keep in zip(values, kept, strict=True)
+                ]
     return result | {"num_members": int(is_member.sum()), "num_rows": num_rows}
 
 
 def score_one(values, arrays, rows, bootstrap, found=None, given=()):
     """`values(weight, *arrays) -> {name: scalar}` as floats, with ends of intervals.
+
+    A value `[member]` and its ends become lists.
 
     Rows that have no weight are removed from `arrays`, name -> `[batch, ...]`, unless
     `found` and `given` are of those that are left.
@@ -183,12 +189,13 @@ def score_one(values, arrays, rows, bootstrap, found=None, given=()):
         rows, given = kept_rows(rows, arrays)
         found = jax.jit(values)(rows.weight, *given)
     names = list(found)
-    result = {name: float(found[name]) for name in names}
+    result = {name: np.asarray(found[name]).tolist() for name in names}
+    sizes = [jnp.size(found[name]) for name in names]
     if bootstrap.num_resamples:
 
         def resampled(counts):
             drawn = values(counts * rows.weight, *given)
-            return jnp.stack([drawn[name] for name in names])
+            return jnp.concatenate([jnp.ravel(drawn[name]) for name in names])
 
         ends = paired_bootstrap(
             jax.random.key(bootstrap.seed),
@@ -199,7 +206,9 @@ def score_one(values, arrays, rows, bootstrap, found=None, given=()):
             num_resamples=bootstrap.num_resamples,
             confidence=bootstrap.confidence,
         )
-        for i, name in enumerate(names):
-            result[f"{name}_low"] = float(ends.low[i])
-            result[f"{name}_high"] = float(ends.high[i])
+        places = np.cumsum(sizes)[:-1]
+        for end, values in (("low", ends.low), ("high", ends.high)):
+            for name, own in zip(names, np.split(np.asarray(values), places)):
+                own = own.reshape(jnp.shape(found[name])).tolist()
+                result[f"{name}_{end}"] = own
     return result | {"num_rows": len(rows.weight)}

@@ -226,6 +226,28 @@ def test_claims_count_all_seeds_of_the_same_rows(case):
     assert found == {"main": (312, 130), "shift": (250, 104)}
 
 
+@pytest.mark.parametrize(
+    "curve, coverage, seeds, verdict",
+    [
+        ("holds", 0.95, 6, "holds"),
+        ("holds", 0.8, 6, "fails"),
+        ("fails", 0.95, 6, "fails"),
+        ("undecided", 0.95, 6, "undecided"),
+        ("undecided", 0.8, 6, "fails"),
+        ("holds", 0.95, 3, "undecided"),
+    ],
+)
+def test_the_claim_on_uncertainty_needs_the_curve_and_the_coverage(
+    curve, coverage, seeds, verdict
+):
+    values = coverage + np.linspace(-0.01, 0.01, seeds)
+    entry = {"verdict": curve, "seeds": seeds, "measured": 0.7}
+    found = verdicts.and_covered(entry, values, (312, 130))
+    assert found["verdict"] == verdict and found["measured"] == 0.7
+    low, high = found["coverage_interval"]
+    assert low < coverage < high
+
+
 @pytest.mark.slow
 def test_all_members_of_a_set_can_be_planned(capfd):
     assert main(["plan", f"{CONFIG}:smoke"]) == 0

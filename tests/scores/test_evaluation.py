@@ -1,15 +1,18 @@
 """`evaluate` says what its scores say one by one, with intervals that cover."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from sklearn import metrics
 
 from ensjax import scores
 from ensjax.predictions import Predictions, predictive_log_probs
+from ensjax.provenance import LeakageError, Provenance
 
 MEMBERS, ROWS, CLASSES = 4, 50, 3
 
@@ -247,14 +250,14 @@ def test_other_metrics_come_as_functions(case):
 
 def test_mistakes_are_named(case):
     logits, labels = case
-    for metrics, message in (
+    for names, message in (
         (["nll", "elo"], "unknown metrics 'elo'; there are nll"),
         ("nll", "a list of names"),
         ([], "empty"),
         ({"recall": scores.per_class_recall}, "metric 'recall' must return one number"),
     ):
         with pytest.raises(ValueError, match=message):
-            scores.evaluate(logits, labels, metrics)
+            scores.evaluate(logits, labels, names)
     nobody = Predictions.from_logits(logits, mask=np.zeros(MEMBERS, bool))
     with pytest.raises(ValueError, match="No member counts"):
         scores.evaluate(nobody, labels)
@@ -263,8 +266,8 @@ def test_mistakes_are_named(case):
     with pytest.raises(ValueError, match="bootstrap"):
         scores.evaluate(logits, labels, bootstrap=-1)
     votes = Predictions.from_votes(labels[None], CLASSES)
-    with pytest.raises(TypeError, match="votes"):
-        scores.evaluate(votes, labels)
+    with pytest.raises(ValueError, match="unknown metrics 'nll'; there are accuracy"):
+        scores.evaluate(votes, labels, ["nll"])
 
 
 @pytest.fixture(scope="module")
@@ -343,3 +346,102 @@ def test_intervals_and_sets_are_scored_as_by_the_scores(points_case):
     assert found["coverage_low"] < covered < found["coverage_high"]
     with pytest.raises(ValueError, match="nominal must lie"):
         scores.evaluate_intervals(lower, upper, targets, nominal=1.0)
+
+
+def test_every_classification_score_goes_by_its_name(case):
+    logits, labels = case
+    # Some of each kind are compiled; all are functions of the room by that name.
+    assert all(getattr(scores, name) is fn for name, fn in scores.METRICS.items())
+    names = ["macro_f1", "risk_at_coverage"]
+    found = scores.evaluate(logits, labels, names)
+    for name in names:
+        own = getattr(scores, name)(logits, labels)
+        np.testing.assert_allclose(found[f"{name}_members"], own, atol=1e-6)
+        best = np.argmin(own) if name == "risk_at_coverage" else np.argmax(own)
+        assert found[f"{name}_best_index"] == best
+
+
+def sklearn_of_votes(votes, labels, weight):
+    """By scikit-learn, to which an abstention is one more class that no row is of."""
+    votes = np.where(votes < 0, CLASSES, votes)
+    told = dict(sample_weight=weight)
+    classes = range(CLASSES)
+    bca = []
+    for c in classes:
+        own = labels == c
+        recall = np.average(votes[own] == c, weights=weight[own])
+        bca.append((recall + np.average(votes[~own] != c, weights=weight[~own])) / 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of votes for no class
+        return {
+            "accuracy": metrics.accuracy_score(labels, votes, **told),
+            "balanced_accuracy": metrics.balanced_accuracy_score(labels, votes, **told),
+            "macro_f1": metrics.f1_score(
+                labels, votes, labels=classes, average="macro", zero_division=0, **told
+            ),
+            "cohen_kappa": metrics.cohen_kappa_score(labels, votes, **told),
+            "matthews_correlation": metrics.matthews_corrcoef(labels, votes, **told),
+            "balanced_classification_accuracy": np.mean(bca),
+        }
+
+
+def test_votes_are_scored_as_by_scikit_learn(case):
+    logits, labels = case
+    rng = np.random.default_rng(2)
+    votes = np.asarray(logits).argmax(-1)
+    votes[0, :5] = -1
+    mask = np.ones((MEMBERS, ROWS), bool)
+    mask[1, 10:20], mask[3] = False, False
+    votes[3] = 77  # what is masked leaves no trace
+    weight = rng.uniform(0.5, 2, ROWS)
+    said = Predictions.from_votes(votes, CLASSES, mask=mask)
+    found = scores.evaluate(said, labels, sample_weight=weight)
+    counted = [
+        np.bincount(votes[mask[:, n] & (votes[:, n] >= 0), n], minlength=CLASSES)
+        for n in range(ROWS)
+    ]
+    ensemble = sklearn_of_votes(np.argmax(counted, axis=1), labels, weight)
+    members = [
+        sklearn_of_votes(votes[m][mask[m]], labels[mask[m]], weight[mask[m]])
+        for m in range(3)
+    ]
+    for name, value in ensemble.items():
+        own = [member[name] for member in members]
+        assert found[name] == pytest.approx(value, abs=1e-5), name
+        assert found[f"{name}_members"][3] is None
+        np.testing.assert_allclose(found[f"{name}_members"][:3], own, atol=1e-5)
+        assert found[f"{name}_mean_member"] == pytest.approx(np.mean(own), abs=1e-5)
+        assert found[f"{name}_best_index"] == np.argmax(own)
+    some_right = ((votes == labels) & mask).any(axis=0)
+    oracle = np.average(some_right, weights=weight)
+    assert found["accuracy_oracle"] == pytest.approx(oracle, abs=1e-6)
+    assert found["num_members"] == 3
+
+
+def test_members_have_intervals_that_are_those_of_each_alone(case):
+    logits, labels = case
+    mask = np.asarray([True, True, False, True])
+    votes = Predictions.from_votes(np.asarray(logits).argmax(-1), CLASSES, mask=mask)
+    found = scores.evaluate(votes, labels, ["accuracy"], bootstrap=200)
+    assert found["accuracy_members_low"][2] is None
+    right = votes.votes == jnp.asarray(labels)[None]
+
+    def accuracies(weight):
+        return (right * weight[None]).sum(axis=1) / weight.sum()
+
+    ends = scores.paired_bootstrap(
+        jax.random.key(0), accuracies, ROWS, num_resamples=200
+    )
+    for m in (0, 1, 3):
+        for end, own in (("low", ends.low), ("high", ends.high)):
+            got = found[f"accuracy_members_{end}"][m]
+            assert got == pytest.approx(float(own[m]), abs=1e-6)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_votes_on_seen_rows_are_refused(case):
+    labels = case[1]
+    about = Provenance.of("toy", np.arange(ROWS), trained_on=[4])
+    said = Predictions.from_votes(labels[None], CLASSES, provenance=about)
+    with pytest.raises(LeakageError, match="row 4 of 'toy'"):
+        scores.evaluate(said, labels)

@@ -1,5 +1,7 @@
 """Selection and pruning: equal to plain loops, whatever is masked or repeated."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +177,21 @@ def test_the_best_members_are_those_of_least_loss():
     assert np.flatnonzero(combine.best_members(losses, 1, mask=mask)).tolist() == [4]
 
 
+def test_the_best_members_on_rows_are_kept_and_mark_what_they_make():
+    logits, labels, weight = case()
+    own = [reference_loss("nll", p, labels, weight) for p in softmax(logits)]
+    found = combine.keep_best_members(logits, labels, 2, sample_weight=weight)
+    np.testing.assert_allclose(found.losses, own, rtol=1e-5)
+    assert set(np.flatnonzero(found.mask)) == set(np.argsort(own)[:2])
+    best = int(np.argmin(own))
+    others = np.arange(len(own)) != best
+    found = combine.keep_best_members(
+        logits, labels, 1, mask=others, sample_weight=weight
+    )
+    assert np.flatnonzero(found.mask) == np.argsort(own)[1]
+    assert np.isnan(found.losses[best])
+
+
 def test_mistakes_are_named_and_seen_rows_refused():
     logits, labels, _ = case(rows=5)
     with pytest.raises(ValueError, match="loss is one of nll, error, or a function"):
@@ -187,6 +204,7 @@ def test_mistakes_are_named_and_seen_rows_refused():
         combine.best_members(np.zeros(3), 4)
     seen = Provenance.of("toy", np.arange(5), trained_on=np.array([1]))
     predictions = Predictions.from_logits(logits, provenance=seen)
-    for fit in (combine.greedy_select, combine.prune_members):
+    keep = functools.partial(combine.keep_best_members, number=1)
+    for fit in (combine.greedy_select, combine.prune_members, keep):
         with pytest.raises(LeakageError, match="row 1 of 'toy'"):
             fit(predictions, labels)
