@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.members import member_key
-from ensjax.train.member import Member, finite_rows, reseed
+from ensjax.train.finite import finite_rows
+from ensjax.train.member import Member, reseed
 from ensjax.train.objectives import Joint
 from ensjax.train.programs import TrainSteps, run_steps
 
