@@ -39,7 +39,8 @@ class ConvexWeights:
     ) -> jax.Array | Predictions:
         """Log-probabilities of the weighted mean, `[batch, class]` in nats.
 
-        Of `Predictions`, those of one member. Weights of each class: the weighted means
+        Of `Predictions`, those of one member, which has not seen what only members of
+        weight 0 have. Weights of each class: the weighted means
         of the classes, normalised again.
 
         Raises:
@@ -50,7 +51,8 @@ class ConvexWeights:
         self.fitted_rows.check_test(predictions.provenance)
         if self.weights.ndim == 1:
             pooled = mean_probs(predictions, self.weights)
-            return give_back(logits, pooled, self.fitted_rows, mask=mask)
+            told = dict(mask=mask, weights=self.weights)
+            return give_back(logits, pooled, self.fitted_rows, **told)
         shape = (predictions.num_members, predictions.num_classes)
         if self.weights.shape != shape:
             raise ValueError(
@@ -59,7 +61,8 @@ class ConvexWeights:
             )
         values, counts = _values(predictions)
         pooled = _weigh_classes(self.weights, values, counts)
-        return give_back(logits, pooled, self.fitted_rows, mask=mask)
+        told = dict(mask=mask, weights=jnp.any(self.weights != 0, axis=1))
+        return give_back(logits, pooled, self.fitted_rows, **told)
 
 
 def fit_convex_weights(
