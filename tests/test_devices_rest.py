@@ -220,6 +220,9 @@ def evaluate(x):
         "quantiles": scores.evaluate_quantiles(
             quantiles, TARGETS, ["pinball"], **options
         ),
+        "diversity": scores.evaluate_diversity(x, LABELS, ["kappa"], **options),
+        "ood": scores.evaluate_ood(x, IS_OOD, ["mutual_information"], **options),
+        "spread": scores.evaluate_spread(x[..., 0], TARGETS, ["ambiguity"], **options),
     }
 
 
