@@ -359,7 +359,8 @@ def describe(config, results, scalars):
     above = [scalars[f"entries_above_constant_{outcome}"] for outcome in OUTCOMES]
     lines.append(
         "Entries that beat the constant forecast (Holm, mean over cohorts): diagnosis"
-        f" {above[0]:.1f}, ventricles {above[1]:.1f}, score {above[2]:.1f} of 14."
+        f" {above[0]:.1f}, ventricles {above[1]:.1f}, score {above[2]:.1f} of"
+        f" {len(entries.STUDY_ENTRIES) - 1}."
     )
     overall = [
         scalars[f"{condition}_overall_{system}_rank"]

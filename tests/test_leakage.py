@@ -582,6 +582,62 @@ def test_members_without_weight_in_the_pool_do_not_count():
     assert scores.evaluate(made, LABELS, ["accuracy"])["num_rows"] == 8
 
 
+def test_members_without_weight_in_what_was_fitted_have_no_part():
+    later = Provenance.of("wine", ROWS + 20, trained_on=[[32], []])
+    silent = jnp.asarray([0.0, 1.0])
+    weighed = said(later).replace(weights=silent)
+    logistic = combine.fit_stacking(said(None), LABELS)
+    kernel = logistic.weights.kernel.at[0].set(0.0)  # of the first member of two
+    points = combine.fit_stacking_regression(said(None, "points"), TARGETS)
+    linear = points.replace(weights=points.weights.at[0].set(0.0))
+    dynamic = combine.fit_dynamic_selection(said(None), LABELS, X, num_neighbours=1)
+    without = combine.ConvexWeights(silent)
+    cases = {
+        "convex": (without(said(later)), True),
+        "by class": (
+            combine.ConvexWeights(jnp.outer(silent, jnp.ones(2)))(said(later)),
+            True,
+        ),
+        "one class": (combine.ConvexWeights(jnp.eye(2))(said(later)), False),
+        "stacking": (
+            logistic.replace(weights=logistic.weights._replace(kernel=kernel))(
+                said(later)
+            ),
+            True,
+        ),
+        "stacking of all": (logistic(said(later)), False),
+        "regression": (linear(said(later, "points")), True),
+        "regression of all": (points(said(later, "points")), False),
+        "pool": (combine.pool(combine.median_probs, weighed), True),
+        "pool of all": (combine.pool(combine.median_probs, said(later)), False),
+        "weights of the rule": (
+            combine.pool(
+                functools.partial(combine.mean_probs, weights=silent), said(later)
+            ),
+            True,
+        ),
+        "its weights count": (
+            combine.pool(
+                functools.partial(combine.mean_probs, weights=silent[::-1]), weighed
+            ),
+            False,
+        ),
+    }
+    silences = np.asarray(dynamic.weights(said(None), X)[0] == 0)
+    assert silences.any() and not silences.all()
+    chosen = dynamic(said(later), X)
+    seen = np.asarray(later.seen[0]) & ~silences
+    np.testing.assert_array_equal(chosen.provenance.seen[0], seen)
+    for name, (made, is_fresh) in cases.items():
+        assert made.provenance.seen.any() != is_fresh, name
+    # What has no weight has no part in the values either, whatever the rule.
+    alone = said(None).log_probs[1]
+    np.testing.assert_allclose(cases["pool"][0].values[0], alone, rtol=1e-6)
+    # In a compiled program weights are not known, and all count.
+    made = jax.jit(lambda w: combine.ConvexWeights(w)(said(later)))(silent)
+    assert made.provenance.seen.any()
+
+
 def test_thresholds_and_gaussians_of_scores_are_checked():
     trained = Provenance.of("wine", ROWS, trained_on=[12, 17])
     fit = functools.partial(scores.fit_threshold, POINTS[0], LABELS)

@@ -19,6 +19,7 @@ from ensjax.mesh import (
     platform,
     tracing_for,
     tracing_platform,
+    whole_on_each_device,
 )
 
 
@@ -128,3 +129,21 @@ def test_every_core_becomes_a_device_unless_a_number_is_set():
     flag = {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}
     assert devices_of_a_new_process(flag)[0] == "5"
     assert "RuntimeError" in devices_of_a_new_process({}, "jax.devices()")[1]
+
+
+@pytest.mark.parametrize("sizes", [{"member": 8}, {"member": 4, "data": 2}])
+def test_what_is_whole_on_each_device_is_computed_as_on_one(sizes):
+    values = np.random.default_rng(0).normal(size=(8, 6, 3)).astype(np.float32)
+    split = place(values, make_mesh(**sizes), jax.P("member", "data"))
+
+    def chaotic(x):  # rounding of the sum decides
+        x = jax.lax.fori_loop(0, 40, lambda _, x: 3.9 * x * (1 - x), x.sum((0, 1)) % 1)
+        return x, x.min()
+
+    def whole(x):
+        return whole_on_each_device(chaotic, 0.3 * x)[0] + 0.0 * x.sum()
+
+    for call in (whole, jax.jit(whole)):
+        np.testing.assert_array_equal(call(split), call(values))
+    text = jax.jit(lambda x: whole_on_each_device(chaotic, x)).lower(split)
+    assert "all-reduce" not in text.compile().as_text()

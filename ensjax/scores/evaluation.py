@@ -8,7 +8,7 @@ Rows of weight 0 count as removed, in resamples too.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from ensjax.predictions import (
     as_predictions,
     predictive_log_probs,
 )
-from ensjax.provenance import Provenance, check_scored_rows
+from ensjax.provenance import Provenance
 from ensjax.scores.best import (
     LARGER_IS_BETTER,
     oracle_log_probs,
@@ -36,6 +36,12 @@ from ensjax.scores.bounds import (
     mean_width,
 )
 from ensjax.scores.decomposition import pooled_points
+from ensjax.scores.evaluation_rows import (
+    Bootstrap,
+    Rows,
+    check_seen,
+    check_told,
+)
 from ensjax.scores.metrics import (
     DEFAULT_METRICS,
     METRICS,
@@ -44,7 +50,6 @@ from ensjax.scores.metrics import (
     VOTE_METRICS,
     chosen_metrics,
 )
-from ensjax.scores.rows import check_any_row
 from ensjax.scores.sets import mean_set_size, set_coverage
 from ensjax.scores.systems import Best, score_one, score_systems
 
@@ -142,8 +147,8 @@ def evaluate(
     predictions = as_predictions(predictions)
     members = predictions.log_probs
     counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape[:2]))
-    rows = _Rows.of(members.shape[1], sample_weight, groups)
-    _check_seen(predictions, counts, rows, allow_seen)
+    rows = Rows.of(members.shape[1], sample_weight, groups)
+    check_seen(predictions, counts, rows, allow_seen)
     return score_systems(
         functions,
         predictive_log_probs(predictions),
@@ -151,7 +156,7 @@ def evaluate(
         (labels,),
         counts,
         rows,
-        _Bootstrap(bootstrap, confidence, seed),
+        Bootstrap(bootstrap, confidence, seed),
         oracle_log_probs,
         Best(larger_is_better, chosen_member, predictions.names),
     )
@@ -194,8 +199,8 @@ def evaluate_votes(
         for name, score in functions.items()
     }
     counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape))
-    rows = _Rows.of(members.shape[1], sample_weight, groups)
-    _check_seen(predictions, counts, rows, allow_seen)
+    rows = Rows.of(members.shape[1], sample_weight, groups)
+    check_seen(predictions, counts, rows, allow_seen)
     named = jax.nn.one_hot(members, num_classes) * counts[..., None]
     sums = jnp.sum(named, axis=0)
     plurality = jnp.where(
@@ -208,7 +213,7 @@ def evaluate_votes(
         (labels,),
         counts,
         rows,
-        _Bootstrap(bootstrap, confidence, seed),
+        Bootstrap(bootstrap, confidence, seed),
         oracle_votes,
         Best(larger_is_better, chosen_member, predictions.names),
     )
@@ -252,8 +257,8 @@ def evaluate_points(
     points = predictions.points
     ensemble, shares = pooled_points(points, weights=weights, mask=mask)
     counts = np.broadcast_to(np.asarray(shares > 0), points.shape)
-    rows = _Rows.of(points.shape[1], sample_weight, groups)
-    _check_seen(predictions, counts, rows, allow_seen)
+    rows = Rows.of(points.shape[1], sample_weight, groups)
+    check_seen(predictions, counts, rows, allow_seen)
     return score_systems(
         functions,
         ensemble,
@@ -261,7 +266,7 @@ def evaluate_points(
         (targets,),
         counts,
         rows,
-        _Bootstrap(bootstrap, confidence, seed),
+        Bootstrap(bootstrap, confidence, seed),
         oracle_points,
         Best(larger_is_better, chosen_member, predictions.names),
     )
@@ -307,8 +312,8 @@ def evaluate_quantiles(
     weights = weights.reshape(len(weights), -1, 1)
     ensemble = jnp.sum(jnp.where(weights == 0, 0.0, members) * weights, axis=0)
     counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape[:2]))
-    rows = _Rows.of(members.shape[1], sample_weight, groups)
-    _check_seen(predictions, counts, rows, allow_seen)
+    rows = Rows.of(members.shape[1], sample_weight, groups)
+    check_seen(predictions, counts, rows, allow_seen)
     return score_systems(
         functions,
         ensemble,
@@ -316,7 +321,7 @@ def evaluate_quantiles(
         (targets,),
         counts,
         rows,
-        _Bootstrap(bootstrap, confidence, seed),
+        Bootstrap(bootstrap, confidence, seed),
         functools.partial(oracle_quantiles, levels=levels),
         Best(larger_is_better, chosen_member, predictions.names),
     )
@@ -372,10 +377,10 @@ def evaluate_intervals(
             "cwc": criterion(lower, upper, targets, sample_weight=weight),
         }
 
-    rows = _Rows.of(lower.shape[0], sample_weight, groups)
-    _check_rows(provenance, (), rows.weight[None] != 0, allow_seen)
+    rows = Rows.of(lower.shape[0], sample_weight, groups)
+    check_told(provenance, (), rows.weight[None] != 0, allow_seen)
     arrays = {"lower": lower, "upper": upper, "targets": targets}
-    found = score_one(values, arrays, rows, _Bootstrap(bootstrap, confidence, seed))
+    found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
     return found | {"nominal": float(nominal)}
 
 
@@ -418,51 +423,10 @@ def evaluate_sets(
             "size": mean_set_size(sets, sample_weight=weight),
         }
 
-    rows = _Rows.of(sets.shape[0], sample_weight, groups)
-    _check_rows(provenance, (), rows.weight[None] != 0, allow_seen)
+    rows = Rows.of(sets.shape[0], sample_weight, groups)
+    check_told(provenance, (), rows.weight[None] != 0, allow_seen)
     arrays = {"sets": sets, "labels": labels}
-    return score_one(values, arrays, rows, _Bootstrap(bootstrap, confidence, seed))
-
-
-def _check_seen(predictions, counts, rows, allow_seen):
-    counts = counts & (np.asarray(rows.weight) != 0)
-    _check_rows(predictions.provenance, predictions.names, counts, allow_seen)
-
-
-def _check_rows(provenance, names, counts, allow_seen):
-    if provenance is not None and len(provenance.rows) != counts.shape[1]:
-        raise ValueError(
-            f"the provenance is of {len(provenance.rows)} rows, and"
-            f" {counts.shape[1]} are scored; choose rows with Predictions.take."
-        )
-    check_scored_rows(provenance, names=names, counts=counts, allow_seen=allow_seen)
-
-
-class _Bootstrap(NamedTuple):
-    num_resamples: int
-    confidence: float
-    seed: int
-
-
-class _Rows(NamedTuple):
-    weight: jax.Array
-    groups: np.ndarray | None
-    num_groups: int | None
-
-    @classmethod
-    def of(cls, num_rows, sample_weight, groups):
-        check_any_row((num_rows,))
-        weight = jnp.ones(num_rows)
-        weight = weight if sample_weight is None else jnp.asarray(sample_weight)
-        if weight.shape != (num_rows,):
-            raise ValueError(f"sample_weight must be [{num_rows}]; got {weight.shape}.")
-        if groups is None:
-            return cls(weight, None, None)
-        groups = np.asarray(groups)
-        if groups.shape != (num_rows,):
-            raise ValueError(f"groups must be [{num_rows}]; got {groups.shape}.")
-        names, groups = np.unique(groups, return_inverse=True)
-        return cls(weight, groups, len(names))
+    return score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
 
 
 def _by_row(predictions):

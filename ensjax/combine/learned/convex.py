@@ -11,6 +11,7 @@ from ensjax.combine.learned.least_squares import least_squares
 from ensjax.combine.learned.mixture import mixture_weights
 from ensjax.combine.rules.average import mean_probs
 from ensjax.combine.rules.pool import give_back
+from ensjax.mesh import whole_on_each_device
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -38,7 +39,8 @@ class ConvexWeights:
     ) -> jax.Array | Predictions:
         """Log-probabilities of the weighted mean, `[batch, class]` in nats.
 
-        Of `Predictions`, those of one member. Weights of each class: the weighted means
+        Of `Predictions`, those of one member, which has not seen what only members of
+        weight 0 have. Weights of each class: the weighted means
         of the classes, normalised again.
 
         Raises:
@@ -49,7 +51,8 @@ class ConvexWeights:
         self.fitted_rows.check_test(predictions.provenance)
         if self.weights.ndim == 1:
             pooled = mean_probs(predictions, self.weights)
-            return give_back(logits, pooled, self.fitted_rows, mask=mask)
+            told = dict(mask=mask, weights=self.weights)
+            return give_back(logits, pooled, self.fitted_rows, **told)
         shape = (predictions.num_members, predictions.num_classes)
         if self.weights.shape != shape:
             raise ValueError(
@@ -58,7 +61,8 @@ class ConvexWeights:
             )
         values, counts = _values(predictions)
         pooled = _weigh_classes(self.weights, values, counts)
-        return give_back(logits, pooled, self.fitted_rows, mask=mask)
+        told = dict(mask=mask, weights=jnp.any(self.weights != 0, axis=1))
+        return give_back(logits, pooled, self.fitted_rows, **told)
 
 
 def fit_convex_weights(
@@ -79,7 +83,8 @@ def fit_convex_weights(
     solved by an active-set method. With masks by row or weights by class the loss is
     not convex, and what is reached from equal weights is found by exponentiated
     gradients, w <- w exp(-rate g) / Z, with a rate that grows while the loss falls,
-    until the slopes leave 1e-6 nats to gain. Real values:
+    until the slopes leave 1e-6 nats to gain; where it ends can depend on rounding, so
+    that each device does all of it, as one alone would. Real values:
     `fit_stacking_regression(constraint="simplex")`.
 
     Args:
@@ -121,19 +126,39 @@ def fit_convex_weights(
     check_some_count(_WHAT, weight)
     if loss == "brier":
         weights = _fit_brier(values, predictions.mask, labels, weight)
-        return ConvexWeights(weights, fitted_rows)
-    present = jnp.any(counts, axis=1)
-    start = present / jnp.sum(present)
-    if per_class:
-        start = jnp.broadcast_to(start[:, None], (len(start), values.shape[-1]))
-        weights = _descend(_class_objective(values, counts, labels, weight), start)
-        return ConvexWeights(weights, fitted_rows)
-    ratio = _label_ratio(values, counts, labels)
-    if predictions.mask.ndim == 1:
-        weights = mixture_weights(ratio, weight, start)
+    elif per_class:
+        weights = _descend_whole(_class_fit, predictions, labels, weight)
+    elif predictions.mask.ndim == 2:
+        weights = _descend_whole(_masked_fit, predictions, labels, weight)
     else:
-        weights = _descend(_masked_objective(ratio, counts, weight), start)
+        ratio = _label_ratio(values, counts, labels)
+        weights = mixture_weights(ratio, weight, _equal_weights(counts))
     return ConvexWeights(weights, fitted_rows)
+
+
+def _descend_whole(fit, predictions, labels, weight):
+    # Rounding chooses the way down a loss that is not convex: the same on all devices.
+    values = predictions.replace(provenance=None)
+    return whole_on_each_device(fit, values, labels, weight)
+
+
+def _class_fit(predictions, labels, weight):
+    values, counts = _values(predictions)
+    start = _equal_weights(counts)[:, None]
+    start = jnp.broadcast_to(start, (len(start), values.shape[-1]))
+    return _descend(_class_objective(values, counts, labels, weight), start)
+
+
+def _masked_fit(predictions, labels, weight):
+    values, counts = _values(predictions)
+    ratio = _label_ratio(values, counts, labels)
+    return _descend(_masked_objective(ratio, counts, weight), _equal_weights(counts))
+
+
+def _equal_weights(counts):
+    """Of the members that count on any row."""
+    present = jnp.any(counts, axis=1)
+    return present / jnp.sum(present)
 
 
 def _values(predictions):

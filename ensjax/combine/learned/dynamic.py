@@ -106,8 +106,10 @@ class DynamicSelection:
             ValueError, LeakageError: as `weights`.
         """
         predictions = as_predictions(logits, mask=mask)
-        chosen = weighted_vote(predictions, self.weights(predictions, x))
-        return give_back(logits, chosen, self.fitted_rows, mask=mask)
+        weights = self.weights(predictions, x)
+        chosen = weighted_vote(predictions, weights)
+        told = dict(mask=mask, weights=weights)
+        return give_back(logits, chosen, self.fitted_rows, **told)
 
 
 @struct.dataclass
@@ -169,7 +171,7 @@ class DynamicRegression:
         x = _check_x(x, values.shape[1], self.x.shape[1])
         weights = self.weights(x)
         mean = jnp.sum(jnp.where(weights == 0, 0.0, values) * weights, axis=0)
-        return give_back(points, mean, self.fitted_rows)
+        return give_back(points, mean, self.fitted_rows, weights=weights)
 
 
 def fit_dynamic_selection(

@@ -73,7 +73,16 @@ class Stacking:
         columns = level_one_features(predictions, self.features, x=x)
         _check_columns(self, predictions.num_members, columns, self.weights.kernel)
         values = logistic_log_probs(self.weights, columns)
-        return give_back(logits, values, self.fitted_rows, mask=mask)
+        told = dict(mask=mask, weights=self._parts())
+        return give_back(logits, values, self.fitted_rows, **told)
+
+    def _parts(self):
+        """Which members have a weight, `[member]`; None: all, by their sum."""
+        if self.features == "sum":
+            return None
+        kernel = self.weights.kernel
+        columns = self.num_members * (kernel.shape[0] // self.num_members)
+        return jnp.any(kernel[:columns].reshape(self.num_members, -1) != 0, axis=1)
 
 
 @struct.dataclass
@@ -114,7 +123,8 @@ class StackedRegression:
         # A member without weight may say NaN.
         columns = jnp.where(self.weights[None] == 0, 0.0, columns)
         combined = columns @ self.weights + self.intercept
-        return give_back(points, combined, self.fitted_rows)
+        weights = self.weights[: self.num_members]
+        return give_back(points, combined, self.fitted_rows, weights=weights)
 
 
 def fit_stacking(

@@ -5,13 +5,15 @@ them, so that what is fitted on a pool is checked as on its members. What was fi
 (a temperature, a meta-model) gives back by itself what it is given: `give_back`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ensjax.combine.calibration.fitting import known_counts, known_mask
+from ensjax.combine.calibration.fitting import known_counts
 from ensjax.combine.rules.interval_pools import PooledInterval
 from ensjax.combine.rules.points import Gaussian
 from ensjax.predictions import Predictions, as_predictions
@@ -32,8 +34,10 @@ def pool(
 
     Returns:
         `Predictions` of one member, masked on rows where no member counts. It has seen
-        what the members that count have seen; a mask whose values are not known, in a
-        compiled program, leaves out none.
+        what the members that count have seen: neither masked ones, nor those of weight
+        0 (inside `Predictions`, or as the `weights` of a `functools.partial`), which
+        are masked for the rule. A mask or weights whose values are not known, in a
+        compiled program, leave out none.
 
     Raises:
         ValueError: if the result is no prediction of these rows.
@@ -49,9 +53,16 @@ def pool(
     """
     if predictions.kind == "features":
         raise TypeError("features are no predictions to pool; see combine.fusion_rows.")
+    weights = predictions.weights
+    if isinstance(rule, functools.partial) and rule.keywords.get("weights") is not None:
+        weights = rule.keywords["weights"]
+    counts = known_counts(predictions, weights)
+    if not isinstance(weights, jax.core.Tracer) and np.any(np.asarray(weights) == 0):
+        # Whatever the rule makes of weights, what they leave out has no part in it.
+        predictions = predictions.replace(mask=counts)
     about = predictions.provenance
     if about is not None:
-        about = about.pooled(known_mask(predictions.mask))
+        about = about.pooled(counts)
     return _one_member(predictions, rule(predictions), name, about)
 
 
@@ -61,6 +72,7 @@ def give_back(
     fitted_rows: FittedRows,
     *,
     mask: jax.Array | None = None,
+    weights: jax.Array | None = None,
 ) -> Any:
     """What something fitted has made: of `Predictions` those of one member.
 
@@ -71,13 +83,15 @@ def give_back(
         values: what was made of them, without a member axis.
         fitted_rows: of what made them.
         mask: as it was given beside `Predictions`.
+        weights: `[member]` or `[member, batch]`, of what was made: members of weight 0
+            have no part in it. None: all have.
     """
     if not isinstance(given, Predictions):
         return values
     given = as_predictions(given, mask=mask)
     about = given.provenance
     if about is not None:
-        about = fitted_rows.mark(about.pooled(known_mask(given.mask)))
+        about = fitted_rows.mark(about.pooled(known_counts(given, weights)))
     name = fitted_rows.what.removeprefix("the ")
     return _one_member(given, values, name, about)
 
@@ -93,12 +107,8 @@ def give_back_pool(
     """
     if not isinstance(given, Predictions):
         return values
-    counts = known_counts(given, given.weights if weights is None else weights)
-    made = give_back(given, values, fitted_rows)
-    if given.provenance is None:
-        return made
-    about = fitted_rows.mark(given.provenance.pooled(counts))
-    return made.replace(provenance=about)
+    weights = given.weights if weights is None else weights
+    return give_back(given, values, fitted_rows, weights=weights)
 
 
 def give_back_members(
