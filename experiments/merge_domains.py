@@ -1,8 +1,8 @@
 """Four models of one base, each fine-tuned on one domain, merged into one model.
 
-`merge_domains_training.py` has the digits, domains and training;
-`merge_domains_methods.py` the merges and their grids; `_claims.py` judges, `_figures.py`
-draws.
+`merge_domains_training.py` has the digits, domains and training,
+`merge_domains_methods.py` the merges and their grids; `_scores.py` reads accuracies,
+`_claims.py` judges, `_figures.py` draws.
 """
 
 import functools
