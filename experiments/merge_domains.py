@@ -61,11 +61,11 @@ def run(config, run_dir):
         statistics = methods.statistics_of(
             config, members, training.own_rows(config, rows)
         )
-        scored = {
-            part: (np.stack([training.views_of(x) for x in images]), labels)
-            for part, (images, labels) in rows.parts.items()
-            if part in training.PARTS
-        }
+        parts = [rows.parts[part] for part in training.PARTS]
+        scored = tuple(
+            (np.stack([training.views_of(x) for x in images]), labels)
+            for images, labels in parts
+        )
         return {
             name: methods.measure(config, name, base, members, statistics, scored)
             for name in config.grids

@@ -286,8 +286,9 @@ def describe(config, done) -> str:
         f" {sizes[0] - config.num_validation}, {config.num_validation} and"
         f" {config.num_test} for training, validation and test. A base that has seen"
         f" {config.few_per_domain} images of each domain"
-        f" ({', '.join(training.DOMAINS)}) is fine-tuned on each alone and the four are merged; knobs are chosen on"
-        " validation rows. Test accuracy over the four domains:"
+        f" ({', '.join(training.DOMAINS)}) is fine-tuned on each alone and the four are"
+        " merged; knobs are chosen on validation rows. Test accuracy over the four"
+        " domains:"
         f" base {shown(value(done, 'base'))}, best member"
         f" {shown(value(done, 'best_single'))}, mean of the four's probabilities"
         f" {shown(value(done, 'predictive'))}; each in its own domain {shown(own)}.",

@@ -179,7 +179,7 @@ class _Grid:
             own = Own(stacked, base, fisher, grams, jax.random.fold_in(key, draw))
             state = {"params": method.merge(own, **chosen), "rest": rest}
             model = self.graph.merge(state, train=False)
-            return jnp.stack([_accuracy(model, *rows[part]) for part in rows])
+            return jnp.stack([_accuracy(model, *part) for part in rows])
 
         count = max([len(values) for values in knobs.values()], default=1)
         draws = self.num_draws if method.draws else 1
@@ -205,7 +205,8 @@ def measure(config, name, base, members, statistics, rows) -> np.ndarray:
         base: ensemble `[seed]`.
         members: ensemble `[seed * domain]`.
         statistics: what `statistics_of` gave.
-        rows: `{part: (views [seed, view, row, ...], labels [seed, row])}`, in order.
+        rows: of every part `(views [seed, view, row, ...], labels [seed, row])`. A
+            tuple, since the parts of a dict would be sorted by name.
 
     Returns:
         `[seed, candidate, draw, part, view]`; one draw where nothing is drawn.
