@@ -55,8 +55,8 @@ def run(config, run_dir):
             "frozen_steps": frozen,
         }
 
-    def merge(done):
-        del done
+    @functools.cache
+    def merged_from():
         base, members, _ = trained()
         statistics = methods.statistics_of(
             config, members, training.own_rows(config, rows)
@@ -66,12 +66,18 @@ def run(config, run_dir):
             (np.stack([training.views_of(x) for x in images]), labels)
             for images, labels in parts
         )
-        return {
-            name: methods.measure(config, name, base, members, statistics, scored)
-            for name in config.grids
-        }
+        return base, members, statistics, scored
 
-    done = run_stages(run_dir, config, {"train": train, "merge": merge})
+    def merge(name, done):
+        del done
+        return {"accuracy": methods.measure(config, name, *merged_from())}
+
+    stages = {"train": train}
+    for name in config.grids:
+        stages[f"merge-{name}"] = functools.partial(merge, name)
+    done = run_stages(run_dir, config, stages)
+    merged = {name: done[f"merge-{name}"]["accuracy"] for name in config.grids}
+    done = {"train": done["train"], "merge": merged}
     figures.add_tables(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
     run_dir.finish(
