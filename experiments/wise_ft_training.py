@@ -6,6 +6,8 @@ probability `config.ood_agreement` and is random else. All seeds, models and rec
 fine-tuning are members of one stack.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ensjax import data, scores, weight_space
@@ -177,9 +179,12 @@ def _measure_seed(config, trained, tuned, centers, table, seed):
     ood = right[0, TESTS.index("ood")]
     return {
         "accuracy": right.mean(axis=-1),
-        "table": np.asarray(scores.agreement_table(*ends, right)),
+        "table": np.asarray(_agreement_table(*ends, right)),
         "right": np.stack([ood[:, :, place] > 0 for place in (0, -1, half)]),
     }
+
+
+_agreement_table = jax.jit(scores.agreement_table)
 
 
 def measure_ends(config, trained, tuned, tables) -> dict[str, np.ndarray]:
@@ -201,9 +206,8 @@ def measure_ends(config, trained, tuned, tables) -> dict[str, np.ndarray]:
         found = {name: [] for name in values}
         for images, labels in test_sets(config, centers, tables[seed], seed).values():
             outputs = tasks.outputs_of(config, ends, images)
-            sure = np.asarray(scores.max_prob(outputs)).mean(axis=-1)
+            sure, ece = map(np.asarray, _calibration(outputs, labels))
             right = tasks.is_right(outputs, labels).mean(axis=-1)
-            ece = np.asarray(scores.ece(outputs, labels))
             found["ece"].append(_by_model(ece, models))
             found["overconfidence"].append(_by_model(sure - right, models))
         # The last test set is the one out of distribution.
@@ -217,6 +221,12 @@ def measure_ends(config, trained, tuned, tables) -> dict[str, np.ndarray]:
         name: np.moveaxis(np.stack(v), 1, 0) if name != "balance" else np.stack(v)
         for name, v in values.items()
     }
+
+
+@jax.jit
+def _calibration(outputs, labels):
+    """Mean probability of the first choice, and ECE, `[member]`."""
+    return jnp.mean(scores.max_prob(outputs), axis=-1), scores.ece(outputs, labels)
 
 
 def balance(first, second, labels, lambdas) -> np.ndarray:
