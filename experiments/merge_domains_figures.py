@@ -262,7 +262,8 @@ FIGURES = {
     "cosines": ("How alike the directions are in which members moved.", _cosines),
     "conflicts": (
         "Interference: entries of the task vectors in which one member moved up and"
-        " another down, of those that at least two members moved.",
+        " another down, of those that at least two members moved (0 where there are"
+        " none).",
         _conflicts,
     ),
     "dropping": (
