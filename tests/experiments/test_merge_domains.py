@@ -331,6 +331,8 @@ def test_the_full_size_runs_on_small_files(tmp_path):
         "tasks": "('dtd', 'mnist')",
         "folder": str(tmp_path),
     }
+    for name in ("task_arithmetic", "ties", "dare", "breadcrumbs"):
+        small[f"grids.{name}.lam"] = "(0.3,)"
     overrides = [(name, str(value)) for name, value in small.items()]
     config = config_of(*overrides, preset="paper")
     rng = np.random.default_rng(0)
@@ -364,9 +366,8 @@ def test_the_full_size_runs_on_small_files(tmp_path):
         head = full.read_head(config, task, labels)
         own = full._with_heads(zero_shot, head[None])
         logits = np.asarray(own[0](np.asarray(images)))
-        assert logits[
-            :, np.load(tmp_path / task / "head.npy").shape[1] :
-        ].max() < -1e8 or (task == "dtd")
+        if task == "mnist":
+            assert logits[:, 3:].max() < -1e8
         right.append(np.mean(logits.argmax(axis=1) == labels))
     assert results["scalars"]["zero_shot"] == pytest.approx(100 * np.mean(right))
     np.save(tmp_path / "mnist" / "test_labels.npy", np.full(20, 4))
