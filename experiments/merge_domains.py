@@ -56,21 +56,24 @@ def run(config, run_dir):
         }
 
     @functools.cache
-    def merged_from():
-        base, members, _ = trained()
-        statistics = methods.statistics_of(
-            config, members, training.own_rows(config, rows)
-        )
+    def statistics(kind):
+        _, members, _ = trained()
+        return methods.statistics_of(kind, members, training.own_rows(config, rows))
+
+    @functools.cache
+    def scored():
         parts = [rows.parts[part] for part in training.PARTS]
-        scored = tuple(
+        return tuple(
             (np.stack([training.views_of(x) for x in images]), labels)
             for images, labels in parts
         )
-        return base, members, statistics, scored
 
     def merge(name, done):
         del done
-        return {"accuracy": methods.measure(config, name, *merged_from())}
+        base, members, _ = trained()
+        own = statistics(methods.METHODS[name].statistics)
+        found = methods.measure(config, name, base, members, own, scored())
+        return {"accuracy": found}
 
     stages = {"train": train}
     for name in config.grids:

@@ -204,7 +204,7 @@ def measure(config, name, base, members, statistics, rows) -> np.ndarray:
     Args:
         base: ensemble `[seed]`.
         members: ensemble `[seed * domain]`.
-        statistics: what `statistics_of` gave.
+        statistics: what `statistics_of` gave for the method's kind.
         rows: of every part `(views [seed, view, row, ...], labels [seed, row])`. A
             tuple, since the parts of a dict would be sorted by name.
 
@@ -223,12 +223,11 @@ def measure(config, name, base, members, statistics, rows) -> np.ndarray:
         mesh=base.mesh,
         block=1,
     )
-    kind = METHODS[name].statistics
     found = run(
         jax.tree.map(by_seed, members.params),
         base.params,
         base.state["rest"],
-        jax.tree.map(by_seed, statistics[kind]) if kind else (),
+        jax.tree.map(by_seed, statistics),
         jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(seeds)),
         rows,
         {k: jnp.asarray(v) for k, v in candidates(config, name).items()},
@@ -236,12 +235,14 @@ def measure(config, name, base, members, statistics, rows) -> np.ndarray:
     return np.asarray(ensjax.mesh.fetch(found))
 
 
-def statistics_of(config, members, own_rows) -> dict[str, Any]:
-    """Fisher information and input Gram matrices, each on the member's own rows."""
-    kinds = {METHODS[name].statistics for name in config.grids}
-    found = {}
-    if "fisher" in kinds:
-        found["fisher"] = ws.fisher_information(members, own_rows, own_rows=True)
-    if "grams" in kinds:
-        found["grams"] = ws.input_grams(members, own_rows, own_rows=True)
-    return found
+def statistics_of(kind: str, members, own_rows) -> Any:
+    """Fisher information or input Gram matrices, each on the member's own rows.
+
+    Args:
+        kind: "fisher", "grams", or "" for none.
+    """
+    if kind == "fisher":
+        return ws.fisher_information(members, own_rows, own_rows=True)
+    if kind == "grams":
+        return ws.input_grams(members, own_rows, own_rows=True)
+    return ()

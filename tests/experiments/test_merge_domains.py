@@ -106,7 +106,7 @@ def test_a_grid_is_every_candidate_merged_alone(rows, untrained):
         )
         for part in training.PARTS
     )
-    found = methods.measure(config, "task_arithmetic", base, members, {}, scored)
+    found = methods.measure(config, "task_arithmetic", base, members, (), scored)
     assert found.shape == (2, 2, 1, 2, 5)
     for seed, (place, lam) in ((0, (1, 2.0)), (1, (0, 0.25))):
         own = jax.tree.map(lambda x: x[4 * seed : 4 * seed + 4], members.params)  # noqa: B023
@@ -119,7 +119,7 @@ def test_a_grid_is_every_candidate_merged_alone(rows, untrained):
             for view in range(5):
                 right = np.asarray(model(views[view])).argmax(axis=-1) == labels
                 assert found[seed, place, 0, part, view] == pytest.approx(right.mean())
-    dropped = methods.measure(config, "dare", base, members, {}, scored)
+    dropped = methods.measure(config, "dare", base, members, (), scored)
     assert dropped.shape == (2, 4, 2, 2, 5)
     # Nothing dropped is task arithmetic, whatever is drawn; draws differ else.
     quarter = methods.candidates(config, "dare")
