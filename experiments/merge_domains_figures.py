@@ -132,8 +132,11 @@ def _knobs(config, done):
                 linewidth=1,
                 label=verdicts.label(name),
             )
+        # Room for the legend above the curves.
         low, high = ax.get_ylim()
-        ax.set_ylim(max(low, 0), high + (0.5 if len(names) > 2 else 0.3) * (high - low))
+        low = max(low, 0)
+        ax.set_ylim(low, high + 0.12 * (len(names) + 2) * (high - low))
+        ax.set_yticks([y for y in ax.get_yticks() if low <= y <= 100])
         finish(
             ax,
             x=PANELS[knob][0],
