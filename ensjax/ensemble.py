@@ -222,7 +222,7 @@ class Ensemble:
             )
         other = other.on_mesh(self.mesh)
         parts = [(e.state, e.member_ids) for e in (self, other)]
-        state, ids = jax.jit(lambda a, b: concatenate_members([a, b]))(*parts)
+        state, ids = _concatenate(*parts)
         return dataclasses.replace(self, state=state, member_ids=ids)._placed()
 
     def with_ids(self, member_ids: Sequence[int]) -> "Ensemble":
@@ -395,6 +395,11 @@ def _new_ids(num_members, member_ids):
             f" id are the same model; got {ids.tolist()}."
         )
     return jnp.asarray(ids, jnp.int32)
+
+
+@jax.jit
+def _concatenate(first, second):
+    return concatenate_members([first, second])
 
 
 def _select_rows(tree, rows, mesh):

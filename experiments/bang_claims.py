@@ -33,6 +33,18 @@ def bang_gains(config, tuned) -> dict[str, np.ndarray]:
     }
 
 
+def even(config, tuned, recipe) -> np.ndarray:
+    """Accuracy (%) of both ends' logits added at lambda 1, `[seed]`."""
+    place = config.recipes.index(recipe)
+    return 100 * tuned["balance"][:, :, place, from_one(config)].mean(axis=1)
+
+
+def balanced(config, tuned, recipe) -> np.ndarray:
+    """The same with each end at a temperature that fits it, `[seed]`."""
+    place = config.recipes.index(recipe)
+    return 100 * tuned["balanced"][:, :, place].mean(axis=1)
+
+
 def ends_of(config) -> list[str]:
     """Names of the ends whose calibration is measured, in order."""
     return ["pretrained", *config.recipes]
@@ -59,6 +71,10 @@ def summarise(config, done) -> dict[str, float]:
         for place, x in enumerate(config.lambdas):
             value = 100 * tuned["balance"][:, :, number, place].mean()
             scalars[f"{recipe}_lambda_{x:g}"] = value
+        scalars[f"{recipe}_balanced"] = 100 * tuned["balanced"][:, :, number].mean()
+        for place, end in enumerate(("pretrained", "finetuned")):
+            value = np.median(tuned["temperatures"][:, :, number, place])
+            scalars[f"{recipe}_temperature_{end}"] = value
     for recipe, gain in bang_gains(config, tuned).items():
         scalars[f"{recipe}_minus_plain"] = gain.mean()
     for place, end in enumerate(ends_of(config)):
@@ -171,8 +187,15 @@ def describe(config, done) -> str:
         sentences.append(
             f"{wise.as_start(wise.NAMES[recipe])}: {values[0]:.1f} % before,"
             f" {values[-1]:.1f} % after, {values[middle]:.1f} % at alpha .5; over-"
-            f"confidence of the fine-tuned end {100 * over[number]:+.1f} points."
+            f"confidence of the fine-tuned end {100 * over[number]:+.1f} points;"
+            f" outputs added at lambda 1 {even(config, tuned, recipe).mean():.1f} %, at"
+            " temperatures that fit each model"
+            f" {balanced(config, tuned, recipe).mean():.1f} %."
         )
+    sentences.append(
+        "Those temperatures are fitted out of distribution, on the half of the digits"
+        " that is not scored."
+    )
     gains = bang_gains(config, tuned)
     shown = ", ".join(f"{wise.NAMES[r]} {g.mean():+.1f}" for r, g in gains.items())
     sentences.append(

@@ -181,6 +181,8 @@ def add_tables(run_dir, config, done):
                 gains[recipe].mean() if recipe in gains else "",
                 own.gain[:, middle].mean(),
                 own.false_false_true[:, middle].mean(),
+                verdicts.even(config, tuned, recipe).mean(),
+                verdicts.balanced(config, tuned, recipe).mean(),
                 100 * tuned["overconfidence"][ood, ..., number].mean(),
                 100 * tuned["ece"][known, ..., number].mean(),
                 100 * tuned["ece"][ood, ..., number].mean(),
@@ -196,11 +198,15 @@ def add_tables(run_dir, config, done):
             "minus plain",
             "gain over the better end",
             "both wrong, mixture right",
+            "outputs added",
+            "outputs added, confidence balanced",
             "over-confidence of the fine-tuned end",
             "its ECE in distribution",
             "its ECE out of distribution",
         ),
         rows,
         "Accuracy out of distribution (%) and differences (points). A recipe changes"
-        " the accuracy of the fine-tuned end as well as its confidence.",
+        " the accuracy of the fine-tuned end as well as its confidence. Confidence is"
+        " balanced by a temperature for each end, fitted out of distribution on the"
+        " half of the digits that is not scored.",
     )

@@ -5,6 +5,7 @@ are trained as one stack. `multicolor_tasks.py` paints and trains,
 `multicolor_mnist_theory.py` has the theory, `_claims.py` judges, `_figures.py` draws.
 """
 
+import jax
 import numpy as np
 
 from ensjax import scores
@@ -159,15 +160,18 @@ def sizes_of(num_members: int) -> list[int]:
     return [2**i for i in range(num_members.bit_length()) if 2**i <= num_members]
 
 
+_agreement_table = jax.jit(scores.agreement_table)
+
+
 def _scores_of(outputs, labels, *, is_control):
     right = tasks.is_right(outputs, labels)
     pairs = tasks.is_right((outputs[0::2] + outputs[1::2]) / 2, labels)
     values = {"single": right.mean(axis=-1), "pair": pairs.mean(axis=-1)}
     if is_control:
         return values
-    table = scores.agreement_table(right[0::2], right[1::2], pairs)
-    values["both_wrong"] = np.asarray(scores.false_false_true(table))
-    values["both_right"] = np.asarray(scores.true_true_false(table))
+    table = np.asarray(_agreement_table(right[0::2], right[1::2], pairs))
+    values["both_wrong"] = table[..., 0, 0, 1]
+    values["both_right"] = table[..., 1, 1, 0]
     values["by_size"] = np.array(
         [_accuracy_of_size(outputs, labels, n) for n in sizes_of(len(outputs))]
     )

@@ -6,6 +6,7 @@ digits and each seed's colours, so that the members of all seeds are one stack.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -83,12 +84,17 @@ def train_colors(config, labels, tables, agreement) -> np.ndarray:
     drawn = []
     for number, table in enumerate(tables):
         key = key_of(config, number, TRAIN_COLORS)
-        own = _patch_colors(key, labels, table, np.float32(agreement))
+        own = _patch_colors(key, labels, table, _of_patches(agreement, table))
         drawn.append(np.broadcast_to(np.asarray(own), (len(labels), 32)))
     return np.stack(drawn, axis=1).astype(np.uint8)
 
 
 _patch_colors = jax.jit(data.patch_colors)
+
+
+def _of_patches(agreement, table):
+    """`[patch]`, so that one program is for numbers and arrays."""
+    return np.broadcast_to(np.float32(agreement), (len(table),))
 
 
 def test_images(config, centers, table, agreement, *, seed, number=0, draws=1):
@@ -105,7 +111,8 @@ def test_images(config, centers, table, agreement, *, seed, number=0, draws=1):
     images = np.tile(centers.x_test, (draws, 1, 1, 1))
     labels = np.tile(centers.y_test, draws)
     key = key_of(config, seed, TEST_COLORS, number)
-    return _painted(key, images, labels, table, np.float32(agreement)), labels
+    agreement = _of_patches(agreement, table)
+    return _painted(key, images, labels, table, agreement), labels
 
 
 @jax.jit
@@ -141,7 +148,9 @@ def _uniform(num_in):
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         del out_sharding
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        # Numbers in a row: those of two axes are the same, and slow to compile.
+        row = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
+        return row.reshape(shape)
 
     return init
 
@@ -169,15 +178,23 @@ CROSS_ENTROPY = SoftLabels("cross_entropy", prepare=paint_batch)
 def new_ensemble(config, centers, member_ids):
     """Untrained members for images of `centers` with patches around them."""
     num_inputs = 27 * centers.x_train.shape[1] ** 2
-    make_model = functools.partial(_make_model, num_inputs, tuple(config.hidden))
     mesh = ensjax.make_mesh(**config.mesh.to_dict())
     return ensjax.Ensemble.init(
-        make_model, member_ids=member_ids, seed=config.seed, mesh=mesh
+        _maker(num_inputs, tuple(config.hidden)),
+        member_ids=member_ids,
+        seed=config.seed,
+        mesh=mesh,
     )
 
 
-def _make_model(num_inputs, hidden, rngs):
-    return ColorMLP(num_inputs, hidden, rngs=rngs)
+@functools.cache
+def _maker(num_inputs, hidden):
+    """One function for equal models, so that they are compiled once."""
+
+    def make_model(rngs):
+        return ColorMLP(num_inputs, hidden, rngs=rngs)
+
+    return make_model
 
 
 def train(config, ensemble, centers, colors, hyper, *, loss, make_tx, steps, **others):

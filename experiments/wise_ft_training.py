@@ -6,9 +6,11 @@ probability `config.ood_agreement` and is random else. All seeds, models and rec
 fine-tuning are members of one stack.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ensjax import data, scores, weight_space
+from ensjax import combine, data, scores, weight_space
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
 
@@ -177,9 +179,12 @@ def _measure_seed(config, trained, tuned, centers, table, seed):
     ood = right[0, TESTS.index("ood")]
     return {
         "accuracy": right.mean(axis=-1),
-        "table": np.asarray(scores.agreement_table(*ends, right)),
+        "table": np.asarray(_agreement_table(*ends, right)),
         "right": np.stack([ood[:, :, place] > 0 for place in (0, -1, half)]),
     }
+
+
+_agreement_table = jax.jit(scores.agreement_table)
 
 
 def measure_ends(config, trained, tuned, tables) -> dict[str, np.ndarray]:
@@ -188,43 +193,108 @@ def measure_ends(config, trained, tuned, tables) -> dict[str, np.ndarray]:
     Returns:
         `ece` and `overconfidence` (mean probability of the first choice minus
         accuracy) `[test, seed, model, end]`, the first end being the pre-trained model;
-        and `balance` `[seed, model, recipe, lambda]`, the accuracy out of distribution
-        of logits of the pre-trained model plus lambda times those of the fine-tuned.
+        `balance` `[seed, model, recipe, lambda]`, the accuracy out of distribution of
+        logits of the pre-trained model plus lambda times those of the fine-tuned; and
+        `balanced` `[seed, model, recipe]` and `temperatures` (of both), as
+        `balance_confidence` gives them.
     """
     centers = tasks.load_centers(config, "digits")
     models, recipes = config.num_models, len(config.recipes)
-    values = {name: [] for name in ("ece", "overconfidence", "balance")}
+    ends = ("ece", "overconfidence")
+    values = {name: [] for name in (*ends, "balance", "balanced", "temperatures")}
     for seed in range(config.num_seeds):
         own = np.arange(seed * models, (seed + 1) * models)
         mine = np.arange(seed * models * recipes, (seed + 1) * models * recipes)
-        ends = trained.select(own).concatenate(tuned.select(mine))
-        found = {name: [] for name in values}
+        both = trained.select(own).concatenate(tuned.select(mine))
+        found = {name: [] for name in ends}
         for images, labels in test_sets(config, centers, tables[seed], seed).values():
-            outputs = tasks.outputs_of(config, ends, images)
-            sure = np.asarray(scores.max_prob(outputs)).mean(axis=-1)
+            outputs = tasks.outputs_of(config, both, images)
+            sure, ece = map(np.asarray, _calibration(outputs, labels))
             right = tasks.is_right(outputs, labels).mean(axis=-1)
-            ece = np.asarray(scores.ece(outputs, labels))
             found["ece"].append(_by_model(ece, models))
             found["overconfidence"].append(_by_model(sure - right, models))
+        for name in ends:
+            values[name].append(np.stack(found[name]))
         # The last test set is the one out of distribution.
+        before = outputs[:models, None]
         after = outputs[models:].reshape(models, recipes, *outputs.shape[1:])
-        found["balance"] = balance(
-            outputs[:models, None], after, labels, config.lambdas
-        )
-        for name, value in found.items():
-            values[name].append(np.asarray(value))
+        values["balance"].append(balance(before, after, labels, config.lambdas))
+        balanced, temperatures = balance_confidence(before, after, labels, config.draws)
+        values["balanced"].append(balanced)
+        values["temperatures"].append(temperatures)
     return {
-        name: np.moveaxis(np.stack(v), 1, 0) if name != "balance" else np.stack(v)
+        name: np.moveaxis(np.stack(v), 1, 0) if name in ends else np.stack(v)
         for name, v in values.items()
     }
 
 
+@jax.jit
+def _calibration(outputs, labels):
+    """Mean probability of the first choice, and ECE, `[member]`."""
+    return jnp.mean(scores.max_prob(outputs), axis=-1), scores.ece(outputs, labels)
+
+
 def balance(first, second, labels, lambdas) -> np.ndarray:
-    """Accuracy of `first + lambda second`, `[..., lambda]`, of `[..., row, class]`."""
-    return np.stack(
-        [tasks.is_right(first + x * second, labels).mean(axis=-1) for x in lambdas],
-        axis=-1,
-    )
+    """Accuracy of `first + lambda second`, `[..., lambda]`, of `[..., row, class]`.
+
+    As an average of logits at temperatures 1 and 1 / lambda.
+    """
+    pairs = _pairs(first, second)
+    chosen = np.asarray(_choices(pairs, 1 / np.asarray(lambdas, np.float32)))
+    right = (chosen == labels).mean(axis=-1)
+    return right.reshape(*second.shape[:-2], -1)
+
+
+@jax.jit
+def _choices(pairs, temperatures):
+    def choice(pair, temperature):
+        both = jnp.stack([jnp.ones_like(temperature), temperature])
+        scaled = combine.MemberTemperatures(both).scale(pair)
+        return combine.mean_logits(scaled).argmax(axis=-1)
+
+    over = jax.vmap(choice, in_axes=(None, 0))
+    return jax.vmap(over, in_axes=(0, None))(pairs, temperatures)
+
+
+def balance_confidence(first, second, labels, draws):
+    """Accuracy of logits averaged at temperatures that fit each model, and these.
+
+    They are fitted on these very colours, of the half of the digits that is not
+    scored: an oracle, which shows what balance is worth and not how to get it.
+
+    Args:
+        first, second: `[..., row, class]`; the rows are all digits, `draws` times.
+        labels: `[row]`.
+        draws: how often each digit is there.
+
+    Returns:
+        `[...]`, and temperatures `[..., 2]`, geometric means of both halves.
+    """
+    half = np.arange(len(labels)) % (len(labels) // draws) % 2
+    right, temperatures = _balanced(_pairs(first, second), labels, half)
+    shape = second.shape[:-2]
+    accuracy = np.asarray(right).mean(axis=-1)
+    return accuracy.reshape(shape), np.asarray(temperatures).reshape(*shape, 2)
+
+
+@jax.jit
+def _balanced(pairs, labels, half):
+    def of_half(pair, number):
+        weight = (half != number).astype(jnp.float32)
+        fitted = combine.calibrate_members(pair, labels, sample_weight=weight)
+        chosen = combine.mean_logits(fitted.scale(pair)).argmax(axis=-1)
+        return chosen == labels, jnp.log(fitted.temperature)
+
+    over = jax.vmap(of_half, in_axes=(None, 0))
+    both, logs = jax.vmap(over, in_axes=(0, None))(pairs, jnp.arange(2))
+    right = jnp.where(half[None] == 0, both[:, 0], both[:, 1])
+    return right, jnp.exp(jnp.mean(logs, axis=1))
+
+
+def _pairs(first, second):
+    """`[pair, 2, row, class]`."""
+    both = np.stack([np.broadcast_to(first, second.shape), second], axis=-3)
+    return both.astype(np.float32).reshape(-1, *both.shape[-3:])
 
 
 def _by_model(values, models):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -124,4 +125,32 @@ def _solve(maps, gram, weights, alpha, ridge):
     right = jnp.einsum(
         "mgij,mgjk->gik", matrices, maps - mean[None], precision="highest"
     )
-    return mean + jnp.linalg.solve(jnp.sum(matrices, axis=0), right)
+    return mean + _solve_symmetric(jnp.sum(matrices, axis=0), right)
+
+
+def _solve_symmetric(matrices, right):
+    """Solutions `[group, entry, out]` of symmetric systems, on a CPU one by one.
+
+    There a batched factorisation (jaxlib 0.10) waits for the threads of the pool that
+    it runs in. As many at once as there are threads wait forever: seen with a grid by
+    `vmap` over three layers on two cores.
+    """
+
+    def product(x):
+        return jnp.einsum("gij,gjk->gik", matrices, x, precision="highest")
+
+    def solve(_, b):
+        return jax.lax.platform_dependent(
+            matrices, b, cpu=_in_turn, default=jnp.linalg.solve
+        )
+
+    return jax.lax.custom_linear_solve(product, right, solve, symmetric=True)
+
+
+def _in_turn(matrices, right):
+    return jax.lax.map(lambda pair: _solve_one(*pair), (matrices, right))
+
+
+@jax.custom_batching.sequential_vmap
+def _solve_one(matrix, right):
+    return jnp.linalg.solve(matrix, right)

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import ndtr
 
 import ensjax
-from ensjax import data
+from ensjax import combine, data
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
@@ -132,6 +132,28 @@ def test_outputs_out_of_balance_equal_a_loop():
                 for n in range(20)
             ]
             assert found[pair, place] == pytest.approx(np.mean(right))
+
+
+def test_balanced_confidence_is_fitted_on_the_digits_that_are_not_scored():
+    rng = np.random.default_rng(0)
+    labels = np.tile(rng.integers(0, 4, 60), 2)  # two draws of 60 digits
+    signal = np.eye(4)[labels]
+    # Both know as much; the second is nine times as sure.
+    first, second = signal + rng.normal(size=(2, 1, 120, 4))
+    right, temperatures = training.balance_confidence(first, 9 * second, labels, 2)
+    alike, own = training.balance_confidence(first, second, labels, 2)
+    np.testing.assert_allclose(right, alike)
+    np.testing.assert_allclose(temperatures, own * [1, 9], rtol=1e-3)
+    assert right.shape == (1,) and temperatures.shape == (1, 2)
+    # Each half of the digits is scored with the temperatures of the other.
+    both, expected = np.stack([first[0], second[0]]), 0
+    for half in (0, 1):
+        scored = np.arange(120) % 60 % 2 == half
+        fitted = combine.calibrate_members(both[:, ~scored], labels[~scored])
+        scaled = both / np.asarray(fitted.temperature)[:, None, None]
+        chosen = np.asarray(combine.mean_logits(scaled)).argmax(axis=-1)
+        expected += (chosen == labels)[scored].sum() / 120
+    assert alike[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_fall_is_the_smallest_from_one_lambda_to_the_next():

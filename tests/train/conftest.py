@@ -165,21 +165,3 @@ def runs(monkeypatch):
 
     monkeypatch.setattr(module, "run_schedule", watched)
     return seen
-
-
-@pytest.fixture
-def compilations():
-    """Names of the programs that were compiled since the list was cleared.
-
-    The size of a jit cache says less: an input whose sharding is written differently is
-    another entry of it, of the same executable.
-    """
-    names = []
-
-    def note(event, seconds, *, fun_name="", **_):
-        if event.endswith("backend_compile_duration"):
-            names.append(fun_name)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(note)

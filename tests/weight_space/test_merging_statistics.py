@@ -1,6 +1,7 @@
 """Fisher information and input Gram matrices against loops; RegMean and its laws."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -395,6 +396,42 @@ def test_regmean_solves_the_normal_equations(joint):
             found["scale"], average(stacked, weights=weights)["scale"]
         )
         assert found["scale"].dtype == jnp.bfloat16
+
+
+def test_a_grid_of_regmean_solves_one_system_at_a_time_on_a_cpu():
+    """Batched ones may wait for each other for ever (see `_solve_symmetric`)."""
+    stacked, grams = random_maps()
+    alphas = np.array([0.0, 0.5, 1.0], np.float32)
+    program = jax.jit(
+        jax.vmap(lambda alpha: regmean(stacked, grams, alpha=alpha)),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    compiled = program.lower(alphas).compile()
+    calls = [x for x in compiled.as_text().splitlines() if "_sgetrf" in x]
+    assert calls
+    for line in calls:
+        shapes = re.findall(r"f32\[([\d,]*)\]", line)
+        assert shapes and all(len(shape.split(",")) == 2 for shape in shapes), line
+    found = compiled(alphas)
+    for place, alpha in enumerate(alphas):
+        one = merge(stacked, grams, alpha=alpha, joint_bias=True)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
+            a, b = (np.asarray(x, np.float32) for x in (a[place], b))
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_regmean_has_a_gradient():
+    stacked, grams = random_maps()
+
+    def total(alpha):
+        merged = regmean(stacked, grams, alpha=alpha)
+        return sum(
+            jnp.sum(jnp.asarray(x, jnp.float32)) for x in jax.tree.leaves(merged)
+        )
+
+    found = jax.jit(jax.grad(total))(np.float32(0.5))
+    ends = [float(total(np.float32(a))) for a in (0.49, 0.51)]
+    assert float(found) == pytest.approx((ends[1] - ends[0]) / 0.02, rel=2e-2, abs=1e-3)
 
 
 def test_regmean_of_equal_members_or_equal_grams_is_their_mean():

@@ -17,7 +17,7 @@ from ensjax.combine.calibration.fitting import (
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs, pooled_log_probs
-from ensjax.combine.rules.pool import give_back_pool
+from ensjax.combine.rules.pool import give_back_members, give_back_pool
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -73,9 +73,21 @@ class Temperature:
 class MemberTemperatures:
     """One temperature per member; called on logits it scales, then pools.
 
+    Fitted by `calibrate_members`, or given: temperatures of 1 and 1 / lambda weigh the
+    logits of two members as 1 and lambda.
+
     Attributes:
         temperature: `[member]`.
         fitted_rows: the rows they were fitted on, where they are known.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ensjax import combine
+        >>> loud_and_quiet = jnp.array([[[0.0, 9.0]], [[2.0, 0.0]]])
+        >>> balanced = combine.MemberTemperatures(jnp.array([9.0, 1.0]))
+        >>> pooled = combine.mean_logits(loud_and_quiet)
+        >>> int(pooled.argmax()), int(balanced(loud_and_quiet).argmax())
+        (1, 0)
     """
 
     temperature: jax.Array
@@ -98,15 +110,38 @@ class MemberTemperatures:
             LeakageError: for test rows that they were fitted on.
         """
         predictions = as_predictions(logits)
+        scaled = self._scaled(predictions)
+        pooled = mean_probs(scaled, predictions.weights, predictions.mask)
+        return give_back_pool(logits, pooled, self.fitted_rows, None)
+
+    def scale(self, logits: jax.Array | Predictions) -> jax.Array | Predictions:
+        """Every member's log-probabilities at its own temperature, for another rule.
+
+            combine.mean_logits(temperatures.scale(logits))
+
+        is the average of logits whose confidence is balanced.
+
+        Args:
+            logits: as in a call.
+
+        Returns:
+            `[member, batch, class]` normalised log-probabilities in nats; of
+            `Predictions` those of the same members.
+
+        Raises:
+            ValueError, LeakageError: as a call.
+        """
+        scaled = normalize(self._scaled(as_predictions(logits)))
+        return give_back_members(logits, scaled, self.fitted_rows, "log_probs")
+
+    def _scaled(self, predictions):
         self.fitted_rows.check_test(predictions.provenance)
         if self.temperature.shape != (predictions.num_members,):
             raise ValueError(
                 f"There are {self.temperature.shape[0]} temperatures for"
                 f" {predictions.num_members} members."
             )
-        scaled = predictions.log_probs / self.temperature[:, None, None]
-        pooled = mean_probs(scaled, predictions.weights, predictions.mask)
-        return give_back_pool(logits, pooled, self.fitted_rows, None)
+        return predictions.log_probs / self.temperature[:, None, None]
 
 
 def calibrate(

@@ -155,6 +155,31 @@ def test_member_temperatures_equal_each_member_alone():
         together(logits[:2])
 
 
+def test_temperatures_of_members_weigh_logits_and_leave_the_rule_open():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 50, 4)).astype(np.float32)
+    for factor in (0.25, 1.0, 100.0):
+        given = combine.MemberTemperatures(jnp.array([1.0, 1 / factor]))
+        scaled = given.scale(logits)
+        np.testing.assert_allclose(
+            scaled, log_softmax(logits * [[[1.0]], [[factor]]], axis=-1), atol=2e-4
+        )
+        pooled = np.asarray(combine.mean_logits(scaled))
+        expected = logits[0] + factor * logits[1]
+        np.testing.assert_array_equal(pooled.argmax(-1), expected.argmax(-1))
+        np.testing.assert_allclose(combine.mean_probs(scaled), given(logits), atol=1e-5)
+    with pytest.raises(ValueError, match="2 temperatures for 3 members"):
+        given.scale(np.zeros((3, 5, 4)))
+
+
+def test_scaled_members_are_the_same_members():
+    logits, labels = case()
+    said = Predictions.from_logits(logits, names=("a", "b", "c"))
+    scaled = combine.calibrate_members(said, labels).scale(said)
+    assert scaled.names == ("a", "b", "c") and scaled.kind == "log_probs"
+    np.testing.assert_allclose(np.exp(scaled.values).sum(-1), 1, rtol=1e-5)
+
+
 def test_averaging_calibrated_members_calls_for_a_temperature_below_one():
     rng = np.random.default_rng(0)
     truth = 2 * rng.normal(size=(1000, 3))
