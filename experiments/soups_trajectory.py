@@ -99,7 +99,7 @@ class Momentum:
 
 
 def load_rows(config):
-    """Training and test images `[row, 8, 8, 1]` with labels; the test's without noise."""
+    """Training and test images `[row, 8, 8, 1]` with labels, without noise."""
     own = config.trajectory
     whole = data.digits(test_size=own.num_test, seed=config.seed)
     train = whole.x_train[: own.num_train], whole.y_train[: own.num_train]

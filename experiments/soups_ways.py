@@ -13,6 +13,7 @@ import numpy as np
 
 import ensjax
 from ensjax import combine, weight_space
+from ensjax.experiment.fields import check_numbers
 from ensjax.predictions import Predictions
 
 # How each way is called, whose coefficients it has, and in which space it lives.
@@ -50,6 +51,13 @@ class Chosen(NamedTuple):
     selected_nll: np.ndarray
 
 
+def check_config(config) -> None:
+    """Raises `ConfigError` for what `choose` or `evaluate` could not work with."""
+    check_numbers(config, ("learned.learning_rate",), above=0)
+    counts = ("learned.num_epochs", "learned.batch_size", "selection_rounds")
+    check_numbers(config, (*counts, "predict_batch_size"), at_least=1)
+
+
 def choose(config, tuned, validation, provenance=None) -> Chosen:
     """Soups and ensembles of one seed's fine-tunes that are chosen on `validation`.
 
@@ -61,9 +69,7 @@ def choose(config, tuned, validation, provenance=None) -> Chosen:
     """
     size = config.predict_batch_size
     logits = ensjax.predict(tuned, validation[0], batch_size=size)
-    outputs = Predictions.from_logits(
-        ensjax.mesh.fetch(logits), provenance=provenance
-    )
+    outputs = Predictions.from_logits(ensjax.mesh.fetch(logits), provenance=provenance)
     selected = {
         loss: combine.greedy_select(
             outputs, validation[1], rounds=config.selection_rounds, loss=loss
@@ -198,7 +204,9 @@ def evaluate(config, base, tuned, chosen, datasets) -> dict[str, np.ndarray]:
 def _joined(datasets: Mapping[str, Any]):
     """One data set of all, which compiles faster than several."""
     inputs, labels = zip(*datasets.values(), strict=True)
-    return tuple(np.concatenate([np.asarray(x) for x in part]) for part in (inputs, labels))
+    return tuple(
+        np.concatenate([np.asarray(x) for x in part]) for part in (inputs, labels)
+    )
 
 
 def _by_leaf(tuned, layered, matrix, names):
