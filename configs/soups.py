@@ -17,7 +17,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.title = "Model soups: 72 fine-tunes of one model, averaged"
     config.seed = 0
     # A seed draws initial weights, hyperparameters, orders and all noise.
-    config.num_seeds = dict(smoke=2, small=3, claims=10)[preset]
+    config.num_seeds = dict(smoke=2, small=5, claims=10)[preset]
     config.num_members = 6 if smoke else 72  # fine-tunes of a seed
     # Rows of MNIST-5k (14 x 14 pixels); what is left of the 5,000 is the test set.
     config.num_pretraining, config.num_train = 250, 750
@@ -76,5 +76,53 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.save_every_steps = 30 if smoke else 300
     config.predict_batch_size = 500
     config.block = "auto"
+    config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
+    return config
+
+
+def _paper():
+    """CLIP ViT-B/32 on ImageNet and five shifted sets, 72 fine-tunes at once."""
+    config = ml_collections.ConfigDict(dict(experiment="soups_full", scale="full"))
+    config.title = "Model soups: 72 fine-tunes of CLIP ViT-B/32 on ImageNet"
+    config.seed = 0
+    # Holds zero_shot/ (from Ensemble.save), train/, validation/ and the tests, as .npy.
+    config.folder = ""
+    config.tests = ("imagenet", "v2", "r", "sketch", "objectnet", "a")
+    config.num_members = 72
+    # The ranges are the paper's; strengths of Mixup and label smoothing are assumed,
+    # and RandAugment is left out. Rates and decays are log-uniform.
+    config.search = ml_collections.ConfigDict(
+        dict(
+            learning_rate=(1e-6, 8e-5),
+            weight_decay=(8e-5, 0.5),
+            epochs=(4, 16),
+            label_smoothing=(0.0, 0.1),
+            mixup=(0.0, 0.5),
+        )
+    )
+    config.model = ml_collections.ConfigDict(
+        dict(
+            image_size=224,
+            patch_size=32,
+            width=768,
+            depth=12,
+            num_heads=12,
+            num_features=512,
+            num_classes=1_000,
+            dtype="bfloat16",
+            remat=True,
+        )
+    )
+    # Of 1,255,547 images (ImageNet without 2 % for validation), rounded to calls.
+    config.batch_size, config.steps_per_epoch = 512, 2_452
+    config.warmup_steps, config.clip_norm = 500, 1.0
+    config.learned = ml_collections.ConfigDict(
+        dict(learning_rate=0.05, num_epochs=5, batch_size=256)  # AdamW
+    )
+    config.selection_rounds = 50
+    config.steps_per_call = 4
+    config.save_every_steps = 1_000
+    config.predict_batch_size = 256
+    config.block = 1
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
     return config

@@ -6,7 +6,6 @@ from ensjax.experiment import check, check_at_least, claim
 from ensjax.experiment.claims import interval_text
 from ensjax.experiment.fields import load_beside
 
-training = load_beside(__file__, "soups_training")
 ways = load_beside(__file__, "soups_ways")
 trajectory = load_beside(__file__, "soups_trajectory")
 
@@ -17,36 +16,40 @@ UNITS = {"accuracy": 100, "nll": 1}  # accuracies are given in per cent
 WAYS = tuple(ways.WAYS)
 
 
-def on(config, values, test) -> np.ndarray:
-    """Of `[..., dataset]`: one data set, or "ood", the mean of the shifted ones."""
-    names = ["validation", *training.test_names(config)]
-    if test == "ood":
-        return values[..., names.index("id") + 1 :].mean(axis=-1)
-    return values[..., names.index(test)]
+def tests_of(soups) -> list[str]:
+    """Names of the test sets, the one in distribution first."""
+    return [str(name) for name in soups["datasets"][0]][1:]
 
 
-def of_way(config, soups, way, *, score="accuracy", test="id") -> np.ndarray:
+def on(soups, values, test) -> np.ndarray:
+    """Of `[..., dataset]`: one set, "id" (the first of tests) or "ood" (their mean)."""
+    if test in ("id", "ood"):
+        return values[..., 1] if test == "id" else values[..., 2:].mean(axis=-1)
+    return values[..., ["validation", *tests_of(soups)].index(test)]
+
+
+def of_way(soups, way, *, score="accuracy", test="id") -> np.ndarray:
     """A way's accuracy (%) or NLL on a data set, `[seed]`; "individual": their mean."""
     place = ways.SCORES.index(score)
     if way == "individual":
         values = soups["members"][:, place].mean(axis=1)
     else:
         values = soups["ways"][:, place, WAYS.index(way)]
-    return UNITS[score] * on(config, values, test)
+    return UNITS[score] * on(soups, values, test)
 
 
-def minus(config, soups, way, other, **where) -> np.ndarray:
+def minus(soups, way, other, **where) -> np.ndarray:
     """How much one way is above another, `[seed]`."""
-    return of_way(config, soups, way, **where) - of_way(config, soups, other, **where)
+    return of_way(soups, way, **where) - of_way(soups, other, **where)
 
 
-def share_of_gain(config, soups, *, test="id") -> np.ndarray:
+def share_of_gain(soups, *, test="id") -> np.ndarray:
     """The uniform soup's part of the output ensemble's gain over a member, `[seed]`.
 
     NaN (which decides nothing) in a seed where the ensemble gains nothing.
     """
-    own = minus(config, soups, "uniform", "individual", test=test)
-    whole = minus(config, soups, "ensemble", "individual", test=test)
+    own = minus(soups, "uniform", "individual", test=test)
+    whole = minus(soups, "ensemble", "individual", test=test)
     return np.where(whole > 0, own / np.where(whole > 0, whole, 1.0), np.nan)
 
 
@@ -59,32 +62,45 @@ def along(done, kind, *, score="accuracy") -> np.ndarray:
 
 def summarise(config, done) -> dict[str, float]:
     """Flat scalars: means over seeds; accuracies in per cent."""
-    soups = done["soups"]
-    frozen = sum(int((part["frozen_steps"] >= 0).sum()) for part in done.values())
-    scalars = {"num_members_not_finite": frozen}
-    tests = ("validation", *training.test_names(config), "ood")
-    for way in ("individual", *WAYS):
-        for test in tests:
-            for score in ways.SCORES:
-                values = of_way(config, soups, way, score=score, test=test)
-                name = f"{way}_{test.replace(' ', '_')}_{score}"
-                scalars[name] = values.mean()
-    for number, name in enumerate(("greedy", "greedy_nll")):
-        scalars[f"{name}_num_kept"] = soups["num_kept"][:, number].mean()
-        selected = soups["num_selected"][:, number].mean()
-        scalars[f"{name}_ensemble_num_members"] = selected
-    scalars["top_k"] = soups["top_k"].mean()
-    for number, name in enumerate(("learned", "learned_layer")):
-        scalars[f"{name}_scale"] = soups["scales"][:, number].mean()
+    del config
+    scalars = {"num_members_not_finite": num_frozen(done)} | summarise_soups(done)
     for kind in trajectory.KINDS:
         for score in ways.SCORES:
             scalars[f"along_{kind}_{score}"] = along(done, kind, score=score).mean()
     return {name: float(value) for name, value in scalars.items()}
 
 
+def num_frozen(done) -> int:
+    """Members of all parts that stopped being finite."""
+    return sum(int((part["frozen_steps"] >= 0).sum()) for part in done.values())
+
+
+def summarise_soups(done) -> dict[str, float]:
+    """Scalars of the first part."""
+    soups, scalars = done["soups"], {}
+    for way in ("individual", *WAYS):
+        for test in ("validation", *tests_of(soups), "ood"):
+            for score in ways.SCORES:
+                values = of_way(soups, way, score=score, test=test)
+                name = f"{way}_{test.replace(' ', '_')}_{score}"
+                scalars[name] = float(values.mean())
+    for number, name in enumerate(("greedy", "greedy_nll")):
+        scalars[f"{name}_num_kept"] = float(soups["num_kept"][:, number].mean())
+        selected = float(soups["num_selected"][:, number].mean())
+        scalars[f"{name}_ensemble_num_members"] = selected
+    scalars["top_k"] = float(soups["top_k"].mean())
+    for number, name in enumerate(("learned", "learned_layer")):
+        scalars[f"{name}_scale"] = float(soups["scales"][:, number].mean())
+    return scalars
+
+
 def make_claims(config, done) -> list[dict]:
     """The papers' statements, one value per seed."""
-    soups = done["soups"]
+    return [*soup_claims(config, done["soups"]), *trajectory_claims(done)]
+
+
+def soup_claims(config, soups) -> list[dict]:
+    """Those of the paper of soups."""
 
     def about(name, values, expected, *, side=">", bound=0.0, certainty="read"):
         return claim(
@@ -92,7 +108,7 @@ def make_claims(config, done) -> list[dict]:
             paper=SOUPS,
             source="table of recipes, CLIP ViT-B/32 on ImageNet and five shifted sets",
             certainty=certainty,
-            scale="toy",
+            scale=config.scale,
             expected=expected,
             values_by_seed=values,
             side=side,
@@ -100,14 +116,14 @@ def make_claims(config, done) -> list[dict]:
         )
 
     def points(name, what, way, other, expected, *, test, **others):
-        values = minus(config, soups, way, other, test=test)
+        values = minus(soups, way, other, test=test)
         place = "in" if test == "id" else "out of"
         text = f"{name}: accuracy {place} distribution, {what} (points)"
         return about(text, values, expected, **others)
 
     kept = soups["num_kept"][:, 0] / config.num_members
-    share = share_of_gain(config, soups)
-    claims = [
+    share = share_of_gain(soups)
+    return [
         points(
             "a",
             "greedy soup minus best single model",
@@ -184,6 +200,11 @@ def make_claims(config, done) -> list[dict]:
             certainty="recalled",
         ),
     ]
+
+
+def trajectory_claims(done) -> list[dict]:
+    """Those of the papers of averages along a run."""
+    claims = []
     for name, paper, text, values, side in (
         (
             "swa.a",
@@ -225,12 +246,12 @@ def make_claims(config, done) -> list[dict]:
 def make_checks(config, done) -> list[dict]:
     """Our own bounds, from pilots on scikit-learn's digits."""
     soups = done["soups"]
-    known = minus(config, soups, "uniform", "individual")
-    other = minus(config, soups, "uniform", "individual", test="ood")
-    greedy = minus(config, soups, "greedy", "best", test="validation")
+    known = minus(soups, "uniform", "individual")
+    other = minus(soups, "uniform", "individual", test="ood")
+    greedy = minus(soups, "greedy", "best", test="validation")
     last = along(done, "last")
     nll = {k: along(done, k, score="nll").mean() for k in ("last", "swa", "swag")}
-    frozen = sum(int((part["frozen_steps"] >= 0).sum()) for part in done.values())
+    frozen = num_frozen(done)
     words = "accuracy, smallest of all seeds (points)"
     return [
         check_at_least(
@@ -281,12 +302,12 @@ def describe(config, done) -> str:
     soups = done["soups"]
 
     def shown(way):
-        known = of_way(config, soups, way).mean()
-        return f"{known:.1f} / {of_way(config, soups, way, test='ood').mean():.1f} %"
+        known = of_way(soups, way).mean()
+        return f"{known:.1f} / {of_way(soups, way, test='ood').mean():.1f} %"
 
     names = {"individual": "mean fine-tune"} | ways.WAYS
     listed = "; ".join(f"{name} {shown(way)}" for way, name in names.items())
-    kept, gain = soups["num_kept"], minus(config, soups, "greedy", "best")
+    kept, gain = soups["num_kept"], minus(soups, "greedy", "best")
     severities = ", ".join(f"{k} {v:g}" for k, v in config.shifts.items())
     return (
         f"{config.num_seeds} seeds. Of each, one MLP is trained on"
@@ -303,7 +324,8 @@ def describe(config, done) -> str:
         f" takes {soups['top_k'].mean():.1f}. A soup costs one model at inference, the"
         f" output ensemble of all {config.num_members}. Greedy soup minus best single"
         f" model in distribution: {interval_text(gain, form='+.2f')} points. Averages"
-        f" along {config.trajectory.num_runs} runs with constant learning rate on scikit-learn's digits, accuracy / NLL: "
+        f" along {config.trajectory.num_runs} runs with constant learning rate on"
+        " scikit-learn's digits, accuracy / NLL: "
         + "; ".join(
             f"{name} {along(done, kind).mean():.1f} % /"
             f" {along(done, kind, score='nll').mean():.3f}"

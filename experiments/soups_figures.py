@@ -6,7 +6,6 @@ from ensjax.experiment.claims import interval_text, mean_and_interval
 from ensjax.experiment.fields import load_beside
 from ensjax.plot.style import GREY, MARKERS, PALE, PALETTE, finish, new_figure
 
-training = load_beside(__file__, "soups_training")
 ways = load_beside(__file__, "soups_ways")
 trajectory = load_beside(__file__, "soups_trajectory")
 verdicts = load_beside(__file__, "soups_claims")
@@ -25,15 +24,15 @@ MARKED = {
 }
 
 
-def _scatter(config, done):
-    soups = done["soups"]
+def _scatter(config, soups):
+    del config
     fig = new_figure(5.2, width=9.4)
     axes = fig.subplots(1, 2)
     own = 100 * soups["members"][0, ways.SCORES.index("accuracy")]  # [member, dataset]
-    x, y = (verdicts.on(config, own, test) for test in PLACES)
+    x, y = (verdicts.on(soups, own, test) for test in PLACES)
     axes[0].scatter(x, y, s=16, color=PALETTE[5], alpha=0.6, label="fine-tunes")
     for way, (color, marker) in MARKED.items():
-        values = [verdicts.of_way(config, soups, way, test=t) for t in PLACES]
+        values = [verdicts.of_way(soups, way, test=t) for t in PLACES]
         style = dict(color=color, markersize=11 if marker == "*" else 8)
         axes[0].plot(values[0][0], values[1][0], marker=marker, ls="", **style)
         x, y = (mean_and_interval(v) for v in values)
@@ -62,8 +61,7 @@ def _scatter(config, done):
     return fig
 
 
-def _curves(config, done):
-    soups = done["soups"]
+def _curves(config, soups):
     fig = new_figure(4.6, width=9.4)
     axes = fig.subplots(1, 2)
     k = np.arange(1, config.num_members + 1)
@@ -76,11 +74,11 @@ def _curves(config, done):
                 ("greedy soup after k candidates", PALETTE[1]),
             )
         ):
-            values = verdicts.on(config, curves[:, number], test)  # [seed, k]
+            values = verdicts.on(soups, curves[:, number], test)  # [seed, k]
             mean, sd = values.mean(axis=0), values.std(axis=0)
             ax.plot(k, mean, color=color, label=label)
             ax.fill_between(k, mean - sd, mean + sd, color=color, alpha=0.15, lw=0)
-        best = verdicts.of_way(config, soups, "best", test=test).mean()
+        best = verdicts.of_way(soups, "best", test=test).mean()
         ax.axhline(best, color=GREY, linestyle=":", label="best single model")
         finish(
             ax,
@@ -94,15 +92,15 @@ def _curves(config, done):
     return fig
 
 
-def _ways(config, done):
-    soups = done["soups"]
+def _ways(config, soups):
+    del config
     fig = new_figure(5.2, width=9.4)
     axes = fig.subplots(1, 2, sharey=True)
     shown = [way for way in NAMES if way not in ("best", "pretrained")]
     y = np.arange(len(shown))
     for ax, (test, title) in zip(axes, PLACES.items()):
         for row, way in enumerate(shown):
-            values = verdicts.minus(config, soups, way, "best", test=test)
+            values = verdicts.minus(soups, way, "best", test=test)
             mean, low, high = mean_and_interval(values)
             color = PALETTE[2] if way in ways.ENSEMBLES else PALETTE[0]
             color = GREY if way == "individual" else color
@@ -121,8 +119,7 @@ def _ways(config, done):
     return fig
 
 
-def _shares(config, done):
-    soups = done["soups"]
+def _shares(config, soups):
     fig = new_figure(4.4, width=9.4)
     left, right = fig.subplots(1, 2)
     members = config.num_members
@@ -152,7 +149,7 @@ def _shares(config, done):
     return fig
 
 
-def _along(config, done):
+def _along(done):
     fig = new_figure(3.8, width=9.4)
     axes = fig.subplots(1, 2, sharey=True)
     kinds = list(trajectory.KINDS)
@@ -194,23 +191,28 @@ FIGURES = {
         "Coefficients of the learned soups; vertical lines are one sd over seeds.",
         _shares,
     ),
-    "along": (
-        "Averages along one run with a constant learning rate: mean, 95 % interval and"
-        " every run. Axes do not start at 0.",
-        _along,
-    ),
 }
+
+
+def add_soup_figures(run_dir, config, soups):
+    """Draws the first part."""
+    for name, (caption, draw) in FIGURES.items():
+        run_dir.add_figure(name, draw(config, soups), caption)
 
 
 def add_figures(run_dir, config, done):
     """Draws everything that the report shows."""
-    for name, (caption, draw) in FIGURES.items():
-        run_dir.add_figure(name, draw(config, done), caption)
+    add_soup_figures(run_dir, config, done["soups"])
+    run_dir.add_figure(
+        "along",
+        _along(done),
+        "Averages along one run with a constant learning rate: mean, 95 % interval and"
+        " every run. Axes do not start at 0.",
+    )
 
 
-def add_tables(run_dir, config, done):
-    """All ways by accuracy, NLL and cost; by shift; and averages along a run."""
-    soups = done["soups"]
+def add_soup_tables(run_dir, config, soups):
+    """All ways by accuracy, NLL and cost, and on every test set."""
     models = {
         "ensemble": config.num_members,
         "greedy_ensemble": soups["num_selected"][:, 0].mean(),
@@ -218,7 +220,7 @@ def add_tables(run_dir, config, done):
     }
 
     def text(way, **where):
-        values = verdicts.of_way(config, soups, way, **where)
+        values = verdicts.of_way(soups, way, **where)
         return interval_text(values, form=".3f" if "score" in where else ".2f")
 
     run_dir.add_table(
@@ -240,22 +242,24 @@ def add_tables(run_dir, config, done):
         ],
         "Means over seeds with 95 % intervals; the choice was made on validation rows.",
     )
-    tests = training.test_names(config)
+    tests = verdicts.tests_of(soups)
     run_dir.add_table(
         "shifts",
         ("way", *tests),
         [
             (
                 name,
-                *(
-                    verdicts.of_way(config, soups, way, test=test).mean()
-                    for test in tests
-                ),
+                *(verdicts.of_way(soups, way, test=test).mean() for test in tests),
             )
             for way, name in NAMES.items()
         ],
         "Accuracy on every test set (%), mean over seeds.",
     )
+
+
+def add_tables(run_dir, config, done):
+    """The tables of both parts."""
+    add_soup_tables(run_dir, config, done["soups"])
     rows = [
         (
             name,

@@ -149,13 +149,8 @@ def _load_other():
     return np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))), y
 
 
-def test_names(config) -> list[str]:
-    """Of the test sets: "id" first, then those out of distribution."""
-    return ["id", *config.shifts, OTHER]
-
-
 def held_out(config, digits: Digits, seed: int) -> dict[str, Any]:
-    """`{name: (images, labels)}` of "validation" and all test sets of one seed.
+    """`{name: (images, labels)}` of one seed: "validation", then the tests, "id" first.
 
     Noise comes last, after a shift.
     """

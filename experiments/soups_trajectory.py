@@ -1,7 +1,7 @@
 """Averages along one training run, for `soups.py`: EMA, SWA, LAWA and SWAG.
 
 All runs are one stack, and all averages are kept in the same program as the training.
-Images of scikit-learn's digits get new noise at every step; test images have theirs.
+Images of scikit-learn's digits get new noise at every step; the test's have one draw.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import ensjax
-from ensjax import data, nn, scores, weight_space
+from ensjax import data, nn, weight_space
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
 
@@ -110,8 +110,7 @@ def measure(config, run_dir) -> dict[str, np.ndarray]:
     """Trains all runs and tests every kind of average.
 
     Returns:
-        `values` `[score, run, kind]`, on test images whose noise each run draws anew,
-        and `frozen_steps` `[run]`.
+        `values` `[score, run, kind]` and `frozen_steps` `[run]`.
     """
     own, runs = config.trajectory, config.trajectory.num_runs
     train, test = load_rows(config)
@@ -152,10 +151,10 @@ def measure(config, run_dir) -> dict[str, np.ndarray]:
             num_samples=own.num_samples,
             seed=config.seed,
         )
-    noisy = [_noisy_test(config, test[0], run) for run in range(runs)]
-    values = [score(config, ensembles[name], noisy, test[1]) for name in KINDS]
+    images = data.gaussian_noise(test[0], own.noise, tasks.key_of(config, 0, 1))
+    values = score(config, [ensembles[name] for name in KINDS], images, test[1])
     return {
-        "values": np.stack(values, axis=-1),
+        "values": values,
         "frozen_steps": np.asarray(log.frozen_steps),
     }
 
@@ -172,28 +171,27 @@ def checkpoints(ensemble, states):
     return dataclasses.replace(stack, state=stack.state | {"params": params})
 
 
-def score(config, ensemble, noisy, labels) -> np.ndarray:
-    """Accuracy and NLL `[score, run]` of the mean probabilities of each run's members.
+def score(config, ensembles, images, labels) -> np.ndarray:
+    """Accuracy and NLL of the mean probabilities of each run, `[score, run, kind]`.
 
     Args:
-        ensemble: as many members for each run, those of the first run first.
-        noisy: test images of each run.
+        ensembles: of each kind, which has as many members for every run, those of the
+            first run first.
+        images: of the test, with noise.
         labels: `[row]`.
     """
-    count = ensemble.num_members // len(noisy)
-    found = []
-    for run, images in enumerate(noisy):
-        own = ensemble.select(np.arange(run * count, (run + 1) * count))
-        logits = ensjax.predict(own, images, batch_size=config.predict_batch_size)
-        log_probs = ensjax.predictive_log_probs(ensjax.mesh.fetch(logits))
-        accuracy = tasks.is_right(np.asarray(log_probs), labels).mean()
-        found.append((accuracy, float(scores.nll(log_probs, labels))))
-    return np.array(found).T
-
-
-def _noisy_test(config, images, run):
-    key = tasks.key_of(config, run, 1)
-    return data.gaussian_noise(images, config.trajectory.noise, key)
+    runs, found = config.trajectory.num_runs, []
+    stack = functools.reduce(lambda a, b: a.concatenate(b), ensembles)
+    logits = ensjax.predict(stack, images, batch_size=config.predict_batch_size)
+    log_probs = np.asarray(jax.nn.log_softmax(ensjax.mesh.fetch(logits)), np.float64)
+    ends = np.cumsum([ensemble.num_members for ensemble in ensembles])[:-1]
+    for own in np.split(log_probs, ends):
+        own = own.reshape(runs, -1, *own.shape[1:])  # [run, member, row, class]
+        mean = np.exp(own).mean(axis=1)
+        of_label = mean[:, np.arange(len(labels)), labels]
+        accuracy = tasks.is_right(mean, labels).mean(axis=-1)
+        found.append((accuracy, -np.log(of_label).mean(axis=-1)))
+    return np.moveaxis(np.array(found), 0, -1)
 
 
 def _make_model(hidden, rngs):

@@ -5,9 +5,9 @@ all rows are evaluated on all test sets in one program, as soups of weights and 
 ensembles of outputs.
 """
 
+import functools
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ensjax import combine, weight_space
 from ensjax.experiment.fields import check_numbers
 from ensjax.predictions import Predictions
 
-# How each way is called, whose coefficients it has, and in which space it lives.
+# How each way is called; those in ENSEMBLES combine outputs, the others weights.
 WAYS = {
     "pretrained": "pre-trained model",
     "best": "best single model",
@@ -121,7 +121,9 @@ def coefficients(chosen: Chosen) -> dict[str, np.ndarray]:
     }
 
 
-def evaluate(config, base, tuned, chosen, datasets) -> dict[str, np.ndarray]:
+def evaluate(
+    config, base, tuned, chosen, datasets, *, scores=None
+) -> dict[str, np.ndarray]:
     """All rows of coefficients on "validation" and all test sets, and what was chosen.
 
     Args:
@@ -129,47 +131,36 @@ def evaluate(config, base, tuned, chosen, datasets) -> dict[str, np.ndarray]:
         base: an ensemble of the one pre-trained model.
         tuned: its M fine-tunes.
         chosen: from `choose`.
-        datasets: `{name: (inputs, labels)}`, "validation" among them.
+        datasets: `{name: (inputs, labels)}`: "validation", the test in distribution,
+            then the others.
+        scores: `{name: {score: function}}` of data sets that are scored apart, each in
+            a program of its own, the scores being `SCORES`. By default all are one.
 
     Returns:
-        `ways` `[score, way, dataset]`; `members` `[score, member, dataset]`; `curves`
-        `[score, curve, k, dataset]`, of the mean weights and the mean outputs of the k
-        best by validation, and of the greedy soup after k candidates; `top_k`, the k
-        of the best of the first on validation; `num_kept` `[2]`, members of the greedy
-        soups; `num_selected` `[2]`, of the greedy ensembles; `greedy_order`,
-        `greedy_kept`, `shares`, `layer_shares` `[layer, member]`, `layers`, `scales`.
+        `datasets`, their names; `ways` `[score, way, dataset]`; `members` `[score,
+        member, dataset]`; `curves` `[score, curve, k, dataset]`: of the mean weights
+        and the mean outputs of the k best by validation, and of the greedy soup after k
+        candidates; `top_k`, the k of the best of the first on validation; `num_kept`
+        `[2]`, members of the greedy soups; `num_selected` `[2]`, of the greedy
+        ensembles; `greedy_order`, `greedy_kept`, `shares`, `layer_shares` `[layer,
+        member]`, `layers`, `scales`.
     """
     rows = coefficients(chosen)
     names = [name for name, own in rows.items() for _ in own]
     matrix = np.concatenate(list(rows.values()))
     matrix = np.pad(matrix, ((1, 0), (1, 0)))
     matrix[0, 0] = 1  # the pre-trained model comes first
-    swept = weight_space.sweep(
-        base.concatenate(tuned),
-        matrix,
-        {"all": _joined(datasets)},
-        scores=SCORES,
+    options = dict(
         output_space=("predictive",),
         per_leaf=_by_leaf(tuned, chosen.learned_layer, matrix, names),
-        per_row=True,
         batch_size=config.predict_batch_size,
     )
-    ends = np.cumsum([len(labels) for _, labels in datasets.values()])[:-1]
-
-    def means(space):
-        """`[score, row, dataset]`."""
-        found = []
-        for score in SCORES:
-            of_rows = np.split(swept.rows[space]["all"][score], ends, axis=1)
-            found.append(np.stack([x.mean(axis=1) for x in of_rows], axis=-1))
-        return np.stack(found)
-
-    soups, outputs = means("weights"), means("predictive")
+    swept = _together if scores is None else functools.partial(_apart, scores=scores)
+    soups, outputs = swept(base.concatenate(tuned), matrix, datasets, options)
     places = np.array(["pretrained", *names])
     top = np.flatnonzero(places == "top")
-    validation = list(datasets).index("validation")
     accuracy = SCORES.index("accuracy")
-    top_k = 1 + int(soups[accuracy, top, validation].argmax())
+    top_k = 1 + int(soups[accuracy, top, 0].argmax())
     path = np.flatnonzero(places == "greedy_path")
     where = {
         "best": top[0],
@@ -184,6 +175,7 @@ def evaluate(config, base, tuned, chosen, datasets) -> dict[str, np.ndarray]:
         ways.append((outputs if way in ENSEMBLES else soups)[:, own])
     greedy, layered = chosen.greedy, chosen.learned_layer
     return {
+        "datasets": np.array(list(datasets)),
         "ways": np.stack(ways, axis=1),
         "members": soups[:, places == "members"],
         "curves": np.stack([soups[:, top], outputs[:, top], soups[:, path]], axis=1),
@@ -201,12 +193,41 @@ def evaluate(config, base, tuned, chosen, datasets) -> dict[str, np.ndarray]:
     }
 
 
-def _joined(datasets: Mapping[str, Any]):
-    """One data set of all, which compiles faster than several."""
+def _together(stack, matrix, datasets, options):
+    """Soups' and ensembles' scores `[score, row, dataset]`; one data set of all."""
+    # Which compiles faster than several.
     inputs, labels = zip(*datasets.values(), strict=True)
-    return tuple(
-        np.concatenate([np.asarray(x) for x in part]) for part in (inputs, labels)
+    everything = np.concatenate(inputs), np.concatenate(labels)
+    swept = weight_space.sweep(
+        stack, matrix, {"all": everything}, scores=SCORES, per_row=True, **options
     )
+    ends = np.cumsum([len(own) for own in labels])[:-1]
+
+    def means(values):
+        parts = np.split(np.stack([values[score] for score in SCORES]), ends, axis=2)
+        return np.stack([part.mean(axis=2) for part in parts], axis=-1)
+
+    return [means(swept.rows[space]["all"]) for space in ("weights", "predictive")]
+
+
+def _apart(stack, matrix, datasets, options, *, scores):
+    """The same of data sets whose scores differ, one after the other."""
+    found = [
+        weight_space.sweep(
+            stack, matrix, {name: own}, scores=scores[name], **options
+        ).values
+        for name, own in datasets.items()
+    ]
+    return [
+        np.stack(
+            [
+                np.stack([values[space][name][score] for score in SCORES])
+                for name, values in zip(datasets, found, strict=True)
+            ],
+            axis=-1,
+        )
+        for space in ("weights", "predictive")
+    ]
 
 
 def _by_leaf(tuned, layered, matrix, names):
