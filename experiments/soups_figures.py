@@ -4,7 +4,7 @@ import numpy as np
 
 from ensjax.experiment.claims import interval_text, mean_and_interval
 from ensjax.experiment.fields import load_beside
-from ensjax.plot.style import GREY, MARKERS, PALE, PALETTE, finish, new_figure
+from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
 
 ways = load_beside(__file__, "soups_ways")
 trajectory = load_beside(__file__, "soups_trajectory")
@@ -66,6 +66,7 @@ def _curves(config, soups):
     axes = fig.subplots(1, 2)
     k = np.arange(1, config.num_members + 1)
     curves = 100 * soups["curves"][:, ways.SCORES.index("accuracy")]
+    curves = curves - curves[:, :1, :1]  # the best single model of the same seed
     for ax, (test, title) in zip(axes, PLACES.items()):
         for number, (label, color) in enumerate(
             (
@@ -78,13 +79,12 @@ def _curves(config, soups):
             mean, sd = values.mean(axis=0), values.std(axis=0)
             ax.plot(k, mean, color=color, label=label)
             ax.fill_between(k, mean - sd, mean + sd, color=color, alpha=0.15, lw=0)
-        best = verdicts.of_way(soups, "best", test=test).mean()
-        ax.axhline(best, color=GREY, linestyle=":", label="best single model")
+        ax.axhline(0, color=GREY, linestyle=":", label="best single model")
         finish(
             ax,
             x="k, fine-tunes in the order of their validation accuracy",
-            y="test accuracy (%)" if ax is axes[0] else "",
-            title=title,
+            y="minus the best single model's (points)" if ax is axes[0] else "",
+            title=f"accuracy {title}",
             starts_at_zero=False,
         )
     handles, labels = axes[0].get_legend_handles_labels()
@@ -111,7 +111,7 @@ def _ways(config, soups):
         ax.set_ylim(len(shown) - 0.4, -0.6)
         finish(
             ax,
-            x="accuracy minus that of the best single model (points)",
+            x="accuracy minus the best single model's (points)",
             y="",
             title=title,
             starts_at_zero=False,
@@ -128,7 +128,7 @@ def _shares(config, soups):
     shares = np.take_along_axis(soups["shares"], order, axis=1)
     mean, sd = shares.mean(axis=0), shares.std(axis=0)
     left.bar(ranks, mean, color=PALETTE[0], width=0.9, label="learned, one a model")
-    left.vlines(ranks, mean - sd, mean + sd, color=PALE, lw=1)
+    left.vlines(ranks, mean - sd, mean + sd, color="black", lw=0.8)
     for number, color, marker in zip(
         range(soups["layer_shares"].shape[1]), PALETTE[1:], MARKERS
     ):
@@ -177,8 +177,8 @@ FIGURES = {
     ),
     "curves": (
         "Fine-tunes are added in the order of their validation accuracy: the mean of"
-        " the k best weights, of their outputs, and the greedy soup. Mean and sd over"
-        " seeds.",
+        " the k best weights, of their outputs, and the greedy soup, each against the"
+        " best single model of the same seed. Mean and sd over seeds.",
         _curves,
     ),
     "ways": (
