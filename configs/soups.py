@@ -113,7 +113,7 @@ def _paper():
             remat=True,
         )
     )
-    # Of 1,255,547 images (ImageNet without 2 % for validation), rounded to calls.
+    # Steps of an epoch of ImageNet without the 2 % that are validation/.
     config.batch_size, config.steps_per_epoch = 512, 2_452
     config.warmup_steps, config.clip_norm = 500, 1.0
     config.learned = ml_collections.ConfigDict(
