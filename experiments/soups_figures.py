@@ -111,7 +111,7 @@ def _ways(config, soups):
         ax.set_ylim(len(shown) - 0.4, -0.6)
         finish(
             ax,
-            x="accuracy minus the best single model's (points)",
+            x="points above the best single model",
             y="",
             title=title,
             starts_at_zero=False,
