@@ -102,7 +102,9 @@ from ensjax.data.shifts import (
     SHIFTS,
     Shift,
     apply_shift,
+    gaussian_blur,
     gaussian_noise,
+    lower_contrast,
     rotate,
 )
 from ensjax.data.splits import (
@@ -162,9 +164,11 @@ __all__ = [
     "find_dataset",
     "fit_in_splits",
     "fit_masked_stages",
+    "gaussian_blur",
     "gaussian_noise",
     "k_folds",
     "leave_one_group_out",
+    "lower_contrast",
     "make_folds",
     "mnist5k",
     "mnist_centers",

@@ -1,4 +1,4 @@
-"""Test images made harder in a known way: rotation and noise, by severity.
+"""Test images made harder in a known way: rotation, noise, blur, contrast, by severity.
 
 Nothing here is random beyond the key that is given, so a shifted test set is a function
 of its arguments. Rotation is JAX code, the same that `random_rotation` trains with.
@@ -81,6 +81,71 @@ def gaussian_noise(
     return jnp.clip(noisy, min=value_range[0], max=value_range[1])
 
 
+def gaussian_blur(images: np.ndarray | jax.Array, sigma: float) -> jax.Array:
+    """All images blurred by a Gaussian that is cut off at 4 `sigma`.
+
+    Outside the image everything is 0 (scipy's `gaussian_filter(mode="constant")`).
+
+    Args:
+        images: floating, `[batch, height, width, channel]`.
+        sigma: standard deviation in pixels; 0 is the identity.
+
+    Returns:
+        The same shape.
+
+    Raises:
+        ValueError: if `images` is not 4-dimensional, or `sigma` is negative.
+    """
+    _check_images(images)
+    if sigma < 0:
+        raise ValueError(f"sigma must not be negative; got {sigma}.")
+    images = jnp.asarray(images)
+    if sigma == 0:
+        return images
+    down, right = (
+        jnp.asarray(_blur_weights(size, sigma), images.dtype)
+        for size in images.shape[1:3]
+    )
+    return jnp.einsum(
+        "ih,bhwc,jw->bijc", down, images, right, precision="highest", optimize=True
+    )
+
+
+def _blur_weights(size, sigma):
+    """`[out, in]` of one axis."""
+    reach = int(4 * sigma + 0.5)
+    distance = np.arange(-reach, reach + 1)
+    total = np.exp(-0.5 * (distance / sigma) ** 2).sum()
+    between = np.abs(np.arange(size)[:, None] - np.arange(size)[None])
+    weights = np.exp(-0.5 * (between / sigma) ** 2) / total
+    return np.where(between <= reach, weights, 0.0)
+
+
+def lower_contrast(images: np.ndarray | jax.Array, strength: float) -> jax.Array:
+    """All images moved towards the mean of each of their channels.
+
+        (1 - strength) image + strength mean
+
+    Args:
+        images: floating, `[batch, height, width, channel]`.
+        strength: from 0, the identity, to 1, at which nothing is left to see.
+
+    Returns:
+        The same shape.
+
+    Raises:
+        ValueError: if `images` is not 4-dimensional, or `strength` is not in [0, 1].
+
+    Source: Hendrycks and Dietterich 2019, arXiv:1903.12261 ("contrast").
+    """
+    _check_images(images)
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1]; got {strength}.")
+    images = jnp.asarray(images)
+    mean = jnp.mean(images, axis=(1, 2), keepdims=True)
+    return images + strength * (mean - images)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shift:
     """A family of shifts of growing severity.
@@ -106,6 +171,16 @@ SHIFTS: dict[str, Shift] = {
         apply=gaussian_noise,
         severities=(0.0, 0.1, 0.2, 0.3, 0.5),
         unit="standard deviation, of pixels in [0, 1]",
+    ),
+    "blur": Shift(
+        apply=lambda images, severity, key: gaussian_blur(images, severity),
+        severities=(0.0, 0.5, 1.0, 1.5, 2.0),
+        unit="standard deviation, in pixels",
+    ),
+    "contrast": Shift(
+        apply=lambda images, severity, key: lower_contrast(images, severity),
+        severities=(0.0, 0.2, 0.4, 0.6, 0.8),
+        unit="share of the way to the image's mean",
     ),
 }
 

@@ -202,13 +202,15 @@ class SWAG:
 
     def init(self, params: Any) -> dict[str, Any]:
         """The state before the first step."""
-        return {
+        state = {
             "step": jnp.int32(0),
             "count": jnp.int32(0),
             "mean": _zeros(params),
             "variance": _zeros(params),
-            "ring": _ring(params, self.num_columns),
         }
+        if self.num_columns:  # Orbax saves no array without entries.
+            state["ring"] = _ring(params, self.num_columns)
+        return state
 
     def update(self, state: dict[str, Any], params: Any) -> dict[str, Any]:
         """The state after a step that gave `params`."""
@@ -225,17 +227,11 @@ class SWAG:
             mean,
             params,
         )
-        ring = state["ring"]
+        new = {"step": step, "count": count, "mean": mean, "variance": variance}
         if self.num_columns:
             deviation = _combine(lambda m, x: x - m, mean, params)
-            ring = _put(ring, deviation, state["count"], counts)
-        return {
-            "step": step,
-            "count": count,
-            "mean": mean,
-            "variance": variance,
-            "ring": ring,
-        }
+            new["ring"] = _put(state["ring"], deviation, state["count"], counts)
+        return new
 
     def mean(self, state: dict[str, Any]) -> Any:
         """The mean, in float32; NaN if no step has counted."""
@@ -260,19 +256,17 @@ class SWAG:
         columns = jnp.where(held > 1, z / jnp.sqrt(jnp.maximum(held - 1, 1)), 0.0)
         names = iter(range(len(jax.tree.leaves(state["mean"]))))
 
-        def draw(mean, variance, ring):
+        def draw(mean, variance, *ring):
             own = jax.random.fold_in(z_key, next(names))
             noise = jnp.sqrt(jnp.maximum(variance, 1e-30)) * jax.random.normal(
                 own, mean.shape
             )
-            if self.num_columns:
-                noise = noise + jnp.tensordot(columns, ring, axes=1)
+            for rows in ring:
+                noise = noise + jnp.tensordot(columns, rows, axes=1)
             return mean + root * noise
 
-        trees = state["mean"], state["variance"], state["ring"]
-        drawn = jax.tree.map(
-            lambda m, v, r: draw(m, v, r) if is_mixed(m) else m, *trees
-        )
+        trees = [state[name] for name in ("mean", "variance", "ring") if name in state]
+        drawn = jax.tree.map(lambda m, *x: draw(m, *x) if is_mixed(m) else m, *trees)
         return _known(state["count"], drawn)
 
 

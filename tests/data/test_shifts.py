@@ -1,4 +1,4 @@
-"""Shifted test sets: known values of rotation and noise."""
+"""Shifted test sets: known values of rotation, noise, blur and contrast."""
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,25 @@ def test_noise_of_an_image_does_not_depend_on_the_others():
     assert not np.array_equal(whole[0] - IMAGES[0], whole[1] - IMAGES[1])
 
 
+@pytest.mark.parametrize("sigma", [0.5, 1.3])
+@pytest.mark.parametrize("width", [5, 8])
+def test_blur_equals_scipy(sigma, width):
+    images = IMAGES[:, :, :width]
+    sigmas = (0, sigma, sigma, 0)
+    expected = ndimage.gaussian_filter(images, sigmas, mode="constant", truncate=4.0)
+    came = shifts.gaussian_blur(images, sigma)
+    np.testing.assert_allclose(came, expected, atol=1e-6)
+
+
+def test_contrast_keeps_means_and_shrinks_what_is_around_them():
+    came = np.asarray(shifts.lower_contrast(IMAGES, 0.6))
+    means = [x.mean(axis=(1, 2), keepdims=True) for x in (IMAGES, came)]
+    np.testing.assert_allclose(means[1], means[0], atol=1e-6)
+    np.testing.assert_allclose(came - means[1], 0.4 * (IMAGES - means[0]), atol=1e-6)
+    flat = np.asarray(shifts.lower_contrast(IMAGES, 1.0))
+    np.testing.assert_allclose(flat, np.broadcast_to(means[0], flat.shape), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", sorted(shifts.SHIFTS))
 def test_severity_zero_changes_nothing_and_severities_grow(name):
     severities = shifts.SHIFTS[name].severities
@@ -75,11 +94,15 @@ def test_severity_zero_changes_nothing_and_severities_grow(name):
 
 
 def test_bad_arguments_say_what_was_expected():
-    with pytest.raises(ValueError, match="'blur'; known: noise, rotation"):
-        shifts.apply_shift(IMAGES, "blur", 1.0, KEY)
+    with pytest.raises(ValueError, match="'fog'; known: blur, contrast, noise, rota"):
+        shifts.apply_shift(IMAGES, "fog", 1.0, KEY)
     with pytest.raises(ValueError, match=r"\[batch, height.*\(8, 8, 2\)"):
         shifts.rotate(IMAGES[0], 10.0)
     with pytest.raises(ValueError, match="sigma must not be negative; got -1"):
         shifts.gaussian_noise(IMAGES, -1.0, KEY)
+    with pytest.raises(ValueError, match="sigma must not be negative; got -1"):
+        shifts.gaussian_blur(IMAGES, -1.0)
+    with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\]; got 1.5"):
+        shifts.lower_contrast(IMAGES, 1.5)
     with pytest.raises(TypeError, match="floating; got uint8"):
         shifts.rotate(IMAGES.astype(np.uint8), 10.0)

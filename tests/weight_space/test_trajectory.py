@@ -15,6 +15,7 @@ AVERAGES = {
     "swa": SWA(start_step=4, every_steps=3),
     "lawa": LAWA(num_checkpoints=3, every_steps=2),
     "swag": SWAG(start_step=2, num_columns=4),
+    "diagonal": SWAG(start_step=2, num_columns=0),
 }
 STEPS, RATE = 12, 0.1
 X = np.linspace(-1, 1, 8, dtype=np.float32)
@@ -95,15 +96,17 @@ def test_averages_are_those_of_the_weights_of_every_step(trained):
             "swa": w[[6, 9]].mean(axis=0),  # after steps 7 and 10
             "lawa": w[[7, 9, 11]].mean(axis=0),
             "swag": w[2:].mean(axis=0),
+            "diagonal": w[2:].mean(axis=0),
         }
         for name, average in AVERAGES.items():
             got = flat(averaged(ensemble, average, log.averages[name]).params)[member]
             np.testing.assert_allclose(got, expected[name], atol=2e-6)
 
 
-def test_draws_have_the_mean_and_covariance_of_the_gaussian(trained):
+@pytest.mark.parametrize("name", ["swag", "diagonal"])
+def test_draws_have_the_mean_and_covariance_of_the_gaussian(trained, name):
     ensemble, log = trained
-    swag, states = AVERAGES["swag"], log.averages["swag"]
+    swag, states = AVERAGES[name], log.averages[name]
     draws = swag_members(ensemble, swag, states, num_samples=4000, seed=3, scale=0.5)
     draws = flat(draws.params).astype(float).reshape(3, 4000, 3)
     for member in range(3):
@@ -112,7 +115,8 @@ def test_draws_have_the_mean_and_covariance_of_the_gaussian(trained):
         so_far = np.cumsum(w, axis=0) / np.arange(1, len(w) + 1)[:, None]
         columns = (w - so_far)[-4:]
         variance = np.maximum((w**2).mean(axis=0) - mean**2, 1e-30)
-        covariance = 0.5 * (np.diag(variance) + columns.T @ columns / 3)
+        shared = columns.T @ columns / 3 if name == "swag" else 0.0
+        covariance = 0.5 * (np.diag(variance) + shared)
         spread = np.sqrt(np.diag(covariance))
         error = np.abs(draws[member].mean(axis=0) - mean)
         assert (error <= 4 * spread / np.sqrt(4000) + 1e-6).all()
