@@ -1,7 +1,13 @@
 """Flax NNX architectures that are used as members."""
 
+from ensjax.nn.bert import (
+    BERT,
+)
 from ensjax.nn.cnn import (
     CNN,
+)
+from ensjax.nn.llama import (
+    Llama,
 )
 from ensjax.nn.mlp import (
     MLP,
@@ -18,12 +24,20 @@ from ensjax.nn.resnet import (
     WideResNet,
     wide_resnet,
 )
+from ensjax.nn.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+)
 from ensjax.nn.vit import (
     ViT,
 )
 
 __all__ = [
+    "BERT",
     "CNN",
+    "LinearScaling",
+    "Llama",
+    "Llama3Scaling",
     "MLP",
     "NearestNeighbors",
     "Recurrent",
