@@ -3,8 +3,17 @@
 from ensjax.nn.bert import (
     BERT,
 )
+from ensjax.nn.clip import (
+    CLIP,
+    ClipClassifier,
+    clip_image_tower,
+    zero_shot_head,
+)
 from ensjax.nn.cnn import (
     CNN,
+)
+from ensjax.nn.imagenet_resnet import (
+    ImageNetResNet,
 )
 from ensjax.nn.llama import (
     Llama,
@@ -34,7 +43,10 @@ from ensjax.nn.vit import (
 
 __all__ = [
     "BERT",
+    "CLIP",
     "CNN",
+    "ClipClassifier",
+    "ImageNetResNet",
     "LinearScaling",
     "Llama",
     "Llama3Scaling",
@@ -44,6 +56,8 @@ __all__ = [
     "ResNet",
     "ViT",
     "WideResNet",
+    "clip_image_tower",
     "nearest_rows",
     "wide_resnet",
+    "zero_shot_head",
 ]
