@@ -271,7 +271,7 @@ def entry_draws(
     has kept.
 
     Args:
-        names: dotted names of the leaves.
+        names: dotted names of the leaves, or what `name_number` makes of them.
         taus: leaves `[member, ...]`.
         key: of all members.
         member_ids: integers `[member]`.
@@ -293,12 +293,12 @@ def entry_draws(
         )
 
     def draw(member_id, name, shape):
-        own = jax.random.fold_in(jax.random.fold_in(key, member_id), _number_of(name))
+        own = jax.random.fold_in(jax.random.fold_in(key, member_id), name_number(name))
         # Numbers in a row: those of more axes are the same, and slow to compile.
         return jax.random.uniform(own, (math.prod(shape),)).reshape(shape)
 
     def draw_at(member_id, name, upper, lower):
-        own = jax.random.fold_in(jax.random.fold_in(key, member_id), _number_of(name))
+        own = jax.random.fold_in(jax.random.fold_in(key, member_id), name_number(name))
         counts = jnp.concatenate([upper.reshape(-1), lower.reshape(-1)])
         bits = threefry_2x32(jax.random.key_data(own), counts).reshape(2, -1)
         bits = bits[0] ^ bits[1]
@@ -317,5 +317,6 @@ def entry_draws(
     ]
 
 
-def _number_of(name):
-    return np.uint32(zlib.crc32(name.encode()))
+def name_number(name: Any) -> Any:
+    """A number by which draws differ between leaves, uint32; of a number itself."""
+    return np.uint32(zlib.crc32(name.encode())) if isinstance(name, str) else name
