@@ -10,6 +10,7 @@ from ensjax.interop.kinds import KINDS
 from ensjax.interop.stacks import read_stacked, write_members, write_weights
 from ensjax.interop.tensor_types import TensorSpec, WeightsError
 from ensjax.interop.weight_folders import WeightFolder, open_weights
+from ensjax.interop.zero_shot import zero_shot_classifiers
 
 __all__ = [
     "KINDS",
@@ -22,4 +23,5 @@ __all__ = [
     "to_checkpoint",
     "write_members",
     "write_weights",
+    "zero_shot_classifiers",
 ]
