@@ -167,7 +167,8 @@ def to_checkpoint(
 
 
 def _label(name, source):
-    what = "a mapping" if isinstance(source, Mapping) else os.fspath(source)
+    is_path = isinstance(source, (str, os.PathLike))
+    what = os.fspath(source) if is_path else "a mapping"
     return f"{name} ({what})"
 
 

@@ -2,16 +2,21 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ensjax
 from ensjax import interop, weight_space
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 from safetensors.numpy import load_file  # noqa: E402
+
+# A program for eight devices takes longer to compile; test_checkpoints has those.
+ONE = ensjax.make_mesh(devices=jax.devices()[:1])
 
 
 def vit_config():
@@ -148,7 +153,7 @@ def saved(tmp_path_factory):
         folders = [place / f"seed{i}" for i in range(3)]
         for model, folder in zip(models(name), folders):
             model.save_pretrained(folder)
-        return folders, interop.from_checkpoints(folders)
+        return folders, interop.from_checkpoints(folders, mesh=ONE)
 
     return save
 
@@ -207,7 +212,7 @@ def test_a_soup_is_read_by_from_pretrained(name, saved, tmp_path):
 def test_state_dicts_are_taken_as_they_are(name):
     config = models(name)[0].config.to_dict()
     dicts = [model.state_dict() for model in models(name)[:1]]
-    ensemble = interop.from_checkpoints(dicts, config=config)
+    ensemble = interop.from_checkpoints(dicts, config=config, mesh=ONE)
     found = ours_of(name, ensemble)
     assert_close(found, theirs_of(name, models(name)[0]), rows=0)
 
@@ -216,7 +221,7 @@ def test_bfloat16_state_dicts_keep_their_bits():
     model = models("vit")[0]
     low = {name: x.bfloat16() for name, x in model.state_dict().items()}
     config = model.config.to_dict()
-    ensemble = interop.from_checkpoints([low], config=config)
+    ensemble = interop.from_checkpoints([low], config=config, mesh=ONE)
     back = interop.to_checkpoint(ensemble, like=low)
     assert list(back) == list(low)
     for name, values in low.items():
@@ -275,7 +280,7 @@ def test_torchvisions_names_need_no_configuration():
         model.train()(3 * pixels + 1)  # running statistics that are not the first
         model.eval()
         expected = model(pixels)
-    ensemble = interop.from_checkpoints([model.state_dict()] * 2)
+    ensemble = interop.from_checkpoints([model.state_dict()] * 2, mesh=ONE)
     found = ours_of("basic", ensemble)
     assert_close(found, {"out": expected}, rows=1)
     back = interop.to_checkpoint(ensemble[0], like=model.state_dict())
