@@ -68,9 +68,10 @@ def from_checkpoints(
             supported, members differ in architecture, or names, shapes or types do not
             fit; names the member and the field or tensor.
 
-    Example:
-        >>> ensemble = from_checkpoints(["seed0/", "seed1/", "seed2/"])
-        >>> logits = ensemble(images)  # [member, batch, class]
+    Example::
+
+        ensemble = from_checkpoints(["seed0/", "seed1/", "seed2/"])
+        logits = ensemble(images)  # [member, batch, class]
     """
     if isinstance(checkpoints, (str, os.PathLike, Mapping)) or not checkpoints:
         raise ValueError(
@@ -134,9 +135,10 @@ def to_checkpoint(
         ValueError: if there are several members, or the model or `like` is of no known
             kind or naming.
 
-    Example:
-        >>> tensors = to_checkpoint(soup.model, like="seed0/")
-        >>> write_weights("soup/", tensors, like="seed0/")  # for from_pretrained
+    Example::
+
+        tensors = to_checkpoint(soup.model, like="seed0/")
+        write_weights("soup/", tensors, like="seed0/")  # for from_pretrained
     """
     if isinstance(model, Ensemble):
         if len(model) != 1:
