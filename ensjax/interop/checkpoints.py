@@ -120,7 +120,8 @@ def to_checkpoint(
 
     Args:
         model: a member (`ensemble[3]`), or an ensemble of one (the model of a soup).
-        kind: one of `KINDS`; "auto" goes by the module's class.
+        kind: one of `KINDS`; "auto" is that of the folder `like`, else the first whose
+            module has the model's class.
         naming: one of the namings of the kind; by default that of `like`, else the
             first.
         like: the checkpoint that it comes from, a folder or a mapping: constants
@@ -152,7 +153,8 @@ def to_checkpoint(
             "to_checkpoint takes an nnx module or an ensemble of one; got"
             f" {type(model).__name__}."
         )
-    maps = kind_of(model, kind).maps(model)
+    stored = None if like is None else _config(like, None)
+    maps = kind_of(model, kind, stored).maps(model)
     leaves = _mapped(model)
     if naming is not None and naming not in maps:
         raise ValueError(f"naming is one of {', '.join(maps)}; got {naming!r}.")
@@ -176,7 +178,7 @@ def _label(name, source):
 
 def _config(source, given):
     """What is given, else `config.json` in a folder or beside a file."""
-    if given is not None or isinstance(source, Mapping):
+    if given is not None or not isinstance(source, (str, os.PathLike)):
         return given
     place = Path(source)
     return read_config(place if place.is_dir() else place.parent)

@@ -15,6 +15,8 @@ from flax import nnx
 
 import ensjax
 from ensjax import interop, nn, weight_space
+from ensjax.experiment import ConfigError
+from ensjax.experiment.configs import load_module
 
 
 def _beside(name):
@@ -87,6 +89,13 @@ def assert_same_tensors(actual, expected):
         assert actual[name].tobytes() == values.tobytes(), name
 
 
+def assert_same_leaves(actual, expected):
+    for a, e in zip(
+        jax.tree.leaves(actual.state), jax.tree.leaves(expected.state), strict=True
+    ):
+        np.testing.assert_array_equal(a, e)
+
+
 def test_vit_equals_its_equations():
     logits = ensemble_of("vit")(inputs("vit"))
     for row, tensors in zip(logits, checkpoints("vit"), strict=True):
@@ -113,7 +122,8 @@ def test_clip_equals_its_equations():
         assert_close(features["images"][i], image)
         assert_close(features["tokens"][i], text)
     model = ensemble_of("clip")[2]
-    logits = model.logits_per_image(inputs("clip")["images"], inputs("clip")["tokens"])
+    x = inputs("clip")
+    logits = nnx.jit(nn.CLIP.logits_per_image)(model, x["images"], x["tokens"])
     assert_close(logits, np.exp(tensors["logit_scale"]) * image @ text.T)
 
 
@@ -205,14 +215,14 @@ def test_folders_are_read_and_a_soup_is_written_beside_its_configuration(tmp_pat
         (folders[-1] / "config.json").write_text(json.dumps(published.VIT))
     ensemble = interop.from_checkpoints(folders, member_ids=(7, 1, 3), mesh=ONE)
     assert ensemble.member_ids.tolist() == [7, 1, 3]
-    x = inputs("vit")
-    np.testing.assert_array_equal(ensemble(x), ensemble_of("vit")(x))
+    assert_same_leaves(ensemble, ensemble_of("vit"))
     soup = weight_space.uniform_soup(ensemble).model
     written = interop.to_checkpoint(soup, like=folders[0])
     interop.write_weights(tmp_path / "soup", written, like=folders[0])
     file = tmp_path / "soup" / "model.safetensors"
     again = interop.from_checkpoints([file], mesh=ONE)
-    np.testing.assert_array_equal(again(x), soup(x))
+    assert again.graph == soup.graph
+    assert_same_leaves(again, soup)
 
 
 @pytest.mark.parametrize(
@@ -331,12 +341,7 @@ def test_namings_of_one_architecture_hold_the_same():
         named = interop.to_checkpoint(member, naming=naming)
         mixed = [named, checkpoints("vit")[1]]
         found = interop.from_checkpoints(mixed, config=published.VIT, mesh=ONE)
-        for leaf, expected in zip(
-            jax.tree.leaves(found.state),
-            jax.tree.leaves(ensemble_of("vit").state),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(leaf, expected[:2])
+        assert_same_leaves(found, ensemble_of("vit").select([0, 1]))
         again = interop.to_checkpoint(found[0], like=named)
         assert_same_tensors(again, named)
     theirs = checkpoints("vit")[0]
@@ -435,3 +440,49 @@ def test_what_cannot_be_written_is_refused():
         interop.to_checkpoint(ensemble[0], kind="clip")
     with pytest.raises(ValueError, match="like .*missing: classifier.bias"):
         interop.to_checkpoint(ensemble[0], like=without("classifier.bias"))
+
+
+def test_the_full_size_of_wise_ft_begins_with_a_checkpoint_of_clip(tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    full = load_module(root / "experiments" / "wise_ft_full.py", "experiment")
+    config = load_module(root / "configs" / "wise_ft.py", "config").get_config("paper")
+    config.folder = str(tmp_path)
+    for field, value in dict(
+        image_size=8,
+        patch_size=4,
+        width=8,
+        depth=2,
+        num_heads=2,
+        num_features=6,
+        num_classes=3,
+        dtype="float32",
+    ).items():
+        config.model[field] = value
+    # The MLP has four times the width there.
+    theirs = json.loads(json.dumps(published.CLIP))
+    theirs["vision_config"]["intermediate_size"] = 32
+    tensors = published.clip_tensors(0, theirs)
+    interop.write_weights(tmp_path / "zero_shot", tensors)
+    (tmp_path / "zero_shot" / "config.json").write_text(json.dumps(theirs))
+    tokens = TOKENS[:3, None]
+    np.save(tmp_path / "prompts.npy", tokens)
+    found = full.load_zero_shot(config)
+    made = functools.partial(full.ClipClassifier, config)
+    abstract = nnx.eval_shape(lambda: made(rngs=nnx.Rngs(params=0)))
+    assert found.graph.graphdef == nnx.graphdef(abstract)
+
+    pixels = np.random.default_rng(3).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    x = (pixels / 255 - full.MEAN) / full.SD
+    parts = theirs["vision_config"], theirs["text_config"]
+    image = numpy_models.clip_image_features(tensors, parts[0], x.transpose(0, 3, 1, 2))
+    text = numpy_models.clip_text_features(tensors, parts[1], tokens[:, 0])
+    image, text = numpy_models.unit(image), numpy_models.unit(text)
+    expected = np.exp(tensors["logit_scale"]) * image @ text.T
+    assert_close(found(jnp.asarray(pixels))[0], expected, 2e-5)
+
+    config.model.num_heads = 4
+    with pytest.raises(ConfigError, match="tower is not that of config.model"):
+        full.load_zero_shot(config)
+    np.save(tmp_path / "prompts.npy", tokens[:2])
+    with pytest.raises(ConfigError, match="prompts.npy describes 2 classes"):
+        full.load_zero_shot(config)

@@ -196,9 +196,8 @@ def test_files_come_back_bit_for_bit(name, saved, tmp_path):
 @EACH
 def test_a_soup_is_read_by_from_pretrained(name, saved, tmp_path):
     folders, ensemble = saved(name)
-    kind = "clip_vision_model" if name == "clip image" else "auto"
     soup = weight_space.uniform_soup(ensemble).model
-    written = interop.to_checkpoint(soup, kind=kind, like=folders[0])
+    written = interop.to_checkpoint(soup, like=folders[0])
     interop.write_weights(tmp_path / "soup", written, like=folders[0])
     get_class, _ = MODELS[name]
     model, about = get_class().from_pretrained(
