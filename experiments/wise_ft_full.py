@@ -244,13 +244,17 @@ def _from_clip(config, folder, make_model, mesh):
     clip = interop.from_checkpoints([folder], kind="clip", options=options, mesh=mesh)
     found = interop.zero_shot_classifiers(clip, tokens)
     abstract = nnx.eval_shape(lambda: make_model(nnx.Rngs(params=0)))
-    plain = nn.ClipClassifier(abstract.image, abstract.kernel[...])
+    plain = nnx.eval_shape(_without_pixels, abstract)
     shapes = [leaf.shape for leaf in jax.tree.leaves(nnx.state(abstract))]
     if found.graph.graphdef != nnx.graphdef(plain) or shapes != [
         leaf.shape[1:] for leaf in jax.tree.leaves(found.state)
     ]:
         raise ValueError("the checkpoint's image tower is not that of config.model")
     return dataclasses.replace(found, graph=NnxGraph(nnx.graphdef(abstract)))
+
+
+def _without_pixels(model):
+    return nn.ClipClassifier(model.image, model.kernel[...])
 
 
 def run(config, run_dir):

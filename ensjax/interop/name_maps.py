@@ -289,15 +289,12 @@ def write_tensors(
     for link in links:
         tensors = link.transform.to_theirs([arrays[name] for name in link.ours])
         tensors = [np.asarray(t, order="C") for t in tensors]
-        found |= dict(zip(link.theirs, tensors, strict=True))
+        named = dict(zip(link.theirs, tensors, strict=True))
         if link.tied:
-            found |= {name: tensors[0] for name in link.tied}
+            named |= dict.fromkeys(link.tied, tensors[0])
             wanted = link.theirs if names is None else names
-            found = {
-                name: tensor
-                for name, tensor in found.items()
-                if name in wanted or name not in (*link.theirs, *link.tied)
-            }
+            named = {name: named[name] for name in named if name in wanted}
+        found |= named
     if like is not None:
         return {n: found[n] if n in found else np.asarray(like[n]) for n in names}
     for constant in name_map.constants:

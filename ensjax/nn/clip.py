@@ -317,7 +317,13 @@ def zero_shot_classifier(model: CLIP, tokens: jax.Array) -> ClipClassifier:
             f"tokens must be [class, prompt, token]; got shape {tokens.shape}. A single"
             " prompt for each class becomes tokens[:, None]."
         )
-    features = jax.lax.map(model.text, tokens)
+    graph, state = nnx.split(model.text)
+
+    def of_class(prompts):
+        # A copy, since a loop may not touch what was made outside of it.
+        return nnx.merge(graph, state, copy=True)(prompts)
+
+    features = jax.lax.map(of_class, tokens)
     return ClipClassifier(model.image, zero_shot_head(features, model.logit_scale[...]))
 
 
