@@ -1,0 +1,354 @@
+"""Folders of weights merged into a folder, with at most three tensors in memory."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensjax.interop.circle_merges import (
+    CIRCLE_METHODS,
+    merged_circles,
+    prepare_circles,
+    reads_of_circles,
+)
+from ensjax.interop.entry_merges import (
+    ENTRY_METHODS,
+    merged_entries,
+    prepare_entries,
+    reads_of_entries,
+)
+from ensjax.interop.lineage import InputHashes, lineage_of, write_lineage
+from ensjax.interop.merge_plans import MergePlan, check_merge, knobs_by_leaf
+from ensjax.interop.output_folders import check_output, output_folder
+from ensjax.interop.small_files import (
+    check_not_quantized,
+    copy_small_files,
+    differences,
+)
+from ensjax.interop.stacks import stem_of
+from ensjax.interop.tensor_blocks import Blocks, memory_for_blocks
+from ensjax.interop.tensor_choice import TensorChoice, choose_tensors, has_wide
+from ensjax.interop.tensor_types import TensorSpec, WeightsError, dtype_named
+from ensjax.interop.unit_merges import (
+    UNIT_METHODS,
+    merged_units,
+    prepare_units,
+    reads_of_units,
+)
+from ensjax.interop.units import LAYOUTS
+from ensjax.interop.weight_folders import WeightFolder, open_weights
+from ensjax.interop.weight_writer import MAX_SHARD_SIZE, WeightWriter
+
+# How often tensors are read, what is found before, and how one is merged.
+_STREAMED = {
+    **dict.fromkeys(ENTRY_METHODS, (reads_of_entries, prepare_entries, merged_entries)),
+    **dict.fromkeys(
+        CIRCLE_METHODS, (reads_of_circles, prepare_circles, merged_circles)
+    ),
+    **dict.fromkeys(UNIT_METHODS, (reads_of_units, prepare_units, merged_units)),
+}
+
+
+def merge_folders(
+    folders: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    method: str = "average",
+    base: str | os.PathLike | None = None,
+    fisher: Sequence[str | os.PathLike] = (),
+    knobs: Mapping[str, Any] | None = None,
+    per_leaf: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    layout: str | None = None,
+    dtype: str | None = None,
+    copy_from: str | os.PathLike | None = None,
+    copy: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    max_shard_size: str | int = MAX_SHARD_SIZE,
+    overwrite: bool = False,
+    allow_non_finite: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Merges checkpoints on disk without the code of their model.
+
+    The same as the method of `weight_space` on the stack of all members, to the
+    rounding of float32, but read in blocks: at any time there are in memory at most as
+    many bytes as three times the largest tensor, or 16 MiB. Methods that look at a
+    whole tensor or the whole model before they decide read the files several times.
+
+    Written are safetensors, the small files beside the weights of the base (of the
+    first folder, if there is no base) and `lineage.json`. The output is there whole or
+    not at all.
+
+    Args:
+        folders: the members: folders or files, as for `open_weights`.
+        out: the folder to be made.
+        method: a name of `weight_space.METHODS`, but for `regmean`.
+        base: the checkpoint from which the members were fine-tuned.
+        fisher: for the method `fisher`, one checkpoint of each member with its Fisher
+            information by the same names.
+        knobs: keyword arguments of the method, such as `{"density": 0.3}`.
+        per_leaf: other knobs for the tensors in whose name a regular expression is
+            found, such as `{"head": {"weights": [1, 0]}}`; the first that is found
+            counts.
+        seed: of methods that draw. Draws depend on it, the member's place, the tensor's
+            name and the entry alone.
+        layout: "torch" where matrices are `[out, in]`, "flax" where they are
+            `[in, out]`, for scopes by unit and DELLA; by default what the files say,
+            or "torch". DELLA's draws are numbered with the units on the last axis.
+        dtype: of what is written, such as "bfloat16"; by default the members', which
+            must agree then.
+        copy_from: one of the folders or the base: tensors that one of them lacks, or
+            that differ in shape, are copied from it. By default they are refused.
+        copy: patterns of tensors that are copied, from `copy_from` or where integer
+            tensors come from.
+        skip: patterns of tensors that are left out.
+        max_shard_size: such as `5GB`.
+        overwrite: whether an earlier output at `out` is replaced.
+        allow_non_finite: whether NaN and infinity are merged instead of refused.
+        report: called with bytes read and bytes to be read.
+
+    Returns:
+        What `lineage.json` holds.
+
+    Raises:
+        WeightsError: if files are missing, damaged or unsafe, or do not fit together;
+            names the tensor and the folder. Before anything is written where headers
+            tell.
+        ValueError: for knobs that the method refuses.
+        OSError: if the output cannot be written. Nothing is left then.
+
+    Example:
+        >>> merge_folders(["a/", "b/"], "out/", base="z/", method="ties")
+    """
+    knobs, per_leaf = dict(knobs or {}), dict(per_leaf or {})
+    _check_folders(folders, base, fisher, out)
+    check_merge(
+        method,
+        len(folders),
+        base=base is not None,
+        fisher=len(fisher),
+        knobs=knobs,
+        per_leaf=per_leaf,
+    )
+    target = None if dtype is None else dtype_named(dtype)
+    check_output(out, overwrite=overwrite)
+    with ExitStack() as stack:
+
+        def opened(path):
+            check_not_quantized(path)
+            return stack.enter_context(open_weights(path))
+
+        members = [opened(folder) for folder in folders]
+        origin = None if base is None else opened(base)
+        information = [opened(folder) for folder in fisher]
+        every = [*members] if origin is None else [origin, *members]
+        choice = choose_tensors(
+            members,
+            origin,
+            copy_from=_one_of(every, copy_from),
+            copy=copy,
+            skip=skip,
+            any_dtype=target is not None,
+        )
+        if not choice.merged:
+            raise WeightsError("no tensor is left to be merged.")
+        _check_fisher(choice, information)
+        specs = _written_specs(choice, target)
+        if layout is None:
+            layout = members[0].layout
+        elif layout not in LAYOUTS:
+            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {layout!r}.")
+        reading = _Reading(report)
+        memory = memory_for_blocks(max(spec.nbytes for spec in choice.merged.values()))
+        options = {"allow_non_finite": allow_non_finite, "report": reading.add}
+        if information:
+            memory //= 2
+        plan = MergePlan(
+            method,
+            choice.merged,
+            knobs_by_leaf(method, list(choice.merged), knobs, per_leaf),
+            Blocks(members, origin, memory=memory, **options),
+            Blocks(information, None, memory=memory, **options)
+            if information
+            else None,
+            seed,
+            layout,
+        )
+        reads, prepare, merged = _STREAMED[method]
+        once = sum(
+            folder.spec(name).nbytes
+            for folder in (*every, *information)
+            for name in choice.merged
+        )
+        reading.total = reads(plan) * once
+        source = every[0]
+        with (
+            InputHashes([*every, *information]) as hashes,
+            output_folder(out, overwrite=overwrite) as partial,
+        ):
+            known = prepare(plan)
+            writer = WeightWriter(
+                partial,
+                specs,
+                stem=stem_of(source),
+                max_shard_size=max_shard_size,
+                metadata=_metadata(source),
+                ties=choice.ties,
+            )
+            _check_room(partial, writer.total_size)
+            with writer:
+                for name in writer.order:
+                    if name in choice.copied:
+                        _copy(writer, choice.copied[name].source, name, specs[name])
+                        continue
+                    for block in merged(plan, known, name):
+                        writer.write(name, _cast(block, specs[name].dtype, name))
+            written = [file._asdict() for file in writer.files]
+            kept, left = copy_small_files(source.path, partial, dtype=dtype)
+            lineage = lineage_of(
+                plan=plan,
+                knobs=knobs,
+                per_leaf=per_leaf,
+                choice=choice,
+                inputs=hashes.wait(),
+                roles=_roles(members, origin, information),
+                dtype=dtype,
+                small_files_from=source.path,
+                files_left=left,
+                output=[*written, *kept],
+                notes=_notes(every, choice),
+            )
+            write_lineage(partial, lineage)
+    return lineage
+
+
+class _Reading:
+    """How much was read, passed on."""
+
+    def __init__(self, report):
+        self._report, self.total, self._done = report, 0, 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+        if self._report is not None:
+            self._report(min(self._done, self.total), self.total)
+
+
+def _check_folders(folders, base, fisher, out):
+    if not folders:
+        raise WeightsError("there is nothing to merge; name at least one folder.")
+    seen: dict[str, Any] = {}
+    for folder in folders:
+        place = os.path.realpath(folder)
+        if place in seen:
+            raise WeightsError(
+                f"{folder} is named twice (also as {seen[place]}); to count it double,"
+                " give it a weight."
+            )
+        seen[place] = folder
+    result = os.path.realpath(out)
+    for folder in (*folders, *([] if base is None else [base]), *fisher):
+        place = os.path.realpath(folder)
+        if os.path.commonpath([place, result]) in (place, result):
+            raise WeightsError(
+                f"the output {out} and the input {folder} are in one another; choose"
+                " another place."
+            )
+
+
+def _one_of(every: Sequence[WeightFolder], path: Any) -> WeightFolder | None:
+    if path is None:
+        return None
+    for folder in every:
+        if os.path.realpath(folder.path) == os.path.realpath(path):
+            return folder
+    raise WeightsError(
+        f"copy_from is one of the folders or the base; got {os.fspath(path)!r}."
+    )
+
+
+def _check_fisher(choice: TensorChoice, information: Sequence[WeightFolder]) -> None:
+    for folder in information:
+        for name, spec in choice.merged.items():
+            if name not in folder:
+                raise WeightsError(f"tensor {name!r} is missing in {folder.path}.")
+            if folder.spec(name).shape != spec.shape:
+                raise WeightsError(
+                    f"tensor {name!r} has shape {list(folder.spec(name).shape)} in"
+                    f" {folder.path}, but {list(spec.shape)} in the members."
+                )
+
+
+def _written_specs(choice: TensorChoice, target: Any) -> dict[str, TensorSpec]:
+    """Shapes and types of the output, tensors in the order of their layers."""
+    specs = {
+        name: TensorSpec(spec.shape, target or spec.dtype)
+        for name, spec in choice.merged.items()
+    }
+    for name, copied in choice.copied.items():
+        own = copied.source.spec(name)
+        is_cast = target is not None and own.is_floating
+        specs[name] = TensorSpec(own.shape, target if is_cast else own.dtype)
+    return specs
+
+
+def _metadata(source: WeightFolder) -> dict[str, str]:
+    own = {k: v for k, v in source.metadata.items() if k not in source.ties}
+    return {"format": "pt"} | own
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    info = os.statvfs(folder)
+    free = info.f_bavail * info.f_frsize
+    if free < needed:
+        raise WeightsError(
+            f"no space left for the output: it takes {needed / 1e9:.3g} GB, and"
+            f" {free / 1e9:.3g} GB are free."
+        )
+
+
+def _copy(writer, source, name, spec):
+    """A tensor as it is, a piece at a time."""
+    step = _PIECE // max(spec.dtype.itemsize, 1)
+    for start in range(0, max(spec.size, 1), step):
+        stop = min(start + step, spec.size)
+        values = source.read_entries(name, start, stop)
+        writer.write(name, _cast(values, spec.dtype, name))
+
+
+_PIECE = 4 * 2**20
+
+
+def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(dtype)
+    wide = cast.astype(np.float32)
+    if not np.isfinite(wide).all() and np.isfinite(values).all():
+        raise WeightsError(
+            f"tensor {name!r} is beyond {dtype.name} once merged; write it in a wider"
+            " type (dtype)."
+        )
+    return cast
+
+
+def _roles(members, origin, information):
+    roles = [("base", origin)] if origin is not None else []
+    roles += [("member", folder) for folder in members]
+    return [*roles, *(("fisher", folder) for folder in information)]
+
+
+def _notes(every: Sequence[WeightFolder], choice: TensorChoice) -> list[str]:
+    notes = [note for folder in every for note in folder.notes]
+    notes += differences([folder.path for folder in every])
+    if has_wide(choice.merged):
+        notes.append("tensors of float64 were summed in float32")
+    return notes
