@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import ensjax
 from ensjax.interop.merge_plans import MergePlan, knobs_of
 from ensjax.interop.output_folders import LINEAGE
 from ensjax.interop.small_files import read_config
@@ -23,7 +22,7 @@ from ensjax.interop.weight_folders import WeightFolder
 from ensjax.interop.weight_writer import file_sha256, write_text
 from ensjax.weight_space.methods import METHODS
 
-_PACKAGES = ("jax", "numpy", "safetensors", "torch")
+_PACKAGES = ("ensjax", "jax", "numpy", "safetensors", "torch")
 _PIECE = 4 * 2**20
 
 
@@ -93,7 +92,7 @@ def lineage_of(
         "layout": plan.layout,
         "dtype": dtype,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"ensjax": ensjax.__version__, **_versions()},
+        "versions": _versions(),
         "inputs": [_input(role, folder, inputs) for role, folder in roles],
         "num_tensors": len(plan.specs),
         "copied": {

@@ -300,8 +300,7 @@ def _written_specs(choice: TensorChoice, target: Any) -> dict[str, TensorSpec]:
 
 
 def _metadata(source: WeightFolder) -> dict[str, str]:
-    own = {k: v for k, v in source.metadata.items() if k not in source.ties}
-    return {"format": "pt"} | own
+    return {"format": source.metadata.get("format", "pt")}
 
 
 def _check_room(folder: Path, needed: int) -> None:
