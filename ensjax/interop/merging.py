@@ -77,7 +77,7 @@ def merge_folders(
 
     The same as the method of `weight_space` on the stack of all members, to the
     rounding of float32, but read in blocks: at any time there are in memory at most as
-    many bytes as three times the largest tensor, or 16 MiB. Methods that look at a
+    many bytes as three times the largest tensor, or 32 MiB. Methods that look at a
     whole tensor or the whole model before they decide read the files several times.
 
     Written are safetensors, the small files beside the weights of the base (of the
@@ -209,6 +209,7 @@ def merge_folders(
                     for block in merged(plan, known, name):
                         writer.write(name, _cast(block, specs[name].dtype, name))
             written = [file._asdict() for file in writer.files]
+            used = {path.name for path in source.files}
             kept, left = copy_small_files(source.path, partial, dtype=dtype)
             lineage = lineage_of(
                 plan=plan,
@@ -219,7 +220,7 @@ def merge_folders(
                 roles=_roles(members, origin, information),
                 dtype=dtype,
                 small_files_from=source.path,
-                files_left=left,
+                files_left=[n for n in left if n not in used],
                 output=[*written, *kept],
                 notes=_notes(every, choice),
             )

@@ -18,8 +18,11 @@ _COPIES = 8
 
 
 def memory_for_blocks(largest: int) -> int:
-    """Bytes that blocks may take: three tensors of `largest` bytes, 16 to 256 MiB."""
-    return min(max(3 * largest, _LEAST_BYTES), _MOST_BYTES)
+    """Bytes that blocks may take: two tensors of `largest` bytes, 16 to 256 MiB.
+
+    The rest of three tensors is for counts, hashes and the programs.
+    """
+    return min(max(2 * largest, _LEAST_BYTES), _MOST_BYTES)
 
 
 class Blocks:
