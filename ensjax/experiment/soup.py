@@ -94,7 +94,7 @@ def _verify(folder: str) -> int:
     try:
         lineage = read_lineage(folder)
         verdicts = verify_lineage(folder)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(one_line(error)) from error
     _tell(folder, lineage)
     print(f"  written {lineage['time']} by ensjax {lineage['versions']['ensjax']}")
