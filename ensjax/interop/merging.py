@@ -2,10 +2,10 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,12 @@ from ensjax.interop.small_files import (
 from ensjax.interop.stacks import stem_of
 from ensjax.interop.tensor_blocks import Blocks, memory_for_blocks
 from ensjax.interop.tensor_choice import TensorChoice, choose_tensors, has_wide
-from ensjax.interop.tensor_types import TensorSpec, WeightsError, dtype_named
+from ensjax.interop.tensor_types import (
+    TensorSpec,
+    WeightsError,
+    bytes_of,
+    dtype_named,
+)
 from ensjax.interop.unit_merges import (
     UNIT_METHODS,
     merged_units,
@@ -43,13 +48,22 @@ from ensjax.interop.units import LAYOUTS
 from ensjax.interop.weight_folders import WeightFolder, open_weights
 from ensjax.interop.weight_writer import MAX_SHARD_SIZE, WeightWriter
 
-# How often tensors are read, what is found before, and how one is merged.
+
+class _Streamed(NamedTuple):
+    """How often tensors are read, what is found first, and how one is merged."""
+
+    reads: Callable[[MergePlan], int]
+    prepare: Callable[[MergePlan], dict[str, Any]]
+    merged: Callable[[MergePlan, dict[str, Any], str], Iterator[np.ndarray]]
+
+
+_ENTRIES = _Streamed(reads_of_entries, prepare_entries, merged_entries)
+_CIRCLES = _Streamed(reads_of_circles, prepare_circles, merged_circles)
+_UNITS = _Streamed(reads_of_units, prepare_units, merged_units)
 _STREAMED = {
-    **dict.fromkeys(ENTRY_METHODS, (reads_of_entries, prepare_entries, merged_entries)),
-    **dict.fromkeys(
-        CIRCLE_METHODS, (reads_of_circles, prepare_circles, merged_circles)
-    ),
-    **dict.fromkeys(UNIT_METHODS, (reads_of_units, prepare_units, merged_units)),
+    **dict.fromkeys(ENTRY_METHODS, _ENTRIES),
+    **dict.fromkeys(CIRCLE_METHODS, _CIRCLES),
+    **dict.fromkeys(UNIT_METHODS, _UNITS),
 }
 
 
@@ -126,7 +140,7 @@ def merge_folders(
         >>> merge_folders(["a/", "b/"], "out/", base="z/", method="ties")
     """
     knobs, per_leaf = dict(knobs or {}), dict(per_leaf or {})
-    _check_folders(folders, base, fisher, out)
+    _check_places(folders, base, fisher, out)
     check_merge(
         method,
         len(folders),
@@ -136,8 +150,78 @@ def merge_folders(
         per_leaf=per_leaf,
     )
     target = None if dtype is None else dtype_named(dtype)
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {layout!r}.")
+    bytes_of(max_shard_size)
     check_output(out, overwrite=overwrite)
     with ExitStack() as stack:
+        inputs = _Inputs.open(stack, folders, base, fisher)
+        choice = choose_tensors(
+            inputs.members,
+            inputs.base,
+            copy_from=_one_of(inputs.models, copy_from),
+            copy=copy,
+            skip=skip,
+            any_dtype=target is not None,
+        )
+        _check_choice(choice, inputs.fisher)
+        reading = _Reading(report)
+        blocks, information = _blocks(
+            inputs, choice, allow_non_finite=allow_non_finite, report=reading.add
+        )
+        names = list(choice.merged)
+        plan = MergePlan(
+            method=method,
+            specs=choice.merged,
+            knobs=knobs_by_leaf(method, names, knobs, per_leaf),
+            blocks=blocks,
+            fisher=information,
+            seed=seed,
+            layout=layout or inputs.members[0].layout,
+        )
+        reading.total = _STREAMED[method].reads(plan) * sum(
+            folder.spec(name).nbytes for folder in inputs.all for name in names
+        )
+        hashes = stack.enter_context(InputHashes(inputs.all))
+        partial = stack.enter_context(output_folder(out, overwrite=overwrite))
+        source = inputs.models[0]
+        written = _write(
+            partial,
+            plan,
+            choice,
+            target=target,
+            source=source,
+            max_shard_size=max_shard_size,
+        )
+        kept, left = copy_small_files(source.path, partial, dtype=dtype)
+        merged_files = {path.name for path in source.files}
+        lineage = lineage_of(
+            plan=plan,
+            knobs=knobs,
+            per_leaf=per_leaf,
+            choice=choice,
+            inputs=hashes.wait(),
+            roles=inputs.roles,
+            dtype=dtype,
+            small_files_from=source.path,
+            files_left=[name for name in left if name not in merged_files],
+            output=[*written, *kept],
+            notes=_notes(inputs.models, choice),
+        )
+        write_lineage(partial, lineage)
+    return lineage
+
+
+class _Inputs(NamedTuple):
+    """All folders that are read."""
+
+    members: list[WeightFolder]
+    base: WeightFolder | None
+    fisher: list[WeightFolder]
+
+    @classmethod
+    def open(cls, stack, folders, base, fisher) -> "_Inputs":
+        """Opens them for as long as the stack is."""
 
         def opened(path):
             check_not_quantized(path)
@@ -145,87 +229,62 @@ def merge_folders(
 
         members = [opened(folder) for folder in folders]
         origin = None if base is None else opened(base)
-        information = [opened(folder) for folder in fisher]
-        every = [*members] if origin is None else [origin, *members]
-        choice = choose_tensors(
-            members,
-            origin,
-            copy_from=_one_of(every, copy_from),
-            copy=copy,
-            skip=skip,
-            any_dtype=target is not None,
-        )
-        if not choice.merged:
-            raise WeightsError("no tensor is left to be merged.")
-        _check_fisher(choice, information)
-        specs = _written_specs(choice, target)
-        if layout is None:
-            layout = members[0].layout
-        elif layout not in LAYOUTS:
-            raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {layout!r}.")
-        reading = _Reading(report)
-        memory = memory_for_blocks(max(spec.nbytes for spec in choice.merged.values()))
-        options = {"allow_non_finite": allow_non_finite, "report": reading.add}
-        if information:
-            memory //= 2
-        plan = MergePlan(
-            method,
-            choice.merged,
-            knobs_by_leaf(method, list(choice.merged), knobs, per_leaf),
-            Blocks(members, origin, memory=memory, **options),
-            Blocks(information, None, memory=memory, **options)
-            if information
-            else None,
-            seed,
-            layout,
-        )
-        reads, prepare, merged = _STREAMED[method]
-        once = sum(
-            folder.spec(name).nbytes
-            for folder in (*every, *information)
-            for name in choice.merged
-        )
-        reading.total = reads(plan) * once
-        source = every[0]
-        with (
-            InputHashes([*every, *information]) as hashes,
-            output_folder(out, overwrite=overwrite) as partial,
-        ):
-            known = prepare(plan)
-            writer = WeightWriter(
-                partial,
-                specs,
-                stem=stem_of(source),
-                max_shard_size=max_shard_size,
-                metadata=_metadata(source),
-                ties=choice.ties,
-            )
-            _check_room(partial, writer.total_size)
-            with writer:
-                for name in writer.order:
-                    if name in choice.copied:
-                        _copy(writer, choice.copied[name].source, name, specs[name])
-                        continue
-                    for block in merged(plan, known, name):
-                        writer.write(name, _cast(block, specs[name].dtype, name))
-            written = [file._asdict() for file in writer.files]
-            used = {path.name for path in source.files}
-            kept, left = copy_small_files(source.path, partial, dtype=dtype)
-            lineage = lineage_of(
-                plan=plan,
-                knobs=knobs,
-                per_leaf=per_leaf,
-                choice=choice,
-                inputs=hashes.wait(),
-                roles=_roles(members, origin, information),
-                dtype=dtype,
-                small_files_from=source.path,
-                files_left=[n for n in left if n not in used],
-                output=[*written, *kept],
-                notes=_notes(every, choice),
-            )
-            write_lineage(partial, lineage)
-    return lineage
+        return cls(members, origin, [opened(folder) for folder in fisher])
+
+    @property
+    def models(self) -> list[WeightFolder]:
+        """The base, if there is one, and the members."""
+        return [*([] if self.base is None else [self.base]), *self.members]
+
+    @property
+    def all(self) -> list[WeightFolder]:
+        """Also those of Fisher information."""
+        return [*self.models, *self.fisher]
+
+    @property
+    def roles(self) -> list[tuple[str, WeightFolder]]:
+        """What each is."""
+        count = len(self.members)
+        names = ["base"] * (self.base is not None) + ["member"] * count
+        return list(zip([*names, *["fisher"] * len(self.fisher)], self.all))
+
+
+def _blocks(inputs, choice, **options):
+    """Blocks of members and Fisher information, which share the memory."""
+    largest = max(spec.nbytes for spec in choice.merged.values())
+    memory = memory_for_blocks(largest)
+    if not inputs.fisher:
+        return Blocks(inputs.members, inputs.base, memory=memory, **options), None
+    return tuple(
+        Blocks(folders, None, memory=memory // 2, **options)
+        for folders in (inputs.members, inputs.fisher)
+    )
+
+
+def _write(folder, plan, choice, *, target, source, max_shard_size):
+    """Merges and copies all tensors; returns the files."""
+    _, prepare, merged = _STREAMED[plan.method]
+    specs = _written_specs(choice, target)
+    known = prepare(plan)
+    writer = WeightWriter(
+        folder,
+        specs,
+        stem=stem_of(source),
+        max_shard_size=max_shard_size,
+        metadata={"format": source.metadata.get("format", "pt")},
+        ties=choice.ties,
+    )
+    _check_room(folder, writer.total_size)
+    with writer:
+        for name in writer.order:
+            dtype = specs[name].dtype
+            if name in choice.copied:
+                blocks = _pieces(choice.copied[name].source, name)
+            else:
+                blocks = merged(plan, known, name)
+            for block in blocks:
+                writer.write(name, _cast(block, dtype, name))
+    return [file._asdict() for file in writer.files]
 
 
 class _Reading:
@@ -242,7 +301,7 @@ class _Reading:
             self._report(min(self._done, self.total), self.total)
 
 
-def _check_folders(folders, base, fisher, out):
+def _check_places(folders, base, fisher, out):
     if not folders:
         raise WeightsError("there is nothing to merge; name at least one folder.")
     seen: dict[str, Any] = {}
@@ -275,7 +334,9 @@ def _one_of(every: Sequence[WeightFolder], path: Any) -> WeightFolder | None:
     )
 
 
-def _check_fisher(choice: TensorChoice, information: Sequence[WeightFolder]) -> None:
+def _check_choice(choice: TensorChoice, information: Sequence[WeightFolder]) -> None:
+    if not choice.merged:
+        raise WeightsError("no tensor is left to be merged.")
     for folder in information:
         for name, spec in choice.merged.items():
             if name not in folder:
@@ -300,10 +361,6 @@ def _written_specs(choice: TensorChoice, target: Any) -> dict[str, TensorSpec]:
     return specs
 
 
-def _metadata(source: WeightFolder) -> dict[str, str]:
-    return {"format": source.metadata.get("format", "pt")}
-
-
 def _check_room(folder: Path, needed: int) -> None:
     info = os.statvfs(folder)
     free = info.f_bavail * info.f_frsize
@@ -314,16 +371,14 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _copy(writer, source, name, spec):
+def _pieces(source: WeightFolder, name: str) -> Iterator[np.ndarray]:
     """A tensor as it is, a piece at a time."""
-    step = _PIECE // max(spec.dtype.itemsize, 1)
-    for start in range(0, max(spec.size, 1), step):
-        stop = min(start + step, spec.size)
-        values = source.read_entries(name, start, stop)
-        writer.write(name, _cast(values, spec.dtype, name))
+    size = source.spec(name).size
+    for start in range(0, max(size, 1), _PIECE):
+        yield source.read_entries(name, start, min(start + _PIECE, size))
 
 
-_PIECE = 4 * 2**20
+_PIECE = 2**20
 
 
 def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
@@ -338,12 +393,6 @@ def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
             " type (dtype)."
         )
     return cast
-
-
-def _roles(members, origin, information):
-    roles = [("base", origin)] if origin is not None else []
-    roles += [("member", folder) for folder in members]
-    return [*roles, *(("fisher", folder) for folder in information)]
 
 
 def _notes(every: Sequence[WeightFolder], choice: TensorChoice) -> list[str]:
