@@ -1,7 +1,6 @@
 """Folders of weights merged into a folder, with at most three tensors in memory."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,15 +21,20 @@ from ensjax.interop.entry_merges import (
     reads_of_entries,
 )
 from ensjax.interop.lineage import InputHashes, lineage_of, write_lineage
+from ensjax.interop.merge_inputs import (
+    MergeInputs,
+    Reading,
+    blocks_of,
+    check_places,
+    one_of,
+)
 from ensjax.interop.merge_plans import MergePlan, check_merge, knobs_by_leaf
 from ensjax.interop.output_folders import check_output, output_folder
 from ensjax.interop.small_files import (
-    check_not_quantized,
     copy_small_files,
     differences,
 )
 from ensjax.interop.stacks import stem_of
-from ensjax.interop.tensor_blocks import Blocks, memory_for_blocks
 from ensjax.interop.tensor_choice import TensorChoice, choose_tensors, has_wide
 from ensjax.interop.tensor_types import (
     TensorSpec,
@@ -45,7 +49,7 @@ from ensjax.interop.unit_merges import (
     reads_of_units,
 )
 from ensjax.interop.units import LAYOUTS
-from ensjax.interop.weight_folders import WeightFolder, open_weights
+from ensjax.interop.weight_folders import WeightFolder
 from ensjax.interop.weight_writer import MAX_SHARD_SIZE, WeightWriter
 
 
@@ -140,7 +144,7 @@ def merge_folders(
         >>> merge_folders(["a/", "b/"], "out/", base="z/", method="ties")
     """
     knobs, per_leaf = dict(knobs or {}), dict(per_leaf or {})
-    _check_places(folders, base, fisher, out)
+    check_places(folders, base, fisher, out)
     check_merge(
         method,
         len(folders),
@@ -155,18 +159,18 @@ def merge_folders(
     bytes_of(max_shard_size)
     check_output(out, overwrite=overwrite)
     with ExitStack() as stack:
-        inputs = _Inputs.open(stack, folders, base, fisher)
+        inputs = MergeInputs.open(stack, folders, base, fisher)
         choice = choose_tensors(
             inputs.members,
             inputs.base,
-            copy_from=_one_of(inputs.models, copy_from),
+            copy_from=one_of(inputs.models, copy_from),
             copy=copy,
             skip=skip,
             any_dtype=target is not None,
         )
         _check_choice(choice, inputs.fisher)
-        reading = _Reading(report)
-        blocks, information = _blocks(
+        reading = Reading(report)
+        blocks, information = blocks_of(
             inputs, choice, allow_non_finite=allow_non_finite, report=reading.add
         )
         names = list(choice.merged)
@@ -212,55 +216,6 @@ def merge_folders(
     return lineage
 
 
-class _Inputs(NamedTuple):
-    """All folders that are read."""
-
-    members: list[WeightFolder]
-    base: WeightFolder | None
-    fisher: list[WeightFolder]
-
-    @classmethod
-    def open(cls, stack, folders, base, fisher) -> "_Inputs":
-        """Opens them for as long as the stack is."""
-
-        def opened(path):
-            check_not_quantized(path)
-            return stack.enter_context(open_weights(path))
-
-        members = [opened(folder) for folder in folders]
-        origin = None if base is None else opened(base)
-        return cls(members, origin, [opened(folder) for folder in fisher])
-
-    @property
-    def models(self) -> list[WeightFolder]:
-        """The base, if there is one, and the members."""
-        return [*([] if self.base is None else [self.base]), *self.members]
-
-    @property
-    def all(self) -> list[WeightFolder]:
-        """Also those of Fisher information."""
-        return [*self.models, *self.fisher]
-
-    @property
-    def roles(self) -> list[tuple[str, WeightFolder]]:
-        """What each is."""
-        count = len(self.members)
-        names = ["base"] * (self.base is not None) + ["member"] * count
-        return list(zip([*names, *["fisher"] * len(self.fisher)], self.all))
-
-
-def _blocks(inputs, choice, **options):
-    """Blocks of members and Fisher information, which share the memory."""
-    largest = max(spec.nbytes for spec in choice.merged.values())
-    memory = memory_for_blocks(largest)
-    if not inputs.fisher:
-        return Blocks(inputs.members, inputs.base, memory=memory, **options), None
-    return tuple(
-        Blocks(folders, None, memory=memory // 2, **options)
-        for folders in (inputs.members, inputs.fisher)
-    )
-
-
 def _write(folder, plan, choice, *, target, source, max_shard_size):
     """Merges and copies all tensors; returns the files."""
     _, prepare, merged = _STREAMED[plan.method]
@@ -285,53 +240,6 @@ def _write(folder, plan, choice, *, target, source, max_shard_size):
             for block in blocks:
                 writer.write(name, _cast(block, dtype, name))
     return [file._asdict() for file in writer.files]
-
-
-class _Reading:
-    """How much was read, passed on."""
-
-    def __init__(self, report):
-        self._report, self.total, self._done = report, 0, 0
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-        if self._report is not None:
-            self._report(min(self._done, self.total), self.total)
-
-
-def _check_places(folders, base, fisher, out):
-    if not folders:
-        raise WeightsError("there is nothing to merge; name at least one folder.")
-    seen: dict[str, Any] = {}
-    for folder in folders:
-        place = os.path.realpath(folder)
-        if place in seen:
-            raise WeightsError(
-                f"{folder} is named twice (also as {seen[place]}); to count it double,"
-                " give it a weight."
-            )
-        seen[place] = folder
-    result = os.path.realpath(out)
-    for folder in (*folders, *([] if base is None else [base]), *fisher):
-        place = os.path.realpath(folder)
-        if os.path.commonpath([place, result]) in (place, result):
-            raise WeightsError(
-                f"the output {out} and the input {folder} are in one another; choose"
-                " another place."
-            )
-
-
-def _one_of(every: Sequence[WeightFolder], path: Any) -> WeightFolder | None:
-    if path is None:
-        return None
-    for folder in every:
-        if os.path.realpath(folder.path) == os.path.realpath(path):
-            return folder
-    raise WeightsError(
-        f"copy_from is one of the folders or the base; got {os.fspath(path)!r}."
-    )
 
 
 def _check_choice(choice: TensorChoice, information: Sequence[WeightFolder]) -> None:
