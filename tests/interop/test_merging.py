@@ -117,10 +117,12 @@ CASES = [
 ]
 
 
-def in_memory(method, knobs, with_base):
+def in_memory(method, knobs, with_base, skip):
     """What `weight_space` makes of all members at once."""
     own = METHODS[method]
-    stacked, base = stack(MEMBERS[: own.num_members]), BASE
+    stacked, base = stack(MEMBERS[: own.num_members]), dict(BASE)
+    for name in skip:
+        del stacked[name], base[name]
     back = dict
     if method.startswith("della"):
         stacked, base, back = units_last(stacked, 1), units_last(base, 0), units_first
@@ -139,6 +141,8 @@ def test_a_streamed_merge_is_that_of_the_stack(
     place, tmp_path, small_blocks, method, knobs, with_base
 ):
     own = METHODS[method]
+    # Sorting compiles slowly; files of flax are merged with all tensors below.
+    skip = ["conv", "scale"] if method.startswith("della") else []
     members = [place / f"m{i}" for i in range(own.num_members or NUM_MEMBERS)]
     interop.merge_folders(
         members,
@@ -148,8 +152,9 @@ def test_a_streamed_merge_is_that_of_the_stack(
         base=place / "z" if with_base else None,
         fisher=[place / f"f{i}" for i in range(NUM_MEMBERS)] if own.statistics else (),
         seed=3,
+        skip=skip,
     )
-    expected = in_memory(method, knobs, with_base)
+    expected = in_memory(method, knobs, with_base, skip)
     found = interop.read_stacked([tmp_path / "out"])
     assert set(found) == set(expected)
     for name, x in expected.items():
