@@ -21,6 +21,26 @@ KNOBS = {
     "floor": "smallest Fisher information",
     "normalize": "yes or no: divide by the sum of weights, or (fisher) by lengths",
 }
+# Those of `weight_space.METHODS` that need no data but, at most, Fisher information.
+METHOD_NAMES = (
+    "average",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "dare",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "fisher",
+    "karcher_mean",
+    "model_stock",
+    "multislerp",
+    "nearswap",
+    "nuslerp",
+    "sce",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+)
 _ALIASES = {"linear": "average", "uniform": "average", "karcher": "karcher_mean"}
 
 
@@ -47,7 +67,8 @@ def add_soup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         default="average",
-        help="of ensjax.weight_space.METHODS, such as ties (default: average)",
+        metavar="NAME",
+        help=f"one of {', '.join(METHOD_NAMES)} (%(default)s)",
     )
     parser.add_argument("--base", metavar="FOLDER", help="that was fine-tuned")
     parser.add_argument(

@@ -106,7 +106,7 @@ def check_merge(
 ) -> None:
     """Raises `ValueError` for what the method cannot do, before anything is read.
 
-    Values of knobs are checked by the method itself, on a stack of one number.
+    Values of knobs are checked by the method itself, which is traced but not run.
     """
     known = merge_method(method)
     if known.base == "needs" and not base:
@@ -161,7 +161,7 @@ def _check_values(method, num_members, base, given):
         arguments.append(stacked)
     if own.needs_key:
         arguments.append(jax.random.key(0, impl="threefry2x32"))
-    own.merge(*arguments, **given)
+    jax.eval_shape(lambda *arrays: own.merge(*arrays, **given), *arguments)
 
 
 def knobs_by_leaf(

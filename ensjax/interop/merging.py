@@ -98,9 +98,9 @@ def merge_folders(
     many bytes as three times the largest tensor, or 32 MiB. Methods that look at a
     whole tensor or the whole model before they decide read the files several times.
 
-    Written are safetensors, the small files beside the weights of the base (of the
-    first folder, if there is no base) and `lineage.json`. The output is there whole or
-    not at all.
+    Written are safetensors, the small files beside the weights of `copy_from` (if it is
+    not given, of the base; if there is none, of the first folder) and `lineage.json`.
+    The output is there whole or not at all.
 
     Args:
         folders: the members: folders or files, as for `open_weights`.
@@ -188,7 +188,8 @@ def merge_folders(
         )
         hashes = stack.enter_context(InputHashes(inputs.all))
         partial = stack.enter_context(output_folder(out, overwrite=overwrite))
-        source = inputs.models[0]
+        # Heads that are copied belong to the configuration beside them.
+        source = one_of(inputs.models, copy_from) or inputs.models[0]
         written = _write(
             partial,
             plan,

@@ -143,6 +143,7 @@ def test_a_streamed_merge_is_that_of_the_stack(
     own = METHODS[method]
     # Sorting compiles slowly; files of flax are merged with all tensors below.
     skip = ["conv", "scale"] if method.startswith("della") else []
+    told = []
     members = [place / f"m{i}" for i in range(own.num_members or NUM_MEMBERS)]
     interop.merge_folders(
         members,
@@ -153,6 +154,7 @@ def test_a_streamed_merge_is_that_of_the_stack(
         fisher=[place / f"f{i}" for i in range(NUM_MEMBERS)] if own.statistics else (),
         seed=3,
         skip=skip,
+        report=lambda done, total: told.append(done / total),
     )
     expected = in_memory(method, knobs, with_base, skip)
     found = interop.read_stacked([tmp_path / "out"])
@@ -160,6 +162,8 @@ def test_a_streamed_merge_is_that_of_the_stack(
     for name, x in expected.items():
         # Coefficients on circles come from sums of 1200 products.
         np.testing.assert_allclose(found[name][0], x, rtol=1e-6, atol=2e-6)
+    # How much is left to read is known from the first block.
+    assert told[-1] == 1.0 and told == sorted(set(told))
     # The merge is none of the members, nor the base.
     for other in (*MEMBERS, BASE):
         assert np.abs(found["dense"][0] - other["dense"]).max() > 1e-3
@@ -345,6 +349,16 @@ def test_the_record_holds_hashes_and_tells_what_was_changed(place, tmp_path):
     assert bad[index] == ("member", "missing")
     with pytest.raises(WeightsError, match="holds no lineage.json"):
         interop.verify_lineage(place / "m0")
+
+
+def test_an_input_that_changes_while_it_is_read_is_refused(place, tmp_path):
+    with pytest.raises(WeightsError, match="z/model.safetensors was changed while"):
+        interop.merge_folders(
+            [place / "z", place / "m1"],
+            tmp_path / "out",
+            report=lambda done, total: os.utime(place / "z" / "model.safetensors"),
+        )
+    assert not list(tmp_path.iterdir())
 
 
 MEMORY = """

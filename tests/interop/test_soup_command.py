@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from ensjax import cli, interop
+from ensjax.experiment.soup_options import METHOD_NAMES
 from ensjax.interop.output_folders import output_folder
 from ensjax.interop.tensor_types import WeightsError
+from ensjax.weight_space import METHODS
 
 pytest.importorskip("safetensors")
 
@@ -72,7 +74,7 @@ def test_flags_say_what_is_merged(here, capsys, text):
     assert soup(f"{text} -o out") == 0
     np.testing.assert_allclose(values("out"), RUNS[text], rtol=1e-6)
     assert names(here) == ["a", "b", "out", "z"]
-    source = "z" if "--base" in text else "a"
+    source = "z" if "--base" in text else "b" if "--copy_from b" in text else "a"
     assert json.loads((here / "out" / "config.json").read_text()) == {"name": source}
     assert capsys.readouterr().out.startswith("out: ")
 
@@ -97,6 +99,8 @@ def test_what_is_not_merged_is_told(here, capsys):
     assert "copied from d (int64 is not averaged): steps" in told
     assert "left out (is missing in d; c has it, and d lacks it): more" in told
     assert "note: config.json of d and of c differ in num_attention_heads" in told
+    config = json.loads((here / "out" / "config.json").read_text())
+    assert config == {"num_attention_heads": 4}  # as what is copied
     lineage = json.loads((here / "out" / "lineage.json").read_text())
     assert lineage["inputs"][1]["path"] == "d"
     assert lineage["versions"]["ensjax"]
@@ -228,6 +232,21 @@ def test_files_of_ensjax_export_are_merged(here):
     found = interop.read_stacked(["out"])
     assert (found["params.kernel"] == 0.5).all()
     assert soup("--verify out") == 0
+
+
+def test_fisher_information_weighs_entries(here):
+    for name, value in (("fa", 1.0), ("fb", 3.0)):
+        interop.write_weights(name, weights(value))
+    assert soup("a b --method fisher --fisher fa --fisher fb -o out") == 0
+    np.testing.assert_allclose(values("out"), (1 / 4 + 9 / 4,) * 2, rtol=1e-6)
+    roles = [given["role"] for given in interop.read_lineage("out")["inputs"]]
+    assert roles == ["member", "member", "fisher", "fisher"]
+    interop.write_weights("fc", weights(-1.0))
+    assert soup("a b --method fisher --fisher fa --fisher fc -o no") == 2
+
+
+def test_the_help_names_every_method():
+    assert tuple(m for m in sorted(METHODS) if m != "regmean") == METHOD_NAMES
 
 
 def run(*arguments, limit="unlimited"):
