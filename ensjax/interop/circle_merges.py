@@ -29,9 +29,10 @@ from ensjax.weight_space.vectors import Gram
 CIRCLE_METHODS = ("slerp", "nuslerp", "multislerp", "karcher_mean", "model_stock")
 
 
-def reads_of_circles(plan: MergePlan) -> int:
-    """How often every tensor is read."""
-    return 1 if plan.scope == "output" and plan.layout == "torch" else 2
+def reads_of_circles(plan: MergePlan, name: str) -> int:
+    """How often a tensor is read: once if each block holds whole vectors."""
+    units = units_of(plan.specs[name].shape, plan.scope, plan.layout)
+    return 1 if units.outer == 1 and units.count > 1 else 2
 
 
 def prepare_circles(plan: MergePlan) -> dict[str, Any]:

@@ -43,18 +43,15 @@ ELECTING = ("ties", "breadcrumbs_ties", "dare_ties", "della")
 ENTRY_METHODS = (*_WHOLE, *_TRIMMED, *_DRAWN, "sce")
 
 
-def reads_of_entries(plan: MergePlan) -> int:
-    """How often every tensor is read."""
-    own = next(iter(plan.knobs.values()))
+def reads_of_entries(plan: MergePlan, name: str) -> int:
+    """How often a tensor of the members is read."""
     reads = 1
     if plan.method in _TRIMMED and not _keeps_all(plan):
         reads += 2
     if plan.method in ELECTING and plan.scope == "global":
         reads += 1
-    if plan.method == "fisher" and own["normalize"]:
-        reads += 1
     if plan.method == "sce":
-        reads += 1 if own["density"] >= 1.0 else 3
+        reads += 1 if plan.knobs[name]["density"] >= 1.0 else 3
     return reads
 
 

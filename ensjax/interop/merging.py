@@ -54,9 +54,9 @@ from ensjax.interop.weight_writer import MAX_SHARD_SIZE, WeightWriter
 
 
 class _Streamed(NamedTuple):
-    """How often tensors are read, what is found first, and how one is merged."""
+    """How often a tensor is read, what is found first, and how one is merged."""
 
-    reads: Callable[[MergePlan], int]
+    reads: Callable[[MergePlan, str], int]
     prepare: Callable[[MergePlan], dict[str, Any]]
     merged: Callable[[MergePlan, dict[str, Any], str], Iterator[np.ndarray]]
 
@@ -183,9 +183,7 @@ def merge_folders(
             seed=seed,
             layout=layout or inputs.members[0].layout,
         )
-        reading.total = _STREAMED[method].reads(plan) * sum(
-            folder.spec(name).nbytes for folder in inputs.all for name in names
-        )
+        reading.total = sum(_bytes_read(plan, inputs, name) for name in names)
         hashes = stack.enter_context(InputHashes(inputs.all))
         partial = stack.enter_context(output_folder(out, overwrite=overwrite))
         # Heads that are copied belong to the configuration beside them.
@@ -215,6 +213,16 @@ def merge_folders(
         )
         write_lineage(partial, lineage)
     return lineage
+
+
+def _bytes_read(plan, inputs, name):
+    """Of one tensor, all passes and folders together."""
+    reads = _STREAMED[plan.method].reads(plan, name)
+    # The lengths of Fisher information are found first.
+    again = 2 if plan.knobs[name].get("normalize") else 1
+    return reads * sum(folder.spec(name).nbytes for folder in inputs.models) + again * (
+        sum(folder.spec(name).nbytes for folder in inputs.fisher)
+    )
 
 
 def _write(folder, plan, choice, *, target, source, max_shard_size):

@@ -23,14 +23,15 @@ from ensjax.weight_space.task_vectors import add_to_base
 UNIT_METHODS = ("della", "della_linear")
 
 
-def reads_of_units(plan: MergePlan) -> int:
-    """How often every tensor is read, in PyTorch's layout."""
+def reads_of_units(plan: MergePlan, name: str) -> int:
+    """How often a tensor is read, in PyTorch's layout."""
+    del name
     return 2 if plan.method in ELECTING and plan.scope == "global" else 1
 
 
 def prepare_units(plan: MergePlan) -> dict[str, Any]:
     """The sign of most entries, where it decides on sums of 0."""
-    if reads_of_units(plan) == 1:
+    if plan.method not in ELECTING or plan.scope != "global":
         return {}
     votes = 0
     for name in plan.specs:
