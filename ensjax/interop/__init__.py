@@ -7,6 +7,8 @@ published checkpoints.
 
 from ensjax.interop.checkpoints import from_checkpoints, to_checkpoint
 from ensjax.interop.kinds import KINDS
+from ensjax.interop.lineage import Verdict, read_lineage, verify_lineage
+from ensjax.interop.merging import merge_folders
 from ensjax.interop.stacks import read_stacked, write_members, write_weights
 from ensjax.interop.tensor_types import TensorSpec, WeightsError
 from ensjax.interop.weight_folders import WeightFolder, open_weights
@@ -15,12 +17,16 @@ from ensjax.interop.zero_shot import zero_shot_classifiers
 __all__ = [
     "KINDS",
     "TensorSpec",
+    "Verdict",
     "WeightFolder",
     "WeightsError",
     "from_checkpoints",
+    "merge_folders",
     "open_weights",
+    "read_lineage",
     "read_stacked",
     "to_checkpoint",
+    "verify_lineage",
     "write_members",
     "write_weights",
     "zero_shot_classifiers",

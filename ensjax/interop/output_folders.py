@@ -1,7 +1,7 @@
 """A folder that is there whole or not at all, and written by one process at a time."""
 
 import contextlib
-import fcntl
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -74,7 +74,8 @@ def output_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]
         shutil.rmtree(old, ignore_errors=True)
         missing = []
     finally:
-        os.unlink(lock)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(lock)
         os.close(descriptor)
         for parent in missing:  # made for nothing
             with contextlib.suppress(OSError):
@@ -82,6 +83,10 @@ def output_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]
 
 
 def _lock(lock, path):
+    try:
+        import fcntl
+    except ImportError:  # there is none on Windows
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -92,9 +97,11 @@ def _lock(lock, path):
                 f"{path} is being written by another process; wait for it, or choose"
                 " another place."
             ) from error
-        except BaseException:
-            os.close(descriptor)
-            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                os.close(descriptor)
+                raise
+            return descriptor  # a file system without locks
         # Whoever had it before may have removed the file just now.
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == os.stat(lock).st_ino:

@@ -85,7 +85,11 @@ class WeightFolder:
 
     def read_entries(self, name: str, start: int, stop: int) -> np.ndarray:
         """Entries `start` to `stop` in row-major order, `[entry]`; as `read`."""
-        self._known(name)
+        size = self._known(name).size
+        if not 0 <= start <= stop <= size:
+            raise ValueError(
+                f"entries {start} to {stop} of {name!r} were asked for; it has {size}."
+            )
         name = self.ties.get(name, name)
         return self._homes[name].read_entries(name, start, stop)
 
