@@ -1,4 +1,4 @@
-"""The command `ensjax`: run, plan, replay, export, report, list, copy, doctor, bench.
+"""The command `ensjax`: run, plan, replay, export, soup, report, list, copy, ...
 
 Exit codes of `ensjax run`; after all but 0 and 2 the same command goes on from the last
 committed step:
@@ -37,6 +37,7 @@ from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
 from ensjax.experiment.parser import OneLineParser
 from ensjax.experiment.processes import ProcessFlags, check_flags, detect_cluster
+from ensjax.experiment.soup_options import add_soup_arguments
 from ensjax.experiment.supervisor import is_child, prepare_child, run_in_child
 
 
@@ -71,6 +72,7 @@ def _main(arguments: list[str]) -> int:
     commands = {
         "replay": _replay,
         "export": _export,
+        "soup": _soup,
         "report": _report,
         "list": _list,
         "copy": _copy,
@@ -201,6 +203,17 @@ def _parser() -> argparse.ArgumentParser:
         "--format", default="nnx", help="nnx, safetensors or ensemble (%(default)s)"
     )
     export.add_argument("--out", help="default: in the run's folder exports")
+
+    soup = commands.add_parser(
+        "soup",
+        help="merge checkpoints of other frameworks, without their models' code",
+        description="Merges folders of safetensors (or PyTorch files) into a folder,"
+        " with at most three tensors in memory, and writes where it comes from.",
+        epilog="Flags may be written with - or _. Every method's knobs and defaults are"
+        " those of its function in ensjax.weight_space.",
+        allow_abbrev=False,
+    )
+    add_soup_arguments(soup)
 
     commands.add_parser("list", help="experiments, papers, presets, last results")
     copy = commands.add_parser(
@@ -338,6 +351,12 @@ def _export(options: argparse.Namespace) -> int:
     )
     print("\n".join(written))
     return exit_codes.FINISHED
+
+
+def _soup(options: argparse.Namespace) -> int:
+    from ensjax.experiment.soup import soup
+
+    return soup(options)
 
 
 def _list(options: argparse.Namespace) -> int:

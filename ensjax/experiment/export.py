@@ -115,7 +115,8 @@ def _save_safetensors(member, place):
     weights = {name: np.ascontiguousarray(x) for name, x in member.weights().items()}
     partial = place.parent / f".{place.name}.partial"
     try:
-        save_file(weights, os.fspath(partial), metadata={"step": str(member.step)})
+        metadata = {"format": "ensjax", "step": str(member.step)}
+        save_file(weights, os.fspath(partial), metadata=metadata)
         partial.rename(place)
     except BaseException as error:
         partial.unlink(missing_ok=True)

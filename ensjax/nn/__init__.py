@@ -1,7 +1,23 @@
 """Flax NNX architectures that are used as members."""
 
+from ensjax.nn.bert import (
+    BERT,
+)
+from ensjax.nn.clip import (
+    CLIP,
+    ClipClassifier,
+    clip_image_tower,
+    zero_shot_classifier,
+    zero_shot_head,
+)
 from ensjax.nn.cnn import (
     CNN,
+)
+from ensjax.nn.imagenet_resnet import (
+    ImageNetResNet,
+)
+from ensjax.nn.llama import (
+    Llama,
 )
 from ensjax.nn.mlp import (
     MLP,
@@ -18,18 +34,32 @@ from ensjax.nn.resnet import (
     WideResNet,
     wide_resnet,
 )
+from ensjax.nn.rotary import (
+    LinearScaling,
+    Llama3Scaling,
+)
 from ensjax.nn.vit import (
     ViT,
 )
 
 __all__ = [
+    "BERT",
+    "CLIP",
     "CNN",
+    "ClipClassifier",
+    "ImageNetResNet",
+    "LinearScaling",
+    "Llama",
+    "Llama3Scaling",
     "MLP",
     "NearestNeighbors",
     "Recurrent",
     "ResNet",
     "ViT",
     "WideResNet",
+    "clip_image_tower",
     "nearest_rows",
     "wide_resnet",
+    "zero_shot_classifier",
+    "zero_shot_head",
 ]

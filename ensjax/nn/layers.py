@@ -1,5 +1,6 @@
 """Layers that the architectures share: convolution, norm, dropout, remat, head."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -87,25 +88,56 @@ def maybe(layer, x: jax.Array) -> jax.Array:
     return x if layer is None else layer(x)
 
 
-def run_block(block: nnx.Module, x: jax.Array, *, remat: bool) -> jax.Array:
-    """`block(x)`; with `remat` its activations are computed again for the gradient."""
-    return _rematerialised(block, x) if remat else block(x)
+def run_block(block: nnx.Module, x: jax.Array, *others, remat: bool) -> jax.Array:
+    """`block(x)`; with `remat` its activations are computed again for the gradient.
+
+    `others` are further arrays or `None` that the block is called with.
+    """
+    return _rematerialised(block, x, *others) if remat else block(x, *others)
 
 
 @nnx.remat
-def _rematerialised(block, x):
-    return block(x)
+def _rematerialised(block, x, *others):
+    return block(x, *others)
 
 
 class Head(nnx.Module):
     """A linear layer to logits, computed and returned in float32 or wider."""
 
-    def __init__(self, num_in: int, num_outputs: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_in: int,
+        num_outputs: int,
+        *,
+        use_bias: bool = True,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         wide = None if dtype is None else jnp.promote_types(dtype, jnp.float32)
-        self.linear = nnx.Linear(num_in, num_outputs, dtype=wide, rngs=rngs)
+        self.linear = nnx.Linear(
+            num_in, num_outputs, use_bias=use_bias, dtype=wide, rngs=rngs
+        )
 
     def __call__(self, x):
         return self.linear(x)
+
+
+def tied_logits(x: jax.Array, words: nnx.Embed) -> jax.Array:
+    """Logits of words as the products with their embeddings, in float32 or wider.
+
+    Args:
+        x: `[batch, token, width]`.
+        words: the embedding that the model reads its tokens with.
+
+    Returns:
+        `[batch, token, word]`.
+
+    Source: Press and Wolf 2017, arXiv:1608.05859, section 3.
+    """
+    embedding = words.embedding[...]
+    dtypes = (x.dtype, embedding.dtype, jnp.float32)
+    wide = functools.reduce(jnp.promote_types, dtypes)
+    return x.astype(wide) @ embedding.astype(wide).T
 
 
 def check_images(x: jax.Array, channels: int) -> None:

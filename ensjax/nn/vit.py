@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ensjax.nn.activations import activation_function
 from ensjax.nn.layers import (
     Head,
     check_images,
@@ -22,8 +23,9 @@ POOLINGS = ("token", "mean")
 class ViT(nnx.Module):
     """Pre-norm transformer over image patches.
 
-    Patches are cut by a reshape and embedded by a linear layer. Queries, keys and
-    values have no bias: that of the keys changes nothing, and its gradient is rounding.
+    Patches are cut by a reshape and embedded by a linear layer. By default queries,
+    keys and values have no bias: that of the keys changes nothing, and its gradient is
+    rounding. Published weights have one; the arguments from `qkv_bias` on are for them.
 
     Args:
         image_shape: `(height, width, channel)`.
@@ -39,10 +41,15 @@ class ViT(nnx.Module):
             from the stream `dropout`.
         dtype: of the arithmetic below the head; parameters and logits are float32.
         remat: whether blocks are computed again for the gradient.
+        qkv_bias: whether queries, keys and values have a bias.
+        embed_bias, head_bias: whether the embedding of patches and the head have one.
+        embed_norm: whether the tokens are normalised before the first block (CLIP).
+        norm_epsilon: added to the variance in each layer norm.
+        activation: of the MLPs, one of `activations.ACTIVATIONS`.
         rngs: streams `params` and, with dropout, `dropout`.
 
     Raises:
-        ValueError: if sizes do not divide or `pooling` is unknown.
+        ValueError: if sizes do not divide, or `pooling` or `activation` is unknown.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, equations 1 to 4.
 
@@ -51,6 +58,9 @@ class ViT(nnx.Module):
         model = ViT(image_shape=(32, 32, 3), rngs=nnx.Rngs(params=0))
         logits = model(images)  # [batch, 32, 32, 3] -> [batch, 10]
     """
+
+    # Graphs that were saved before these could be chosen do not have them.
+    embed_norm = None
 
     def __init__(
         self,
@@ -66,6 +76,12 @@ class ViT(nnx.Module):
         dropout: float = 0.0,
         dtype=None,
         remat: bool = False,
+        qkv_bias: bool = False,
+        embed_bias: bool = True,
+        head_bias: bool = True,
+        embed_norm: bool = False,
+        norm_epsilon: float = 1e-6,
+        activation: str = "gelu_tanh",
         rngs: nnx.Rngs,
     ):
         height, wide, channels = image_shape
@@ -86,25 +102,35 @@ class ViT(nnx.Module):
         self.remat = remat
         has_token = pooling == "token"
         num_tokens = (height // tall_patch) * (wide // wide_patch) + has_token
+        norm = dict(epsilon=norm_epsilon, dtype=dtype, rngs=rngs)
         self.embed = nnx.Linear(
-            tall_patch * wide_patch * channels, width, dtype=dtype, rngs=rngs
+            tall_patch * wide_patch * channels,
+            width,
+            use_bias=embed_bias,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.token = nnx.Param(jnp.zeros((1, width))) if has_token else None
         self.positions = nnx.Param(normal_002(rngs.params(), (num_tokens, width)))
         self.dropout = dropout_layer(dropout, rngs=rngs)
+        if embed_norm:
+            self.embed_norm = nnx.LayerNorm(width, **norm)
         self.blocks = nnx.List(
             TransformerBlock(
                 width,
                 num_heads,
                 4 * width if mlp_width is None else mlp_width,
                 dropout=dropout,
+                qkv_bias=qkv_bias,
+                norm_epsilon=norm_epsilon,
+                activation=activation,
                 dtype=dtype,
                 rngs=rngs,
             )
             for _ in range(depth)
         )
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.head = Head(width, num_outputs, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, **norm)
+        self.head = Head(width, num_outputs, use_bias=head_bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits `[batch, output]` of images `[batch, height, width, channel]`.
@@ -125,6 +151,7 @@ class ViT(nnx.Module):
             )
             x = jnp.concatenate([token, x], axis=1)
         x = maybe(self.dropout, x + self.positions[...].astype(x.dtype)[None])
+        x = maybe(self.embed_norm, x)
         for block in self.blocks:
             x = run_block(block, x, remat=self.remat)
         x = self.norm(x)
@@ -135,15 +162,37 @@ class ViT(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, width, num_heads, mlp_width, *, dropout, dtype, rngs):
+    With `causal` a token sees only itself and earlier ones.
+    """
+
+    # Graphs that were saved before these could be chosen do not have them.
+    activation, causal = "gelu_tanh", False
+
+    def __init__(
+        self,
+        width,
+        num_heads,
+        mlp_width,
+        *,
+        dropout=0.0,
+        qkv_bias=False,
+        norm_epsilon=1e-6,
+        activation="gelu_tanh",
+        causal=False,
+        dtype,
+        rngs,
+    ):
         self.num_heads = num_heads
+        activation_function(activation)  # raises where it is unknown
+        if (activation, causal) != (self.activation, self.causal):
+            self.activation, self.causal = activation, causal
         options = dict(dtype=dtype, rngs=rngs)
-        self.norm1 = nnx.LayerNorm(width, **options)
-        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, **options)
+        self.norm1 = nnx.LayerNorm(width, epsilon=norm_epsilon, **options)
+        self.qkv = nnx.Linear(width, 3 * width, use_bias=qkv_bias, **options)
         self.out = nnx.Linear(width, width, **options)
-        self.norm2 = nnx.LayerNorm(width, **options)
+        self.norm2 = nnx.LayerNorm(width, epsilon=norm_epsilon, **options)
         self.linear1 = nnx.Linear(width, mlp_width, **options)
         self.linear2 = nnx.Linear(mlp_width, width, **options)
         self.dropout1 = dropout_layer(dropout, rngs=rngs)
@@ -155,10 +204,13 @@ class TransformerBlock(nnx.Module):
         qkv = self.qkv(self.norm1(x))
         qkv = qkv.reshape(batch, num_tokens, 3, self.num_heads, -1)
         query, key, value = (qkv[:, :, i] for i in range(3))
-        attended = jax.nn.dot_product_attention(query, key, value)
+        attended = jax.nn.dot_product_attention(
+            query, key, value, is_causal=self.causal
+        )
         attended = self.out(attended.reshape(batch, num_tokens, width))
         x = x + maybe(self.dropout1, attended)
-        y = maybe(self.dropout2, nnx.gelu(self.linear1(self.norm2(x))))
+        activate = activation_function(self.activation)
+        y = maybe(self.dropout2, activate(self.linear1(self.norm2(x))))
         return x + maybe(self.dropout3, self.linear2(y))
 
 

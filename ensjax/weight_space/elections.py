@@ -82,7 +82,7 @@ def ties(
     weights = check_weights(weights, stacked)
 
     def merged(_, taus):
-        return _elect(keep_largest(taus, density, scope=scope), weights, scope)
+        return elect(keep_largest(taus, density, scope=scope), weights, scope=scope)
 
     return add_to_base(merged, stacked, base, lam)
 
@@ -112,7 +112,7 @@ def dare_ties(
 
     def merged(names, taus):
         taus = drop_at_random(names, taus, key, ids, drop)
-        return _elect(taus, weights, scope)
+        return elect(taus, weights, scope=scope)
 
     return add_to_base(merged, stacked, base, lam)
 
@@ -166,7 +166,7 @@ def della(
     thinned = ranked_drop_of(stacked, key, density, epsilon, member_ids)
 
     def merged(names, taus):
-        return _elect(thinned(names, taus), weights, scope)
+        return elect(thinned(names, taus), weights, scope=scope)
 
     return add_to_base(merged, stacked, base, lam)
 
@@ -192,7 +192,7 @@ def breadcrumbs_ties(
     band = band_of(stacked, density, gamma, scope)
 
     def merged(_, taus):
-        return _elect(band(taus), weights, scope)
+        return elect(band(taus), weights, scope=scope)
 
     return add_to_base(merged, stacked, base, lam)
 
@@ -221,55 +221,95 @@ def sce(stacked: Any, base: Any, *, density: Any = 1.0, lam: Any = 1.0) -> Any:
 
     Source: Wan et al. 2024, arXiv:2408.07990; mergekit, `sce`.
     """
-    members = num_members(stacked)
     if np.ndim(density):
         raise ValueError(f"density must be a number; got shape {np.shape(density)}.")
     (density,) = member_knob("density", density, 1)
-    equal = jnp.full((members,), 1.0 / members, jnp.float32)
 
     def merged(_, taus):
         selected = [_select_varying(tau, density) for tau in taus]
         squares = [
             jnp.mean(tau * tau, axis=tuple(range(1, tau.ndim))) for tau in selected
         ]
-        sums = [jnp.sum(s) for s in squares]
-        weights = [
-            jnp.where(total > 0, s / jnp.where(total > 0, total, 1.0), equal)
-            for s, total in zip(squares, sums)
+        return [
+            merge_selected(tau, shares_of_squares(s))
+            for tau, s in zip(selected, squares)
         ]
-        signs = elected_signs(selected, jnp.ones(members), scope="leaf")
-        return mean_of_sign(selected, signs, weights)
 
     return add_to_base(merged, stacked, base, lam)
 
 
 def _select_varying(tau, density):
     variance = jnp.var(tau, axis=0)
-    count = jnp.round(density * jnp.sum(variance > 0, dtype=jnp.int32))
-    least = kth_largest([variance[None]], count[None].astype(jnp.int32))[0]
-    is_dropped = (variance < least) & (density < 1.0)
-    return jnp.where(is_dropped[None], 0.0, tau)
+    count = varying_count(jnp.sum(variance > 0, dtype=jnp.int32), density)
+    least = kth_largest([variance[None]], count[None])[0]
+    return select(tau, variance, jnp.where(density < 1.0, least, 0.0))
 
 
-def _elect(taus, weights, scope):
-    return mean_of_sign(taus, elected_signs(taus, weights, scope=scope), weights)
+def varying_count(varying: Any, density: Any) -> jax.Array:
+    """How many entries of a leaf SCE selects of those that vary over members."""
+    return jnp.round(density * jnp.asarray(varying)).astype(jnp.int32)
+
+
+def select(tau: jax.Array, variance: jax.Array, least: Any) -> jax.Array:
+    """`tau`, `[member, ...]`, 0 where the variance `[...]` is less than `least`."""
+    return jnp.where((variance < least)[None], 0.0, tau)
+
+
+def shares_of_squares(squares: jax.Array) -> jax.Array:
+    """SCE's weights `[member]`, from mean squares; equal ones where all are 0."""
+    total = jnp.sum(squares)
+    equal = jnp.full(squares.shape, 1.0 / squares.shape[0], squares.dtype)
+    return jnp.where(total > 0, squares / jnp.where(total > 0, total, 1.0), equal)
+
+
+def merge_selected(tau: jax.Array, weights: jax.Array) -> jax.Array:
+    """The last step of SCE: signs by equal votes, means by its weights `[member]`."""
+    signs = elected_signs([tau], jnp.ones(tau.shape[:1]), scope="leaf")
+    return mean_of_sign([tau], signs, weights)[0]
+
+
+def elect(
+    taus: Sequence[jax.Array],
+    weights: jax.Array,
+    *,
+    scope: str,
+    majority: jax.Array | None = None,
+) -> list[jax.Array]:
+    """The mean of the entries that have the sign of the sum; arguments as below."""
+    signs = elected_signs(taus, weights, scope=scope, majority=majority)
+    return mean_of_sign(taus, signs, weights)
 
 
 def elected_signs(
-    taus: Sequence[jax.Array], weights: jax.Array, *, scope: str
+    taus: Sequence[jax.Array],
+    weights: jax.Array,
+    *,
+    scope: str,
+    majority: jax.Array | None = None,
 ) -> list[jax.Array]:
     """The sign of `sum_m w_m tau_m` for every entry, -1 or 1.
 
     Where the sum is 0, scope "global" takes the sign that most entries of all leaves
     have (the TIES reference), and "leaf" takes 1 (mergekit). The first is 1 where there
     are as many of both.
+
+    Args:
+        taus: leaves `[member, ...]`.
+        weights: `[member]`.
+        scope: "global" or "leaf".
+        majority: -1 or 1, where it is known and `taus` are a part of all leaves.
     """
     signs = [jnp.sign(weighted_sum(tau, weights)) for tau in taus]
-    majority = jnp.ones((), signs[0].dtype)
-    if scope == "global":
-        votes = sum(jnp.sum(s.astype(jnp.int32)).astype(s.dtype) for s in signs)
-        majority = jnp.where(votes < 0, -majority, majority)
+    if majority is None:
+        majority = jnp.ones((), signs[0].dtype)
+        if scope == "global":
+            majority = jnp.where(votes_of(signs) < 0, -majority, majority)
     return [jnp.where(s == 0, majority, s) for s in signs]
+
+
+def votes_of(signs: Sequence[jax.Array]) -> jax.Array:
+    """How many more entries are positive than negative; exact to 2^24."""
+    return sum(jnp.sum(s.astype(jnp.int32)).astype(s.dtype) for s in signs)
 
 
 def mean_of_sign(

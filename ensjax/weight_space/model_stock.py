@@ -1,11 +1,13 @@
 """Model stock: how far to go from the base to the mean, read off the angles."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from ensjax.members import num_members
-from ensjax.weight_space.vectors import check_scope, inner, lengths, map_together
+from ensjax.weight_space.vectors import Gram, check_scope, inner, lengths, map_together
 
 
 def model_stock(stacked: Any, base: Any, *, scope: str = "leaf") -> Any:
@@ -44,25 +46,28 @@ def model_stock(stacked: Any, base: Any, *, scope: str = "leaf") -> Any:
 
     def merged(_, rows, origin):
         taus = [x - o[None] for x, o in zip(rows, origin)]
-        norms, has_direction = lengths(taus, scope, lead=1)
-        units = [
-            jnp.where(h, tau / n, 0.0) for tau, n, h in zip(taus, norms, has_direction)
-        ]
-        # The cosines of all pairs sum to (|sum u|^2 - sum |u|^2) / 2: no member has to
-        # meet another one.
-        sums = [jnp.sum(u, axis=0) for u in units]
-        together = inner(sums, sums, scope, lead=0)
-        alone = [
-            jnp.sum(h, axis=0, dtype=tau.dtype) for h, tau in zip(has_direction, taus)
-        ]
-        pairs = members * (members - 1)
-        cosines = [(s - a) / pairs for s, a in zip(together, alone)]
-        return [
-            o + shrinkage(c, members) * jnp.mean(tau, axis=0)
-            for o, c, tau in zip(origin, cosines, taus)
-        ]
+        return [o + tau for o, tau in zip(origin, shrunken_mean(taus, scope))]
 
     return map_together(merged, stacked, base)
+
+
+def shrunken_mean(taus: Sequence[jax.Array], scope: str | Gram) -> list[jax.Array]:
+    """`t` times the mean of task vectors, leaves `[member, ...]` of two or more."""
+    members = taus[0].shape[0]
+    norms, has_direction = lengths(taus, scope, lead=1)
+    units = [
+        jnp.where(h, tau / n, 0.0) for tau, n, h in zip(taus, norms, has_direction)
+    ]
+    # The cosines of all pairs sum to (|sum u|^2 - sum |u|^2) / 2: no member has to
+    # meet another one.
+    sums = [jnp.sum(u, axis=0) for u in units]
+    together = inner(sums, sums, scope, lead=0)
+    alone = [jnp.sum(h, axis=0, dtype=tau.dtype) for h, tau in zip(has_direction, taus)]
+    pairs = members * (members - 1)
+    cosines = [(s - a) / pairs for s, a in zip(together, alone)]
+    return [
+        shrinkage(c, members) * jnp.mean(tau, axis=0) for c, tau in zip(cosines, taus)
+    ]
 
 
 def shrinkage(cosine: Any, num_members: int) -> Any:

@@ -7,12 +7,13 @@ ranks without communication.
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.random import threefry_2x32
 
 from ensjax.weight_space.vectors import rows_of
 
@@ -40,7 +41,7 @@ def member_knob(
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (num_members,))
 
 
-def kth_largest(values: Sequence[jax.Array], counts: jax.Array) -> jax.Array:
+def kth_largest(values: Iterable[jax.Array], counts: jax.Array) -> jax.Array:
     """The `counts[m]`-th largest of each member's values, all leaves together.
 
     Without a sort: the result is the largest number that at least so many values reach.
@@ -55,6 +56,7 @@ def kth_largest(values: Sequence[jax.Array], counts: jax.Array) -> jax.Array:
     Returns:
         `[member]`; infinity where the count is 0.
     """
+    values = list(values)
     dtype = jnp.result_type(*values)
     integer = {4: jnp.int32, 8: jnp.int64}[dtype.itemsize]
     bits = [jax.lax.bitcast_convert_type(v.astype(dtype), integer) for v in values]
@@ -95,14 +97,8 @@ def keep_largest(
     """
 
     def keep(group):
-        sizes = [jnp.abs(tau) for tau in group]
-        kept = _share(density, group)
-        least = kth_largest(sizes, kept)
-        # A NaN is no smaller than anything: it stays, and shows in the result.
-        return [
-            jnp.where(size < rows_of(least, size), 0.0, tau)
-            for tau, size in zip(group, sizes)
-        ]
+        least = kth_largest(map(jnp.abs, group), share(density, _size(group)))
+        return [trim(tau, least) for tau in group]
 
     return _by_scope(keep, taus, scope)
 
@@ -123,27 +119,50 @@ def keep_band(
 
     def keep(group):
         sizes = [jnp.abs(tau) for tau in group]
-        kept = _share(density, group)
-        count = sum(tau[0].size for tau in group)
-        dropped = jnp.minimum(_share(top, group), count - kept)
-        most = kth_largest(sizes, jnp.minimum(dropped + 1, count))
-        least = kth_largest(sizes, dropped + kept)
-        least = jnp.where(kept > 0, least, jnp.inf)
+        lowest, highest = band_ranks(density, top, _size(group))
         return [
-            jnp.where(
-                (size < rows_of(least, size)) | (size > rows_of(most, size)), 0.0, tau
-            )
-            for tau, size in zip(group, sizes)
+            trim(tau, kth_largest(sizes, lowest), kth_largest(sizes, highest))
+            for tau in group
         ]
 
     return _by_scope(keep, taus, scope)
 
 
-def _share(fraction, group):
-    """How many of a member's entries a fraction `[member]` is, `[member]`."""
-    size = sum(tau[0].size for tau in group)
+def band_ranks(
+    density: jax.Array, top: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Ranks `[member]` of the smallest and the largest entry that `keep_band` keeps.
+
+    Rank 1 is the largest of `size` entries; the smallest kept has rank 0, above all,
+    where none is kept.
+    """
+    kept = share(density, size)
+    dropped = jnp.minimum(share(top, size), size - kept)
+    lowest = jnp.where(kept > 0, dropped + kept, 0)
+    return lowest, jnp.minimum(dropped + 1, size)
+
+
+def trim(tau: jax.Array, least: jax.Array, most: jax.Array | None = None) -> jax.Array:
+    """`tau`, `[member, ...]`, with 0 for sizes below `least` or above `most`.
+
+    Both are `[member]`. A NaN is no smaller than anything: it stays, and shows in the
+    result.
+    """
+    size = jnp.abs(tau)
+    is_dropped = size < rows_of(least, size)
+    if most is not None:
+        is_dropped |= size > rows_of(most, size)
+    return jnp.where(is_dropped, 0.0, tau)
+
+
+def share(fraction: jax.Array, size: int) -> jax.Array:
+    """How many of `size` entries a fraction `[member]` is, `[member]`."""
     count = jnp.round(fraction * size)
     return count.astype(jnp.int32) if size < 2**31 else count
+
+
+def _size(group):
+    return sum(tau[0].size for tau in group)
 
 
 def _by_scope(fn, taus, scope):
@@ -158,6 +177,7 @@ def drop_at_random(
     key: jax.Array,
     member_ids: jax.Array,
     drop: jax.Array,
+    numbers: Sequence[Any] | None = None,
 ) -> list[jax.Array]:
     """Task vectors of which each entry is dropped by chance, the others scaled up.
 
@@ -170,8 +190,9 @@ def drop_at_random(
         key: of all members; each has its own by its id.
         member_ids: integers `[member]`.
         drop: the probability p, `[member]`.
+        numbers: as in `entry_draws`.
     """
-    draws = entry_draws(names, taus, key, member_ids)
+    draws = entry_draws(names, taus, key, member_ids, numbers)
     return [_thin(tau, d, rows_of(1.0 - drop, tau)) for tau, d in zip(taus, draws)]
 
 
@@ -182,6 +203,7 @@ def drop_by_rank(
     member_ids: jax.Array,
     density: jax.Array,
     epsilon: jax.Array,
+    numbers: Sequence[Any] | None = None,
 ) -> list[jax.Array]:
     """As `drop_at_random`, larger entries being kept with higher probability.
 
@@ -197,9 +219,10 @@ def drop_by_rank(
         member_ids: integers `[member]`.
         density: the mean probability of being kept, `[member]`.
         epsilon: `[member]`; narrowed to what keeps probabilities from 0 to 1.
+        numbers: as in `entry_draws`.
     """
     epsilon = jnp.minimum(epsilon, jnp.minimum(density, 1.0 - density))
-    draws = entry_draws(names, taus, key, member_ids)
+    draws = entry_draws(names, taus, key, member_ids, numbers)
     return [
         _thin(
             tau,
@@ -239,11 +262,22 @@ def entry_draws(
     taus: Sequence[jax.Array],
     key: jax.Array,
     member_ids: jax.Array,
+    numbers: Sequence[Any] | None = None,
 ) -> list[jax.Array]:
     """Uniform numbers from 0 to 1 for every entry, leaves `[member, ...]`.
 
-    They depend on the key, the member's id and the leaf's name, and on nothing else:
-    in a grid over probabilities, a higher one keeps what a lower one has kept.
+    They depend on the key, the member's id, the leaf's name and the entry's number, and
+    on nothing else: in a grid over probabilities, a higher one keeps what a lower one
+    has kept.
+
+    Args:
+        names: dotted names of the leaves, or what `name_number` makes of them.
+        taus: leaves `[member, ...]`.
+        key: of all members.
+        member_ids: integers `[member]`.
+        numbers: where `taus` are parts of leaves, the entries' numbers in the whole
+            leaf, in row-major order: for each, two uint32 arrays `[...]`, the upper and
+            the lower half.
 
     Raises:
         TypeError: if `key` is no key of `jax.random.key`.
@@ -259,15 +293,30 @@ def entry_draws(
         )
 
     def draw(member_id, name, shape):
-        own = jax.random.fold_in(jax.random.fold_in(key, member_id), _number_of(name))
+        own = jax.random.fold_in(jax.random.fold_in(key, member_id), name_number(name))
         # Numbers in a row: those of more axes are the same, and slow to compile.
         return jax.random.uniform(own, (math.prod(shape),)).reshape(shape)
 
+    def draw_at(member_id, name, upper, lower):
+        own = jax.random.fold_in(jax.random.fold_in(key, member_id), name_number(name))
+        counts = jnp.concatenate([upper.reshape(-1), lower.reshape(-1)])
+        bits = threefry_2x32(jax.random.key_data(own), counts).reshape(2, -1)
+        bits = bits[0] ^ bits[1]
+        # As JAX does: 23 bits of a number from 1 to 2, less 1.
+        ones = jax.lax.bitcast_convert_type(bits >> 9 | 0x3F800000, jnp.float32)
+        return (ones - 1.0).reshape(lower.shape)
+
+    if numbers is not None:
+        return [
+            jax.vmap(lambda i: draw_at(i, name, *pair))(member_ids)  # noqa: B023
+            for name, pair in zip(names, numbers, strict=True)
+        ]
     return [
         jax.vmap(lambda i: draw(i, name, tau.shape[1:]))(member_ids)  # noqa: B023
         for name, tau in zip(names, taus)
     ]
 
 
-def _number_of(name):
-    return np.uint32(zlib.crc32(name.encode()))
+def name_number(name: Any) -> Any:
+    """A number by which draws differ between leaves, uint32; of a number itself."""
+    return np.uint32(zlib.crc32(name.encode())) if isinstance(name, str) else name

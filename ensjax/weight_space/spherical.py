@@ -4,6 +4,7 @@ A mean of weights is shorter than the weights; these keep the length. Which entr
 form one vector is the `scope` (see `vectors.inner`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from ensjax.weight_space.averages import weighted_sum
 from ensjax.weight_space.leaves import check_weights
 from ensjax.weight_space.vectors import (
+    Gram,
     check_scope,
     check_two,
     inner,
@@ -22,7 +24,7 @@ from ensjax.weight_space.vectors import (
 )
 
 # In float32 the angle between vectors of a larger cosine is rounding.
-_PARALLEL = 1.0 - 1e-6
+PARALLEL = 1.0 - 1e-6
 
 
 def slerp(
@@ -65,7 +67,7 @@ def slerp(
 
     def between(_, rows):
         ends = [x[0] for x in rows], [x[1] for x in rows]
-        return _on_circle(*ends, jnp.asarray(t, jnp.float32), scope, parallel)
+        return on_circle(*ends, jnp.asarray(t, jnp.float32), scope, parallel)
 
     return map_together(between, stacked, keep=keep)
 
@@ -102,7 +104,7 @@ def nuslerp(
     def between(_, rows, origin=None):
         origin = [0.0] * len(rows) if origin is None else origin
         ends = [[x[i] - o for x, o in zip(rows, origin)] for i in (0, 1)]
-        moved = _on_circle(*ends, jnp.asarray(t, jnp.float32), scope, _PARALLEL)
+        moved = on_circle(*ends, jnp.asarray(t, jnp.float32), scope, PARALLEL)
         return [o + x for o, x in zip(origin, moved)]
 
     return map_together(between, stacked, base, keep=keep)
@@ -116,8 +118,14 @@ def _check_number(t):
         )
 
 
-def _on_circle(first, second, t, scope, parallel):
-    """The circle from one list of leaves `[...]` to another."""
+def on_circle(
+    first: Sequence[jax.Array],
+    second: Sequence[jax.Array],
+    t: jax.Array,
+    scope: str | Gram,
+    parallel: float,
+) -> list[jax.Array]:
+    """The circle from one list of leaves `[...]` to another, at `t`; see `slerp`."""
     products = inner(first, second, scope, lead=0)
     (long0, has0), (long1, has1) = (lengths(x, scope, lead=0) for x in (first, second))
     moved = []
@@ -173,16 +181,22 @@ def multislerp(
     weights = check_weights(weights, stacked)
     weights = weights / jnp.sum(weights)
 
-    def mean(rows):
-        units, roots, _ = _directions(rows, scope)
-        sums = [weighted_sum(u, weights) for u in units]
-        norms, has_direction = lengths(sums, scope, lead=0)
-        return [
-            jnp.where(h, s / n * weighted_sum(r, weights), weighted_sum(x, weights))
-            for x, s, n, h, r in zip(rows, sums, norms, has_direction, roots)
-        ]
+    return _from_origin(
+        lambda rows: mean_direction(rows, weights, scope), stacked, base, keep
+    )
 
-    return _from_origin(mean, stacked, base, keep)
+
+def mean_direction(
+    rows: Sequence[jax.Array], weights: jax.Array, scope: str | Gram
+) -> list[jax.Array]:
+    """`multislerp` of leaves `[member, ...]` by weights `[member]` of sum 1."""
+    units, roots, _ = _directions(rows, scope)
+    sums = [weighted_sum(u, weights) for u in units]
+    norms, has_direction = lengths(sums, scope, lead=0)
+    return [
+        jnp.where(h, s / n * weighted_sum(r, weights), weighted_sum(x, weights))
+        for x, s, n, h, r in zip(rows, sums, norms, has_direction, roots)
+    ]
 
 
 def karcher_mean(
@@ -225,25 +239,36 @@ def karcher_mean(
     weights = weights / jnp.sum(weights)
 
     def mean(rows):
-        units, roots, has_direction = _directions(rows, scope)
-        counted = [rows_of(weights, h) * h for h in has_direction]
-        sums = [jnp.sum(c, axis=0, keepdims=True) for c in counted]
-        counted = [c / jnp.where(s > 0, s, 1.0) for c, s in zip(counted, sums)]
-        starts = [jnp.sum(c * u, axis=0) for c, u in zip(counted, units)]
-        norms, is_start = lengths(starts, scope, lead=0)
-        firsts = [_first_direction(u, h) for u, h in zip(units, has_direction)]
-        starts = [
-            jnp.where(h & (n >= tolerance), s / n, f)
-            for s, n, h, f in zip(starts, norms, is_start, firsts)
-        ]
-
-        def step(at, _):
-            return _sphere_step(at, units, counted, scope, tolerance), None
-
-        means, _ = jax.lax.scan(step, starts, length=num_iterations)
-        return [u * weighted_sum(r, weights) for u, r in zip(means, roots)]
+        return sphere_mean(rows, weights, scope, num_iterations, tolerance)
 
     return _from_origin(mean, stacked, base, keep)
+
+
+def sphere_mean(
+    rows: Sequence[jax.Array],
+    weights: jax.Array,
+    scope: str | Gram,
+    num_iterations: int,
+    tolerance: float,
+) -> list[jax.Array]:
+    """`karcher_mean` of leaves `[member, ...]` by weights `[member]` of sum 1."""
+    units, roots, has_direction = _directions(rows, scope)
+    counted = [rows_of(weights, h) * h for h in has_direction]
+    sums = [jnp.sum(c, axis=0, keepdims=True) for c in counted]
+    counted = [c / jnp.where(s > 0, s, 1.0) for c, s in zip(counted, sums)]
+    starts = [jnp.sum(c * u, axis=0) for c, u in zip(counted, units)]
+    norms, is_start = lengths(starts, scope, lead=0)
+    firsts = [_first_direction(u, h) for u, h in zip(units, has_direction)]
+    starts = [
+        jnp.where(h & (n >= tolerance), s / n, f)
+        for s, n, h, f in zip(starts, norms, is_start, firsts)
+    ]
+
+    def step(at, _):
+        return _sphere_step(at, units, counted, scope, tolerance), None
+
+    means, _ = jax.lax.scan(step, starts, length=num_iterations)
+    return [u * weighted_sum(r, weights) for u, r in zip(means, roots)]
 
 
 def _sphere_step(at, units, weights, scope, tolerance):

@@ -6,7 +6,7 @@ and a tree of the result.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +86,28 @@ def rows_of(scalars: jax.Array, leaf: jax.Array) -> jax.Array:
     return scalars.reshape(scalars.shape + (1,) * (leaf.ndim - scalars.ndim))
 
 
+class Gram(NamedTuple):
+    """A scope for vectors that are not here, but whose inner products are.
+
+    Means along great circles are sums of the members, with coefficients that depend on
+    inner products alone. Where members do not fit in memory, the same functions are
+    given coefficients for leaves, and this for a scope.
+
+    Attributes:
+        products: `[..., member, member]`, for each vector of a leaf `[..., member]` of
+            coefficients. In float64, or small angles are lost.
+    """
+
+    products: jax.Array
+
+    def inner(self, xs: jax.Array, ys: jax.Array) -> jax.Array:
+        """`[..., 1]`, of leaves `[..., member]` of coefficients."""
+        moved = jnp.einsum("...i,...ij->...j", xs, self.products, precision="highest")
+        return jnp.sum(moved * ys, axis=-1, keepdims=True)
+
+
 def inner(
-    xs: Sequence[jax.Array], ys: Sequence[jax.Array], scope: str, *, lead: int
+    xs: Sequence[jax.Array], ys: Sequence[jax.Array], scope: str | Gram, *, lead: int
 ) -> list[jax.Array]:
     """Inner products of the vectors of two lists of leaves.
 
@@ -98,12 +118,14 @@ def inner(
             all leaves together; "output": those that lead to one index of the last
             axis, which are the weights of one unit (`[in, out]`, `[*tap, in, out]`);
             "input": those of one index of the last axis but one. A leaf with fewer than
-            two axes is one vector.
+            two axes is one vector. A `Gram`: leaves are coefficients.
         lead: how many leading axes are no part of a vector (the member axis).
 
     Returns:
         For each leaf an array of its rank, 1 along the axes that are summed.
     """
+    if isinstance(scope, Gram):
+        return [scope.inner(x, y) for x, y in zip(xs, ys, strict=True)]
     sums = [
         jnp.sum(x * y, axis=_axes(x.ndim, lead, scope), keepdims=True)
         for x, y in zip(xs, ys, strict=True)
@@ -122,7 +144,7 @@ def _axes(ndim, lead, scope):
 
 
 def lengths(
-    xs: Sequence[jax.Array], scope: str, *, lead: int
+    xs: Sequence[jax.Array], scope: str | Gram, *, lead: int
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Lengths of vectors, and whether they are long enough to have a direction.
 

@@ -1,0 +1,180 @@
+"""What a streamed merge is asked to do: method, knobs of every tensor, what is read."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.interop.tensor_blocks import Blocks
+from ensjax.interop.tensor_types import TensorSpec
+from ensjax.weight_space.leaves import by_pattern
+from ensjax.weight_space.methods import METHODS, MergeMethod
+
+# What says which numbers are looked at together, and so cannot differ between tensors
+# where it is over the whole model.
+_RANKING = ("density", "gamma")
+
+
+@dataclasses.dataclass(frozen=True)
+class MergePlan:
+    """One merge, ready to be streamed.
+
+    Attributes:
+        method: a name of `weight_space.METHODS`.
+        specs: of the tensors that are merged, by name.
+        knobs: of every tensor, all keyword arguments of the method.
+        blocks: of the members and the base.
+        fisher: blocks of the members' Fisher information; None for other methods.
+        seed: of methods that draw.
+        layout: "torch" (`[out, in]`) or "flax" (`[in, out]`): where the weights of one
+            unit are.
+    """
+
+    method: str
+    specs: Mapping[str, TensorSpec]
+    knobs: Mapping[str, Mapping[str, Any]]
+    blocks: Blocks
+    fisher: Blocks | None = None
+    seed: int = 0
+    layout: str = "torch"
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return len(self.blocks.members)
+
+    @property
+    def scope(self) -> str | None:
+        """Of the method: the same for all tensors."""
+        return next(iter(self.knobs.values())).get("scope")
+
+    def key(self) -> jax.Array:
+        """Of all draws."""
+        return jax.random.key(self.seed, impl="threefry2x32")
+
+    def weights(self, name: str) -> jax.Array:
+        """Of the members in a tensor, `[member]`; 1 each by default."""
+        weights = self.knobs[name].get("weights")
+        if weights is None:
+            return jnp.ones((self.num_members,), jnp.float32)
+        return jnp.asarray(weights, jnp.float32)
+
+    def per_member(self, knob: str, name: str) -> jax.Array:
+        """A knob of a tensor, a number or one for each member, `[member]`."""
+        value = jnp.asarray(self.knobs[name][knob], jnp.float32)
+        return jnp.broadcast_to(value, (self.num_members,))
+
+
+def merge_method(name: str) -> MergeMethod:
+    """A method of `weight_space.METHODS` that needs no data but, at most, Fisher files.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    names = sorted(name for name, m in METHODS.items() if m.statistics != "grams")
+    if name not in names:
+        raise ValueError(f"method is one of {', '.join(names)}; got {name!r}.")
+    return METHODS[name]
+
+
+def knobs_of(method: str) -> dict[str, Any]:
+    """The knobs of a method and their defaults; `inspect.Parameter.empty` for none.
+
+    Which member a tensor that is not floating comes from, and the members' ids, are no
+    knobs here.
+    """
+    parameters = inspect.signature(METHODS[method].merge).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in ("keep", "member_ids")
+    }
+
+
+def check_merge(
+    method: str,
+    num_members: int,
+    *,
+    base: bool,
+    fisher: int,
+    knobs: Mapping[str, Any],
+    per_leaf: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Raises `ValueError` for what the method cannot do, before anything is read.
+
+    Values of knobs are checked by the method itself, which is traced but not run.
+    """
+    known = merge_method(method)
+    if known.base == "needs" and not base:
+        raise ValueError(f"{method} needs a base, the model that was fine-tuned.")
+    if not known.base and base:
+        raise ValueError(f"{method} takes no base.")
+    if known.num_members not in (None, num_members):
+        raise ValueError(
+            f"{method} merges {known.num_members} folders; got {num_members}."
+        )
+    expected = num_members if known.statistics == "fisher" else 0
+    if fisher != expected:
+        raise ValueError(
+            f"{method} takes {expected or 'no'} folders of Fisher information"
+            f"{', one for each member' if expected else ''}; got {fisher}."
+        )
+    for given in (knobs, *per_leaf.values()):
+        _check_names(method, given)
+        _check_values(method, num_members, base, {**knobs, **given})
+    scope = knobs.get("scope", knobs_of(method).get("scope"))
+    for pattern, given in per_leaf.items():
+        differing = [name for name in given if name in _RANKING]
+        if "scope" in given:
+            raise ValueError(f"scope is of the whole model; got it for {pattern!r}.")
+        if differing and scope == "global":
+            raise ValueError(
+                f"{differing[0]} cannot differ for {pattern!r} where entries are ranked"
+                " over the whole model; take scope leaf."
+            )
+
+
+def _check_names(method, given):
+    known = knobs_of(method)
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"{name} is no knob of {method}; it has"
+                f" {', '.join(known) if known else 'none'}."
+            )
+
+
+def _check_values(method, num_members, base, given):
+    own = METHODS[method]
+    missing = [name for name in own.knobs_without_default if given.get(name) is None]
+    if missing:
+        raise ValueError(f"{method} needs {missing[0]}, which has no usual value.")
+    stacked = {"x": np.ones((num_members, 2), np.float32)}
+    arguments: list[Any] = [stacked]
+    if base:
+        arguments.append({"x": np.zeros((2,), np.float32)})
+    if own.statistics:
+        arguments.append(stacked)
+    if own.needs_key:
+        arguments.append(jax.random.key(0, impl="threefry2x32"))
+    jax.eval_shape(lambda *arrays: own.merge(*arrays, **given), *arguments)
+
+
+def knobs_by_leaf(
+    method: str,
+    names: Sequence[str],
+    knobs: Mapping[str, Any],
+    per_leaf: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """All knobs of every tensor: of the first pattern found in its name, then of all.
+
+    Raises:
+        ValueError: if a pattern is found in no name.
+    """
+    own = by_pattern(names, per_leaf, {})
+    defaults = knobs_of(method)
+    return {name: {**defaults, **knobs, **more} for name, more in zip(names, own)}

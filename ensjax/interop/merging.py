@@ -1,0 +1,320 @@
+"""Folders of weights merged into a folder, with at most three tensors in memory."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ensjax.interop.circle_merges import (
+    CIRCLE_METHODS,
+    merged_circles,
+    prepare_circles,
+    reads_of_circles,
+)
+from ensjax.interop.entry_merges import (
+    ENTRY_METHODS,
+    merged_entries,
+    prepare_entries,
+    reads_of_entries,
+)
+from ensjax.interop.lineage import InputHashes, lineage_of, write_lineage
+from ensjax.interop.merge_inputs import (
+    MergeInputs,
+    Reading,
+    blocks_of,
+    check_places,
+    one_of,
+)
+from ensjax.interop.merge_plans import MergePlan, check_merge, knobs_by_leaf
+from ensjax.interop.output_folders import check_output, output_folder
+from ensjax.interop.small_files import (
+    copy_small_files,
+    differences,
+)
+from ensjax.interop.stacks import stem_of
+from ensjax.interop.tensor_choice import TensorChoice, choose_tensors, has_wide
+from ensjax.interop.tensor_types import (
+    TensorSpec,
+    WeightsError,
+    bytes_of,
+    dtype_named,
+)
+from ensjax.interop.unit_merges import (
+    UNIT_METHODS,
+    merged_units,
+    prepare_units,
+    reads_of_units,
+)
+from ensjax.interop.units import LAYOUTS
+from ensjax.interop.weight_folders import WeightFolder
+from ensjax.interop.weight_writer import MAX_SHARD_SIZE, WeightWriter
+
+
+class _Streamed(NamedTuple):
+    """How often a tensor is read, what is found first, and how one is merged."""
+
+    reads: Callable[[MergePlan, str], int]
+    prepare: Callable[[MergePlan], dict[str, Any]]
+    merged: Callable[[MergePlan, dict[str, Any], str], Iterator[np.ndarray]]
+
+
+_ENTRIES = _Streamed(reads_of_entries, prepare_entries, merged_entries)
+_CIRCLES = _Streamed(reads_of_circles, prepare_circles, merged_circles)
+_UNITS = _Streamed(reads_of_units, prepare_units, merged_units)
+_STREAMED = {
+    **dict.fromkeys(ENTRY_METHODS, _ENTRIES),
+    **dict.fromkeys(CIRCLE_METHODS, _CIRCLES),
+    **dict.fromkeys(UNIT_METHODS, _UNITS),
+}
+
+
+def merge_folders(
+    folders: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    method: str = "average",
+    base: str | os.PathLike | None = None,
+    fisher: Sequence[str | os.PathLike] = (),
+    knobs: Mapping[str, Any] | None = None,
+    per_leaf: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    layout: str | None = None,
+    dtype: str | None = None,
+    copy_from: str | os.PathLike | None = None,
+    copy: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    max_shard_size: str | int = MAX_SHARD_SIZE,
+    overwrite: bool = False,
+    allow_non_finite: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Merges checkpoints on disk without the code of their model.
+
+    The same as the method of `weight_space` on the stack of all members, to the
+    rounding of float32, but read in blocks: at any time there are in memory at most as
+    many bytes as three times the largest tensor, or 32 MiB. Methods that look at a
+    whole tensor or the whole model before they decide read the files several times.
+
+    Written are safetensors, the small files beside the weights of `copy_from` (if it is
+    not given, of the base; if there is none, of the first folder) and `lineage.json`.
+    The output is there whole or not at all.
+
+    Args:
+        folders: the members: folders or files, as for `open_weights`.
+        out: the folder to be made.
+        method: a name of `weight_space.METHODS`, but for `regmean`.
+        base: the checkpoint from which the members were fine-tuned.
+        fisher: for the method `fisher`, one checkpoint of each member with its Fisher
+            information by the same names.
+        knobs: keyword arguments of the method, such as `{"density": 0.3}`.
+        per_leaf: other knobs for the tensors in whose name a regular expression is
+            found, such as `{"head": {"weights": [1, 0]}}`; the first that is found
+            counts.
+        seed: of methods that draw. Draws depend on it, the member's place, the tensor's
+            name and the entry alone.
+        layout: "torch" where matrices are `[out, in]`, "flax" where they are
+            `[in, out]`, for scopes by unit and DELLA; by default what the files say,
+            or "torch". DELLA's draws are numbered with the units on the last axis.
+        dtype: of what is written, such as "bfloat16"; by default the members', which
+            must agree then.
+        copy_from: one of the folders or the base: tensors that one of them lacks, or
+            that differ in shape, are copied from it. By default they are refused.
+        copy: patterns of tensors that are copied, from `copy_from` or where integer
+            tensors come from.
+        skip: patterns of tensors that are left out.
+        max_shard_size: such as `5GB`.
+        overwrite: whether an earlier output at `out` is replaced.
+        allow_non_finite: whether NaN and infinity are merged instead of refused.
+        report: called with bytes read and bytes to be read.
+
+    Returns:
+        What `lineage.json` holds.
+
+    Raises:
+        WeightsError: if files are missing, damaged or unsafe, or do not fit together;
+            names the tensor and the folder. Before anything is written where headers
+            tell.
+        ValueError: for knobs that the method refuses.
+        OSError: if the output cannot be written. Nothing is left then.
+
+    Example:
+        >>> merge_folders(["a/", "b/"], "out/", base="z/", method="ties")
+    """
+    knobs, per_leaf = dict(knobs or {}), dict(per_leaf or {})
+    check_places(folders, base, fisher, out)
+    check_merge(
+        method,
+        len(folders),
+        base=base is not None,
+        fisher=len(fisher),
+        knobs=knobs,
+        per_leaf=per_leaf,
+    )
+    target = None if dtype is None else dtype_named(dtype)
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {layout!r}.")
+    bytes_of(max_shard_size)
+    check_output(out, overwrite=overwrite)
+    with ExitStack() as stack:
+        inputs = MergeInputs.open(stack, folders, base, fisher)
+        choice = choose_tensors(
+            inputs.members,
+            inputs.base,
+            copy_from=one_of(inputs.models, copy_from),
+            copy=copy,
+            skip=skip,
+            any_dtype=target is not None,
+        )
+        _check_choice(choice, inputs.fisher)
+        reading = Reading(report)
+        blocks, information = blocks_of(
+            inputs, choice, allow_non_finite=allow_non_finite, report=reading.add
+        )
+        names = list(choice.merged)
+        plan = MergePlan(
+            method=method,
+            specs=choice.merged,
+            knobs=knobs_by_leaf(method, names, knobs, per_leaf),
+            blocks=blocks,
+            fisher=information,
+            seed=seed,
+            layout=layout or inputs.members[0].layout,
+        )
+        reading.total = sum(_bytes_read(plan, inputs, name) for name in names)
+        hashes = stack.enter_context(InputHashes(inputs.all))
+        partial = stack.enter_context(output_folder(out, overwrite=overwrite))
+        # Heads that are copied belong to the configuration beside them.
+        source = one_of(inputs.models, copy_from) or inputs.models[0]
+        written = _write(
+            partial,
+            plan,
+            choice,
+            target=target,
+            source=source,
+            max_shard_size=max_shard_size,
+        )
+        kept, left = copy_small_files(source.path, partial, dtype=dtype)
+        merged_files = {path.name for path in source.files}
+        lineage = lineage_of(
+            plan=plan,
+            knobs=knobs,
+            per_leaf=per_leaf,
+            choice=choice,
+            inputs=hashes.wait(),
+            roles=inputs.roles,
+            dtype=dtype,
+            small_files_from=source.path,
+            files_left=[name for name in left if name not in merged_files],
+            output=[*written, *kept],
+            notes=_notes(inputs.models, choice),
+        )
+        write_lineage(partial, lineage)
+    return lineage
+
+
+def _bytes_read(plan, inputs, name):
+    """Of one tensor, all passes and folders together."""
+    reads = _STREAMED[plan.method].reads(plan, name)
+    # The lengths of Fisher information are found first.
+    again = 2 if plan.knobs[name].get("normalize") else 1
+    return reads * sum(folder.spec(name).nbytes for folder in inputs.models) + again * (
+        sum(folder.spec(name).nbytes for folder in inputs.fisher)
+    )
+
+
+def _write(folder, plan, choice, *, target, source, max_shard_size):
+    """Merges and copies all tensors; returns the files."""
+    _, prepare, merged = _STREAMED[plan.method]
+    specs = _written_specs(choice, target)
+    known = prepare(plan)
+    writer = WeightWriter(
+        folder,
+        specs,
+        stem=stem_of(source),
+        max_shard_size=max_shard_size,
+        metadata={"format": source.metadata.get("format", "pt")},
+        ties=choice.ties,
+    )
+    _check_room(folder, writer.total_size)
+    with writer:
+        for name in writer.order:
+            dtype = specs[name].dtype
+            if name in choice.copied:
+                blocks = _pieces(choice.copied[name].source, name)
+            else:
+                blocks = merged(plan, known, name)
+            for block in blocks:
+                writer.write(name, _cast(block, dtype, name))
+    return [file._asdict() for file in writer.files]
+
+
+def _check_choice(choice: TensorChoice, information: Sequence[WeightFolder]) -> None:
+    if not choice.merged:
+        raise WeightsError("no tensor is left to be merged.")
+    for folder in information:
+        for name, spec in choice.merged.items():
+            if name not in folder:
+                raise WeightsError(f"tensor {name!r} is missing in {folder.path}.")
+            if folder.spec(name).shape != spec.shape:
+                raise WeightsError(
+                    f"tensor {name!r} has shape {list(folder.spec(name).shape)} in"
+                    f" {folder.path}, but {list(spec.shape)} in the members."
+                )
+
+
+def _written_specs(choice: TensorChoice, target: Any) -> dict[str, TensorSpec]:
+    """Shapes and types of the output, tensors in the order of their layers."""
+    specs = {
+        name: TensorSpec(spec.shape, target or spec.dtype)
+        for name, spec in choice.merged.items()
+    }
+    for name, copied in choice.copied.items():
+        own = copied.source.spec(name)
+        is_cast = target is not None and own.is_floating
+        specs[name] = TensorSpec(own.shape, target if is_cast else own.dtype)
+    return specs
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    info = os.statvfs(folder)
+    free = info.f_bavail * info.f_frsize
+    if free < needed:
+        raise WeightsError(
+            f"no space left for the output: it takes {needed / 1e9:.3g} GB, and"
+            f" {free / 1e9:.3g} GB are free."
+        )
+
+
+def _pieces(source: WeightFolder, name: str) -> Iterator[np.ndarray]:
+    """A tensor as it is, a piece at a time."""
+    size = source.spec(name).size
+    for start in range(0, max(size, 1), _PIECE):
+        yield source.read_entries(name, start, min(start + _PIECE, size))
+
+
+_PIECE = 2**20
+
+
+def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(dtype)
+    wide = cast.astype(np.float32)
+    if not np.isfinite(wide).all() and np.isfinite(values).all():
+        raise WeightsError(
+            f"tensor {name!r} is beyond {dtype.name} once merged; write it in a wider"
+            " type (dtype)."
+        )
+    return cast
+
+
+def _notes(every: Sequence[WeightFolder], choice: TensorChoice) -> list[str]:
+    notes = [note for folder in every for note in folder.notes]
+    notes += differences([folder.path for folder in every])
+    if has_wide(choice.merged):
+        notes.append("tensors of float64 were summed in float32")
+    return notes
