@@ -95,7 +95,8 @@ def merge_folders(
 
     The same as the method of `weight_space` on the stack of all members, to the
     rounding of float32, but read in blocks: at any time there are in memory at most as
-    many bytes as three times the largest tensor, or 32 MiB. Methods that look at a
+    many bytes as three times the largest tensor, or 32 MiB (JAX takes some 50 MiB more
+    while it compiles, whatever the size of the model). Methods that look at a
     whole tensor or the whole model before they decide read the files several times.
 
     Written are safetensors, the small files beside the weights of `copy_from` (if it is

@@ -14,7 +14,7 @@ _LEAST_BYTES = 16 * 2**20
 _MOST_BYTES = 256 * 2**20
 # Arrays of the size of a block of all members in float32 that are alive together: what
 # is read, what is compared with the base, copies and temporaries of the program.
-_COPIES = 8
+_COPIES = 16
 
 
 def memory_for_blocks(largest: int) -> int:
