@@ -59,7 +59,7 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
     names |= {"rates": np.geomspace(1e-4, 1e-2, 5), "optax": optax, "ensjax": ensjax}
     names["RandomForestClassifier"] = RandomForestClassifier
     blocks = readme_blocks()
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     with jax.numpy_rank_promotion("allow"):  # a user's default
         for block in blocks:
             block = re.sub(r"bootstrap=\d+", "bootstrap=20", block)
@@ -79,7 +79,7 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
 def test_the_readme_names_commands_and_rooms_that_are_there():
     text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     commands = set(re.findall(r"^ensjax (\w+)", text, flags=re.MULTILINE))
-    known = "bench copy doctor export list plan replay report run"
+    known = "bench copy doctor export list plan replay report run soup"
     assert commands == set(known.split())
     table = text[text.index("## Rooms") :]
     rooms = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `.*?\|", table, re.M))))
