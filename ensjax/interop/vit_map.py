@@ -110,7 +110,7 @@ def block_rules(
     norms: tuple[str, str],
     mlp: tuple[str, str],
 ) -> tuple[Rule, ...]:
-    """The rules of one `TransformerBlock`: three layers of theirs, or one, for `qkv`."""
+    """The rules of one `TransformerBlock`; `qkv` are three layers of theirs, or one."""
     names = {kind: tuple(f"{part}.{kind}" for part in qkv) for kind in _KINDS}
     parts = len(qkv)
     return (
@@ -127,9 +127,7 @@ def block_rules(
 _KINDS = ("weight", "bias")
 
 
-def linear(
-    theirs: str, ours: str, transform: Transform = DENSE
-) -> tuple[Rule, Rule]:
+def linear(theirs: str, ours: str, transform: Transform = DENSE) -> tuple[Rule, Rule]:
     """The rules of a linear layer; that of the bias is unused where there is none."""
     return (
         Rule(f"{theirs}.weight", f"{ours}.kernel", transform),

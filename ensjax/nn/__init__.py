@@ -7,6 +7,7 @@ from ensjax.nn.clip import (
     CLIP,
     ClipClassifier,
     clip_image_tower,
+    zero_shot_classifier,
     zero_shot_head,
 )
 from ensjax.nn.cnn import (
@@ -59,5 +60,6 @@ __all__ = [
     "clip_image_tower",
     "nearest_rows",
     "wide_resnet",
+    "zero_shot_classifier",
     "zero_shot_head",
 ]

@@ -214,51 +214,19 @@ class ClipClassifier(nnx.Module):
     """An image tower, its features at unit length, and a linear head without bias.
 
     Args:
-        image_shape, patch_size, width, depth, num_heads, mlp_width, num_features,
-            norm_epsilon, activation, dtype, remat: as of `clip_image_tower`.
-        num_outputs: number of classes.
-        rngs: stream `params`.
+        image: the tower, from `clip_image_tower` or a `CLIP`.
+        kernel: of the head, `[feature, class]`, such as a `zero_shot_head`.
 
-    Source: Wortsman et al. 2022, arXiv:2109.01903, section 3 and appendix; the head is
-    a `zero_shot_head` at first and is fine-tuned with the rest.
+    Source: Wortsman et al. 2022, arXiv:2109.01903, section 2: what is fine-tuned.
     """
 
-    def __init__(
-        self,
-        *,
-        image_shape: Sequence[int] = (224, 224, 3),
-        patch_size: Sequence[int] = (32, 32),
-        width: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_width: int | None = None,
-        num_features: int = 512,
-        num_outputs: int = 10,
-        norm_epsilon: float = 1e-5,
-        activation: str = "quick_gelu",
-        dtype=None,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        self.image = clip_image_tower(
-            image_shape=image_shape,
-            patch_size=patch_size,
-            width=width,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_width=mlp_width,
-            num_features=num_features,
-            norm_epsilon=norm_epsilon,
-            activation=activation,
-            dtype=dtype,
-            remat=remat,
-            rngs=rngs,
-        )
-        self.head = nnx.Linear(num_features, num_outputs, use_bias=False, rngs=rngs)
+    def __init__(self, image: ViT, kernel: jax.Array):
+        self.image = image
+        self.kernel = nnx.Param(kernel)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits `[batch, output]` of images `[batch, height, width, channel]`."""
-        return self.head(_normalised(self.image(x)))
+        """Logits `[batch, class]` of images `[batch, height, width, channel]`."""
+        return _normalised(self.image(x)) @ self.kernel[...]
 
 
 def clip_image_tower(
@@ -327,6 +295,30 @@ def zero_shot_head(features: jax.Array, logit_scale: jax.Array) -> jax.Array:
         )
     means = _normalised(jnp.mean(_normalised(features), axis=1))
     return jnp.exp(logit_scale) * means.T
+
+
+def zero_shot_classifier(model: CLIP, tokens: jax.Array) -> ClipClassifier:
+    """The classifier that a CLIP makes of descriptions of classes.
+
+    Its logits of an image are those of the image and a class, whose text features are
+    the mean over prompts; see `zero_shot_head`. Classes are read one after the other,
+    so that the memory is that of one class's prompts.
+
+    Args:
+        model: of one member; its image tower is shared.
+        tokens: `[class, prompt, token]`; a class with fewer prompts has each of them
+            equally often, since equal prompts count equally.
+
+    Raises:
+        ValueError: if `tokens` is not 3-dimensional.
+    """
+    if tokens.ndim != 3:
+        raise ValueError(
+            f"tokens must be [class, prompt, token]; got shape {tokens.shape}. A single"
+            " prompt for each class becomes tokens[:, None]."
+        )
+    features = jax.lax.map(model.text, tokens)
+    return ClipClassifier(model.image, zero_shot_head(features, model.logit_scale[...]))
 
 
 def _normalised(features):
