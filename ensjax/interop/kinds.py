@@ -46,12 +46,12 @@ class Kind:
 
 # By the `model_type` of config.json. The first with a module's class is its kind.
 KINDS = {
-    "bert": Kind(BERT, bert_options, bert_maps),
     "clip": Kind(CLIP, clip_options, clip_maps),
-    "llama": Kind(Llama, llama_options, llama_maps),
-    "mistral": Kind(Llama, mistral_options, llama_maps),
-    "qwen2": Kind(Llama, qwen2_options, llama_maps),
     "resnet": Kind(ImageNetResNet, resnet_options, resnet_maps, resnet_options_of),
     "vit": Kind(ViT, vit_options, vit_maps),
     "clip_vision_model": Kind(ViT, clip_image_options, clip_image_maps),
+    "bert": Kind(BERT, bert_options, bert_maps),
+    "llama": Kind(Llama, llama_options, llama_maps),
+    "mistral": Kind(Llama, mistral_options, llama_maps),
+    "qwen2": Kind(Llama, qwen2_options, llama_maps),
 }
