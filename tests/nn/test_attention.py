@@ -12,6 +12,11 @@ from ensjax.nn.rotary import LinearScaling, Llama3Scaling, rotary_angles, rotate
 WIDTH = 8
 
 
+@nnx.jit
+def run(attention, *args):
+    return attention(*args)
+
+
 def inputs(seed=0, batch=2, tokens=5):
     return jax.random.normal(jax.random.key(seed), (batch, tokens, WIDTH))
 
@@ -60,17 +65,19 @@ def make(**options):
 def test_attention_equals_loops_in_numpy(causal, options):
     attention = make(causal=causal, **options)
     x = inputs()
-    np.testing.assert_allclose(attention(x), reference(attention, x), atol=2e-5)
+    np.testing.assert_allclose(run(attention, x), reference(attention, x), atol=2e-5)
     mask = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 0, 0]])
     expected = reference(attention, x, mask)
-    np.testing.assert_allclose(attention(x, jnp.asarray(mask)), expected, atol=2e-5)
+    np.testing.assert_allclose(
+        run(attention, x, jnp.asarray(mask)), expected, atol=2e-5
+    )
 
 
 def test_later_tokens_do_not_matter_to_a_causal_token():
     attention = make(causal=True)
     x = inputs()
     changed = x.at[:, 3:].add(5.0)
-    before, after = attention(x), attention(changed)
+    before, after = run(attention, x), run(attention, changed)
     np.testing.assert_allclose(before[:, :3], after[:, :3], atol=1e-6)
     assert not np.allclose(before[:, 3:], after[:, 3:], atol=0.1)
 
@@ -87,13 +94,14 @@ def test_equal_groups_are_ordinary_heads():
             repeated = jnp.repeat(heads, 2, axis=-2)
             getattr(layer, leaf)[...] = repeated.reshape(*values.shape[:-1], WIDTH)
     x = inputs()
-    np.testing.assert_allclose(grouped(x), ordinary(x), atol=1e-5)
+    np.testing.assert_allclose(run(grouped, x), run(ordinary, x), atol=1e-5)
 
 
 def test_a_token_that_may_look_at_none_stays_finite_with_its_gradient():
     attention = make(causal=True)
     mask = jnp.array([[0, 0, 1, 1, 1]] * 2)
-    value, grad = jax.value_and_grad(lambda x: attention(x, mask).sum())(inputs())
+    total = jax.jit(jax.value_and_grad(lambda x: attention(x, mask).sum()))
+    value, grad = total(inputs())
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 

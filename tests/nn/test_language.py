@@ -159,7 +159,7 @@ def test_logits_equal_a_numpy_forward_pass(name):
     assert np.std(expected) > 0.1
 
 
-@EACH
+@pytest.mark.parametrize("name", ["bert", "llama"])
 def test_padding_may_hold_anything_and_changes_nothing(name):
     model = make(name)
     short = run(model, TOKENS[:, :4])
@@ -193,54 +193,64 @@ def test_a_word_that_does_not_exist_is_not_overlooked():
     assert np.isnan(logits[0, 2:]).all() and np.isfinite(logits[1:]).all()
 
 
-@EACH
-def test_bfloat16_stays_near_and_remat_changes_nothing(name):
+@pytest.mark.parametrize("name", ["bert_words", "llama_tied"])
+def test_logits_are_float32_and_bfloat16_stays_near(name):
     expected = run(make(name), TOKENS, MASK)
-    again = run(make(name, remat=True), TOKENS, MASK)
-    np.testing.assert_allclose(again, expected, atol=1e-5)
     logits = run(make(name, dtype=jnp.bfloat16), TOKENS, MASK)
     assert logits.dtype == jnp.float32
     # bfloat16 keeps 8 bits (0.4 %) per operation; some thirty follow each other.
     np.testing.assert_allclose(logits, expected, atol=0.05 * np.abs(expected).max())
+    assert not np.allclose(logits, expected, atol=1e-4)
 
-    def grads(model):
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_remat_changes_no_value_and_no_gradient(name):
+    def value_and_grads(model):
         graph, params, rest = nnx.split(model, nnx.Param, ...)
 
-        @jax.jit
         def of(params):
             model = nnx.merge(graph, params, rest, copy=True)
             return jnp.sum(jnp.sin(model(TOKENS, MASK)))
 
-        return jax.tree.leaves(jax.grad(of)(params))
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(of))(params))
 
-    for a, b in zip(grads(make(name, remat=True)), grads(make(name)), strict=True):
+    parts = (make(name, depth=1, remat=remat) for remat in (True, False))
+    for a, b in zip(*map(value_and_grads, parts), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_dropout_draws_in_training_only():
-    model = MODELS["bert"](dropout=0.5, rngs=nnx.Rngs(params=0, dropout=1))
-    assert not np.allclose(model(TOKENS), model(TOKENS))
+    model = MODELS["bert"](dropout=0.5, depth=1, rngs=nnx.Rngs(params=0, dropout=1))
+    assert not np.allclose(run(model, TOKENS), run(model, TOKENS))
     model.eval()
-    np.testing.assert_array_equal(model(TOKENS), model(TOKENS))
+    np.testing.assert_array_equal(run(model, TOKENS), run(model, TOKENS))
 
 
 def test_other_heads():
-    hidden = MODELS["bert"](head="hidden", rngs=nnx.Rngs(0))
-    pooled = MODELS["bert"](head="pooled", rngs=nnx.Rngs(0))
-    assert hidden(TOKENS).shape == (4, 6, 8) and pooled(TOKENS).shape == (4, 8)
-    assert hidden.pooler is None
-    first = np.asarray(hidden(TOKENS)[:, 0])
-    np.testing.assert_allclose(
-        pooled(TOKENS), jnp.tanh(pooled.pooler(first)), atol=1e-6
+    hidden, pooled = (
+        MODELS["bert"](head=head, depth=1, rngs=nnx.Rngs(0))
+        for head in ("hidden", "pooled")
     )
+    first = run(hidden, TOKENS)[:, 0]
+    assert run(hidden, TOKENS).shape == (4, 6, 8) and hidden.pooler is None
+    expected = np.tanh(_linear(pooled.pooler, np.asarray(first, np.float64)))
+    np.testing.assert_allclose(run(pooled, TOKENS), expected, atol=1e-6)
     # Without logits, the decoder ends after its norm: mean square 1.
-    decoded = MODELS["llama"](head="hidden", rngs=nnx.Rngs(0))(TOKENS)
+    decoded = run(MODELS["llama"](head="hidden", depth=1, rngs=nnx.Rngs(0)), TOKENS)
     np.testing.assert_allclose((decoded**2).mean(-1), 1.0, atol=1e-2)
 
 
-def num_params(build, **options):
-    model = nnx.eval_shape(lambda: build(**options, rngs=nnx.Rngs(params=0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+def num_params(build, depth, **options):
+    """Parameters at a depth, from those of one block and of two."""
+
+    def count(depth):
+        def make():
+            return build(depth=depth, **options, rngs=nnx.Rngs(params=0))
+
+        leaves = jax.tree.leaves(nnx.state(nnx.eval_shape(make), nnx.Param))
+        return sum(leaf.size for leaf in leaves)
+
+    return count(1) + (depth - 1) * (count(2) - count(1))
 
 
 def test_published_sizes():
@@ -278,21 +288,31 @@ def adam(rate):
     return optax.adam(rate, eps=1e-3)
 
 
-def train(name, data, loss, mesh):
+def new_ensemble(name, mesh):
     def make_model(rngs):
         return MODELS[name](depth=1, rngs=rngs)
 
-    ensemble = ensjax.Ensemble.init(make_model, num_members=8, mesh=mesh)
-    return ensjax.fit(
-        ensemble,
-        data,
-        loss=loss,
-        make_tx=adam,
-        hyper=0.02,
-        steps=4,
-        batch_size=8,
-        progress=False,
+    return ensjax.Ensemble.init(make_model, num_members=8, mesh=mesh)
+
+
+def one_device():
+    return ensjax.make_mesh(member=1, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("bert", marks=pytest.mark.slow), "llama_tied"]
+)
+def test_members_on_eight_devices_equal_those_on_one_and_alone(name):
+    together = new_ensemble(name, one_device())
+    split = together.on_mesh(ensjax.make_mesh())
+    assert split.mesh.shape["member"] == 8
+    logits = ensjax.predict(split, (TOKENS, MASK))
+    np.testing.assert_allclose(
+        logits, ensjax.predict(together, (TOKENS, MASK)), atol=1e-5
     )
+    alone = run(together[3], TOKENS, MASK)
+    np.testing.assert_allclose(logits[3], alone, atol=1e-5)
+    assert np.std(logits, axis=0).min() > 0
 
 
 CASES = {
@@ -304,16 +324,25 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 def test_training_on_eight_devices_equals_one(name):
     data, loss = CASES[name]
-    one = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
-    results = [train(name, data, loss, mesh) for mesh in (None, one)]
-    assert results[0][0].mesh.size == 8
-    for a, b in zip(*(jax.tree.leaves(e.params) for e, _ in results), strict=True):
+    trained = [
+        ensjax.fit(
+            new_ensemble(name, mesh),
+            data,
+            loss=loss,
+            make_tx=adam,
+            hyper=0.02,
+            steps=4,
+            batch_size=8,
+            progress=False,
+        )[0]
+        for mesh in (None, one_device())
+    ]
+    for a, b in zip(*(jax.tree.leaves(e.params) for e in trained), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    logits = [ensjax.predict(e, (TOKENS, MASK)) for e, _ in results]
-    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
 
 
 def nll_of_rows(logits, tokens):
@@ -326,7 +355,7 @@ def test_a_tied_embedding_is_one_leaf_of_every_mixture():
     model = make("llama_tied")
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     halved = nnx.merge(graph, jax.tree.map(lambda x: 0.5 * x, params), rest)
-    ensemble = ensjax.Ensemble.stack([model, halved])
+    ensemble = ensjax.Ensemble.stack([model, halved], mesh=one_device())
     names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(params)]
     assert sum("words" in name for name in names) == 1
     assert not any("['head']" in name for name in names)
@@ -342,16 +371,11 @@ def test_a_tied_embedding_is_one_leaf_of_every_mixture():
         np.testing.assert_allclose(value, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_llama_learns_to_count():
-    rows = counting_rows(64)
-
-    def make_model(rngs):
-        return MODELS["llama"](depth=1, rngs=rngs)
-
-    ensemble = ensjax.Ensemble.init(make_model, num_members=2)
     _, log = ensjax.fit(
-        ensemble,
-        (rows,),
+        new_ensemble("llama", one_device())[:2],
+        (counting_rows(64),),
         loss=next_word_loss,
         make_tx=optax.adam,
         hyper=0.02,
