@@ -47,7 +47,8 @@ def _paper():
     config = ml_collections.ConfigDict(dict(experiment="wise_ft_full", scale="full"))
     config.title = "WiSE-FT and BANG: CLIP-style ViT-B/16 on ImageNet"
     config.seed = 0
-    # Holds zero_shot/ (from Ensemble.save), train/ and the tests, as .npy files.
+    # Holds zero_shot/ (a checkpoint of CLIP ViT-B/16, or from Ensemble.save), and
+    # prompts.npy with the former; train/ and the tests, as .npy files.
     config.folder = ""
     config.tests = ("imagenet", "v2", "r", "a", "sketch", "objectnet")
     config.recipes = ("plain", "smoothing", "mixup", "both")

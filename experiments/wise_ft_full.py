@@ -1,10 +1,13 @@
 """WiSE-FT and BANG at full size: a CLIP-style image tower fine-tuned on ImageNet.
 
-Reads `config.folder`: `zero_shot/`, one member as `Ensemble.save` writes it, with the
-zero-shot head; and for the training set and each test set `<name>/images.npy` (uint8,
-`[row, height, width, 3]`), `<name>/labels.npy` and, where only some classes occur,
-`<name>/classes.npy` with their numbers. Every recipe is a member of one stack, all on
-the same stream of batches; mixtures of one recipe are one sweep for each test set.
+Reads `config.folder`: `zero_shot/`, either a checkpoint of CLIP (`config.json` and
+`model.safetensors`, as `transformers` saves a `CLIPModel`) beside `prompts.npy` (ids of
+tokens, int, `[class, prompt, token]`), or one member as `Ensemble.save` writes it, with
+the zero-shot head; and for the training set and each test set `<name>/images.npy`
+(uint8, `[row, height, width, 3]`), `<name>/labels.npy` and, where only some classes
+occur, `<name>/classes.npy` with their numbers. Every recipe is a member of one
+stack, all on the same stream of batches; mixtures of one recipe are one sweep for each
+test set.
 """
 
 import dataclasses
@@ -18,11 +21,12 @@ import optax
 from flax import nnx
 
 import ensjax
-from ensjax import data, nn, scores, weight_space
+from ensjax import data, interop, nn, scores, weight_space
 from ensjax.experiment import ConfigError, claim
 from ensjax.experiment.exit_codes import one_line
 from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
+from ensjax.graphs import NnxGraph
 from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
 from ensjax.train import SoftLabels, TrainingJob
 
@@ -35,32 +39,28 @@ LOSS = SoftLabels()
 MEAN, SD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class ClipClassifier(nnx.Module):
-    """Normalised features of a ViT and a linear head without bias, of uint8 images."""
+class ClipClassifier(nn.ClipClassifier):
+    """CLIP's image tower and a linear head of its features, of uint8 images."""
 
     def __init__(self, config, *, rngs: nnx.Rngs):
         model = config.model
-        self.image = nn.ViT(
+        image = nn.clip_image_tower(
             image_shape=(model.image_size, model.image_size, 3),
             patch_size=(model.patch_size, model.patch_size),
             width=model.width,
             depth=model.depth,
             num_heads=model.num_heads,
-            num_outputs=model.num_features,
+            num_features=model.num_features,
             dtype=DTYPES[model.dtype],
             remat=model.remat,
             rngs=rngs,
         )
-        # A zero-shot head holds the class's normalised text features times the scale.
-        self.head = nnx.Linear(
-            model.num_features, model.num_classes, use_bias=False, rngs=rngs
-        )
+        shape = (model.num_features, model.num_classes)
+        super().__init__(image, nnx.initializers.lecun_normal()(rngs.params(), shape))
 
     def __call__(self, x):
         mean, sd = (jnp.asarray(v)[None, None, None] for v in (MEAN, SD))
-        features = self.image((x.astype(jnp.float32) / 255 - mean) / sd)
-        norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
-        return self.head(features / jnp.maximum(norm, 1e-12))
+        return super().__call__((x.astype(jnp.float32) / 255 - mean) / sd)
 
 
 def to_floats(batch, hyper):
@@ -216,28 +216,51 @@ def load_zero_shot(config):
         ConfigError: if it is not there, or is not of the config's model.
     """
     mesh = ensjax.make_mesh(**config.mesh.to_dict())
+    folder = Path(config.folder) / "zero_shot"
+    make_model = functools.partial(_make_model, config)
     try:
-        found = ensjax.Ensemble.load(
-            Path(config.folder) / "zero_shot",
-            make_model=functools.partial(_make_model, config),
-            mesh=mesh,
-        )
+        if (folder / "config.json").exists():
+            return _from_clip(config, folder, make_model, mesh)
+        found = ensjax.Ensemble.load(folder, make_model=make_model, mesh=mesh)
     except (OSError, ValueError) as error:
         raise ConfigError(
             "config.folder must hold zero_shot/, one member of config.model as"
-            f" Ensemble.save writes it: {one_line(error)}."
+            " Ensemble.save writes it, or a checkpoint of CLIP, with prompts.npy beside"
+            f" the folder: {one_line(error)}."
         ) from error
     return found.select([0])
+
+
+def _from_clip(config, folder, make_model, mesh):
+    """The classifier that a CLIP makes of `prompts.npy`."""
+    tokens = np.load(folder.parent / "prompts.npy")
+    model = config.model
+    if len(tokens) != model.num_classes:
+        raise ValueError(
+            f"prompts.npy describes {len(tokens)} classes; config.model.num_classes is"
+            f" {model.num_classes}"
+        )
+    options = {"dtype": DTYPES[model.dtype], "remat": model.remat}
+    clip = interop.from_checkpoints([folder], kind="clip", options=options, mesh=mesh)
+    found = interop.zero_shot_classifiers(clip, tokens)
+    abstract = nnx.eval_shape(lambda: make_model(nnx.Rngs(params=0)))
+    plain = nn.ClipClassifier(abstract.image, abstract.kernel[...])
+    shapes = [leaf.shape for leaf in jax.tree.leaves(nnx.state(abstract))]
+    if found.graph.graphdef != nnx.graphdef(plain) or shapes != [
+        leaf.shape[1:] for leaf in jax.tree.leaves(found.state)
+    ]:
+        raise ValueError("the checkpoint's image tower is not that of config.model")
+    return dataclasses.replace(found, graph=NnxGraph(nnx.graphdef(abstract)))
 
 
 def run(config, run_dir):
     """Fine-tunes by every recipe, sweeps the paths, reports; resumes by stages."""
     if not config.folder:
         raise ConfigError(
-            "config.folder must name a folder with zero_shot/ (one member, as"
-            f" Ensemble.save writes it), train/ and {', '.join(config.tests)}/, each"
-            " with images.npy and labels.npy. ImageNet and its shifted sets are not"
-            " downloaded here."
+            "config.folder must name a folder with zero_shot/ (a checkpoint of CLIP, or"
+            " one member as Ensemble.save writes it), train/ and"
+            f" {', '.join(config.tests)}/, each with images.npy and labels.npy."
+            " ImageNet and its shifted sets are not downloaded here."
         )
     zero_shot = load_zero_shot(config)
     images, labels, _ = read_set(config, "train")

@@ -39,8 +39,15 @@ def read_architecture(
     return first
 
 
-def kind_of(model: nnx.Module, kind: str) -> Kind:
+def kind_of(
+    model: nnx.Module, kind: str, config: Mapping[str, Any] | None = None
+) -> Kind:
     """The kind of a module: the one that is named, or by the module's class.
+
+    Args:
+        model: one of ours.
+        kind: one of `KINDS`, or "auto".
+        config: of a checkpoint like which it is; decides between kinds of one class.
 
     Raises:
         ValueError: if the module is not of that kind, or of none.
@@ -52,7 +59,8 @@ def kind_of(model: nnx.Module, kind: str) -> Kind:
                 f" {kind!r} and a {type(model).__name__}."
             )
         return KINDS[kind]
-    for own in KINDS.values():
+    stored = KINDS.get((config or {}).get("model_type"))
+    for own in (*filter(None, [stored]), *KINDS.values()):
         if type(model) is own.module:
             return own
     known = sorted({own.module.__name__ for own in KINDS.values()})

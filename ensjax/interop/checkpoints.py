@@ -68,9 +68,10 @@ def from_checkpoints(
             supported, members differ in architecture, or names, shapes or types do not
             fit; names the member and the field or tensor.
 
-    Example:
-        >>> ensemble = from_checkpoints(["seed0/", "seed1/", "seed2/"])
-        >>> logits = ensemble(images)  # [member, batch, class]
+    Example::
+
+        ensemble = from_checkpoints(["seed0/", "seed1/", "seed2/"])
+        logits = ensemble(images)  # [member, batch, class]
     """
     if isinstance(checkpoints, (str, os.PathLike, Mapping)) or not checkpoints:
         raise ValueError(
@@ -119,7 +120,8 @@ def to_checkpoint(
 
     Args:
         model: a member (`ensemble[3]`), or an ensemble of one (the model of a soup).
-        kind: one of `KINDS`; "auto" goes by the module's class.
+        kind: one of `KINDS`; "auto" is that of the folder `like`, else the first whose
+            module has the model's class.
         naming: one of the namings of the kind; by default that of `like`, else the
             first.
         like: the checkpoint that it comes from, a folder or a mapping: constants
@@ -134,9 +136,10 @@ def to_checkpoint(
         ValueError: if there are several members, or the model or `like` is of no known
             kind or naming.
 
-    Example:
-        >>> tensors = to_checkpoint(soup.model, like="seed0/")
-        >>> write_weights("soup/", tensors, like="seed0/")  # for from_pretrained
+    Example::
+
+        tensors = to_checkpoint(soup.model, like="seed0/")
+        write_weights("soup/", tensors, like="seed0/")  # for from_pretrained
     """
     if isinstance(model, Ensemble):
         if len(model) != 1:
@@ -150,7 +153,8 @@ def to_checkpoint(
             "to_checkpoint takes an nnx module or an ensemble of one; got"
             f" {type(model).__name__}."
         )
-    maps = kind_of(model, kind).maps(model)
+    stored = None if like is None else _config(like, None)
+    maps = kind_of(model, kind, stored).maps(model)
     leaves = _mapped(model)
     if naming is not None and naming not in maps:
         raise ValueError(f"naming is one of {', '.join(maps)}; got {naming!r}.")
@@ -167,13 +171,14 @@ def to_checkpoint(
 
 
 def _label(name, source):
-    what = "a mapping" if isinstance(source, Mapping) else os.fspath(source)
+    is_path = isinstance(source, (str, os.PathLike))
+    what = os.fspath(source) if is_path else "a mapping"
     return f"{name} ({what})"
 
 
 def _config(source, given):
     """What is given, else `config.json` in a folder or beside a file."""
-    if given is not None or isinstance(source, Mapping):
+    if given is not None or not isinstance(source, (str, os.PathLike)):
         return given
     place = Path(source)
     return read_config(place if place.is_dir() else place.parent)

@@ -32,10 +32,10 @@ def zero_shot_classifiers(
         TypeError: if the members are no CLIPs.
         ValueError: if `tokens` is not 3-dimensional or has too many tokens.
 
-    Example:
-        >>> clips = from_checkpoints(["clip/"])
-        >>> classifiers = zero_shot_classifiers(clips, tokens)
-        >>> logits = classifiers(images)  # [member, batch, class]
+    Example::
+
+        classifiers = zero_shot_classifiers(from_checkpoints(["clip/"]), tokens)
+        logits = classifiers(images)  # [member, batch, class]
     """
     tokens = jnp.asarray(tokens)
     one = jax.tree.map(
