@@ -61,7 +61,8 @@ def from_checkpoints(
 
     Returns:
         The ensemble; its members compute what the checkpoints' models compute in
-        evaluation mode, of images `[batch, height, width, channel]`.
+        evaluation mode, of images `[batch, height, width, channel]` or of tokens
+        `[batch, token]` (a tuple with their mask, where there is padding).
 
     Raises:
         ValueError: if there is no checkpoint, a field of a configuration is not

@@ -6,16 +6,23 @@ from typing import Any
 
 from flax import nnx
 
+from ensjax.interop.bert_map import bert_maps, bert_options
 from ensjax.interop.clip_map import (
     clip_image_maps,
     clip_image_options,
     clip_maps,
     clip_options,
 )
+from ensjax.interop.llama_map import (
+    llama_maps,
+    llama_options,
+    mistral_options,
+    qwen2_options,
+)
 from ensjax.interop.name_maps import NameMap
 from ensjax.interop.resnet_map import resnet_maps, resnet_options, resnet_options_of
 from ensjax.interop.vit_map import vit_maps, vit_options
-from ensjax.nn import CLIP, ImageNetResNet, ViT
+from ensjax.nn import BERT, CLIP, ImageNetResNet, Llama, ViT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,4 +50,8 @@ KINDS = {
     "resnet": Kind(ImageNetResNet, resnet_options, resnet_maps, resnet_options_of),
     "vit": Kind(ViT, vit_options, vit_maps),
     "clip_vision_model": Kind(ViT, clip_image_options, clip_image_maps),
+    "bert": Kind(BERT, bert_options, bert_maps),
+    "llama": Kind(Llama, llama_options, llama_maps),
+    "mistral": Kind(Llama, mistral_options, llama_maps),
+    "qwen2": Kind(Llama, qwen2_options, llama_maps),
 }

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ensjax.nn.activations import activation_function
 from ensjax.nn.attention import Attention, check_tokens
 from ensjax.nn.layers import (
     Head,
@@ -15,7 +16,6 @@ from ensjax.nn.layers import (
 )
 
 HEADS = ("classes", "words", "pooled", "hidden")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 
 
 class BERT(nnx.Module):
@@ -29,14 +29,13 @@ class BERT(nnx.Module):
         mlp_width: hidden channels of each block's MLP; `None` for 4 `width`.
         max_tokens: longest sequence; each position has its own embedding.
         num_token_types: kinds of segments.
-        activation: "gelu" (exact), "gelu_tanh" (its approximation) or "relu".
+        activation: a name in `nn.activations.ACTIVATIONS`; "gelu" is the exact one.
         norm_epsilon: added to the variance in each layer norm.
         head: what is returned: "classes", logits from the pooled first token; "words",
-            logits of the word at each position (masked language model); "pooled", the
-            first token after the pooler's tanh; "hidden", all tokens, without pooler.
+            logits of the word at each position (masked language model), which are read
+            off the embedding of the words: one leaf with two uses; "pooled", the first
+            token after the pooler's tanh; "hidden", all tokens, without pooler.
         num_outputs: number of classes.
-        tied: whether the logits of words are read off the embedding of the words, which
-            is then one leaf with two uses; else they have weights of their own.
         dropout: rate after the embeddings, each attention and each MLP, and before the
             classes; draws from the stream `dropout`. Attention probabilities are never
             dropped, unlike in the paper.
@@ -70,18 +69,13 @@ class BERT(nnx.Module):
         norm_epsilon: float = 1e-12,
         head: str = "classes",
         num_outputs: int = 2,
-        tied: bool = True,
         dropout: float = 0.0,
         dtype=None,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        for name, value, known in (
-            ("head", head, HEADS),
-            ("activation", activation, ACTIVATIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}; got {value!r}.")
+        if head not in HEADS:
+            raise ValueError(f"head is one of {', '.join(HEADS)}; got {head!r}.")
         self.max_tokens, self.remat, self.dtype = max_tokens, remat, dtype
         embed = dict(embedding_init=normal_002, dtype=dtype, rngs=rngs)
         self.words = nnx.Embed(vocabulary, width, **embed)
@@ -109,9 +103,7 @@ class BERT(nnx.Module):
         if is_classifier:
             self.head = Head(width, num_outputs, **options)
         elif head == "words":
-            self.head = WordHead(
-                width, vocabulary, activation, norm_epsilon, tied=tied, **options
-            )
+            self.head = WordHead(width, vocabulary, activation, norm_epsilon, **options)
         else:
             self.head = None
 
@@ -194,7 +186,7 @@ class EncoderBlock(nnx.Module):
         dtype,
         rngs,
     ):
-        self.activation = activation
+        self.activation = activation_function(activation)
         options = dict(dtype=dtype, rngs=rngs)
         self.attention = Attention(width, num_heads, **options)
         self.norm1 = _norm(width, norm_epsilon, **options)
@@ -206,34 +198,23 @@ class EncoderBlock(nnx.Module):
 
     def __call__(self, x, mask):
         x = self.norm1(x + maybe(self.dropout1, self.attention(x, mask)))
-        y = self.linear2(activate(self.activation, self.linear1(x)))
+        y = self.linear2(self.activation(self.linear1(x)))
         return self.norm2(x + maybe(self.dropout2, y))
 
 
 class WordHead(nnx.Module):
-    """Linear layer, activation and norm, then a logit of each word with a bias."""
+    """Linear layer, activation, norm, then products with the words, and a bias."""
 
-    def __init__(
-        self, width, vocabulary, activation, norm_epsilon, *, tied, dtype, rngs
-    ):
-        self.activation = activation
+    def __init__(self, width, vocabulary, activation, norm_epsilon, *, dtype, rngs):
+        self.activation = activation_function(activation)
         options = dict(dtype=dtype, rngs=rngs)
         self.linear = _linear(width, width, **options)
         self.norm = _norm(width, norm_epsilon, **options)
-        self.decoder = (
-            None if tied else Head(width, vocabulary, use_bias=False, **options)
-        )
         self.bias = nnx.Param(jnp.zeros(vocabulary))
 
     def __call__(self, x, words):
-        x = self.norm(activate(self.activation, self.linear(x)))
-        logits = tied_logits(x, words) if self.decoder is None else self.decoder(x)
+        logits = tied_logits(self.norm(self.activation(self.linear(x))), words)
         return logits + self.bias[...].astype(logits.dtype)[None, None]
-
-
-def activate(name: str, x: jax.Array) -> jax.Array:
-    """The activation named, of which "gelu" is the exact one."""
-    return jax.nn.relu(x) if name == "relu" else jax.nn.gelu(x, name == "gelu_tanh")
 
 
 def _norm(width, epsilon, *, dtype, rngs):

@@ -119,7 +119,8 @@ class Head(nnx.Module):
         )
 
     def __call__(self, x):
-        return self.linear(x)
+        # Also where the parameters are narrower, as those of published checkpoints are.
+        return self.linear(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
 
 def tied_logits(x: jax.Array, words: nnx.Embed) -> jax.Array:
