@@ -113,7 +113,7 @@ def kinds_stack(config, splits, quantiles):
     return training.Stack(
         training.main_members(config),
         base.NAMES[: base.NUM_MAIN],
-        training.make_rows(splits, main),
+        training.make_rows(config, splits, main),
         margins,
     )
 
@@ -123,7 +123,7 @@ def subsets_stack(config, splits, quantiles):
     return training.Stack(
         training.subset_members(config),
         (*base.NAMES, "noise"),
-        training.make_rows(splits, quantiles),
+        training.make_rows(config, splits, quantiles),
     )
 
 
@@ -172,7 +172,7 @@ def _regimes_stack(config):
         for setting in range(len(training.settings_of(config)))
     )
     stack = training.Stack(
-        members, regimes.NAMES, training.make_rows(splits, quantiles)
+        members, regimes.NAMES, training.make_rows(config, splits, quantiles)
     )
     return splits, quantiles, stack, np.stack([truth for _, _, truth in made])
 

@@ -39,11 +39,20 @@ class Split:
         return (self.x[part] - mean) / np.where(sd > 0, sd, 1.0)
 
     def provenance(self, part: str) -> Provenance:
-        """Of out-of-fold predictions of the training rows, or of the other parts."""
+        """Of what the base models say: of the training rows out of fold.
+
+        Models of the other parts were trained on all training rows; that of a fold on
+        those of the other folds.
+        """
         name = "validation" if part == "train" else part
         test_rows = None if part == "test" else self.rows["test"]
+        trained_on = None if part == "train" else self.rows["train"]
         return Provenance.of(
-            self.source, self.rows[part], part=name, test_rows=test_rows
+            self.source,
+            self.rows[part],
+            part=name,
+            trained_on=trained_on,
+            test_rows=test_rows,
         )
 
 

@@ -149,7 +149,15 @@ def measure_conformal(config, splits, stack, results) -> dict:
             train, test = (
                 np.sort(results[name][places], axis=-1) for name in ("train_raw", "raw")
             )
-            bands = conformal.bands(train, test, split.y["train"], split.fold, levels)
+            bands = conformal.bands(
+                train,
+                test,
+                split.y["train"],
+                split.fold,
+                levels,
+                provenance=split.provenance("train"),
+                test_provenance=split.provenance("test"),
+            )
             for step, ends in bands.items():
                 coverage, width = conformal.measure(ends, split.y["test"])
                 by_step[step][0].append(coverage)

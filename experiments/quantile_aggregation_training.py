@@ -19,7 +19,8 @@ from ensjax.combine.quantiles.training import (
     quantile_loss,
 )
 from ensjax.experiment.fields import load_beside
-from ensjax.provenance import check_fitting_rows
+from ensjax.predictions import Predictions
+from ensjax.provenance import LeakageError, check_fitting_rows, check_scored_rows
 from ensjax.train import EarlyStopping
 
 base = load_beside(__file__, "quantile_aggregation_base")
@@ -75,31 +76,60 @@ def settings_of(config) -> list[tuple[float, float, float]]:
     return list(itertools.product(search.learning_rate, search.penalty, search.margin))
 
 
-def make_rows(splits, quantiles) -> dict[str, dict[str, np.ndarray]]:
+def make_rows(config, splits, quantiles) -> dict[str, dict[str, np.ndarray]]:
     """Rows by part, one column a split.
 
     Args:
+        config: of the run.
         splits: of `quantile_aggregation_rows.Split`.
         quantiles: by part, `[seed, member, batch, level]`; those of the training rows
             must be out of fold.
+
+    Raises:
+        LeakageError: if rows of one split meet that must not. All splits are fitted as
+            one stack, where provenance is not known: here they still are apart.
     """
-    rows = {}
-    for part in ("train", "validation", "test"):
-        columns = [
-            combine.quantile_rows(
-                quantiles[part][seed],
-                split.y[part],
-                x=split.scaled_x(part),
-                fold=split.fold if part == "train" else None,
+    levels = base.level_values(config)
+    columns = {part: [] for part in ("train", "validation", "test")}
+    for seed, split in enumerate(splits):
+        said = {
+            part: Predictions.from_quantiles(
+                quantiles[part][seed], levels, provenance=split.provenance(part)
             )
-            for seed, split in enumerate(splits)
-        ]
-        rows[part] = combine.stack_columns(columns)
-    for split in splits:
-        fitted = check_fitting_rows("the aggregators", split.provenance("train"))
-        check_fitting_rows("the choice of a step", split.provenance("validation"))
-        fitted.check_test(split.provenance("test"))
-    return rows
+            for part in columns
+        }
+        check_rows(**said)
+        for part, column in columns.items():
+            column.append(
+                combine.quantile_rows(
+                    said[part].values,
+                    split.y[part],
+                    x=split.scaled_x(part),
+                    fold=split.fold if part == "train" else None,
+                )
+            )
+    return {part: combine.stack_columns(column) for part, column in columns.items()}
+
+
+def check_rows(train, validation, test) -> None:
+    """Raises `LeakageError` unless aggregators may be fitted, chosen and tested so.
+
+    Args:
+        train, validation, test: `Predictions` of the base models.
+    """
+    fitted = check_fitting_rows("the aggregators", train.provenance, names=train.names)
+    chosen = check_fitting_rows(
+        "the choice of a step", validation.provenance, names=validation.names
+    )
+    both = fitted.overlap(validation.provenance)
+    if both.size:
+        raise LeakageError(
+            f"the choice of a step cannot be made on rows {both[:5]} of"
+            f" {validation.provenance.source!r} that aggregators are fitted on."
+        )
+    fitted.check_test(test.provenance)
+    chosen.check_test(test.provenance)
+    check_scored_rows(test.provenance, names=test.names)
 
 
 def main_members(config) -> tuple[Member, ...]:

@@ -91,11 +91,11 @@ def sizes_of(config, run_dir):
             yield data.read_cached(config, size), None, None
         return
     splits = [data.split_rows(config, seed) for seed in range(config.num_seeds)]
-    data.check_leakage(splits)
+    data.check_leakage(data.provenances(config, splits))
     group = data.train(config, splits, run_dir)
     inputs, targets = data.make_inputs(config, splits)
     for ensemble in group.ensembles:
-        logits = data.predict_size(config, ensemble, inputs, targets)
+        logits = data.predict_size(config, ensemble, splits, inputs, targets)
         yield logits, ensemble, inputs["test"][0]
 
 

@@ -28,6 +28,8 @@ class Logits(NamedTuple):
         validation, test, ood: `[seed, 2, row, class]`.
         validation_labels, test_labels: `[seed, row]`.
         macs: of one member for one row.
+        provenance: of the validation and of the test rows, a pair for each seed; ():
+            unknown.
     """
 
     validation: np.ndarray
@@ -36,6 +38,7 @@ class Logits(NamedTuple):
     validation_labels: np.ndarray
     test_labels: np.ndarray
     macs: float
+    provenance: tuple[tuple[Provenance, Provenance], ...] = ()
 
 
 class Split(NamedTuple):
@@ -72,14 +75,44 @@ def split_rows(config, seed: int) -> Split:
     return Split(rest[train], rest[validation], test)
 
 
-def check_leakage(splits: list[Split]) -> None:
-    """Raises `LeakageError` if windows would be fitted on training or test rows."""
-    for rows in splits:
-        held_out = Provenance.of(
-            SOURCE, rows.validation, trained_on=rows.train, test_rows=rows.test
+def training_weights(splits: list[Split]) -> np.ndarray:
+    """What each row counts for in the training of each seed, `[seed, row]`."""
+    weights = np.zeros((len(splits), len(digits()[1])), np.float32)
+    for seed, rows in enumerate(splits):
+        weights[seed, rows.train] = 1.0
+    return weights
+
+
+def provenances(config, splits: list[Split]) -> tuple:
+    """Of the validation and the test rows of `make_inputs`, a pair for each seed."""
+    copies = config.data.num_copies
+    return tuple(
+        (
+            Provenance.of(
+                SOURCE,
+                np.tile(rows.validation, copies),
+                trained_on=np.flatnonzero(weights),
+                test_rows=rows.test,
+            ),
+            Provenance.of(
+                SOURCE,
+                np.tile(rows.test, copies),
+                part="test",
+                trained_on=np.flatnonzero(weights),
+            ),
         )
-        fitted = check_fitting_rows("the cascade's windows", held_out)
-        fitted.check_test(Provenance.of(SOURCE, rows.test, part="test"))
+        for rows, weights in zip(splits, training_weights(splits), strict=True)
+    )
+
+
+def check_leakage(provenance) -> None:
+    """Raises `LeakageError` if windows would be fitted on training or test rows.
+
+    Args:
+        provenance: what `provenances` gives.
+    """
+    for held_out, test in provenance:
+        check_fitting_rows("the cascade's windows", held_out).check_test(test)
 
 
 def make_inputs(config, splits: list[Split]) -> tuple[dict, dict]:
@@ -136,10 +169,8 @@ def train(config, splits: list[Split], run_dir) -> ensjax.Group:
         )
     )
     images, labels = digits()
-    weights = np.zeros((config.num_seeds, len(labels)), np.float32)
-    for seed, rows in enumerate(splits):
-        weights[seed, rows.train] = 1.0
-    weights = np.tile(np.repeat(weights, 2, axis=0), (len(config.widths), 1))
+    weights = np.repeat(training_weights(splits), 2, axis=0)
+    weights = np.tile(weights, (len(config.widths), 1))
     group, _ = ensjax.fit(
         group,
         (images, labels),
@@ -178,7 +209,7 @@ def _build(width, rngs):
     return nn.MLP(in_features=64, hidden=(width, width), num_outputs=10, rngs=rngs)
 
 
-def predict_size(config, ensemble, inputs, targets) -> Logits:
+def predict_size(config, ensemble, splits, inputs, targets) -> Logits:
     """Every member's logits of the rows of its own seed."""
     # One call, and so one program, for the rows of all parts.
     rows = np.concatenate([inputs[part] for part in PARTS], axis=1)
@@ -194,6 +225,7 @@ def predict_size(config, ensemble, inputs, targets) -> Logits:
         validation_labels=targets["validation"],
         test_labels=targets["test"],
         macs=macs,
+        provenance=provenances(config, splits),
     )
 
 

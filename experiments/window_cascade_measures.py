@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax import combine, scores
+from ensjax.predictions import Predictions
+from ensjax.provenance import check_fitting_rows, check_scored_rows
 from ensjax.scores.rows import is_correct
 
 STAGES = ((0,), (1,))
@@ -29,7 +31,11 @@ def measure_size(config, logits) -> dict[str, np.ndarray]:
         `{metric: [seed, system]}` and `{"share/<metric>": [seed, system]}`, means over
         both orders of the pair. The share is of test rows, and for metrics of the
         mixture with OOD rows of the mixture.
+
+    Raises:
+        LeakageError: if a seed's windows would be fitted on rows of training or test.
     """
+    check_rows(logits)
     program = _program(
         confidence=config.confidence,
         width=config.window_width,
@@ -48,6 +54,25 @@ def measure_size(config, logits) -> dict[str, np.ndarray]:
         logits.ood,
     )
     return {name: np.asarray(x, np.float64).mean(axis=1) for name, x in found.items()}
+
+
+def check_rows(logits) -> None:
+    """Raises `LeakageError` if the windows of a seed may not be fitted or tested here.
+
+    All seeds are fitted by one program, where rows are numbers of one size and their
+    provenance is not known; so this is where the arrays of a seed join the others.
+    """
+    for seed, (held_out, test) in enumerate(logits.provenance):
+        about = dict(names=(f"0 of seed {seed}", f"1 of seed {seed}"))
+        validation = Predictions.from_logits(
+            logits.validation[seed], provenance=held_out, **about
+        )
+        test = Predictions.from_logits(logits.test[seed], provenance=test, **about)
+        fitted = check_fitting_rows(
+            "the cascade's windows", validation.provenance, names=validation.names
+        )
+        fitted.check_test(test.provenance)
+        check_scored_rows(test.provenance, names=test.names)
 
 
 @functools.cache

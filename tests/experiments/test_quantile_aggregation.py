@@ -1,5 +1,6 @@
 """The experiment on aggregates of quantile regressions: parts, mistakes and a run."""
 
+import dataclasses
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from ensjax import combine
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.provenance import LeakageError, Provenance
 
 ROOT = Path(__file__).parents[2]
 SPEC = str(ROOT / "configs" / "quantile_aggregation.py")
@@ -92,6 +94,50 @@ def test_the_conformal_rows_are_seen_by_nothing_that_they_calibrate():
     assert len(np.unique(np.concatenate(parts))) == 442
     assert np.bincount(split.fold).tolist() == [55, 55, 54, 54, 54]
     assert abs(split.y["train"].std() - 1) < 1e-9
+
+
+def test_what_is_fitted_carries_the_rows_of_its_split():
+    config = config_of("smoke")
+    (x, y) = experiment.rows.load_tables(config)["diabetes"]
+    split = experiment.rows.split_rows(config, "diabetes", x, y, 0)
+    levels = experiment.base.level_values(config)
+    said = {
+        part: np.zeros((1, 2, len(ids), len(levels)), np.float32)
+        for part, ids in split.rows.items()
+    }
+    made = experiment.training.make_rows(config, [split], said)
+    assert made["train"]["quantiles"].shape == (272, 1, 2, len(levels))
+    for part, ids, message in (
+        ("train", split.rows["test"][:60], "cannot be fitted on rows"),
+        ("validation", split.rows["train"][:60], "member 'member 0' .*was trained"),
+        ("validation", split.rows["test"][:60], "which are kept for the test"),
+        ("test", split.rows["train"][:110], "which are kept for the test"),
+    ):
+        bad = dataclasses.replace(split, rows=split.rows | {part: ids})
+        short = said | {part: said[part][:, :, : len(ids)]}
+        with pytest.raises(LeakageError, match=message):
+            experiment.training.make_rows(config, [bad], short)
+    with pytest.raises(ValueError, match="provenance must be of"):
+        bad = said | {"train": said["test"]}
+        experiment.training.make_rows(config, [split], bad)
+
+
+def test_bands_are_refused_where_they_would_be_tested_on_their_own_rows():
+    levels, fold = np.array([0.1, 0.5, 0.9]), np.arange(12) % 3
+    train, test = np.zeros((3, 12, 3)), np.zeros((3, 4, 3))
+    about = Provenance("x", np.arange(12))
+    for rows in ([0, 20, 21, 22], [1, 20, 21, 22]):  # the first of the split steps too
+        new = Provenance("x", np.array(rows), part="test")
+        with pytest.raises(LeakageError, match=f"fitted on row {rows[0]} of 'x'"):
+            conformal.bands(
+                train,
+                test,
+                np.zeros(12),
+                fold,
+                levels,
+                provenance=about,
+                test_provenance=new,
+            )
 
 
 def test_the_two_regimes_are_as_described():

@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.provenance import LeakageError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "window_cascade.py")
@@ -199,10 +200,31 @@ def test_no_seed_trains_on_what_it_validates_or_tests_and_seeds_differ():
         assert [len(part) for part in rows] == [897, 300, 600]
         assert len(np.unique(np.concatenate(rows))) == 1797
     assert not np.array_equal(splits[0].test, splits[1].test)
-    data.check_leakage(splits)
+    data.check_leakage(data.provenances(config, splits))
     leaking = splits[0]._replace(train=splits[0].validation)
-    with pytest.raises(ValueError, match="cannot be fitted on rows"):
-        data.check_leakage([leaking])
+    with pytest.raises(LeakageError, match="cannot be fitted on rows"):
+        data.check_leakage(data.provenances(config, [leaking]))
+
+
+def test_what_is_fitted_carries_the_rows_of_its_seed():
+    config = config_of(f"{CONFIG}:small", ("data.num_copies", "1"))
+    splits = [data.split_rows(config, seed) for seed in range(2)]
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(2, 2, rows, 10)) for rows in (300, 600, 600)]
+    labels = [rng.integers(0, 10, (2, rows)) for rows in (300, 600)]
+    good = data.Logits(*parts, *labels, 1.0, data.provenances(config, splits))
+    measures.check_rows(good)
+    for leaking, message in (
+        (splits[1]._replace(train=splits[1].validation), "member '0 of seed 1'"),
+        (splits[1]._replace(validation=splits[1].test[:300]), "kept for the test"),
+        (splits[1]._replace(train=splits[1].test), "a score cannot be of rows"),
+    ):
+        bad = data.provenances(config, [splits[0], leaking])
+        with pytest.raises(LeakageError, match=message):
+            measures.measure_size(config, good._replace(provenance=bad))
+    other = data.provenances(config, [splits[0]] * 2)
+    with pytest.raises(ValueError, match="provenance must be of"):
+        measures.check_rows(good._replace(validation=parts[1], provenance=other))
 
 
 def test_inputs_are_noisy_copies_and_outliers_are_turned_or_blended():
