@@ -1,7 +1,8 @@
 """The examples in docstrings and in README.md run and say what they say."""
 
 import doctest
-import importlib
+import importlib.util
+import json
 import pathlib
 import pkgutil
 import re
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 from flax import nnx
 from sklearn.ensemble import RandomForestClassifier
 
@@ -40,6 +42,21 @@ def readme_blocks():
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+def _published_folders(folder):
+    """Writes small ViTs as `transformers` does into seed0 to seed2; returns images."""
+    path = pathlib.Path(__file__).parent / "interop" / "published.py"
+    spec = importlib.util.spec_from_file_location("published", path)
+    published = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(published)
+    for seed in range(3):
+        own = folder / f"seed{seed}"
+        own.mkdir()
+        tensors = published.vit_tensors(seed)
+        safetensors.numpy.save_file(tensors, own / "model.safetensors")
+        (own / "config.json").write_text(json.dumps(published.VIT))
+    return np.zeros((2, 8, 8, 3), np.float32)
+
+
 def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
     """As it stands, but for the number of steps."""
     monkeypatch.chdir(tmp_path)
@@ -58,6 +75,7 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
     names["x_test"], names["y_test"] = split(32)
     names |= {"rates": np.geomspace(1e-4, 1e-2, 5), "optax": optax, "ensjax": ensjax}
     names["RandomForestClassifier"] = RandomForestClassifier
+    names["images"] = _published_folders(tmp_path)
     blocks = readme_blocks()
     assert len(blocks) == 5
     with jax.numpy_rank_promotion("allow"):  # a user's default
