@@ -1,4 +1,4 @@
-"""Networks trained apart, their units brought into one order: barriers before and after.
+"""Networks trained apart, their units brought into one order: barriers and soups.
 
     ensjax run configs/rebasin.py
     ensjax run configs/rebasin.py:claims

@@ -1,11 +1,16 @@
-"""What `rebasin.py` measures of trained members: paths of pairs, and joint alignment."""
+"""What `rebasin.py` measures of members: paths of pairs, and joint alignment."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
+import ensjax
 from ensjax import scores, weight_space
 from ensjax.mesh import fetch
+from ensjax.predictions import predictive_log_probs
 
 SETS = ("train", "test")
 SCORES = ("nll", "accuracy")
@@ -13,12 +18,16 @@ SCORES = ("nll", "accuracy")
 WAYS = ("naive", "weights", "weights_repair", "activations")
 
 
-def datasets(dataset):
-    """Images and labels of "train" and "test"."""
-    return {
-        "train": (dataset.x_train, dataset.y_train.astype(np.int32)),
-        "test": (dataset.x_test, dataset.y_test.astype(np.int32)),
-    }
+def all_rows(dataset):
+    """Training and test rows one behind the other: one program evaluates both."""
+    x = np.concatenate([dataset.x_train, dataset.x_test])
+    return x, np.concatenate([dataset.y_train, dataset.y_test]).astype(np.int32)
+
+
+def by_set(dataset, values) -> np.ndarray:
+    """Means over the rows of each of `SETS`, `[set, ...]`, of `[..., row]`."""
+    count = len(dataset.y_train)
+    return np.stack([values[..., :count].mean(-1), values[..., count:].mean(-1)])
 
 
 def statistics_rows(config, dataset) -> np.ndarray:
@@ -37,23 +46,35 @@ def spec_of(ensemble, dataset):
     return weight_space.infer_permutations(ensemble, shape)
 
 
-def largest_difference(before, after, x) -> float:
-    """Between outputs of two ensembles, relative to the largest output or to 1."""
-    a, b = (np.asarray(fetch(e(x)), np.float64) for e in (before, after))
-    return float(np.abs(a - b).max() / max(1.0, np.abs(a).max()))
+def outputs_of(config, ensemble, x) -> np.ndarray:
+    """Logits of all members, `[member, row, class]`."""
+    found = ensjax.predict(ensemble, x, batch_size=config.predict_batch_size)
+    return np.asarray(fetch(found), np.float64)
 
 
-def values(config, ensemble, rows, tests, statistics=None) -> np.ndarray:
-    """NLL and accuracy of mixtures, `[set, score, mixture]`, sets as in `tests`."""
+def largest_difference(before, after) -> float:
+    """Between outputs, relative to the largest output or to 1."""
+    return float(np.abs(before - after).max() / max(1.0, np.abs(before).max()))
+
+
+def values(config, ensemble, rows, dataset) -> np.ndarray:
+    """NLL and accuracy of mixtures, `[set, score, mixture]`."""
     swept = weight_space.sweep(
         ensemble,
         rows,
-        tests,
+        {"all": all_rows(dataset)},
         scores=SCORES,
-        statistics=statistics,
+        per_row=True,
         batch_size=config.predict_batch_size,
-    ).values["weights"]
-    return np.stack([[swept[name][score] for score in SCORES] for name in tests])
+    ).rows["weights"]["all"]
+    return by_set(dataset, np.stack([swept[score] for score in SCORES]))
+
+
+def row_scores(logits, labels) -> np.ndarray:
+    """NLL and accuracy of every row, `[score, ..., row]`, of `[..., row, class]`."""
+    logs = logits - scipy.special.logsumexp(logits, axis=-1, keepdims=True)
+    own = logs[..., np.arange(len(labels)), labels]
+    return np.stack([-own, logs.argmax(axis=-1) == labels])
 
 
 def measure_pairs(config, ensemble, dataset) -> dict[str, np.ndarray]:
@@ -73,7 +94,6 @@ def measure_pairs(config, ensemble, dataset) -> dict[str, np.ndarray]:
         weight_space.apply_permutations(ensemble, spec, found.permutations)
         for found in (by_weights, by_response)
     )
-    tests = datasets(dataset)
     line = alphas(config)
     paths = [
         weight_space.alpha_path(line, num_members=members, ends=(first, first + 1))
@@ -82,7 +102,7 @@ def measure_pairs(config, ensemble, dataset) -> dict[str, np.ndarray]:
     rows = np.concatenate(paths)
 
     def of_ensemble(own):
-        found = values(config, own, rows, tests)
+        found = values(config, own, rows, dataset)
         return found.reshape(*found.shape[:2], len(paths), len(line))
 
     def repaired():
@@ -92,10 +112,13 @@ def measure_pairs(config, ensemble, dataset) -> dict[str, np.ndarray]:
             own = weight_space.alpha_path(line, num_members=2)
             mixed = weight_space.mix_members(ends, own)
             mended = weight_space.repair(mixed, ends, own, x)
-            each.append(values(config, mended, np.eye(len(line)), tests))
+            each.append(values(config, mended, np.eye(len(line)), dataset))
         return np.stack(each, axis=2)
 
     odd = np.arange(1, members, 2)
+    before, after = (
+        outputs_of(config, own, dataset.x_test) for own in (ensemble, aligned)
+    )
     ways = {
         "naive": lambda: of_ensemble(ensemble),
         "weights": lambda: of_ensemble(aligned),
@@ -104,7 +127,7 @@ def measure_pairs(config, ensemble, dataset) -> dict[str, np.ndarray]:
     }
     return {
         "paths": np.stack([ways[way]() for way in WAYS]),
-        "difference": largest_difference(ensemble, aligned, dataset.x_test),
+        "difference": largest_difference(before, after),
         "sweeps": by_weights.sweeps,
         "correlation": np.array(
             [fetch(c)[odd].mean() for c in (by_response.before, by_response.after)]
@@ -131,8 +154,7 @@ def measure_set(config, ensemble, dataset, *, has_statistics) -> dict[str, np.nd
     """
     members = ensemble.num_members
     spec, x = spec_of(ensemble, dataset), statistics_rows(config, dataset)
-    tests = datasets(dataset)
-    statistics = x if has_statistics else None
+    test = {"test": (dataset.x_test, dataset.y_test.astype(np.int32))}
     found = weight_space.match_weights_jointly(ensemble, spec)
     aligned = weight_space.apply_permutations(ensemble, spec, found.permutations)
     share = np.full((1, members), 1 / members, np.float32)
@@ -140,44 +162,40 @@ def measure_set(config, ensemble, dataset, *, has_statistics) -> dict[str, np.nd
     def matrix(own):
         return weight_space.connectivity(
             own,
-            {"test": tests["test"]},
+            test,
             alphas=config.num_matrix_alphas,
-            statistics=statistics,
+            statistics=x if has_statistics else None,
             batch_size=config.predict_batch_size,
         ).matrix["test"]
 
-    def soup(own):
-        merged = weight_space.mix_members(own, share)
-        if has_statistics:
-            merged = weight_space.recompute_statistics(merged, x)
-        return merged
-
-    soups = [soup(ensemble), soup(aligned)]
+    soups = [weight_space.mix_members(own, share) for own in (ensemble, aligned)]
     if not has_statistics:
         soups.append(weight_space.repair(soups[1], aligned, share, x))
-    outputs = {name: np.asarray(fetch(ensemble(t[0]))) for name, t in tests.items()}
-    labels = tests["test"][1]
-    ece = [np.asarray(scores.ece(outputs["test"], labels)).mean()]
-    ece += [float(scores.ece(own(tests["test"][0]), labels)[0]) for own in soups]
+    soups = functools.reduce(lambda a, b: a.concatenate(b), soups)
+    soups = soups.with_ids(np.arange(soups.num_members, dtype=np.int32))
+    if has_statistics:
+        soups = weight_space.recompute_statistics(soups, x)
+    rows, labels = all_rows(dataset)
+    before, after, merged = (
+        outputs_of(config, own, rows) for own in (ensemble, aligned, soups)
+    )
+    mean = np.asarray(predictive_log_probs(jnp.asarray(before, jnp.float32)))
+    count = len(dataset.y_train)
+    test_labels = labels[count:]
+    eces = [
+        np.asarray(scores.ece(jnp.asarray(own[:, count:], jnp.float32), test_labels))
+        for own in (before, merged)
+    ]
     return {
         "matrix": np.stack([matrix(ensemble), matrix(aligned)]),
-        "soup": np.stack(
-            [values(config, own, np.eye(1), tests)[..., 0] for own in soups]
-        ),
-        "members": values(config, ensemble, np.eye(members), tests),
-        "ensemble": np.stack([_of_mean(outputs[n], t[1]) for n, t in tests.items()]),
-        "ece": np.array(ece),
+        "soup": np.moveaxis(by_set(dataset, row_scores(merged, labels)), -1, 0),
+        "members": by_set(dataset, row_scores(before, labels)),
+        "ensemble": by_set(dataset, row_scores(mean, labels)),
+        "ece": np.array([eces[0].mean(), *eces[1]]),
         "agreement": np.array([np.mean(fetch(a)) for a in (found.before, found.after)]),
-        "difference": largest_difference(ensemble, aligned, dataset.x_test),
+        "difference": largest_difference(before, after),
         "sweeps": found.sweeps,
     }
-
-
-def _of_mean(logits, labels):
-    """NLL and accuracy of the mean of members' probabilities, `[2]`."""
-    logs = np.asarray(scores.predictive_log_probs(jnp.asarray(logits)))
-    own = np.take_along_axis(logs, labels[:, None], axis=1)
-    return np.array([-own.mean(), (logs.argmax(axis=1) == labels).mean()])
 
 
 def measure_sets(config, ensemble, dataset, num_members, *, has_statistics):
@@ -185,7 +203,9 @@ def measure_sets(config, ensemble, dataset, num_members, *, has_statistics):
     found = [
         measure_set(
             config,
-            ensemble.select(np.arange(number * num_members, (number + 1) * num_members)),
+            ensemble.select(
+                np.arange(number * num_members, (number + 1) * num_members)
+            ),
             dataset,
             has_statistics=has_statistics,
         )
