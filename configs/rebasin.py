@@ -33,7 +33,7 @@ def get_config(preset="small"):  # smoke | small | claims | gpu | paper
         dict(
             data="mnist_idx" if paper else "digits",
             # Pairs of every width; sets of the last one.
-            widths=(8, 16) if smoke else (512,) if paper else (32, 128, 512),
+            widths=(8,) if smoke else (512,) if paper else (32, 128, 512),
             depth=3 if paper else 2,
             num_pairs=2 if smoke else 10 if claims else 5,
             num_members=4 if smoke else 32,  # of a set

@@ -1,4 +1,4 @@
-"""The benchmark of weight space: its ways do the same, and its mistakes are one line."""
+"""The benchmark of weight space: ways do the same, and mistakes are one line."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_ways_of_alignment_reach_what_ours_does():
         after = products(task, found)
         if name == "pairs to one":
             assert (after[0, 1:] > start[0, 1:]).all()
-            for group, orders in found.items():
+            for orders in found.values():
                 np.testing.assert_array_equal(orders[0], np.arange(orders.shape[1]))
         totals[name] = after.sum()
     assert min(totals.values()) > start.sum()

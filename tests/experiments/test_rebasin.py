@@ -71,7 +71,7 @@ def test_weight_decay_goes_through_the_momentum():
 
 
 def test_members_without_momentum_come_last():
-    config = config_of(("mlp.num_pairs", "3"), ("mlp.num_members", "4"))
+    config = config_of(("mlp.num_pairs", "3"), ("mlp.widths", "(8, 16)"))
     shapes = training.shapes_of("digits")
     last = training.mlp_job(config, 16, shapes)
     assert list(last.hyper["momentum"] > 0) == [True] * 6 + [False] * 6
