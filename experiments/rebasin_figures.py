@@ -30,14 +30,15 @@ def _curves(config, done):
                 )
                 low, high = values.min(axis=0), values.max(axis=0)
                 ax.fill_between(line, low, high, color=color, alpha=0.15, linewidth=0)
-            ax.set_ylim(bottom=0)
+            has_legend = not row and score == "nll"
+            ax.set_ylim(0, ax.get_ylim()[1] * (1.5 if has_legend else 1))
             with_momentum = "no momentum" if prefix else "momentum"
             finish(
                 ax,
                 x="alpha: 0 one network, 1 the other",
                 y="test NLL (nats)" if score == "nll" else "test error (%)",
                 title=f"width {width}, SGD, {with_momentum}",
-                legend=not row and score == "nll",
+                legend=has_legend,
             )
     return fig
 
@@ -122,7 +123,15 @@ def _soups(config, done):
         has_spread = config.num_sets > 1
         ax.barh(y, means, xerr=spread if has_spread else None, color=colors, capsize=3)
         for place, mean in zip(y, means):
-            ax.text(1.5, place, f"{mean:.1f}", va="center", color="white", fontsize=10)
+            inside = mean > 15
+            ax.text(
+                1.5 if inside else mean + 1.5,
+                place,
+                f"{mean:.1f}",
+                va="center",
+                color="white" if inside else "#333333",
+                fontsize=10,
+            )
         ax.set_yticks(y, list(bars))
         ax.set_xlim(0, 100)
         kind = "MLPs" if name == "mlp" else f"ResNet-{config.resnet.depth}"

@@ -1,5 +1,6 @@
 """The benchmark of weight space: ways do the same, and mistakes are one line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ bench = load_module(ROOT / "experiments" / "bench_weights.py", "bench")
 alignment = bench.PARTS["alignment"]
 
 
-def untrained(num_members):
+def untrained(num_members, seed=0):
     """The task of `alignment_ways` with random weights, which compile nothing."""
 
     def make_model(rngs):
@@ -29,12 +30,12 @@ def untrained(num_members):
     shapes = jax.eval_shape(
         lambda: ensjax.Ensemble.init(make_model, num_members=num_members, mesh=mesh)
     )
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     state = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes.state
     )
     ids = jnp.arange(num_members, dtype=jnp.int32)
-    ensemble = ensjax.Ensemble(shapes.graph, state, ids, mesh)
+    ensemble = dataclasses.replace(shapes, state=state, member_ids=ids).on_mesh(mesh)
     spec = weight_space.infer_permutations(
         ensemble, jax.ShapeDtypeStruct((1, 4), jnp.float32)
     )
@@ -50,22 +51,23 @@ def products(task, permutations):
 
 
 def test_ways_of_alignment_reach_what_ours_does():
-    task = untrained(4)
-    start = products(task, weight_space.identity_permutations(task.spec, 4))
-    totals = {}
-    for name in alignment.DEFAULT_WAYS:
-        found = alignment.WAYS[name](task)()
-        alignment.compare(name, found, found)
-        after = products(task, found)
-        if name == "pairs to one":
-            assert (after[0, 1:] > start[0, 1:]).all()
-            for orders in found.values():
-                np.testing.assert_array_equal(orders[0], np.arange(orders.shape[1]))
-        totals[name] = after.sum()
-    assert min(totals.values()) > start.sum()
-    # Local optima: neither is always the better, but none is far from the other.
-    gain = {name: total - start.sum() for name, total in totals.items()}
-    assert gain[alignment.OURS] > 0.8 * gain["MergeMany"]
+    totals = dict.fromkeys(alignment.DEFAULT_WAYS, 0.0)
+    for seed in range(4):
+        task = untrained(4, seed)
+        start = products(task, weight_space.identity_permutations(task.spec, 4))
+        for name in alignment.DEFAULT_WAYS:
+            found = alignment.WAYS[name](task)()
+            alignment.compare(name, found, found)
+            after = products(task, found)
+            assert after.sum() > start.sum()
+            if name == "pairs to one":
+                assert (after[0, 1:] > start[0, 1:]).all()
+                for orders in found.values():
+                    np.testing.assert_array_equal(orders[0], np.arange(orders.shape[1]))
+            totals[name] += after.sum() - start.sum()
+    # Local optima: neither is better in every task, but together they are as good.
+    assert totals[alignment.OURS] > 0.9 * totals["MergeMany"]
+    assert totals[alignment.OURS] > totals["pairs to one"]
 
 
 def test_a_pair_is_matched_as_by_the_library():
