@@ -249,6 +249,11 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
                 f"{price:.2f} x bare: {verdict} the target of {TARGET};"
                 f" {row['compilations']} compilations after the first call",
             )
+        for way, ours in PARTS["alignment"].SAME_WORK.items():
+            if {way, ours} <= set(row["seconds"]):
+                price = row["seconds"][ours] / row["seconds"][way]
+                verdict = "no slower" if price <= 1 else "slower"
+                table.add_row("", f"{ours}: {price:.2f} x {way}: {verdict}")
         table.add_section()
     return table
 
