@@ -14,6 +14,8 @@ from ensjax import weight_space
 from ensjax.mapping import mesh_program
 from ensjax.weight_space.row_scores import ROW_SCORES
 
+OURS, BARE = "sweep", "bare"
+TOLERANCE = 1e-4
 SCORES = ("accuracy", "nll")
 DATASETS = ("one", "two", "three")
 
@@ -164,3 +166,31 @@ WAYS = {
     "jitted loop": with_jitted_loop,
     "host loop": with_host_loop,
 }
+DEFAULT_WAYS = tuple(WAYS)
+
+
+def quality(task: Task, found: dict) -> dict[str, float]:
+    """Nothing: all ways give the same numbers."""
+    del task, found
+    return {}
+
+
+def compare(name: str, found: dict, ours: dict) -> float | None:
+    """The largest difference from our values; `None` for the bare evaluations.
+
+    Raises:
+        RuntimeError: if one is not ours, which would make times meaningless.
+    """
+    if name == BARE:
+        return None
+    worst = 0.0
+    for key, value in found.items():
+        difference = float(np.max(np.abs(np.asarray(value) - ours[key])))
+        # A tie that falls the other way moves one row's accuracy.
+        if not difference <= TOLERANCE and key[1] != "accuracy":
+            raise RuntimeError(
+                f"{name} gives another {key} than ours, by {difference}: they do not"
+                " compute the same."
+            )
+        worst = max(worst, difference)
+    return worst

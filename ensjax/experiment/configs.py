@@ -28,7 +28,7 @@ from ensjax.experiment.overrides import (
     name_nearest,
 )
 
-PRESETS = ("smoke", "small", "claims", "paper")
+PRESETS = ("smoke", "small", "claims", "gpu", "paper")
 DEFAULT_PRESET = "small"
 ABSENT = "absent"  # the value of a field that a config lacks
 

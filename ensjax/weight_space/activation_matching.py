@@ -1,11 +1,11 @@
 """Activation matching: units are paired by how they respond to the same data."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
@@ -19,7 +19,7 @@ from ensjax.weight_space.assignment import (
 )
 from ensjax.weight_space.axes import groups_of, positions
 from ensjax.weight_space.inference import read_axes
-from ensjax.weight_space.matching import Matching
+from ensjax.weight_space.matching import Matching, check_references
 from ensjax.weight_space.permutations import (
     PermutationSpec,
     identity_permutations,
@@ -33,10 +33,10 @@ def match_activations(
     ensemble: Ensemble,
     x: Any,
     *,
-    reference: int = 0,
+    reference: int | Sequence[int] = 0,
     solver: str = "auto",
 ) -> Matching:
-    """Permutations that pair each member's units with those of one member by response.
+    """Permutations that pair each member's units with another's by their response.
 
         max over P of sum over units of corr(a_reference, P a_m)
 
@@ -47,7 +47,8 @@ def match_activations(
     Args:
         ensemble: the members; groups are those of `infer_permutations(ensemble, x)`.
         x: inputs, leaves `[batch, ...]`, whole on every device.
-        reference: the member to which the others are matched.
+        reference: the member to which the others are matched, or one for each,
+            `[member]`.
         solver: "host", "device" or "auto", as in `match_weights`.
 
     Returns:
@@ -61,18 +62,20 @@ def match_activations(
     arXiv:2209.04836, section 3.1.
     """
     members, mesh = ensemble.num_members, ensemble.mesh
-    if not -members <= reference < members:
-        raise ValueError(f"reference is one of {members} members; got {reference}.")
+    references = check_references(reference, members)
+    each = len(references) > 1
     spec = _spec(ensemble.graph, _one_shape(ensemble.state), _shapes(x))
     features = map_members(
         _Features(ensemble.graph), kinds=("member", "shared"), mesh=mesh
     )
-    row = jax.tree.map(
-        lambda leaf: take_rows(leaf, np.array([reference % members])), ensemble.state
-    )
-    target = jax.tree.map(lambda leaf: leaf[0], features(row, x))
+    rows = jax.tree.map(lambda leaf: take_rows(leaf, references[:1]), ensemble.state)
+    target = features(ensemble.state if each else rows, x)
+    rows = references if each else 0
+    target = jax.tree.map(lambda leaf: take_rows(leaf, rows), target)
     correlate = map_members(
-        _Correlations(ensemble.graph), kinds=("member", "shared", "shared"), mesh=mesh
+        _Correlations(ensemble.graph),
+        kinds=("member", "shared", "member" if each else "shared"),
+        mesh=mesh,
     )
     scores = correlate(ensemble.state, x, target)
     if choose_solver(solver, mesh) == "host":

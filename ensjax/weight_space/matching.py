@@ -6,6 +6,7 @@ ascent of the inner product of weights), until no group gains.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +18,11 @@ from ensjax.ensemble import Ensemble
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members, take_rows, trim_members
 from ensjax.mesh import default_mesh, fetch, place
-from ensjax.weight_space.assignment import (
-    assign_on_device,
-    assign_on_host,
-    choose_solver,
+from ensjax.weight_space.assignment import assign_on_device, choose_solver
+from ensjax.weight_space.host_matching import (
+    draw_on_host,
+    match_on_host,
+    member_threads,
 )
 from ensjax.weight_space.permutations import (
     Permutations,
@@ -30,7 +32,7 @@ from ensjax.weight_space.permutations import (
 from ensjax.weight_space.similarity import (
     Layout,
     agreement,
-    is_gain,
+    gain,
     layout_of,
     leaves_in,
     similarity,
@@ -59,28 +61,29 @@ def match_weights(
     stacked: Any,
     spec: PermutationSpec,
     *,
-    reference: int = 0,
+    reference: int | Sequence[int] = 0,
     key: jax.Array | None = None,
     solver: str = "auto",
     max_sweeps: int = 100,
 ) -> Matching:
-    """Permutations that bring each member's units near those of one member.
+    """Permutations that bring each member's units near those of another member.
 
         max over P of <theta_reference, P theta_m>
 
     Groups are visited in a random order, drawn anew for each sweep from `key` and the
-    same on every machine. All members are matched at once. Local optima exist: residual
-    networks do not always find a planted permutation again.
+    same on every machine. All members, or many pairs, are matched at once. Local optima
+    exist: residual networks do not always find a planted permutation again.
 
     Args:
         stacked: an `Ensemble`, whose parameters are compared, or leaves
             `[member, ...]`, which all are.
         spec: of the ensemble's state, or of the leaves.
-        reference: the member to which the others are matched; its own permutation is
-            the identity.
+        reference: the member to which the others are matched, or `[member]`, one for
+            each (for the pairs (0, 1), (2, 3): 0, 0, 2, 2). A member that is its own
+            reference keeps its order.
         key: of the order of groups.
-        solver: of the assignment: "host" (SciPy, between compiled programs), "device"
-            (one compiled program) or "auto", the faster on this backend.
+        solver: of the assignment: "host" (NumPy and SciPy, a thread for each core),
+            "device" (one compiled program) or "auto", the faster on this backend.
         max_sweeps: passes over the groups at most.
 
     Returns:
@@ -95,8 +98,7 @@ def match_weights(
     """
     tree, layout, mesh = matched_leaves(stacked, spec)
     members = num_members(tree)
-    if not -members <= reference < members:
-        raise ValueError(f"reference is one of {members} members; got {reference}.")
+    references = check_references(reference, members)
     key = jax.random.key(0) if key is None else key
     orders = identity_permutations(spec, members)
     if not layout.groups:
@@ -104,7 +106,24 @@ def match_weights(
         return Matching(orders, nothing, nothing, 0)
     leaves = leaves_in(layout, tree)
     run = _on_host if choose_solver(solver, mesh) == "host" else _on_device
-    return run(layout, leaves, reference % members, orders, key, max_sweeps, mesh)
+    return run(layout, leaves, references, orders, key, max_sweeps, mesh)
+
+
+def check_references(reference: Any, members: int) -> np.ndarray:
+    """The reference of each member, `[member]`, or `[1]` if all have the same.
+
+    Raises:
+        ValueError: unless it is a member, or as many members as there are.
+    """
+    found = np.asarray(reference)
+    if found.dtype.kind not in "iu" or found.shape not in ((), (members,)):
+        raise ValueError(
+            f"reference is a member or [member] = ({members},) of them; got"
+            f" {reference!r}."
+        )
+    if found.min() < -members or found.max() >= members:
+        raise ValueError(f"reference is one of {members} members; got {reference}.")
+    return found.reshape(-1) % members
 
 
 def matched_leaves(stacked: Any, spec: PermutationSpec) -> tuple[Any, Layout, Mesh]:
@@ -122,64 +141,42 @@ def group_order(key: jax.Array, sweep: Any, count: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, sweep), count)
 
 
-def _on_host(layout, leaves, reference, orders, key, max_sweeps, mesh):
-    """NumPy and SciPy, one member after the other; there is nothing to compile."""
+def _on_host(layout, leaves, references, orders, key, max_sweeps, mesh):
+    """NumPy and SciPy, a member in each thread; there is nothing to compile."""
     leaves, orders = fetch((leaves, orders))
-    target = [x[reference] for x in leaves]
-    orders = {name: np.array(order) for name, order in orders.items()}
-    draw = draw_on_host(key, len(layout.groups))
-    sweeps, before, after = [], [], []
-    for member in range(len(next(iter(leaves), ()))):
+    members = num_members(orders)
+    references = np.broadcast_to(references, members)
+    draw = draw_on_host(group_order, key, len(layout.groups))
+
+    def match(member):
+        target = [x[references[member]] for x in leaves]
         mine = [x[member] for x in leaves]
         start = {name: order[member] for name, order in orders.items()}
-        before.append(agreement(layout, target, mine, start, xp=np))
         found, count = match_on_host(layout, target, mine, start, draw, max_sweeps)
-        for name, order in found.items():
-            orders[name][member] = order
-        sweeps.append(count)
-        after.append(agreement(layout, target, mine, found, xp=np))
-    orders = place(orders, mesh, jax.P())
+        before, after = (
+            agreement(layout, target, mine, o, xp=np) for o in (start, found)
+        )
+        return found, count, before, after
+
+    with member_threads(members) as map_threads:
+        found, sweeps, before, after = zip(*map_threads(match, range(members)))
+    found = {name: np.stack([own[name] for own in found]) for name in orders}
+    orders = place(found, mesh, jax.P())
     return Matching(orders, jnp.asarray(before), jnp.asarray(after), max(sweeps))
 
 
-def draw_on_host(key, count):
-    """`group_order` of sweeps as NumPy arrays."""
-    return functools.cache(lambda sweep: np.asarray(group_order(key, sweep, count)))
-
-
-def match_on_host(layout, target, leaves, orders, draw, max_sweeps):
-    """One member's orders after matching to a target, and the number of sweeps.
-
-    All are NumPy arrays. A group is assigned again only after one beside it has moved.
-    """
-    waiting = set(layout.groups)
-    for sweep in range(max_sweeps):
-        for number in draw(sweep):
-            group = layout.groups[number]
-            if group not in waiting:
-                continue
-            waiting.discard(group)
-            scores = similarity(layout, group, target, leaves, orders, np)
-            assigned = assign_on_host(scores)
-            if is_gain(layout, group, target, leaves, orders, scores, assigned, np):
-                orders = {**orders, group.name: orders[group.name][assigned]}
-                waiting |= layout.neighbors(group)
-        if not waiting:
-            return orders, sweep + 1
-    return orders, max_sweeps
-
-
-def _on_device(layout, leaves, reference, orders, key, max_sweeps, mesh):
-    target = [take_rows(x, reference) for x in leaves]
-    job = _MatchJob(layout, max_sweeps)
+def _on_device(layout, leaves, references, orders, key, max_sweeps, mesh):
+    each = len(references) > 1
+    target = [take_rows(x, references if each else references[0]) for x in leaves]
+    job = _MatchJob(layout, max_sweeps, each)
     orders, before, after, sweeps = mesh_program(job, mesh)(target, leaves, orders, key)
     return Matching(orders, before, after, int(np.max(fetch(sweeps))))
 
 
-def visit_on_device(layout, number, target, leaves, orders):
-    """One group of some members assigned anew, in a program.
+def propose_on_device(layout, number, target, leaves, orders, *, each):
+    """The best new order of one group of some members, in a program.
 
-    The groups differ in shape, so that each has branches of its own; the assignment,
+    The groups differ in shape, so that each has a branch of its own; the assignment,
     which takes long to compile, is there once, for the largest group: a smaller one is
     padded with units that only go to themselves.
 
@@ -187,12 +184,13 @@ def visit_on_device(layout, number, target, leaves, orders):
         layout: of the leaves.
         number: of the group, traced; the same for all members, since a branch that
             differed between them would run for all.
-        target: leaves `[...]`, the same for all members.
+        target: leaves `[...]`, the same for all members, or `[member, ...]`.
         leaves: `[member, ...]`.
-        orders: `[member, unit]` by group.
+        orders: `[member, unit]` by group; absent groups stay.
+        each: whether members have targets of their own.
 
     Returns:
-        The new orders, and whether each member's have changed, bool `[member]`.
+        Scores and assignments, padded: `[member, unit, unit]` and `[member, unit]`.
     """
     size = max(group.size for group in layout.groups)
     no_score = -1e30
@@ -200,9 +198,10 @@ def visit_on_device(layout, number, target, leaves, orders):
     def score(group):
         def run(orders):
             with jax.default_matmul_precision("highest"):
-                scores = jax.vmap(functools.partial(similarity, layout, group, target))(
-                    leaves, orders
-                )
+                scores = jax.vmap(
+                    functools.partial(similarity, layout, group),
+                    in_axes=(0 if each else None, 0, 0),
+                )(target, leaves, orders)
             scores = jnp.where(jnp.isfinite(scores), scores, 0.0)
             more = size - group.size
             padded = jnp.pad(
@@ -215,19 +214,30 @@ def visit_on_device(layout, number, target, leaves, orders):
 
         return run
 
+    scores = jax.lax.switch(number, [score(g) for g in layout.groups], orders)
+    return scores, assign_on_device(scores)
+
+
+def _visit(layout, number, target, leaves, orders, *, each):
+    """One group assigned anew; the orders, and whether each member's changed."""
+    scores, assigned = propose_on_device(
+        layout, number, target, leaves, orders, each=each
+    )
+
     def move(group):
-        def one(leaves, orders, scores, assigned):
+        def one(target, leaves, orders, scores, assigned):
             scores = scores[: group.size, : group.size]
             assigned = assigned[: group.size]
-            better = is_gain(layout, group, target, leaves, orders, scores, assigned)
+            added, rounding = gain(
+                layout, group, target, leaves, orders, scores, assigned
+            )
             order = orders[group.name]
-            order = jnp.where(better, order[assigned], order)
-            return {**orders, group.name: order}, better
+            order = jnp.where(added > rounding, order[assigned], order)
+            return {**orders, group.name: order}, added > rounding
 
-        return lambda *args: jax.vmap(one)(leaves, *args)
+        axes = (0 if each else None, 0, 0, 0, 0)
+        return lambda *args: jax.vmap(one, in_axes=axes)(target, leaves, *args)
 
-    scores = jax.lax.switch(number, [score(g) for g in layout.groups], orders)
-    assigned = assign_on_device(scores)
     moves = [move(g) for g in layout.groups]
     return jax.lax.switch(number, moves, orders, scores, assigned)
 
@@ -238,10 +248,12 @@ class _MatchJob:
 
     layout: Layout
     max_sweeps: int
+    each: bool = False  # whether members have targets of their own
     donate: tuple[int, ...] = ()
 
     def in_specs(self):
-        return jax.P(), jax.P("member"), jax.P("member"), jax.P()
+        target = jax.P("member") if self.each else jax.P()
+        return target, jax.P("member"), jax.P("member"), jax.P()
 
     def out_specs(self):
         return (jax.P("member"),) * 4
@@ -252,6 +264,7 @@ class _MatchJob:
     def prepare(self, mesh, target, leaves, orders, key):
         devices = mesh.shape["member"]
         rows = -(-num_members(orders) // devices) * devices
+        target = pad_members(target, rows) if self.each else target
         return target, *(pad_members(x, rows) for x in (leaves, orders)), key
 
     def finish(self, outputs, target, leaves, orders, key):
@@ -268,8 +281,8 @@ class _MatchJob:
 
             def step(number, carry):
                 orders, moved = carry
-                orders, now = visit_on_device(
-                    layout, order[number], target, leaves, orders
+                orders, now = _visit(
+                    layout, order[number], target, leaves, orders, each=self.each
                 )
                 return orders, moved | jnp.any(now)
 
@@ -282,6 +295,9 @@ class _MatchJob:
             return carry[1] & (carry[2] < self.max_sweeps)
 
         start = (orders, jnp.ones((), bool), jnp.zeros((), jnp.int32))
-        agree = jax.vmap(functools.partial(agreement, layout, target))
+        axes = (0 if self.each else None, 0, 0)
+        agree = functools.partial(
+            jax.vmap(functools.partial(agreement, layout), in_axes=axes), target
+        )
         found, _, count = jax.lax.while_loop(goes_on, sweep, start)
         return found, agree(leaves, orders), agree(leaves, found), count[None]

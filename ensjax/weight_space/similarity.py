@@ -154,7 +154,7 @@ def agreement(
     return total
 
 
-def is_gain(
+def gain(
     layout: Layout,
     group: Group,
     target: Sequence[Any],
@@ -163,10 +163,12 @@ def is_gain(
     scores: Any,
     assignment: Any,
     xp: Any = jnp,
-) -> Any:
-    """Whether a new assignment of one group adds to the agreement, bool `[]`.
+) -> tuple[Any, Any]:
+    """What a new assignment of one group adds to the agreement, and what is rounding.
 
-    Gains below 1e-6 of the sum of absolute scores are rounding and do not count.
+    Returns:
+        The gain `[]` and the smallest one that counts, 1e-6 of the sum of absolute
+        scores.
     """
     chosen = xp.take_along_axis(scores, assignment[:, None], axis=1)[:, 0]
     now = xp.diagonal(scores)
@@ -178,7 +180,7 @@ def is_gain(
             agreement(layout, target, leaves, o, group, xp) for o in (moved, orders)
         )
         added = after - before
-    return added > 1e-6 * xp.sum(xp.abs(chosen) + xp.abs(now))
+    return added, 1e-6 * xp.sum(xp.abs(chosen) + xp.abs(now))
 
 
 def _rows(leaf, axis, index, xp):

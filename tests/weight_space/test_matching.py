@@ -1,5 +1,6 @@
 """Weight and activation matching: planted permutations, objectives, solvers."""
 
+import functools
 import importlib.util
 import itertools
 import pathlib
@@ -14,9 +15,10 @@ from ensjax.mapping import mesh_program
 from ensjax.mesh import place
 from ensjax.planning import read_collectives
 from ensjax.weight_space.activation_matching import match_activations
+from ensjax.weight_space.assignment import assign_on_host
 from ensjax.weight_space.axes import Group
 from ensjax.weight_space.inference import infer_permutations
-from ensjax.weight_space.joint_matching import match_weights_jointly
+from ensjax.weight_space.joint_matching import _JointJob, match_weights_jointly
 from ensjax.weight_space.matching import (
     _MatchJob,
     match_weights,
@@ -271,8 +273,81 @@ def test_joint_matching_leaves_out_a_member_that_is_not_finite():
     assert np.sum(found.after[1:]) == pytest.approx(pairs(moved), rel=1e-5)
 
 
+def test_many_pairs_are_matched_at_once():
+    tree = small_trees(6)
+    references = np.array([0, 0, 2, 2, 1, -1])
+    found = match_weights(tree, SMALL, reference=references, solver="host")
+    for member in range(6):
+        alone = match_weights(
+            tree, SMALL, reference=int(references[member]), solver="host"
+        )
+        for name in ("h", "k"):
+            np.testing.assert_array_equal(
+                found.permutations[name][member], alone.permutations[name][member]
+            )
+        assert found.after[member] == pytest.approx(float(alone.after[member]))
+    for name, size in SMALL.groups.items():
+        for own in (0, 2, 5):
+            np.testing.assert_array_equal(
+                found.permutations[name][own], np.arange(size)
+            )
+
+
+@SLOW
+def test_the_solvers_agree_on_many_pairs():
+    references = np.array([0, 0, 2, 2, 4, 4])
+    check_solvers_agree(functools.partial(match_weights, reference=references))
+
+
+def test_a_tolerance_ends_the_rounds_earlier_and_loses_no_more_than_it_says():
+    ensemble, spec = independent(8)
+    whole, short, one = (
+        match_weights_jointly(ensemble, spec, solver="host", tolerance=tolerance)
+        for tolerance in (0.0, 1e-2, 1e9)
+    )
+    assert one.sweeps == 1 and one.sweeps < short.sweeps < whole.sweeps
+    totals = [float(found.after.sum()) for found in (one, short, whole)]
+    assert totals[0] < totals[1] <= totals[2] + 1e-4
+    assert totals[2] - totals[1] < 0.1 * totals[2]
+
+
+def test_the_search_on_the_device_is_one_program_that_calls_nothing_on_the_host():
+    tree, mesh = small_trees(6), make_mesh(member=1, devices=jax.devices()[:1])
+    _, layout, _ = matched_leaves(tree, SMALL)
+    leaves = leaves_in(layout, tree)
+    orders, key = identity_permutations(SMALL, 6), jax.random.key(0)
+    jobs = {
+        _MatchJob(layout, 10): ([x[0] for x in leaves], leaves, orders, key),
+        _JointJob(layout, 10, 1e-3): (leaves, orders, key),
+    }
+    for job, arguments in jobs.items():
+        text = mesh_program(job, mesh).lower(*arguments).as_text().lower()
+        assert "stablehlo.while" in text
+        for word in ("callback", "infeed", "outfeed", "send", "recv"):
+            assert word not in text
+
+
+def test_an_assignment_is_the_best_of_all():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(3, 5, 5)).astype(np.float32)
+    scores[1, 2, 3], scores[2, :, 0] = np.nan, np.inf
+    found = assign_on_host(scores)
+    finite = np.where(np.isfinite(scores), scores, 0.0)
+    for own, columns in zip(finite, found):
+        best = max(
+            sum(own[row, column] for row, column in enumerate(order))
+            for order in itertools.permutations(range(5))
+        )
+        assert own[np.arange(5), columns].sum() == pytest.approx(best, abs=1e-5)
+        assert sorted(columns) == list(range(5))
+
+
 def test_errors_name_what_is_wrong():
     tree = small_trees(2)
+    with pytest.raises(ValueError, match=r"\[member\] = \(2,\) of them; got"):
+        match_weights(tree, SMALL, reference=[0, 1, 0])
+    with pytest.raises(ValueError, match="tolerance must be at least 0"):
+        match_weights_jointly(tree, SMALL, tolerance=-1.0)
     with pytest.raises(ValueError, match="solver is one of auto, host, device"):
         match_weights(tree, SMALL, solver="scipy")
     with pytest.raises(ValueError, match="reference is one of 2 members; got 2"):
@@ -290,6 +365,15 @@ def test_activations_find_a_planted_permutation():
     assert models.largest_difference(again, base).max() == 0
     np.testing.assert_allclose(found.after[1:], found.after[0], rtol=1e-5)
     assert (np.asarray(found.before[1:]) < 0.7 * float(found.after[0])).all()
+    # Each to a reference of its own: the last member to the one before.
+    pairs = match_activations(moved, x, reference=[0, 0, 1])
+    again = models.permuted(moved, spec, pairs.permutations)
+    assert models.largest_difference(again, base)[1] == 0
+    last, target = (
+        models.permuted(own, spec, o).select(np.array([i]))
+        for own, o, i in ((moved, pairs.permutations, 2), (moved, {}, 1))
+    )
+    assert models.largest_difference(last, target).max() == 0
 
 
 @SLOW
