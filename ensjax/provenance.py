@@ -7,7 +7,8 @@ only tested on rows that it was not fitted on itself. Predictions that carry a
 
 What was fitted and is applied to `Predictions` gives `Predictions`, and has then seen
 the rows of its fit as well as those of its members: a second stage that is fitted on
-them, or a score (`scores.evaluate`), is refused. What is given arrays gives arrays,
+them, or a score (`scores.evaluate`), is refused. What gives arrays of them, such as
+conformal sets, refuses the rows of its fit itself. What is given arrays gives arrays,
 which say nothing of their rows.
 
 What is unknown is not checked, and stays unknown: predictions without a `Provenance`,
@@ -252,6 +253,31 @@ class FittedRows:
                 f"{self.what} was fitted on {_shown(overlap)} of"
                 f" {provenance.source!r}, which are test rows here. Fit it on held-out"
                 " rows and test on others."
+            )
+
+    def check_arrays(
+        self, provenance: Provenance | None, *, allow_seen: bool = False
+    ) -> None:
+        """Raises `LeakageError` if what it gives, as arrays, is of rows of its fit.
+
+        `Predictions` that it makes say what they have seen, and scores refuse them;
+        arrays say nothing, so that rows of the fit are refused before.
+
+        Args:
+            provenance: of the predictions it is applied to; None: unknown, and nothing
+                is checked.
+            allow_seen: whether the fit itself is looked at. Test rows (`check_test`)
+                are refused all the same.
+        """
+        self.check_test(provenance)
+        if provenance is None or allow_seen:
+            return
+        overlap = self.overlap(provenance)
+        if overlap.size:
+            raise LeakageError(
+                f"{self.what} was fitted on {_shown(overlap)} of"
+                f" {provenance.source!r}: what it gives there says nothing of other"
+                " rows. Apply it to others, or look at the fit with allow_seen=True."
             )
 
     def overlap(self, provenance: Provenance) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ensjax.experiment import student_interval
 from ensjax.experiment.claims import MIN_SEEDS
 from ensjax.experiment.fields import load_beside
 from ensjax.plot import image_grid, metric_dots
@@ -58,14 +57,20 @@ def add_tables(run_dir, config, results):
 def add_figures(run_dir, config, clips, results):
     """Systems on the unseen domains, domain by domain, skips, and clips."""
     seeds = f"{config.num_seeds} seeds"
-    seeds += " with 95 % intervals" if config.num_seeds >= MIN_SEEDS else ""
+    if config.num_seeds >= MIN_SEEDS:
+        seeds += " with 95 % intervals"
+        seeds += " (seeds share digits)" if config.data.name == "simulated" else ""
     every = measures.systems(config)
     run_dir.add_figure(
         "systems",
         metric_dots(
             {
                 f"{label} (better {better})": {
-                    name: _interval(verdicts.over_domains(results, metric, name))
+                    name: _interval(
+                        config,
+                        verdicts.over_domains(results, metric, name),
+                        results["num_domains"],
+                    )
                     for name in every
                 }
                 for metric, label, better in (
@@ -100,11 +105,11 @@ def add_figures(run_dir, config, clips, results):
         )
 
 
-def _interval(values):
+def _interval(config, values, num_domains=1):
     """The mean with its interval; of fewer than five seeds, which say little, alone."""
     if len(values) < MIN_SEEDS:
         return float(values.mean())
-    return (values.mean(), *student_interval([float(v) for v in values]))
+    return (values.mean(), *verdicts.interval_of(config, values, num_domains))
 
 
 def _domains(config, results):
@@ -114,7 +119,7 @@ def _domains(config, results):
     domains = np.arange(results["num_domains"])
     for i, name in enumerate(names):
         values = [verdicts.by_seed(results, "hter", name, d) for d in domains]
-        _points(ax, domains + 0.1 * (i - (len(names) - 1) / 2), values, i, name)
+        _points(config, ax, domains + 0.1 * (i - (len(names) - 1) / 2), values, i, name)
     noise = config.data.noise_sd if config.data.name == "simulated" else ()
     labels = [
         f"{d}\nnoise {n:g},\ncontrast {c:g}"
@@ -139,9 +144,9 @@ def _skips(config, results):
             else results["main_frames"] * 1.06 ** (place - (len(by_skip) - 1) / 2)
             for place, skip in enumerate(by_skip)
         ]
-        _points(ax, frames, list(by_skip.values()), i, label)
+        _points(config, ax, frames, list(by_skip.values()), i, label)
         for x, (skip, values) in zip(frames, by_skip.items()):
-            top = _interval(values)
+            top = _interval(config, values)
             top = top[2] if isinstance(top, tuple) else top
             ax.annotate(
                 str(skip),
@@ -165,12 +170,12 @@ def _skips(config, results):
     return fig
 
 
-def _points(ax, x, values, number, name):
+def _points(config, ax, x, values, number, name):
     means = [v.mean() for v in values]
     color = PALETTE[number]
     ax.plot(x, means, MARKERS[number], color=color, ms=6, label=name)
     for place, value in zip(x, values):
-        interval = _interval(value)
+        interval = _interval(config, value)
         if isinstance(interval, tuple):
             ax.vlines(place, *interval[1:], color=color, lw=1.5, alpha=0.6)
 

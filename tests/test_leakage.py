@@ -13,9 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ensjax import combine, scores, sources
+from ensjax import combine, data, scores, sources
 from ensjax.predictions import Predictions
-from ensjax.provenance import FittedRows, LeakageError, Provenance, check_fitting_rows
+from ensjax.provenance import (
+    FittedRows,
+    LeakageError,
+    Provenance,
+    check_fitting_rows,
+    check_scored_rows,
+)
 
 ROWS = np.arange(10, 18)
 LATER = ROWS + 6  # 16 and 17 are in both
@@ -44,8 +50,9 @@ def said(about, kind="logits"):
 class Entry(NamedTuple):
     """Of something fitted: how, how it is applied, and what it makes of `Predictions`.
 
-    `fit(about)`, `use(fitted, about)`; `gives` is "one" member, the "members", or
-    "arrays", which say nothing of their rows.
+    `fit(about)`, `use(fitted, about)`; `gives` is "one" member, the "members",
+    "arrays", which say nothing of their rows and for which `use` takes `allow_seen`, or
+    "nothing": it is trained on, not applied.
     """
 
     fit: Callable[[Any], Any]
@@ -73,22 +80,23 @@ def of_points(fit, *inputs):
 def of_arrays(fit, *arrays, **options):
     """What takes arrays and their provenance."""
 
-    def use(fitted, about):
-        return fitted(*arrays[: len(arrays) - 1 or 1], provenance=about)
+    def use(fitted, about, **look):
+        return fitted(*arrays[: len(arrays) - 1 or 1], provenance=about, **look)
 
     return Entry(lambda about: fit(*arrays, provenance=about, **options), use, "arrays")
 
 
 def of_windows(fit, *arrays, **options):
-    def use(fitted, about):
-        return combine.Cascade(fitted, STAGES)(said(about))
+    def use(fitted, about, **look):
+        return combine.Cascade(fitted, STAGES)(said(about), **look)
 
     return Entry(lambda about: fit(*arrays, provenance=about, **options), use, "arrays")
 
 
 def of_sets(fit, *groups, **options):
-    def use(fitted, about):
-        return fitted(said(about), **({"groups": groups[0]} if groups else {}))
+    def use(fitted, about, **look):
+        given = {"groups": groups[0]} if groups else {}
+        return fitted(said(about), **given, **look)
 
     return Entry(
         lambda about: fit(
@@ -100,8 +108,8 @@ def of_sets(fit, *groups, **options):
 
 
 def leave_out(fit, *arrays):
-    def use(fitted, about):
-        return fitted(POINTS, alpha=0.2, provenance=about)
+    def use(fitted, about, **look):
+        return fitted(POINTS, alpha=0.2, provenance=about, **look)
 
     return Entry(lambda about: fit(*arrays, provenance=about), use, "arrays")
 
@@ -124,7 +132,7 @@ def pseudo_labels(choose, **options):
     return Entry(
         lambda about: choose(said(about), **options),
         lambda fitted, about: fitted.fitted_rows.check_test(about),
-        "arrays",
+        "nothing",
     )
 
 
@@ -166,7 +174,7 @@ TABLE = {
         lambda about: combine.fit_conformal_quantiles(
             QUANTILES[0], LEVELS, TARGETS, provenance=about
         ),
-        lambda fitted, about: fitted(QUANTILES[0], provenance=about),
+        lambda fitted, about, **look: fitted(QUANTILES[0], provenance=about, **look),
         "arrays",
     ),
     "fit_conformal_sets": of_sets(combine.fit_conformal_sets),
@@ -180,7 +188,9 @@ TABLE = {
         lambda about: combine.fit_cv_plus_band(
             POINTS[0], POINTS[1], TARGETS, LABELS, provenance=about
         ),
-        lambda fitted, about: fitted(POINTS, POINTS, alpha=0.2, provenance=about),
+        lambda fitted, about, **look: fitted(
+            POINTS, POINTS, alpha=0.2, provenance=about, **look
+        ),
         "arrays",
     ),
     "fit_dynamic_regression": of_points(combine.fit_dynamic_regression, X),
@@ -201,7 +211,7 @@ TABLE = {
         lambda about: combine.fit_sigma_scale(
             POINTS[0], np.ones(8), TARGETS, provenance=about
         ),
-        lambda fitted, about: fitted(np.ones(8), provenance=about),
+        lambda fitted, about, **look: fitted(np.ones(8), provenance=about, **look),
         "arrays",
     ),
     "fit_single_threshold": of_windows(combine.fit_single_threshold, POINTS[:1]),
@@ -214,7 +224,7 @@ TABLE = {
     "fusion_rows": Entry(
         lambda about: combine.fusion_rows(said(about, "features")),
         lambda fitted, about: fitted.fitted_rows.check_test(about),
-        "arrays",
+        "nothing",
     ),
     "greedy_select": of_logits(combine.greedy_select, rounds=2),
     "keep_best_members": of_logits(combine.keep_best_members, "members", number=1),
@@ -282,9 +292,25 @@ def test_it_is_not_tested_on_its_rows_and_what_it_makes_has_seen_them(name):
     test = Provenance("wine", LATER, "test")
     with pytest.raises(LeakageError, match="fitted on rows 16, 17 of 'wine'"):
         entry.use(fitted, test)
-    if entry.gives == "arrays":
-        return
     later = Provenance.of("wine", LATER, trained_on=[np.arange(5), [30, 19]])
+    if entry.gives == "arrays":
+        told = (
+            "fitted on rows 16, 17 of 'wine': .* look at the fit with allow_seen=True"
+        )
+        with pytest.raises(LeakageError, match=told):
+            entry.use(fitted, later)
+        told = r"fitted on rows 10, 11, 12, 13, 14, ... \(8 in all\)"
+        with pytest.raises(LeakageError, match=told):
+            entry.use(fitted, HELD_OUT)
+        looked = trace(
+            lambda: entry.use(entry.fit(HELD_OUT), HELD_OUT, allow_seen=True)
+        )
+        unknown = trace(lambda: entry.use(entry.fit(HELD_OUT), None))
+        assert jax.tree.map(jnp.shape, looked) == jax.tree.map(jnp.shape, unknown)
+        with pytest.raises(LeakageError, match="which are test rows here"):
+            entry.use(fitted, test, allow_seen=True)
+    if entry.gives in ("arrays", "nothing"):
+        return
     made = trace(lambda: entry.use(entry.fit(HELD_OUT), later))
     assert isinstance(made, Predictions)
     one = entry.gives == "one"
@@ -296,7 +322,73 @@ def test_it_is_not_tested_on_its_rows_and_what_it_makes_has_seen_them(name):
     assert seen[0, :2].all() and made.provenance.known is None
     with pytest.raises(LeakageError, match="rows 16, 17"):
         check_fitting_rows("the second stage", made.provenance, names=made.names)
-    check_fitting_rows("the second stage", made.provenance.take(np.flatnonzero(fresh)))
+    with pytest.raises(LeakageError, match="a score cannot be of rows 16, 17"):
+        check_scored_rows(made.provenance, names=made.names)
+    fresh = made.provenance.take(np.flatnonzero(fresh))
+    check_fitting_rows("the second stage", fresh)
+    check_scored_rows(fresh)
+
+
+def test_arrays_of_arrays_are_refused_where_the_rows_are_told():
+    """Of `Predictions` these give `Predictions`; of arrays they say nothing of rows."""
+    for fit, more in (
+        (combine.fit_stacking_regression, ()),
+        (combine.fit_dynamic_regression, (X,)),
+    ):
+        fitted = fit(said(HELD_OUT, "points"), TARGETS, *more)
+        with pytest.raises(LeakageError, match="fitted on rows 10, 11"):
+            fitted(POINTS, *more, provenance=HELD_OUT)
+        seen = fitted(POINTS, *more, provenance=HELD_OUT, allow_seen=True)
+        np.testing.assert_array_equal(seen, fitted(POINTS, *more))
+        made = fitted(said(HELD_OUT, "points"), *more)
+        np.testing.assert_allclose(made.points[0], seen, rtol=1e-6)
+    dynamic = dynamic_selection(HELD_OUT)
+    with pytest.raises(LeakageError, match="fitted on rows 10, 11"):
+        dynamic.weights(said(HELD_OUT), X)
+    looked = dynamic.weights(said(HELD_OUT), X, allow_seen=True)
+    np.testing.assert_array_equal(looked, dynamic.weights(LOGITS, X))
+    assert dynamic(said(HELD_OUT), X).provenance.seen.all()
+
+
+def test_a_cascade_gives_predictions_of_its_rows_and_no_arrays():
+    cascade = combine.fit_cascade(said(HELD_OUT), LABELS, stages=STAGES)
+    with pytest.raises(LeakageError, match="the cascade's windows was fitted on"):
+        cascade(said(HELD_OUT))
+    looked = cascade(said(HELD_OUT), allow_seen=True)
+    np.testing.assert_array_equal(looked.exit_stage, cascade(LOGITS).exit_stage)
+    made = cascade.predictions(said(HELD_OUT))
+    np.testing.assert_array_equal(made.log_probs[0], looked.log_probs)
+    with pytest.raises(LeakageError, match="a score cannot be of .*cascade's windows"):
+        scores.evaluate(made, LABELS, ["accuracy"])
+
+
+def test_what_the_readme_says_of_rows_of_a_fit():
+    """Its snippet: stacking and sets are fitted on validation rows, and test others."""
+    split = data.split_rows(
+        "mine", 40, {"train": -1, "validation": 8, "test": 8}, seed=0
+    )
+    labels = np.arange(40) % 2
+
+    def say(part):
+        about = split.provenance(part)
+        return Predictions.from_logits(LOGITS, provenance=about)
+
+    def truth(part):
+        return labels[split[part]]
+
+    stacked = combine.fit_stacking(say("validation"), truth("validation"))
+    sets = combine.fit_conformal_sets(
+        combine.LacScore(), say("validation"), truth("validation"), alpha=0.3
+    )
+    scores.evaluate(stacked(say("test")), truth("test"), ["accuracy"])
+    assert sets(say("test")).shape == (8, 2)
+    with pytest.raises(LeakageError, match="of 'mine'"):
+        scores.evaluate(stacked(say("validation")), truth("validation"), ["accuracy"])
+    with pytest.raises(LeakageError, match="the conformal sets was fitted on .*'mine'"):
+        sets(say("validation"))
+    looked = sets(say("validation"), allow_seen=True)
+    covered = scores.evaluate_sets(looked, truth("validation"))["coverage"]
+    assert covered >= 0.7  # as the fit says
 
 
 def test_what_is_given_arrays_gives_arrays():
@@ -650,6 +742,10 @@ def test_thresholds_and_gaussians_of_scores_are_checked():
     # Gaussians are of the rows that the features were trained on, and of no test.
     gaussians = scores.fit_gaussians(X, LABELS, num_classes=2, provenance=trained)
     scores.mahalanobis(X, gaussians, provenance=Provenance("wine", LATER + 2, "test"))
+    later = Provenance("wine", LATER)
+    with pytest.raises(LeakageError, match="Gaussians .* 16, 17 .*allow_seen=True"):
+        scores.mahalanobis(X, gaussians, provenance=later)
+    scores.mahalanobis(X, gaussians, provenance=later, allow_seen=True)
     with pytest.raises(LeakageError, match="Gaussians .* fitted on rows 16, 17"):
         scores.mahalanobis(X, gaussians, provenance=Provenance("wine", LATER, "test"))
     for about in (

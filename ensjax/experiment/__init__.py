@@ -7,10 +7,12 @@ ends with `run_dir.finish(...)`. `ensjax list` shows a module-level string `PAPE
 """
 
 from ensjax.experiment.claims import (
+    Part,
     check,
     check_at_least,
     check_at_most,
     claim,
+    claim_of_all,
     interval_text,
     mean_and_interval,
     not_run,
@@ -34,6 +36,7 @@ __all__ = [
     "JsonlLogger",
     "Logger",
     "Loggers",
+    "Part",
     "RunDirectory",
     "SegmentLogger",
     "TensorBoardLogger",
@@ -42,6 +45,7 @@ __all__ = [
     "check_at_least",
     "check_at_most",
     "claim",
+    "claim_of_all",
     "interval_text",
     "load_config",
     "mean_and_interval",

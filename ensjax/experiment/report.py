@@ -5,6 +5,7 @@ import html
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ def build_report(run: RunDirectory, results: Mapping[str, Any]) -> str:
     parts = [_paragraph(contents["summary"])]
     if results["claims"]:
         parts += ["<h2>Claims</h2>", _claims_table(results["claims"])]
+        parts += [_parts_of(claim) for claim in results["claims"] if "parts" in claim]
     if results["checks"]:
         parts += ["<h2>Checks</h2>", _checks_table(results["checks"])]
     for table in contents["tables"]:
@@ -157,6 +159,18 @@ def format_interval(interval: Sequence[float] | None) -> str:
         return "–"
     low, high = interval
     return f"[{format_number(low)}, {format_number(high)}]"
+
+
+def format_expected(claim: Mapping[str, Any]) -> str:
+    """What was expected; behind it the bound of the verdict, where that says it not."""
+    text = str(format_number(claim["expected"]))
+    if claim.get("side") is None or claim.get("bound") is None:
+        return text
+    bound = _format_bound(claim)
+    # "> 0" is not said by "> 0.5".
+    if re.search(re.escape(bound) + r"(?![\d.]*\d)", text):
+        return text
+    return f"{text}; judged by {bound}"
 
 
 class _Cell:
@@ -258,7 +272,7 @@ def _claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
                 _verdict_cell(claim),
                 claim["measured"],
                 _Cell(_text(format_interval(claim.get("interval"))), "number"),
-                str(format_number(claim["expected"])),
+                format_expected(claim),
                 claim.get("seeds", 0),
                 _Cell(
                     _text(f"{source} ({certainty})" if certainty else source), "source"
@@ -266,6 +280,26 @@ def _claims_table(claims: Sequence[Mapping[str, Any]]) -> str:
             ]
         )
     return _table(columns, rows)
+
+
+def _parts_of(claim: Mapping[str, Any]) -> str:
+    """What the parts of one claim came out as; the verdict is of all together."""
+    rows = [
+        [
+            part["part"],
+            part["measured"],
+            _Cell(_text(format_interval(part["interval"])), "number"),
+            _format_bound(part),
+            part["seeds"],
+        ]
+        for part in claim["parts"]
+    ]
+    columns = ["part", "ours", "95 % interval", "to hold", "seeds"]
+    return _details(f"Parts of {claim['name']}", _table(columns, rows))
+
+
+def _format_bound(entry: Mapping[str, Any]) -> str:
+    return f"{entry['side']} {format_number(entry['bound'])}"
 
 
 def _verdict_cell(claim: Mapping[str, Any] | None) -> _Cell:

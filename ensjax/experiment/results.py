@@ -10,7 +10,11 @@ from etils import epath
 from ensjax.experiment.configs import PRESETS, packaged_folder, presets_by_config
 from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.json_files import read_json, write_bytes, write_json
-from ensjax.experiment.report import format_interval, format_number
+from ensjax.experiment.report import (
+    format_expected,
+    format_interval,
+    format_number,
+)
 from ensjax.experiment.run_directory import RunDirectory, existing_run
 from ensjax.experiment.versions import PACKAGES, hardware
 
@@ -151,7 +155,7 @@ def _entry_lines(entry: dict[str, Any]) -> list[str]:
         source = f"{claim['name']} ({claim['paper']})"
         cells = [
             source,
-            format_number(claim["expected"]),
+            format_expected(claim),
             format_number(claim["measured"]),
             format_interval(claim.get("interval")),
             claim.get("seeds", 0),

@@ -186,6 +186,7 @@ def mahalanobis(
     gaussians: FeatureGaussians,
     *,
     provenance: Provenance | None = None,
+    allow_seen: bool = False,
 ) -> jax.Array:
     """Mahalanobis distance to the nearest class mean, `[..., batch]`.
 
@@ -197,14 +198,16 @@ def mahalanobis(
         features: `[..., batch, feature]`.
         gaussians: from `fit_gaussians` on training rows.
         provenance: of the features, where it is known.
+        allow_seen: whether the fit itself is looked at. Without, rows of the fit are
+            refused, as far as they are known.
 
     Raises:
         ValueError: if the number of features differs.
-        LeakageError: for test rows that the Gaussians were fitted on.
+        LeakageError: for rows that the Gaussians were fitted on; see `allow_seen`.
 
     Source: Lee et al. 2018, arXiv:1807.03888, equation 2.
     """
-    gaussians.fitted_rows.check_test(provenance)
+    gaussians.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
     features = floating(features)
     num_features = gaussians.whitening.shape[0]
     if features.ndim < 2 or features.shape[-1] != num_features:

@@ -143,8 +143,24 @@ def weighted_plurality(x, w):
     return tied[int(np.argmax(best))]
 
 
+def weighted_sums(x, w, ties):
+    """The lowest of the classes with the largest sum, or nothing if there are more."""
+    sums = np.bincount(x.argmax(-1), weights=w, minlength=WIDTH)
+    tied = np.flatnonzero(sums == sums.max())
+    return -1 if ties == "abstain" and len(tied) > 1 else tied[0]
+
+
 def scale_of(x):
     return 0.5 + abs(x)
+
+
+SEEN, MET = np.asarray([0.5, 0.3, 0.2]), np.asarray([0.1, 0.3, 0.6])
+
+
+def adjusted(log_probs):
+    """Probabilities times MET / SEEN, made to sum to 1 again."""
+    odds = np.exp(log_probs) * MET / SEEN
+    return np.log(odds / odds.sum(-1, keepdims=True))
 
 
 # name: (rule(values, weights, mask), reference, what one member alone gives)
@@ -241,6 +257,21 @@ RULES = {
         functools.partial(plurality, ties="probability"),
         lambda x: x.argmax(-1),
     ),
+    "weighted_vote_lowest": (
+        lambda x, w, m: combine.weighted_vote(x, w, mask=m),
+        functools.partial(weighted_sums, ties="lowest"),
+        lambda x: x.argmax(-1),
+    ),
+    "weighted_vote_abstain": (
+        lambda x, w, m: combine.weighted_vote(x, w, ties="abstain", mask=m),
+        functools.partial(weighted_sums, ties="abstain"),
+        lambda x: x.argmax(-1),
+    ),
+    "adjust_prior": (
+        lambda x, w, m: combine.adjust_prior(combine.mean_probs(x, w, m), SEEN, MET),
+        lambda x, w: adjusted(pool(MEAN)(x, w)),
+        lambda x: adjusted(own_probs(x)),
+    ),
     "weighted_vote_best_member": (
         lambda x, w, m: combine.weighted_vote(
             x, w, ties="best_member", accuracy=w / 4, mask=m
@@ -314,6 +345,146 @@ def test_members_that_count_decide_and_neither_order_nor_copies(name, seed):
     # In a product weights are exponents, of one member too.
     weights = np.ones(MEMBERS) if name == "product_probs" else WEIGHTS
     same(call(name, values, weights, only), alone(values[seed % MEMBERS]), atol)
+
+
+@functools.cache
+def random_vote():
+    return jax.jit(
+        lambda x, w, m, key: combine.weighted_vote(x, w, ties="random", mask=m, key=key)
+    )
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_a_random_vote_is_one_of_the_tied_classes_by_its_key_alone(seed):
+    vote, key = random_vote(), jax.random.key(seed)
+    values, mask, broken = draw(seed)
+    weights = np.where(WEIGHTS > 1, 2, 1)  # few sums, and so many ties
+    got = np.asarray(vote(broken, weights, mask, key))
+    draws = np.asarray(jax.random.uniform(key, (ROWS, WIDTH)))
+    for row in range(ROWS):
+        kept = mask[:, row]
+        votes = values[kept, row].argmax(-1)
+        sums = np.bincount(votes, weights=weights[kept], minlength=WIDTH)
+        tied = np.flatnonzero(sums == sums.max())
+        assert got[row] == tied[draws[row, tied].argmax()]
+    order = np.random.default_rng(seed).permutation(MEMBERS)
+    again = vote(broken[order], weights[order], mask[order], key)
+    np.testing.assert_array_equal(again, got)
+    # Three members, and the same three twice: all sums double.
+    once = np.broadcast_to((np.arange(MEMBERS) < 3)[:, None], mask.shape)
+    copies = np.concatenate([values[:3]] * 2), np.concatenate([weights[:3]] * 2)
+    both = vote(*copies, np.ones_like(mask), key)
+    np.testing.assert_array_equal(both, vote(*copies, once, key))
+    only = np.zeros_like(mask)
+    only[seed % MEMBERS] = True
+    alone = vote(values, weights, only, key)
+    np.testing.assert_array_equal(alone, values[seed % MEMBERS].argmax(-1))
+
+
+def test_a_random_vote_takes_every_tied_class():
+    values = np.broadcast_to(np.eye(WIDTH)[:2, None], (2, ROWS, WIDTH))
+    weights, mask = np.ones(2), np.ones((2, ROWS), bool)
+    vote = random_vote()
+    found = np.stack([vote(values, weights, mask, jax.random.key(i)) for i in range(8)])
+    # 40 draws of two classes: all alike with probability 2^-39.
+    assert set(found.ravel().tolist()) == {0, 1}
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_an_adjusted_prior_can_be_taken_back(seed):
+    rng = np.random.default_rng(seed)
+    values = draw(seed)[0][0]
+    seen, met, later = rng.dirichlet(np.ones(WIDTH), size=3) + 0.01
+    adjust = adjust_prior()
+    there = adjust(values, seen, met)
+    own = own_probs(values.astype(np.float64))
+    same(np.exp(there).sum(-1), 1.0)
+    same(adjust(there, met, seen), own)  # and back
+    same(adjust(there, met, later), adjust(values, seen, later))  # by way of another
+    same(adjust(values, seen, seen), own)
+    # Frequencies count by their proportions, log-probabilities up to a constant.
+    same(adjust(values + 3.0, 5 * seen, 7 * met), there)
+    order = rng.permutation(WIDTH)
+    moved = adjust(values[..., order], seen[order], met[order])
+    same(moved, np.asarray(there)[..., order])
+
+
+@functools.cache
+def adjust_prior():
+    return jax.jit(combine.adjust_prior)
+
+
+@functools.cache
+def influence_of(kind):
+    """Of a rule of points and of votes: `[member]` of values, weights and mask."""
+
+    def points(x, w, m):
+        said = Predictions.from_points(x[..., 0], weights=w, mask=m)
+        return combine.influence(combine.mean_points, said)
+
+    def votes(x, w, m):
+        said = Predictions.from_logits(x, mask=m)
+        return combine.influence(combine.majority_vote, said)
+
+    return jax.jit({"points": points, "votes": votes}[kind])
+
+
+def influence_reference(kind, values, mask):
+    """The consensus of each row with and without each member, in float64."""
+    moves = np.zeros((MEMBERS, ROWS))
+    for member in range(MEMBERS):
+        for row in range(ROWS):
+            kept = np.flatnonzero(mask[:, row])
+            left = kept[kept != member]
+            if kind == "votes":
+                whole, rest = (
+                    plurality(values[k, row], None, "lowest") if len(k) else -1
+                    for k in (kept, left)
+                )
+                moves[member, row] = whole != rest
+            else:
+                x = values[:, row, 0].astype(np.float64)
+                whole, rest = (
+                    np.average(x[k], weights=WEIGHTS[k]) if len(k) else np.nan
+                    for k in (kept, left)
+                )
+                moves[member, row] = abs(whole - rest)
+    return moves.mean(axis=1)
+
+
+@pytest.mark.parametrize("kind", ["points", "votes"])
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6))
+def test_influence_is_of_members_that_count_in_any_order(kind, seed):
+    values, mask, broken = draw(seed)
+    influence = influence_of(kind)
+    got = np.asarray(influence(broken, WEIGHTS, mask))
+    # NaN where a row has this member alone: without it there is no mean.
+    same(got, influence_reference(kind, values, mask))
+    order = np.random.default_rng(seed).permutation(MEMBERS)
+    same(influence(broken[order], WEIGHTS[order], mask[order]), got[order])
+    # One that never counts moves nothing, whatever it says.
+    silent = mask.copy()
+    silent[:, :] = np.arange(MEMBERS)[:, None] != seed % MEMBERS
+    without = np.asarray(influence(values, WEIGHTS, silent))
+    assert without[seed % MEMBERS] == 0
+    loud = values.copy()
+    loud[seed % MEMBERS] = 1e6
+    np.testing.assert_array_equal(influence(loud, WEIGHTS, silent), without)
+    # A copy moves the consensus exactly as its original.
+    values[1] = values[0]
+    equal, every = np.ones(MEMBERS), np.ones_like(mask)
+    first, second, *_ = np.asarray(influence(values, equal, every))
+    same(first, second)
+    # Members that all say the same move nothing; one alone is all there is.
+    values[:] = values[2]
+    same(influence(values, equal, every), np.zeros(MEMBERS))
+    only = np.broadcast_to((np.arange(MEMBERS) == 2)[:, None], mask.shape)
+    alone = np.asarray(influence(values, equal, only))
+    assert alone[2] == 1 if kind == "votes" else np.isnan(alone[2])
+    same(np.delete(alone, 2), np.zeros(MEMBERS - 1))
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -6,11 +6,13 @@ import pytest
 from scipy import stats
 
 from ensjax.experiment.claims import (
+    Part,
     build_results,
     check,
     check_at_least,
     check_at_most,
     claim,
+    claim_of_all,
     interval_text,
     mean_and_interval,
     not_run,
@@ -157,3 +159,58 @@ def test_results_refuse_lists_doubles_and_half_entries():
 def test_a_check_keeps_its_bound_and_number():
     entry = check("speed", bound=">= 0.95", measured=1.2, passed=True)
     assert entry == {"name": "speed", "bound": ">= 0.95", "measured": 1.2, "pass": True}
+
+
+UP, FLAT, DOWN = (
+    [mean + step for step in (-0.2, -0.1, 0.0, 0.1, 0.2)] for mean in (1.0, 0.1, -1.0)
+)
+
+
+@pytest.mark.parametrize(
+    "values, verdict, judged",
+    [
+        ((UP, UP), "holds", 0),
+        ((UP, FLAT), "undecided", 1),
+        ((DOWN, FLAT), "fails", 0),
+        ((FLAT, DOWN, UP), "fails", 1),
+        ((UP, [math.nan] * 5), "undecided", 1),
+        ((DOWN, [math.nan] * 5), "fails", 0),  # whatever the other would have been
+        ((UP, [1.0] * 4), "undecided", 1),  # too few seeds
+    ],
+)
+def test_a_statement_about_several_numbers_is_judged_by_the_least_sure(
+    values, verdict, judged
+):
+    parts = [Part(f"part {i}", v, 0.0) for i, v in enumerate(values)]
+    entry = claim_of_all("all", parts=parts, **ABOUT)
+    assert entry["verdict"] == verdict
+    assert entry["name"] == f"all (least sure of {len(parts)}: part {judged})"
+    alone = [claim("x", values_by_seed=v, bound=0.0, **ABOUT) for v in values]
+    assert entry["interval"] == alone[judged]["interval"]
+    # As worded: all hold; one fails; or neither.
+    each = {a["verdict"] for a in alone}
+    rule = "fails" if "fails" in each else "holds" if each == {"holds"} else "undecided"
+    assert verdict == rule
+    assert [part["interval"] for part in entry["parts"]] == [
+        a["interval"] for a in alone
+    ]
+    assert not any("verdict" in part for part in entry["parts"])
+    assert build_results("x", scalars={}, claims=[entry])["claims"][0]["parts"]
+
+
+def test_parts_may_have_sides_bounds_and_rows_of_their_own():
+    # Means 0.3 and 0.1 below and above their bounds, of equal spread.
+    near = Part("error", [0.5, 0.7, 0.6, 0.55, 0.65], 0.9, "<")
+    far = Part("correlation", [1.0, 1.2, 1.1, 1.05, 1.15], 1.0)
+    found = claim_of_all("x", parts=[near, far], **ABOUT)
+    assert (found["side"], found["bound"], found["verdict"]) == (">", 1.0, "holds")
+    wide = near._replace(split_sizes=(10, 100))
+    found = claim_of_all("x", parts=[wide, far], **ABOUT)
+    assert found["split_sizes"] == [10, 100] and found["verdict"] == "undecided"
+    assert [part["side"] for part in found["parts"]] == ["<", ">"]
+    equal = Part("exact", [0.0] * 5, 1e-7, "<")
+    assert claim_of_all("x", parts=[equal, far], **ABOUT)["bound"] == 1.0
+    one = claim_of_all("x", parts=[far], **ABOUT)
+    assert one["name"] == "x (correlation)" and "parts" not in one
+    with pytest.raises(ValueError, match="'x' has no parts"):
+        claim_of_all("x", parts=[], **ABOUT)

@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from ensjax.experiment.claims import check, claim, not_run
+from ensjax.experiment.claims import Part, check, claim, claim_of_all, not_run
 from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.report import build_comparison, format_number, write_report
 from ensjax.experiment.run_directory import open_run
@@ -35,6 +35,15 @@ def make_run(path, seed=0, shift=0.0):
                     **ABOUT,
                 ),
                 not_run("at full size", expected=0.114, **ABOUT),
+                claim_of_all(
+                    "better & faster",
+                    expected="as good",
+                    parts=[
+                        Part("minus <this>", [1.0, 1.1, 1.2, 1.3, 1.4], 0.5),
+                        Part("time", [1.0, 1.1, 1.2, 1.3, 1.4], 2.0, "<"),
+                    ],
+                    **ABOUT,
+                ),
             ],
             checks=[check("fast", bound=">= 1", measured=0.5, passed=False)],
         )
@@ -55,6 +64,17 @@ def test_a_verdict_names_its_scale(tmp_path):
     assert ">not run<" in text
     assert ">fails<" in text  # the check
     assert "P &amp; Co, table 1 (recalled)" in text
+
+
+def test_a_claim_of_several_parts_has_one_verdict_and_shows_them(tmp_path):
+    text = (make_run(tmp_path / "run") / "report.html").read_text()
+    claims, parts = text[: text.index("<h2>Checks")].split("<details>")
+    assert claims.count(">holds, toy scale<") == 2
+    assert "better &amp; faster (least sure of 2: minus &lt;this&gt;)" in claims
+    assert "as good; judged by &gt; 0.5" in claims and "time" not in claims
+    for shown in ("minus &lt;this&gt;", "&gt; 0.5", "time", "&lt; 2"):
+        assert f"<td>{shown}</td>" in parts
+    assert "verdict" not in parts
 
 
 def test_everything_given_is_escaped(tmp_path):

@@ -7,6 +7,7 @@ from etils import epath
 
 from ensjax.experiment.claims import check, claim, not_run
 from ensjax.experiment.exit_codes import ConfigError
+from ensjax.experiment.report import format_expected
 from ensjax.experiment.results import (
     publish_results,
     read_published,
@@ -57,7 +58,8 @@ def test_publishing_writes_the_entry_and_the_table(run, tmp_path):
     assert entry["scalars"] == {"nll": 0.25}
     assert len(entry["claims"]) == 2 and len(entry["checks"]) == 1
     table = (folder.parent / "RESULTS.md").read_text()
-    assert "| a \\| b (P 2000) | 0.1 | 2 | [2, 2] | 5 | reduced | holds |" in table
+    row = "| a \\| b (P 2000) | 0.1; judged by > 1 | 2 | [2, 2] | 5 | reduced | holds |"
+    assert row in table and "| c (P 2000) | > 0 |" in table
     assert "| d | < 1 | 0.5 |  |  | check | passes |" in table
     assert "Not run yet: small, claims.\n" in table  # deep_ensemble_digits
     assert str(tmp_path) not in table + target.read_text()
@@ -83,6 +85,36 @@ def test_an_unfinished_run_or_a_missing_folder_is_refused(run, tmp_path):
     (run.path / "results.json").unlink()
     with pytest.raises(ConfigError, match="not finished"):
         publish_results(run.path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "expected, side, bound, shown",
+    [
+        ("> 0", ">", 0.0, "> 0"),
+        ("> 0 for every rival", ">", 0.0, "> 0 for every rival"),
+        ("< 1, and .95", "<", 1.0, "< 1, and .95"),
+        ("all (1)", ">", 0.5, "all (1); judged by > 0.5"),
+        ("> 0.5", ">", 0.0, "> 0.5; judged by > 0"),
+        ("< 0", ">", 0.0, "< 0; judged by > 0"),
+        (0.0167, ">", 0.0, "0.0167; judged by > 0"),
+        (
+            "> ten times chance",
+            ">",
+            0.11616915,
+            "> ten times chance; judged by > 0.1162",
+        ),
+    ],
+)
+def test_the_bound_of_a_verdict_is_told_where_the_paper_has_another(
+    expected, side, bound, shown
+):
+    given = dict(expected=expected, **ABOUT)
+    entry = claim("a", values_by_seed=[2] * 5, side=side, bound=bound, **given)
+    assert format_expected(entry) == shown
+    # Files of before have no such fields, and claims that did not run none either.
+    old = {key: entry[key] for key in entry if key not in ("side", "bound")}
+    assert format_expected(old) == str(expected)
+    assert format_expected(not_run("a", **given)) == str(expected)
 
 
 def test_a_config_that_nobody_ran_says_so():

@@ -211,6 +211,53 @@ def finished(path):
     return results
 
 
+def made_up(members, correlation):
+    """Results of eight splits: the vote is right on 90 % and up, members on `members`.
+
+    `members` are of breast-cancer rows and of phantoms, `[member]` each.
+    """
+    own = 0.001 * np.arange(8)
+    table, texture = (np.tile(m, (8, 1)).astype(float) for m in members)
+    vote, rows = 0.9 + own, np.full(8, 85)
+    every = np.stack([vote, vote + 0.05, vote])
+    names = experiment.images.FEATURE_SETS
+    return {
+        "table": {"members": table, "hard": vote, "rows": rows, "all_rows": 569},
+        "images": {
+            "members": np.stack([texture] * len(names)),
+            "hard": every[: len(names)],
+            "soft": every[: len(names)],
+            "rows": rows,
+        },
+        "segmentation": {"median": 0.01 + own, "correlation": correlation + own},
+        "described": {"labels": np.arange(10) % 2},
+        "small_data": {"vote": every.T, "ensemble": every.T - 0.1},
+    }
+
+
+@pytest.mark.parametrize(
+    "members, correlation, expected",
+    [
+        (([0.7] * 3, [0.7] * 3), 0.985, "holds holds holds"),
+        # One member of one data set is enough.
+        (([0.7] * 3, [0.7, 0.95, 0.7]), 0.985, "fails fails holds"),
+        (([0.7, 0.7, 0.903], [0.7] * 3), 0.978, "undecided undecided undecided"),
+        (([0.7] * 3, [0.7] * 3), 0.9, "holds holds fails"),
+    ],
+)
+def test_a_claim_about_every_member_is_one_row(members, correlation, expected):
+    found = experiment.verdicts.make_claims(
+        config_of("smoke"), made_up(members, correlation)
+    )
+    run = [c for c in found if c["verdict"] != "not run"]
+    letters = [c["name"].split(":")[0][-1] for c in run]
+    assert letters == list("abcde")
+    assert [c["verdict"] for c in run[:3]] == expected.split()
+    assert [len(c.get("parts", [0])) for c in run] == [6, 6, 2, 2, 1]
+    if expected.startswith("fails"):
+        assert "RF, phantoms" in run[0]["name"] and "RF, phantoms" in run[1]["name"]
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_from_its_stage_and_its_networks_are_replayed(
     tmp_path, capsys, monkeypatch

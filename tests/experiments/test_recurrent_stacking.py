@@ -223,6 +223,66 @@ def test_a_plan_is_refused_in_one_sentence():
         experiment.training_job(config_of("smoke"))
 
 
+class TestClaims:
+    """Numbers of five seeds that are made up: the intervals, and who is judged."""
+
+    def results_of(self, config):
+        jobs = [
+            experiment.Job(seed, domain, skip)
+            for seed in range(config.num_seeds)
+            for domain, skip in ((0, 1), (1, 1), (1, 3))
+        ]
+        rng = np.random.default_rng(1)
+        hter = {
+            name: mean + 0.005 * rng.normal(size=len(jobs))
+            for name, mean in zip(measures.systems(config), (0.13, 0.14, *[0.12] * 4))
+        }
+        measured = measures.Measured(hter, hter, hter, hter, 0.0)
+        return {
+            "jobs": {4: jobs, 12: jobs},
+            "by_frames": {4: measured, 12: measured},
+            "main_frames": 4,
+            "num_domains": 2,
+            "num_frames": 12,
+        }
+
+    def claims_of(self, *overrides):
+        config = config_of("smoke", ("num_seeds", "5"), *overrides)
+        config.data.noise_sd = config.data.noise_sd[:2]
+        results = self.results_of(config)
+        return results, experiment.verdicts.make_claims(config, results)
+
+    def test_seeds_share_digits_and_their_intervals_say_so(self):
+        _, (skips, stack, _) = self.claims_of()
+        # 30 training and 30 development clips of a domain, 30 test clips: one domain is
+        # tested on while the other is fitted on, or both in turns.
+        assert skips["split_sizes"] == [60, 30]
+        assert stack["split_sizes"] == [120, 60]
+        for entry in (skips, stack):
+            assert "same digit images, corrected" in entry["name"]
+
+    def test_the_stack_is_judged_by_its_corrected_interval(self):
+        results, (_, found, _) = self.claims_of()
+        verdicts = experiment.verdicts
+        differences = [
+            verdicts.over_domains(results, "hter", measures.STACK)
+            - verdicts.over_domains(results, "hter", member)
+            for member in ("bilstm", "gru")
+        ]
+        low, high = zip(
+            *(scores.corrected_t_interval(d, num_train=120, num_test=60)[1:]
+              for d in differences)
+        )  # fmt: skip
+        worst = int(np.argmax(high))
+        assert found["interval"] == pytest.approx([low[worst], high[worst]], abs=1e-7)
+        plain = scores.t_interval(differences[worst])
+        assert high[worst] > float(plain.high) + 1e-4
+
+    def test_videos_of_a_file_are_the_same_for_every_seed(self):
+        _, (_, stack, _) = self.claims_of(("data.name", "features"))
+        assert "split_sizes" not in stack and "the same videos" in stack["name"]
+
+
 @pytest.mark.slow
 def test_the_smoke_run_reports_claims_and_the_same_after_a_resume(tmp_path, capsys):
     workdir = tmp_path / "run"

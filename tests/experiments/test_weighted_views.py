@@ -302,6 +302,37 @@ def test_a_member_keeps_its_id_and_its_columns_in_other_company():
     np.testing.assert_array_equal(seen[0], inputs.columns[[2, 0]])
 
 
+def gained(best, equal, seeds=6):
+    """Accuracies where the weighted vote is so far from both of its rivals."""
+    systems = np.array(["view", "equal vote", "vote by accuracy"])
+    spread = 0.001 * np.arange(seeds)[:, None] * [0.0, 0.0, 1.0]
+    accuracy = np.array([0.8 - best, 0.8 - equal, 0.8]) + spread
+    return {"systems": systems, "accuracy": accuracy, "accuracy_with": accuracy}
+
+
+@pytest.mark.parametrize(
+    "cells, verdict, least",
+    [
+        ((0.3, 0.2), "holds", None),
+        ((0.3, -0.2), "fails", "minus the equal vote, views of cells"),
+        ((-0.2, 0.3), "fails", "minus the best view, views of cells"),
+        ((0.3, 0.0), "undecided", "minus the equal vote, views of cells"),
+    ],
+)
+def test_the_weighted_vote_is_one_claim_over_all_rivals_and_data(
+    cells, verdict, least, monkeypatch
+):
+    """ "Holds if both are above 0": whatever the other five came out as."""
+    verdicts = experiment.verdicts
+    monkeypatch.setattr(verdicts, "demographic_gain", lambda done: np.ones(6))
+    done = {name: gained(0.3, 0.2) for name in ("digits", "connectomes")}
+    done["cancer"] = gained(*cells)
+    found = verdicts.make_claims(config_of("smoke"), done)
+    (entry,) = [c for c in found if c["name"].startswith("made-for-asd.c")]
+    assert entry["verdict"] == verdict and len(entry["parts"]) == 6
+    assert least is None or least in entry["name"]
+
+
 @pytest.mark.slow
 def test_the_smoke_preset_runs_to_a_report_and_goes_on_from_its_stage(
     tmp_path, capsys, monkeypatch
@@ -314,8 +345,9 @@ def test_the_smoke_preset_runs_to_a_report_and_goes_on_from_its_stage(
     assert {claim["name"].split(":")[0] for claim in results["claims"]} == {
         f"made-for-asd.{letter}" for letter in "abcde"
     }
-    shared = [c for c in results["claims"] if "split_sizes" in c]
-    assert {tuple(c["split_sizes"]) for c in shared} == {(300, 1_497), (140, 429)}
+    (weighted,) = [c for c in results["claims"] if "made-for-asd.c" in c["name"]]
+    shared = [tuple(part.get("split_sizes", ())) for part in weighted["parts"]]
+    assert shared == [(300, 1_497)] * 2 + [(140, 429)] * 2 + [()] * 2
     passed = {check["name"]: check["pass"] for check in results["checks"]}
     assert passed["noise, features selected on all rows: accuracy"]
     assert passed["classifier's first layers minus the encoders before the first step"]

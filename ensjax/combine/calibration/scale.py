@@ -28,15 +28,25 @@ class SigmaScale:
     )
 
     def __call__(
-        self, sd: jax.Array, *, provenance: Provenance | None = None
+        self,
+        sd: jax.Array,
+        *,
+        provenance: Provenance | None = None,
+        allow_seen: bool = False,
     ) -> jax.Array:
         """`[..., batch]` standard deviations, times the factor.
 
+        Args:
+            sd: `[..., batch]`.
+            provenance: of the rows, where it is known.
+            allow_seen: whether the fit itself is looked at. Without, rows of the fit
+                are refused, as far as they are known.
+
         Raises:
             ValueError: if the leading axes are others than when it was fitted.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         sd = floating(sd)
         if sd.shape[:-1] != self.scale.shape:
             raise ValueError(
@@ -103,14 +113,22 @@ class PitMap:
     )
 
     def __call__(
-        self, cdf: jax.Array, *, provenance: Provenance | None = None
+        self,
+        cdf: jax.Array,
+        *,
+        provenance: Provenance | None = None,
+        allow_seen: bool = False,
     ) -> jax.Array:
         """Calibrated CDF values of predicted ones, same shape.
 
+        Args:
+            cdf: values in [0, 1].
+            provenance, allow_seen: as for `SigmaScale`.
+
         Raises:
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         return self.function(floating(cdf))
 
     def predicted_level(self, level: jax.Array) -> jax.Array:

@@ -140,7 +140,9 @@ class Cascade:
             return below
         return below & (confidence > self.windows.low[boundary])
 
-    def __call__(self, logits: jax.Array | Predictions) -> CascadeOutput:
+    def __call__(
+        self, logits: jax.Array | Predictions, *, allow_seen: bool = False
+    ) -> CascadeOutput:
         """The cascade's answers, selected from the predictions of all members.
 
         Nothing is saved: it is the reference of the ways to run in `cascade_runs`.
@@ -149,6 +151,8 @@ class Cascade:
             logits: logits or log-probabilities `[member, batch, class]`, or
                 `Predictions`, whose weights and mask count. A masked member counts as
                 removed: a stage of masked members changes nothing.
+            allow_seen: whether the fit itself is looked at. Without, rows of the fit
+                are refused, as far as they are known.
 
         Returns:
             `CascadeOutput`, arrays also of `Predictions` (see `predictions`); NaN where
@@ -157,10 +161,12 @@ class Cascade:
         Raises:
             ValueError: if a stage names a member that is not there.
             TypeError: if only votes are known.
-            LeakageError: for test rows that the windows were fitted on.
+            LeakageError: for rows that the windows were fitted on; see `allow_seen`.
         """
         predictions = as_predictions(logits)
-        self.windows.fitted_rows.check_test(predictions.provenance)
+        self.windows.fitted_rows.check_arrays(
+            predictions.provenance, allow_seen=allow_seen
+        )
         pools = running_pools(predictions, self.stages, self.confidence)
         output = first_output(pools[0], self.confidence)
         going = jnp.ones(output.confidence.shape, bool)
@@ -180,9 +186,11 @@ class Cascade:
         It has seen what the members have that count, and the rows of the windows.
 
         Raises:
-            ValueError, TypeError, LeakageError: as when it is called.
+            ValueError, TypeError: as when it is called.
+            LeakageError: for test rows that the windows were fitted on.
         """
-        log_probs = self(predictions).log_probs
+        # What this gives says itself that it has seen rows of the fit.
+        log_probs = self(predictions, allow_seen=True).log_probs
         return give_back(predictions, log_probs, self.windows.fitted_rows)
 
     def split_members(self, ensemble: Ensemble | Group) -> tuple[Any, ...]:

@@ -117,6 +117,7 @@ class ConformalInterval:
         *,
         groups: jax.Array | None = None,
         provenance: Provenance | None = None,
+        allow_seen: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Lower and upper ends `[batch]`.
 
@@ -125,13 +126,15 @@ class ConformalInterval:
             scale: `[batch]`, if it was fitted with one.
             groups: `[batch]`, if it was fitted with groups; an unknown one gives NaN.
             provenance: of the points.
+            allow_seen: whether the fit itself is looked at. Without, rows of the fit
+                are refused, as far as they are known.
 
         Raises:
             ValueError: if a shape does not fit, or `scale` or `groups` are missing or
                 too much.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         points = floating(points)
         if (scale is not None) != self.is_scaled:
             word = "needs" if self.is_scaled else "takes no"
@@ -219,16 +222,21 @@ class ConformalBand:
         *,
         groups: jax.Array | None = None,
         provenance: Provenance | None = None,
+        allow_seen: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Ends `[..., batch]` in order: those that cross when moved change places.
 
         An interval that was empty so becomes one that is not, and covers no less.
 
+        Args:
+            lower, upper: made as those that it was fitted on.
+            groups, provenance, allow_seen: as for `ConformalInterval`.
+
         Raises:
             ValueError: if a shape does not fit, or `groups` are missing or too much.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         lower = floating(lower)
         upper = same_shape("upper", upper, "lower", lower)
         low = lower - _of_groups(self.below, groups, lower.shape)
@@ -318,15 +326,23 @@ class ConformalQuantiles:
     )
 
     def __call__(
-        self, quantiles: jax.Array, *, provenance: Provenance | None = None
+        self,
+        quantiles: jax.Array,
+        *,
+        provenance: Provenance | None = None,
+        allow_seen: bool = False,
     ) -> jax.Array:
         """Quantiles `[batch, level]`, shifted and sorted along the levels.
 
+        Args:
+            quantiles: made as those that it was fitted on.
+            provenance, allow_seen: as for `ConformalInterval`.
+
         Raises:
             ValueError: if the number of levels is another.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         quantiles = floating(quantiles)
         if quantiles.ndim != 2 or quantiles.shape[1:] != self.shift.shape:
             raise ValueError(

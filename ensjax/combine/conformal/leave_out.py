@@ -38,6 +38,7 @@ class JackknifeAfterBootstrap:
         *,
         alpha: float,
         provenance: Provenance | None = None,
+        allow_seen: bool = False,
         rows_at_once: int = 1024,
     ) -> tuple[jax.Array, jax.Array]:
         """Lower and upper ends `[batch]`.
@@ -53,16 +54,18 @@ class JackknifeAfterBootstrap:
                 NaN of a member that counts makes the row NaN.
             alpha: in (0, 0.5).
             provenance: of the points.
+            allow_seen: whether rows of the fit are looked at. Without, they
+                are refused, as far as they are known.
             rows_at_once: new rows that are handled together; each needs a number per
                 training row.
 
         Raises:
             ValueError: if a shape does not fit or `alpha` is out of range.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
 
         Source: Kim et al. 2020, arXiv:2002.09025, algorithm 1.
         """
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         points = _check_points(points, len(self.left_out), "member")
         is_usable = jnp.sum(self.left_out, axis=0) > 0
         counts = jnp.any(self.left_out > 0, axis=1)
@@ -159,17 +162,19 @@ class CvPlus:
         *,
         alpha: float,
         provenance: Provenance | None = None,
+        allow_seen: bool = False,
         rows_at_once: int = 1024,
     ) -> tuple[jax.Array, jax.Array]:
         """Lower and upper ends `[batch]`; see `JackknifeAfterBootstrap`.
 
         Args:
             points: `[fold, batch]`, predictions of every fold's model for new rows.
-            alpha, provenance, rows_at_once: as for `JackknifeAfterBootstrap`.
+            alpha, provenance, allow_seen, rows_at_once: as for
+                `JackknifeAfterBootstrap`.
 
         Source: Barber et al. 2021, arXiv:1905.02928, equation 8.
         """
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         points = _check_points(points, None, "fold")
         _check_alpha(alpha)
         rows = self.errors, self.fold_of_row

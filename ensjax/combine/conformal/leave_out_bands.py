@@ -36,6 +36,7 @@ class CvPlusBand:
         *,
         alpha: float,
         provenance: Provenance | None = None,
+        allow_seen: bool = False,
         rows_at_once: int = 1024,
     ) -> tuple[jax.Array, jax.Array]:
         """Ends `[batch]` in order: those that cross when moved change places.
@@ -52,17 +53,19 @@ class CvPlusBand:
             alpha: share of targets that may lie outside, in (0, 1). Another than that
                 of the intervals widens or narrows them.
             provenance: of the new rows.
+            allow_seen: whether the fit itself is looked at. Without, rows of the fit
+                are refused, as far as they are known.
             rows_at_once: new rows that are handled together; each needs two numbers for
                 every row of the fit.
 
         Raises:
             ValueError: if a shape does not fit or `alpha` is out of range.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
 
         Source: Barber et al. 2021, arXiv:1905.02928, equation 8, with the errors of
         Romano et al. 2019, arXiv:1905.03222, equation 6.
         """
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         lower = floating(lower)
         upper = same_shape("upper", upper, "lower", lower)
         if lower.ndim != 2:

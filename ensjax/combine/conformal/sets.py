@@ -122,6 +122,7 @@ class ConformalSets:
         key: jax.Array | None = None,
         *,
         groups: jax.Array | None = None,
+        allow_seen: bool = False,
     ) -> jax.Array:
         """Sets `[batch, class]`, True for the classes that they hold.
 
@@ -132,13 +133,15 @@ class ConformalSets:
                 by `mean_probs`; or one predictive `[batch, class]`.
             key: for a random score; another one than it was fitted with.
             groups: `[batch]`, if it was fitted by group.
+            allow_seen: whether the fit itself is looked at. Without, rows of the fit
+                are refused, as far as they are known.
 
         Raises:
             ValueError: if a shape does not fit, or `key` or `groups` are missing.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
         if isinstance(logits, Predictions):
-            self.fitted_rows.check_test(logits.provenance)
+            self.fitted_rows.check_arrays(logits.provenance, allow_seen=allow_seen)
         pooled = _pool(logits, self.weights)
         scores = _scores(self.score, pooled, key)
         if self.by == "class":

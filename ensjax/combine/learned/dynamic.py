@@ -55,6 +55,7 @@ class DynamicSelection:
         *,
         mask: jax.Array | None = None,
         queries_at_once: int = 256,
+        allow_seen: bool = False,
     ) -> jax.Array:
         """How much each member counts on each row, `[member, batch]`, not normalised.
 
@@ -63,13 +64,15 @@ class DynamicSelection:
             x: `[batch, ...]`, in the space of the held-out rows.
             mask: `[member]` or `[member, batch]`; a False member counts as removed.
             queries_at_once: rows whose distances exist at one time.
+            allow_seen: whether the fit itself is looked at. Without, rows of the fit
+                are refused, as far as they are known.
 
         Raises:
             ValueError: if a shape does not fit.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
         predictions = as_predictions(logits, mask=mask)
-        self.fitted_rows.check_test(predictions.provenance)
+        self.fitted_rows.check_arrays(predictions.provenance, allow_seen=allow_seen)
         _check_members(predictions.num_members, self.votes.shape[0])
         x = _check_x(x, predictions.values.shape[1], self.x.shape[1])
         counts = jnp.broadcast_to(
@@ -103,10 +106,12 @@ class DynamicSelection:
         Of `Predictions`, the votes of one member.
 
         Raises:
-            ValueError, LeakageError: as `weights`.
+            ValueError: as `weights`.
+            LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits, mask=mask)
-        weights = self.weights(predictions, x)
+        # What this gives says itself that it has seen rows of the fit.
+        weights = self.weights(predictions, x, allow_seen=True)
         chosen = weighted_vote(predictions, weights)
         told = dict(mask=mask, weights=weights)
         return give_back(logits, chosen, self.fitted_rows, **told)
@@ -154,18 +159,27 @@ class DynamicRegression:
         x: jax.Array,
         *,
         provenance: Provenance | None = None,
+        allow_seen: bool = False,
     ) -> jax.Array | Predictions:
         """The weighted mean of the members' values `[member, batch]`, `[batch]`.
 
         Of `Predictions` of points, those of one member. Whether a member counts is
         settled by the fit.
 
+        Args:
+            points: `[member, batch]`, or `Predictions` of points.
+            x: `[batch, ...]`, in the space of the held-out rows.
+            provenance: of arrays, where it is known.
+            allow_seen: of arrays, whether the fit itself is looked at. `Predictions`
+                say themselves what they have seen.
+
         Raises:
             ValueError: if a shape does not fit.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for test rows that it was fitted on; of arrays for any.
         """
+        allow_seen = allow_seen or isinstance(points, Predictions)
         said, _, provenance = unpack_points(points, None, provenance)
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         values = point_features(said).T
         _check_members(values.shape[0], self.squared_error.shape[0])
         x = _check_x(x, values.shape[1], self.x.shape[1])

@@ -107,17 +107,26 @@ class StackedRegression:
         x: jax.Array | None = None,
         *,
         provenance: Provenance | None = None,
+        allow_seen: bool = False,
     ) -> jax.Array | Predictions:
         """Combined values `[batch]` of `points [member, batch]`.
 
         Of `Predictions` of points, those of one member; a masked member's are 0.
 
+        Args:
+            points: `[member, batch]`, or `Predictions` of points.
+            x: inputs, if it was fitted with them.
+            provenance: of arrays, where it is known.
+            allow_seen: of arrays, whether the fit itself is looked at. `Predictions`
+                say themselves what they have seen.
+
         Raises:
             ValueError: if the members or the features are others.
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for test rows that it was fitted on; of arrays for any.
         """
+        allow_seen = allow_seen or isinstance(points, Predictions)
         values, mask, provenance = unpack_points(points, None, provenance)
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         columns = point_features(values, mask, x)
         _check_columns(self, len(values), columns, self.weights)
         # A member without weight may say NaN.

@@ -62,6 +62,7 @@ class FittedAggregator:
         *,
         mask: jax.Array | None = None,
         provenance: Provenance | None = None,
+        allow_seen: bool = False,
     ) -> jax.Array | Predictions:
         """Mixed quantiles in order, `[batch, level]`; see `QuantileAggregator`.
 
@@ -72,12 +73,15 @@ class FittedAggregator:
             x: `[batch, feature]`, for local weights.
             mask: `[member]`, `[member, batch]` or `[member, batch, level]`.
             provenance: of the rows, if they are known.
+            allow_seen: of arrays, whether the fit itself is looked at. `Predictions`
+                say themselves what they have seen.
 
         Raises:
-            LeakageError: for test rows that it was fitted on.
+            LeakageError: for test rows that it was fitted on; of arrays for any.
         """
+        allow_seen = allow_seen or isinstance(quantiles, Predictions)
         values, mask, provenance, _ = _unpack(quantiles, mask, provenance, ())
-        self.fitted_rows.check_test(provenance)
+        self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         mixed = self.aggregator(values, x, mask=mask)
         return give_back(quantiles, mixed, self.fitted_rows)
 
