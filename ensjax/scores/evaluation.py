@@ -50,8 +50,9 @@ from ensjax.scores.metrics import (
     VOTE_METRICS,
     chosen_metrics,
 )
+from ensjax.scores.programs import With, score_one
 from ensjax.scores.sets import mean_set_size, set_coverage
-from ensjax.scores.systems import Best, score_one, score_systems
+from ensjax.scores.systems import Best, score_systems
 
 
 def evaluate(
@@ -153,7 +154,7 @@ def evaluate(
         functions,
         predictive_log_probs(predictions),
         members,
-        (labels,),
+        labels,
         counts,
         rows,
         Bootstrap(bootstrap, confidence, seed),
@@ -195,7 +196,7 @@ def evaluate_votes(
     functions = chosen_metrics(metrics, VOTE_METRICS, tuple(VOTE_METRICS))
     members, num_classes = predictions.votes, predictions.num_classes
     functions = {
-        name: functools.partial(score, num_classes=num_classes)
+        name: With.of(score, num_classes=num_classes)
         for name, score in functions.items()
     }
     counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape))
@@ -210,7 +211,7 @@ def evaluate_votes(
         functions,
         plurality.astype(members.dtype),
         members,
-        (labels,),
+        labels,
         counts,
         rows,
         Bootstrap(bootstrap, confidence, seed),
@@ -263,7 +264,7 @@ def evaluate_points(
         functions,
         ensemble,
         points,
-        (targets,),
+        targets,
         counts,
         rows,
         Bootstrap(bootstrap, confidence, seed),
@@ -303,10 +304,9 @@ def evaluate_quantiles(
     default = ("pinball", "crps_quantiles", "mean_coverage_error")
     functions = chosen_metrics(metrics, QUANTILE_METRICS, default)
     members = predictions.quantiles
-    levels = np.asarray(predictions.levels, np.float32)
+    levels = tuple(map(float, predictions.levels))
     functions = {
-        name: functools.partial(score, levels=levels)
-        for name, score in functions.items()
+        name: With.of(score, levels=levels) for name, score in functions.items()
     }
     weights = predictions.normalized_weights
     weights = weights.reshape(len(weights), -1, 1)
@@ -318,11 +318,11 @@ def evaluate_quantiles(
         functions,
         ensemble,
         members,
-        (targets,),
+        targets,
         counts,
         rows,
         Bootstrap(bootstrap, confidence, seed),
-        functools.partial(oracle_quantiles, levels=levels),
+        With.of(oracle_quantiles, levels=levels),
         Best(larger_is_better, chosen_member, predictions.names),
     )
 
@@ -366,22 +366,23 @@ def evaluate_intervals(
     lower, upper = jnp.asarray(lower), jnp.asarray(upper)
     if lower.ndim != 1:
         raise ValueError(f"lower must be [batch]; got shape {lower.shape}.")
-    score = functools.partial(interval_score, alpha=1 - nominal)
-    criterion = functools.partial(coverage_width_criterion, nominal=nominal)
-
-    def values(weight, lower, upper, targets):
-        return {
-            "coverage": interval_coverage(lower, upper, targets, sample_weight=weight),
-            "width": mean_width(lower, upper, sample_weight=weight),
-            "interval_score": score(lower, upper, targets, sample_weight=weight),
-            "cwc": criterion(lower, upper, targets, sample_weight=weight),
-        }
-
     rows = Rows.of(lower.shape[0], sample_weight, groups)
     check_told(provenance, (), rows.weight[None] != 0, allow_seen)
     arrays = {"lower": lower, "upper": upper, "targets": targets}
+    values = With.of(_interval_values, nominal=float(nominal))
     found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
     return found | {"nominal": float(nominal)}
+
+
+def _interval_values(weight, lower, upper, targets, *, nominal):
+    score = functools.partial(interval_score, alpha=1 - nominal)
+    criterion = functools.partial(coverage_width_criterion, nominal=nominal)
+    return {
+        "coverage": interval_coverage(lower, upper, targets, sample_weight=weight),
+        "width": mean_width(lower, upper, sample_weight=weight),
+        "interval_score": score(lower, upper, targets, sample_weight=weight),
+        "cwc": criterion(lower, upper, targets, sample_weight=weight),
+    }
 
 
 def evaluate_sets(
@@ -417,16 +418,17 @@ def evaluate_sets(
     if sets.ndim != 2:
         raise ValueError(f"sets must be [batch, class]; got shape {sets.shape}.")
 
-    def values(weight, sets, labels):
-        return {
-            "coverage": set_coverage(sets, labels, sample_weight=weight),
-            "size": mean_set_size(sets, sample_weight=weight),
-        }
-
     rows = Rows.of(sets.shape[0], sample_weight, groups)
     check_told(provenance, (), rows.weight[None] != 0, allow_seen)
     arrays = {"sets": sets, "labels": labels}
-    return score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
+    return score_one(_set_values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
+
+
+def _set_values(weight, sets, labels):
+    return {
+        "coverage": set_coverage(sets, labels, sample_weight=weight),
+        "size": mean_set_size(sets, sample_weight=weight),
+    }
 
 
 def _by_row(predictions):

@@ -36,10 +36,10 @@ from ensjax.scores.diversity import (
 from ensjax.scores.evaluation_rows import Bootstrap, Rows, check_seen
 from ensjax.scores.metrics import chosen_metrics
 from ensjax.scores.ood import auprc, auroc, fpr_at_tpr
+from ensjax.scores.programs import With, score_one
 from ensjax.scores.rank_correlation import error_rank_correlation
 from ensjax.scores.rows import row_weights, weighted_mean
 from ensjax.scores.spread import crps_samples, sparsification_error, spread_skill
-from ensjax.scores.systems import score_one
 from ensjax.scores.uncertainty import (
     expected_entropy,
     jensen_gap,
@@ -189,18 +189,25 @@ def evaluate_diversity(
     functions = chosen_metrics(metrics, DIVERSITY_METRICS, tuple(DIVERSITY_METRICS))
     predictions = as_predictions(predictions)
     counts, rows = _counts_and_rows(predictions, sample_weight, groups, allow_seen)
-    arrays, rebuild = _by_rows(predictions)
-
-    def values(weight, labels, *arrays):
-        given = rebuild(*arrays)
-        return {
-            name: _scalar(name, score(given, labels, sample_weight=weight))
-            for name, score in functions.items()
-        }
-
-    arrays = {"labels": labels} | arrays
-    found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
+    parts = _by_rows(predictions)
+    found = score_one(
+        With.of(_diversity, functions=tuple(functions.items()), parts=tuple(parts)),
+        {"labels": labels} | parts,
+        rows,
+        Bootstrap(bootstrap, confidence, seed),
+        more=(predictions.replace(provenance=None),),
+    )
     return _with_members(found, counts)
+
+
+def _diversity(weight, labels, *given, functions, parts):
+    *arrays, predictions = given
+    arrays = [jnp.moveaxis(array, 0, 1) for array in arrays]
+    predictions = predictions.replace(**dict(zip(parts, arrays, strict=True)))
+    return {
+        name: _scalar(name, score(predictions, labels, sample_weight=weight))
+        for name, score in functions
+    }
 
 
 def evaluate_ood(
@@ -256,16 +263,21 @@ def evaluate_ood(
                 f"doubt {name!r} must give [batch] = {size}; got {told[name].shape}."
             )
 
-    def values(weight, is_ood, *told):
-        return {
-            f"{name}_{metric}": score(doubt, is_ood, sample_weight=weight)
-            for name, doubt in zip(functions, told, strict=True)
-            for metric, score in OOD_METRICS.items()
-        }
-
-    arrays = {"is_ood": is_ood} | told
-    found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
+    found = score_one(
+        With.of(_detection, names=tuple(functions)),
+        {"is_ood": is_ood} | told,
+        rows,
+        Bootstrap(bootstrap, confidence, seed),
+    )
     return _with_members(found, counts)
+
+
+def _detection(weight, is_ood, *told, names):
+    return {
+        f"{name}_{metric}": score(doubt, is_ood, sample_weight=weight)
+        for name, doubt in zip(names, told, strict=True)
+        for metric, score in OOD_METRICS.items()
+    }
 
 
 def evaluate_spread(
@@ -304,16 +316,18 @@ def evaluate_spread(
         )
     counts, rows = _counts_and_rows(predictions, sample_weight, groups, allow_seen)
 
-    def values(weight, targets, points, counts):
-        told = dict(mask=counts.T, sample_weight=weight)
-        return {
-            name: _scalar(name, score(points.T, targets, **told))
-            for name, score in functions.items()
-        }
-
+    values = With.of(_spread, functions=tuple(functions.items()))
     arrays = {"targets": targets, "points": predictions.points.T, "counts": counts.T}
     found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
     return _with_members(found, counts)
+
+
+def _spread(weight, targets, points, counts, *, functions):
+    told = dict(mask=counts.T, sample_weight=weight)
+    return {
+        name: _scalar(name, score(points.T, targets, **told))
+        for name, score in functions
+    }
 
 
 def _given(doubt, predictions):
@@ -333,18 +347,12 @@ def _counts_and_rows(predictions, sample_weight, groups, allow_seen):
 
 
 def _by_rows(predictions):
-    """Name -> `[batch, ...]` of what has rows, and the way back from these arrays."""
+    """Name -> `[batch, ...]` of what has rows."""
     parts = {"values": predictions.values}
     for name in ("mask", "weights"):
         if getattr(predictions, name).ndim == 2:
             parts[name] = getattr(predictions, name)
-    bare = predictions.replace(provenance=None)
-
-    def rebuild(*arrays):
-        arrays = [jnp.moveaxis(array, 0, 1) for array in arrays]
-        return bare.replace(**dict(zip(parts, arrays, strict=True)))
-
-    return {name: jnp.moveaxis(part, 1, 0) for name, part in parts.items()}, rebuild
+    return {name: jnp.moveaxis(part, 1, 0) for name, part in parts.items()}
 
 
 def _scalar(name, value):
