@@ -93,6 +93,7 @@ def wilson_ends(value: np.ndarray, weight: jax.Array, confidence: float) -> Inte
     weight = np.asarray(weight, float)
     with np.errstate(invalid="ignore", divide="ignore"):
         number = weight.sum(axis=-1) ** 2 / (weight**2).sum(axis=-1)
+    number = np.broadcast_to(number, np.shape(value))
     ends = _wilson(np.clip(value, 0, 1) * number, number, confidence=confidence)
     return jax.tree.map(np.asarray, ends)
 

@@ -6,6 +6,7 @@ the score is the sum of their absolute values, or the largest for `mce`.
 
 import jax.numpy as jnp
 
+from ensjax.scores.bounds import coverage_probability_accuracy
 from ensjax.scores.calibration import (
     adaptive_ece,
     classwise_ece,
@@ -20,6 +21,7 @@ from ensjax.scores.calibration import (
 from ensjax.scores.classification import accuracy, top_k_accuracy
 from ensjax.scores.metrics import VOTE_METRICS, coverage_gaps, mean_coverage_error
 from ensjax.scores.smooth_calibration import smooth_ece
+from ensjax.scores.spread import ence, miscalibration_area
 
 
 def _of_bins(log_probs, labels, *, num_bins=15, sample_weight=None):
@@ -38,6 +40,12 @@ GAPS = {
     mean_coverage_error: (coverage_gaps, False),
 }
 # Biased upwards, and no norms of gaps.
-BIASED = (smooth_ece, debiased_calibration_error)
+BIASED = (
+    smooth_ece,
+    debiased_calibration_error,
+    ence,
+    miscalibration_area,
+    coverage_probability_accuracy,
+)
 # Shares of rows.
 PROPORTIONS = (accuracy, top_k_accuracy, VOTE_METRICS["accuracy"])

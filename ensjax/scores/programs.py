@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ensjax.scores.ends import Interval, percentile_ends, wilson_ends
-from ensjax.scores.intervals import draw_metric
+from ensjax.scores.ends import basic_ends, percentile_ends, wilson_ends
+from ensjax.scores.intervals import Interval, draw_metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,15 @@ class With:
 
 
 def unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What `With` and `functools.partial` are of, and the options they give it."""
+    """What `With` and `functools.partial` are of, and the options they give it.
+
+    Of a function that takes a `score` among its options, it is the score.
+    """
     options = {}
     while True:
         if isinstance(function, With):
             options = dict(function.options) | options
-            function = function.function
+            function = options.pop("score", function.function)
         elif isinstance(function, functools.partial) and not function.args:
             options = function.keywords | options
             function = function.func
@@ -133,6 +136,9 @@ def score_one(
     bootstrap: Any,
     *,
     more: tuple[Any, ...] = (),
+    proportions: Mapping[str, Any] | None = None,
+    biased: tuple[str, ...] = (),
+    ranges: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """`values(weight, *arrays, *more) -> {name: [...]}`, with ends of intervals.
 
@@ -142,10 +148,14 @@ def score_one(
         rows: `weight`, `groups` and `num_groups`.
         bootstrap: `num_resamples`, `confidence` and `seed`.
         more: pytrees that have no rows.
+        proportions: name -> the weights `[..., batch]` of rows that it is a share of;
+            their ends are Wilson's where rows have no groups.
+        biased: names of what has the ends of the basic bootstrap; others have
+            percentiles.
+        ranges: name -> the score whose range in `ends.RANGES` it has; None: its own.
 
     Returns:
-        Floats, or lists of them; "coverage" has ends by Wilson where rows have no
-        groups, what else there is the percentiles of resamples.
+        Floats, or lists of them.
     """
     bootstrap.check()
     rows, given = kept_rows(rows, arrays)
@@ -156,10 +166,14 @@ def score_one(
     if bootstrap.num_resamples:
         draws = draw(values, rows, bootstrap, given)
         for name, value in found.items():
-            if name in _PROPORTIONS and rows.groups is None:
-                ends = wilson_ends(value, rows.weight, bootstrap.confidence)
+            like = (ranges or {}).get(name, name)
+            told = (like, value, draws[name], bootstrap.confidence)
+            if name in (proportions or {}) and rows.groups is None:
+                ends = wilson_ends(value, proportions[name], bootstrap.confidence)
+            elif name in biased:
+                ends = basic_ends(*told)
             else:
-                ends = percentile_ends(name, value, draws[name], bootstrap.confidence)
+                ends = percentile_ends(*told)
             result |= listed(name, ends)
     return result | {"num_rows": len(rows.weight)}
 
@@ -170,6 +184,3 @@ def listed(name: str, ends: Interval) -> dict[str, Any]:
         f"{name}_low": np.asarray(ends.low, float).tolist(),
         f"{name}_high": np.asarray(ends.high, float).tolist(),
     }
-
-
-_PROPORTIONS = ("coverage",)
