@@ -93,20 +93,22 @@ from ensjax.scores.diversity import (
 )
 from ensjax.scores.evaluation import (
     evaluate,
-    evaluate_intervals,
     evaluate_points,
     evaluate_quantiles,
-    evaluate_sets,
     evaluate_votes,
+)
+from ensjax.scores.evaluation_detection import (
+    DOUBTS,
+    evaluate_detection,
+    evaluate_ood,
 )
 from ensjax.scores.evaluation_members import (
     DIVERSITY_METRICS,
-    DOUBTS,
     SPREAD_METRICS,
     evaluate_diversity,
-    evaluate_ood,
     evaluate_spread,
 )
+from ensjax.scores.evaluation_sets import evaluate_intervals, evaluate_sets
 from ensjax.scores.intervals import (
     Interval,
     exact_interval,
@@ -217,6 +219,7 @@ from ensjax.scores.spread import (
     sparsification_error,
     spread_skill,
 )
+from ensjax.scores.stated import STATED_METRICS
 from ensjax.scores.subgroups import (
     Complementarity,
     complementarity,
@@ -266,6 +269,7 @@ __all__ = [
     "RiskCoverage",
     "SPREAD_METRICS",
     "TestResult",
+    "STATED_METRICS",
     "VOTE_METRICS",
     "accuracy",
     "adaptive_ece",
@@ -315,6 +319,7 @@ __all__ = [
     "error_rank_correlation",
     "error_rates",
     "evaluate",
+    "evaluate_detection",
     "evaluate_diversity",
     "evaluate_intervals",
     "evaluate_ood",

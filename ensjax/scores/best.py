@@ -65,7 +65,7 @@ def oracle_log_probs(
     loss = -label_log_probs(values, labels)
     some = jnp.any(right, axis=0, keepdims=True)
     loss = jnp.where(some & ~right, jnp.inf, loss)
-    return _choose(normalize(log_probs), loss, counts)
+    return choose_rows(normalize(log_probs), loss, counts)
 
 
 def oracle_votes(votes: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def oracle_points(
         counts: bool, `[member, batch]`.
     """
     points, targets, _ = check_targets("points", points, targets)
-    return _choose(points, jnp.abs(points - targets), counts)
+    return choose_rows(points, jnp.abs(points - targets), counts)
 
 
 def oracle_quantiles(
@@ -120,10 +120,10 @@ def oracle_quantiles(
     """
     # A row is a batch of its own here.
     losses = pinball(quantiles[:, :, None], targets[:, None], levels=levels)
-    return _choose(quantiles, jnp.sum(losses, axis=-1), counts)
+    return choose_rows(quantiles, jnp.sum(losses, axis=-1), counts)
 
 
-def _choose(values, loss, counts):
+def choose_rows(values, loss, counts):
     """`values [member, batch, ...]` of the member with the least loss in each row."""
     best = jnp.argmin(_loss_of(loss, counts), axis=0)
     index = best.reshape(1, -1, *(1,) * (values.ndim - 2))

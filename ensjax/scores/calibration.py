@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.predictions import log_probs as normalize
+from ensjax.scores.confidence import max_log_odds
 from ensjax.scores.rows import (
     bin_sum,
     check_rows,
@@ -99,6 +99,14 @@ def ece(
 
     Source: Guo et al. 2017, arXiv:1706.04599, equation 3 (15 bins as in section 5).
     """
+    gaps = equal_width_gaps(
+        log_probs, labels, num_bins=num_bins, sample_weight=sample_weight
+    )
+    return jnp.sum(jnp.abs(gaps), axis=-1)
+
+
+def equal_width_gaps(log_probs, labels, *, num_bins=15, sample_weight=None):
+    """(W_b / W) (accuracy_b - confidence_b) of the bins of `ece`, `[..., bin]`."""
     confidence, correct, weight = top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
     gap = bin_sum(
@@ -106,7 +114,7 @@ def ece(
         equal_width_bin(confidence, num_bins),
         num_bins,
     )
-    return jnp.sum(jnp.abs(gap), axis=-1) / jnp.sum(weight, axis=-1)
+    return gap / jnp.sum(weight, axis=-1, keepdims=True)
 
 
 def mce(
@@ -159,12 +167,19 @@ def adaptive_ece(
 
     Source: Nixon et al. 2019, arXiv:1904.01685, section 3 (adaptivity), top label only.
     """
+    gaps = equal_weight_gaps(
+        log_probs, labels, num_bins=num_bins, sample_weight=sample_weight
+    )
+    return jnp.sum(jnp.abs(gaps), axis=-1)
+
+
+def equal_weight_gaps(log_probs, labels, *, num_bins=15, sample_weight=None):
+    """(W_b / W) (accuracy_b - confidence_b) of the bins of `adaptive_ece`."""
     confidence, correct, weight = top_label(log_probs, labels, sample_weight)
     _check_bins(num_bins)
-    total = jnp.sum(weight, axis=-1)
     bins = _equal_weight(log_probs, weight, num_bins)
     gap = bin_sum(weigh(correct - confidence, weight), bins, num_bins)
-    return jnp.sum(jnp.abs(gap), axis=-1) / total
+    return gap / jnp.sum(weight, axis=-1, keepdims=True)
 
 
 def debiased_calibration_error(
@@ -243,6 +258,14 @@ def classwise_ece(
 
     Source: Nixon et al. 2019, arXiv:1904.01685, equation 3.
     """
+    gaps = classwise_gaps(
+        log_probs, labels, num_bins=num_bins, sample_weight=sample_weight
+    )
+    return jnp.sum(jnp.abs(gaps), axis=-1)
+
+
+def classwise_gaps(log_probs, labels, *, num_bins=15, sample_weight=None):
+    """The summands of `classwise_ece` with their sign, `[..., class * bin]`."""
     log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
     _check_bins(num_bins)
     target = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
@@ -253,8 +276,8 @@ def classwise_ece(
     gap = bin_sum(
         weigh(target - probs, weight), equal_width_bin(probs, num_bins), num_bins
     )
-    per_class = jnp.sum(jnp.abs(gap), axis=-1) / jnp.sum(weight, axis=-1)
-    return jnp.mean(per_class, axis=-1)
+    shares = gap / jnp.sum(weight, axis=-1, keepdims=True) / gap.shape[-2]
+    return shares.reshape(*shares.shape[:-2], -1)
 
 
 def top_label(
@@ -272,6 +295,6 @@ def _check_bins(num_bins):
 
 
 def _equal_weight(log_probs, weight, num_bins):
-    # By log-probabilities, which tell more rows apart than their exponentials.
-    level = merge_ties(jnp.max(normalize(log_probs), axis=-1), weight)
+    # By log-odds, which tell rows apart whose probabilities all round to 1.
+    level = merge_ties(max_log_odds(log_probs), weight)
     return equal_weight_bins(level, weight, num_bins)

@@ -1,12 +1,11 @@
 """`evaluate`: several scores of an ensemble and its members, with intervals.
 
-Of class probabilities, of votes (`evaluate_votes`), of points (`evaluate_points`), of
-quantiles (`evaluate_quantiles`), of intervals and of sets, each as a flat dict of
-numbers; the scores by name stand in `metrics`.
+Of class probabilities, of votes (`evaluate_votes`), of points (`evaluate_points`) and
+of quantiles (`evaluate_quantiles`), each as a flat dict of numbers; the scores by name
+stand in `metrics`, and how intervals are made in `ends`.
 Rows of weight 0 count as removed, in resamples too.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,27 +20,14 @@ from ensjax.predictions import (
     as_predictions,
     predictive_log_probs,
 )
-from ensjax.provenance import Provenance
 from ensjax.scores.best import (
     LARGER_IS_BETTER,
     oracle_log_probs,
-    oracle_points,
     oracle_quantiles,
     oracle_votes,
 )
-from ensjax.scores.bounds import (
-    coverage_width_criterion,
-    interval_coverage,
-    interval_score,
-    mean_width,
-)
 from ensjax.scores.decomposition import pooled_points
-from ensjax.scores.evaluation_rows import (
-    Bootstrap,
-    Rows,
-    check_seen,
-    check_told,
-)
+from ensjax.scores.evaluation_rows import Bootstrap, Rows, check_seen
 from ensjax.scores.metrics import (
     DEFAULT_METRICS,
     METRICS,
@@ -50,8 +36,15 @@ from ensjax.scores.metrics import (
     VOTE_METRICS,
     chosen_metrics,
 )
-from ensjax.scores.sets import mean_set_size, set_coverage
-from ensjax.scores.systems import Best, score_one, score_systems
+from ensjax.scores.programs import With
+from ensjax.scores.stated import (
+    STATED_METRICS,
+    of_stated,
+    oracle_stated,
+    pool_stated,
+    stated_of,
+)
+from ensjax.scores.systems import Best, score_systems
 
 
 def evaluate(
@@ -90,7 +83,14 @@ def evaluate(
         sample_weight: `[batch]`, non-negative. A row of weight 0 counts as removed.
         groups: `[batch]` integers or strings: rows of one group (a patient, a scene)
             are resampled together.
-        bootstrap: number of resamples; 0: no intervals.
+        bootstrap: number of resamples; 0: no intervals. Ends are percentiles, but of
+            proportions ("accuracy", "top_k_accuracy"; not their means over members and
+            gains) Wilson's where rows have no groups, with weights of their effective
+            number (sum w)^2 / sum w^2. Calibration errors are biased upwards: the ends
+            of "ece", "adaptive_ece" and "classwise_ece" cover at least as often as
+            `confidence` says, and are wide near 0; those of "smooth_ece" and
+            "debiased_calibration_error" (basic bootstrap) may miss values near 0, and
+            those of "mce" miss the truth whenever a few rows in a bin decide it.
         confidence: of the intervals.
         seed: of the resamples.
         allow_seen: scores also rows that members were trained or fitted on, to look at
@@ -105,8 +105,9 @@ def evaluate(
         most), `name_gain` (ensemble minus mean member) and `name_members`, a list with
         None for masked members; with a bootstrap also `_low` and `_high` of the first
         four, the gain and the members (`name_members_low`, a list). And `num_members`,
-        those that count, and `num_rows`, those of weight above 0. The accuracy of the
-        oracle is the share of rows that some member gets right.
+        those that count, and `num_rows`, those of weight above 0; of a score with bins
+        `name_num_bins`. The accuracy of the oracle is the share of rows that some
+        member gets right.
 
     Raises:
         ValueError: for an unknown metric, no metric, no member that counts, a chosen
@@ -153,7 +154,7 @@ def evaluate(
         functions,
         predictive_log_probs(predictions),
         members,
-        (labels,),
+        labels,
         counts,
         rows,
         Bootstrap(bootstrap, confidence, seed),
@@ -195,7 +196,7 @@ def evaluate_votes(
     functions = chosen_metrics(metrics, VOTE_METRICS, tuple(VOTE_METRICS))
     members, num_classes = predictions.votes, predictions.num_classes
     functions = {
-        name: functools.partial(score, num_classes=num_classes)
+        name: With.of(score, num_classes=num_classes)
         for name, score in functions.items()
     }
     counts = np.asarray(jnp.broadcast_to(_by_row(predictions), members.shape))
@@ -210,7 +211,7 @@ def evaluate_votes(
         functions,
         plurality.astype(members.dtype),
         members,
-        (labels,),
+        labels,
         counts,
         rows,
         Bootstrap(bootstrap, confidence, seed),
@@ -241,33 +242,44 @@ def evaluate_points(
         points: `[member, batch]`, or `Predictions` of points; one model becomes an
             ensemble of one with `points[None]`.
         targets: `[batch]`.
-        metrics: names of `POINT_METRICS`, or name -> `score(points, targets, *,
-            sample_weight) -> [...]`. None: all of them.
+        metrics: names of `POINT_METRICS`, or of `STATED_METRICS` where the predictions
+            state a `scale` or `lower` and `upper`; or name -> `score(points, targets,
+            *, sample_weight) -> [...]`. None: all of `POINT_METRICS`.
         weights: of the mean, `[member]` or `[member, batch]`; they are normalised.
         mask: `[member]` or `[member, batch]`; a False member counts as removed. Like
             `weights`, those of `Predictions` where it is not given.
 
     The other arguments, what is returned and what raises are those of `evaluate`. The
-    oracle is the member nearest to the target in each row; a slope is best at 1.
+    oracle is the member nearest to the target in each row; a slope is best at 1. The
+    ensemble's stated scale is the standard deviation of the mixture
+    (`mixture_moments`), its ends are the weighted means of the members'.
     """
-    functions = chosen_metrics(metrics, POINT_METRICS, tuple(POINT_METRICS))
+    known = POINT_METRICS | STATED_METRICS
+    functions = chosen_metrics(metrics, known, tuple(POINT_METRICS))
     predictions = as_points(points, weights=weights, mask=mask)
     if isinstance(points, Predictions):
         weights, mask = predictions.weights, predictions.mask
     points = predictions.points
+    if points.ndim != 2:
+        raise ValueError(
+            f"points must be [member, batch]; got shape {points.shape}. Score targets"
+            " one by one."
+        )
+    stated = stated_of(predictions)
+    functions = of_stated(functions, tuple(stated))
     ensemble, shares = pooled_points(points, weights=weights, mask=mask)
     counts = np.broadcast_to(np.asarray(shares > 0), points.shape)
     rows = Rows.of(points.shape[1], sample_weight, groups)
     check_seen(predictions, counts, rows, allow_seen)
     return score_systems(
         functions,
-        ensemble,
-        points,
-        (targets,),
+        pool_stated(stated, ensemble, shares),
+        jnp.stack(list(stated.values()), axis=-1),
+        targets,
         counts,
         rows,
         Bootstrap(bootstrap, confidence, seed),
-        oracle_points,
+        oracle_stated,
         Best(larger_is_better, chosen_member, predictions.names),
     )
 
@@ -303,10 +315,9 @@ def evaluate_quantiles(
     default = ("pinball", "crps_quantiles", "mean_coverage_error")
     functions = chosen_metrics(metrics, QUANTILE_METRICS, default)
     members = predictions.quantiles
-    levels = np.asarray(predictions.levels, np.float32)
+    levels = tuple(map(float, predictions.levels))
     functions = {
-        name: functools.partial(score, levels=levels)
-        for name, score in functions.items()
+        name: With.of(score, levels=levels) for name, score in functions.items()
     }
     weights = predictions.normalized_weights
     weights = weights.reshape(len(weights), -1, 1)
@@ -318,115 +329,13 @@ def evaluate_quantiles(
         functions,
         ensemble,
         members,
-        (targets,),
+        targets,
         counts,
         rows,
         Bootstrap(bootstrap, confidence, seed),
-        functools.partial(oracle_quantiles, levels=levels),
+        With.of(oracle_quantiles, levels=levels),
         Best(larger_is_better, chosen_member, predictions.names),
     )
-
-
-def evaluate_intervals(
-    lower: jax.Array,
-    upper: jax.Array,
-    targets: jax.Array,
-    *,
-    nominal: float = 0.9,
-    sample_weight: jax.Array | None = None,
-    groups: jax.Array | None = None,
-    bootstrap: int = 0,
-    confidence: float = 0.95,
-    seed: int = 0,
-    provenance: Provenance | None = None,
-    allow_seen: bool = False,
-) -> dict[str, Any]:
-    """Coverage, width, interval score and CWC of predicted intervals.
-
-    Args:
-        lower: `[batch]` of one system.
-        upper: `[batch]`.
-        targets: `[batch]`.
-        nominal: the coverage aimed at, in (0, 1).
-        provenance: of the intervals, such as `fitted.fitted_rows.mark(...)` of what
-            made them; None: unknown, and nothing is checked.
-
-    The other arguments are those of `evaluate`.
-
-    Returns:
-        "coverage", "width", "interval_score" and "cwc"; with a bootstrap also `_low`
-        and `_high` of each; "nominal" and "num_rows".
-
-    Raises:
-        ValueError: if a number is out of range or a shape does not fit.
-        LeakageError: as `evaluate`.
-    """
-    if not 0.0 < nominal < 1.0:
-        raise ValueError(f"nominal must lie between 0 and 1; got {nominal}.")
-    lower, upper = jnp.asarray(lower), jnp.asarray(upper)
-    if lower.ndim != 1:
-        raise ValueError(f"lower must be [batch]; got shape {lower.shape}.")
-    score = functools.partial(interval_score, alpha=1 - nominal)
-    criterion = functools.partial(coverage_width_criterion, nominal=nominal)
-
-    def values(weight, lower, upper, targets):
-        return {
-            "coverage": interval_coverage(lower, upper, targets, sample_weight=weight),
-            "width": mean_width(lower, upper, sample_weight=weight),
-            "interval_score": score(lower, upper, targets, sample_weight=weight),
-            "cwc": criterion(lower, upper, targets, sample_weight=weight),
-        }
-
-    rows = Rows.of(lower.shape[0], sample_weight, groups)
-    check_told(provenance, (), rows.weight[None] != 0, allow_seen)
-    arrays = {"lower": lower, "upper": upper, "targets": targets}
-    found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
-    return found | {"nominal": float(nominal)}
-
-
-def evaluate_sets(
-    sets: jax.Array,
-    labels: jax.Array,
-    *,
-    sample_weight: jax.Array | None = None,
-    groups: jax.Array | None = None,
-    bootstrap: int = 0,
-    confidence: float = 0.95,
-    seed: int = 0,
-    provenance: Provenance | None = None,
-    allow_seen: bool = False,
-) -> dict[str, Any]:
-    """Coverage and mean size of sets of classes, bool `[batch, class]`.
-
-    Args:
-        sets: bool, `[batch, class]`.
-        labels: class indices, `[batch]`.
-        provenance: of the sets, as for `evaluate_intervals`.
-
-    The other arguments are those of `evaluate`.
-
-    Returns:
-        "coverage" and "size"; with a bootstrap also `_low` and `_high`; "num_rows".
-
-    Raises:
-        ValueError: if a shape does not fit.
-        TypeError: if `sets` are not bool or `labels` not integers.
-        LeakageError: as `evaluate`.
-    """
-    sets = jnp.asarray(sets)
-    if sets.ndim != 2:
-        raise ValueError(f"sets must be [batch, class]; got shape {sets.shape}.")
-
-    def values(weight, sets, labels):
-        return {
-            "coverage": set_coverage(sets, labels, sample_weight=weight),
-            "size": mean_set_size(sets, sample_weight=weight),
-        }
-
-    rows = Rows.of(sets.shape[0], sample_weight, groups)
-    check_told(provenance, (), rows.weight[None] != 0, allow_seen)
-    arrays = {"sets": sets, "labels": labels}
-    return score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
 
 
 def _by_row(predictions):

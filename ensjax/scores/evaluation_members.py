@@ -1,11 +1,10 @@
 """Scores that only an ensemble has, by name and with intervals.
 
-How much its members differ (`evaluate_diversity`), how well its doubt finds rows from
-elsewhere (`evaluate_ood`), and what its spread tells of its error (`evaluate_spread`).
+How much its members differ (`evaluate_diversity`), and what its spread tells of its
+error (`evaluate_spread`); how well its doubt finds rows is in `evaluation_detection`.
 Rows, or groups of them, are drawn again as by `evaluate`.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from ensjax.predictions import (
     as_predictions,
     predictive_log_probs,
 )
-from ensjax.scores.confidence import max_log_odds, negative_entropy
 from ensjax.scores.confidence_curve import confidence_curve_area
 from ensjax.scores.decomposition import ambiguity_decomposition, member_moments
 from ensjax.scores.diversity import (
@@ -35,15 +33,13 @@ from ensjax.scores.diversity import (
 )
 from ensjax.scores.evaluation_rows import Bootstrap, Rows, check_seen
 from ensjax.scores.metrics import chosen_metrics
-from ensjax.scores.ood import auprc, auroc, fpr_at_tpr
+from ensjax.scores.programs import With, score_one
 from ensjax.scores.rank_correlation import error_rank_correlation
 from ensjax.scores.rows import row_weights, weighted_mean
 from ensjax.scores.spread import crps_samples, sparsification_error, spread_skill
-from ensjax.scores.systems import score_one
 from ensjax.scores.uncertainty import (
     expected_entropy,
     jensen_gap,
-    margin,
     mutual_information,
     predictive_entropy,
     variation_ratio,
@@ -103,21 +99,11 @@ DIVERSITY_METRICS = {
 }
 
 
-def _of_pool(confidence):
-    return lambda predictions: -confidence(predictive_log_probs(predictions))
-
-
-# `doubt(predictions)` to `[batch]`, larger where a row is less familiar.
-DOUBTS = {
-    "max_prob": _of_pool(max_log_odds),
-    "margin": _of_pool(margin),
-    "predictive_entropy": _of_pool(negative_entropy),
-    "expected_entropy": expected_entropy,
-    "mutual_information": mutual_information,
-    "variation_ratio": variation_ratio,
-    "vote_entropy": vote_entropy,
-}
-OOD_METRICS = {"auroc": auroc, "auprc": auprc, "fpr_at_tpr": fpr_at_tpr}
+def _spread_skill(points, targets, *, mask, sample_weight):
+    # One member has no spread; NaN, as of members that are masked.
+    if len(points) < 2:
+        return jnp.full((), jnp.nan)
+    return spread_skill(points, targets, mask=mask, sample_weight=sample_weight)
 
 
 def _of_spread(score):
@@ -139,7 +125,7 @@ def _ambiguity(points, targets, *, mask, sample_weight=None):
 SPREAD_METRICS = {
     "ambiguity": _ambiguity,
     "crps_samples": crps_samples,
-    "spread_skill": spread_skill,
+    "spread_skill": _spread_skill,
     "sparsification_error": _of_spread(sparsification_error),
     "confidence_curve_area": _of_spread(confidence_curve_area),
     "error_rank_correlation": _of_spread(error_rank_correlation),
@@ -188,84 +174,26 @@ def evaluate_diversity(
     """
     functions = chosen_metrics(metrics, DIVERSITY_METRICS, tuple(DIVERSITY_METRICS))
     predictions = as_predictions(predictions)
-    counts, rows = _counts_and_rows(predictions, sample_weight, groups, allow_seen)
-    arrays, rebuild = _by_rows(predictions)
-
-    def values(weight, labels, *arrays):
-        given = rebuild(*arrays)
-        return {
-            name: _scalar(name, score(given, labels, sample_weight=weight))
-            for name, score in functions.items()
-        }
-
-    arrays = {"labels": labels} | arrays
-    found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
-    return _with_members(found, counts)
+    counts, rows = counts_and_rows(predictions, sample_weight, groups, allow_seen)
+    parts = _by_rows(predictions)
+    found = score_one(
+        With.of(_diversity, functions=tuple(functions.items()), parts=tuple(parts)),
+        {"labels": labels} | parts,
+        rows,
+        Bootstrap(bootstrap, confidence, seed),
+        more=(predictions.replace(provenance=None),),
+    )
+    return with_members(found, counts)
 
 
-def evaluate_ood(
-    predictions: jax.Array | Predictions,
-    is_ood: jax.Array,
-    doubts: Sequence[str] | Mapping[str, Any] | None = None,
-    *,
-    sample_weight: jax.Array | None = None,
-    groups: jax.Array | None = None,
-    bootstrap: int = 0,
-    confidence: float = 0.95,
-    seed: int = 0,
-    allow_seen: bool = False,
-) -> dict[str, Any]:
-    """How well the ensemble's doubt finds rows from elsewhere, with intervals.
-
-    Args:
-        predictions: of rows from both, `[member, batch, class]`, or `Predictions`.
-        is_ood: bool `[batch]`, True for those from elsewhere.
-        doubts: names of `DOUBTS`, or name -> `doubt(predictions) -> [batch]` or numbers
-            `[batch]` such as `mahalanobis` distances, larger where a row is less
-            familiar. None: all. "max_prob", "margin" and "predictive_entropy" are of
-            the pooled probabilities, negated where large ones are sure.
-
-    The other arguments are those of `evaluate`. A resample without rows of one kind has
-    no score, and then nor have the intervals ends (NaN).
-
-    Returns:
-        For every doubt `name`: `name_auroc`, `name_auprc` (rows from elsewhere are the
-        positives) and `name_fpr_at_tpr` (at 95 %); with a bootstrap also `_low` and
-        `_high` of each; `num_members` and `num_rows`.
-
-    Raises:
-        ValueError, TypeError, LeakageError: as `evaluate`.
-
-    Source: Hendrycks and Gimpel 2017, arXiv:1610.02136.
-    """
-    if isinstance(doubts, Mapping):
-        doubts = {
-            name: doubt if callable(doubt) else functools.partial(_given, doubt)
-            for name, doubt in doubts.items()
-        }
-    functions = chosen_metrics(doubts, DOUBTS, tuple(DOUBTS))
-    predictions = as_predictions(predictions)
-    counts, rows = _counts_and_rows(predictions, sample_weight, groups, allow_seen)
-    bare = predictions.replace(provenance=None)
-    size = (len(rows.weight),)
-    told = {}
-    for name, doubt in functions.items():
-        told[name] = jnp.asarray(doubt(bare))
-        if told[name].shape != size:
-            raise ValueError(
-                f"doubt {name!r} must give [batch] = {size}; got {told[name].shape}."
-            )
-
-    def values(weight, is_ood, *told):
-        return {
-            f"{name}_{metric}": score(doubt, is_ood, sample_weight=weight)
-            for name, doubt in zip(functions, told, strict=True)
-            for metric, score in OOD_METRICS.items()
-        }
-
-    arrays = {"is_ood": is_ood} | told
-    found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
-    return _with_members(found, counts)
+def _diversity(weight, labels, *given, functions, parts):
+    *arrays, predictions = given
+    arrays = [jnp.moveaxis(array, 0, 1) for array in arrays]
+    predictions = predictions.replace(**dict(zip(parts, arrays, strict=True)))
+    return {
+        name: _scalar(name, score(predictions, labels, sample_weight=weight))
+        for name, score in functions
+    }
 
 
 def evaluate_spread(
@@ -289,7 +217,7 @@ def evaluate_spread(
         targets: `[batch]`.
         metrics: names of `SPREAD_METRICS`, or name -> `score(points, targets, *, mask,
             sample_weight)` to a scalar. None: all. The spread is the standard deviation
-            over members with ddof = 1.
+            over members with ddof = 1: of one member, what needs it is NaN.
         mask: `[member]` or `[member, batch]`; a False member counts as removed.
 
     The other arguments are those of `evaluate`.
@@ -302,25 +230,23 @@ def evaluate_spread(
         raise ValueError(
             f"points must be [member, batch]; got shape {predictions.points.shape}."
         )
-    counts, rows = _counts_and_rows(predictions, sample_weight, groups, allow_seen)
+    counts, rows = counts_and_rows(predictions, sample_weight, groups, allow_seen)
 
-    def values(weight, targets, points, counts):
-        told = dict(mask=counts.T, sample_weight=weight)
-        return {
-            name: _scalar(name, score(points.T, targets, **told))
-            for name, score in functions.items()
-        }
-
+    values = With.of(_spread, functions=tuple(functions.items()))
     arrays = {"targets": targets, "points": predictions.points.T, "counts": counts.T}
     found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
-    return _with_members(found, counts)
+    return with_members(found, counts)
 
 
-def _given(doubt, predictions):
-    return doubt
+def _spread(weight, targets, points, counts, *, functions):
+    told = dict(mask=counts.T, sample_weight=weight)
+    return {
+        name: _scalar(name, score(points.T, targets, **told))
+        for name, score in functions
+    }
 
 
-def _counts_and_rows(predictions, sample_weight, groups, allow_seen):
+def counts_and_rows(predictions, sample_weight, groups, allow_seen):
     """Which members count, bools `[member, batch]`, and `Rows`; checks what is seen."""
     counts = np.asarray(counting_members(predictions.weights, predictions.mask))
     counts = counts.reshape(len(counts), -1)
@@ -333,18 +259,12 @@ def _counts_and_rows(predictions, sample_weight, groups, allow_seen):
 
 
 def _by_rows(predictions):
-    """Name -> `[batch, ...]` of what has rows, and the way back from these arrays."""
+    """Name -> `[batch, ...]` of what has rows."""
     parts = {"values": predictions.values}
     for name in ("mask", "weights"):
         if getattr(predictions, name).ndim == 2:
             parts[name] = getattr(predictions, name)
-    bare = predictions.replace(provenance=None)
-
-    def rebuild(*arrays):
-        arrays = [jnp.moveaxis(array, 0, 1) for array in arrays]
-        return bare.replace(**dict(zip(parts, arrays, strict=True)))
-
-    return {name: jnp.moveaxis(part, 1, 0) for name, part in parts.items()}, rebuild
+    return {name: jnp.moveaxis(part, 1, 0) for name, part in parts.items()}
 
 
 def _scalar(name, value):
@@ -353,7 +273,7 @@ def _scalar(name, value):
     return value
 
 
-def _with_members(found, counts):
+def with_members(found, counts):
     num_rows = found.pop("num_rows")
     members = int(counts.any(axis=1).sum())
     return found | {"num_members": members, "num_rows": num_rows}

@@ -33,6 +33,16 @@ class Bootstrap(NamedTuple):
     confidence: float
     seed: int
 
+    def check(self):
+        if self.num_resamples < 0:
+            raise ValueError(
+                f"bootstrap must not be negative; got {self.num_resamples}."
+            )
+        if not 0.0 < self.confidence < 1.0:
+            raise ValueError(
+                f"confidence must lie between 0 and 1; got {self.confidence}."
+            )
+
 
 class Rows(NamedTuple):
     """The weight of each row, and the group that it is drawn with."""

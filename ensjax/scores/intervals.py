@@ -177,7 +177,7 @@ def paired_bootstrap(
         >>> result = scores.paired_bootstrap(jax.random.key(0), gain, len(labels))
     """
     _check_confidence(confidence)
-    estimate, draws = _draw_metric(
+    estimate, draws = draw_metric(
         key, metric, num_rows, groups, num_groups, num_resamples, block
     )
     tail = (1 - confidence) / 2
@@ -208,7 +208,7 @@ def probability_better(
     Returns:
         `[...]` (0-1); resamples on which the difference is NaN are left out.
     """
-    _, draws = _draw_metric(
+    _, draws = draw_metric(
         key, difference, num_rows, groups, num_groups, num_resamples, block
     )
     return jnp.nanmean(jnp.where(jnp.isnan(draws), jnp.nan, _wins(draws)), axis=0)
@@ -251,7 +251,7 @@ def _wins(differences):
     return (differences > 0) + 0.5 * (differences == 0)
 
 
-def _draw_metric(key, metric, num_rows, groups, num_groups, num_resamples, block):
+def draw_metric(key, metric, num_rows, groups, num_groups, num_resamples, block):
     """The metric of the rows as they are, and on every resample `[resample, ...]`."""
     for name, value in (("num_rows", num_rows), ("num_resamples", num_resamples)):
         if value < 1:
@@ -275,7 +275,10 @@ def _draw_metric(key, metric, num_rows, groups, num_groups, num_resamples, block
     size = -(-(num_resamples + 1) // num_blocks)
     numbers = jnp.minimum(jnp.arange(num_blocks * size), num_resamples)
     found = jax.lax.map(resampled, numbers, batch_size=size)
-    return found[num_resamples], found[:num_resamples]
+    return (
+        jax.tree.map(lambda x: x[num_resamples], found),
+        jax.tree.map(lambda x: x[:num_resamples], found),
+    )
 
 
 def _check_confidence(confidence):

@@ -84,10 +84,17 @@ def _mean_pinball(quantiles, targets, *, levels, sample_weight=None):
     return jnp.mean(losses, axis=-1)
 
 
-def _mean_coverage_error(quantiles, targets, *, levels, sample_weight=None):
+def mean_coverage_error(quantiles, targets, *, levels, sample_weight=None):
+    """Mean over levels of |share of targets at most the quantile - level|, `[...]`."""
+    gaps = coverage_gaps(quantiles, targets, levels=levels, sample_weight=sample_weight)
+    return jnp.sum(jnp.abs(gaps), axis=-1)
+
+
+def coverage_gaps(quantiles, targets, *, levels, sample_weight=None):
+    """The summands of `mean_coverage_error` with their sign, `[..., level]`."""
     covered = quantile_coverage(quantiles, targets, sample_weight=sample_weight)
     levels = jnp.asarray(levels).reshape((1,) * (covered.ndim - 1) + (-1,))
-    return jnp.mean(jnp.abs(covered - levels), axis=-1)
+    return (covered - levels) / levels.size
 
 
 def _crossing_rate(quantiles, targets, *, levels, sample_weight=None):
@@ -98,7 +105,7 @@ def _crossing_rate(quantiles, targets, *, levels, sample_weight=None):
 QUANTILE_METRICS = {
     "pinball": _mean_pinball,
     "crps_quantiles": crps_quantiles,
-    "mean_coverage_error": _mean_coverage_error,
+    "mean_coverage_error": mean_coverage_error,
     "crossing_rate": _crossing_rate,
     "weighted_interval_score": weighted_interval_score,
 }

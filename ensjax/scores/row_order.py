@@ -21,7 +21,8 @@ def order_scores(
     """Selective scores and `adaptive_ece` of several systems, `[system]` each.
 
     Args:
-        level: minus the log of the confidence, not negative, `[system, batch]`.
+        level: minus the log of the confidence, not negative, `[system, batch]`; of sure
+            rows as exact as `log1p((1 - p) / p)` is, not a rounded log-softmax.
         right: bool, `[system, batch]`.
         weight: of the rows, `[batch]`; None: all weigh the same, which is several times
             faster.
@@ -30,7 +31,7 @@ def order_scores(
     if weight is not None:
         weight = jnp.broadcast_to(weight[None], level.shape)
         error = 1.0 - right
-        merged = merge_ties(-level, weight)
+        merged = merge_ties(-_log_odds_against(level), weight)
         curve = error_curve(error, merged, weight)
         best = curve_area(error_curve(error, -error, weight))
         confidence = jnp.exp(-level)
@@ -58,6 +59,11 @@ def order_scores(
     }
 
 
+def _log_odds_against(level):
+    """log (1 - p) / p of level = -log p: of the order of `level`; -inf for 0."""
+    return jnp.log(jnp.expm1(level))
+
+
 def _sorted_rows(level, right, num_bins):
     """The curve, confidence, whether right, and bin of rows that all weigh the same.
 
@@ -70,7 +76,7 @@ def _sorted_rows(level, right, num_bins):
     wrong = (bits & 1).astype(jnp.float32)
     level = jax.lax.bitcast_convert_type(bits >> 1, jnp.float32)
     confidence = jnp.exp(-level)
-    merged = merge_sorted(level)
+    merged = merge_sorted(_log_odds_against(level))
     new = merged[:, 1:] != merged[:, :-1]
     group = jnp.pad(jnp.cumsum(new.astype(jnp.int32), axis=-1), ((0, 0), (1, 0)))
     in_group = bin_sum(jnp.ones_like(wrong), group, num_rows)

@@ -25,7 +25,8 @@ class RowPass(NamedTuple):
     Sums are over rows, by `sample_weight`; `total` divides them into means.
 
     Attributes:
-        log_confidence: log-probability of the first choice, `[system, batch]`.
+        log_confidence: log-probability of the first choice, `[system, batch]`, with
+            all its digits where that is nearly 1.
         choice: the first choice, -1 where a row holds a NaN, `[system, batch]`.
         sums: `nll`, `brier`, `top_k` (label among the first k) and `entropy`
             `[system]`; `mutual_information` and `jensen_gap`, scalars; `class_gap`, the
@@ -136,12 +137,18 @@ def _read_block(rows, label, weights, weight, tables, top_k):
     exp = jax.lax.optimization_barrier(jnp.exp(logit - peak[None]))
     scale = jnp.sum(exp, axis=0)
     log_scale = jnp.log(scale)
+    # All but the first choice: 1 + 1e-9 would be 1, and the order of sure rows lost.
+    below = jnp.sum(jnp.where(exp >= 1, 0.0, exp), axis=0)
+    others = below + jnp.round(scale - below) - 1
     # Whatever a member without weight holds, NaN included, leaves no trace.
     share = jax.lax.optimization_barrier(weights[:, None] / scale)[None]
     parts = jnp.where(is_member[None], exp * share, 0.0)
     mixture = jnp.sum(parts, axis=1)[:, None]
     mixture = jax.lax.optimization_barrier(mixture)  # [class, 1, row]
     largest = jnp.max(mixture, axis=0)
+    is_largest = mixture >= largest[None]
+    mixture_others = jnp.sum(jnp.where(is_largest, 0.0, mixture), axis=0)
+    mixture_others += largest * (jnp.sum(is_largest, axis=0) - 1)
     known = ((label >= 0) & (label < num_classes))[None]
     index = jnp.where(known, label[None], 0)
 
@@ -198,7 +205,7 @@ def _read_block(rows, label, weights, weight, tables, top_k):
         _add_gaps(tables[1], mixture, label, weight),
     )
     return (
-        jnp.concatenate([-log_scale, jnp.log(largest)]),
+        -jnp.log1p(jnp.concatenate([others, mixture_others / largest])),
         jnp.concatenate([choice, _first_place(mixture, largest * lower)]),
         _majority(choice, is_member, num_classes),
         sums,

@@ -3,8 +3,12 @@
 Rows are sorted by confidence, the surest first; `risk_k` is the error rate of the first
 k. Rows of equal confidence have no order, so each takes the mean error of its ties:
 that is the expectation over their random order, and no score here depends on the order
-in which rows came. A threshold alone cannot stop inside such a group. Probabilities are
-equal to rounding (`ties.merge_ties`); confidences that the caller gives, as they are.
+in which rows came. A threshold alone cannot stop inside such a group.
+
+Without a confidence, rows are in the order of the probability of their first choice,
+told by its log-odds: probabilities above 1 - 6e-8 are all 1 in float32, and a
+log-softmax rounds as early. Log-odds are equal to rounding (`ties.merge_ties`);
+confidences that the caller gives, as they are.
 """
 
 from typing import NamedTuple
@@ -12,6 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ensjax.scores.confidence import max_log_odds
 from ensjax.scores.ood import auroc
 from ensjax.scores.rows import (
     broadcast_rows,
@@ -52,7 +57,7 @@ def risk_coverage(
         log_probs: log-probabilities (or logits), `[..., batch, class]`.
         labels: class indices, `[batch]` or `[..., batch]`. A label out of range makes
             the curve NaN from there on.
-        confidence: larger means surer, `[batch]` or `[..., batch]`; the probability of
+        confidence: larger means surer, `[batch]` or `[..., batch]`; the log-odds of
             the first choice if None. Uncertainties need a minus sign.
         sample_weight: `[batch]` or `[..., batch]`, non-negative.
 
@@ -86,7 +91,7 @@ def aurc(
     Args:
         log_probs: log-probabilities (or logits), `[..., batch, class]`.
         labels: class indices, `[batch]` or `[..., batch]`; out of range gives NaN.
-        confidence: larger means surer; the probability of the first choice if None.
+        confidence: larger means surer; the log-odds of the first choice if None.
         sample_weight: `[batch]` or `[..., batch]`, non-negative.
 
     Returns:
@@ -240,8 +245,7 @@ def coverage_at_risk(
 def _errors(log_probs, labels, confidence, sample_weight):
     log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
     if confidence is None:
-        # Log-probabilities tell rows apart whose probabilities all round to 1.
-        confidence = merge_ties(jnp.max(log_probs, axis=-1), weight)
+        confidence = merge_ties(max_log_odds(log_probs), weight)
     confidence = broadcast_rows("confidence", confidence, labels.shape)
     return 1.0 - is_correct(log_probs, labels), confidence, weight
 

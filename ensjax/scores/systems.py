@@ -3,6 +3,7 @@
 What `evaluate` and its like share, whatever the kind of prediction.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.scores.best import best_member
-from ensjax.scores.intervals import paired_bootstrap
+from ensjax.scores.ends import (
+    basic_ends,
+    norm_ends,
+    percentile_ends,
+    wilson_ends,
+)
+from ensjax.scores.gaps import BIASED, GAPS, PROPORTIONS
+from ensjax.scores.intervals import Interval
+from ensjax.scores.programs import (
+    With,
+    draw,
+    kept_rows,
+    listed,
+    number_of_bins,
+    unwrap,
+)
 
 
 class Best(NamedTuple):
@@ -42,35 +58,6 @@ class Best(NamedTuple):
         return int(chosen)
 
 
-def kept_rows(rows, arrays):
-    """The rows that have a weight, and what they have of each array `[batch, ...]`.
-
-    Raises:
-        ValueError: if no row has a weight or an array has other rows.
-    """
-    num_rows = len(rows.weight)
-    for name, values in arrays.items():
-        if np.shape(values)[:1] != (num_rows,):
-            raise ValueError(
-                f"{name} must be [batch] = [{num_rows}, ...]; got shape"
-                f" {np.shape(values)}."
-            )
-    at = np.flatnonzero(np.asarray(rows.weight) != 0)
-    if not len(at):
-        raise ValueError("No row counts: all have weight 0.")
-    if len(at) == num_rows:
-        return rows, list(arrays.values())
-    left = rows._replace(weight=np.asarray(rows.weight)[at])
-    if rows.groups is not None:
-        names, groups = np.unique(rows.groups[at], return_inverse=True)
-        left = left._replace(groups=groups, num_groups=len(names))
-    return left, [values[at] for values in map(_indexed, arrays.values())]
-
-
-def _indexed(values):
-    return values if isinstance(values, jax.Array) else np.asarray(values)
-
-
 def score_systems(
     functions, ensemble, members, truth, counts, rows, bootstrap, oracle, best
 ):
@@ -80,16 +67,16 @@ def score_systems(
         functions: name -> `score(predictions, truth, *, sample_weight)`.
         ensemble: `[batch, ...]`.
         members: `[member, batch, ...]`.
-        truth: a tuple of the labels or targets, `[batch]`.
+        truth: the labels or targets, `[batch, ...]`.
         counts: bool, `[member, batch]`.
         rows: `weight`, `groups` and `num_groups`.
         bootstrap: `num_resamples`, `confidence` and `seed`.
         oracle: `oracle(members, truth, counts) -> [batch, ...]`.
         best: which single member is shown.
     """
+    bootstrap.check()
     if not counts.any():
         raise ValueError("No member counts: all are masked or have weight 0.")
-    (truth,) = truth
     arrays = {
         "ensemble": ensemble,
         "labels": truth,
@@ -101,114 +88,163 @@ def score_systems(
         members = members[:, at]
     # A member that is masked in some rows is scored on the others.
     is_member = np.asarray(counts).any(axis=0)
-    num_members, chosen = len(is_member), best.index(is_member)
-
-    def systems_of(members, ensemble, truth, counts):
-        counts = counts.T
-        best_rows = oracle(members, truth, counts)
-        systems = jnp.concatenate([members, ensemble[None], best_rows[None]])
-        share = jnp.concatenate([counts * 1.0, jnp.ones((2, counts.shape[1]))])
-        return systems, share
-
-    def scores_of(weight, systems, truth, share):
-        found = {}
-        for name, score in functions.items():
-            own = score(systems, truth, sample_weight=share * weight[None])
-            if own.shape != share.shape[:1]:
-                raise ValueError(
-                    f"metric {name!r} must return one number for each leading axis,"
-                    f" [member] for [member, batch, ...]; got {own.shape}."
-                )
-            found[name] = own
-        return found
-
-    def index_of(name, own):
-        if chosen is not None:
-            return jnp.asarray(chosen)
-        larger = name in best.larger_is_better
-        return best_member(name, own[:num_members], is_member, larger)
-
-    def numbers(own_values, index):
-        found = {}
-        for name, own in own_values.items():
-            own, value, bound = own[:num_members], own[-2], own[-1]
-            mean = jnp.sum(jnp.where(is_member, own, 0.0)) / is_member.sum()
-            found[name] = value
-            found[f"{name}_mean_member"] = mean
-            found[f"{name}_best_member"] = own[index[name]]
-            found[f"{name}_oracle"] = bound
-            found[f"{name}_gain"] = value - mean
-            found[f"{name}_members"] = own
-        return found
-
-    @jax.jit
-    def of_the_rows(weight, members, ensemble, truth, counts):
-        systems, share = systems_of(members, ensemble, truth, counts)
-        own_values = scores_of(weight, systems, truth, share)
-        index = {name: index_of(name, own) for name, own in own_values.items()}
-        return own_values, index, numbers(own_values, index), (systems, truth, share)
-
-    own_values, index, found, given = of_the_rows(
-        rows.weight, members, ensemble, truth, counts
+    functions = tuple(functions.items())
+    found, index, given = _of_the_rows(
+        rows.weight,
+        members,
+        ensemble,
+        truth,
+        counts,
+        best.index(is_member),
+        functions=functions,
+        oracle=oracle,
+        larger_is_better=tuple(best.larger_is_better),
     )
-    # Resamples are of one member, not of the best of each.
-    result = score_one(
-        lambda weight, *arrays: numbers(scores_of(weight, *arrays), index),
-        None,
-        rows,
-        bootstrap,
-        found,
-        given,
-    )
-    num_rows = result.pop("num_rows")
-    kept = np.asarray(is_member)
-    for name in own_values:
+    result = {name: np.asarray(value).tolist() for name, value in found.items()}
+    if bootstrap.num_resamples:
+        # Resamples are of one member, not of the best of each.
+        draws = draw(
+            With.of(_resampled, functions=functions), rows, bootstrap, (index, *given)
+        )
+        share = np.asarray(given[-1]) * np.asarray(rows.weight)
+        for name, score in functions:
+            own = {k: np.asarray(found[k]) for k in _parts(name)}
+            ends = _ends(name, score, own, draws, share, index, rows, bootstrap)
+            for part, value in ends.items():
+                result |= listed(part, value)
+    for name, score in functions:
         result[f"{name}_best_index"] = int(index[name])
+        num_bins = number_of_bins(score)
+        if num_bins is not None:
+            result[f"{name}_num_bins"] = num_bins
         for part in ("", "_low", "_high"):
             values = result.pop(f"{name}_members{part}", None)
             if values is not None:
                 result[f"{name}_members{part}"] = [
-                    x if keep else None for x, keep in zip(values, kept, strict=True)
+                    x if keep else None
+                    for x, keep in zip(values, is_member, strict=True)
                 ]
-    return result | {"num_members": int(is_member.sum()), "num_rows": num_rows}
+    return result | {"num_members": int(is_member.sum()), "num_rows": len(rows.weight)}
 
 
-def score_one(values, arrays, rows, bootstrap, found=None, given=()):
-    """`values(weight, *arrays) -> {name: scalar}` as floats, with ends of intervals.
+@functools.partial(jax.jit, static_argnames=("functions", "oracle", "larger_is_better"))
+def _of_the_rows(
+    weight,
+    members,
+    ensemble,
+    truth,
+    counts,
+    chosen,
+    *,
+    functions,
+    oracle,
+    larger_is_better,
+):
+    """The numbers, the index of each best member, and what resamples are of."""
+    counts = counts.T
+    best_rows = oracle(members, truth, counts)
+    systems = jnp.concatenate([members, ensemble[None], best_rows[None]])
+    share = jnp.concatenate([counts * 1.0, jnp.ones((2, counts.shape[1]))])
+    own_values = _scores_of(functions, weight, systems, truth, share)
+    is_member = _is_member(share)
+    index = {
+        name: best_member(name, own[:-2], is_member, name in larger_is_better)
+        if chosen is None
+        else jnp.asarray(chosen)
+        for name, own in own_values.items()
+    }
+    gaps = {
+        name: gaps(systems, truth, sample_weight=share * weight[None])
+        for name, (gaps, _) in _gaps_of(functions).items()
+    }
+    found = {}
+    for name, own in own_values.items():
+        found |= _numbers(name, own, index[name], is_member)
+    return found, index, (gaps, systems, truth, share)
 
-    A value `[member]` and its ends become lists.
 
-    Rows that have no weight are removed from `arrays`, name -> `[batch, ...]`, unless
-    `found` and `given` are of those that are left.
-    """
-    if bootstrap.num_resamples < 0:
-        raise ValueError(
-            f"bootstrap must not be negative; got {bootstrap.num_resamples}."
-        )
-    if found is None:
-        rows, given = kept_rows(rows, arrays)
-        found = jax.jit(values)(rows.weight, *given)
-    names = list(found)
-    result = {name: np.asarray(found[name]).tolist() for name in names}
-    sizes = [jnp.size(found[name]) for name in names]
-    if bootstrap.num_resamples:
+def _resampled(weight, index, reference, systems, truth, share, *, functions):
+    """The numbers of a resample, and how far its gaps are from those of the rows."""
+    is_member = _is_member(share)
+    found = {}
+    for name, own in _scores_of(functions, weight, systems, truth, share).items():
+        found |= _numbers(name, own, index[name], is_member)
+    for name, (gaps, is_largest) in _gaps_of(functions).items():
+        away = gaps(systems, truth, sample_weight=share * weight[None])
+        away = jnp.abs(away - reference[name])
+        away = jnp.max(away, axis=-1) if is_largest else jnp.sum(away, axis=-1)
+        own = _numbers(name, away, index[name], is_member)
+        found |= {f"{part} away": value for part, value in own.items()}
+    return found
 
-        def resampled(counts):
-            drawn = values(counts * rows.weight, *given)
-            return jnp.concatenate([jnp.ravel(drawn[name]) for name in names])
 
-        ends = paired_bootstrap(
-            jax.random.key(bootstrap.seed),
-            resampled,
-            rows.weight.shape[0],
-            groups=rows.groups,
-            num_groups=rows.num_groups,
-            num_resamples=bootstrap.num_resamples,
-            confidence=bootstrap.confidence,
-        )
-        places = np.cumsum(sizes)[:-1]
-        for end, values in (("low", ends.low), ("high", ends.high)):
-            for name, own in zip(names, np.split(np.asarray(values), places)):
-                own = own.reshape(jnp.shape(found[name])).tolist()
-                result[f"{name}_{end}"] = own
-    return result | {"num_rows": len(rows.weight)}
+def _is_member(share):
+    return jnp.any(share[:-2] > 0, axis=1)
+
+
+def _scores_of(functions, weight, systems, truth, share):
+    found = {}
+    for name, score in functions:
+        own = score(systems, truth, sample_weight=share * weight[None])
+        if own.shape != share.shape[:1]:
+            raise ValueError(
+                f"metric {name!r} must return one number for each leading axis,"
+                f" [member] for [member, batch, ...]; got {own.shape}."
+            )
+        found[name] = own
+    return found
+
+
+def _gaps_of(functions):
+    """Name -> its gaps with the options of the score, and whether it is the largest."""
+    found = {}
+    for name, score in functions:
+        score, options = unwrap(score)
+        if score in GAPS:
+            gaps, is_largest = GAPS[score]
+            found[name] = With.of(gaps, **options), is_largest
+    return found
+
+
+def _parts(name):
+    kinds = ("mean_member", "best_member", "oracle", "gain", "members")
+    return (name, *(f"{name}_{kind}" for kind in kinds))
+
+
+def _numbers(name, own, index, is_member):
+    """What is told of a score `[system]`: of members, their ensemble and the oracle."""
+    members, value, bound = own[:-2], own[-2], own[-1]
+    mean = jnp.sum(jnp.where(is_member, members, 0.0)) / jnp.sum(is_member)
+    values = (value, mean, members[index], bound, value - mean, members)
+    return dict(zip(_parts(name), values, strict=True))
+
+
+def _ends(name, score, found, draws, share, index, rows, bootstrap):
+    """The ends of each part of a score, in the way that `ends` says."""
+    level = bootstrap.confidence
+    score, _ = unwrap(score)
+    gain = f"{name}_gain"
+    ends = {}
+    for part, value in found.items():
+        # A difference has no range, and what is told of it no name there.
+        told = "" if part == gain else name
+        if score in GAPS and part != gain:
+            away = draws[f"{part} away"]
+            ends[part] = norm_ends(told, value, draws[part], away, level)
+        elif score in GAPS or score in BIASED:
+            ends[part] = basic_ends(told, value, draws[part], level)
+        else:
+            ends[part] = percentile_ends(told, value, draws[part], level)
+    if score in PROPORTIONS and rows.groups is None:
+        members = f"{name}_members"
+        own = [*found[members], found[name], found[f"{name}_oracle"]]
+        wilson = wilson_ends(np.array(own), share, level)
+        places = {
+            name: -2,
+            f"{name}_best_member": int(index[name]),
+            f"{name}_oracle": -1,
+            members: slice(0, -2),
+        }
+        for part, at in places.items():
+            ends[part] = Interval(*(field[at] for field in wilson))
+    return ends

@@ -4,7 +4,8 @@ Numbers that are equal by definition, as probabilities of a mixture whose member
 permuted, come out of compiled programs a few units in the last place apart. If that
 decided what comes first, scores would depend on the order of members, on the program
 and on the number of devices. So what differs by no more than `TIE_TOLERANCE` is equal
-here, as it is among the classes of a row (`member_arrays.votes`).
+here, as it is among the classes of a row (`member_arrays.votes`). Numbers above 1 round
+in proportion, and so does the tolerance: 20 and 20.001 are two log-odds.
 """
 
 import jax
@@ -20,12 +21,13 @@ _SHARE_TOLERANCE = 1e-5  # of sums of many weights
 def merge_ties(values: jax.Array, weight: jax.Array) -> jax.Array:
     """`values [..., batch]` in which rows that are equal to rounding are equal.
 
-    Such rows lie within `TIE_TOLERANCE` of each other, and no other row within that of
-    one of them: where rows lie so densely that chains of neighbours have no end, values
-    stay as they are. Rows of weight 0 join nothing.
+    Such rows lie within `TIE_TOLERANCE` of each other (times the smaller absolute value
+    where that is above 1), and no other row within that of one of them: where rows lie
+    so densely that chains of neighbours have no end, values stay as they are. Rows of
+    weight 0 join nothing.
 
     Args:
-        values: log-confidences, `[..., batch]`.
+        values: confidences such as log-odds, `[..., batch]`.
         weight: `[..., batch]`.
     """
 
@@ -44,7 +46,7 @@ def merge_sorted(ascending: jax.Array) -> jax.Array:
     """`merge_ties` of rows that are sorted already, `[..., batch]`."""
     last = ascending.ndim - 1
     # A NaN, or the difference of two infinities, is not within the tolerance.
-    near = ascending[..., 1:] - ascending[..., :-1] <= TIE_TOLERANCE
+    near = _is_near(ascending[..., :-1], ascending[..., 1:])
     place = jnp.broadcast_to(jnp.arange(ascending.shape[-1]), ascending.shape)
     edge = jnp.zeros((*ascending.shape[:-1], 1), bool)
     begins = ~jnp.concatenate([edge, near], axis=-1)
@@ -55,7 +57,13 @@ def merge_sorted(ascending: jax.Array) -> jax.Array:
     )
     low = jnp.take_along_axis(ascending, first, axis=-1)
     high = jnp.take_along_axis(ascending, end, axis=-1)
-    return jnp.where(high - low <= TIE_TOLERANCE, low, ascending)
+    return jnp.where(_is_near(low, high), low, ascending)
+
+
+def _is_near(low, high):
+    # By the smaller one: what is finite is not near to infinity.
+    scale = jnp.minimum(jnp.abs(low), jnp.abs(high))
+    return high - low <= TIE_TOLERANCE * jnp.maximum(scale, 1.0)
 
 
 def share_bin(middle: jax.Array, total: jax.Array, num_bins: int) -> jax.Array:

@@ -2,12 +2,14 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
-from ensjax import scores
+from ensjax import combine, scores
 
 
 def case(num_rows=50, seed=0):
@@ -173,3 +175,71 @@ def test_error_auroc_equals_scikit_learn_with_ties():
     unknown = labels.copy()
     unknown[0] = 9
     assert np.isnan(scores.error_auroc(logits, unknown))
+
+
+def saturated_case(num_rows=1500):
+    """Sure rows, most of which have a float32 log-probability of 0 or nearly."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(num_rows, 4)).astype(np.float32)
+    logits[:, 2] = rng.uniform(11, 40, num_rows)
+    odds = logits[:, 2] - logsumexp(logits[:, [0, 1, 3]].astype(float), axis=1)
+    wrong = rng.uniform(size=num_rows) < 1 / (1 + np.exp(odds / 4 - 4))
+    return logits, np.where(wrong, 0, 2), odds, wrong.astype(float)
+
+
+def areas(logits, labels, **options):
+    given = dict(sample_weight=np.ones(len(labels), np.float32)) | options
+    names = ("error_auroc", "aurc", "excess_aurc", "aurc_trapezoid", "augrc")
+    found = {name: getattr(scores, name)(logits, labels, **given) for name in names}
+    found["coverage_at_risk"] = scores.coverage_at_risk(
+        logits, labels, risk=0.1, **given
+    )
+    found["risk_at_coverage"] = scores.risk_at_coverage(logits, labels, **given)
+    return found
+
+
+def test_the_order_of_saturated_rows_is_that_of_float64():
+    logits, labels, odds, wrong = saturated_case()
+    assert np.mean(np.asarray(scores.max_prob(logits)) > 1 - 4e-6) > 0.7
+    risk = loop(wrong, odds)
+    best = loop(wrong, -wrong + 1e-9 * odds)
+    kept = np.arange(1, len(risk) + 1) / len(risk)
+    expected = {
+        "error_auroc": roc_auc_score(wrong, -odds),
+        "aurc": risk.mean(),
+        "excess_aurc": risk.mean() - best.mean(),
+        "aurc_trapezoid": np.trapezoid(risk, kept) / (1 - kept[0]),
+        "augrc": (risk * kept).mean(),
+        "coverage_at_risk": kept[risk <= 0.1].max(),
+        "risk_at_coverage": risk[int(0.8 * len(risk)) - 1],
+    }
+    assert expected["error_auroc"] > 0.7 and expected["aurc"] < 0.8 * wrong.mean()
+    found = jax.jit(areas)(logits, labels)
+    # Neighbours that differ by less than 4e-6 of their log-odds are one tie.
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-4, err_msg=name)
+
+    order = np.random.default_rng(0).permutation(len(labels))
+    shuffled = jax.jit(areas)(logits[order], labels[order])
+    for name, value in found.items():
+        np.testing.assert_allclose(shuffled[name], value, atol=2e-6, err_msg=name)
+
+    evaluated = scores.evaluate(logits[None], labels, ["error_auroc", "aurc"])
+    for name in ("error_auroc", "aurc"):
+        np.testing.assert_allclose(evaluated[name], expected[name], atol=2e-4)
+
+
+def test_members_in_another_order_are_as_sure_where_all_are_saturated():
+    logits, labels, _, _ = saturated_case(300)
+    rng = np.random.default_rng(1)
+    members = logits + rng.normal(size=(5, 300, 4)).astype(np.float32)
+    members[:, 200:] = members[[1, 3, 4, 0, 2], 100:200]  # rows that are tied
+    labels[200:] = (labels[100:200] + rng.integers(0, 2, 100)) % 4
+    pools = [
+        np.asarray(combine.mean_probs(members[order]))
+        for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [3, 4, 1, 2, 0])
+    ]
+    first, *others = (jax.jit(areas)(pool, labels) for pool in pools)
+    for other in others:
+        for name, value in first.items():
+            np.testing.assert_allclose(other[name], value, atol=2e-6, err_msg=name)

@@ -298,6 +298,24 @@ def test_large_logits_and_certain_members_stay_finite():
         assert np.isfinite(got[name]).all(), name
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_summary_keeps_the_order_of_saturated_rows(weighted):
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(M, N, C)).astype(np.float32)
+    logits[:, :, 1] += rng.uniform(10, 40, N)
+    labels = np.where(rng.uniform(size=N) < 0.3, 0, 1)
+    weight = rng.uniform(0.5, 2, N).astype(np.float32) if weighted else None
+    got = compiled(logits, labels, sample_weight=weight, block=32)
+    of_rows = np.ones(N, np.float32) if weight is None else weight
+    for name in ("aurc", "augrc", "excess_aurc", "adaptive_ece"):
+        want = getattr(scores, name)(logits, labels, sample_weight=of_rows)
+        np.testing.assert_allclose(got[f"{name}_members"], want, atol=ATOL)
+        assert name == "adaptive_ece" or len(np.unique(want.round(4))) == M
+    pool = combine.mean_probs(logits)
+    want = scores.aurc(pool, labels, sample_weight=of_rows)
+    np.testing.assert_allclose(got["aurc"], want, atol=ATOL)
+
+
 def test_what_is_on_an_edge_to_rounding_is_in_the_bin_below():
     for num_bins in (1, 2, 7, 10, 15, 20, 49):
         number = np.arange(num_bins)
@@ -318,6 +336,10 @@ def test_rows_are_tied_where_others_are_not_as_near():
     # A chain of neighbours without an end is no tie; a row of weight 0 joins nothing.
     chain = -1 - np.arange(6, dtype=np.float32) * 3e-6
     np.testing.assert_array_equal(merge_ties(chain, weight), chain)
+    # Large numbers are tied in proportion; what differs by more stays apart.
+    large = np.array([20, 20.00004, 20.001, np.inf, np.inf, -np.inf], np.float32)
+    got = np.asarray(merge_ties(large, weight))
+    np.testing.assert_array_equal(got, large[[0, 0, 2, 3, 4, 5]])
     apart = np.array([-1, -1 - 3e-6, -1 - 6e-6], np.float32)
     got = np.asarray(merge_ties(apart, np.array([1, 0, 1], np.float32)))
     np.testing.assert_array_equal(got, apart)

@@ -1,0 +1,178 @@
+"""Ends of intervals: Wilson's for proportions, of gaps for calibration, one program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from ensjax import scores
+from ensjax.predictions import Predictions
+from ensjax.scores.programs import With, number_of_bins
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(3, 40, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 4, 40)
+POINTS = RNG.normal(size=(3, 40)).astype(np.float32)
+
+
+def wilson(successes, number):
+    ends = binomtest(successes, number).proportion_ci(method="wilson")
+    return pytest.approx([ends.low, ends.high], abs=1e-5)
+
+
+def ends_of(found, name):
+    return [found[f"{name}_low"], found[f"{name}_high"]]
+
+
+def test_accuracies_have_wilsons_ends_also_where_all_is_right():
+    right = 10 * np.eye(2, dtype=np.float32)[np.arange(30) % 2]
+    logits = np.stack([right, np.roll(right, 1, axis=0)])
+    logits[1, :3] = right[:3]
+    # The second member is right on 3 rows, the mixture by the lower class on others.
+    weights = np.array([1.0, 1e-3], np.float32)
+    given = Predictions.from_logits(logits, weights=weights)
+    found = scores.evaluate(given, np.arange(30) % 2, ["accuracy"], bootstrap=20)
+    assert found["accuracy"] == 1
+    for name in ("accuracy", "accuracy_best_member", "accuracy_oracle"):
+        assert ends_of(found, name) == wilson(30, 30)
+    members = np.array(ends_of(found, "accuracy_members"))
+    assert list(members[:, 0]) == wilson(30, 30)
+    assert list(members[:, 1]) == wilson(3, 30)
+    # What groups are like is told by resamples of groups alone.
+    grouped = scores.evaluate(
+        given,
+        np.arange(30) % 2,
+        ["accuracy"],
+        bootstrap=20,
+        groups=np.arange(30) // 3,
+    )
+    assert ends_of(grouped, "accuracy") == [1, 1]
+
+
+def test_weights_make_fewer_rows_of_many():
+    weight = RNG.uniform(0.1, 3, 40).astype(np.float32)
+    found = scores.evaluate(
+        LOGITS, LABELS, ["accuracy"], sample_weight=weight, bootstrap=20
+    )
+    number = weight.sum() ** 2 / (weight**2).sum()
+    assert number < 35
+    expected = scores.wilson_interval(found["accuracy"] * number, number)
+    np.testing.assert_allclose(
+        ends_of(found, "accuracy"), [expected.low, expected.high], rtol=1e-5
+    )
+
+
+def test_coverage_of_sets_and_intervals_has_wilsons_ends():
+    sets = np.ones((40, 4), bool)
+    sets[:2] = False
+    found = scores.evaluate_sets(sets, LABELS, bootstrap=20)
+    assert ends_of(found, "coverage") == wilson(38, 40)
+    found = scores.evaluate_intervals(
+        POINTS[0] - 1, POINTS[0] + 1, POINTS[0], bootstrap=20
+    )
+    assert ends_of(found, "coverage") == wilson(40, 40)
+
+
+def calibrated(rng, num_rows, sharpness):
+    """Logits, and labels drawn from them where `sharpness` is 1."""
+    logits = 2 * rng.normal(size=(num_rows, 10))
+    probs = np.exp(logits)
+    probs /= probs.sum(axis=1, keepdims=True)
+    labels = (probs.cumsum(axis=1) > rng.uniform(size=(num_rows, 1))).argmax(axis=1)
+    return (sharpness * logits).astype(np.float32), labels
+
+
+def coverage(names, sharpness, num_repeats, num_rows=300, num_resamples=100):
+    """How often the ends hold the value of many rows; and the estimate: always."""
+    rng = np.random.default_rng(1)
+    many = calibrated(rng, 100_000, sharpness)
+    truth = {name: float(getattr(scores, name)(*many)) for name in names}
+    held = dict.fromkeys(names, 0)
+    for repeat in range(num_repeats):
+        logits, labels = calibrated(rng, num_rows, sharpness)
+        found = scores.evaluate(
+            logits[None], labels, names, bootstrap=num_resamples, seed=repeat
+        )
+        for name in names:
+            low, high = ends_of(found, name)
+            assert 0 <= low <= found[name] <= high <= 1, name
+            # Half a thousandth for the rounding and noise of the truth of many rows.
+            held[name] += low - 1e-3 <= truth[name] <= high + 1e-3
+    return {name: count / num_repeats for name, count in held.items()}
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 1.5])
+def test_ends_of_calibration_errors_hold_the_truth(sharpness):
+    names = ["ece", "adaptive_ece"]
+    found = coverage(names, sharpness, num_repeats=20, num_rows=200, num_resamples=60)
+    # 17 of 20 or more has a chance of .984 if the ends cover 95 of 100.
+    assert min(found.values()) >= 0.85, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharpness", [1.0, 1.2, 1.5, 3.0])
+def test_ends_of_calibration_errors_cover_as_often_as_they_say(sharpness):
+    names = ["ece", "adaptive_ece", "classwise_ece"]
+    found = coverage(names, sharpness, num_repeats=200, num_resamples=200)
+    # 181 of 200 or more has a chance of .997 if the ends cover 95 of 100.
+    assert min(found.values()) >= 0.905, found
+
+
+def test_the_number_of_bins_is_told():
+    few = functools.partial(scores.ece, num_bins=5)
+    found = scores.evaluate(LOGITS, LABELS, {"ece": few, "nll": scores.nll})
+    assert found["ece_num_bins"] == 5 and "nll_num_bins" not in found
+    assert number_of_bins(With.of(scores.adaptive_ece, num_bins=7)) == 7
+    assert number_of_bins(scores.mce) == 15
+
+
+CALLS = {
+    "probabilities": lambda: scores.evaluate(
+        LOGITS, LABELS, ["nll", "ece", "accuracy"], bootstrap=3
+    ),
+    "votes": lambda: scores.evaluate_votes(
+        Predictions.from_votes(LOGITS.argmax(-1), num_classes=4),
+        LABELS,
+        ["accuracy"],
+        bootstrap=3,
+    ),
+    "points": lambda: scores.evaluate_points(POINTS, POINTS[0], ["mae"], bootstrap=3),
+    "quantiles": lambda: scores.evaluate_quantiles(
+        Predictions.from_quantiles(np.sort(LOGITS, axis=-1), (0.1, 0.4, 0.6, 0.9)),
+        POINTS[0],
+        ["mean_coverage_error"],
+        bootstrap=3,
+    ),
+    "intervals": lambda: scores.evaluate_intervals(
+        POINTS[0] - 1, POINTS[0] + 1, POINTS[1], bootstrap=3
+    ),
+    "sets": lambda: scores.evaluate_sets(LOGITS[0] > 0, LABELS, bootstrap=3),
+    "diversity": lambda: scores.evaluate_diversity(
+        LOGITS, LABELS, ["disagreement"], bootstrap=3
+    ),
+    "ood": lambda: scores.evaluate_ood(LOGITS, LABELS > 1, ["max_prob"], bootstrap=3),
+    "spread": lambda: scores.evaluate_spread(
+        POINTS, POINTS[0], ["crps_samples"], bootstrap=3
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_second_call_of_equal_shapes_compiles_nothing(name, compilations):
+    first = CALLS[name]()
+    assert compilations
+    compilations.clear()
+    # repr: NaN is not equal to itself.
+    assert repr(CALLS[name]()) == repr(first) and compilations == []
+
+
+def test_functions_of_equal_options_are_one():
+    one, other = (With.of(scores.ece, num_bins=3) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert one != With.of(scores.ece, num_bins=4)
+    value = one(LOGITS, LABELS)
+    np.testing.assert_array_equal(value, scores.ece(LOGITS, LABELS, num_bins=3))
+    assert isinstance(value, jax.Array) and jnp.shape(value) == (3,)
