@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from ensjax.experiment import check_at_least, check_at_most, claim, not_run
+from ensjax.experiment import (
+    Part,
+    check_at_least,
+    check_at_most,
+    claim_of_all,
+    not_run,
+)
 from ensjax.experiment.fields import load_beside
 
 measures = load_beside(__file__, "consensus_forecast_scores")
@@ -153,8 +159,7 @@ def make_claims(config, results):
     """The paper's statements, one value per seed."""
     full = config.data == "tadpole"
 
-    def state(letter, text, values, *, side=">", bound=0.0, expected, source,
-              scale="toy", split_sizes=None):  # fmt: skip
+    def state(letter, parts, *, expected, source, scale="toy"):
         about = dict(
             paper=PAPER,
             source=source,
@@ -162,18 +167,16 @@ def make_claims(config, results):
             scale="full" if full else scale,
             expected=expected,
         )
-        note = "" if split_sizes is None else "; splits share rows, corrected"
-        name = f"tadpole-consensus.{letter}: {STATEMENTS[letter]} ({text}{note})"
-        if values is None:
-            return not_run(name, **about)
-        return claim(
-            name,
-            values_by_seed=values,
-            side=side,
-            bound=bound,
-            split_sizes=split_sizes,
-            **about,
-        )
+        name = f"tadpole-consensus.{letter}: {STATEMENTS[letter]}"
+        if any(part.values_by_seed is None for part in parts):
+            return not_run(f"{name} ({parts[0].text})", **about)
+        return claim_of_all(name, parts=parts, **about)
+
+    def top_share(place, words, tasks, sizes):
+        note = "" if sizes is None else "; splits share rows, corrected"
+        text = f"share of tasks with the {SYSTEMS[place]} in the first tenth, {words}"
+        share = top_shares(results, tasks)[place]
+        return Part(f"{text}{note}", share, 0.5, split_sizes=sizes)
 
     distinct = np.asarray([len(set(seed)) for seed in winners(results).T])
     wins = effects = None
@@ -185,54 +188,57 @@ def make_claims(config, results):
     return [
         state(
             "a",
-            "different best entries over the three outcomes",
-            distinct,
-            bound=1.0,
+            [Part("different best entries over the three outcomes", distinct, 1.0)],
             expected="no entry is best on all three (more than 1)",
             source="abstract",
         ),
         state(
             "b",
-            "share of cohorts where entries beat the constant on diagnosis and"
-            " ventricles and none does on the score",
-            wins,
-            bound=0.5,
+            [
+                Part(
+                    "share of cohorts where entries beat the constant on diagnosis and"
+                    " ventricles and none does on the score",
+                    wins,
+                    0.5,
+                )
+            ],
             expected="so it was in the challenge (1)",
             source="abstract; section 3 (none better than guessing on ADAS-Cog13)",
         ),
-        *(
-            state(
-                "c",
-                f"share of tasks with the {system} in the first tenth, {words}",
-                top_shares(results, tasks)[place],
-                bound=0.5,
-                expected="near the top on almost every task",
-                source="abstract; table of results (ConsensusMean, ConsensusMedian)",
-                scale="reduced",
-                split_sizes=sizes,
-            )
-            for words, tasks, sizes in _kinds_of_tasks(config, results)
-            for place, system in enumerate(SYSTEMS)
+        state(
+            "c",
+            [
+                top_share(place, *kind)
+                for kind in _kinds_of_tasks(config, results)
+                for place in range(len(SYSTEMS))
+            ],
+            expected="near the top on almost every task",
+            source="abstract; table of results (ConsensusMean, ConsensusMedian)",
+            scale="reduced",
         ),
-        *(
-            state(
-                "d",
-                text,
-                None if effects is None else effects[name],
-                expected="> 0",
-                source="abstract (cerebrospinal fluid, diffusion imaging)",
-            )
-            for text, name in (
-                ("change of mAUC with the marker, equal entries", "marker_mauc"),
-                ("the marker's weight for mAUC over entries", "weight_marker_mauc"),
-            )
+        state(
+            "d",
+            [
+                Part(text, None if effects is None else effects[name], 0.0)
+                for text, name in (
+                    ("change of mAUC with the marker, equal entries", "marker_mauc"),
+                    ("the marker's weight for mAUC over entries", "weight_marker_mauc"),
+                )
+            ],
+            expected="> 0",
+            source="abstract (cerebrospinal fluid, diffusion imaging)",
         ),
         state(
             "e",
-            "relative change of the ventricles' MAE with slope and extremes, equal"
-            " entries",
-            None if effects is None else effects["summary_ventricle_share"],
-            side="<",
+            [
+                Part(
+                    "relative change of the ventricles' MAE with slope and extremes,"
+                    " equal entries",
+                    None if effects is None else effects["summary_ventricle_share"],
+                    0.0,
+                    "<",
+                )
+            ],
             expected="< 0",
             source="abstract (summary statistics, such as slopes and extremes)",
         ),
