@@ -139,7 +139,7 @@ def _read_block(rows, label, weights, weight, tables, top_k):
     log_scale = jnp.log(scale)
     # All but the first choice: 1 + 1e-9 would be 1, and the order of sure rows lost.
     below = jnp.sum(jnp.where(exp >= 1, 0.0, exp), axis=0)
-    others = below + jnp.round(scale - below) - 1
+    others = below + (jnp.round(scale - below) - 1)
     # Whatever a member without weight holds, NaN included, leaves no trace.
     share = jax.lax.optimization_barrier(weights[:, None] / scale)[None]
     parts = jnp.where(is_member[None], exp * share, 0.0)
