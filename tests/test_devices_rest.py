@@ -234,6 +234,11 @@ def evaluate(x):
         "diversity": scores.evaluate_diversity(x, LABELS, ["kappa"], **options),
         "ood": scores.evaluate_ood(x, IS_OOD, ["mutual_information"], **options),
         "spread": scores.evaluate_spread(x[..., 0], TARGETS, ["ambiguity"], **options),
+        "detection": scores.evaluate_detection(x[..., 0], IS_OOD, 0.1, **options),
+        "sets": scores.evaluate_sets(x > 0, LABELS, **options),
+        "intervals": scores.evaluate_intervals(
+            x[..., 0] - 1, x[..., 0] + 1, TARGETS, **options
+        ),
     }
 
 
@@ -270,8 +275,7 @@ ELSEWHERE = (
 NO_MEMBERS = """
     agreement_table attack_errors binned_coverage cascade_cost complementarity
     conformal_quantile conformal_quantile_by_group corrected_t_interval
-    corrected_t_test delong estimator_out_of_fold evaluate_intervals evaluate_sets
-    exact_interval false_false_true fit_and_predict fit_isotonic fit_out_of_fold
+    corrected_t_test delong estimator_out_of_fold exact_interval false_false_true fit_and_predict fit_isotonic fit_out_of_fold
     fit_pit_map fit_single_threshold fit_threshold fit_windows flops_per_row
     fold_of_rows fold_weights front_costs front_scores gain_parts holm
     matched_control mcnemar mix_with_ood parse_answer parse_answers

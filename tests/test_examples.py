@@ -30,8 +30,11 @@ def modules():
 
 
 @pytest.mark.parametrize("name", modules())
-def test_examples_of(name):
+def test_examples_of(name, tmp_path, monkeypatch):
     module = importlib.import_module(name)
+    if name.startswith("ensjax.interop"):
+        monkeypatch.chdir(tmp_path)
+        _published_folders(tmp_path, ["seed0", "seed1", "seed2", "a", "b", "z"])
     with jax.numpy_rank_promotion("allow"):  # a user's default
         result = doctest.testmod(module, optionflags=FLAGS)
     assert result.failed == 0
@@ -42,14 +45,14 @@ def readme_blocks():
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-def _published_folders(folder):
-    """Writes small ViTs as `transformers` does into seed0 to seed2; returns images."""
+def _published_folders(folder, names):
+    """Writes small ViTs as `transformers` does; returns images for them."""
     path = pathlib.Path(__file__).parent / "interop" / "published.py"
     spec = importlib.util.spec_from_file_location("published", path)
     published = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(published)
-    for seed in range(3):
-        own = folder / f"seed{seed}"
+    for seed, name in enumerate(names):
+        own = folder / name
         own.mkdir()
         tensors = published.vit_tensors(seed)
         safetensors.numpy.save_file(tensors, own / "model.safetensors")
@@ -75,7 +78,7 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
     names["x_test"], names["y_test"] = split(32)
     names |= {"rates": np.geomspace(1e-4, 1e-2, 5), "optax": optax, "ensjax": ensjax}
     names["RandomForestClassifier"] = RandomForestClassifier
-    names["images"] = _published_folders(tmp_path)
+    names["images"] = _published_folders(tmp_path, ["seed0", "seed1", "seed2"])
     blocks = readme_blocks()
     assert len(blocks) == 5
     with jax.numpy_rank_promotion("allow"):  # a user's default

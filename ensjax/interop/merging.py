@@ -142,7 +142,7 @@ def merge_folders(
         OSError: if the output cannot be written. Nothing is left then.
 
     Example:
-        >>> merge_folders(["a/", "b/"], "out/", base="z/", method="ties")
+        >>> found = merge_folders(["a/", "b/"], "out/", base="z/", method="ties")
     """
     knobs, per_leaf = dict(knobs or {}), dict(per_leaf or {})
     check_places(folders, base, fisher, out)

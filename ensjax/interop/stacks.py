@@ -35,6 +35,7 @@ def read_stacked(
             tensor and the folder.
 
     Example:
+        >>> from ensjax import weight_space
         >>> stacked = read_stacked(["seed0/", "seed1/", "seed2/"])
         >>> mean = weight_space.average(stacked)
         >>> write_weights("soup/", mean, like="seed0/")

@@ -128,9 +128,9 @@ def open_weights(path: str | os.PathLike) -> WeightFolder:
             index disagree, a file is damaged or unsafe, or a package is missing.
 
     Example:
-        >>> with open_weights("bert/") as weights:
+        >>> with open_weights("seed0/") as weights:
         ...     weights.read("classifier.weight").shape
-        (2, 768)
+        (3, 8)
     """
     given = os.fspath(path)
     place = Path(given)
