@@ -275,13 +275,14 @@ ELSEWHERE = (
 NO_MEMBERS = """
     agreement_table attack_errors binned_coverage cascade_cost complementarity
     conformal_quantile conformal_quantile_by_group corrected_t_interval
-    corrected_t_test delong estimator_out_of_fold exact_interval false_false_true fit_and_predict fit_isotonic fit_out_of_fold
-    fit_pit_map fit_single_threshold fit_threshold fit_windows flops_per_row
-    fold_of_rows fold_weights front_costs front_scores gain_parts holm
-    matched_control mcnemar mix_with_ood parse_answer parse_answers
-    point_at_coverage point_at_risk point_at_threshold point_with_guaranteed_risk
-    probability_better probability_of_improvement rank_windows recentre_windows
-    subgroup subgroup_rate t_interval team_weights true_true_false wilson_interval
+    corrected_t_test delong estimator_out_of_fold exact_interval false_false_true
+    fit_and_predict fit_isotonic fit_out_of_fold fit_pit_map fit_single_threshold
+    fit_threshold fit_windows flops_per_row fold_of_rows fold_weights front_costs
+    front_scores gain_parts holm matched_control mcnemar mix_with_ood parse_answer
+    parse_answers point_at_coverage point_at_risk point_at_threshold
+    point_with_guaranteed_risk probability_better probability_of_improvement
+    rank_windows recentre_windows subgroup subgroup_rate t_interval team_weights
+    true_true_false wilson_interval
 """
 
 
