@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from ensjax.blocks import Blocks, auto_block, check_unrolled, tracing_at_once
 from ensjax.members import num_members, pad_members, trim_members
@@ -378,3 +378,29 @@ def _with_rows(args, mapped, rows):
     for i, arg in zip(mapped, rows, strict=True):
         full[i] = arg
     return full
+
+
+def whole_on_each_device(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`, computed whole by every device of the arguments' mesh.
+
+    For small fits that rounding can steer: no sum is split, so that the order of sums
+    is that of one device. It compiles them, so that a call is rounded as in a compiled
+    program; inside `shard_map` there is nothing to gather.
+
+    Args:
+        function: of arrays; it may close over nothing that is split.
+        *arguments: pytrees of arrays, in any layout. They are gathered, hence small.
+    """
+    arguments = jax.tree.map(jnp.asarray, arguments)
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arguments)]
+    meshes = [mesh for mesh in meshes if set(mesh.axis_types) == {AxisType.Auto}]
+
+    # What is before and after is compiled apart, so that it does not change the sums.
+    def call(*arguments):
+        result = function(*jax.lax.optimization_barrier(arguments))
+        return jax.lax.optimization_barrier(result)
+
+    if meshes:
+        specs = dict(in_specs=jax.P(), out_specs=jax.P())
+        call = jax.shard_map(call, mesh=meshes[0], **specs)
+    return jax.jit(call)(*arguments)

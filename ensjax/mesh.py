@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -129,32 +129,6 @@ def place(tree: Any, mesh: Mesh, spec: jax.P) -> Any:
         return jax.device_put(leaf, sharding)
 
     return jax.tree.map(put, tree)
-
-
-def whole_on_each_device(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`, computed whole by every device of the arguments' mesh.
-
-    For small fits that rounding can steer: no sum is split, so that the order of sums
-    is that of one device. It compiles them, so that a call is rounded as in a compiled
-    program; inside `shard_map` there is nothing to gather.
-
-    Args:
-        function: of arrays; it may close over nothing that is split.
-        *arguments: pytrees of arrays, in any layout. They are gathered, hence small.
-    """
-    arguments = jax.tree.map(jax.numpy.asarray, arguments)
-    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(arguments)]
-    meshes = [mesh for mesh in meshes if set(mesh.axis_types) == {AxisType.Auto}]
-
-    # What is before and after is compiled apart, so that it does not change the sums.
-    def call(*arguments):
-        result = function(*jax.lax.optimization_barrier(arguments))
-        return jax.lax.optimization_barrier(result)
-
-    if meshes:
-        specs = dict(in_specs=jax.P(), out_specs=jax.P())
-        call = jax.shard_map(call, mesh=meshes[0], **specs)
-    return jax.jit(call)(*arguments)
 
 
 def fetch(tree: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from ensjax.mapping import whole_on_each_device
 from ensjax.mesh import (
     check_mesh,
     default_mesh,
@@ -19,7 +20,6 @@ from ensjax.mesh import (
     platform,
     tracing_for,
     tracing_platform,
-    whole_on_each_device,
 )
 
 

@@ -11,7 +11,7 @@ from ensjax.combine.learned.least_squares import least_squares
 from ensjax.combine.learned.mixture import mixture_weights
 from ensjax.combine.rules.average import mean_probs
 from ensjax.combine.rules.pool import give_back
-from ensjax.mesh import whole_on_each_device
+from ensjax.mapping import whole_on_each_device
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
