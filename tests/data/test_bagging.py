@@ -226,6 +226,7 @@ def training():
     )
 
 
+@pytest.mark.slow
 def test_weighting_a_row_twice_trains_as_having_it_twice(training):
     ensemble, (x, y), weights = training
     trained, log = _fit(ensemble, (x, y), loss_weights=weights)

@@ -45,6 +45,7 @@ def scalars(workdir):
     return read_json(Path(workdir) / "results.json")["scalars"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_given_more_members_and_fewer(capsys):
     assert run("whole", "num_members=7") == 0
     expected = scalars("whole")

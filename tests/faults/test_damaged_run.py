@@ -38,6 +38,7 @@ def interrupted(saved, tmp_path, monkeypatch):
     return Path("w/checkpoints")
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_from_the_one_before(interrupted, capfd):
     weights = Path("w/weights.npz").read_bytes()
     (interrupted / "40/meta/metadata").write_text("{")

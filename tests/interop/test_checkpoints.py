@@ -150,6 +150,7 @@ def test_resnet_equals_its_equations(name):
         assert np.ptp(expected) > 0.1
 
 
+@pytest.mark.slow
 def test_zero_shot_classifiers_are_means_of_normalised_prompts():
     tokens = np.random.default_rng(9).integers(0, 16, (5, 3, 6))
     tokens[..., -1] = 15
@@ -265,6 +266,7 @@ def accuracies(logits):
     return (np.asarray(logits).argmax(axis=-1) == LABELS).mean(axis=-1)
 
 
+@pytest.mark.slow
 def test_sweeps_take_them_with_their_batch_statistics():
     x, ensemble = inputs("basic"), ensemble_of("basic")
     path = weight_space.alpha_path(3, num_members=3, ends=(0, 2))
@@ -284,6 +286,7 @@ def test_greedy_soups_take_them():
     assert_close(written, mean, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["vit", pytest.param("clip", marks=pytest.mark.slow), "bottleneck"]
 )

@@ -177,6 +177,7 @@ def test_every_method_that_needs_no_data_is_streamed():
         interop.merge_folders(["a", "b"], "out", method="regmean")
 
 
+@pytest.mark.slow
 def test_files_of_flax_have_their_units_on_the_last_axis(place, tmp_path, small_blocks):
     for i, member in enumerate(MEMBERS):
         metadata = {"format": "flax"}

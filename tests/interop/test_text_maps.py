@@ -168,6 +168,7 @@ def test_graphs_are_those_of_modules_built_by_hand(tensors, config):
     assert ensemble.graph.graphdef == graph
 
 
+@pytest.mark.slow
 def test_a_soup_of_bfloat16_ties_its_words_once():
     originals = [llama_tensors(seed, ml_dtypes.bfloat16) for seed in range(3)]
     words = originals[0]["model.embed_tokens.weight"]
@@ -200,6 +201,7 @@ def test_tied_tensors_that_differ_are_refused():
         interop.from_checkpoints([extra], config=LLAMA_CONFIG)
 
 
+@pytest.mark.slow
 @EACH
 def test_permutations_are_inferred(tensors, config):
     ensemble = interop.from_checkpoints([tensors(0), tensors(1)], config=config)

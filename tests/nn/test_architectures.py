@@ -67,6 +67,7 @@ def assert_close(actual, expected, tolerance):
         np.testing.assert_allclose(a, e, atol=tolerance * max(1, np.abs(e).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["mlp", "cnn", pytest.param("resnet", marks=SLOW), WIDE, "vit"]
 )
@@ -117,6 +118,7 @@ def run_plain(name):
     return run(make(name), images(name))
 
 
+@pytest.mark.slow
 @KINDS
 def test_logits_are_float32_and_bfloat16_stays_near(name):
     (_, (expected, _)), expected_grads = run_plain(name)

@@ -179,6 +179,7 @@ def test_form_inside_shard_map_has_the_gradient_of_the_mean(form, check_vma):
     assert_close(jax.jit(sharded)(kernels, x), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["mixed", "depthwise"])
 def test_input_gradient_is_summed_over_data_where_only_the_kernel_varies(form):
     case = "depthwise"
@@ -264,6 +265,7 @@ def test_integers_and_empty_results_take_the_plain_form():
     assert empty.shape == (1, 0, 2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["patches", "mixed", "depthwise"])
 def test_hessian_equals_that_of_lax(form):
     case = "depthwise" if form == "depthwise" else "strides"
