@@ -2,6 +2,8 @@
 
 ensjax run configs/bang.py
 ensjax run configs/bang.py:claims
+
+On two CPU cores: no run is published yet, neither small nor claims; result: none.
 """
 
 import ml_collections

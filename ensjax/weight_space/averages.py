@@ -14,7 +14,7 @@ from ensjax.weight_space.leaves import (
     map_leaves,
     wide,
 )
-from ensjax.weight_space.vectors import rows_of
+from ensjax.weight_space.vectors import rows_of, without_absent
 
 
 def average(
@@ -26,7 +26,8 @@ def average(
 
     Args:
         stacked: leaves `[member, ...]`.
-        weights: `[member]`, at least 0; equal by default.
+        weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
+            member, also one that is not finite.
         normalize: whether to divide by the sum of the weights. mergekit's `linear` does
             so by default; without it, weights of sum 1 give the same.
         keep: the member whose leaves are taken where they are not floating.
@@ -54,7 +55,11 @@ def average(
 
 
 def weighted_sum(rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """`sum_m w_m x_m` of one leaf `[member, ...]` by weights `[member]`."""
+    """`sum_m w_m x_m` of one leaf `[member, ...]` by weights `[member]`.
+
+    A weight of 0 removes a member, also one that is not finite.
+    """
+    rows = without_absent(rows, weights)
     return jnp.sum(rows * rows_of(weights, rows), axis=0)
 
 
@@ -87,11 +92,12 @@ class RunningAverage(NamedTuple):
         Args:
             member: leaves `[...]`.
             weight: a number, or a tree of the member's structure with a weight for
-                each entry.
+                each entry. A weight of 0 removes what it weighs, also what is not
+                finite.
         """
         weights = _weights_like(member, weight)
         total = jax.tree.map(
-            lambda x, w: wide(x) * w if is_mixed(x) else jnp.asarray(x),
+            lambda x, w: _times(x, w) if is_mixed(x) else jnp.asarray(x),
             member,
             weights,
         )
@@ -107,7 +113,7 @@ class RunningAverage(NamedTuple):
         check_base(jax.tree.map(lambda x: x[None], self.total), member)
         weights = _weights_like(member, weight)
         total = jax.tree.map(
-            lambda t, x, w: t + wide(x) * w if is_mixed(x) else t,
+            lambda t, x, w: t + _times(x, w) if is_mixed(x) else t,
             self.total,
             member,
             weights,
@@ -122,6 +128,11 @@ class RunningAverage(NamedTuple):
             self.weight,
             like,
         )
+
+
+def _times(leaf, weight):
+    leaf = wide(leaf)
+    return jnp.where((weight == 0) & ~jnp.isfinite(leaf), 0, leaf) * weight
 
 
 def _weights_like(member, weight):

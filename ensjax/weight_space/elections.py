@@ -27,7 +27,7 @@ from ensjax.weight_space.task_vectors import (
     ids_of,
     ranked_drop_of,
 )
-from ensjax.weight_space.vectors import check_scope, rows_of
+from ensjax.weight_space.vectors import check_scope, rows_of, without_absent
 
 
 def ties(
@@ -51,7 +51,8 @@ def ties(
             the paper.
         lam: scale of the merged task vector; 1 in the paper without validation data.
         weights: `[member]`, at least 0, in the sum that gives the sign and in the mean;
-            equal by default, as in the paper.
+            equal by default, as in the paper. A weight of 0 removes a member, also one
+            that is not finite.
         scope: "global" ranks a member's entries over the whole model, and an entry of
             sum 0 takes the majority's sign: the authors' code. "leaf" ranks them in
             each leaf and takes the positive sign: mergekit.
@@ -328,7 +329,8 @@ def mean_of_sign(
         # A NaN agrees with nothing but must not be lost.
         agrees = (jnp.sign(tau) == sign[None]) | jnp.isnan(tau)
         shares = jnp.where(agrees, rows_of(w, tau), 0.0)
-        total = jnp.sum(jnp.where(agrees, tau, 0.0) * shares, axis=0)
+        tau = without_absent(jnp.where(agrees, tau, 0.0), w)
+        total = jnp.sum(tau * shares, axis=0)
         share = jnp.sum(shares, axis=0)
         means.append(total / jnp.where(share > 0, share, 1.0))
     return means

@@ -11,7 +11,7 @@ from ensjax.ensemble import Ensemble
 from ensjax.members import member_key, num_members
 from ensjax.weight_space.leaves import check_weights, is_mixed, leaf_name, wide
 from ensjax.weight_space.row_statistics import mean_over_rows
-from ensjax.weight_space.vectors import map_together, rows_of
+from ensjax.weight_space.vectors import map_together, rows_of, without_absent
 
 
 def fisher_information(
@@ -177,7 +177,8 @@ def fisher_merge(
     Args:
         stacked: leaves `[member, ...]`, such as `ensemble.params`.
         fisher: of `fisher_information`: the same structure and shapes, at least 0.
-        weights: `[member]`, at least 0; equal by default.
+        weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
+            member, also one that is not finite.
         floor: smallest Fisher information, so that entries which matter to no member
             are averaged; wise-ft's 1e-8. May be traced.
         normalize: whether each member's information is divided by its root of the sum
@@ -222,6 +223,7 @@ def fisher_merge(
             lengths = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
         means = []
         for x, f in zip(rows, entries):
+            x, f = without_absent(x, weights), without_absent(f, weights)
             f = jnp.maximum(f / rows_of(lengths, f), floor) * rows_of(weights, f)
             means.append(jnp.sum(f * x, axis=0) / jnp.sum(f, axis=0))
         return means

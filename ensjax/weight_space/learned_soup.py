@@ -19,7 +19,7 @@ from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members
 from ensjax.weight_space.leaves import is_mixed, leaf_names
 from ensjax.weight_space.mix import Rows, local_rows, mix_members
-from ensjax.weight_space.soups import Soup
+from ensjax.weight_space.soups import Soup, check_finite
 from ensjax.weight_space.statistics import recompute_statistics
 
 _ALL = ("member", "data")
@@ -73,8 +73,8 @@ def learned_soup(
             measured at the end; while it is learned they are mixed as weights are.
 
     Raises:
-        ValueError: if a name is unknown, a number is out of range or a shape does not
-            fit.
+        ValueError: if a name is unknown, a number is out of range, a shape does not fit
+            or a member is not finite (its coefficient is never 0); gives the ids.
 
     Source: Wortsman et al. 2022, Model soups, arXiv:2203.05482, appendix I (learned
     soup; there too with learning rate 0.05, and one coefficient a layer).
@@ -88,6 +88,7 @@ def learned_soup(
             "num_epochs and batch_size must be at least 1 and learning_rate above 0;"
             f" got {num_epochs}, {batch_size} and {learning_rate}."
         )
+    check_finite(ensemble)
     mesh = ensemble.mesh
     names = leaf_names(ensemble.state)
     layers = [_layer(name, granularity) for name in names]

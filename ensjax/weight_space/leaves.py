@@ -5,6 +5,7 @@ wider) and cast back at the end; what is not floating (counters, masks, random k
 taken from one member and never averaged.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.members import num_members, take_rows
+from ensjax.mesh import fetch
 
 
 def leaf_name(path: Sequence[Any]) -> str:
@@ -43,6 +45,22 @@ def is_mixed(leaf: Any) -> bool:
 def wide(leaf: Any) -> jax.Array:
     """The leaf in float32, or in its own type where that is wider."""
     return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+@jax.jit
+def _finite_rows(leaves):
+    checks = [
+        jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves
+    ]
+    return functools.reduce(jnp.logical_and, checks)
+
+
+def finite_members(stacked: Any) -> np.ndarray:
+    """Which members are finite in all leaves that are mixed, `[member]` on the host."""
+    leaves = [leaf for leaf in jax.tree.leaves(stacked) if is_mixed(leaf)]
+    if not leaves:
+        return np.ones(num_members(stacked), bool)
+    return np.asarray(fetch(_finite_rows(leaves)))
 
 
 def map_leaves(

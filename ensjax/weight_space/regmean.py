@@ -10,7 +10,7 @@ import numpy as np
 from ensjax.members import num_members
 from ensjax.weight_space.averages import weighted_sum
 from ensjax.weight_space.leaves import check_weights
-from ensjax.weight_space.vectors import map_together, rows_of
+from ensjax.weight_space.vectors import map_together, rows_of, without_absent
 
 
 def regmean(
@@ -38,7 +38,8 @@ def regmean(
         alpha: how much of the correlations between inputs is kept: 1 is the least
             squares solution, 0 weighs each input by itself. 0.9 in the paper. May be
             traced.
-        weights: `[member]`, at least 0; equal by default.
+        weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
+            member, also one that is not finite.
         joint_bias: whether a layer's bias is solved for with its kernel, as the weight
             of a constant input; else it is averaged, as in the paper.
         ridge: added to the diagonal of every member's matrix, on both sides, so that
@@ -119,6 +120,7 @@ def _solve(maps, gram, weights, alpha, ridge):
     """The merged maps `[group, entry, out]` of `[member, group, entry, out]`."""
     identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
     kept = alpha + (1.0 - alpha) * identity  # 1 on the diagonal, alpha beside it
+    maps, gram = without_absent(maps, weights), without_absent(gram, weights)
     matrices = gram * kept[None, None] + ridge * identity[None, None]
     matrices = matrices * rows_of(weights, matrices)
     mean = weighted_sum(maps, weights)

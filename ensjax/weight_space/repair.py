@@ -20,6 +20,7 @@ from ensjax.weight_space.activation_matching import depends_on
 from ensjax.weight_space.axes import groups_of
 from ensjax.weight_space.inference import read_axes
 from ensjax.weight_space.leaves import leaf_name
+from ensjax.weight_space.mix import Rows
 from ensjax.weight_space.programs import Constant
 
 
@@ -55,7 +56,8 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
     Args:
         merged: networks `[mixture]` of the ends' architecture, such as midpoints.
         ends: the networks `[member]` that they are merged of, aligned.
-        weights: `[mixture, member]`, with which each was merged; rows are normalised.
+        weights: `[mixture, member]`, with which each was merged; rows are normalised. A
+            weight of 0 removes a member, also one that is not finite.
         x: inputs, leaves `[batch, ...]`, whole on every device.
 
     Returns:
@@ -89,7 +91,10 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
         _Statistics(ends.graph), kinds=("member", "shared"), mesh=ends.mesh
     )
     means, deviations = fetch(measure(ends.state, x))  # the meshes may differ
-    targets = [(weights @ m, weights @ d) for m, d in zip(means, deviations)]
+    targets = [
+        tuple(np.asarray(Rows.of(moment).mixed(weights)) for moment in pair)
+        for pair in zip(means, deviations)
+    ]
     mend = map_members(
         _Repair(merged.graph), kinds=("member", "shared", "member"), mesh=merged.mesh
     )

@@ -15,7 +15,10 @@ RowScore = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _accuracy(logits, labels):
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    # NaN has an argmax too; a logit of -inf is a class that is ruled out.
+    is_valid = jnp.isfinite(jnp.max(logits, axis=-1))
+    is_right = jnp.argmax(logits, axis=-1) == labels
+    return jnp.where(is_valid, is_right.astype(jnp.float32), jnp.nan)
 
 
 def _nll(logits, labels):
@@ -38,6 +41,7 @@ def _squared_error(outputs, targets):
     return jnp.mean(error.reshape(error.shape[0], -1), axis=-1)
 
 
+# Each is NaN for a row with an output that is NaN.
 ROW_SCORES: dict[str, RowScore] = {
     "accuracy": _accuracy,
     "nll": _nll,

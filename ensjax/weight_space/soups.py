@@ -17,7 +17,8 @@ import numpy as np
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members
-from ensjax.weight_space.leaves import is_mixed
+from ensjax.mesh import fetch
+from ensjax.weight_space.leaves import finite_members, is_mixed
 from ensjax.weight_space.mix import Rows, local_rows, mix_members
 from ensjax.weight_space.row_scores import RowScore, batches_of_rows, row_scores
 from ensjax.weight_space.statistics import (
@@ -61,12 +62,14 @@ def uniform_soup(
 
     Args:
         ensemble: M members, usually fine-tuned from one model.
-        weights: `[member]`, at least 0; they are divided by their sum.
+        weights: `[member]`, at least 0; they are divided by their sum. A weight of 0
+            removes a member, also one that is not finite.
         statistics: inputs `[row, ...]` on which batch statistics are measured again.
         batch_size: rows at a time.
 
     Raises:
-        ValueError: if the weights do not fit.
+        ValueError: if the weights do not fit, or a member with a weight above 0 is not
+            finite; gives the ids.
 
     Source: Wortsman et al. 2022, Model soups, arXiv:2203.05482, recipe 1.
     """
@@ -79,6 +82,7 @@ def uniform_soup(
             f" 0; got {weights!r}."
         )
     share = share / share.sum()
+    check_finite(ensemble, share > 0)
     model = mix_members(ensemble, share[None])
     if statistics is not None:
         model = recompute_statistics(model, statistics, batch_size=batch_size)
@@ -98,8 +102,9 @@ def greedy_soup(
     """Adds members in the order of their own scores, keeping those that improve it.
 
     With n members in the soup, the candidate is n / (n + 1) soup + 1 / (n + 1) member;
-    it stays if its mean score on `data` is strictly better. All rounds are one compiled
-    loop, whose rows are split over all devices.
+    it stays if its mean score on `data` is strictly better. A member that is not
+    finite, or whose score is NaN, comes last and never stays: its weight is 0. All
+    rounds are one compiled loop, whose rows are split over all devices.
 
     Args:
         ensemble: M members, usually fine-tuned from one model.
@@ -116,7 +121,8 @@ def greedy_soup(
         `Soup`. Among members of equal score the first comes first.
 
     Raises:
-        ValueError: if a shape or a name does not fit, or `min_gain` is negative.
+        ValueError: if a shape or a name does not fit, `min_gain` is negative, or no
+            member is finite with a score.
 
     Source: Wortsman et al. 2022, Model soups, arXiv:2203.05482, recipe 1 (greedy).
     """
@@ -134,8 +140,14 @@ def greedy_soup(
     ).values["weights"]["data"]
     (alone,) = alone.values()
     sign = 1.0 if largest else -1.0
-    ranked = np.where(np.isnan(alone), -np.inf, sign * alone)
-    order = np.argsort(-ranked, kind="stable")
+    is_usable = finite_members(ensemble.state) & ~np.isnan(alone)
+    if not is_usable.any():
+        raise ValueError(
+            f"none of the {members} members is finite and has a score that is not NaN,"
+            " so that there is none to begin a soup with."
+        )
+    ranked = np.where(is_usable, -sign * alone, np.nan)
+    order = np.argsort(ranked, kind="stable")  # what is NaN comes last
     shards = mesh.shape["member"] * mesh.shape["data"]
     ((_, row_score),) = row_scores(scores)
     job = _Greedy(ensemble.graph, row_score, sign, float(min_gain))
@@ -143,7 +155,10 @@ def greedy_soup(
     if statistics is not None:
         statistics = split_batches(statistics, batch_size, mesh.shape["data"])
     found = mesh_program(job, mesh)(
-        ensemble.state, jnp.asarray(order, jnp.int32), batches, statistics
+        ensemble.state,
+        (jnp.asarray(order, jnp.int32), jnp.asarray(is_usable[order])),
+        batches,
+        statistics,
     )
     state, is_kept, values = found
     is_kept = np.asarray(is_kept)
@@ -155,9 +170,21 @@ def greedy_soup(
     return Soup(model, weights, order, np.asarray(values), is_kept)
 
 
+def check_finite(ensemble: Ensemble, is_in: Any = True) -> None:
+    """Raises `ValueError` with the ids of members that are in a soup but not finite."""
+    bad = ~finite_members(ensemble.state) & is_in
+    if bad.any():
+        ids = fetch(ensemble.member_ids)[bad].tolist()
+        raise ValueError(
+            f"the weights of the members with ids {ids} are not all finite, and a soup"
+            " with them would be NaN. Leave them out, or make a greedy_soup, which"
+            " does."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Greedy:
-    """State, order of members, rows, and rows for batch statistics."""
+    """State, order of members and which may stay, rows, rows for batch statistics."""
 
     graph: Any
     score: RowScore
@@ -180,6 +207,7 @@ class _Greedy:
         return pad_members(state, rows), order, batches, statistics
 
     def local(self, state, order, batches, statistics):
+        order, is_usable = order
         leaves, treedef = jax.tree.flatten(state)
         rows = local_rows(leaves, 0)
 
@@ -197,7 +225,8 @@ class _Greedy:
         first = [_member(row, order[0]) for row in rows]
         best, _ = value_of(first)
 
-        def add(carry, member):
+        def add(carry, candidate):
+            member, is_usable = candidate
             soup, count, best = carry
             share = 1 / (count + 1)
             candidate = [
@@ -207,7 +236,7 @@ class _Greedy:
                 for x, row in zip(soup, rows)
             ]
             value, _ = value_of(candidate)
-            keep = value > best + self.min_gain
+            keep = (value > best + self.min_gain) & is_usable
             soup = [
                 jnp.where(keep, x, y) if isinstance(row, Rows) else y
                 for x, y, row in zip(candidate, soup, rows)
@@ -216,7 +245,9 @@ class _Greedy:
             return carry, (keep, value)
 
         start = (first, jnp.float32(1), best)
-        (soup, _, _), (kept, values) = jax.lax.scan(add, start, order[1:])
+        (soup, _, _), (kept, values) = jax.lax.scan(
+            add, start, (order[1:], is_usable[1:])
+        )
         _, final = value_of(soup)
         kept = jnp.concatenate([jnp.ones(1, bool), kept])
         values = self.sign * jnp.concatenate([best[None], values])

@@ -21,6 +21,7 @@ from ensjax.weight_space.vectors import (
     lengths,
     map_together,
     rows_of,
+    without_absent,
 )
 
 # In float32 the angle between vectors of a larger cosine is rounding.
@@ -163,7 +164,8 @@ def multislerp(
     Args:
         stacked: leaves `[member, ...]`.
         base: one member's tree, the origin of the vectors; zero by default.
-        weights: `[member]`, at least 0; equal by default.
+        weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
+            member, also one that is not finite.
         scope: "leaf" (as in mergekit), "global", "output" or "input".
         keep: the member whose leaves are taken where they are not floating, where there
             is no base.
@@ -190,6 +192,7 @@ def mean_direction(
     rows: Sequence[jax.Array], weights: jax.Array, scope: str | Gram
 ) -> list[jax.Array]:
     """`multislerp` of leaves `[member, ...]` by weights `[member]` of sum 1."""
+    rows = [without_absent(x, weights) for x in rows]
     units, roots, _ = _directions(rows, scope)
     sums = [weighted_sum(u, weights) for u in units]
     norms, has_direction = lengths(sums, scope, lead=0)
@@ -217,7 +220,8 @@ def karcher_mean(
     Args:
         stacked: leaves `[member, ...]`.
         base: one member's tree, the origin of the vectors; zero by default.
-        weights: `[member]`, at least 0; equal by default.
+        weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
+            member, also one that is not finite.
         scope: "leaf" (as in mergekit), "global", "output" or "input".
         num_iterations: mergekit's 10. All are computed; a vector stands still once its
             tangent is short.
@@ -252,6 +256,7 @@ def sphere_mean(
     tolerance: float,
 ) -> list[jax.Array]:
     """`karcher_mean` of leaves `[member, ...]` by weights `[member]` of sum 1."""
+    rows = [without_absent(x, weights) for x in rows]
     units, roots, has_direction = _directions(rows, scope)
     counted = [rows_of(weights, h) * h for h in has_direction]
     sums = [jnp.sum(c, axis=0, keepdims=True) for c in counted]

@@ -19,7 +19,7 @@ from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
 from ensjax.mapping import map_local, mesh_program
-from ensjax.members import pad_members
+from ensjax.members import num_members, pad_members
 from ensjax.weight_space.mix import (
     Rows,
     check_keep,
@@ -59,9 +59,17 @@ class Sweep:
     def best(self, dataset: str, score: str, *, largest: bool = True) -> int:
         """The mixture in weight space with the best mean score; the first of equals.
 
-        Choose it on rows that are not the test's.
+        Choose it on rows that are not the test's. A score that is NaN is never best.
+
+        Raises:
+            ValueError: if the score of every mixture is NaN.
         """
         values = np.asarray(self.values["weights"][dataset][score])
+        if np.isnan(values).all():
+            raise ValueError(
+                f"{score!r} on {dataset!r} is NaN for all {len(values)} mixtures: does"
+                " each hold a member that is not finite?"
+            )
         return int(np.nanargmax(values) if largest else np.nanargmin(values))
 
 
@@ -101,7 +109,8 @@ def sweep(
             exist, and the rule of `map_members` says how many are scored at once.
         evaluate: instead of datasets, a function of one mixture's weights (leaves
             `[...]`, on the host) that returns numbers by name, such as one that loads
-            them into a PyTorch model. It is called once for each mixture.
+            them into a PyTorch model. It is called once for each mixture; the stack is
+            put on the device once.
 
     Returns:
         `Sweep`; with `evaluate` the dataset is called "evaluate".
@@ -289,19 +298,25 @@ def _mean_of_rows(values, weight):
     return jax.lax.psum(total, "data") / jax.lax.psum(jnp.sum(weight), "data")
 
 
+@functools.partial(jax.jit, static_argnames=("patterns", "keep"))
+def _one_mixture(stacked, rows, *, patterns, keep):
+    """One mixture's weights, for rows `[1, member]`: of all leaves, of each pattern."""
+    own = dict(zip(patterns, rows[1:], strict=True))
+    mixed = mix(stacked, rows[0], per_leaf=own, keep=keep)
+    return jax.tree.map(lambda x: x[0], mixed)
+
+
 def _on_host(stacked, coefficients, per_leaf, keep, evaluate):
     matrices, _ = coefficients_of_leaves(stacked, coefficients, per_leaf)
+    check_keep(keep, num_members(stacked))
     patterns = tuple(per_leaf or {})
-
-    @jax.jit
-    def one(stacked, *rows):
-        own = dict(zip(patterns, rows[1:]))
-        mixed = mix(stacked, rows[0], per_leaf=own, keep=keep)
-        return jax.tree.map(lambda x: x[0], mixed)
-
+    stacked = jax.tree.map(jnp.asarray, stacked)
+    rows = jax.device_get(matrices)
     found = []
-    for i in range(matrices[0].shape[0]):
-        weights = one(stacked, *(m[i : i + 1] for m in matrices))
+    for i in range(rows[0].shape[0]):
+        weights = _one_mixture(
+            stacked, [m[i : i + 1] for m in rows], patterns=patterns, keep=int(keep)
+        )
         values = evaluate(jax.device_get(weights))
         if found and set(values) != set(found[0]):
             raise ValueError(

@@ -40,7 +40,8 @@ def task_arithmetic(
         lam: scale of the sum. 0.3 to 0.4 is usual for eight vision tasks; `1 / M` gives
             the mean; below 0 the tasks are forgotten.
         weights: `[member]`, of either sign; 1 each by default. Not normalised (mergekit
-            does not either unless told to).
+            does not either unless told to). A weight of 0 removes a member, also one
+            that is not finite.
 
     Returns:
         Leaves `[...]` of the types of `stacked`.

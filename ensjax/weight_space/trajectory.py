@@ -242,7 +242,8 @@ class SWAG:
     ) -> Any:
         """One draw of the weights, in float32; NaN if no step has counted.
 
-        With fewer than two columns so far the diagonal alone is drawn from.
+        With k columns so far, fewer than K, their sum is divided by the root of k - 1
+        in place of K - 1; with fewer than two the diagonal alone is drawn from.
 
         Args:
             state: of one member.

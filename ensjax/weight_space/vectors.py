@@ -86,6 +86,15 @@ def rows_of(scalars: jax.Array, leaf: jax.Array) -> jax.Array:
     return scalars.reshape(scalars.shape + (1,) * (leaf.ndim - scalars.ndim))
 
 
+def without_absent(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """A leaf `[member, ...]` in which a weight of 0 leaves nothing that is not finite.
+
+    As 0 times NaN is NaN, such entries become 0; all others stay what they are.
+    """
+    is_spoilt = (rows_of(weights, rows) == 0) & ~jnp.isfinite(rows)
+    return jnp.where(is_spoilt, 0, rows)
+
+
 class Gram(NamedTuple):
     """A scope for vectors that are not here, but whose inner products are.
 

@@ -154,6 +154,59 @@ def test_an_entry_whose_sum_is_zero_takes_the_sign_of_the_scope():
         np.testing.assert_array_equal(signs[1], [sign])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n, m in METHODS.items()
+        if "weights" in inspect.signature(m.merge).parameters
+    ],
+)
+def test_a_weight_of_zero_removes_a_member_that_is_not_finite(name):
+    method, rng = METHODS[name], np.random.default_rng(0)
+    shapes = {"kernel": (3, 2), "bias": (2,)}
+    base = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    stacked = {
+        k: base[k] + rng.normal(size=(3, *s)).astype(np.float32)
+        for k, s in shapes.items()
+    }
+    vectors = rng.normal(size=(3, 1, 9, 4)).astype(np.float32)
+    statistics = {
+        "fisher": {k: x**2 for k, x in stacked.items()},
+        "grams": {"kernel": np.einsum("mgni,mgnj->mgij", vectors, vectors)},
+        "": {},
+    }[method.statistics]
+    knobs = dict.fromkeys(method.knobs_without_default, 0.5)
+
+    @quick_jit
+    def merge(stacked, statistics):
+        arguments = [base] if method.base == "needs" else []
+        arguments += [KEY] if method.needs_key else []
+        arguments += [statistics] if method.statistics else []
+        return method.merge(stacked, *arguments, weights=[2.0, 0.0, 1.0], **knobs)
+
+    def spoil(leaf, value):
+        return np.where(
+            np.arange(3).reshape(3, *[1] * (leaf.ndim - 1)) == 1, value, leaf
+        )
+
+    expected = merge(stacked, statistics)
+    for value in (np.nan, np.inf):
+        spoilt = jax.tree.map(lambda x: spoil(x, value), (stacked, statistics))  # noqa: B023
+        for leaf, found in merge(*spoilt).items():
+            np.testing.assert_allclose(found, expected[leaf], rtol=1e-6, err_msg=leaf)
+    # A weight above 0 lets it be seen.
+    nan = jax.tree.map(lambda x: np.roll(spoil(x, np.nan), 1, axis=0), stacked)
+    assert not all(np.isfinite(x).all() for x in merge(nan, statistics).values())
+
+
+def test_a_running_average_takes_nothing_of_a_weight_of_zero():
+    nan = {"w": jnp.full(2, jnp.nan)}
+    running = RunningAverage.of(nan, weight=0.0).add({"w": jnp.array([3.0, 4.0])})
+    running = running.add(nan, weight={"w": jnp.zeros(2)})
+    np.testing.assert_array_equal(running.mean(like=nan)["w"], [3.0, 4.0])
+
+
 def test_members_added_one_at_a_time_have_the_mean_of_the_stack():
     rng = np.random.default_rng(3)
     stacked = {

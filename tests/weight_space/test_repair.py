@@ -70,6 +70,18 @@ def test_an_end_is_left_as_it_is():
     assert models.largest_difference(mended, ends).max() < 1e-5
 
 
+def test_an_end_of_weight_zero_that_is_not_finite_plays_no_part():
+    ends = models.ensemble_of(models.mlp, 3)
+    weights = np.array([[0.5, 0.5, 0.0], [0.2, 0.8, 0.0], [1.0, 0.0, 0.0]])
+    whole = merged(ends, weights)
+    spoilt = jax.tree.map(
+        lambda x: x.at[2].set(jnp.nan) if jnp.isdtype(x.dtype, "real floating") else x,
+        ends.state,
+    )
+    mended = repair(whole, dataclasses.replace(ends, state=spoilt), weights, X)
+    assert models.largest_difference(mended, repair(whole, ends, weights, X)).max() == 0
+
+
 def test_errors_say_what_is_expected():
     ends = models.ensemble_of(models.mlp, 2)
     with pytest.raises(ValueError, match=r"\[mixture, member\] = \(2, 2\)"):

@@ -115,6 +115,44 @@ def test_of_equal_members_the_first_is_taken_alone(members):
     assert found.is_kept.tolist() == [True, False, False, False, False]
 
 
+@pytest.fixture(scope="module")
+def broken(members):
+    """The members, one of which is NaN; the first class is the most frequent."""
+    stack, (x, y) = members
+    broken = jax.tree.map(np.copy, stack)
+    broken["w"][3] = np.nan
+    return broken, (x, np.where(np.arange(len(y)) % 8 < 7, 0, y))
+
+
+def argmax_is_first(outputs, targets):
+    """A score of one's own that does not see NaN: its argmax is class 0."""
+    return (jnp.argmax(outputs, axis=-1) == targets).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("score", ["accuracy", argmax_is_first])
+def test_predicting_nan_is_no_way_to_be_right(broken, score):
+    stack, rows = broken
+    found = greedy_soup(ensemble_on(stack, 1, 1), rows, score=score)
+    assert found.order[-1] == 3 and not found.is_kept[-1] and found.weights[3] == 0
+    assert np.isfinite(found.model[0]["w"]).all()
+
+
+def test_no_soup_is_silently_nan(broken):
+    stack, rows = broken
+    ids = [*range(10, 10 + MEMBERS)]
+    ensemble = ensjax.Ensemble.from_apply(apply, stack, member_ids=ids)
+    with pytest.raises(ValueError, match=r"ids \[13\] are not all finite"):
+        uniform_soup(ensemble)
+    with pytest.raises(ValueError, match=r"ids \[13\] are not all finite"):
+        learned_soup(ensemble, rows)
+    without = uniform_soup(ensemble, weights=np.arange(MEMBERS) != 3)
+    mean = np.delete(stack["w"], 3, axis=0).mean(axis=0)
+    np.testing.assert_allclose(without.model[0]["w"], mean, atol=1e-6)
+    all_bad = jax.tree.map(lambda v: np.full_like(v, np.nan), stack)
+    with pytest.raises(ValueError, match="none of the 7 members is finite"):
+        greedy_soup(ensemble_on(all_bad, 1, 1), rows)
+
+
 def test_a_member_that_is_not_finite_is_never_kept(members):
     stack, rows = members
     broken = jax.tree.map(np.copy, stack)

@@ -1,5 +1,7 @@
 """Sweeps: every mixture as if it were evaluated alone, on every mesh."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from ensjax import scores
 from ensjax.mapping import mesh_program
 from ensjax.planning.collectives import read_collectives
 from ensjax.weight_space import (
+    ROW_SCORES,
     alpha_path,
     barrier,
     connectivity,
@@ -168,6 +171,57 @@ def test_a_host_function_sees_every_mixture():
     found = sweep(tree, alpha_path(3), evaluate=evaluate, keep=1)
     np.testing.assert_allclose(found.values["weights"]["evaluate"]["sum"], [3, 5, 7])
     assert seen == [8, 8, 8] and found.best("evaluate", "sum") == 2
+
+
+def test_a_second_sweep_on_the_host_compiles_nothing(compilations):
+    tree = {"w": np.ones((2, 3), np.float32), "n": np.array([7, 8])}
+
+    def run(step):
+        return sweep(
+            tree,
+            alpha_path(3)[::step],
+            evaluate=lambda t: {"sum": t["w"].sum()},
+            per_leaf={"w": np.ones((3, 2))},
+        )
+
+    run(1)
+    del compilations[:]
+    run(1)
+    assert compilations == []
+    with pytest.raises(ValueError, match="keep is a member, 0 to 1; got 2"):
+        sweep(tree, alpha_path(3), evaluate=lambda t: {}, keep=2)
+
+
+def test_a_score_that_is_nan_is_never_best():
+    """Neither in weight space nor of outputs; the argmax of NaN would be class 0."""
+    stack = {"w": np.arange(12.0, dtype=np.float32).reshape(3, 2, 2)}
+    stack["w"][0] = np.nan
+    ensemble = ensjax.Ensemble.from_apply(lambda p, x: x @ p["w"], stack)
+    rows = np.ones((6, 2), np.float32), np.array([0, 0, 0, 0, 0, 1])
+    found = sweep(
+        ensemble,
+        np.eye(3),
+        {"all": rows},
+        scores=("accuracy", "nll", "brier", "confidence"),
+        output_space=("predictive", "geometric_mean"),
+    )
+    for space in found.values.values():
+        for values in space["all"].values():
+            assert np.isnan(values).tolist() == [True, False, False]
+    assert found.best("all", "accuracy") == 1
+    assert found.best("all", "nll", largest=False) == 1
+    values = {"weights": {"all": {"accuracy": np.full(3, np.nan)}}}
+    with pytest.raises(ValueError, match="'accuracy' on 'all' is NaN for all 3"):
+        dataclasses.replace(found, values=values).best("all", "accuracy")
+
+
+def test_every_score_of_a_row_that_is_nan_is_nan():
+    outputs = jnp.array([[0.0, 1.0], [jnp.nan, 1.0], [1.0, jnp.nan], [-jnp.inf, 1.0]])
+    for name, score in ROW_SCORES.items():
+        targets = outputs * 0 if name == "squared_error" else jnp.ones(4, jnp.int32)
+        found = score(outputs, jnp.nan_to_num(targets))
+        expected = [False, True, True, False]  # -inf: a class that is ruled out
+        assert np.isnan(found).tolist() == expected, name
 
 
 def test_padding_of_mixtures_and_blocks_changes_nothing(rows, alone):
