@@ -1,6 +1,7 @@
 """What `ensjax soup` is asked for on the command line. Loads no JAX."""
 
 import argparse
+import math
 from typing import Any, NamedTuple
 
 from ensjax.experiment.exit_codes import ConfigError
@@ -134,7 +135,7 @@ def add_soup_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "allow_non_finite",
         action="store_true",
-        help="merge NaN and infinity instead of refusing them",
+        help="merge and write NaN and infinity instead of refusing them",
     )
     _add(
         parser,
@@ -256,8 +257,11 @@ def _value(name, text):
 
 def _numbers(name, text):
     try:
-        return [float(number) for number in text.split(",")]
+        numbers = [float(number) for number in text.split(",")]
     except ValueError as error:
         raise ConfigError(
             f"--{name} takes numbers with commas, as 0.2 or 0.2,0.3; got {text!r}."
         ) from error
+    if not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"--{name} takes finite numbers; got {text!r}.")
+    return numbers

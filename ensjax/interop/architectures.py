@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import nnx
 
+from ensjax.interop.config_fields import check_plain
 from ensjax.interop.kinds import KINDS, Kind
 
 
@@ -74,7 +75,7 @@ def _arguments(config, shapes, kind):
     if config is not None:
         model_type = config.get("model_type")
         name = model_type if kind == "auto" else kind
-        if name not in KINDS:
+        if not isinstance(name, str) or name not in KINDS:
             raise ValueError(
                 f"config.json: model_type is {name!r}; supported is {', '.join(KINDS)}."
             )
@@ -82,6 +83,7 @@ def _arguments(config, shapes, kind):
             raise ValueError(
                 f"config.json: model_type is {model_type!r}, but kind is {name!r}."
             )
+        check_plain(config)
         return KINDS[name], KINDS[name].options(config)
     for name, of_kind in KINDS.items():
         if kind in ("auto", name) and of_kind.options_of is not None:

@@ -4,7 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ensjax.interop.config_fields import activation, field, num_labels, require
+from ensjax.interop.config_fields import (
+    activation,
+    architecture,
+    field,
+    num_labels,
+    number,
+    require,
+    size,
+)
 from ensjax.interop.name_maps import Constant, NameMap, Rule, prefixed
 from ensjax.interop.vit_map import BLOCK, linear
 from ensjax.nn import BERT
@@ -29,13 +37,8 @@ def bert_options(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if a field is missing or not supported; names it.
     """
-    names = field(config, "architectures")
-    if len(names) != 1 or names[0] not in HEADS:
-        raise ValueError(
-            f"config.json: architectures is {names!r}; supported is"
-            f" {' or '.join(HEADS)}."
-        )
-    head = HEADS[names[0]]
+    field(config, "architectures")  # there is no usual one
+    head = HEADS[architecture(config, tuple(HEADS))]
     require(config, "position_embedding_type", ("absolute",))
     require(config, "is_decoder", (False,))
     require(config, "add_cross_attention", (False,))
@@ -43,15 +46,15 @@ def bert_options(config: Mapping[str, Any]) -> dict[str, Any]:
     if head == "words":
         require(config, "tie_word_embeddings", (True,))
     options = {
-        "vocabulary": field(config, "vocab_size", 30_522),
-        "width": field(config, "hidden_size", 768),
-        "depth": field(config, "num_hidden_layers", 12),
-        "num_heads": field(config, "num_attention_heads", 12),
-        "mlp_width": field(config, "intermediate_size", 3072),
-        "max_tokens": field(config, "max_position_embeddings", 512),
-        "num_token_types": field(config, "type_vocab_size", 2),
+        "vocabulary": size(config, "vocab_size", 30_522),
+        "width": size(config, "hidden_size", 768),
+        "depth": size(config, "num_hidden_layers", 12),
+        "num_heads": size(config, "num_attention_heads", 12),
+        "mlp_width": size(config, "intermediate_size", 3072),
+        "max_tokens": size(config, "max_position_embeddings", 512),
+        "num_token_types": size(config, "type_vocab_size", 2),
         "activation": activation(config, "hidden_act", "gelu"),
-        "norm_epsilon": field(config, "layer_norm_eps", 1e-12),
+        "norm_epsilon": number(config, "layer_norm_eps", 1e-12),
         "head": head,
     }
     return options | ({"num_outputs": num_labels(config)} if head == "classes" else {})

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ensjax.interop.config_fields import activation, architecture, field, size_pair
+from ensjax.interop.config_fields import (
+    activation,
+    architecture,
+    field,
+    number,
+    part,
+    size,
+    size_pair,
+)
 from ensjax.interop.name_maps import Constant, NameMap, Rule, prefixed
 from ensjax.interop.transforms import Reshape
 from ensjax.interop.vit_map import BLOCK, block_rules, linear, norm, patches
@@ -29,16 +37,16 @@ def clip_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "image_depth": tower["depth"],
         "image_heads": tower["num_heads"],
         "image_mlp_width": tower["mlp_width"],
-        "vocabulary": field(text, "vocab_size", 49408),
-        "max_tokens": field(text, "max_position_embeddings", 77),
-        "text_width": field(text, "hidden_size", 512),
-        "text_depth": field(text, "num_hidden_layers", 12),
-        "text_heads": field(text, "num_attention_heads", 8),
-        "text_mlp_width": field(text, "intermediate_size", 2048),
+        "vocabulary": size(text, "vocab_size", 49408),
+        "max_tokens": size(text, "max_position_embeddings", 77),
+        "text_width": size(text, "hidden_size", 512),
+        "text_depth": size(text, "num_hidden_layers", 12),
+        "text_heads": size(text, "num_attention_heads", 8),
+        "text_mlp_width": size(text, "intermediate_size", 2048),
         # An id of 2 is a slip of early configurations; they read the largest id.
         "end_token": None if end == 2 else end,
-        "num_features": field(config, "projection_dim", 512),
-        "norm_epsilon": (tower["norm_epsilon"], field(text, "layer_norm_eps", 1e-5)),
+        "num_features": size(config, "projection_dim", 512),
+        "norm_epsilon": (tower["norm_epsilon"], number(text, "layer_norm_eps", 1e-5)),
         "activation": (
             tower["activation"],
             activation(text, "hidden_act", "quick_gelu"),
@@ -55,7 +63,7 @@ def clip_image_options(config: Mapping[str, Any]) -> dict[str, Any]:
     architecture(config, ("CLIPVisionModelWithProjection",))
     return {
         **_tower_options(config),
-        "num_outputs": field(config, "projection_dim", 512),
+        "num_outputs": size(config, "projection_dim", 512),
         "qkv_bias": True,
         "embed_bias": False,
         "head_bias": False,
@@ -121,17 +129,17 @@ def _tower_rules(tower):
 def _tower_options(config):
     height, width = size_pair(config, "image_size", 224)
     return {
-        "image_shape": (height, width, field(config, "num_channels", 3)),
+        "image_shape": (height, width, size(config, "num_channels", 3)),
         "patch_size": size_pair(config, "patch_size", 32),
-        "width": field(config, "hidden_size", 768),
-        "depth": field(config, "num_hidden_layers", 12),
-        "num_heads": field(config, "num_attention_heads", 12),
-        "mlp_width": field(config, "intermediate_size", 3072),
-        "norm_epsilon": field(config, "layer_norm_eps", 1e-5),
+        "width": size(config, "hidden_size", 768),
+        "depth": size(config, "num_hidden_layers", 12),
+        "num_heads": size(config, "num_attention_heads", 12),
+        "mlp_width": size(config, "intermediate_size", 3072),
+        "norm_epsilon": number(config, "layer_norm_eps", 1e-5),
         "activation": activation(config, "hidden_act", "quick_gelu"),
     }
 
 
 def _part(config, name):
     """A tower's fields; files of early versions have those that hold in `..._dict`."""
-    return {**(config.get(name) or {}), **(config.get(f"{name}_dict") or {})}
+    return {**part(config, name), **part(config, f"{name}_dict")}

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ensjax.interop.config_fields import architecture, field, require
+from ensjax.interop.config_fields import (
+    architecture,
+    flag,
+    number,
+    optional_size,
+    part,
+    require,
+    size,
+)
 from ensjax.interop.name_maps import Constant, NameMap, Rule, prefixed
 from ensjax.interop.vit_map import BLOCK, linear
 from ensjax.nn import LinearScaling, Llama, Llama3Scaling
@@ -18,13 +26,13 @@ def llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if a field is missing or not supported; names it.
     """
-    bias = field(config, "attention_bias", False)
+    bias = flag(config, "attention_bias", False)
     return {
         **_options(config, "Llama"),
-        "num_kv_heads": config.get("num_key_value_heads"),
+        "num_kv_heads": optional_size(config, "num_key_value_heads"),
         "qkv_bias": bias,
         "out_bias": bias,
-        "mlp_bias": field(config, "mlp_bias", False),
+        "mlp_bias": flag(config, "mlp_bias", False),
     }
 
 
@@ -42,7 +50,7 @@ def mistral_options(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     return {
         **_options(config, "Mistral"),
-        "num_kv_heads": field(config, "num_key_value_heads"),
+        "num_kv_heads": size(config, "num_key_value_heads"),
     }
 
 
@@ -57,7 +65,7 @@ def qwen2_options(config: Mapping[str, Any]) -> dict[str, Any]:
         require({"layer_types": kind}, "layer_types", ("full_attention",))
     return {
         **_options(config, "Qwen2"),
-        "num_kv_heads": field(config, "num_key_value_heads"),
+        "num_kv_heads": size(config, "num_key_value_heads"),
         "qkv_bias": True,
     }
 
@@ -113,36 +121,36 @@ def _options(config, family):
     require(config, "hidden_act", ("silu", "swish"))
     theta, scaling = _rotary(config)
     return {
-        "vocabulary": field(config, "vocab_size"),
-        "width": field(config, "hidden_size"),
-        "depth": field(config, "num_hidden_layers"),
-        "num_heads": field(config, "num_attention_heads"),
-        "head_width": config.get("head_dim"),
-        "mlp_width": field(config, "intermediate_size"),
-        "norm_epsilon": field(config, "rms_norm_eps", 1e-6),
+        "vocabulary": size(config, "vocab_size"),
+        "width": size(config, "hidden_size"),
+        "depth": size(config, "num_hidden_layers"),
+        "num_heads": size(config, "num_attention_heads"),
+        "head_width": optional_size(config, "head_dim"),
+        "mlp_width": size(config, "intermediate_size"),
+        "norm_epsilon": number(config, "rms_norm_eps", 1e-6),
         "rope_theta": theta,
         "rope_scaling": scaling,
         "head": "hidden" if name.endswith("Model") else "words",
-        "tied": field(config, "tie_word_embeddings", False),
+        "tied": flag(config, "tie_word_embeddings", False),
     }
 
 
 def _rotary(config) -> tuple[float, Scaling | None]:
     """Base and scaling of the rotary frequencies, of new configurations and old."""
     name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    given = config.get(name) or {}
+    given = part(config, name)
     require(config, "partial_rotary_factor", (1.0,))
-    theta = given.get("rope_theta") or field(config, "rope_theta", 10_000.0)
+    theta = number(given, "rope_theta", number(config, "rope_theta", 10_000.0))
     kind = given.get("rope_type") or given.get("type") or "default"
     scaling = None
     if kind == "linear":
-        scaling = LinearScaling(float(field(given, "factor")))
+        scaling = LinearScaling(float(number(given, "factor")))
     elif kind == "llama3":
         scaling = Llama3Scaling(
-            factor=float(field(given, "factor")),
-            low=float(field(given, "low_freq_factor")),
-            high=float(field(given, "high_freq_factor")),
-            original_tokens=field(given, "original_max_position_embeddings"),
+            factor=float(number(given, "factor")),
+            low=float(number(given, "low_freq_factor")),
+            high=float(number(given, "high_freq_factor")),
+            original_tokens=size(given, "original_max_position_embeddings"),
         )
     elif kind != "default":
         raise ValueError(

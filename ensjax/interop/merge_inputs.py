@@ -1,7 +1,7 @@
 """The checkpoints of a merge: opened, told apart, and read in blocks."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -109,10 +109,15 @@ def blocks_of(
     choice: TensorChoice,
     *,
     allow_non_finite: bool,
+    left_out: Mapping[str, Sequence[int]],
     report: Callable[[int], None],
 ) -> tuple[Blocks, Blocks | None]:
     """Blocks of members and of Fisher information, which share the memory."""
-    options: dict[str, Any] = {"allow_non_finite": allow_non_finite, "report": report}
+    options: dict[str, Any] = {
+        "allow_non_finite": allow_non_finite,
+        "left_out": left_out,
+        "report": report,
+    }
     largest = max(spec.nbytes for spec in choice.merged.values())
     memory = memory_for_blocks(largest)
     if not inputs.fisher:

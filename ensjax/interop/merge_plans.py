@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.interop.knob_checks import check_knobs
 from ensjax.interop.tensor_blocks import Blocks
 from ensjax.interop.tensor_types import TensorSpec
 from ensjax.weight_space.leaves import by_pattern
@@ -153,6 +154,7 @@ def _check_values(method, num_members, base, given):
     missing = [name for name in own.knobs_without_default if given.get(name) is None]
     if missing:
         raise ValueError(f"{method} needs {missing[0]}, which has no usual value.")
+    check_knobs(method, given)
     stacked = {"x": np.ones((num_members, 2), np.float32)}
     arguments: list[Any] = [stacked]
     if base:
@@ -178,3 +180,19 @@ def knobs_by_leaf(
     own = by_pattern(names, per_leaf, {})
     defaults = knobs_of(method)
     return {name: {**defaults, **knobs, **more} for name, more in zip(names, own)}
+
+
+def members_left_out(
+    knobs_of_leaves: Mapping[str, Mapping[str, Any]],
+) -> dict[str, list[int]]:
+    """Places of the members of weight 0, by the name of a tensor.
+
+    Args:
+        knobs_of_leaves: from `knobs_by_leaf`.
+    """
+    found = {}
+    for name, knobs in knobs_of_leaves.items():
+        weights = knobs.get("weights")
+        if weights is not None:
+            found[name] = np.flatnonzero(np.asarray(weights) == 0).tolist()
+    return found

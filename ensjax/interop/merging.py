@@ -28,13 +28,19 @@ from ensjax.interop.merge_inputs import (
     check_places,
     one_of,
 )
-from ensjax.interop.merge_plans import MergePlan, check_merge, knobs_by_leaf
+from ensjax.interop.merge_plans import (
+    MergePlan,
+    check_merge,
+    knobs_by_leaf,
+    members_left_out,
+)
 from ensjax.interop.output_folders import check_output, output_folder
 from ensjax.interop.small_files import (
     copy_small_files,
     differences,
 )
 from ensjax.interop.stacks import stem_of
+from ensjax.interop.tensor_blocks import cast_block, finite_blocks
 from ensjax.interop.tensor_choice import TensorChoice, choose_tensors, has_wide
 from ensjax.interop.tensor_types import (
     TensorSpec,
@@ -42,6 +48,7 @@ from ensjax.interop.tensor_types import (
     bytes_of,
     dtype_named,
 )
+from ensjax.interop.tied_words import check_tied_words
 from ensjax.interop.unit_merges import (
     UNIT_METHODS,
     merged_units,
@@ -122,13 +129,16 @@ def merge_folders(
         dtype: of what is written, such as "bfloat16"; by default the members', which
             must agree then.
         copy_from: one of the folders or the base: tensors that one of them lacks, or
-            that differ in shape, are copied from it. By default they are refused.
+            that differ in shape, are copied from it; it also settles
+            `tie_word_embeddings` where configurations differ. By default both are
+            refused.
         copy: patterns of tensors that are copied, from `copy_from` or where integer
             tensors come from.
         skip: patterns of tensors that are left out.
         max_shard_size: such as `5GB`.
         overwrite: whether an earlier output at `out` is replaced.
-        allow_non_finite: whether NaN and infinity are merged instead of refused.
+        allow_non_finite: whether NaN and infinity are merged, and written, instead of
+            refused. A member of weight 0 in a tensor is left out there.
         report: called with bytes read and bytes to be read.
 
     Returns:
@@ -170,15 +180,21 @@ def merge_folders(
             any_dtype=target is not None,
         )
         _check_choice(choice, inputs.fisher)
+        check_tied_words(inputs.models, choice, one_of(inputs.models, copy_from))
         reading = Reading(report)
-        blocks, information = blocks_of(
-            inputs, choice, allow_non_finite=allow_non_finite, report=reading.add
-        )
         names = list(choice.merged)
+        of_leaves = knobs_by_leaf(method, names, knobs, per_leaf)
+        blocks, information = blocks_of(
+            inputs,
+            choice,
+            allow_non_finite=allow_non_finite,
+            left_out=members_left_out(of_leaves),
+            report=reading.add,
+        )
         plan = MergePlan(
             method=method,
             specs=choice.merged,
-            knobs=knobs_by_leaf(method, names, knobs, per_leaf),
+            knobs=of_leaves,
             blocks=blocks,
             fisher=information,
             seed=seed,
@@ -196,6 +212,7 @@ def merge_folders(
             target=target,
             source=source,
             max_shard_size=max_shard_size,
+            allow_non_finite=allow_non_finite,
         )
         kept, left = copy_small_files(source.path, partial, dtype=dtype)
         merged_files = {path.name for path in source.files}
@@ -226,7 +243,7 @@ def _bytes_read(plan, inputs, name):
     )
 
 
-def _write(folder, plan, choice, *, target, source, max_shard_size):
+def _write(folder, plan, choice, *, target, source, max_shard_size, allow_non_finite):
     """Merges and copies all tensors; returns the files."""
     _, prepare, merged = _STREAMED[plan.method]
     specs = _written_specs(choice, target)
@@ -245,10 +262,14 @@ def _write(folder, plan, choice, *, target, source, max_shard_size):
             dtype = specs[name].dtype
             if name in choice.copied:
                 blocks = _pieces(choice.copied[name].source, name)
+            elif not specs[name].size:
+                blocks = [np.empty(0, np.float32)]
             else:
                 blocks = merged(plan, known, name)
+                if not allow_non_finite:
+                    blocks = finite_blocks(blocks, name)
             for block in blocks:
-                writer.write(name, _cast(block, dtype, name))
+                writer.write(name, cast_block(block, dtype, name))
     return [file._asdict() for file in writer.files]
 
 
@@ -297,20 +318,6 @@ def _pieces(source: WeightFolder, name: str) -> Iterator[np.ndarray]:
 
 
 _PIECE = 2**20
-
-
-def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    if values.dtype == dtype:
-        return values
-    with np.errstate(over="ignore", invalid="ignore"):
-        cast = values.astype(dtype)
-    wide = cast.astype(np.float32)
-    if not np.isfinite(wide).all() and np.isfinite(values).all():
-        raise WeightsError(
-            f"tensor {name!r} is beyond {dtype.name} once merged; write it in a wider"
-            " type (dtype)."
-        )
-    return cast
 
 
 def _notes(every: Sequence[WeightFolder], choice: TensorChoice) -> list[str]:

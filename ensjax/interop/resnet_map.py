@@ -5,7 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from ensjax.interop.config_fields import architecture, field, num_labels, require
+from ensjax.interop.config_fields import (
+    architecture,
+    field,
+    num_labels,
+    require,
+    size,
+    sizes,
+)
 from ensjax.interop.name_maps import Constant, NameMap, Rule
 from ensjax.interop.transforms import CONV
 from ensjax.interop.vit_map import linear
@@ -22,13 +29,13 @@ def resnet_options(config: Mapping[str, Any]) -> dict[str, Any]:
     require(config, "hidden_act", ("relu",))
     require(config, "layer_type", ("bottleneck", "basic"))
     return {
-        "depths": tuple(field(config, "depths", (3, 4, 6, 3))),
-        "widths": tuple(field(config, "hidden_sizes", (256, 512, 1024, 2048))),
+        "depths": sizes(config, "depths", (3, 4, 6, 3)),
+        "widths": sizes(config, "hidden_sizes", (256, 512, 1024, 2048)),
         "block": field(config, "layer_type", "bottleneck"),
-        "stem_width": field(config, "embedding_size", 64),
+        "stem_width": size(config, "embedding_size", 64),
         "first_strides": 2 if config.get("downsample_in_first_stage") else 1,
         "strides_on": "1x1" if config.get("downsample_in_bottleneck") else "3x3",
-        "in_channels": field(config, "num_channels", 3),
+        "in_channels": size(config, "num_channels", 3),
         "num_outputs": num_labels(config),
     }
 

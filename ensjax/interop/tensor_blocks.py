@@ -1,7 +1,7 @@
 """Blocks of tensors of many checkpoints, of which little is in memory at a time."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class Blocks:
         *,
         memory: int,
         allow_non_finite: bool = False,
+        left_out: Mapping[str, Sequence[int]] | None = None,
         report: Callable[[int], None] = lambda count: None,
     ):
         """Reads nothing yet.
@@ -50,9 +51,12 @@ class Blocks:
             base: or None.
             memory: bytes that a block and what is made of it may take.
             allow_non_finite: whether NaN and infinity are let through.
+            left_out: by name, places of members of weight 0. What is not finite there
+                is read as 0: 0 times NaN would be NaN.
             report: called with the number of bytes read.
         """
         self.members, self.base = list(members), base
+        self._left_out = left_out or {}
         self._allow, self._report = allow_non_finite, report
         entries = memory // (4 * _COPIES * (len(self.members) + 1))
         self.size = 2 ** max(int(math.log2(max(entries, 1))), 10)
@@ -72,6 +76,8 @@ class Blocks:
         rows = np.empty((len(self.members), stop - start), np.float32)
         for row, folder in zip(rows, self.members):
             self._read(row, folder, name, start, stop)
+        for place in self._left_out.get(name, ()):
+            rows[place][~np.isfinite(rows[place])] = 0.0
         return rows
 
     def origin(self, name: str, start: int, stop: int) -> np.ndarray | None:
@@ -115,3 +121,38 @@ def padded(rows: np.ndarray, size: int) -> np.ndarray:
     full = np.zeros((*rows.shape[:-1], wanted), rows.dtype)
     full[..., :count] = rows
     return full
+
+
+def finite_blocks(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndarray]:
+    """The blocks of a merge of finite numbers, whose results must be so.
+
+    Raises:
+        WeightsError: if one is not; names the tensor.
+    """
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise WeightsError(
+                f"tensor {name!r} is not finite once merged, although what is merged"
+                " is; choose smaller knobs (weights, lam), or let it through"
+                " (allow_non_finite)."
+            )
+        yield block
+
+
+def cast_block(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A merged block in the type that is written.
+
+    Raises:
+        WeightsError: if a finite number is beyond that type; names the tensor.
+    """
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(dtype)
+    wide = cast.astype(np.float32)
+    if not np.isfinite(wide).all() and np.isfinite(values).all():
+        raise WeightsError(
+            f"tensor {name!r} is beyond {dtype.name} once merged; write it in a wider"
+            " type (dtype)."
+        )
+    return cast

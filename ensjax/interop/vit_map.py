@@ -6,8 +6,10 @@ from typing import Any
 from ensjax.interop.config_fields import (
     activation,
     architecture,
-    field,
+    flag,
     num_labels,
+    number,
+    size,
     size_pair,
 )
 from ensjax.interop.name_maps import NameMap, Rule, prefixed
@@ -33,16 +35,16 @@ def vit_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "image_shape": (
             *size_pair(config, "image_size", 224),
-            field(config, "num_channels", 3),
+            size(config, "num_channels", 3),
         ),
         "patch_size": size_pair(config, "patch_size", 16),
-        "width": field(config, "hidden_size", 768),
-        "depth": field(config, "num_hidden_layers", 12),
-        "num_heads": field(config, "num_attention_heads", 12),
-        "mlp_width": field(config, "intermediate_size", 3072),
+        "width": size(config, "hidden_size", 768),
+        "depth": size(config, "num_hidden_layers", 12),
+        "num_heads": size(config, "num_attention_heads", 12),
+        "mlp_width": size(config, "intermediate_size", 3072),
         "num_outputs": num_labels(config),
-        "qkv_bias": field(config, "qkv_bias", True),
-        "norm_epsilon": field(config, "layer_norm_eps", 1e-12),
+        "qkv_bias": flag(config, "qkv_bias", True),
+        "norm_epsilon": number(config, "layer_norm_eps", 1e-12),
         "activation": activation(config, "hidden_act", "gelu"),
     }
 

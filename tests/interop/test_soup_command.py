@@ -152,6 +152,21 @@ MISTAKES = {
     "a nan -o out": "'head.weight' of nan holds NaN or infinity",
     "a quantized -o out": "quantized is quantized",
     "a big -o out --dtype float16": "'body.weight' is beyond float16 once merged",
+    "a b -o out --weights nan,1": "--weights takes finite numbers",
+    "a b -o out --base z --method ties --lam inf": "--lam takes finite numbers",
+    "a b -o out --pattern head=1e999,1": "--weights takes finite numbers",
+    "a b -o out --method karcher --num_iterations inf": "--num_iterations takes finite",
+    "a b -o out --method slerp --t 1.5": "t must lie from 0 to 1; got 1.5",
+    "a b -o out --method nuslerp --t -1": "t must lie from 0 to 1; got -1",
+    "a b -o out --method slerp --parallel 1.5": "parallel must lie from 0 to 1",
+    "a b -o out --method slerp --parallel 0,1": "parallel must be one number",
+    "a b -o out --method karcher --tolerance -1": "tolerance must be at least 0",
+    "a b -o out --method fisher --fisher a --fisher b --floor -1": "floor must be at",
+    "a b -o out --base z --method della --density .5 --epsilon 1": "epsilon must lie",
+    "a b -o out --base z --method ties --lam 1e39": "lam must fit float32",
+    "a b z -o out --weights 1e38,1e38,1e38": "weights must be 0 or of a size from",
+    "a b -o out --base z --method task_arithmetic --weights 1,1e-40": "weights must be",
+    "wide b -o out --weights 9,9 --normalize no": "'body.weight' is not finite once",
     "a half -o out": "'body.weight' is float16 in half, but float32 in a",
     "a --method model_stock --base z -o out": "at least two members",
 }
@@ -171,6 +186,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(here, capsys, text):
         )
     if "big" in text:
         interop.write_weights("big", weights(1e6))
+    if "wide" in text:
+        interop.write_weights("wide", weights(1e38))
     if "half" in text:
         half = {name: x.astype(np.float16) for name, x in weights(1.0).items()}
         interop.write_weights("half", half)
@@ -189,6 +206,97 @@ def test_one_folder_alone_and_values_that_are_not_finite_can_be_asked_for(here):
     interop.write_weights("inf", weights(1.0) | {"head.weight": bad})
     assert soup("a inf -o out --allow-non-finite") == 0
     assert values("out") == (1.0, np.inf)
+
+
+def test_results_that_are_not_finite_can_be_asked_for(here):
+    interop.write_weights("wide", weights(1e38))
+    text = "wide b -o out --weights 9,9 --normalize no --allow_non_finite"
+    assert soup(text) == 0
+    assert values("out") == (np.inf, np.inf)
+
+
+LEFT_OUT = {
+    "--weights 1,0": (1.0, 1.0),
+    "--pattern head=1,0": (np.nan, 1.0),
+    "--base z --method task_arithmetic --lam 1 --weights 2,0": (2.0, 2.0),
+    "--base z --method della --density 1 --weights 1,0": (1.0, 1.0),
+    "--method multislerp --weights 1,0": (1.0, 1.0),
+    "--method fisher --fisher a --fisher nan --weights 1,0": (1.0, 1.0),
+    "--alpha 0": (1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("text", LEFT_OUT)
+def test_a_member_of_weight_0_is_left_out_also_if_it_is_not_finite(here, text):
+    interop.write_weights("nan", weights(np.nan))
+    assert soup(f"a nan -o out --allow_non_finite {text}") == 0
+    np.testing.assert_allclose(values("out"), LEFT_OUT[text], rtol=1e-6)
+
+
+METHODS_OF_NOTHING = {
+    "average": "",
+    "ties": "--base z0",
+    "breadcrumbs": "--base z0 --density 0.5 --scope leaf",
+    "della": "--base z0 --density 0.5",
+    "sce": "--base z0",
+    "slerp": "",
+    "nuslerp": "--scope output",
+}
+
+
+@pytest.mark.parametrize("method", METHODS_OF_NOTHING)
+def test_a_tensor_without_entries_is_kept(here, method):
+    for name, value in (("z0", 0.0), ("a0", 1.0), ("b0", 1.0)):
+        none = {"empty.weight": np.zeros((0, 3), np.float32)}
+        interop.write_weights(name, none | weights(value, none=np.zeros((2, 0, 3))))
+    text = f"a0 b0 -o out --method {method} {METHODS_OF_NOTHING[method]}"
+    assert soup(text) == 0
+    found = interop.read_stacked(["out"])
+    assert found["empty.weight"].shape == (1, 0, 3)
+    assert found["none"].shape == (1, 2, 0, 3)
+    assert np.isfinite(found["body.weight"]).all()
+
+
+def words(name, config, head=None):
+    """A language model with an embedding of 4s and, if asked for, a head."""
+    own = {"emb.weight": np.full((5, 2), 4.0, np.float32)}
+    if head is not None:
+        own["lm_head.weight"] = np.full((5, 2), head, np.float32)
+    interop.write_weights(name, own)
+    with open(f"{name}/config.json", "w") as file:
+        json.dump(config, file)
+
+
+def test_tied_words_and_words_apart_are_not_mixed(here, capsys):
+    tied, apart = ({"tie_word_embeddings": is_tied} for is_tied in (True, False))
+    words("tied", tied, 4.0)
+    words("less", tied)
+    words("apart", apart, 8.0)
+    words("default", {"model_type": "llama"}, 8.0)
+    refused = {
+        "tied apart": "tie_word_embeddings is true in tied, but false in apart;",
+        "apart tied": "tie_word_embeddings is true in tied, but false in apart;",
+        "tied default": "true in tied, but false in default;",
+        "tied apart --copy_from tied": "'lm_head.weight' would not be read; leave it",
+        "tied less --copy_from tied": "'lm_head.weight' would not be read; leave it",
+    }
+    for text, message in refused.items():
+        assert soup(f"{text} -o out") == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+        assert not (here / "out").exists()
+    merged = {
+        "tied apart --copy_from apart": (apart, 6.0),
+        "less apart --copy_from apart": (apart, 8.0),
+        "less apart --copy_from less": (tied, None),
+        "tied apart --copy_from tied --skip lm_head": (tied, None),
+        "apart default": (apart, 8.0),
+    }
+    for text, (config, head) in merged.items():
+        assert soup(f"{text} -o out --overwrite") == 0, text
+        assert json.loads((here / "out" / "config.json").read_text()) == config
+        found = interop.read_stacked(["out"])
+        assert found.get("lm_head.weight", np.array([None])).flat[0] == head
 
 
 def test_an_earlier_output_is_replaced_when_asked(here):
