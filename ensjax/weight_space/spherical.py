@@ -48,8 +48,9 @@ def slerp(
         scope: "leaf" (one angle for each leaf, as in mergekit), "global" (one for the
             whole model), "output" or "input".
         parallel: where `abs(cos(O))` is larger, the line is taken. The value is
-            mergekit's. So it is where a vector is shorter than 1e-8 and has no
-            direction; mergekit takes a right angle there.
+            mergekit's; above 1 - 1e-6 angles are rounding, and it is taken too. So it
+            is where a vector is shorter than 1e-8 and has no direction; mergekit takes
+            a right angle there.
         keep: the member whose leaves are taken where they are not floating.
 
     Returns:
@@ -134,7 +135,7 @@ def on_circle(
         first, second, products, long0, long1, has0, has1
     ):
         cosine = product / (n0 * n1)
-        on_line = (jnp.abs(cosine) > parallel) | ~h0 | ~h1
+        on_line = (jnp.abs(cosine) > jnp.minimum(parallel, PARALLEL)) | ~h0 | ~h1
         # Both branches are computed: a right angle stands in where the line is taken.
         angle = jnp.arccos(jnp.where(on_line, 0.0, cosine))
         sine = jnp.sin(angle)

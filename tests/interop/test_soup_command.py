@@ -63,6 +63,7 @@ RUNS = {
     "a b --base z --method task-arithmetic --pattern ^body:lam=1": (4.0, 1.2),
     "a b --base z --method ties --density 1": (2.0, 2.0),
     "a b --method slerp --t 0.25": (1.5, 1.5),
+    "a b --method slerp --t 0.25 --parallel 1": (1.5, 1.5),
     "a b --method nearswap --t 0.5": (1.5, 1.5),
     "a b --base z --method model_stock": (2.0, 2.0),
     "a b --copy head --copy_from b": (2.0, 3.0),
