@@ -3,9 +3,9 @@
 ensjax run configs/bang.py
 ensjax run configs/bang.py:claims
 
-On two CPU cores, claims (8 seeds of 2 models): accuracy out of distribution at alpha .5 is
-71.0 % plainly fine-tuned, 63.1 after label smoothing, 64.3 after Mixup, 63.9 after both; of
-two equal models 80.1 % at lambda 1, 74.3 at 100.
+On two CPU cores, claims (8 seeds of 2 models): accuracy out of distribution at alpha .5
+is 71.0 % plainly fine-tuned, 63.1 after label smoothing, 64.3 after Mixup, 63.9 after
+both; of two equal models 80.1 % at lambda 1, 74.3 at 100.
 """
 
 import ml_collections
