@@ -79,7 +79,11 @@ MISTAKES = {
         "no config file configs/nope",
     ),
     "unknown name": (None, lambda: run("nope"), "no config named 'nope'"),
-    "unknown preset": (None, lambda: run(TOY + ":tiny"), "smoke, small, claims, gpu, paper"),
+    "unknown preset": (
+        None,
+        lambda: run(TOY + ":tiny"),
+        "smoke, small, claims, gpu, paper",
+    ),
     "no members": (
         None,
         lambda: run(TOY, "num_members=0"),
