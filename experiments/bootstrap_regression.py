@@ -14,7 +14,7 @@ import numpy as np
 import ensjax
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, load_beside
 from ensjax.experiment.stages import run_stages
 
 rows = load_beside(__file__, "bootstrap_regression_rows")
@@ -55,12 +55,7 @@ def validate(config):
         raise ConfigError(f"config.ddof is 0 or 1; got {config.ddof!r}.")
     if config.block not in ("auto", "all"):
         check_numbers(config, ("block",), at_least=1)
-    for field in ("total_steps", "save_every_steps"):
-        if config[field] % config.steps_per_call:
-            raise ConfigError(
-                f"config.{field}={config[field]} must be a multiple of"
-                f" config.steps_per_call={config.steps_per_call}."
-            )
+    check_multiples(config, ("total_steps", "save_every_steps"))
     if not config.sets or len(set(config.sets)) < len(config.sets):
         raise ConfigError(f"config.sets must be different names; got {config.sets}.")
     if config.num_side_members > config.num_members:

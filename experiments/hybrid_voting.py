@@ -10,7 +10,7 @@ compares with networks, `hybrid_voting_claims.py` and `hybrid_voting_checks.py` 
 import ensjax
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, load_beside
 from ensjax.experiment.stages import run_stages
 
 images = load_beside(__file__, "hybrid_voting_images")
@@ -73,11 +73,7 @@ def validate(config, mesh=None):
             "config.num_components must be at most the 16 wavelet features; got"
             f" {config.num_components}."
         )
-    if config.total_steps % config.steps_per_call:
-        raise ConfigError(
-            "config.total_steps must be a multiple of config.steps_per_call="
-            f"{config.steps_per_call}; got {config.total_steps}."
-        )
+    check_multiples(config, ("total_steps",))
     if mesh is None:
         try:
             ensjax.make_mesh(**config.mesh.to_dict())

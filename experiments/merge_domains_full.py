@@ -22,7 +22,7 @@ from ensjax import data, nn
 from ensjax import weight_space as ws
 from ensjax.experiment import ConfigError, claim
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
 from ensjax.plot.style import GREY, PALETTE, finish, new_figure
 from ensjax.train import TrainingJob
@@ -112,12 +112,7 @@ def validate(config):
         raise ConfigError(
             f"config.tasks must be at least two different names; got {config.tasks}."
         )
-    for field in ("total_steps", "save_every_steps"):
-        if config[field] % config.steps_per_call:
-            raise ConfigError(
-                f"config.{field}={config[field]} must be a multiple of"
-                f" config.steps_per_call={config.steps_per_call}."
-            )
+    check_multiples(config, ("total_steps", "save_every_steps"))
 
 
 def training_job(config):

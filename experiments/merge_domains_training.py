@@ -16,7 +16,7 @@ import optax
 import ensjax
 from ensjax import combine, data, nn
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import check_numbers
+from ensjax.experiment.fields import check_multiples, check_numbers
 from ensjax.train import SoftLabels
 
 # What is done to images [..., height, width, channel]; the first is no domain of a
@@ -50,12 +50,7 @@ def check_config(config) -> None:
     check_numbers(config, ("learning_rate",), above=0)
     check_numbers(config, ("weight_decay", "few_per_domain"), at_least=0)
     check_numbers(config, ("num_validation", "num_test"), at_least=10)
-    for field in ("base_steps", "tuning_steps", "save_every_steps"):
-        if config[field] % config.steps_per_call:
-            raise ConfigError(
-                f"config.{field}={config[field]} must be a multiple of"
-                f" config.steps_per_call={config.steps_per_call}."
-            )
+    check_multiples(config, ("base_steps", "tuning_steps", "save_every_steps"))
     rest = 1_797 - config.num_validation - config.num_test
     if rest < max(config.batch_size, config.few_per_domain):
         raise ConfigError(

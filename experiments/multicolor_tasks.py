@@ -18,7 +18,7 @@ import ensjax
 from ensjax import data
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, choose
+from ensjax.experiment.fields import check_multiples, check_numbers, choose
 from ensjax.train import SoftLabels
 
 SEED_STRIDE = 2**16  # between the ids of the first members of two seeds
@@ -267,12 +267,7 @@ def check_training(config, steps: tuple[str, ...]) -> None:
     check_numbers(config, ("learning_rate",), above=0)
     if config.block not in ("auto", "all"):
         check_numbers(config, ("block",), at_least=1)
-    for field in (*steps, "save_every_steps"):
-        if config[field] % config.steps_per_call:
-            raise ConfigError(
-                f"config.{field}={config[field]} must be a multiple of"
-                f" config.steps_per_call={config.steps_per_call}."
-            )
+    check_multiples(config, (*steps, "save_every_steps"))
 
 
 def check_rows(config, centers) -> None:

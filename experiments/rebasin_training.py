@@ -13,7 +13,7 @@ import optax
 from ensjax import data, losses, nn
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, choose
+from ensjax.experiment.fields import check_multiples, check_numbers, choose
 from ensjax.train import TrainingJob
 
 SETS = {
@@ -182,11 +182,7 @@ def check_config(config) -> None:
         check_numbers(config, (f"{part}.momentum",), at_least=0, below=1)
         fields = tuple(f"{part}.{name}" for name in ("batch_size", "total_steps"))
         check_numbers(config, fields, at_least=1)
-        if config[part].total_steps % config.steps_per_call:
-            raise ConfigError(
-                f"config.{part}.total_steps={config[part].total_steps} must be a"
-                f" multiple of config.steps_per_call={config.steps_per_call}."
-            )
+        check_multiples(config, (f"{part}.total_steps",))
         choose(f"{part}.data", config[part].data, SETS)
         count = shapes_of(config[part].data)[0].shape[0]
         if config[part].batch_size > count:
@@ -195,11 +191,7 @@ def check_config(config) -> None:
                 f" got {config[part].batch_size}."
             )
     check_numbers(config, ("save_every_steps",), at_least=1)
-    if config.save_every_steps % config.steps_per_call:
-        raise ConfigError(
-            f"config.save_every_steps={config.save_every_steps} must be a multiple of"
-            f" config.steps_per_call={config.steps_per_call}."
-        )
+    check_multiples(config, ("save_every_steps",))
     if config.resnet.depth < 8 or config.resnet.depth % 6 != 2:
         raise ConfigError(
             f"config.resnet.depth must be 6n + 2, from 8 on; got {config.resnet.depth}."

@@ -12,7 +12,7 @@ import numpy as np
 import ensjax
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
 
 cases = load_beside(__file__, "report_check_data")
@@ -65,12 +65,7 @@ def validate(config, mesh=None):
             f"config.batch_size must be at most the {smallest:,} training rows; got"
             f" {config.batch_size}."
         )
-    for field in ("untuned_steps", "tuned_steps", "reader_steps"):
-        if config[field] % config.steps_per_call:
-            raise ConfigError(
-                f"config.{field} must be a multiple of config.steps_per_call="
-                f"{config.steps_per_call}; got {config[field]}."
-            )
+    check_multiples(config, ("untuned_steps", "tuned_steps", "reader_steps"))
     if config.alone.num_features > 30 or config.alone.num_test > 560:
         raise ConfigError(
             "config.alone: breast cancer has 30 features (num_features) and 569 rows,"

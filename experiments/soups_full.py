@@ -18,7 +18,7 @@ import optax
 import ensjax
 from ensjax import data
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
 from ensjax.train import SoftLabels, TrainingJob
 
@@ -80,15 +80,7 @@ def validate(config):
                 f"config.search.{name} must be two that rise; got {search[name]}."
             )
     choose("model.dtype", config.model.dtype, full.DTYPES)
-    for field, steps in (
-        ("steps_per_epoch", config.steps_per_epoch),
-        ("save_every_steps", config.save_every_steps),
-    ):
-        if steps % config.steps_per_call:
-            raise ConfigError(
-                f"config.{field}={steps} must be a multiple of"
-                f" config.steps_per_call={config.steps_per_call}."
-            )
+    check_multiples(config, ("steps_per_epoch", "save_every_steps"))
 
 
 def draw_search(config) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import ensjax
 from ensjax import data, nn
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, choose, load_beside
 from ensjax.train import SoftLabels
 
 tasks = load_beside(__file__, "multicolor_tasks")
@@ -95,16 +95,8 @@ def check_config(config) -> None:
         check_numbers(config, (f"shifts.{name}",), above=0)
     if config.block not in ("auto", "all"):
         check_numbers(config, ("block",), at_least=1)
-    for field, steps in (
-        ("total_steps", config.total_steps),
-        ("pretraining.total_steps", config.pretraining.total_steps),
-        ("save_every_steps", config.save_every_steps),
-    ):
-        if steps % config.steps_per_call:
-            raise ConfigError(
-                f"config.{field}={steps} must be a multiple of"
-                f" config.steps_per_call={config.steps_per_call}."
-            )
+    steps = ("total_steps", "pretraining.total_steps", "save_every_steps")
+    check_multiples(config, steps)
 
 
 def load_digits(config) -> Digits:

@@ -15,7 +15,7 @@ import optax
 import ensjax
 from ensjax import data, nn, weight_space
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import check_numbers, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, load_beside
 
 tasks = load_beside(__file__, "multicolor_tasks")
 
@@ -57,11 +57,7 @@ def check_config(config) -> None:
             " least num_columns and num_checkpoints of them; it would take"
             f" {max(counted, 0)}."
         )
-    if own.total_steps % config.steps_per_call:
-        raise ConfigError(
-            f"config.trajectory.total_steps={own.total_steps} must be a multiple of"
-            f" config.steps_per_call={config.steps_per_call}."
-        )
+    check_multiples(config, ("trajectory.total_steps",))
 
 
 def averages(config) -> dict:

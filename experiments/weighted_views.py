@@ -13,7 +13,7 @@ import numpy as np
 
 from ensjax import data
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
 
 sources = load_beside(__file__, "weighted_views_data")
@@ -142,11 +142,7 @@ def _check_together(config):
             "config.network.num_seeds must be at most config.connectomes.num_seeds ="
             f" {settings.num_seeds}; got {network.num_seeds}."
         )
-    if network.total_steps % network.evaluate_every_steps:
-        raise ConfigError(
-            "config.network.total_steps must be a multiple of evaluate_every_steps;"
-            f" got {network.total_steps} and {network.evaluate_every_steps}."
-        )
+    check_multiples(config, ("network.total_steps",), of="network.evaluate_every_steps")
     canary = config.canary
     if canary.num_kept > canary.num_features:
         raise ConfigError(

@@ -24,7 +24,7 @@ import ensjax
 from ensjax import data, interop, nn, scores, weight_space
 from ensjax.experiment import ConfigError, claim
 from ensjax.experiment.exit_codes import one_line
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import check_multiples, check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
 from ensjax.graphs import NnxGraph
 from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
@@ -122,12 +122,7 @@ def validate(config):
             f"config.recipes are of {', '.join(training.RECIPES)}, plain among them;"
             f" got {config.recipes}."
         )
-    for field in ("total_steps", "save_every_steps"):
-        if config[field] % config.steps_per_call:
-            raise ConfigError(
-                f"config.{field}={config[field]} must be a multiple of"
-                f" config.steps_per_call={config.steps_per_call}."
-            )
+    check_multiples(config, ("total_steps", "save_every_steps"))
 
 
 def training_job(config):

@@ -69,9 +69,7 @@ def check_numbers(
     bounds = [bound for bound in bounds if bound[1] is not None]
     words = " and ".join(f"{word} {limit:g}" for word, limit, _ in bounds) or "finite"
     for field in fields:
-        value = config
-        for part in field.split("."):
-            value = value[part]
+        value = _field_of(config, field)
         values = value if isinstance(value, (tuple, list)) else (value,)
         good = len(values) > 0 and all(
             isinstance(v, (int, float))
@@ -83,6 +81,30 @@ def check_numbers(
         if not good:
             kind = "numbers" if isinstance(value, (tuple, list)) else "a number"
             raise ConfigError(f"config.{field} must be {kind} {words}; got {value!r}.")
+
+
+def check_multiples(
+    config: Mapping[str, Any], fields: Iterable[str], *, of: str = "steps_per_call"
+) -> None:
+    """Raises `ConfigError` unless every field is a multiple of the field `of`.
+
+    Args:
+        config: of the run.
+        fields, of: dotted names of whole numbers, without "config."; `of` is positive.
+    """
+    unit = _field_of(config, of)
+    for field in fields:
+        value = _field_of(config, field)
+        if value % unit:
+            raise ConfigError(
+                f"config.{field}={value} must be a multiple of config.{of}={unit}."
+            )
+
+
+def _field_of(config, field):
+    for part in field.split("."):
+        config = config[part]
+    return config
 
 
 def load_beside(file: str, name: str) -> ModuleType:

@@ -44,6 +44,7 @@ from ensjax.scores.classification import (
     top_k_accuracy,
 )
 from ensjax.scores.confidence import (
+    class_log_odds,
     max_log_odds,
     max_logit,
     negative_energy,
@@ -287,6 +288,7 @@ __all__ = [
     "brier",
     "central_intervals",
     "class_coverage",
+    "class_log_odds",
     "classwise_ece",
     "cohen_kappa",
     "complementarity",

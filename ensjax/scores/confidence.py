@@ -39,6 +39,24 @@ def max_log_odds(logits: jax.Array) -> jax.Array:
     return _nan_with(odds, values)
 
 
+def class_log_odds(logits: jax.Array, index: int | jax.Array) -> jax.Array:
+    """Log-odds of one class: the order of its probability, without its ties.
+
+        log p_c / (1 - p_c) = z_c - logsumexp_{k != c} z_k
+
+    Args:
+        logits: logits or log-probabilities, `[..., class]`.
+        index: of the class c.
+
+    Returns:
+        `[...]`, in nats; infinite where the class, or no other, has a probability of 0.
+        NaN for a row with a NaN.
+    """
+    values = normalize(logits)
+    own = jnp.take(values, index, axis=-1)
+    return _nan_with(own - jax.nn.logsumexp(_without(values, index), axis=-1), values)
+
+
 def negative_entropy(logits: jax.Array) -> jax.Array:
     """Minus the entropy of each row's distribution, in nats; at most 0.
 
@@ -99,10 +117,14 @@ def _floating(logits):
 
 def _odds_and_others(values):
     """Log-odds of the first choice, and the values with -inf in its place."""
-    first = jnp.argmax(values, axis=-1)[..., None]
-    classes = jnp.arange(values.shape[-1]).reshape(*[1] * (values.ndim - 1), -1)
-    others = jnp.where(classes == first, -jnp.inf, values)
+    others = _without(values, jnp.argmax(values, axis=-1)[..., None])
     return jnp.max(values, axis=-1) - jax.nn.logsumexp(others, axis=-1), others
+
+
+def _without(values, index):
+    """`values` with -inf in the place of a class."""
+    classes = jnp.arange(values.shape[-1]).reshape(*[1] * (values.ndim - 1), -1)
+    return jnp.where(classes == index, -jnp.inf, values)
 
 
 def _nan_with(score, values):

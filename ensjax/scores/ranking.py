@@ -1,11 +1,17 @@
-"""How well members rank classes: areas under ROC curves over several classes."""
+"""How well members rank classes: areas under ROC curves over several classes.
+
+Rows are ordered by the log-odds of the class, since float32 probabilities near 1 are
+equal; log-odds that are equal to rounding tie (`ties.merge_ties`).
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.scores.confidence import class_log_odds
 from ensjax.scores.ood import auroc
 from ensjax.scores.rows import check_rows, label_log_probs
+from ensjax.scores.ties import merge_ties
 
 
 def macro_auroc(
@@ -33,7 +39,7 @@ def macro_auroc(
     num_classes = log_probs.shape[-1]
 
     def of_class(k):
-        own = jnp.take(log_probs, k, axis=-1)
+        own = merge_ties(class_log_odds(log_probs, k), weight)
         return auroc(own, labels == k, sample_weight=weight)
 
     areas = jax.lax.map(of_class, jnp.arange(num_classes))
@@ -71,8 +77,8 @@ def hand_till_auroc(
 
     def of_pair(pair):
         i, j = pair
-        own = jnp.take(log_probs, i, axis=-1)
         of_two = jnp.where((labels == i) | (labels == j), weight, 0.0)
+        own = merge_ties(class_log_odds(log_probs, i), of_two)
         return auroc(own, labels == i, sample_weight=of_two)
 
     first, second = np.nonzero(~np.eye(num_classes, dtype=bool))

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 
 from ensjax.experiment import ConfigError, open_run
-from ensjax.experiment.fields import check_numbers, check_options, choose
+from ensjax.experiment.fields import (
+    check_multiples,
+    check_numbers,
+    check_options,
+    choose,
+)
 from ensjax.experiment.stages import run_stages
 
 
@@ -107,6 +112,11 @@ def test_fields_are_checked_in_one_line():
     ):
         with pytest.raises(ConfigError, match=words):
             check_numbers(settings, [field], **bounds)
+    check_multiples({"a": {"b": 6}, "steps_per_call": 3}, ["a.b"])
+    with pytest.raises(
+        ConfigError, match="config.a=7 must be a multiple of config.b.c=3"
+    ):
+        check_multiples({"a": 7, "b": {"c": 3}}, ["b.c", "a"], of="b.c")
     with pytest.raises(ConfigError, match="config.rule is one of a, b; got 'c'"):
         choose("rule", "c", {"b": 1, "a": 2})
     with pytest.raises(ConfigError, match="the options are depth"):

@@ -254,7 +254,10 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path):
         ((("digits.num_train", "1700"),), "config.digits.num_train and"),
         ((("autoencoders.corruption", "salt"),), "gauss, mask, uniform"),
         ((("canary.num_kept", "6000"),), "config.canary.num_kept"),
-        ((("network.total_steps", "21"),), "multiple of evaluate_every_steps"),
+        (
+            (("network.total_steps", "21"),),
+            "multiple of config.network.evaluate_every_steps",
+        ),
         ((("connectomes.published_weights", "(1.0,)"),), "published_weights needs one"),
         ((("autoencoders.batch_size", "(8, 8)"),), "number for each of the 1"),
         ((("connectomes.num_folds", "50"),), "ids of their own"),

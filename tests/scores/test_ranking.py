@@ -20,11 +20,11 @@ def case(request):
 def make_case(kind):
     rng = np.random.default_rng(0)
     logits = 2 * rng.normal(size=(ROWS, CLASSES))
-    if kind == "tied":
-        logits = np.round(logits)
     log_probs = log_softmax(logits, axis=-1).astype(np.float32)
-    if kind == "tied":  # equal rows must stay equal after the softmax
-        log_probs = np.round(log_probs, 1)
+    if kind == "tied":  # shares of ten votes: the same share beside others, and 0
+        shares = rng.multinomial(10, [0.4, 0.3, 0.2, 0.1], size=ROWS) / 10
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(shares).astype(np.float32)
     labels = rng.integers(0, CLASSES, ROWS)
     return log_probs, labels, rng.uniform(size=ROWS) * (rng.uniform(size=ROWS) < 0.8)
 
@@ -51,13 +51,14 @@ def pairs(log_probs, labels):
     return np.mean(found)
 
 
-def normalised(log_probs):
-    return np.asarray(jax.nn.log_softmax(log_probs))
+def probs_of(log_probs):
+    """Float64, without what rounding did to equal shares."""
+    return np.round(np.exp(log_probs.astype(np.float64)), 6)
 
 
 def test_macro_auroc_equals_scikit_learn(case):
     log_probs, labels, weight = case
-    values = normalised(log_probs)
+    values = probs_of(log_probs)
     np.testing.assert_allclose(
         scores.macro_auroc(log_probs, labels), one_vs_rest(values, labels), atol=1e-6
     )
@@ -70,19 +71,16 @@ def test_macro_auroc_equals_scikit_learn(case):
 
 def test_hand_till_equals_every_pair_of_rows(case):
     log_probs, labels, _ = case
-    expected = pairs(normalised(log_probs), labels)
+    expected = pairs(probs_of(log_probs), labels)
     found = scores.hand_till_auroc(log_probs, labels)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_hand_till_equals_scikit_learn_one_against_one(case):
     log_probs, labels, _ = case
-    probs = np.exp(normalised(log_probs).astype(np.float64))
-    probs /= probs.sum(axis=1, keepdims=True)
-    expected = metrics.roc_auc_score(labels, probs, multi_class="ovo")
-    # Ties of float32 log-probabilities may be none of the float64 probabilities.
+    expected = metrics.roc_auc_score(labels, probs_of(log_probs), multi_class="ovo")
     np.testing.assert_allclose(
-        scores.hand_till_auroc(log_probs, labels), expected, atol=2e-3
+        scores.hand_till_auroc(log_probs, labels), expected, atol=1e-6
     )
 
 
@@ -126,3 +124,14 @@ def test_frequencies_of_classes_do_not_move_hand_and_till():
         scores.hand_till_auroc(log_probs, labels),
         atol=1e-6,
     )
+
+
+def test_rows_that_are_nearly_sure_keep_their_order():
+    """Probabilities of float32 are all 1 here, and their log-softmax all 0."""
+    logits = np.stack([np.arange(18.0, 42.0, 2), np.zeros(12)], axis=-1)
+    logits[::2, 0] += 0.5
+    labels = (np.arange(12) % 3 == 0).astype(int)
+    expected = metrics.roc_auc_score(labels == 0, logits[:, 0])
+    for score in (scores.macro_auroc, scores.hand_till_auroc):
+        value = score(logits.astype(np.float32), labels)
+        np.testing.assert_allclose(value, expected, atol=1e-6)

@@ -19,6 +19,7 @@ from ensjax.member_arrays import ABSTAIN, counting_members
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import votes as first_choice
 from ensjax.provenance import FittedRows
+from ensjax.scores.confidence import max_log_odds
 from ensjax.scores.ties import merge_ties
 
 _WHAT = "the pseudo-labels"
@@ -78,8 +79,8 @@ def confident_labels(
     arXiv:2001.07685, equation 4.
     """
     predictions, fitted_rows = _check(logits, weights, mask, allow_seen)
-    labels, log_confidence = _of_the_mean(predictions)
-    confidence = jnp.exp(log_confidence)
+    labels, log_odds = _of_the_mean(predictions)
+    confidence = jax.nn.sigmoid(log_odds)
     threshold = jnp.asarray(threshold, confidence.dtype)
     if threshold.shape not in ((), (predictions.num_classes,)):
         raise ValueError(
@@ -171,9 +172,9 @@ def balanced_labels(
     if not 0.0 < share <= 1.0:
         raise ValueError(f"share must lie in (0, 1]; got {share}.")
     predictions, fitted_rows = _check(logits, weights, mask, allow_seen)
-    labels, log_confidence = _of_the_mean(predictions)
+    labels, log_odds = _of_the_mean(predictions)
     is_known = labels >= 0
-    merged = merge_ties(log_confidence, is_known.astype(log_confidence.dtype))
+    merged = merge_ties(log_odds, is_known.astype(log_odds.dtype))
 
     def surer(own):
         """For each row of a class, how many of that class are surer."""
@@ -187,7 +188,7 @@ def balanced_labels(
 
     chosen = jax.lax.map(of_class, jnp.arange(predictions.num_classes))
     is_chosen = jnp.any(chosen, axis=0)
-    return PseudoLabels(labels, is_chosen, jnp.exp(log_confidence), fitted_rows)
+    return PseudoLabels(labels, is_chosen, jax.nn.sigmoid(log_odds), fitted_rows)
 
 
 def _check(logits, weights, mask, allow_seen):
@@ -202,8 +203,7 @@ def _check(logits, weights, mask, allow_seen):
 
 
 def _of_the_mean(predictions):
-    """First choice `[batch]`, -1 where there is none, and its log-probability."""
+    """First choice `[batch]`, -1 where there is none, and its log-odds."""
     pooled = mean_probs(predictions)
     labels = first_choice(pooled)
-    log_confidence = jnp.max(pooled, axis=-1)
-    return labels, jnp.where(labels == ABSTAIN, jnp.nan, log_confidence)
+    return labels, jnp.where(labels == ABSTAIN, jnp.nan, max_log_odds(pooled))

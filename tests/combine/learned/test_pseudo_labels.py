@@ -167,3 +167,10 @@ def test_mistakes_are_named():
         combine.agreed_labels(LOGITS, share=1.2)
     with pytest.raises(ValueError, match=r"threshold must be a number or \[class\]"):
         combine.confident_labels(LOGITS, threshold=jnp.ones(2))
+
+
+def test_rows_that_are_nearly_sure_keep_their_order():
+    """Their probabilities are all 1 in float32."""
+    logits = np.stack([np.arange(20.0, 40.0, 2), np.zeros(10)], axis=-1)[None]
+    chosen = combine.balanced_labels(logits.astype(np.float32), share=0.3)
+    assert np.flatnonzero(chosen.is_chosen).tolist() == [7, 8, 9]
