@@ -91,7 +91,9 @@ def _by_unit(rows, units):
 
 def _spread(tau, coefficients, origin):
     """The sum of what members have added, by coefficients that broadcast with it."""
-    total = np.sum(tau * coefficients.astype(np.float32), axis=0)
+    own = coefficients.astype(np.float32)
+    # A coefficient of 0 removes a member, also one that is not finite.
+    total = np.sum(np.where((own == 0) & ~np.isfinite(tau), 0, tau) * own, axis=0)
     return origin + total.reshape(-1)
 
 

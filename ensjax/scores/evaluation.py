@@ -75,8 +75,9 @@ def evaluate(
         metrics: names of `METRICS`, which holds the classification scores of this room,
             or name -> `score(log_probs, labels, *, sample_weight) -> [...]`, such as
             one with other options: a pure function that JAX can trace, compiled once
-            for the function (define it once, not in every call). None: "nll", "accuracy", "brier", "ece" and "aurc",
-            or those of votes, points or quantiles.
+            for the function (define it once, not in every call). None: "nll",
+            "accuracy", "brier", "ece" and "aurc", or those of votes, points or
+            quantiles.
         larger_is_better: the names of metrics whose best member has the largest value.
         chosen_member: the member whose scores are `name_best_member`, by its index or
             name, as chosen on other rows. None: for each metric the best one on these

@@ -54,7 +54,8 @@ def slerp(
         keep: the member whose leaves are taken where they are not floating.
 
     Returns:
-        Leaves `[...]`; finite gradients also for parallel and zero vectors.
+        Leaves `[...]`; finite gradients also for parallel and zero vectors. The ends
+        are the members, whatever the other one holds.
 
     Raises:
         ValueError: if there are not two members, `t` is no number, or the scope is
@@ -128,6 +129,11 @@ def on_circle(
     parallel: float,
 ) -> list[jax.Array]:
     """The circle from one list of leaves `[...]` to another, at `t`; see `slerp`."""
+    # An end has nothing of the other end, also where that is not finite.
+    first, second = (
+        [jnp.where((t == away) & ~jnp.isfinite(x), y, x) for x, y in zip(ends, others)]
+        for away, ends, others in ((1.0, first, second), (0.0, second, first))
+    )
     products = inner(first, second, scope, lead=0)
     (long0, has0), (long1, has1) = (lengths(x, scope, lead=0) for x in (first, second))
     moved = []
@@ -136,6 +142,7 @@ def on_circle(
     ):
         cosine = product / (n0 * n1)
         on_line = (jnp.abs(cosine) > jnp.minimum(parallel, PARALLEL)) | ~h0 | ~h1
+        on_line |= jnp.isnan(cosine) & ((t == 0.0) | (t == 1.0))
         # Both branches are computed: a right angle stands in where the line is taken.
         angle = jnp.arccos(jnp.where(on_line, 0.0, cosine))
         sine = jnp.sin(angle)

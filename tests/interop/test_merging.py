@@ -251,6 +251,21 @@ def test_equal_members_change_nothing_in_any_type(tmp_path):
             assert found.tobytes() == weights["x"].tobytes()
 
 
+@pytest.mark.parametrize("scope", ["leaf", "output", "input", "global"])
+def test_an_end_of_a_circle_is_that_member_whatever_the_other_holds(
+    place, tmp_path, small_blocks, scope
+):
+    broken = {n: np.full_like(x, np.nan) for n, x in MEMBERS[1].items()}
+    interop.write_weights(tmp_path / "broken", broken)
+    members, out = [place / "m0", tmp_path / "broken"], tmp_path / "out"
+    knobs = {"t": 0.0, "scope": scope}
+    interop.merge_folders(
+        members, out, method="slerp", knobs=knobs, allow_non_finite=True
+    )
+    for name, x in interop.read_stacked([out]).items():
+        np.testing.assert_array_equal(x[0], MEMBERS[0][name])
+
+
 def test_bfloat16_is_summed_in_float32_and_rounded_once(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(12, 200)).astype(ml_dtypes.bfloat16)

@@ -38,6 +38,9 @@ quick_jit = functools.partial(
 )
 
 
+SHAPES = {"w": (3, 4), "b": (4,)}
+
+
 def test_the_kth_largest_is_that_of_a_sort():
     rng = np.random.default_rng(0)
     first = np.abs(rng.normal(size=(2, 3, 5))).astype(np.float32)
@@ -198,6 +201,20 @@ def test_a_weight_of_zero_removes_a_member_that_is_not_finite(name):
     # A weight above 0 lets it be seen.
     nan = jax.tree.map(lambda x: np.roll(spoil(x, np.nan), 1, axis=0), stacked)
     assert not all(np.isfinite(x).all() for x in merge(nan, statistics).values())
+
+
+@pytest.mark.parametrize("scope", ["leaf", "output", "global"])
+@pytest.mark.parametrize("merge", [slerp, nuslerp])
+def test_an_end_of_a_circle_is_that_member_whatever_the_other_holds(merge, scope):
+    rng = np.random.default_rng(0)
+    rows = {n: rng.normal(size=(2, *s)).astype(np.float32) for n, s in SHAPES.items()}
+    for end in (0, 1):
+        broken = {n: x.copy() for n, x in rows.items()}
+        for n in broken:
+            broken[n][1 - end].flat[:2] = np.nan, np.inf
+        found = merge(broken, t=float(end), scope=scope)
+        for n, x in rows.items():
+            np.testing.assert_array_equal(found[n], x[end])
 
 
 def test_a_running_average_takes_nothing_of_a_weight_of_zero():
