@@ -99,16 +99,27 @@ def make_claims(config, done) -> list[dict]:
             bound=0.0,
         )
 
-    ood, plain = training.TESTS.index("ood"), 1 + config.recipes.index("plain")
-    over = done["tune"]["overconfidence"][ood]  # [seed, model, end]
-    over = 100 * (over[:, :, plain] - over[:, :, 0]).mean(axis=1)
+    tuned, plain = done["tune"], config.recipes.index("plain")
+    over = tuned["overconfidence"][training.TESTS.index("ood")]  # [seed, model, end]
+    over = 100 * (over[:, :, 1 + plain] - over[:, :, 0]).mean(axis=1)
     claims = [
         claim(
             "spurious-feature-diversification.d: fall of accuracy from one lambda to"
-            f" the next above 1, smallest (points), of pairs at p = {config.pairs.p:g}",
-            values_by_seed=falls(config, done["pairs"]["balance"].mean(axis=1)),
+            f" the next above 1, smallest (points), of {who}",
+            values_by_seed=falls(config, balance.mean(axis=1)),
             **about("section on imbalance of confidence", "> 0"),
-        ),
+        )
+        for who, balance in (
+            (
+                f"pairs of equal models, p = {config.pairs.p:g}",
+                done["pairs"]["balance"],
+            ),
+            (
+                "the pre-trained model and lambda times the plainly fine-tuned one",
+                tuned["balance"][:, :, plain],
+            ),
+        )
+    ] + [
         claim(
             "spurious-feature-diversification.d, over-confidence: mean probability"
             " minus accuracy out of distribution, plainly fine-tuned minus pre-trained"
@@ -174,7 +185,9 @@ def describe(config, done) -> str:
         f" lambda: {mean[from_one(config)]:.1f} % at lambda 1, the best"
         f" {mean[best]:.1f} % at {config.lambdas[best]:g}, {mean[-1]:.1f} % at"
         f" {config.lambdas[-1]:g}, and {100 * pairs['single'].mean():.1f} % the second"
-        " model alone.",
+        " model alone. Either model of a pair is the second one in turn, so that the"
+        " curve is the same at lambda and 1 / lambda: its fall from 1 on is what it"
+        " shows, not where its best is.",
         "WiSE-FT with four recipes of fine-tuning, out of distribution:",
     ]
     over = tuned["overconfidence"][training.TESTS.index("ood")].mean(axis=(0, 1))
@@ -184,12 +197,14 @@ def describe(config, done) -> str:
     )
     for number, recipe in enumerate(config.recipes, start=1):
         values = wise.curve(config, tuned, recipe).mean(axis=0)
+        curve = 100 * tuned["balance"][:, :, number - 1].mean(axis=(0, 1))
         sentences.append(
             f"{wise.as_start(wise.NAMES[recipe])}: {values[0]:.1f} % before,"
             f" {values[-1]:.1f} % after, {values[middle]:.1f} % at alpha .5; over-"
             f"confidence of the fine-tuned end {100 * over[number]:+.1f} points;"
             f" outputs added at lambda 1 {even(config, tuned, recipe).mean():.1f} %, at"
-            " temperatures that fit each model"
+            f" the best lambda, {config.lambdas[curve.argmax()]:g},"
+            f" {curve.max():.1f} %, at temperatures that fit each model"
             f" {balanced(config, tuned, recipe).mean():.1f} %."
         )
     sentences.append(
