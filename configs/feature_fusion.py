@@ -17,7 +17,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config = ml_collections.ConfigDict(dict(experiment="feature_fusion", scale="toy"))
     config.title = "Fusion of features: gates, attention and votes"
     config.seed = 0
-    config.num_seeds = dict(smoke=2, small=5, claims=10, paper=5)[preset]
+    config.num_seeds = dict(smoke=2, small=3, claims=10, paper=5)[preset]
 
     # digit_views, byte_text, molecules; or features, from `path`. The first one is also
     # run without corruption, and trained by every schedule.
