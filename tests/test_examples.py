@@ -29,7 +29,22 @@ def modules():
     return sorted(names)
 
 
-@pytest.mark.parametrize("name", modules())
+# Seconds each; what they show, the tests of their rooms compute too.
+LONG = ["scores.summary", "reduce.stream", "combine.calibration.calibrated"]
+LONG += ["combine.calibration.temperature", "combine.cascade.exits"]
+LONG += ["combine.quantiles.fit", "combine.rules.points", "combine.rules.pools"]
+LONG += ["data.shifts", "planning.plan", "train.lowering", "weight_space.elections"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name.removeprefix("ensjax.") in LONG
+        else name
+        for name in modules()
+    ],
+)
 def test_examples_of(name, tmp_path, monkeypatch):
     module = importlib.import_module(name)
     if name.startswith("ensjax.interop"):

@@ -53,7 +53,12 @@ def metrics_of(folder):
 @pytest.mark.parametrize(
     "number, code, words",
     [
-        (signal.SIGINT, 130, "the run was interrupted (Ctrl-C)"),
+        pytest.param(
+            signal.SIGINT,
+            130,
+            "the run was interrupted (Ctrl-C)",
+            marks=pytest.mark.slow,
+        ),
         (signal.SIGTERM, 143, "the run was told to end (SIGTERM)"),
     ],
 )

@@ -378,10 +378,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(here):
     assert names(here) == before
 
 
-SIGINT = pytest.param(signal.SIGINT, marks=pytest.mark.slow)
+SIGINT, SIGTERM = (
+    pytest.param(number, marks=pytest.mark.slow)
+    for number in (signal.SIGINT, signal.SIGTERM)
+)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, SIGTERM, SIGINT])
 def test_a_process_that_is_stopped_leaves_nothing_that_looks_whole(here, how):
     interop.write_weights("large", weights(2.0, x=np.ones((2000, 3000), np.float32)))
     interop.write_weights("other", weights(4.0, x=np.ones((2000, 3000), np.float32)))

@@ -33,7 +33,15 @@ def test_cnn_for_28x28_digits():
 
 
 @pytest.mark.parametrize(
-    "depth, millions", [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]
+    "depth, millions",
+    [
+        (20, 0.27),
+        (32, 0.46),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(44, 0.66), (56, 0.85), (110, 1.7)]
+        ),
+    ],
 )
 def test_resnets_have_the_sizes_of_the_paper(depth, millions):
     # He et al. 2016, table 6.

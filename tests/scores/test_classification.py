@@ -239,6 +239,7 @@ def test_leading_axes_equal_one_member_at_a_time():
             check_close({n: v[i, j] for n, v in together.items()}, alone)
 
 
+@pytest.mark.slow
 def test_jit_equals_eager(case):
     log_probs, labels, weight = case
     check_close(
@@ -257,6 +258,7 @@ def test_weight_zero_removes_a_row_even_if_it_is_broken(case):
     )
 
 
+@pytest.mark.slow
 def test_weight_two_repeats_a_row(case):
     log_probs, labels, _ = case
     counts = np.random.default_rng(2).integers(0, 4, ROWS)

@@ -160,7 +160,15 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("points", "sets")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in CALLS
+    ],
+)
 def test_a_second_call_of_equal_shapes_compiles_nothing(name, compilations):
     first = CALLS[name]()
     assert compilations

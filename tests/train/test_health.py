@@ -61,7 +61,11 @@ def test_an_infinite_learning_rate_changes_no_other_member(kit, compilations):
 
 @pytest.mark.parametrize(
     "mesh, block",
-    [((1, 1), None), ((1, 1), 1), pytest.param((4, 2), "auto", marks=pytest.mark.slow)],
+    [
+        ((1, 1), None),
+        pytest.param((1, 1), 1, marks=pytest.mark.slow),
+        pytest.param((4, 2), "auto", marks=pytest.mark.slow),
+    ],
 )
 def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block):
     """300 steps in one call are looked at after 128, 256 and 300."""
@@ -100,7 +104,9 @@ def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block
     )
 
 
-@pytest.mark.parametrize("steps_per_call", [160, 290])
+@pytest.mark.parametrize(
+    "steps_per_call", [160, pytest.param(290, marks=pytest.mark.slow)]
+)
 def test_several_looks_in_a_call_change_nothing(kit, steps_per_call):
     options = dict(steps=290, batch_size=7)
     short, log = kit.fit(
@@ -181,7 +187,10 @@ def stop_by_hand(values, patience, min_delta=0.0):
     return best_at, None
 
 
-@pytest.mark.parametrize("metric, mode", [("loss", "min"), ("accuracy", "max")])
+@pytest.mark.parametrize(
+    "metric, mode",
+    [("loss", "min"), pytest.param("accuracy", "max", marks=pytest.mark.slow)],
+)
 def test_early_stopping_of_each_member_is_a_loop_written_by_hand(kit, metric, mode):
     # Labels that say nothing, so that held-out examples get worse at some time.
     x, y = kit.data()
