@@ -350,6 +350,7 @@ def test_arrays_of_arrays_are_refused_where_the_rows_are_told():
     assert dynamic(said(HELD_OUT), X).provenance.seen.all()
 
 
+@pytest.mark.slow
 def test_a_cascade_gives_predictions_of_its_rows_and_no_arrays():
     cascade = combine.fit_cascade(said(HELD_OUT), LABELS, stages=STAGES)
     with pytest.raises(LeakageError, match="the cascade's windows was fitted on"):
@@ -362,6 +363,7 @@ def test_a_cascade_gives_predictions_of_its_rows_and_no_arrays():
         scores.evaluate(made, LABELS, ["accuracy"])
 
 
+@pytest.mark.slow
 def test_what_the_readme_says_of_rows_of_a_fit():
     """Its snippet: stacking and sets are fitted on validation rows, and test others."""
     split = data.split_rows(

@@ -129,6 +129,7 @@ def test_a_seed_is_scored_with_its_first_finite_members():
         measures.scored_members(np.array([[-1, 1], [0, 1]]))
 
 
+@pytest.mark.slow
 def test_auroc_by_each_uncertainty_equals_scikit_learn():
     inside = measures.measure_uncertainty(random_logits(2, 3, 50, 4))
     outside = measures.measure_uncertainty(random_logits(2, 3, 40, 4, seed=1) / 3)

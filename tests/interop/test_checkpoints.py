@@ -132,6 +132,7 @@ def test_clip_equals_its_equations():
     assert_close(logits, np.exp(tensors["logit_scale"]) * image @ text.T)
 
 
+@pytest.mark.slow
 def test_clip_of_early_configurations_reads_the_largest_token():
     text = published.CLIP["text_config"] | {"eos_token_id": 2}
     config = published.CLIP | {"text_config": {}, "text_config_dict": text}
@@ -233,9 +234,8 @@ def test_folders_are_read_and_a_soup_is_written_beside_its_configuration(tmp_pat
     assert_same_leaves(again, soup)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit", pytest.param("bottleneck", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "bottleneck"])
 def test_members_split_over_devices_are_the_same(name):
     tensors = (checkpoints(name) * 3)[:8]
     split = interop.from_checkpoints(tensors, config=CONFIGS.get(name))

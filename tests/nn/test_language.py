@@ -233,6 +233,7 @@ def test_remat_changes_no_value_and_no_gradient(name):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_draws_in_training_only():
     model = MODELS["bert"](dropout=0.5, depth=1, rngs=nnx.Rngs(params=0, dropout=1))
     assert not np.allclose(run(model, TOKENS), run(model, TOKENS))
@@ -364,6 +365,7 @@ def nll_of_rows(logits, tokens):
     return -picked[..., 0].mean(axis=1)
 
 
+@pytest.mark.slow
 def test_a_tied_embedding_is_one_leaf_of_every_mixture():
     model = make("llama_tied")
     graph, params, rest = nnx.split(model, nnx.Param, ...)

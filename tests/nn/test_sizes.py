@@ -91,6 +91,7 @@ def test_vit_b_16_has_the_known_size_without_its_qkv_biases():
     assert count == 86_567_656 - 12 * 3 * 768
 
 
+@pytest.mark.slow
 def test_shapes_of_the_full_networks():
     def logits(build, shape, **options):
         def apply():

@@ -388,7 +388,7 @@ def test_auto_takes_no_form_that_lax_cannot_differentiate_under_vmap(monkeypatch
     for case in ("groups", "depthwise"):
         x, kernel = _operands(case, leading=(2,))
         run = _value_and_grads(_apply(Conv(), case))
-        one = _value_and_grads(_apply(jax.lax.conv_general_dilated, case))
+        one = jax.jit(_value_and_grads(_apply(jax.lax.conv_general_dilated, case)))
         actual = jax.jit(jax.vmap(run))(x, kernel)
         for i in range(2):
             member = jax.tree.map(lambda leaf, i=i: leaf[i], actual)

@@ -36,7 +36,7 @@ def _value_and_grad(pool, x):
         weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
         return jnp.sum(weights * y), y
 
-    (_, y), grad = jax.value_and_grad(loss, has_aux=True)(x)
+    (_, y), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
     return y, grad
 
 

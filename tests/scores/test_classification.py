@@ -273,6 +273,7 @@ def test_weight_two_repeats_a_row(case):
     check_close(weighted, sensitive, atol=0.02)
 
 
+@pytest.mark.slow
 def test_order_of_rows_does_not_matter():
     rng = np.random.default_rng(3)
     # Few distinct rows: most confidences are tied.
@@ -302,6 +303,7 @@ def test_scores_are_finite_at_logits_of_ten_thousand():
         assert np.isfinite(value), name
 
 
+@pytest.mark.slow
 def test_one_row_and_one_class_are_defined():
     for found in (
         compiled(jnp.array([[0.3, 0.1]]), jnp.array([0])),

@@ -174,6 +174,7 @@ def test_intervals_of_members_are_scored_apart():
         assert len(found[name]) == M
 
 
+@pytest.mark.slow
 def test_one_member_has_no_spread_and_areas_stay_inside_their_range():
     found = scores.evaluate_spread(POINTS[:1], TARGETS, bootstrap=3)
     assert np.isnan(found["spread_skill"]) and np.isfinite(found["crps_samples"])

@@ -366,6 +366,7 @@ def test_what_is_trained_is_left_as_it_is(kit):
     kit.check_equal(ensemble, before)
 
 
+@pytest.mark.slow
 def test_a_linen_module_is_the_bare_function_it_is(kit):
     class Dense(flax.linen.Module):
         @flax.linen.compact

@@ -305,6 +305,7 @@ def test_the_progress_line_says_pace_time_left_and_spread():
     assert report_line(20, pace, {}, np.zeros(3)) == "step 20/100 | ? left"
 
 
+@pytest.mark.slow
 def test_padding_is_reported(kit, capsys):
     _, log = kit.fit(kit.ensemble("mlp", 5), kit.data(), block=3, progress=True)
     first = capsys.readouterr().out.splitlines()[0]
@@ -344,6 +345,7 @@ def test_a_label_that_is_no_class_is_reported_at_once():
     )
 
 
+@pytest.mark.slow
 def test_the_first_evaluation_does_not_make_training_look_fast(kit):
     """Its compilation is no part of the pace; the training it waits for is."""
 

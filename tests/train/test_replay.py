@@ -142,6 +142,7 @@ def test_members_that_are_not_there_and_bytes_that_have_changed(kit, tmp_path):
     assert failures >= 1
 
 
+@pytest.mark.slow
 def test_a_joint_objective_cannot_be_replayed(kit, tmp_path):
     joint = job(
         kit,
