@@ -29,18 +29,16 @@ def modules():
     return sorted(names)
 
 
-# Seconds each; what they show, the tests of their rooms compute too.
-LONG = ["scores.summary", "reduce.stream", "combine.calibration.calibrated"]
-LONG += ["combine.calibration.temperature", "combine.cascade.exits"]
-LONG += ["combine.quantiles.fit", "combine.rules.points", "combine.rules.pools"]
-LONG += ["data.shifts", "planning.plan", "train.lowering", "weight_space.elections"]
+# Seconds each, or many; what they show, the tests of their rooms compute too.
+LONG = ("combine.", "scores.", "reduce.stream", "data.shifts", "planning.plan")
+LONG += ("train.lowering", "weight_space.elections")
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow)
-        if name.removeprefix("ensjax.") in LONG
+        if name.removeprefix("ensjax.").startswith(LONG)
         else name
         for name in modules()
     ],

@@ -239,12 +239,13 @@ MAPS = (
 MAKES_PROVENANCE = ("fit_and_predict", "fit_out_of_fold")
 # Trained, or run by SciPy: not traced.
 IS_HOST = ("cluster_weights", "fit_quantile_aggregator")
+# Of each kind of what a fit gives; that the rows of a fit are checked is seen of all.
+FEW = ("fit_stacking", "calibrate", "calibrate_members", "fit_conformal_sets")
+FEW += ("fit_cascade", "fusion_rows", "keep_best_members", "fit_dynamic_selection")
 names = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name == "fit_quantile_aggregator"
-        else name
+        name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
         for name in TABLE
     ],
 )
@@ -574,9 +575,7 @@ ROW_MASKED = {name for name in TABLE if name.startswith("fit_conformal")} | {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name == "fit_quantile_aggregator"
-        else name
+        name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
         for name in TABLE
         if name not in UNWEIGHED
     ],

@@ -84,7 +84,7 @@ def small_clip():
             86_567_656,
         ),
         # CLIP ViT-B/32, as its weights are published.
-        (CLIP, 151_277_313),
+        pytest.param(CLIP, 151_277_313, marks=pytest.mark.slow),
     ],
 )
 def test_published_sizes(make, count):

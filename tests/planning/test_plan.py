@@ -195,6 +195,7 @@ def test_a_split_state_is_gathered_and_scattered(kit):
     assert operations["all-gather"] == operations["reduce-scatter"] == ("data",)
 
 
+@pytest.mark.slow
 def test_a_joint_objective_gathers_members_outputs(kit):
     joint = Joint(loss=ensemble_nll)
     job = kit.job(evaluated=False, loss=joint, sampling="shared")

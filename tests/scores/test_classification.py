@@ -226,6 +226,7 @@ def check_close(found, expected, *, rtol=1e-5, atol=1e-6):
         )
 
 
+@pytest.mark.slow
 def test_leading_axes_equal_one_member_at_a_time():
     rng = np.random.default_rng(1)
     logits = 2 * rng.normal(size=(2, 3, 20, 5))

@@ -166,6 +166,7 @@ def test_sets_of_members_are_scored_apart_by_class_and_size():
         assert alone[name] == pytest.approx(found[name][1], abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_intervals_of_members_are_scored_apart():
     found = scores.evaluate_intervals(LOWER, UPPER, TARGETS, bootstrap=20)
     alone = scores.evaluate_intervals(LOWER[1], UPPER[1], TARGETS, bootstrap=20)

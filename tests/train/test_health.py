@@ -361,6 +361,7 @@ def test_the_first_evaluation_does_not_make_training_look_fast(kit):
     assert paces[0] < 5 * paces[-1]
 
 
+@pytest.mark.slow
 def test_a_statistic_that_is_infinite_from_the_start_is_no_fault(kit):
     """A mask of -inf, say; one that becomes infinite is."""
 

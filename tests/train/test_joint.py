@@ -83,7 +83,6 @@ FORMS = {
     "by parts": dict(batch_block=4),
 }
 FAST = {
-    ("nll", "twice", (8, 1)),
     ("ncl", "tape", (4, 2)),
     ("weighted", "by parts", (4, 2)),
     ("weighted", "twice", (1, 1)),
