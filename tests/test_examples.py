@@ -31,7 +31,7 @@ def modules():
 
 # Seconds each, or many; what they show, the tests of their rooms compute too.
 LONG = ("combine.", "scores.", "reduce.stream", "data.shifts", "planning.plan")
-LONG += ("train.lowering", "weight_space.elections")
+LONG += ("train.lowering", "weight_space.")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def test_accuracies_have_wilsons_ends_also_where_all_is_right():
     assert ends_of(grouped, "accuracy") == [1, 1]
 
 
+@pytest.mark.slow
 def test_weights_make_fewer_rows_of_many():
     weight = RNG.uniform(0.1, 3, 40).astype(np.float32)
     found = scores.evaluate(
