@@ -214,6 +214,7 @@ def test_all_members_can_be_iterated():
     assert [type(model) for model in ensemble] == [nn.MLP] * 3
 
 
+@pytest.mark.slow
 def test_concatenating_the_parts_gives_the_whole(compilations):
     ensemble = Ensemble.init(make_noisy, num_members=5)
     states_equal(ensemble[:2].concatenate(ensemble[2:]), ensemble)

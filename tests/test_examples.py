@@ -32,13 +32,14 @@ def modules():
 # Seconds each, or many; what they show, the tests of their rooms compute too.
 LONG = ("combine.", "scores.", "reduce.stream", "data.shifts", "planning.plan")
 LONG += ("train.lowering", "weight_space.")
+SHOWN = ("ensjax.ensemble", "ensjax.train.fit")  # by README.md too, which runs below
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow)
-        if name.removeprefix("ensjax.").startswith(LONG)
+        if name.removeprefix("ensjax.").startswith(LONG) or name in SHOWN
         else name
         for name in modules()
     ],

@@ -201,6 +201,7 @@ def test_without_an_original_counters_begin_at_zero(name):
         assert written[key].tobytes() == values.tobytes()
 
 
+@pytest.mark.slow
 def test_types_are_kept():
     low = [
         {name: x.astype(ml_dtypes.bfloat16) for name, x in tensors.items()}

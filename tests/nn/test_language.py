@@ -215,9 +215,8 @@ def test_logits_are_float32_and_bfloat16_stays_near(name):
     assert not np.allclose(logits, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("bert", marks=pytest.mark.slow), "llama"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "llama"])
 def test_remat_changes_no_value_and_no_gradient(name):
     def value_and_grads(model):
         graph, params, rest = nnx.split(model, nnx.Param, ...)

@@ -102,10 +102,12 @@ def _expected(case):
 
 # Each takes seconds to compile: one of strides, of padding, of dilation, of groups and
 # of one space axis; the others differ from these in sizes, or combine them.
-FAST = ("strides", "explicit_padding", "dilation", "groups", "depthwise", "sequence")
+FAST = dict.fromkeys(("strides", "groups"), ("patches", "mixed", "auto"))
+FAST |= dict.fromkeys(("explicit_padding", "dilation", "sequence"), ("patches",))
+FAST["depthwise"] = ("patches", "depthwise")
 GRID = [
     (case, form)
-    if case in FAST and form != "plain"
+    if form in FAST.get(case, ())
     else pytest.param(case, form, marks=pytest.mark.slow)
     for case in CASES
     for form in _forms(case)

@@ -178,6 +178,7 @@ def test_a_second_call_of_equal_shapes_compiles_nothing(name, compilations):
     assert repr(CALLS[name]()) == repr(first) and compilations == []
 
 
+@pytest.mark.slow
 def test_functions_of_equal_options_are_one():
     one, other = (With.of(scores.ece, num_bins=3) for _ in range(2))
     assert one == other and hash(one) == hash(other)

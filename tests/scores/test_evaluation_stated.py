@@ -107,6 +107,7 @@ GENUINE = RNG.uniform(size=N) < 0.5
 LOOKS = (RNG.normal(size=(M, N)) + GENUINE).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_rates_at_a_threshold_equal_counts_and_have_wilsons_ends():
     types = np.arange(N) % 3
     found = scores.evaluate_detection(

@@ -104,6 +104,7 @@ def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps_per_call", [160, pytest.param(290, marks=pytest.mark.slow)]
 )
