@@ -69,8 +69,25 @@ def test_members_differ_from_each_other():
     assert len({np.asarray(own).tobytes() for own in outputs}) == 3
 
 
-@pytest.mark.parametrize("members", [1, 3, 8])
-@pytest.mark.parametrize("member, data", [(1, 1), (8, 1), (4, 2)])
+@pytest.mark.parametrize(
+    "member, data, members",
+    [
+        (1, 1, 8),
+        (8, 1, 1),
+        (4, 2, 3),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (1, 1, 1),
+                (1, 1, 3),
+                (8, 1, 3),
+                (8, 1, 8),
+                (4, 2, 1),
+                (4, 2, 8),
+            ]
+        ),
+    ],
+)
 def test_a_call_equals_each_member_alone(members, member, data):
     mesh = make_mesh(member=member, data=data)
     ensemble = Ensemble.init(make_mlp, num_members=members, mesh=mesh)
@@ -81,7 +98,9 @@ def test_a_call_equals_each_member_alone(members, member, data):
         np.testing.assert_allclose(outputs[i], ensemble[i](X), atol=1e-6)
 
 
-@pytest.mark.parametrize("block", [None, 1, 2, "auto"])
+@pytest.mark.parametrize(
+    "block", [2, "auto", *(pytest.param(b, marks=pytest.mark.slow) for b in (None, 1))]
+)
 def test_every_block_gives_the_same_outputs(block):
     ensemble = Ensemble.init(make_mlp, num_members=5, mesh=make_mesh(member=2))
     np.testing.assert_allclose(ensemble(X, block=block), ensemble(X), atol=1e-6)
@@ -195,6 +214,7 @@ def test_all_members_can_be_iterated():
     assert [type(model) for model in ensemble] == [nn.MLP] * 3
 
 
+@pytest.mark.slow
 def test_concatenating_the_parts_gives_the_whole(compilations):
     ensemble = Ensemble.init(make_noisy, num_members=5)
     states_equal(ensemble[:2].concatenate(ensemble[2:]), ensemble)
@@ -262,8 +282,12 @@ def test_inputs_may_be_a_pytree():
     np.testing.assert_allclose(outputs[2], 6 * X, rtol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-@pytest.mark.parametrize("member, data", [(8, 1), (4, 2)])
+@pytest.mark.parametrize(
+    "batch_size", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100))]
+)
+@pytest.mark.parametrize(
+    "member, data", [(4, 2), pytest.param(8, 1, marks=pytest.mark.slow)]
+)
 def test_predicting_in_batches_equals_all_at_once(batch_size, member, data):
     ensemble = Ensemble.init(
         make_noisy, num_members=3, mesh=make_mesh(member=member, data=data)
@@ -340,7 +364,7 @@ def test_a_group_is_saved_whole_and_loads_onto_any_mesh(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["group"]
 
 
-@pytest.mark.parametrize("members", [3, 8])
+@pytest.mark.parametrize("members", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_what_is_saved_loads_onto_any_mesh(tmp_path, members):
     ensemble = Ensemble.init(make_noisy, num_members=members, seed=5)[::-1]
     ensemble.save(tmp_path / "ensemble")

@@ -29,7 +29,21 @@ def modules():
     return sorted(names)
 
 
-@pytest.mark.parametrize("name", modules())
+# Seconds each, or many; what they show, the tests of their rooms compute too.
+LONG = ("combine.", "scores.", "reduce.stream", "data.shifts", "planning.plan")
+LONG += ("train.lowering", "weight_space.")
+SHOWN = ("ensjax.ensemble", "ensjax.train.fit")  # by README.md too, which runs below
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name.removeprefix("ensjax.").startswith(LONG) or name in SHOWN
+        else name
+        for name in modules()
+    ],
+)
 def test_examples_of(name, tmp_path, monkeypatch):
     module = importlib.import_module(name)
     if name.startswith("ensjax.interop"):

@@ -239,12 +239,13 @@ MAPS = (
 MAKES_PROVENANCE = ("fit_and_predict", "fit_out_of_fold")
 # Trained, or run by SciPy: not traced.
 IS_HOST = ("cluster_weights", "fit_quantile_aggregator")
+# Of each kind of what a fit gives; that the rows of a fit are checked is seen of all.
+FEW = ("fit_stacking", "calibrate", "calibrate_members", "fit_conformal_sets")
+FEW += ("fit_cascade", "fusion_rows", "keep_best_members", "fit_dynamic_selection")
 names = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name == "fit_quantile_aggregator"
-        else name
+        name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
         for name in TABLE
     ],
 )
@@ -350,6 +351,7 @@ def test_arrays_of_arrays_are_refused_where_the_rows_are_told():
     assert dynamic(said(HELD_OUT), X).provenance.seen.all()
 
 
+@pytest.mark.slow
 def test_a_cascade_gives_predictions_of_its_rows_and_no_arrays():
     cascade = combine.fit_cascade(said(HELD_OUT), LABELS, stages=STAGES)
     with pytest.raises(LeakageError, match="the cascade's windows was fitted on"):
@@ -362,6 +364,7 @@ def test_a_cascade_gives_predictions_of_its_rows_and_no_arrays():
         scores.evaluate(made, LABELS, ["accuracy"])
 
 
+@pytest.mark.slow
 def test_what_the_readme_says_of_rows_of_a_fit():
     """Its snippet: stacking and sets are fitted on validation rows, and test others."""
     split = data.split_rows(
@@ -572,9 +575,7 @@ ROW_MASKED = {name for name in TABLE if name.startswith("fit_conformal")} | {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name == "fit_quantile_aggregator"
-        else name
+        name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
         for name in TABLE
         if name not in UNWEIGHED
     ],

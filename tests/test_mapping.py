@@ -51,7 +51,10 @@ def by_hand(params, x, own, scale):
 
 
 @pytest.mark.parametrize("options", BLOCKS, ids=str)
-@pytest.mark.parametrize("member, data", MESHES)
+@pytest.mark.parametrize(
+    "member, data",
+    [*(pytest.param(*m, marks=pytest.mark.slow) for m in MESHES[:2]), MESHES[2]],
+)
 def test_every_block_and_mesh_gives_the_numbers_of_a_loop(member, data, options):
     run = map_members(
         dense,

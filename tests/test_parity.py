@@ -95,7 +95,7 @@ def vit(rngs):
 
 MEMBERS = [
     pytest.param(dense, (5,), id="dense"),
-    pytest.param(conv, (7, 7, 1), id="conv"),
+    pytest.param(conv, (7, 7, 1), id="conv", marks=pytest.mark.slow),
     pytest.param(vit, (8, 8, 1), id="vit", marks=pytest.mark.slow),
 ]
 

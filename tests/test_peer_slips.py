@@ -196,6 +196,7 @@ class _Counted:
         return self.predict_proba(x).argmax(axis=1)
 
 
+@pytest.mark.slow
 def test_all_that_is_made_of_predictions_asks_the_members_once():
     members = [_Counted(seed) for seed in range(3)]
     labels = np.arange(12) % 3

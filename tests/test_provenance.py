@@ -107,7 +107,7 @@ BAG = np.array([[1, 0, 2, 1, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1, 0, 1]])  # row 7: a
 @pytest.mark.parametrize(
     "fit",
     [
-        combine.calibrate,
+        pytest.param(combine.calibrate, marks=pytest.mark.slow),
         combine.calibrate_members,
         lambda said, y: combine.calibrate_ensemble(combine.fit_vector_scaling, said, y),
         lambda said, y: combine.fit_conformal_sets(

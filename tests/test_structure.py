@@ -118,7 +118,7 @@ def step_cases():
     found = []
     for name in REDUCTIONS_OVER_DATA:
         for sizes in [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2)]:
-            quick = name == "MLP" or (name != "ResNet-20" and sizes == (4, 2))
+            quick = name in ("MLP", "CNN") and sizes == (4, 2)
             found.append(pytest.param(name, *sizes, marks=() if quick else SLOW))
     return found
 
@@ -134,7 +134,10 @@ def test_an_independent_step_joins_no_members(name, member, data):
 WEIGHTS = {"weighted": dict(weights=jax.ShapeDtypeStruct((8, 64), jnp.float32))}
 
 
-@pytest.mark.parametrize("sampling", ["shared", "bootstrap", "weighted"])
+@pytest.mark.parametrize(
+    "sampling",
+    ["weighted", *(pytest.param(s, marks=SLOW) for s in ("shared", "bootstrap"))],
+)
 def test_no_sampling_joins_members(sampling):
     mesh = make_mesh(member=4, data=2)
     options = dict(sampling=sampling, block=1) | WEIGHTS.get(sampling, {})
@@ -183,12 +186,12 @@ def test_operations_per_device_are_the_share_of_its_members(name):
 @pytest.mark.parametrize(
     "name, block, few",
     [
-        ("MLP", None, 2),
+        pytest.param("MLP", None, 2, marks=SLOW),
         pytest.param("MLP", 1, 2, marks=SLOW),
         # Two members in blocks of four are one padded block; two blocks are the loop.
-        ("MLP", 4, 8),
+        pytest.param("MLP", 4, 8, marks=SLOW),
         ("MLP", "auto", 2),
-        ("MLP 64-64-64-10", "auto", 2),
+        pytest.param("MLP 64-64-64-10", "auto", 2, marks=SLOW),
         pytest.param("CNN", None, 2, marks=SLOW),
         pytest.param("CNN", 1, 2, marks=SLOW),
         pytest.param("CNN", "auto", 2, marks=SLOW),
@@ -241,7 +244,7 @@ def test_unrolled_programs_are_refused_above_16_members_a_device():
 @pytest.mark.parametrize(
     "sampling, block",
     [
-        ("independent", 1),
+        pytest.param("independent", 1, marks=SLOW),
         ("bootstrap", None),
         pytest.param("independent", None, marks=SLOW),
         pytest.param("bootstrap", 1, marks=SLOW),
@@ -346,8 +349,8 @@ class Seen(Exception):
     "sampling",
     [
         dict(),
-        dict(sampling="weighted", weights=np.arange(64.0)),
-        dict(sampling="weighted", weights=np.ones((5, 64))),
+        pytest.param(dict(sampling="weighted", weights=np.arange(64.0)), marks=SLOW),
+        pytest.param(dict(sampling="weighted", weights=np.ones((5, 64))), marks=SLOW),
     ],
 )
 def test_the_lowered_step_is_the_program_that_fit_runs(monkeypatch, sampling):

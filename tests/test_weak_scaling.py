@@ -84,8 +84,12 @@ def assert_same_per_device(name, block, facts):
     assert collectives == []
 
 
-@pytest.mark.parametrize("num_devices", [2, pytest.param(4, marks=SLOW), 8])
-@pytest.mark.parametrize("name, block", CASES)
+@pytest.mark.parametrize(
+    "num_devices", [*(pytest.param(n, marks=SLOW) for n in (2, 4)), 8]
+)
+@pytest.mark.parametrize(
+    "name, block", [CASES[0], *(pytest.param(*case, marks=SLOW) for case in CASES[1:])]
+)
 def test_a_device_does_the_same_however_many_there_are(name, block, num_devices):
     assert_same_per_device(name, block, facts_of(name, num_devices, block))
 

@@ -117,7 +117,13 @@ def run(code_or_args, wheel, folder):
     )
 
 
-@pytest.mark.parametrize("script", [COLAB, LOADER], ids=["contract", "loader"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(COLAB, id="contract"),
+        pytest.param(LOADER, id="loader", marks=pytest.mark.slow),
+    ],
+)
 def test_colab_scripts_run_from_the_wheel(script, wheel, tmp_path):
     result = run(textwrap.dedent(script), wheel, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -38,7 +38,9 @@ def test_orders_are_uniform_over_the_positions_of_each_row():
     assert np.abs(counts - num_epochs / 4).max() < bound
 
 
-@pytest.mark.parametrize("num_shards", [1, 2, 4])
+@pytest.mark.parametrize(
+    "num_shards", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 4]
+)
 @pytest.mark.parametrize("step", [0, 1, 2, 5, 11])
 def test_shards_concatenated_are_the_one_shard_plan(num_shards, step):
     whole = sampling.batch_positions(step, 8, 0, 1, 27)

@@ -141,6 +141,7 @@ def test_a_job_of_a_stage_is_read_from_its_folder(tmp_path):
         assert str(past.checkpoints) == place
 
 
+@pytest.mark.slow
 def test_members_are_exported(capsys):
     assert run("w") == 0
     capsys.readouterr()

@@ -53,7 +53,12 @@ def metrics_of(folder):
 @pytest.mark.parametrize(
     "number, code, words",
     [
-        (signal.SIGINT, 130, "the run was interrupted (Ctrl-C)"),
+        pytest.param(
+            signal.SIGINT,
+            130,
+            "the run was interrupted (Ctrl-C)",
+            marks=pytest.mark.slow,
+        ),
         (signal.SIGTERM, 143, "the run was told to end (SIGTERM)"),
     ],
 )
@@ -95,6 +100,7 @@ def test_a_bug_is_a_traceback_and_the_way_to_go_on(tmp_path):
     assert errors.splitlines()[-1] == "KeyError: 'a bug'"
 
 
+@pytest.mark.slow
 def test_a_run_whose_reader_has_gone_goes_on(tmp_path):
     run = start(tmp_path, *SLOW_RUN, "--config.seconds_per_step=0.01")
     run.stdout.close()
@@ -113,6 +119,7 @@ def test_a_signal_that_is_to_be_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_the_child_dies_with_its_parent_and_lets_go_of_the_lock(tmp_path):
     run = start(tmp_path, *SLOW_RUN)
     wait_for_step(tmp_path, 3)

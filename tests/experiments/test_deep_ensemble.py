@@ -80,6 +80,7 @@ def test_scores_of_members_ensemble_and_calibrated_equal_a_numpy_loop():
         assert got[measures.CALIBRATED]["nll"][s] == pytest.approx(want, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_jensen_gap_is_what_the_ensemble_gains():
     logits, labels = random_logits(2, 5, 60, 4), np.arange(60) % 4
     systems = measures.predict_systems(logits, None)
@@ -128,6 +129,7 @@ def test_a_seed_is_scored_with_its_first_finite_members():
         measures.scored_members(np.array([[-1, 1], [0, 1]]))
 
 
+@pytest.mark.slow
 def test_auroc_by_each_uncertainty_equals_scikit_learn():
     inside = measures.measure_uncertainty(random_logits(2, 3, 50, 4))
     outside = measures.measure_uncertainty(random_logits(2, 3, 40, 4, seed=1) / 3)
@@ -144,7 +146,14 @@ def test_auroc_by_each_uncertainty_equals_scikit_learn():
 # The recipe
 
 
-@pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "claims",
+        "paper",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("smoke", "small")),
+    ],
+)
 def test_presets_are_valid_and_say_everything(preset):
     for spec in (MNIST,) if preset == "paper" else (MNIST, DIGITS):
         config = config_of(f"{spec}:{preset}")

@@ -274,7 +274,9 @@ def test_an_unknown_method_and_a_missing_knob_are_named():
         experiment.validate(config)
 
 
-@pytest.mark.parametrize("preset", ["small", "claims", "paper"])
+@pytest.mark.parametrize(
+    "preset", ["small", "claims", pytest.param("paper", marks=pytest.mark.slow)]
+)
 def test_presets_are_valid(preset):
     config = config_of(preset=preset)
     if preset == "paper":

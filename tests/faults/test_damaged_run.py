@@ -51,6 +51,7 @@ def test_the_run_goes_on_from_the_one_before(interrupted, capfd):
     assert (interrupted / "40.damaged").is_dir() and (interrupted / "40").is_dir()
 
 
+@pytest.mark.slow
 def test_without_a_whole_checkpoint_nothing_is_touched(interrupted, capfd):
     for step in ("20", "40"):
         (interrupted / step / "state/manifest.ocdbt").write_bytes(b"x")

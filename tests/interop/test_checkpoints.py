@@ -38,7 +38,10 @@ MAKE = {
 # A program for eight devices takes longer to compile; one test has those.
 ONE = ensjax.make_mesh(devices=jax.devices()[:1])
 CONFIGS = {"vit": published.VIT, "clip": published.CLIP}
-KINDS = pytest.mark.parametrize("name", list(MAKE))
+KINDS = pytest.mark.parametrize(
+    "name",
+    ["vit", "clip", "basic", pytest.param("bottleneck", marks=pytest.mark.slow)],
+)
 
 
 @functools.cache
@@ -104,7 +107,9 @@ def test_vit_equals_its_equations():
         assert np.ptp(expected) > 1
 
 
-@pytest.mark.parametrize("act", ["gelu_new", "relu"])
+@pytest.mark.parametrize(
+    "act", ["gelu_new", pytest.param("relu", marks=pytest.mark.slow)]
+)
 def test_vit_with_another_activation_and_epsilon(act):
     config = published.VIT | {"hidden_act": act, "layer_norm_eps": 0.1}
     one = interop.from_checkpoints(checkpoints("vit")[:1], config=config, mesh=ONE)
@@ -127,6 +132,7 @@ def test_clip_equals_its_equations():
     assert_close(logits, np.exp(tensors["logit_scale"]) * image @ text.T)
 
 
+@pytest.mark.slow
 def test_clip_of_early_configurations_reads_the_largest_token():
     text = published.CLIP["text_config"] | {"eos_token_id": 2}
     config = published.CLIP | {"text_config": {}, "text_config_dict": text}
@@ -141,7 +147,9 @@ def test_clip_of_early_configurations_reads_the_largest_token():
     assert_same_tensors(interop.to_checkpoint(clip, like=tensors), tensors)
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+@pytest.mark.parametrize(
+    "name", ["basic", pytest.param("bottleneck", marks=pytest.mark.slow)]
+)
 def test_resnet_equals_its_equations(name):
     logits = ensemble_of(name)(inputs(name))  # no configuration: names and shapes tell
     for row, tensors in zip(logits, checkpoints(name), strict=True):
@@ -193,6 +201,7 @@ def test_without_an_original_counters_begin_at_zero(name):
         assert written[key].tobytes() == values.tobytes()
 
 
+@pytest.mark.slow
 def test_types_are_kept():
     low = [
         {name: x.astype(ml_dtypes.bfloat16) for name, x in tensors.items()}
@@ -226,9 +235,8 @@ def test_folders_are_read_and_a_soup_is_written_beside_its_configuration(tmp_pat
     assert_same_leaves(again, soup)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit", pytest.param("bottleneck", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "bottleneck"])
 def test_members_split_over_devices_are_the_same(name):
     tensors = (checkpoints(name) * 3)[:8]
     split = interop.from_checkpoints(tensors, config=CONFIGS.get(name))
@@ -314,6 +322,7 @@ def with_dropout():
     )
 
 
+@pytest.mark.slow
 def test_options_of_the_module_are_added_to_the_configuration():
     ensemble = with_dropout()
     streams = jax.tree.leaves(ensemble.state["rest"])
@@ -464,6 +473,7 @@ def test_what_cannot_be_written_is_refused():
         interop.to_checkpoint(ensemble[0], like=without("classifier.bias"))
 
 
+@pytest.mark.slow
 def test_the_full_size_of_wise_ft_begins_with_a_checkpoint_of_clip(tmp_path):
     root = pathlib.Path(__file__).parents[2]
     full = load_module(root / "experiments" / "wise_ft_full.py", "experiment")

@@ -134,8 +134,18 @@ def in_memory(method, knobs, with_base, skip):
     return back(jax.jit(lambda *a: own.merge(*a, **knobs))(*arguments))
 
 
+# One of each way through the files; the dear ones of the same way are slow.
+DEAR = ("breadcrumbs_ties", "dare_ties", "della", "della_linear", "karcher_mean")
+DEAR += ("multislerp", "nuslerp")
+
+
 @pytest.mark.parametrize(
-    "method, knobs, with_base", CASES, ids=lambda x: x if isinstance(x, str) else ""
+    "method, knobs, with_base",
+    [
+        pytest.param(*case, marks=pytest.mark.slow) if case[0] in DEAR else case
+        for case in CASES
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_a_streamed_merge_is_that_of_the_stack(
     place, tmp_path, small_blocks, method, knobs, with_base

@@ -227,7 +227,10 @@ LEFT_OUT = {
 }
 
 
-@pytest.mark.parametrize("text", LEFT_OUT)
+@pytest.mark.parametrize(
+    "text",
+    [pytest.param(t, marks=pytest.mark.slow) if "della" in t else t for t in LEFT_OUT],
+)
 def test_a_member_of_weight_0_is_left_out_also_if_it_is_not_finite(here, text):
     interop.write_weights("nan", weights(np.nan))
     assert soup(f"a nan -o out --allow_non_finite {text}") == 0
@@ -367,6 +370,7 @@ def run(*arguments, limit="unlimited"):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(here):
     interop.write_weights("large", weights(1.0, x=np.ones((300, 1000), np.float32)))
     interop.write_weights("other", weights(1.0, x=np.ones((300, 1000), np.float32)))
@@ -378,10 +382,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(here):
     assert names(here) == before
 
 
-SIGINT = pytest.param(signal.SIGINT, marks=pytest.mark.slow)
+SIGINT, SIGTERM = (
+    pytest.param(number, marks=pytest.mark.slow)
+    for number in (signal.SIGINT, signal.SIGTERM)
+)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, SIGTERM, SIGINT])
 def test_a_process_that_is_stopped_leaves_nothing_that_looks_whole(here, how):
     interop.write_weights("large", weights(2.0, x=np.ones((2000, 3000), np.float32)))
     interop.write_weights("other", weights(4.0, x=np.ones((2000, 3000), np.float32)))

@@ -105,8 +105,13 @@ def assert_same_bits(actual, expected):
         assert actual[name].tobytes() == values.tobytes(), name
 
 
-CASES = [(bert_tensors, BERT_CONFIG), (llama_tensors, LLAMA_CONFIG)]
-EACH = pytest.mark.parametrize("tensors, config", CASES, ids=("bert", "llama"))
+EACH = pytest.mark.parametrize(
+    "tensors, config",
+    [
+        pytest.param(bert_tensors, BERT_CONFIG, id="bert", marks=pytest.mark.slow),
+        pytest.param(llama_tensors, LLAMA_CONFIG, id="llama"),
+    ],
+)
 
 
 @EACH

@@ -167,7 +167,15 @@ class TestTransformers:
         return found.logits_per_image if kind == "clip" else found.logits
 
     @pytest.mark.parametrize(
-        "kind", ["bert", "bert tied", "llama tied", "vit", "clip", "resnet"]
+        "kind",
+        [
+            "llama tied",
+            "resnet",
+            *(
+                pytest.param(kind, marks=pytest.mark.slow)
+                for kind in ("bert", "bert tied", "vit", "clip")
+            ),
+        ],
     )
     def test_a_merged_folder_loads_and_is_the_mean(self, transformers, tmp_path, kind):
         models = [self.build(transformers, kind, seed) for seed in range(2)]

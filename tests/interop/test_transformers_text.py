@@ -74,7 +74,11 @@ CASES = {
     ),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", SHALLOW_LLAMA | TIE),
 }
-EACH = pytest.mark.parametrize("name", list(CASES))
+FEW = ("bert_classes", "llama", "mistral", "qwen2")
+EACH = pytest.mark.parametrize(
+    "name",
+    [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in CASES],
+)
 
 TOKENS = np.random.default_rng(0).integers(0, WORDS, (4, 6))
 MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]] * 2)
@@ -187,7 +191,9 @@ def test_state_dicts_in_memory_have_both_names_of_tied_tensors(name, folders):
     assert_same_bits(back, {key: values.numpy() for key, values in state.items()})
 
 
-@pytest.mark.parametrize("name", ["bert_body", "llama_3"])
+@pytest.mark.parametrize(
+    "name", ["llama_3", pytest.param("bert_body", marks=pytest.mark.slow)]
+)
 def test_bfloat16_is_kept_bit_for_bit_and_computes_in_float32(name, folders):
     paths = folders(name, torch.bfloat16)
     ensemble = read(paths)
@@ -207,7 +213,17 @@ def test_bfloat16_is_kept_bit_for_bit_and_computes_in_float32(name, folders):
         assert_outputs_equal(narrow[i], expected[i], 0.1 * np.abs(expected[i]).max())
 
 
-@pytest.mark.parametrize("name", ["bert_classes", "bert_words", "llama_tied", "llama"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert_classes",
+        "llama",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("bert_words", "llama_tied")
+        ),
+    ],
+)
 def test_a_soup_is_loaded_by_from_pretrained(name, folders, ensembles, tmp_path):
     ensemble, like = ensembles(name), folders(name)[0]
     soup = weight_space.uniform_soup(ensemble).model

@@ -83,7 +83,11 @@ MODELS = {
         lambda: resnet_config("bottleneck"),
     ),
 }
-EACH = pytest.mark.parametrize("name", list(MODELS))
+FEW = ("vit", "clip", "basic")
+EACH = pytest.mark.parametrize(
+    "name",
+    [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
+)
 TOKENS = np.array([[28, 3, 29, 1, 1], [28, 4, 5, 6, 29], [28, 29, 2, 29, 7]])
 
 
@@ -166,6 +170,7 @@ def test_members_say_what_their_models_say(name, saved):
         assert_close(found, theirs_of(name, model), rows=row)
 
 
+@pytest.mark.slow
 def test_logits_per_image(saved):
     clip = saved("clip")[1][1]
     x = torch.from_numpy(images("clip"))
@@ -193,7 +198,10 @@ def test_files_come_back_bit_for_bit(name, saved, tmp_path):
             assert after[key].tobytes() == values.tobytes(), key
 
 
-@EACH
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "vit" else pytest.param(n, marks=pytest.mark.slow) for n in MODELS],
+)
 def test_a_soup_is_read_by_from_pretrained(name, saved, tmp_path):
     folders, ensemble = saved(name)
     soup = weight_space.uniform_soup(ensemble).model

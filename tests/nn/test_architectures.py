@@ -29,7 +29,10 @@ NORMED = ("mlp", "cnn", "resnet", "wide_resnet")
 WIDE = pytest.param("wide_resnet", marks=pytest.mark.slow)
 SLOW = pytest.mark.slow
 EACH = pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", WIDE, "vit"])
-KINDS = pytest.mark.parametrize("name", ["mlp", "cnn", WIDE, "vit"])
+KINDS = pytest.mark.parametrize(
+    "name",
+    ["mlp", *(pytest.param(n, marks=SLOW) for n in ("cnn", "wide_resnet", "vit"))],
+)
 
 
 def make(name, *, seed=0, dropout_seed=0, **options):
@@ -81,10 +84,10 @@ def test_equal_arguments_give_equal_graphs(name):
 
 
 def _stacked_cases():
-    slow = [("cnn", "group"), ("vit", None), ("resnet", "batch")]
-    slow += [("wide_resnet", "batch"), ("mlp", "batch")]
+    slow = [("cnn", "batch"), ("cnn", "group"), ("vit", None), ("resnet", "batch")]
+    slow += [("wide_resnet", "batch")]
     return [
-        ("cnn", "batch"),
+        ("mlp", "batch"),
         *[pytest.param(*case, marks=SLOW) for case in slow],
     ]
 
@@ -169,7 +172,7 @@ def test_dropout_differs_by_key_and_is_identity_in_eval(name):
     np.testing.assert_array_equal(first(x), second(x))
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", WIDE])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=SLOW), WIDE])
 def test_batch_statistics_move_in_training_and_not_in_eval(name):
     x = images(name, batch=8)
     model = make(name, norm="batch")
@@ -216,7 +219,9 @@ def test_no_bias_stands_before_a_norm(name):
     assert len(biases(make(name, norm=None))) > 1
 
 
-@pytest.mark.parametrize("form", ["plain", "patches", "mixed"])
+@pytest.mark.parametrize(
+    "form", ["mixed", *(pytest.param(f, marks=SLOW) for f in ("plain", "patches"))]
+)
 def test_conv_forms_agree(form):
     actual = run(make("cnn", conv_form=form), images("cnn"))
     assert_close(actual, run_plain("cnn"), 2e-5)

@@ -61,7 +61,10 @@ def make(**options):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("options", [{}, dict(num_kv_heads=2, head_width=6)])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.slow), dict(num_kv_heads=2, head_width=6)],
+)
 def test_attention_equals_loops_in_numpy(causal, options):
     attention = make(causal=causal, **options)
     x = inputs()

@@ -27,7 +27,17 @@ MODELS = {
     "llama": llama,
     "llama_tied": functools.partial(llama, tied=True, head_width=4),
 }
-EACH = pytest.mark.parametrize("name", list(MODELS))
+EACH = pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        "llama",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("bert_words", "llama_tied")
+        ),
+    ],
+)
 TOKENS = jax.random.randint(jax.random.key(5), (4, 6), 0, WORDS)
 MASK = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]] * 2)
 
@@ -193,7 +203,9 @@ def test_a_word_that_does_not_exist_is_not_overlooked():
     assert np.isnan(logits[0, 2:]).all() and np.isfinite(logits[1:]).all()
 
 
-@pytest.mark.parametrize("name", ["bert_words", "llama_tied"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("bert_words", marks=pytest.mark.slow), "llama_tied"]
+)
 def test_logits_are_float32_and_bfloat16_stays_near(name):
     expected = run(make(name), TOKENS, MASK)
     logits = run(make(name, dtype=jnp.bfloat16), TOKENS, MASK)
@@ -203,6 +215,7 @@ def test_logits_are_float32_and_bfloat16_stays_near(name):
     assert not np.allclose(logits, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_remat_changes_no_value_and_no_gradient(name):
     def value_and_grads(model):
@@ -219,6 +232,7 @@ def test_remat_changes_no_value_and_no_gradient(name):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_draws_in_training_only():
     model = MODELS["bert"](dropout=0.5, depth=1, rngs=nnx.Rngs(params=0, dropout=1))
     assert not np.allclose(run(model, TOKENS), run(model, TOKENS))
@@ -299,9 +313,8 @@ def one_device():
     return ensjax.make_mesh(member=1, devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("bert", marks=pytest.mark.slow), "llama_tied"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "llama_tied"])
 def test_members_on_eight_devices_equal_those_on_one_and_alone(name):
     together = new_ensemble(name, one_device())
     split = together.on_mesh(ensjax.make_mesh())
@@ -351,6 +364,7 @@ def nll_of_rows(logits, tokens):
     return -picked[..., 0].mean(axis=1)
 
 
+@pytest.mark.slow
 def test_a_tied_embedding_is_one_leaf_of_every_mixture():
     model = make("llama_tied")
     graph, params, rest = nnx.split(model, nnx.Param, ...)

@@ -65,7 +65,11 @@ def small_clip():
             11_689_512,
         ),
         (ImageNetResNet, 25_557_032),
-        (functools.partial(ImageNetResNet, depths=(3, 4, 23, 3)), 44_549_160),
+        pytest.param(
+            functools.partial(ImageNetResNet, depths=(3, 4, 23, 3)),
+            44_549_160,
+            marks=pytest.mark.slow,
+        ),
         (
             functools.partial(
                 ViT,
@@ -80,7 +84,7 @@ def small_clip():
             86_567_656,
         ),
         # CLIP ViT-B/32, as its weights are published.
-        (CLIP, 151_277_313),
+        pytest.param(CLIP, 151_277_313, marks=pytest.mark.slow),
     ],
 )
 def test_published_sizes(make, count):
@@ -125,9 +129,8 @@ def test_activations_have_their_known_values():
         np.testing.assert_allclose(ACTIVATIONS[name](x), values, atol=2e-7)
 
 
-@pytest.mark.parametrize(
-    "name", ["clip", pytest.param("resnet", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clip", "resnet"])
 def test_bfloat16_is_near_and_remat_the_same(name):
     if name == "clip":
         x = jnp.linspace(-2, 2, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3)
@@ -149,6 +152,7 @@ def test_bfloat16_is_near_and_remat_the_same(name):
         assert 0 < jnp.max(jnp.abs(a - b)) < 0.05 * jnp.max(jnp.abs(a))
 
 
+@pytest.mark.slow
 def test_what_follows_the_end_of_a_text_is_not_read():
     model = small_clip()
     tokens = jnp.asarray([[3, 4, 9, 1, 1], [3, 4, 9, 19, 9], [3, 5, 9, 1, 1]])
@@ -171,7 +175,7 @@ def test_a_zero_shot_head_by_hand():
         zero_shot_head(features[0], jnp.log(5.0))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_classifier_of_one_prompt_says_what_clip_says(remat):
     model = nnx.clone(small_clip())
     model.text.remat = remat
@@ -190,6 +194,7 @@ def test_the_classifier_of_one_prompt_says_what_clip_says(remat):
         zero_shot_classifier(model, tokens)
 
 
+@pytest.mark.slow
 def test_the_image_tower_of_clip_is_a_vit_without_some_biases():
     tower = clip_image_tower(
         image_shape=(8, 8, 3),

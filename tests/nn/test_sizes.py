@@ -33,7 +33,15 @@ def test_cnn_for_28x28_digits():
 
 
 @pytest.mark.parametrize(
-    "depth, millions", [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]
+    "depth, millions",
+    [
+        (20, 0.27),
+        (32, 0.46),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(44, 0.66), (56, 0.85), (110, 1.7)]
+        ),
+    ],
 )
 def test_resnets_have_the_sizes_of_the_paper(depth, millions):
     # He et al. 2016, table 6.
@@ -83,6 +91,7 @@ def test_vit_b_16_has_the_known_size_without_its_qkv_biases():
     assert count == 86_567_656 - 12 * 3 * 768
 
 
+@pytest.mark.slow
 def test_shapes_of_the_full_networks():
     def logits(build, shape, **options):
         def apply():

@@ -100,13 +100,15 @@ def _expected(case):
     return jax.jit(run)(*_operands(case))
 
 
-# Their patches take seconds to compile, and they differ from others in sizes alone.
-SIZES = ("strides_remainder", "strides_above_kernel", "wide_padding", "even_kernel")
-SIZES += ("same_lower", "volume", "groups_strides_dilation", "depthwise_multiplier")
+# Each takes seconds to compile: one of strides, of padding, of dilation, of groups and
+# of one space axis; the others differ from these in sizes, or combine them.
+FAST = dict.fromkeys(("strides", "groups"), ("patches", "mixed", "auto"))
+FAST |= dict.fromkeys(("explicit_padding", "dilation", "sequence"), ("patches",))
+FAST["depthwise"] = ("patches", "depthwise")
 GRID = [
-    pytest.param(case, form, marks=pytest.mark.slow)
-    if case in SIZES and form in ("patches", "mixed")
-    else (case, form)
+    (case, form)
+    if form in FAST.get(case, ())
+    else pytest.param(case, form, marks=pytest.mark.slow)
     for case in CASES
     for form in _forms(case)
 ]
@@ -122,7 +124,7 @@ def test_form_equals_lax_in_value_and_gradients(case, form):
     "form",
     [
         pytest.param("auto", marks=pytest.mark.slow),
-        "plain",
+        pytest.param("plain", marks=pytest.mark.slow),
         "patches",
         "mixed",
         pytest.param("depthwise", marks=pytest.mark.slow),
@@ -143,7 +145,17 @@ def test_form_under_vmap_and_scan_equals_one_kernel_at_a_time(form):
     assert_close(jax.tree.map(lambda leaf: leaf[0], shared), rows[0])
 
 
-@pytest.mark.parametrize("form", ["auto", "plain", "patches", "mixed", "depthwise"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "patches",
+        "mixed",
+        *(
+            pytest.param(f, marks=pytest.mark.slow)
+            for f in ("auto", "plain", "depthwise")
+        ),
+    ],
+)
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_form_inside_shard_map_has_the_gradient_of_the_mean(form, check_vma):
     # Here, in a shard_map, lax itself cannot differentiate a grouped convolution under
@@ -378,7 +390,7 @@ def test_auto_takes_no_form_that_lax_cannot_differentiate_under_vmap(monkeypatch
     for case in ("groups", "depthwise"):
         x, kernel = _operands(case, leading=(2,))
         run = _value_and_grads(_apply(Conv(), case))
-        one = _value_and_grads(_apply(jax.lax.conv_general_dilated, case))
+        one = jax.jit(_value_and_grads(_apply(jax.lax.conv_general_dilated, case)))
         actual = jax.jit(jax.vmap(run))(x, kernel)
         for i in range(2):
             member = jax.tree.map(lambda leaf, i=i: leaf[i], actual)

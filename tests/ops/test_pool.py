@@ -36,11 +36,22 @@ def _value_and_grad(pool, x):
         weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
         return jnp.sum(weights * y), y
 
-    (_, y), grad = jax.value_and_grad(loss, has_aux=True)(x)
+    (_, y), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
     return y, grad
 
 
-@pytest.mark.parametrize("case", CASES)
+EACH = pytest.mark.parametrize(
+    "case",
+    [
+        case
+        if case in ("tiles", "overlaps", "explicit")
+        else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+)
+
+
+@EACH
 def test_max_pool_equals_flax_bit_for_bit(case):
     _, window, strides, padding = CASES[case]
     x = _input(case)
@@ -52,7 +63,7 @@ def test_max_pool_equals_flax_bit_for_bit(case):
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])
-@pytest.mark.parametrize("case", CASES)
+@EACH
 def test_avg_pool_equals_flax(case, count_include_pad):
     _, window, strides, padding = CASES[case]
     x = _input(case)

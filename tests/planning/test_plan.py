@@ -65,7 +65,11 @@ MORE_CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES, *(pytest.param(c, marks=pytest.mark.slow) for c in MORE_CASES)]
+    "case",
+    [
+        c if c == "one device" else pytest.param(c, marks=pytest.mark.slow)
+        for c in CASES | MORE_CASES
+    ],
 )
 def test_the_peak_is_that_of_the_programs_that_fit_runs(kit, watch_fit, case):
     job = kit.job(**(CASES | MORE_CASES)[case])
@@ -191,6 +195,7 @@ def test_a_split_state_is_gathered_and_scattered(kit):
     assert operations["all-gather"] == operations["reduce-scatter"] == ("data",)
 
 
+@pytest.mark.slow
 def test_a_joint_objective_gathers_members_outputs(kit):
     joint = Joint(loss=ensemble_nll)
     job = kit.job(evaluated=False, loss=joint, sampling="shared")

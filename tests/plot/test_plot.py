@@ -280,6 +280,7 @@ def test_pyplot_is_not_used():
     assert out.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_scores_and_combine_do_not_import_matplotlib():
     code = (
         "import sys, ensjax, ensjax.scores, ensjax.combine;"

@@ -125,6 +125,7 @@ def test_classwise_ece_equals_a_loop_over_classes_and_bins():
     np.testing.assert_allclose(actual, np.mean(errors), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_calibrated_predictions_have_an_ece_near_zero():
     # Labels drawn from the stated probabilities; bound: 15 bins of sd <= 0.5 /
     # sqrt(N_b) each, whose mean absolute value sums to under sqrt(15 / N) / 2.

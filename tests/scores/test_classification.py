@@ -226,6 +226,7 @@ def check_close(found, expected, *, rtol=1e-5, atol=1e-6):
         )
 
 
+@pytest.mark.slow
 def test_leading_axes_equal_one_member_at_a_time():
     rng = np.random.default_rng(1)
     logits = 2 * rng.normal(size=(2, 3, 20, 5))
@@ -239,6 +240,7 @@ def test_leading_axes_equal_one_member_at_a_time():
             check_close({n: v[i, j] for n, v in together.items()}, alone)
 
 
+@pytest.mark.slow
 def test_jit_equals_eager(case):
     log_probs, labels, weight = case
     check_close(
@@ -257,6 +259,7 @@ def test_weight_zero_removes_a_row_even_if_it_is_broken(case):
     )
 
 
+@pytest.mark.slow
 def test_weight_two_repeats_a_row(case):
     log_probs, labels, _ = case
     counts = np.random.default_rng(2).integers(0, 4, ROWS)
@@ -271,6 +274,7 @@ def test_weight_two_repeats_a_row(case):
     check_close(weighted, sensitive, atol=0.02)
 
 
+@pytest.mark.slow
 def test_order_of_rows_does_not_matter():
     rng = np.random.default_rng(3)
     # Few distinct rows: most confidences are tied.
@@ -300,6 +304,7 @@ def test_scores_are_finite_at_logits_of_ten_thousand():
         assert np.isfinite(value), name
 
 
+@pytest.mark.slow
 def test_one_row_and_one_class_are_defined():
     for found in (
         compiled(jnp.array([[0.3, 0.1]]), jnp.array([0])),

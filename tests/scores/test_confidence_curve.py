@@ -25,6 +25,7 @@ def case():
     return (*(x.astype(np.float32) for x in (mean, std, targets, weight)),)
 
 
+@pytest.mark.slow
 def test_the_curve_equals_dropping_rows_one_by_one(case):
     mean, std, targets, _ = case
     curve = curve_of(mean, std, targets, sample_weight=UNWEIGHTED)

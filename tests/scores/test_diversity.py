@@ -91,7 +91,11 @@ def test_q_statistic_and_double_fault_equal_a_loop_over_pairs(case):
 
 LABELLED = (scores.error_correlation, scores.q_statistic, scores.double_fault)
 MATRICES = (scores.disagreement_matrix, scores.kappa, *LABELLED)
-every_matrix = pytest.mark.parametrize("score", MATRICES, ids=lambda f: f.__name__)
+every_matrix = pytest.mark.parametrize(
+    "score",
+    [*MATRICES[:2], *(pytest.param(f, marks=pytest.mark.slow) for f in MATRICES[2:])],
+    ids=lambda f: f.__name__,
+)
 
 
 def call(score, logits, labels, **kwargs):

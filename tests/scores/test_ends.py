@@ -52,6 +52,7 @@ def test_accuracies_have_wilsons_ends_also_where_all_is_right():
     assert ends_of(grouped, "accuracy") == [1, 1]
 
 
+@pytest.mark.slow
 def test_weights_make_fewer_rows_of_many():
     weight = RNG.uniform(0.1, 3, 40).astype(np.float32)
     found = scores.evaluate(
@@ -160,7 +161,15 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("points", "sets")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in CALLS
+    ],
+)
 def test_a_second_call_of_equal_shapes_compiles_nothing(name, compilations):
     first = CALLS[name]()
     assert compilations
@@ -169,6 +178,7 @@ def test_a_second_call_of_equal_shapes_compiles_nothing(name, compilations):
     assert repr(CALLS[name]()) == repr(first) and compilations == []
 
 
+@pytest.mark.slow
 def test_functions_of_equal_options_are_one():
     one, other = (With.of(scores.ece, num_bins=3) for _ in range(2))
     assert one == other and hash(one) == hash(other)

@@ -348,6 +348,7 @@ def test_intervals_and_sets_are_scored_as_by_the_scores(points_case):
         scores.evaluate_intervals(lower, upper, targets, nominal=1.0)
 
 
+@pytest.mark.slow
 def test_every_classification_score_goes_by_its_name(case):
     logits, labels = case
     # Some of each kind are compiled; all are functions of the room by that name.

@@ -30,8 +30,9 @@ GROUPS = np.arange(ROWS) // 3
 OPTIONS = dict(groups=GROUPS, bootstrap=RESAMPLES, seed=3)
 
 
-def interval(score, *arrays):
-    """The ends over resamples of groups; `score` sees the rows that were drawn."""
+@functools.cache
+def resamples():
+    """The rows of each resample of groups."""
     draws = []
 
     def keep(counts):
@@ -54,8 +55,12 @@ def interval(score, *arrays):
         row.tobytes(): row for row in draws if row.sum() > 0 and not (row == 1).all()
     }
     assert len(found) == RESAMPLES
-    at = [np.repeat(np.arange(ROWS), row.astype(int)) for row in found.values()]
-    values = [score(*(array[..., rows, :] for array in arrays)) for rows in at]
+    return [np.repeat(np.arange(ROWS), row.astype(int)) for row in found.values()]
+
+
+def interval(score, *arrays):
+    """The ends over resamples of groups; `score` sees the rows that were drawn."""
+    values = [score(*(a[..., rows, :] for a in arrays)) for rows in resamples()]
     return np.quantile(values, [0.025, 0.975])
 
 
@@ -137,6 +142,7 @@ def test_diversity_and_its_intervals_are_those_of_a_loop():
     assert (found["num_members"], found["num_rows"]) == (MEMBERS, ROWS)
 
 
+@pytest.mark.slow
 def test_all_measures_have_intervals_around_the_plain_score():
     found = scores.evaluate_diversity(LOGITS, LABELS, bootstrap=10)
     assert set(scores.DIVERSITY_METRICS) <= set(found)

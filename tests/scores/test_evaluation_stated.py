@@ -107,6 +107,7 @@ GENUINE = RNG.uniform(size=N) < 0.5
 LOOKS = (RNG.normal(size=(M, N)) + GENUINE).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_rates_at_a_threshold_equal_counts_and_have_wilsons_ends():
     types = np.arange(N) % 3
     found = scores.evaluate_detection(
@@ -166,6 +167,7 @@ def test_sets_of_members_are_scored_apart_by_class_and_size():
         assert alone[name] == pytest.approx(found[name][1], abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_intervals_of_members_are_scored_apart():
     found = scores.evaluate_intervals(LOWER, UPPER, TARGETS, bootstrap=20)
     alone = scores.evaluate_intervals(LOWER[1], UPPER[1], TARGETS, bootstrap=20)
@@ -174,6 +176,7 @@ def test_intervals_of_members_are_scored_apart():
         assert len(found[name]) == M
 
 
+@pytest.mark.slow
 def test_one_member_has_no_spread_and_areas_stay_inside_their_range():
     found = scores.evaluate_spread(POINTS[:1], TARGETS, bootstrap=3)
     assert np.isnan(found["spread_skill"]) and np.isfinite(found["crps_samples"])

@@ -84,13 +84,8 @@ def test_hand_till_equals_scikit_learn_one_against_one(case):
     )
 
 
-@pytest.mark.parametrize(
-    "score",
-    [
-        pytest.param(scores.macro_auroc, marks=pytest.mark.slow),
-        scores.hand_till_auroc,
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("score", [scores.macro_auroc, scores.hand_till_auroc])
 def test_members_masks_and_what_is_undefined(score):
     log_probs, labels, _ = make_case("random")
     members = jnp.stack([log_probs, log_probs[:, ::-1]])

@@ -198,6 +198,7 @@ def areas(logits, labels, **options):
     return found
 
 
+@pytest.mark.slow
 def test_the_order_of_saturated_rows_is_that_of_float64():
     logits, labels, odds, wrong = saturated_case()
     assert np.mean(np.asarray(scores.max_prob(logits)) > 1 - 4e-6) > 0.7
@@ -229,6 +230,7 @@ def test_the_order_of_saturated_rows_is_that_of_float64():
         np.testing.assert_allclose(evaluated[name], expected[name], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_members_in_another_order_are_as_sure_where_all_are_saturated():
     logits, labels, _, _ = saturated_case(300)
     rng = np.random.default_rng(1)

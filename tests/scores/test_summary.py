@@ -298,7 +298,9 @@ def test_large_logits_and_certain_members_stay_finite():
         assert np.isfinite(got[name]).all(), name
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "weighted", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_the_summary_keeps_the_order_of_saturated_rows(weighted):
     rng = np.random.default_rng(5)
     logits = rng.normal(size=(M, N, C)).astype(np.float32)

@@ -275,6 +275,7 @@ def test_a_metric_may_be_added_and_a_rate_may_be_no_number(kit, tmp_path):
     assert log.metrics["one"][-1].tolist()[::2] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_members_of_a_joint_objective_stay_together(kit, tmp_path):
     options = dict(
         loss=ensjax.Joint(ensemble_nll), sampling="shared", checkpoint_dir=tmp_path

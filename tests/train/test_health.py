@@ -61,7 +61,11 @@ def test_an_infinite_learning_rate_changes_no_other_member(kit, compilations):
 
 @pytest.mark.parametrize(
     "mesh, block",
-    [((1, 1), None), ((1, 1), 1), pytest.param((4, 2), "auto", marks=pytest.mark.slow)],
+    [
+        ((1, 1), None),
+        pytest.param((1, 1), 1, marks=pytest.mark.slow),
+        pytest.param((4, 2), "auto", marks=pytest.mark.slow),
+    ],
 )
 def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block):
     """300 steps in one call are looked at after 128, 256 and 300."""
@@ -100,7 +104,10 @@ def test_a_member_that_breaks_inside_a_call_keeps_the_last_look(kit, mesh, block
     )
 
 
-@pytest.mark.parametrize("steps_per_call", [160, 290])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "steps_per_call", [160, pytest.param(290, marks=pytest.mark.slow)]
+)
 def test_several_looks_in_a_call_change_nothing(kit, steps_per_call):
     options = dict(steps=290, batch_size=7)
     short, log = kit.fit(
@@ -181,7 +188,10 @@ def stop_by_hand(values, patience, min_delta=0.0):
     return best_at, None
 
 
-@pytest.mark.parametrize("metric, mode", [("loss", "min"), ("accuracy", "max")])
+@pytest.mark.parametrize(
+    "metric, mode",
+    [("loss", "min"), pytest.param("accuracy", "max", marks=pytest.mark.slow)],
+)
 def test_early_stopping_of_each_member_is_a_loop_written_by_hand(kit, metric, mode):
     # Labels that say nothing, so that held-out examples get worse at some time.
     x, y = kit.data()
@@ -296,6 +306,7 @@ def test_the_progress_line_says_pace_time_left_and_spread():
     assert report_line(20, pace, {}, np.zeros(3)) == "step 20/100 | ? left"
 
 
+@pytest.mark.slow
 def test_padding_is_reported(kit, capsys):
     _, log = kit.fit(kit.ensemble("mlp", 5), kit.data(), block=3, progress=True)
     first = capsys.readouterr().out.splitlines()[0]
@@ -335,6 +346,7 @@ def test_a_label_that_is_no_class_is_reported_at_once():
     )
 
 
+@pytest.mark.slow
 def test_the_first_evaluation_does_not_make_training_look_fast(kit):
     """Its compilation is no part of the pace; the training it waits for is."""
 
@@ -350,6 +362,7 @@ def test_the_first_evaluation_does_not_make_training_look_fast(kit):
     assert paces[0] < 5 * paces[-1]
 
 
+@pytest.mark.slow
 def test_a_statistic_that_is_infinite_from_the_start_is_no_fault(kit):
     """A mask of -inf, say; one that becomes infinite is."""
 

@@ -83,7 +83,6 @@ FORMS = {
     "by parts": dict(batch_block=4),
 }
 FAST = {
-    ("nll", "twice", (8, 1)),
     ("ncl", "tape", (4, 2)),
     ("weighted", "by parts", (4, 2)),
     ("weighted", "twice", (1, 1)),
@@ -127,7 +126,8 @@ def test_blocks_and_calls_change_nothing(kit, block):
     kit.check_close(all_at_once, in_blocks)
 
 
-@pytest.mark.parametrize("mesh", [(4, 2), pytest.param((1, 1), marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("mesh", [(4, 2), (1, 1)])
 def test_a_group_is_trained_as_one_ensemble(kit, mesh):
     ensemble = members(5, kit.mesh(*mesh))
     group = Group((ensemble.select([0, 1]), ensemble.select([2, 3, 4])))

@@ -106,7 +106,9 @@ WHOLE = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.slow) if n in ("noise", "factored") else n
+        n
+        if n in ("sgd", "adamw", "clipped by norm", "by column", "centred")
+        else pytest.param(n, marks=pytest.mark.slow)
         for n in (*ELEMENTWISE, *WHOLE)
     ],
 )

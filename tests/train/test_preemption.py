@@ -63,6 +63,7 @@ def test_the_run_that_was_told_to_end_twice_is_the_unbroken_one(kit, tmp_path, e
         np.testing.assert_array_equal(resumed_log.metrics[name], values)
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_where_it_was_told_to_end(kit, tmp_path, enabled):
     def stream():
         return ensjax.data.stream(kit.data(), batch_size=8, seed=3)

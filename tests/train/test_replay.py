@@ -112,6 +112,7 @@ def _bytes_read():
     return sum(value["value"] for metric in metrics for value in metric["values"])
 
 
+@pytest.mark.slow
 def test_members_that_are_not_there_and_bytes_that_have_changed(kit, tmp_path):
     job(kit).fit(checkpoint_dir=tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="no member 9; the members are 0, 1, 2, 3"):
@@ -142,6 +143,7 @@ def test_members_that_are_not_there_and_bytes_that_have_changed(kit, tmp_path):
     assert failures >= 1
 
 
+@pytest.mark.slow
 def test_a_joint_objective_cannot_be_replayed(kit, tmp_path):
     joint = job(
         kit,

@@ -116,7 +116,7 @@ def test_a_run_of_more_steps_goes_on_from_inside_a_call(kit, tmp_path):
 @pytest.mark.parametrize(
     "before, after, shard_state",
     [
-        ((8, 1), (2, 1), False),
+        pytest.param((8, 1), (2, 1), False, marks=SLOW),
         ((8, 1), (1, 1), False),
         pytest.param((4, 2), (1, 1), True, marks=SLOW),
         pytest.param((1, 1), (8, 1), False, marks=SLOW),
@@ -317,7 +317,7 @@ def grain_loader(data):
     )
 
 
-@pytest.mark.parametrize("source", ["stream", "grain loader"])
+@pytest.mark.parametrize("source", ["stream", pytest.param("grain loader", marks=SLOW)])
 def test_a_stream_goes_on_at_the_batch_where_it_was(kit, tmp_path, source):
     def make_data():
         if source == "grain loader":

@@ -77,7 +77,12 @@ def test_random_permutations_of_inferred_groups_keep_the_function(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=SLOW if n.endswith("batch norm") else ()) for n in CASES],
+    [
+        pytest.param(
+            n, marks=() if n in QUICK | {"ResNet, layer norm", "ViT"} else SLOW
+        )
+        for n in CASES
+    ],
 )
 def test_all_interchangeable_units_are_found(name):
     make_model, shape, sizes = CASES[name]

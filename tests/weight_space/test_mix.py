@@ -110,7 +110,10 @@ def make_model(rngs):
     )
 
 
-@pytest.mark.parametrize("member, data", [(1, 1), (8, 1), (4, 2)])
+@pytest.mark.parametrize(
+    "member, data",
+    [*(pytest.param(*m, marks=pytest.mark.slow) for m in [(1, 1), (8, 1)]), (4, 2)],
+)
 def test_mixing_an_ensemble_is_mixing_its_state_on_any_mesh(member, data):
     mesh = ensjax.make_mesh(
         member=member, data=data, devices=jax.devices()[: member * data]

@@ -68,7 +68,11 @@ def sequential(stack, data, score, sign):
 
 @pytest.mark.parametrize(
     "member, data, score, largest",
-    [(1, 1, "accuracy", True), (4, 2, "accuracy", True), (8, 1, "nll", False)],
+    [
+        pytest.param(1, 1, "accuracy", True, marks=pytest.mark.slow),
+        (4, 2, "accuracy", True),
+        pytest.param(8, 1, "nll", False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_greedy_soup_is_the_sequential_one(members, member, data, score, largest):
     stack, rows = members
@@ -206,7 +210,7 @@ def learned_by_autodiff(stack, rows, *, groups, steps, size, seed):
 @pytest.mark.parametrize(
     "member, data, granularity, groups",
     [
-        (1, 1, "model", {"w": 0, "v": 0, "b": 0}),
+        pytest.param(1, 1, "model", {"w": 0, "v": 0, "b": 0}, marks=pytest.mark.slow),
         (4, 2, "leaf", {"b": 0, "v": 1, "w": 2}),
     ],
 )

@@ -22,7 +22,8 @@ from ensjax.weight_space import (
     sweep,
 )
 
-MESHES = [(1, 1), (8, 1), (4, 2)]
+SLOW = pytest.mark.slow
+MESHES = [*(pytest.param(*m, marks=SLOW) for m in ((1, 1), (8, 1))), (4, 2)]
 
 
 def make_model(rngs):

@@ -18,6 +18,7 @@ AVERAGES = {
     "diagonal": SWAG(start_step=2, num_columns=0),
 }
 STEPS, RATE = 12, 0.1
+SLOW = pytest.mark.slow
 X = np.linspace(-1, 1, 8, dtype=np.float32)
 
 
@@ -137,7 +138,9 @@ def test_a_draw_depends_on_member_and_number_alone(trained):
     np.testing.assert_array_equal(flat(still.params), flat(mean.params))
 
 
-@pytest.mark.parametrize("options", [dict(steps_per_call=4), dict(block=2)])
+@pytest.mark.parametrize(
+    "options", [dict(steps_per_call=4), pytest.param(dict(block=2), marks=SLOW)]
+)
 def test_the_same_in_blocks_of_members_and_of_steps(trained, options):
     _, log = trained
     _, other = train(**options)
@@ -203,7 +206,13 @@ def test_a_member_that_breaks_keeps_its_averages_of_the_last_look():
     assert np.isfinite(log.averages["ema"]["total"]["a"]).all()
 
 
-@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
+@pytest.mark.parametrize(
+    "average",
+    [
+        pytest.param(average, id=name, marks=() if name in ("lawa", "swag") else SLOW)
+        for name, average in AVERAGES.items()
+    ],
+)
 def test_the_average_of_constant_weights_is_the_weights(average):
     params = {"w": jnp.array([0.1, -3e4], jnp.bfloat16), "n": jnp.int32(3)}
     state = average.init(params)
