@@ -1,6 +1,7 @@
 """Infinitely wide networks: kernels, the trained ensemble's law, and its members."""
 
 from ensjax.ntk import two_layer
+from ensjax.ntk.cube_members import CubeMembers, cube_members, sample_cube_member
 from ensjax.ntk.duals import Dual, DualMoments, erf, identity, relu
 from ensjax.ntk.gaussian_process import (
     Predictor,
@@ -19,10 +20,13 @@ from ensjax.ntk.infinite_members import (
     infinite_members,
     sample_member,
 )
+from ensjax.ntk.kernel_blocks import kernel_blocks
 from ensjax.ntk.kernels import FullyConnected, Kernels, kernel, kernel_diagonal
+from ensjax.ntk.quadrature import dual
 from ensjax.ntk.two_layer import Law, law, ntk_law, readout_law
 
 __all__ = [
+    "CubeMembers",
     "Dual",
     "DualMoments",
     "FullyConnected",
@@ -32,10 +36,13 @@ __all__ = [
     "Predictor",
     "covariance",
     "critical_learning_rate",
+    "cube_members",
+    "dual",
     "erf",
     "identity",
     "infinite_members",
     "kernel",
+    "kernel_blocks",
     "kernel_diagonal",
     "law",
     "mean",
@@ -44,6 +51,7 @@ __all__ = [
     "predictor_of_kernels",
     "readout_law",
     "relu",
+    "sample_cube_member",
     "sample_member",
     "steps_to",
     "two_layer",

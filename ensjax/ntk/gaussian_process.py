@@ -6,6 +6,7 @@ kernel of the training rows. So every member's prediction is linear in the funct
 it began with, which is a draw from the Gaussian process of the NNGP kernel.
 """
 
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -38,6 +39,8 @@ class Predictor(NamedTuple):
 def predictor(spec: FullyConnected, x_train: Any, x_test: Any) -> Predictor:
     """What predicts the ensemble of a network trained on `x_train`, at `x_test`.
 
+    The kernels are one compiled program for each network and set of shapes.
+
     Args:
         spec: the network; not "mup", whose kernel moves while it trains.
         x_train: inputs `[train, feature]`.
@@ -55,9 +58,13 @@ def predictor(spec: FullyConnected, x_train: Any, x_test: Any) -> Predictor:
         )
     x_train, x_test = check_inputs(x_train, "x_train"), check_inputs(x_test, "x_test")
     _check_distinct(x_train, spec)
-    return predictor_of_kernels(
-        kernel(spec, x_train), kernel(spec, x_test, x_train), kernel(spec, x_test).nngp
-    )
+    return predictor_of_kernels(*_all_kernels(spec, x_train, x_test))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _all_kernels(spec, x_train, x_test):
+    cross = kernel(spec, x_test, x_train)
+    return kernel(spec, x_train), cross, kernel(spec, x_test).nngp
 
 
 def predictor_of_kernels(train: Kernels, cross: Kernels, test_nngp: Any) -> Predictor:
@@ -88,7 +95,7 @@ def predictor_of_kernels(train: Kernels, cross: Kernels, test_nngp: Any) -> Pred
         if not isinstance(array, jax.core.Tracer) and not jnp.isfinite(array).all():
             raise ValueError(f"{name} holds values that are not finite.")
     eigenvalues, modes = jnp.linalg.eigh(train.ntk)
-    _check_positive(eigenvalues)
+    check_positive(eigenvalues)
     return Predictor(eigenvalues, modes, train.nngp, cross, test_nngp)
 
 
@@ -110,21 +117,27 @@ def _check_distinct(x, spec):
         row = again[0]
         raise ValueError(
             f"Training rows {first[which.reshape(-1)[row]]} and {row} are equal"
-            f" ({again.size} such in all), so that the training kernel is singular. Keep"
+            f" ({again.size} repeated in all): the training kernel is singular. Keep"
             " one of each, with the mean of their targets."
         )
 
 
-def _check_positive(eigenvalues):
+def check_positive(eigenvalues: Any) -> None:
+    """Raises `ValueError` if a training kernel is singular to rounding.
+
+    Args:
+        eigenvalues: ascending, `[train]`.
+    """
     if isinstance(eigenvalues, jax.core.Tracer):
         return
     values = np.asarray(eigenvalues, float)
     floor = len(values) * np.finfo(eigenvalues.dtype).eps * abs(values[-1])
     if values[0] <= floor:
         raise ValueError(
-            f"The training kernel is singular in {eigenvalues.dtype}: its eigenvalues go"
-            f" from {values[0]:.3g} to {values[-1]:.3g}. Training rows are nearly the"
-            " same, or the network cannot tell them apart; drop rows, or use float64."
+            f"The training kernel is singular in {eigenvalues.dtype}: its eigenvalues"
+            f" range from {values[0]:.3g} to {values[-1]:.3g}. Training rows are nearly"
+            " the same, or the network cannot tell them apart: drop rows, or use"
+            " float64."
         )
 
 
@@ -236,18 +249,25 @@ def warn_above_critical(learning_rate: Any, eigenvalues: Any) -> None:
     then = "diverges" if float(learning_rate) >= largest else "is slower than there"
     warnings.warn(
         f"Learning rate {float(learning_rate):.6g} is above the critical"
-        f" {critical:.6g}: gradient descent {then} (it diverges from {largest:.6g} on).",
+        f" {critical:.6g}: gradient descent {then}; it diverges from {largest:.6g} on.",
         stacklevel=3,
     )
 
 
-def mean(predictor: Predictor, targets: Any, **schedule: Any) -> jax.Array:
+def mean(
+    predictor: Predictor,
+    targets: Any,
+    *,
+    time: Any = None,
+    steps: Any = None,
+    learning_rate: Any = 1.0,
+) -> jax.Array:
     """The mean over members of the trained ensemble, `[row, output]`.
 
     Args:
         predictor: of the rows.
         targets: of the training rows, `[train, output]`.
-        schedule: `time`, `steps`, `learning_rate`, as in `weights`.
+        time, steps, learning_rate: as in `weights`.
 
     Raises:
         ValueError: if targets are of another shape or not finite, and as `weights`.
@@ -260,11 +280,17 @@ def mean(predictor: Predictor, targets: Any, **schedule: Any) -> jax.Array:
         )
     if not isinstance(targets, jax.core.Tracer) and not jnp.isfinite(targets).all():
         raise ValueError("targets hold values that are not finite.")
-    w = weights(predictor, **schedule)
+    w = weights(predictor, time=time, steps=steps, learning_rate=learning_rate)
     return jnp.matmul(w, targets.astype(w.dtype), precision="highest")
 
 
-def covariance(predictor: Predictor, **schedule: Any) -> jax.Array:
+def covariance(
+    predictor: Predictor,
+    *,
+    time: Any = None,
+    steps: Any = None,
+    learning_rate: Any = 1.0,
+) -> jax.Array:
     """The covariance between test rows over members, `[row, row']`.
 
     The same for every output; outputs are independent.
@@ -273,11 +299,11 @@ def covariance(predictor: Predictor, **schedule: Any) -> jax.Array:
 
     Args:
         predictor: of the rows.
-        schedule: `time`, `steps`, `learning_rate`, as in `weights`.
+        time, steps, learning_rate: as in `weights`.
 
     Source: Lee et al. 2019, arXiv:1902.06720, equation 16.
     """
-    w = weights(predictor, **schedule)
+    w = weights(predictor, time=time, steps=steps, learning_rate=learning_rate)
     spread = jnp.matmul(w, predictor.train_nngp, precision="highest")
     spread = jnp.matmul(spread, w.T, precision="highest")
     shared = jnp.matmul(w, predictor.cross.nngp.T, precision="highest")
@@ -285,9 +311,15 @@ def covariance(predictor: Predictor, **schedule: Any) -> jax.Array:
     return (result + result.T) / 2
 
 
-def variance(predictor: Predictor, **schedule: Any) -> jax.Array:
+def variance(
+    predictor: Predictor,
+    *,
+    time: Any = None,
+    steps: Any = None,
+    learning_rate: Any = 1.0,
+) -> jax.Array:
     """The variance of each test row over members, `[row]`; see `covariance`."""
-    w = weights(predictor, **schedule)
+    w = weights(predictor, time=time, steps=steps, learning_rate=learning_rate)
     spread = jnp.matmul(w, predictor.train_nngp, precision="highest")
     shared = 2 * jnp.sum(w * predictor.cross.nngp, axis=1)
     result = jnp.diagonal(predictor.test_nngp) + jnp.sum(spread * w, axis=1) - shared

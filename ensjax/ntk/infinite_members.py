@@ -48,7 +48,7 @@ def infinite_members(
         >>> members = ntk.infinite_members(jnp.zeros((2, 1)), jnp.eye(2))
         >>> states = {"moments": reduce.init_moments(members.mean)}
         >>> states = reduce.fold_members(
-        ...     ntk.sample_member, jnp.arange(1000), states, block=100, shared=(members,)
+        ...     ntk.sample_member, jnp.arange(999), states, block=100, shared=(members,)
         ... )
     """
     mean = jnp.asarray(mean)

@@ -27,10 +27,10 @@ class Kernels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FullyConnected:
-    """A fully connected network with hidden layers of one width n that goes to infinity.
+    """A fully connected network with hidden layers of a width n that goes to infinity.
 
-        u_1 = sqrt(weight_variance / fan_in) W_1 x + sqrt(bias_variance) b_1
-        u_{l+1} = sqrt(weight_variance / n) W_{l+1} phi(u_l) + sqrt(bias_variance) b_{l+1}
+        u_1     = sqrt(weight_variance / features) W_1 x   + sqrt(bias_variance) b_1
+        u_{l+1} = sqrt(weight_variance / n) W_{l+1} phi(u_l) + sqrt(bias_variance) b_l+1
 
     Entries of W and b are N(0, 1); the last u is the output. The parameterisation says
     what gradient descent on half the sum of squared errors moves:
@@ -129,8 +129,8 @@ def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:
     z = x if z is None else check_inputs(z, "z")
     if x.shape[1] != z.shape[1]:
         raise ValueError(
-            f"x has {x.shape[1]} features and z has {z.shape[1]}; they are inputs of one"
-            " network."
+            f"x has {x.shape[1]} features and z has {z.shape[1]}; both are inputs of"
+            " one network."
         )
     dtype = jnp.promote_types(x.dtype, z.dtype)
     x, z = x.astype(dtype), z.astype(dtype)
@@ -189,9 +189,17 @@ def input_angles(x: jax.Array, z: jax.Array) -> jax.Array:
     x, z = _unit(x), _unit(z)
     inner = jnp.matmul(x, z.T, precision="highest")
     sign = jnp.where(inner < 0, -1, 1).astype(x.dtype)
-    apart = x[:, None, :] - sign[:, :, None] * z[None, :, :]
-    acute = 2 * jnp.arcsin(jnp.clip(jnp.sqrt(jnp.sum(apart**2, axis=2)) / 2, 0, 1))
-    return jnp.where(inner < 0, jnp.pi - acute, acute)
+
+    # Feature by feature: all differences at once would be [row, row', feature].
+    def add(square, columns):
+        of_x, of_z = columns
+        return square + (of_x[:, None] - sign * of_z[None, :]) ** 2, None
+
+    square, _ = jax.lax.scan(add, jnp.zeros_like(inner), (x.T, z.T), unroll=4)
+    acute = 2 * jnp.arcsin(jnp.clip(jnp.sqrt(square) / 2, 0, 1))
+    is_zero = ~jnp.any(x != 0, axis=1)[:, None] | ~jnp.any(z != 0, axis=1)[None, :]
+    angle = jnp.where(inner < 0, jnp.pi - acute, acute)
+    return jnp.where(is_zero, jnp.pi / 2, angle)
 
 
 def _unit(x):
