@@ -29,7 +29,7 @@ from ensjax.ntk.gaussian_process import (
     warn_above_critical,
     weights,
 )
-from ensjax.ntk.kernels import FullyConnected
+from ensjax.ntk.kernels import FullyConnected, check_finite
 from ensjax.ntk.two_layer import check_schedule
 
 # The table of covariances needs a row for each triple of counts.
@@ -85,11 +85,12 @@ def cube_members(
             " larger inputs use infinite_members."
         )
     targets = np.eye(num_bits) if targets is None else np.asarray(targets, np.float64)
-    if targets.ndim != 2 or len(targets) != num_bits or not np.isfinite(targets).all():
+    if targets.ndim != 2 or len(targets) != num_bits:
         raise ValueError(
-            f"targets must be finite, [bit, output] with {num_bits} rows; got shape"
+            f"targets must be [bit, output] with {num_bits} rows; got shape"
             f" {targets.shape}."
         )
+    check_finite(targets, "targets")
     schedule = dict(time=time, steps=steps, learning_rate=learning_rate)
     check_schedule(**schedule)
     with jax.enable_x64(True):

@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.ntk.kernels import FullyConnected, Kernels, check_inputs, kernel
+from ensjax.ntk.kernels import (
+    FullyConnected,
+    Kernels,
+    check_finite,
+    check_inputs,
+    kernel,
+)
 from ensjax.ntk.two_layer import check_schedule
 
 
@@ -92,8 +98,7 @@ def predictor_of_kernels(train: Kernels, cross: Kernels, test_nngp: Any) -> Pred
     ):
         if array.shape != shape:
             raise ValueError(f"{name} must be of shape {shape}; got {array.shape}.")
-        if not isinstance(array, jax.core.Tracer) and not jnp.isfinite(array).all():
-            raise ValueError(f"{name} holds values that are not finite.")
+        check_finite(array, name)
     eigenvalues, modes = jnp.linalg.eigh(train.ntk)
     check_positive(eigenvalues)
     return Predictor(eigenvalues, modes, train.nngp, cross, test_nngp)
@@ -226,9 +231,9 @@ def _learnt(values, time, steps, learning_rate):
         return -jnp.expm1(-learning_rate * values * time)
     if steps is None:
         return jnp.ones_like(values)
-    left = 1 - learning_rate * values
-    slow = -jnp.expm1(steps * jnp.log1p(-jnp.clip(1 - left, None, 0.5)))
-    odd = jnp.asarray(steps) % 2 == 1
+    share = learning_rate * values
+    slow = -jnp.expm1(steps * jnp.log1p(-jnp.minimum(share, 0.5)))
+    left, odd = 1 - share, jnp.asarray(steps) % 2 == 1
     size = jnp.abs(left) ** steps
     return jnp.where(left > 0.5, slow, 1 - jnp.where((left < 0) & odd, -size, size))
 
@@ -242,10 +247,12 @@ def warn_above_critical(learning_rate: Any, eigenvalues: Any) -> None:
     """
     if any(isinstance(v, jax.core.Tracer) for v in (learning_rate, eigenvalues)):
         return
-    critical = float(critical_learning_rate(eigenvalues))
+    # On the host: an operation of JAX would be traced along with what calls this.
+    eigenvalues = np.asarray(eigenvalues, float)
+    critical = 2 / (eigenvalues[0] + eigenvalues[-1])
     if float(learning_rate) <= critical * (1 + 1e-5):
         return
-    largest = 2 / float(eigenvalues[-1])
+    largest = 2 / eigenvalues[-1]
     then = "diverges" if float(learning_rate) >= largest else "is slower than there"
     warnings.warn(
         f"Learning rate {float(learning_rate):.6g} is above the critical"
@@ -278,8 +285,7 @@ def mean(
         raise ValueError(
             f"targets must be [train, output] with {rows} rows; got {targets.shape}."
         )
-    if not isinstance(targets, jax.core.Tracer) and not jnp.isfinite(targets).all():
-        raise ValueError("targets hold values that are not finite.")
+    check_finite(targets, "targets")
     w = weights(predictor, time=time, steps=steps, learning_rate=learning_rate)
     return jnp.matmul(w, targets.astype(w.dtype), precision="highest")
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.members import member_key
+from ensjax.ntk.kernels import check_finite
 
 
 class InfiniteMembers(NamedTuple):
@@ -61,8 +62,8 @@ def infinite_members(
             "mean must be [row, output] and covariance [row, row']; got"
             f" {mean.shape} and {matrix.shape}."
         )
-    if not np.isfinite(matrix).all() or not jnp.isfinite(mean).all():
-        raise ValueError("mean and covariance must be finite.")
+    check_finite(mean, "mean")
+    check_finite(matrix, "covariance")
     return InfiniteMembers(
         mean,
         jnp.asarray(low_rank_factor(matrix, tolerance), mean.dtype),

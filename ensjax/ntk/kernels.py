@@ -165,13 +165,23 @@ def check_inputs(x: Any, name: str) -> jax.Array:
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(f"{name} must hold real numbers; got {x.dtype}.")
         x = x.astype(jnp.result_type(float))
-    if not isinstance(x, jax.core.Tracer):
-        wrong = np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))
-        if wrong.size:
-            raise ValueError(
-                f"{name} must be finite; rows {_first(wrong)} of {len(x)} are not."
-            )
+    check_finite(x, name)
     return x
+
+
+def check_finite(array: Any, name: str) -> None:
+    """Raises `ValueError`, with the rows, where `array` `[row, ...]` is not finite.
+
+    Traced values are not looked at.
+    """
+    if isinstance(array, jax.core.Tracer):
+        return
+    array = np.asarray(array)
+    wrong = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    if wrong.size:
+        raise ValueError(
+            f"{name} must be finite; rows {_first(wrong)} of {len(array)} are not."
+        )
 
 
 def _first(rows, count=5):
@@ -235,9 +245,8 @@ def _recursion(spec, norm_x, norm_z, angle, num_features):
     for rate, for_bias in zip(rates[1:], bias_rate[1:], strict=True):
         pair = spec.dual.forward(own_x, own_z, angle)
         ntk = rate * weight * pair.product + for_bias * bias + weight * pair.slope * ntk
-        zero = jnp.zeros((), own_x.dtype)
-        own_x = spec.dual.forward(own_x, own_x, zero).product
-        own_z = spec.dual.forward(own_z, own_z, zero).product
+        own_x = spec.dual.forward(own_x, own_x, jnp.zeros_like(own_x)).product
+        own_z = spec.dual.forward(own_z, own_z, jnp.zeros_like(own_z)).product
         own_x, own_z, nngp, angle = next_layer(own_x, own_z, pair.product, pair.angle)
     if spec.parameterisation == "readout":
         ntk = nngp

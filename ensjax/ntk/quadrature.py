@@ -33,7 +33,7 @@ def dual(
     In float64 and at variances up to 4, errors are below 1e-8 for activations that are
     smooth on the scale of 1 (tanh, GELU, softplus, erf, sin) and, if their kinks are
     named, for those that are smooth in between (ReLU, leaky ReLU, ELU, absolute value,
-    hard tanh). With a kink that is not named, expect 1e-3 of the product and 3e-2 of
+    hard tanh). With a kink that is not named, expect 1e-3 of the product and 5e-2 of
     the slope. More nodes serve larger variances; in float32 rounding is what is left.
     Matrices of nodes x row x row' exist on the way: see `kernel_blocks`.
 
@@ -91,6 +91,11 @@ def _with_slope(fn, x):
     return jax.jvp(fn, (x,), (jnp.ones_like(x),))
 
 
+def _of_one_rank(*arrays):
+    rank = max(jnp.ndim(x) for x in arrays)
+    return [jnp.reshape(x, (1,) * (rank - jnp.ndim(x)) + jnp.shape(x)) for x in arrays]
+
+
 def _line(rule, nodes):
     """Nodes and weights for the expectation over one standard normal."""
     if rule == "hermite":
@@ -104,6 +109,7 @@ def _line(rule, nodes):
 def _on_grid(fn, rule, nodes, k11, k22, angle):
     """The moments of a smooth activation."""
     points, weights = _line(rule, nodes)
+    k11, k22, angle = _of_one_rank(k11, k22, angle)
     dtype = jnp.result_type(k11, k22, angle)
     shape = jnp.broadcast_shapes(k11.shape, k22.shape, angle.shape)
     lead = (nodes,) + (1,) * len(shape)

@@ -60,7 +60,7 @@ def test_the_integral_with_a_named_kink_is_the_arc_cosine_form(of_relu):
 def test_a_kink_that_is_not_named_costs_the_digits_that_the_docstring_says(of_relu):
     found = on_grid(ntk.dual(jax.nn.relu, rule="hermite"))
     error = np.abs(found.slope - of_relu.slope)[1:, 1:].max()
-    assert 1e-3 < error < 3e-2
+    assert 1e-3 < error < 5e-2
 
 
 @pytest.mark.parametrize("rule", ["trapezoid", "hermite"])

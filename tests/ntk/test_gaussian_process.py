@@ -192,7 +192,7 @@ def test_trained_networks_of_finite_width_follow_the_law(fn, name):
     """800 networks of width 256 after 6 steps of gradient descent on 3 basis vectors.
 
     Bounds are four standard errors and what width 256 may shift, about 3 / width of
-    numbers near 1; the variance of 800 has a standard error of 5 percent.
+    numbers near 1 in means; 0.5 / width in variances, which are near 0.1.
     """
     x, x_test = np.eye(3, dtype=np.float32), np.tril(np.ones((3, 3), np.float32))
     keys = jax.random.split(jax.random.key(2), 800)
@@ -208,8 +208,11 @@ def test_trained_networks_of_finite_width_follow_the_law(fn, name):
     )
     error = 4 * np.sqrt(np.asarray(variance)[:, None] / 800) + 3 / WIDTH
     assert (np.abs(outputs.mean(0) - mean) < error).all()
-    found = outputs.var(0).mean(1)  # the three outputs have one variance
-    assert np.abs(found / np.asarray(variance) - 1).max() < 4 * 0.05 / np.sqrt(3) + 0.03
+    # The three outputs have one variance. A network of finite width is not quite
+    # certain of training rows either: its kernel varies.
+    found = outputs.var(0).mean(1)
+    error = 4 * np.sqrt(2 / (3 * 800)) * np.asarray(variance) + 0.5 / WIDTH
+    assert (np.abs(found - variance) < error).all()
 
 
 def test_bad_input_is_named():
@@ -234,14 +237,16 @@ def test_bad_input_is_named():
             kernels, ntk.Kernels(np.ones((3, 3)), np.ones((2, 3))), np.eye(2)
         )
     cross = ntk.Kernels(*(np.ones((2, 3)),) * 2)
-    with pytest.raises(ValueError, match="train.ntk holds values that are not finite"):
+    with pytest.raises(
+        ValueError, match="train.ntk must be finite; rows 2 of 3 are not"
+    ):
         ntk.predictor_of_kernels(
             ntk.Kernels(np.eye(3), np.diag([1, 2, np.nan])), cross, np.eye(2)
         )
     predictor = ntk.predictor_of_kernels(kernels, cross, np.eye(2))
     with pytest.raises(ValueError, match=r"with 3 rows; got \(2, 1\)"):
         ntk.mean(predictor, np.ones((2, 1)))
-    with pytest.raises(ValueError, match="targets hold values that are not finite"):
+    with pytest.raises(ValueError, match="targets must be finite; rows 0, 1, 2 of 3"):
         ntk.mean(predictor, np.full((3, 1), np.nan))
     with pytest.raises(ValueError, match="learning_rate must be positive; got 0"):
         ntk.mean(predictor, np.ones((3, 1)), steps=1, learning_rate=0.0)
