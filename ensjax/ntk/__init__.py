@@ -12,7 +12,6 @@ from ensjax.ntk.gaussian_process import (
     predictor_of_kernels,
     steps_to,
     variance,
-    warn_above_critical,
     weights,
 )
 from ensjax.ntk.infinite_members import (
@@ -23,6 +22,7 @@ from ensjax.ntk.infinite_members import (
 from ensjax.ntk.kernel_blocks import kernel_blocks
 from ensjax.ntk.kernels import FullyConnected, Kernels, kernel, kernel_diagonal
 from ensjax.ntk.quadrature import dual
+from ensjax.ntk.schedules import warn_above_critical
 from ensjax.ntk.two_layer import Law, law, ntk_law, readout_law
 
 __all__ = [

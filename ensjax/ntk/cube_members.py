@@ -26,11 +26,10 @@ from ensjax.ntk.gaussian_process import (
     check_positive,
     covariance,
     predictor,
-    warn_above_critical,
     weights,
 )
 from ensjax.ntk.kernels import FullyConnected, check_finite
-from ensjax.ntk.two_layer import check_schedule
+from ensjax.ntk.schedules import check_schedule, warn_above_critical
 
 # The table of covariances needs a row for each triple of counts.
 _MOST_BITS = 24
@@ -78,6 +77,21 @@ def cube_members(
     Raises:
         ValueError: if there are no or too many bits, targets do not fit, and as
             `predictor`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ensjax import ntk, reduce
+        >>> members = ntk.cube_members(ntk.FullyConnected(), 3)
+        >>> states = {"moments": reduce.init_moments(members.mean)}
+        >>> states = reduce.fold_members(
+        ...     ntk.sample_cube_member,
+        ...     jnp.arange(1000),
+        ...     states,
+        ...     block=100,
+        ...     shared=(members,),
+        ... )
+        >>> reduce.finish_moments(states["moments"])[0].shape
+        (7, 3)
     """
     if isinstance(num_bits, bool) or not 1 <= num_bits <= _MOST_BITS:
         raise ValueError(

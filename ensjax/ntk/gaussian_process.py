@@ -7,7 +7,6 @@ it began with, which is a draw from the Gaussian process of the NNGP kernel.
 """
 
 import functools
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from ensjax.ntk.kernels import (
     check_inputs,
     kernel,
 )
-from ensjax.ntk.two_layer import check_schedule
+from ensjax.ntk.schedules import check_schedule, warn_above_critical
 
 
 class Predictor(NamedTuple):
@@ -50,11 +49,22 @@ def predictor(spec: FullyConnected, x_train: Any, x_test: Any) -> Predictor:
     Args:
         spec: the network; not "mup", whose kernel moves while it trains.
         x_train: inputs `[train, feature]`.
-        x_test: inputs `[row, feature]`.
+        x_test: inputs `[row, feature]`; many of them may come in several calls, as rows
+            meet only in their covariance.
 
     Raises:
         ValueError: as `kernel`, for "mup", and where the training kernel is singular;
             equal training rows and rows of zeros are named.
+
+    Example:
+        >>> import numpy as np
+        >>> from ensjax import ntk
+        >>> both = np.array([[1.0, 1.0]])
+        >>> predictor = ntk.predictor(ntk.FullyConnected(), np.eye(2), both)
+        >>> ntk.mean(predictor, np.eye(2)).round(3)
+        Array([[0.784, 0.784]], dtype=float32)
+        >>> ntk.variance(predictor).round(3)
+        Array([0.068], dtype=float32)
     """
     if spec.parameterisation == "mup":
         raise ValueError(
@@ -100,7 +110,7 @@ def predictor_of_kernels(train: Kernels, cross: Kernels, test_nngp: Any) -> Pred
             raise ValueError(f"{name} must be of shape {shape}; got {array.shape}.")
         check_finite(array, name)
     eigenvalues, modes = jnp.linalg.eigh(train.ntk)
-    check_positive(eigenvalues)
+    check_positive(eigenvalues, train.ntk)
     return Predictor(eigenvalues, modes, train.nngp, cross, test_nngp)
 
 
@@ -127,23 +137,35 @@ def _check_distinct(x, spec):
         )
 
 
-def check_positive(eigenvalues: Any) -> None:
+def check_positive(eigenvalues: Any, tangent: Any = None) -> None:
     """Raises `ValueError` if a training kernel is singular to rounding.
 
     Args:
         eigenvalues: ascending, `[train]`.
+        tangent: the kernel `[train, train]`, where the rows that it tells apart least
+            shall be named.
     """
     if isinstance(eigenvalues, jax.core.Tracer):
         return
     values = np.asarray(eigenvalues, float)
-    floor = len(values) * np.finfo(eigenvalues.dtype).eps * abs(values[-1])
-    if values[0] <= floor:
-        raise ValueError(
-            f"The training kernel is singular in {eigenvalues.dtype}: its eigenvalues"
-            f" range from {values[0]:.3g} to {values[-1]:.3g}. Training rows are nearly"
-            " the same, or the network cannot tell them apart: drop rows, or use"
-            " float64."
+    if values[0] > len(values) * np.finfo(eigenvalues.dtype).eps * abs(values[-1]):
+        return
+    closest = ""
+    if tangent is not None and len(values) > 1:
+        matrix = np.asarray(tangent, float)
+        own = np.sqrt(np.abs(np.diag(matrix))) + np.finfo(float).tiny
+        correlation = np.triu(matrix / own[:, None] / own[None], 1)
+        row, other = np.unravel_index(np.abs(correlation).argmax(), matrix.shape)
+        closest = (
+            f" Of all rows {row} and {other} are most alike, with a correlation of"
+            f" {correlation[row, other]:.9g}."
         )
+    raise ValueError(
+        f"The training kernel is singular in {eigenvalues.dtype}: its eigenvalues range"
+        f" from {values[0]:.3g} to {values[-1]:.3g}.{closest} Drop rows that the"
+        " network cannot tell apart (without biases, multiples of one another), or use"
+        " float64."
+    )
 
 
 def critical_learning_rate(eigenvalues: Any) -> jax.Array:
@@ -236,29 +258,6 @@ def _learnt(values, time, steps, learning_rate):
     left, odd = 1 - share, jnp.asarray(steps) % 2 == 1
     size = jnp.abs(left) ** steps
     return jnp.where(left > 0.5, slow, 1 - jnp.where((left < 0) & odd, -size, size))
-
-
-def warn_above_critical(learning_rate: Any, eigenvalues: Any) -> None:
-    """Warns, with the critical value, where a learning rate is above it.
-
-    Args:
-        learning_rate: of gradient descent.
-        eigenvalues: of the training rows' tangent kernel, ascending, `[train]`.
-    """
-    if any(isinstance(v, jax.core.Tracer) for v in (learning_rate, eigenvalues)):
-        return
-    # On the host: an operation of JAX would be traced along with what calls this.
-    eigenvalues = np.asarray(eigenvalues, float)
-    critical = 2 / (eigenvalues[0] + eigenvalues[-1])
-    if float(learning_rate) <= critical * (1 + 1e-5):
-        return
-    largest = 2 / eigenvalues[-1]
-    then = "diverges" if float(learning_rate) >= largest else "is slower than there"
-    warnings.warn(
-        f"Learning rate {float(learning_rate):.6g} is above the critical"
-        f" {critical:.6g}: gradient descent {then}; it diverges from {largest:.6g} on.",
-        stacklevel=3,
-    )
 
 
 def mean(

@@ -109,7 +109,9 @@ class FullyConnected:
 def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:
     """Both kernels of a network between the rows of `x` and of `z` (default `x`).
 
-    A row of zeros without biases has kernel 0 with all rows, as the limit says.
+    A row of zeros without biases has kernel 0 with all rows, as the limit says. It is
+    pure: compile it with `jax.jit(ntk.kernel, static_argnums=0)`, or call
+    `kernel_blocks` for many rows.
 
     Args:
         spec: the network.
@@ -124,6 +126,13 @@ def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:
             features, or hold values that are not finite; the row is named.
 
     Source: Lee et al. 2019, arXiv:1902.06720, appendix E; for ReLU Cho and Saul 2009.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ensjax import ntk
+        >>> ntk.kernel(ntk.FullyConnected(), jnp.eye(2)).ntk.round(3)
+        Array([[0.5 , 0.08],
+               [0.08, 0.5 ]], dtype=float32)
     """
     x = check_inputs(x, "x")
     z = x if z is None else check_inputs(z, "z")

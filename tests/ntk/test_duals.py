@@ -121,6 +121,8 @@ def test_moments_from_a_covariance():
 
 
 def test_what_is_no_activation_is_refused():
+    with pytest.raises(ValueError, match="got k11 1, k12 2, k22 1"):
+        ntk.relu.moments([1.0, 1.0], [0.5, 2.0], 1.0)
     with pytest.raises(TypeError, match="elementwise"):
         ntk.dual(lambda x: x.sum())
     with pytest.raises(ValueError, match="not finite between -4 and 4"):

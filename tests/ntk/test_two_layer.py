@@ -177,3 +177,5 @@ def test_what_is_no_input_is_refused():
         two_layer.law(5, 2, kind="ntk", time=1.0, steps=1)
     with pytest.raises(ValueError, match="learning_rate must be positive; got -1"):
         two_layer.law(5, 2, kind="ntk", time=1.0, learning_rate=-1.0)
+    with pytest.warns(UserWarning, match="above the critical .*diverges from"):
+        two_layer.law(5, 2, kind="ntk", steps=3, learning_rate=100.0)
