@@ -42,9 +42,9 @@ SCHEDULES = {
         lambda t: (np.eye(len(t)) - scipy.linalg.expm(-14 * t)) @ np.linalg.inv(t),
     ),
     "descent": (
-        dict(steps=5, learning_rate=1.5),
+        dict(steps=5, learning_rate=0.9),
         lambda t: (
-            (np.eye(len(t)) - np.linalg.matrix_power(np.eye(len(t)) - 1.5 * t, 5))
+            (np.eye(len(t)) - np.linalg.matrix_power(np.eye(len(t)) - 0.9 * t, 5))
             @ np.linalg.inv(t)
         ),
     ),
