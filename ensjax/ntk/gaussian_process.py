@@ -61,10 +61,10 @@ def predictor(spec: FullyConnected, x_train: Any, x_test: Any) -> Predictor:
         >>> from ensjax import ntk
         >>> both = np.array([[1.0, 1.0]])
         >>> predictor = ntk.predictor(ntk.FullyConnected(), np.eye(2), both)
-        >>> ntk.mean(predictor, np.eye(2)).round(3)
-        Array([[0.784, 0.784]], dtype=float32)
-        >>> ntk.variance(predictor).round(3)
-        Array([0.068], dtype=float32)
+        >>> print(np.asarray(ntk.mean(predictor, np.eye(2))).round(3))
+        [[0.784 0.784]]
+        >>> print(np.asarray(ntk.variance(predictor)).round(3))
+        [0.068]
     """
     if spec.parameterisation == "mup":
         raise ValueError(

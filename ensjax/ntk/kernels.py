@@ -128,11 +128,11 @@ def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:
     Source: Lee et al. 2019, arXiv:1902.06720, appendix E; for ReLU Cho and Saul 2009.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import numpy as np
         >>> from ensjax import ntk
-        >>> ntk.kernel(ntk.FullyConnected(), jnp.eye(2)).ntk.round(3)
-        Array([[0.5 , 0.08],
-               [0.08, 0.5 ]], dtype=float32)
+        >>> print(np.asarray(ntk.kernel(ntk.FullyConnected(), np.eye(2)).ntk).round(2))
+        [[0.5  0.08]
+         [0.08 0.5 ]]
     """
     x = check_inputs(x, "x")
     z = x if z is None else check_inputs(z, "z")
