@@ -15,6 +15,7 @@ from ensjax.combine.calibration.fitting import (
     check_pool,
     check_predictions,
     check_some_count,
+    check_use,
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs, pooled_log_probs
@@ -52,8 +53,8 @@ class CalibratedEnsemble:
             ValueError: if the shape does not fit.
             LeakageError: for test rows that it was fitted on.
         """
-        if isinstance(logits, Predictions):
-            self.fitted_rows.check_test(logits.provenance)
+        by_member = self.weights is not None
+        check_use(self.fitted_rows, logits, by_member=by_member, by_class=True)
         mapped = self.map(pooled_log_probs(logits, self.weights))
         return give_back_pool(logits, mapped, self.fitted_rows, self.weights)
 
@@ -82,7 +83,7 @@ class CalibratedMembers:
             LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits)
-        self.fitted_rows.check_test(predictions.provenance)
+        check_use(self.fitted_rows, logits, by_class=True)
         fitted = jax.tree.leaves(self.map)[0].shape[0]
         if fitted != predictions.num_members:
             raise ValueError(
@@ -97,7 +98,7 @@ class CalibratedMembers:
 
         Of `Predictions`, those of one member.
         """
-        pooled = mean_probs(self.members(as_predictions(logits)))
+        pooled = mean_probs(self.members(logits))
         return give_back_pool(logits, pooled, self.fitted_rows, None)
 
 

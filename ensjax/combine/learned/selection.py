@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions, check_some_count
+from ensjax.combine.calibration.fitting import (
+    check_predictions,
+    check_some_count,
+    check_use,
+)
 from ensjax.combine.rules.average import mean_probs
 from ensjax.combine.rules.pool import give_back_pool
 from ensjax.predictions import Predictions, as_predictions
@@ -54,7 +58,7 @@ class Selection:
             LeakageError: for test rows that it was chosen on.
         """
         predictions = as_predictions(logits)
-        self.fitted_rows.check_test(predictions.provenance)
+        check_use(self.fitted_rows, logits)
         pooled = mean_probs(predictions, self.weights)
         return give_back_pool(logits, pooled, self.fitted_rows, self.weights)
 
@@ -89,9 +93,9 @@ class Pruning:
             ValueError: if the number of members differs.
             LeakageError: for test rows that it was decided on.
         """
+        check_use(self.fitted_rows, predictions)
         predictions = as_predictions(predictions)
         about, mask = predictions.provenance, predictions.mask
-        self.fitted_rows.check_test(about)
         if self.mask.shape != mask.shape[:1]:
             raise ValueError(
                 f"{self.mask.shape[0]} members were pruned; got predictions of"

@@ -13,6 +13,7 @@ from ensjax.combine.calibration.fitting import (
     check_points,
     check_predictions,
     check_some_count,
+    check_use,
     covered_weight,
 )
 from ensjax.combine.learned.least_squares import CONSTRAINTS, least_squares
@@ -69,7 +70,7 @@ class Stacking:
             LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits, mask=mask)
-        self.fitted_rows.check_test(predictions.provenance)
+        check_use(self.fitted_rows, logits, by_class=True)
         columns = level_one_features(predictions, self.features, x=x)
         _check_columns(self, predictions.num_members, columns, self.weights.kernel)
         values = logistic_log_probs(self.weights, columns)
@@ -127,6 +128,7 @@ class StackedRegression:
         allow_seen = allow_seen or isinstance(points, Predictions)
         values, mask, provenance = unpack_points(points, None, provenance)
         self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
+        check_use(self.fitted_rows, points)
         columns = point_features(values, mask, x)
         _check_columns(self, len(values), columns, self.weights)
         # A member without weight may say NaN.
