@@ -224,6 +224,10 @@ def _lines(predictions, rows):
     mask = np.broadcast_to(mask, shape)
     if not mask.any():
         raise ValueError("a .csv file holds what members say; these are all masked.")
+    if kind == "votes":
+        last, votes = predictions.num_classes - 1, values[mask]
+        if ((votes < ABSTAIN) | (votes > last)).any():
+            raise ValueError(f"votes must be classes from 0 to {last}, or {ABSTAIN}.")
     if rows is None:
         known = predictions.provenance
         rows = range(num_rows) if known is None else known.rows.tolist()
