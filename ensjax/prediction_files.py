@@ -224,6 +224,13 @@ def _lines(predictions, rows):
     mask = np.broadcast_to(mask, shape)
     if not mask.any():
         raise ValueError("a .csv file holds what members say; these are all masked.")
+    more = [n for n in _OPTIONAL if getattr(predictions, n) is not None]
+    parts = [np.asarray(getattr(predictions, n)) for n in more]
+    if not all(np.isfinite(part[mask]).all() for part in (values, *parts)):
+        raise ValueError(
+            "a .csv file holds finite numbers; mask the members and rows of which they"
+            " are missing, or save as .npz."
+        )
     if kind == "votes":
         last, votes = predictions.num_classes - 1, values[mask]
         if ((votes < ABSTAIN) | (votes > last)).any():
@@ -233,8 +240,6 @@ def _lines(predictions, rows):
         rows = range(num_rows) if known is None else known.rows.tolist()
     members = _texts("names of members", predictions.names, num_members)
     rows = _texts("rows", _listed(rows), num_rows)
-    more = [n for n in _OPTIONAL if getattr(predictions, n) is not None]
-    parts = [np.asarray(getattr(predictions, n)) for n in more]
     what = {"points": "target", "quantiles": "level"}.get(kind, "class")
     has_columns = values.ndim == 3 or kind == "votes"
     seen = _seen_as_text(predictions.provenance, shape)

@@ -184,8 +184,11 @@ def loaded(path, said, **options):
     save_predictions(path, said)
     back = load_predictions(path, **options)
     shape = said.values.shape[:2]
-    mask = np.broadcast_to(np.asarray(said.mask).reshape(len(said.mask), -1), shape)
-    np.testing.assert_array_equal(np.broadcast_to(back.mask, shape), mask)
+    mask, found = (
+        np.broadcast_to(np.asarray(of.mask).reshape(len(of.mask), -1), shape)
+        for of in (said, back)
+    )
+    np.testing.assert_array_equal(found, mask)
     np.testing.assert_array_equal(
         np.asarray(back.values)[mask], np.asarray(said.values)[mask]
     )
@@ -270,6 +273,7 @@ def test_what_cannot_be_saved_leaves_the_file_as_it_was(tmp_path, suffix, monkey
             "names of members must be": votes.replace(names=("a", "a")),
             "have spaces": votes.replace(columns=("a ", "a")),
             "must be 2 different": votes.replace(columns=(1, "1")),
+            "finite numbers; mask": Predictions.from_points([[1.0, np.nan]]),
             "from 0 to 1": votes.replace(values=jnp.full((2, 3), 2)),
         },
         "npz": {"columns are saved if they": votes.replace(columns=(day, "b"))},

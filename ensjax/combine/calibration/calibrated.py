@@ -50,7 +50,8 @@ class CalibratedEnsemble:
                 `[batch, class]`, which is mapped only.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or classes (with `weights` members
+                too) are others, or in another order.
             LeakageError: for test rows that it was fitted on.
         """
         by_member = self.weights is not None
@@ -79,7 +80,8 @@ class CalibratedMembers:
         Of `Predictions`, the same members', which have seen the rows of the fit too.
 
         Raises:
-            ValueError: if the shape does not fit, or there are other members.
+            ValueError: if the shape does not fit, or members or classes are others, or
+                in another order.
             LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits)

@@ -60,7 +60,8 @@ class Temperature:
             member.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or with `weights` members are in
+                another order.
             LeakageError: for test rows that it was fitted on.
         """
         check_use(self.fitted_rows, logits, by_member=self.weights is not None)
@@ -106,7 +107,8 @@ class MemberTemperatures:
             member.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or members are others, or in another
+                order.
             LeakageError: for test rows that they were fitted on.
         """
         check_use(self.fitted_rows, logits)

@@ -51,7 +51,8 @@ class VoteThresholds:
             `Predictions` of votes, -1 where a row holds a NaN.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or members or classes are others, or
+                in another order.
             LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits)

@@ -48,7 +48,7 @@ class ConvexWeights:
         of the classes, normalised again.
 
         Raises:
-            ValueError: if the members or classes are others.
+            ValueError: if the members or classes are others, or in another order.
             LeakageError: for test rows that they were fitted on.
         """
         predictions = as_predictions(logits, mask=mask)

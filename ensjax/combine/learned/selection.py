@@ -54,7 +54,8 @@ class Selection:
         Of `Predictions`, those of one member.
 
         Raises:
-            ValueError: if there are other members than those it was chosen from.
+            ValueError: if members are others than those it was chosen from, or in
+                another order.
             LeakageError: for test rows that it was chosen on.
         """
         predictions = as_predictions(logits)
@@ -90,7 +91,8 @@ class Pruning:
             predictions: `Predictions` of any kind, or `[member, batch, class]` logits.
 
         Raises:
-            ValueError: if the number of members differs.
+            ValueError: if members are others than those of the fit, or in another
+                order.
             LeakageError: for test rows that it was decided on.
         """
         check_use(self.fitted_rows, predictions)

@@ -66,7 +66,7 @@ class Stacking:
             mask: `[member]` or `[member, batch]`; a False member's features are 0.
 
         Raises:
-            ValueError: if the members or the features are others.
+            ValueError: if the members or the features are others, or in another order.
             LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits, mask=mask)
@@ -122,7 +122,7 @@ class StackedRegression:
                 say themselves what they have seen.
 
         Raises:
-            ValueError: if the members or the features are others.
+            ValueError: if the members or the features are others, or in another order.
             LeakageError: for test rows that it was fitted on; of arrays for any.
         """
         allow_seen = allow_seen or isinstance(points, Predictions)

@@ -78,6 +78,8 @@ class FittedAggregator:
                 say themselves what they have seen.
 
         Raises:
+            ValueError: if `Predictions` are of other levels, or of members that are
+                others, or in another order.
             LeakageError: for test rows that it was fitted on; of arrays for any.
         """
         allow_seen = allow_seen or isinstance(quantiles, Predictions)

@@ -41,7 +41,8 @@ class MemberWeights:
             predictions: `Predictions` of any kind, or `[member, batch, class]` logits.
 
         Raises:
-            ValueError: if the number of members differs.
+            ValueError: if members are others than those of the fit, or in another
+                order.
             LeakageError: for test rows that the weights were fitted on.
         """
         check_use(self.fitted_rows, predictions)

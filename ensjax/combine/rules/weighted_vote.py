@@ -53,7 +53,8 @@ class WeightedVote:
                 `Predictions` are not used.
 
         Raises:
-            ValueError: if a shape does not fit.
+            ValueError: if a shape does not fit, or members are others, or in another
+                order.
             LeakageError: for test rows that it was fitted on.
         """
         check_use(self.fitted_rows, logits)
