@@ -1,5 +1,7 @@
 """Arrays with the member axis first: log-probabilities, votes, masks and weights."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,11 @@ def votes(logits: jax.Array) -> jax.Array:
     peak = jnp.max(logits, axis=-1, keepdims=True)
     choice = jnp.argmax(logits >= peak - TIE_TOLERANCE, axis=-1).astype(jnp.int32)
     return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), ABSTAIN, choice)
+
+
+def plain_label(label: Any) -> Any:
+    """A NumPy scalar as Python's value, so that equal labels have equal hashes."""
+    return label.item() if isinstance(label, np.generic) else label
 
 
 def member_mask_and_weights(

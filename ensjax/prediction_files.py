@@ -12,19 +12,33 @@ A CSV file has one line per number, and its header says what the numbers are:
 among those of all: 1 where the member was trained on the row, 0 where it was not, empty
 where that is unknown. Columns may come in any order. `row` is a row number or any text.
 Lines may come in any order, and what a member does not say of a row is masked.
+
+A line that holds a member, a row, a class or a target alone names it:
+
+    ,,AD                                       a class, beside `member,row,class`
+
+Where lines name members (rows, classes, targets), they name all, and this is their
+order; otherwise these are the ones that are found, in the order that
+`load_predictions` states. A vote without a class abstains, in a file that names its
+classes: that counts as wrong, where a line that is left out does not count.
+
+One format, written and read: hence the length.
 """
 
 import csv
+import itertools
 import json
 import math
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from ensjax.member_arrays import plain_label
 from ensjax.predictions import ABSTAIN, Predictions
 from ensjax.provenance import Provenance
 
@@ -43,6 +57,11 @@ def save_predictions(
 ) -> None:
     """Writes predictions to `path`: `.npz` keeps everything, `.csv` anybody can read.
 
+    What was in the file stays there until all of the new is written, and where these
+    predictions cannot be saved. Classes, members and rows come back in their order,
+    those too that no line would hold; labels of classes as text, or as integers if all
+    are.
+
     Args:
         path: ends in `.npz` or `.csv`.
         predictions: a CSV file holds no features, no weights but equal ones,
@@ -54,14 +73,20 @@ def save_predictions(
 
     Raises:
         ValueError: for another suffix, or for what a CSV file cannot hold.
+        TypeError: for labels or names of a .npz file that are neither text, numbers nor
+            bools, or rows that are a mask or a set.
     """
     path = epath.Path(path)
     if path.suffix == ".npz":
-        with path.open("wb") as file:
-            np.savez(file, **_packed(predictions))
+        packed = _packed(predictions)
+        _replace_file(path, "wb", lambda file: np.savez(file, **packed))
     elif path.suffix == ".csv":
-        with path.open("w") as file:
-            csv.writer(file, lineterminator="\n").writerows(_lines(predictions, rows))
+        lines = _lines(predictions, rows)
+        _replace_file(
+            path,
+            "w",
+            lambda file: csv.writer(file, lineterminator="\n").writerows(lines),
+        )
     else:
         raise ValueError(f"predictions are saved as .npz or .csv; got {path}.")
 
@@ -79,11 +104,14 @@ def load_predictions(
 
     Args:
         path: of the file.
-        rows: of a CSV file: which rows, in this order; others are left out. None: all,
-            by number if all are integers, else in the order of their first line.
+        rows: of a CSV file: which rows, in this order; others are left out, and one
+            that is not there is masked. None: all, as the file names them, else by
+            number if all are integers, else in the order of their first line.
         columns: of a CSV file: classes (or targets) in this order; classes that are not
-            among them are an error, targets are left out. None: in the order of their
-            first line.
+            among them are an error, targets are left out. None: as the file names them,
+            else sorted, integers by value, so that files of one system agree if they
+            hold the same classes. Votes may lack some: give all where the file does not
+            name them.
         source: names the origin of the row numbers; then the predictions of a CSV file
             carry a `Provenance`. What members have seen is unknown in a file without a
             column `seen`; one with it needs a source.
@@ -91,13 +119,16 @@ def load_predictions(
         smallest: see `Predictions.from_probs`.
 
     Returns:
-        `Predictions`; members are in the order of their first line, and `columns` holds
-        the classes or targets as text. A member that says nothing of a row is masked
+        `Predictions`; members are in the order of their first line, or as the file
+        names them, and `columns` holds the classes or targets: as given, else as
+        integers if all are, else as text. A member that says nothing of a row is masked
         there, `[member, batch]`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for what cannot be read; it names the file and the line.
+        ValueError: for what cannot be read; it names the file and the line. If no
+            member says anything of any of the `rows`.
+        TypeError: if `rows` are a mask or a set.
     """
     path = epath.Path(path)
     if path.suffix == ".npz":
@@ -116,7 +147,27 @@ def load_predictions(
         )
 
 
+def _replace_file(path: epath.Path, mode: str, write: Callable[[Any], None]):
+    """Writes beside the file, then replaces it: it is the old one or the new, whole."""
+    owner = f"{os.getpid()}.{threading.get_ident()}"
+    temporary = path.parent / f".{path.name}.{owner}.tmp"
+    try:
+        with temporary.open(mode) as file:
+            write(file)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def _packed(predictions):
+    for name in ("names", "columns"):
+        for label in getattr(predictions, name) or ():
+            if not isinstance(label, str | int | float | None):
+                raise TypeError(
+                    f"{name} are saved if they are text, numbers or bools; got"
+                    f" {label!r}. Give others with predictions.replace({name}=...)."
+                )
     provenance = predictions.provenance
     facts = {
         name: getattr(predictions, name)
@@ -168,28 +219,36 @@ def _lines(predictions, rows):
     values = np.asarray(predictions.values)
     if kind in ("logits", "log_probs"):
         values = np.exp(np.asarray(predictions.log_probs, np.float64))
-    num_members, num_rows = values.shape[:2]
+    shape = num_members, num_rows = values.shape[:2]
+    mask = np.asarray(predictions.mask).reshape(num_members, -1)
+    mask = np.broadcast_to(mask, shape)
+    if not mask.any():
+        raise ValueError("a .csv file holds what members say; these are all masked.")
+    more = [n for n in _OPTIONAL if getattr(predictions, n) is not None]
+    parts = [np.asarray(getattr(predictions, n)) for n in more]
+    if not all(np.isfinite(part[mask]).all() for part in (values, *parts)):
+        raise ValueError(
+            "a .csv file holds finite numbers; mask the members and rows of which they"
+            " are missing, or save as .npz."
+        )
+    if kind == "votes":
+        last, votes = predictions.num_classes - 1, values[mask]
+        if ((votes < ABSTAIN) | (votes > last)).any():
+            raise ValueError(f"votes must be classes from 0 to {last}, or {ABSTAIN}.")
     if rows is None:
         known = predictions.provenance
         rows = range(num_rows) if known is None else known.rows.tolist()
-    rows = list(rows)
-    if len(rows) != num_rows or len(set(map(str, rows))) != num_rows:
-        raise ValueError(
-            f"rows must be {num_rows} different names; got {len(rows)}, of which"
-            f" {len(set(map(str, rows)))} differ."
-        )
-    if len(set(predictions.names)) != num_members:
-        raise ValueError(f"names of members must differ; got {predictions.names}.")
-    more = [n for n in _OPTIONAL if getattr(predictions, n) is not None]
-    parts = [np.asarray(getattr(predictions, n)) for n in more]
+    members = _texts("names of members", predictions.names, num_members)
+    rows = _texts("rows", _listed(rows), num_rows)
     what = {"points": "target", "quantiles": "level"}.get(kind, "class")
     has_columns = values.ndim == 3 or kind == "votes"
-    labels = predictions.levels or predictions.columns
-    seen = _seen_as_text(predictions.provenance, (num_members, num_rows))
-    if labels is None and has_columns:
+    seen = _seen_as_text(predictions.provenance, shape)
+    columns = None
+    if has_columns:
         size = predictions.num_classes if kind == "votes" else values.shape[2]
-        labels = tuple(range(size))
-    yield [
+        columns = predictions.levels or predictions.columns or range(size)
+        columns = _texts(f"the names of each {what}", columns, size)
+    header = [
         "member",
         "row",
         *([what] if has_columns else []),
@@ -197,21 +256,93 @@ def _lines(predictions, rows):
         *more,
         *([] if seen is None else ["seen"]),
     ]
-    mask = np.asarray(predictions.mask)
-    mask = np.broadcast_to(mask.reshape(num_members, -1), (num_members, num_rows))
+    naming = _naming_lines(header, members, rows, columns, mask)
+    said = _said(values, parts, members, rows, columns, mask, seen)
+    return itertools.chain([header], naming, said)
+
+
+def _naming_lines(header, members, rows, columns, mask):
+    """Of what would otherwise not be found, or in another order."""
+    pairs = np.argwhere(mask)
+    found = {
+        "member": [members[m] for m in dict.fromkeys(pairs[:, 0].tolist())],
+        "row": _by_number([rows[r] for r in dict.fromkeys(pairs[:, 1].tolist())], list),
+    }
+    texts = {"member": members, "row": rows}
+    if columns is not None and header[2] != "level":
+        # Of votes always: which classes got one is not the same in each file.
+        found[header[2]] = _by_number(columns, sorted) if "value" in header else None
+        texts[header[2]] = columns
+    for name, own in texts.items():
+        if own != found[name]:
+            for text in own:
+                yield [text if column == name else "" for column in header]
+
+
+def _said(values, parts, members, rows, columns, mask, seen):
+    """The lines of what members say."""
     for member, row in np.argwhere(mask):
-        start = [predictions.names[member], rows[row]]
+        start = [members[member], rows[row]]
         last = [] if seen is None else [seen[member, row]]
-        if kind == "votes":
-            if values[member, row] != ABSTAIN:
-                yield [*start, labels[values[member, row]], *last]
+        if columns is not None and values.ndim == 2:
+            vote = values[member, row]
+            yield [*start, "" if vote == ABSTAIN else columns[vote], *last]
             continue
         entries = [a[member, row].reshape(-1) for a in (values, *parts)]
         for place, numbers in enumerate(zip(*entries)):
             # repr of float64 is exact for float32 values.
             numbers = [repr(float(number)) for number in numbers]
-            column = [labels[place]] if has_columns else []
+            column = [] if columns is None else [columns[place]]
             yield [*start, *column, *numbers, *last]
+
+
+def _listed(rows):
+    """What rows are called, in their order; a mask or a set says neither."""
+    if isinstance(rows, (set, frozenset)):
+        raise TypeError(
+            "rows are called in an order; got a set. Give sorted(...) of it."
+        )
+    rows = list(rows)
+    if any(isinstance(row, (bool, np.bool_)) for row in rows):
+        raise TypeError(
+            "rows are what they are called, such as row numbers; got a mask. The rows"
+            " of a mask are np.flatnonzero(mask)."
+        )
+    return rows
+
+
+def _texts(what, labels, size):
+    """As they stand in the file and are read back: different, and on one line."""
+    texts = [str(label) for label in labels]
+    if len(texts) != size or len(set(texts)) != size:
+        raise ValueError(
+            f"{what} must be {size} different names; got {len(texts)}, of which"
+            f" {len(set(texts))} differ."
+        )
+    for text in texts:
+        if not text or text != text.strip() or "\n" in text or "\r" in text:
+            raise ValueError(
+                f"{what} must not be empty, have spaces around them or several lines;"
+                f" got {text!r}."
+            )
+    return texts
+
+
+def _by_number(texts, otherwise):
+    """Texts sorted by value if all are integers, else as `otherwise` lists them."""
+    try:
+        return sorted(texts, key=int)
+    except ValueError:
+        return otherwise(texts)
+
+
+def _labels(texts):
+    """Integers if all are written as such; else the texts."""
+    try:
+        numbers = [int(text) for text in texts]
+    except ValueError:
+        return tuple(texts)
+    return tuple(numbers if list(map(str, numbers)) == list(texts) else texts)
 
 
 def _seen_as_text(provenance, shape):
@@ -231,6 +362,9 @@ class _Table:
         self.kind, self.what = self._check_header()
         self.members, self.rows, self.columns = {}, {}, {}
         self.numbers, self.lines, self.first, self.seen = {}, {}, {}, {}
+        self.abstains = {}
+        # Of what lines of their own name: text -> line.
+        self.named = {"member": {}, "row": {}, "class": {}, "target": {}}
         for cells in reader:
             if cells:
                 self._add(cells)
@@ -274,10 +408,19 @@ class _Table:
                 line, f"{len(self.header)} columns are expected; got {len(cells)}."
             )
         cell = dict(zip(self.header, (text.strip() for text in cells)))
+        filled = [name for name, text in cell.items() if text]
+        if len(filled) == 1 and filled[0] in self.named:
+            name, text = filled[0], cell[filled[0]]
+            if self.named[name].setdefault(text, line) != line:
+                first = self.named[name][text]
+                self.fail(
+                    line, f"{name} {text!r} is named twice; first on line {first}."
+                )
+            return
         member, row = cell["member"], cell["row"]
         column = cell[self.what] if self.what else ""
         for name in ("member", "row", *([self.what] if self.what else [])):
-            if not cell[name]:
+            if not cell[name] and (self.kind, name) != ("votes", "class"):
                 self.fail(line, f"{name} is empty.")
         # A second vote on a row is a mistake, whatever its class.
         key = (member, row) if self.kind == "votes" else (member, row, column)
@@ -302,12 +445,15 @@ class _Table:
             self.fail(line, f"value must be a probability; got {cell['value']}.")
         self.lines[key] = line
         self.first.setdefault((member, row), line)
+        if self.kind == "votes" and not column:
+            self.abstains[member, row] = line
         for known, name in (
             (self.members, member),
             (self.rows, row),
             (self.columns, column),
         ):
-            known.setdefault(name, line)
+            if name or not self.what:
+                known.setdefault(name, line)
         self.numbers[member, row, column] = numbers
 
     def _number(self, line, name, text):
@@ -325,28 +471,53 @@ class _Table:
 
     def _axes(self, rows, columns):
         """Members, rows and columns in their order."""
+        members = self._named("member", self.members) or list(self.members)
         if rows is None:
-            rows = list(self.rows)
-            try:
-                rows.sort(key=int)
-            except ValueError:
-                rows = list(self.rows)
-        rows = [str(row) for row in rows]
+            rows = self._named("row", self.rows) or _by_number(self.rows, list)
+        else:
+            rows = [str(row) for row in _listed(rows)]
+            known = {*self.rows, *self.named["row"]}
+            if rows and known.isdisjoint(rows):
+                raise ValueError(
+                    f"{self.path} says nothing of the rows {', '.join(rows[:5])}"
+                    f"{', ...' if len(rows) > 5 else ''}; it holds rows such as"
+                    f" {', '.join(sorted(known)[:5])}."
+                )
         if self.kind == "quantiles":
             if columns is not None:
                 raise ValueError(f"{self.path} holds quantiles: columns do not apply.")
             columns = sorted(self.columns)
         elif columns is None:
-            columns = list(self.columns)
+            named = self._named(self.what, self.columns) if self.what else None
+            columns = named or _by_number(self.columns, sorted)
         else:
             columns = [str(column) for column in columns]
         odd = [c for c in self.columns if c not in columns]
         if odd and self.what == "class":
             self.fail(self.columns[odd[0]], f"unknown class {odd[0]!r}; got {columns}.")
-        return list(self.members), rows, columns
+        return members, rows, columns
+
+    def _named(self, name, found):
+        """What lines of their own name, in their order; None: there are no such."""
+        named = self.named[name]
+        odd = [text for text in found if text not in named]
+        if named and odd:
+            self.fail(
+                found[odd[0]],
+                f"{name} {odd[0]!r} is not among those named, {list(named)}.",
+            )
+        return list(named) or None
 
     def predictions(self, rows, columns, source, part, smallest):
+        labels = None if columns is None else tuple(map(plain_label, columns))
         members, rows, columns = self._axes(rows, columns)
+        labels = _labels(columns) if labels is None else labels
+        if self.abstains and not self.named["class"]:
+            self.fail(
+                next(iter(self.abstains.values())),
+                "class is empty. Leave out the lines of what is missing; a vote without"
+                " a class abstains where lines such as ',,yes' name the classes.",
+            )
         provenance = None
         if source is not None:
             try:
@@ -368,14 +539,17 @@ class _Table:
         shape = (len(members), len(rows), len(columns))
         values = np.full((*shape, max(width, 1)), np.nan)
         for (member, row, column), numbers in self.numbers.items():
-            if row in places[1] and column in places[2]:
+            if row in places[1] and column in places[2]:  # no abstention
                 index = places[0][member], places[1][row], places[2][column]
                 values[index] = numbers if numbers else 1.0
         given = np.isfinite(values[..., 0])  # [member, batch, column]
         told = dict(names=members, provenance=provenance, mask=given.any(axis=2))
         if self.kind == "votes":
             votes = np.where(told["mask"], given.argmax(axis=2), ABSTAIN)
-            return Predictions.from_votes(votes, len(columns), columns=columns, **told)
+            for member, row in self.abstains:
+                if row in places[1]:
+                    told["mask"][places[0][member], places[1][row]] = True
+            return Predictions.from_votes(votes, len(columns), columns=labels, **told)
         for member, row in np.argwhere(given.any(axis=2) & ~given.all(axis=2)):
             lacking = columns[int(np.argmin(given[member, row]))]
             name = members[member], rows[row]
@@ -388,11 +562,12 @@ class _Table:
         if self.kind == "quantiles":
             return Predictions.from_quantiles(values[..., 0], columns, **told)
         if self.kind == "log_probs":
-            return self._probabilities(values[..., 0], rows, columns, smallest, told)
+            told["columns"] = labels
+            return self._probabilities(values[..., 0], rows, smallest, told)
         if self.what is None:
             values = values[:, :, 0]
         else:
-            told["columns"] = columns
+            told["columns"] = labels
         names = [n for n in ("value", *_OPTIONAL) if n in self.header]
         parts = {name: values[..., place] for place, name in enumerate(names)}
         return Predictions.from_points(parts.pop("value"), **parts, **told)
@@ -405,7 +580,7 @@ class _Table:
         text = np.asarray(text, object)
         return text == "1", None, (text != "").all(axis=1)
 
-    def _probabilities(self, values, rows, columns, smallest, told):
+    def _probabilities(self, values, rows, smallest, told):
         mask, sums = told["mask"], values.sum(axis=2)
         wrong = np.argwhere(mask & (np.abs(sums - 1) > _SUM_TOLERANCE))
         if len(wrong):
@@ -416,8 +591,6 @@ class _Table:
                 f"member {name[0]!r} gives probabilities that sum to"
                 f" {sums[member, row]:.4g}, not 1.",
             )
-        values = np.where(mask[..., None], values, 1 / len(columns))
+        values = np.where(mask[..., None], values, 1 / values.shape[2])
         values = values / values.sum(axis=2, keepdims=True)
-        return Predictions.from_probs(
-            values, smallest=smallest, columns=columns, **told
-        )
+        return Predictions.from_probs(values, smallest=smallest, **told)

@@ -18,10 +18,14 @@ from ensjax.member_arrays import (
     log_probs,
     member_mask_and_weights,
     normalize_weights,
+    plain_label,
     votes,
 )
 from ensjax.members import member_rows
 from ensjax.provenance import Provenance
+
+# Rows of probabilities sum to 1 to the rounding of bfloat16, or of printed decimals.
+_SUM_TOLERANCE, _BELOW_ZERO = 1e-2, -1e-6
 
 __all__ = [
     "ABSTAIN",
@@ -134,11 +138,15 @@ class Predictions:
         in the same order (`sources.from_sklearn` sees to it).
 
         Args:
-            probs: `[member, batch, class]`, non-negative; rows sum to 1.
+            probs: `[member, batch, class]`, non-negative; rows sum to 1. NaN stays.
             smallest: the smallest probability that is believed.
 
         Raises:
-            ValueError: if a shape does not fit, or `smallest` is not in (0, 1).
+            ValueError: if a shape does not fit, or `smallest` is not in (0, 1); or if a
+                row where a member counts is negative somewhere, or its sum is more than
+                0.01 away from 1, as of percentages and of logits (it names the member
+                and the row). In a compiled program values are not known, and are
+                normalised as they are.
         """
         probs = _floating(probs)
         if probs.ndim != 3:
@@ -149,7 +157,9 @@ class Predictions:
             raise ValueError(f"smallest must lie between 0 and 1; got {smallest}.")
         values = log_probs(jnp.log(jnp.maximum(probs, smallest)))
         told = (weights, mask, names, provenance)
-        return _predictions(cls, values, "log_probs", probs.shape[2], *told, columns)
+        made = _predictions(cls, values, "log_probs", probs.shape[2], *told, columns)
+        _check_probs(probs, made)
+        return made
 
     @classmethod
     def from_votes(
@@ -524,7 +534,7 @@ def _predictions(
     if len(names) != shape[0]:
         raise ValueError(f"names must hold {shape[0]} members; got {len(names)}.")
     if columns is not None:
-        columns = tuple(columns)
+        columns = tuple(map(plain_label, columns))
         expected = num_classes if kind == "votes" else (*values.shape, 1)[2]
         if len(columns) != expected:
             raise ValueError(
@@ -545,11 +555,32 @@ def _predictions(
         mask=mask,
         weights=weights,
         kind=kind,
-        names=tuple(names),
+        names=tuple(map(plain_label, names)),
         num_classes=int(num_classes),
         provenance=provenance,
         columns=columns,
         **parts,
+    )
+
+
+def _check_probs(probs, made):
+    """Raises where a row that counts is known to hold no probabilities."""
+    if any(isinstance(x, jax.core.Tracer) for x in (probs, made.mask)):
+        return
+    least, sums = jnp.min(probs, axis=-1, initial=0.0), jnp.sum(probs, axis=-1)
+    # A NaN is neither: a broken member stays broken, whatever is said of its rows.
+    is_wrong = (least < _BELOW_ZERO) | (jnp.abs(sums - 1) > _SUM_TOLERANCE)
+    is_wrong = np.asarray(is_wrong & made.mask.reshape(len(probs), -1))
+    if not is_wrong.any():
+        return
+    member, row = np.argwhere(is_wrong)[0]
+    raise ValueError(
+        "probs must not be negative and must sum to 1 in each row; those of"
+        f" {made.names[member]!r} in row {row} are"
+        f" {np.asarray(probs[member, row, :8]).tolist()}"
+        f"{', ...' if probs.shape[2] > 8 else ''}, with sum {sums[member, row]:.4g}"
+        f" ({is_wrong.sum()} such rows). Logits go through from_logits; divide"
+        " percentages by 100, and other scores by their sum."
     )
 
 

@@ -14,11 +14,17 @@ which say nothing of their rows.
 What is unknown is not checked, and stays unknown: predictions without a `Provenance`,
 and members of which it does not say what they have seen. Merged with others and
 combined they are still unknown, while what is known of the others still counts.
+
+What is fitted also keeps in which order its members, classes and levels were, and is
+applied to no other. One module, so that what is said of rows, kept and checked can be
+read together: hence the length.
 """
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +32,42 @@ import numpy as np
 
 class LeakageError(ValueError):
     """Rows that must not meet: of training and fitting, or of fitting and testing."""
+
+
+def row_numbers(name: str, rows: Any) -> np.ndarray:
+    """`rows` as row numbers `[row]`, int64, in their order.
+
+    A mask is refused: its True and False would pass for the rows 1 and 0.
+
+    Args:
+        name: of the argument, for the message.
+        rows: integers `[row]`; without any row of whatever type, but bools.
+
+    Raises:
+        TypeError: for a mask, a set, or what is no integer.
+        ValueError: for another shape.
+    """
+    if isinstance(rows, (set, frozenset, dict)):
+        raise TypeError(
+            f"{name} must be row numbers, integers [row]; got a {type(rows).__name__},"
+            " which has no order. Give sorted(...) of it."
+        )
+    array = np.asarray(rows)
+    if array.dtype == bool:
+        raise TypeError(
+            f"{name} must be row numbers, integers [row]; got a mask, bools of shape"
+            f" {array.shape}. The rows of a mask are np.flatnonzero(mask)."
+        )
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(
+            f"{name} must be row numbers, integers [row]; got {array.dtype} of shape"
+            f" {array.shape}."
+        )
+    if array.ndim != 1:
+        raise ValueError(
+            f"{name} must be row numbers, integers [row]; got shape {array.shape}."
+        )
+    return array.astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -57,13 +99,8 @@ class Provenance:
             raise ValueError(
                 f'the part of the test is called "test"; got {self.part!r}.'
             )
-        rows = np.asarray(self.rows)
-        if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
-            raise ValueError(
-                f"rows must be row numbers, integers [batch]; got {rows.dtype} of shape"
-                f" {rows.shape}."
-            )
-        object.__setattr__(self, "rows", rows.astype(np.int64))
+        rows = row_numbers("rows", self.rows)
+        object.__setattr__(self, "rows", rows)
         if self.seen is not None:
             seen = np.asarray(self.seen)
             if seen.ndim != 2 or seen.shape[1] != len(rows) or seen.dtype != bool:
@@ -82,7 +119,7 @@ class Provenance:
                 )
             object.__setattr__(self, "known", None if known.all() else known)
         if self.test_rows is not None:
-            test = np.unique(np.asarray(self.test_rows, np.int64))
+            test = np.unique(row_numbers("test_rows", self.test_rows))
             object.__setattr__(self, "test_rows", test)
 
     @classmethod
@@ -100,17 +137,26 @@ class Provenance:
         Args:
             source, rows, part, test_rows: see the attributes.
             trained_on: row numbers `[row]` that every member was trained on, or a list
-                of one such array per member; None: no row of the source.
+                of one such array per member; `[]`: on no row of the source; None: that
+                is unknown, and is not checked.
 
         Raises:
-            ValueError: if `rows` are not row numbers.
+            TypeError: if rows are a mask, a set, or no integers.
+            ValueError: if rows are of another shape.
         """
-        trained_on = [] if trained_on is None else trained_on
+        if trained_on is None:
+            return cls(source, rows, part, None, test_rows)
+        rows = row_numbers("rows", rows)
         is_list = isinstance(trained_on, (list, tuple)) and not all(
             np.ndim(rows_of_one) == 0 for rows_of_one in trained_on
         )
         trained = list(trained_on) if is_list else [trained_on]
-        seen = np.stack([np.isin(rows, ids) for ids in trained])
+        of_member = [f" of member {i}" if is_list else "" for i in range(len(trained))]
+        seen = [
+            np.isin(rows, row_numbers(f"trained_on{of_one}", ids))
+            for of_one, ids in zip(of_member, trained)
+        ]
+        seen = np.stack(seen)
         return cls(source, rows, part, seen, test_rows)
 
     def take(self, positions: np.ndarray, *, part: str | None = None) -> "Provenance":
@@ -228,15 +274,80 @@ def merge_members(
 class FittedRows:
     """The rows that something was fitted on; what fits keeps it, as a static field.
 
+    Beside the rows it keeps in which order members, classes and levels were: what has a
+    number for each of them is wrong, and silently so, in another order.
+
     Attributes:
         what: such as "the temperature".
         provenance: of the rows; None: unknown, and nothing is checked.
         others: of further rows, such as those that chose when to stop.
+        names: of the members; (): unknown.
+        columns: labels of the classes; None: unknown.
+        levels: of quantiles; (): unknown, or there are none.
     """
 
     what: str
     provenance: Provenance | None = None
     others: tuple[Provenance, ...] = ()
+    names: tuple[str, ...] = ()
+    columns: tuple[Any, ...] | None = None
+    levels: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        for about in (self.provenance, *self.others):
+            if not isinstance(about, Provenance | None):
+                raise TypeError(
+                    f"{self.what}: the rows of a fit are a Provenance, as"
+                    f" Provenance(source, rows); got {type(about).__name__}."
+                )
+
+    def check_members(self, names: Sequence[str]) -> None:
+        """Raises `ValueError` unless members are those of the fit, in its order.
+
+        Names that members got by their number ("member 0") are compared with such names
+        alone. How many there are is checked with the arrays.
+
+        Args:
+            names: of the predictions it is applied to.
+        """
+        own, names = self.names, tuple(names)
+        if not own or not names or own == names:
+            return
+        are_numbers = _are_numbers(own)
+        if are_numbers != _are_numbers(names):
+            return
+        if are_numbers and len(own) != len(names):
+            return
+        hint = "if these are the same members, .replace(names=...) says so"
+        if set(own) <= set(names):
+            asked = repr(list(own)) if len(own) <= 8 else "fitted_rows.names"
+            hint = f"take them in the order of the fit with .select({asked})"
+        raise ValueError(
+            f"{self.what} was fitted on the members {_named(own)}, in this order; got"
+            f" predictions of {_named(names)}: {hint}."
+        )
+
+    def check_columns(self, columns: Sequence[Any] | None) -> None:
+        """The same of the labels of classes, as text; None: unknown."""
+        if self.columns is None or columns is None:
+            return
+        if tuple(map(str, self.columns)) != tuple(map(str, columns)):
+            raise ValueError(
+                f"{self.what} was fitted on the classes {_named(self.columns)}, in this"
+                f" order; got predictions of {_named(columns)}. Make both with the same"
+                " columns."
+            )
+
+    def check_levels(self, levels: Sequence[float]) -> None:
+        """The same of the levels of quantiles, to 1e-6; (): unknown."""
+        own, levels = self.levels, tuple(levels)
+        if not own or not levels:
+            return
+        if len(own) != len(levels) or not np.allclose(own, levels, rtol=0, atol=1e-6):
+            raise ValueError(
+                f"{self.what} is of quantiles at the levels {own}; got predictions at"
+                f" {levels}."
+            )
 
     def check_test(self, provenance: Provenance | None) -> None:
         """Raises `LeakageError` if test rows are among those that it was fitted on.
@@ -324,7 +435,7 @@ def check_fitting_rows(
     Args:
         what: such as "the temperature", for the message.
         provenance: of the predictions; None: unknown, and nothing is checked.
-        names: of the members, for the message.
+        names: of the members, for the message, and kept.
         counts: `[member]` or `[member, batch]` bools, False where a member does not
             count.
         row_weight: `[..., batch]`, such as the `sample_weight` of the fit. Rows of
@@ -335,8 +446,9 @@ def check_fitting_rows(
         LeakageError: if a member that counts was trained on a row, or a row is kept for
             the test. Names the member and the rows.
     """
+    names = tuple(names)
     if provenance is None:
-        return FittedRows(what)
+        return FittedRows(what, names=names)
     provenance, counts = _weighed(provenance, counts, row_weight)
     if provenance.part == "test":
         raise LeakageError(
@@ -356,7 +468,7 @@ def check_fitting_rows(
             f"{what} cannot be fitted on {told}. Use rows held out of training, or"
             " out-of-fold predictions."
         )
-    return FittedRows(what, provenance)
+    return FittedRows(what, provenance, names=names)
 
 
 def check_scored_rows(
@@ -430,6 +542,15 @@ def _where_counts(seen, counts):
         return seen
     counts = np.asarray(counts, bool)
     return seen & (counts if counts.ndim == 2 else counts[:, None])
+
+
+def _are_numbers(names):
+    return all(re.fullmatch(r"member \d+", str(name)) for name in names)
+
+
+def _named(names):
+    shown = ", ".join(repr(name) for name in names[:8])
+    return f"({shown}{f', ... {len(names)} in all' if len(names) > 8 else ''})"
 
 
 def _shown(rows):

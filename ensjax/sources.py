@@ -12,6 +12,7 @@ import numpy as np
 
 from ensjax.ensemble import Ensemble
 from ensjax.group import Group, predict
+from ensjax.member_arrays import plain_label
 from ensjax.predictions import Predictions
 from ensjax.provenance import Provenance, merge_members
 
@@ -151,15 +152,16 @@ def encode_labels(
     Raises:
         ValueError: if a label is not among the classes, or a class comes twice.
     """
-    places = {_plain(label): place for place, label in enumerate(classes)}
+    places = {plain_label(label): place for place, label in enumerate(classes)}
     if len(places) < len(classes):
         raise ValueError(f"classes must be different labels; got {tuple(classes)}.")
-    plain = [_plain(label) for label in np.asarray(labels).reshape(-1)]
+    plain = [plain_label(label) for label in np.asarray(labels).reshape(-1)]
     unknown = sorted({label for label in plain if label not in places}, key=repr)
     if unknown:
         shown = ", ".join(repr(label) for label in unknown[:5])
         raise ValueError(
-            f"{who}: unknown {shown}; the classes are {tuple(map(_plain, classes))}."
+            f"{who}: unknown {shown}; the classes are"
+            f" {tuple(map(plain_label, classes))}."
         )
     return np.asarray([places[label] for label in plain], np.int32)
 
@@ -266,9 +268,9 @@ def _all_classes(estimators, names, classes):
     for estimator, name in zip(estimators, names, strict=True):
         if np.ndim(estimator.classes_) != 1 or isinstance(estimator.classes_, list):
             raise TypeError(f"member {name!r} has several outputs; it must have one.")
-    known = {_plain(label) for e in estimators for label in e.classes_}
+    known = {plain_label(label) for e in estimators for label in e.classes_}
     if classes is not None:
-        return tuple(_plain(label) for label in classes)
+        return tuple(plain_label(label) for label in classes)
     try:
         return tuple(sorted(known))
     except TypeError:
@@ -276,11 +278,6 @@ def _all_classes(estimators, names, classes):
             f"members' labels are of several kinds: {sorted(known, key=repr)}; encode"
             " them alike before fitting."
         ) from None
-
-
-def _plain(label):
-    """A NumPy scalar as Python's value, so that equal labels have equal hashes."""
-    return label.item() if isinstance(label, np.generic) else label
 
 
 def _stacked(members, names):

@@ -46,7 +46,7 @@ class Split:
         """
         name = "validation" if part == "train" else part
         test_rows = None if part == "test" else self.rows["test"]
-        trained_on = None if part == "train" else self.rows["train"]
+        trained_on = [] if part == "train" else self.rows["train"]
         return Provenance.of(
             self.source,
             self.rows[part],

@@ -5,6 +5,7 @@ entry fails the first test.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,7 +37,13 @@ X = RNG.normal(size=(8, 3)).astype(np.float32)
 STAGES = ((0,), (1,))
 
 
+class Swapped:
+    """Instead of a provenance: the same predictions, of members in another order."""
+
+
 def said(about, kind="logits"):
+    if isinstance(about, Swapped):
+        return said(None, kind).select(["knn", "tree"])
     told = dict(names=("tree", "knn"), provenance=about)
     if kind == "points":
         return Predictions.from_points(POINTS, **told)
@@ -237,6 +244,8 @@ MAPS = (
 )
 # Training of base models: these say what their predictions have seen.
 MAKES_PROVENANCE = ("fit_and_predict", "fit_out_of_fold")
+# Fitted on nothing: they compare what counts say of rows with the provenance.
+OUT_OF_BAG = ("out_of_bag_log_probs", "out_of_bag_score")
 # Trained, or run by SciPy: not traced.
 IS_HOST = ("cluster_weights", "fit_quantile_aggregator")
 # Of each kind of what a fit gives; that the rows of a fit are checked is seen of all.
@@ -261,7 +270,7 @@ def test_everything_that_is_fitted_on_rows_is_in_the_table():
             and "LeakageError" in (getattr(combine, name).__doc__ or "")
         )
     }
-    assert public == {*TABLE, *MAPS, *MAKES_PROVENANCE}
+    assert public == {*TABLE, *MAPS, *MAKES_PROVENANCE, *OUT_OF_BAG}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -328,6 +337,173 @@ def test_it_is_not_tested_on_its_rows_and_what_it_makes_has_seen_them(name):
     fresh = made.provenance.take(np.flatnonzero(fresh))
     check_fitting_rows("the second stage", fresh)
     check_scored_rows(fresh)
+
+
+# Fitted on arrays and applied to such, or trained on: of members nothing is known.
+TAKES_ARRAYS = {
+    *("agreed_labels", "balanced_labels", "confident_labels", "fusion_rows"),
+    *("fit_asymmetric_band", "fit_conformal_band", "fit_conformal_interval"),
+    *("fit_conformal_quantiles", "fit_cv_plus", "fit_cv_plus_band"),
+    *("fit_jackknife_after_bootstrap", "fit_pit_map", "fit_sigma_scale"),
+    *("fit_single_threshold", "fit_windows"),
+}
+# Fitted on the mean of the members, which has no order; with weights it has one.
+ORDER_FREE = {
+    "calibrate": functools.partial(combine.calibrate, weights=np.array([0.9, 0.1])),
+    "calibrate_ensemble": functools.partial(
+        combine.calibrate_ensemble, combine.fit_platt, weights=np.array([0.9, 0.1])
+    ),
+} | {
+    name: functools.partial(
+        getattr(combine, name),
+        combine.LacScore(),
+        alpha=0.3,
+        weights=np.array([0.9, 0.1]),
+    )
+    for name in ("fit_conformal_sets", "fit_conformal_sets_by_class")
+}
+ORDER_FREE["fit_conformal_sets_by_group"] = functools.partial(
+    combine.fit_conformal_sets_by_group,
+    combine.LacScore(),
+    groups=LABELS,
+    num_groups=2,
+    alpha=0.3,
+    weights=np.array([0.9, 0.1]),
+)
+IN_ORDER = (
+    r"fitted on the members \('tree', 'knn'\), in this order; got predictions of"
+    r" \('knn', 'tree'\): .*\.select\(\['tree', 'knn'\]\)"
+)
+
+
+@names
+def test_members_in_another_order_than_that_of_the_fit_are_refused(name):
+    """A number for each member is another member's there, and nothing would tell."""
+    entry = TABLE[name]
+    trace = (lambda fn: fn()) if name in IS_HOST else jax.eval_shape
+    fitted = trace(lambda: entry.fit(None))
+    takes = callable(fitted)
+    takes = takes and "Predictions" in str(inspect.signature(type(fitted).__call__))
+    assert takes != (name in TAKES_ARRAYS)
+    if not takes:
+        return
+    if name not in ORDER_FREE:
+        with pytest.raises(ValueError, match=IN_ORDER):
+            entry.use(fitted, Swapped())
+        return
+    jax.eval_shape(lambda: entry.use(entry.fit(None), Swapped()))
+    weighed = jax.eval_shape(lambda: ORDER_FREE[name](said(None), labels=LABELS))
+    with pytest.raises(ValueError, match=IN_ORDER):
+        entry.use(weighed, Swapped())
+
+
+def test_parts_of_a_fit_are_of_its_members_too():
+    """Methods beside the call, and arrays, of which nothing is known."""
+    dynamic = jax.eval_shape(lambda: dynamic_selection(None))
+    each = jax.eval_shape(lambda: TABLE["calibrate_each_member"].fit(None))
+    temperatures = combine.MemberTemperatures(
+        np.ones(2), FittedRows("the temperatures", names=("tree", "knn"))
+    )
+    for use in (
+        lambda given: dynamic.weights(given, X),
+        lambda given: each.members(given),
+        lambda given: temperatures.scale(given),
+    ):
+        with pytest.raises(ValueError, match=IN_ORDER):
+            use(said(Swapped()))
+    # Fitted on members whose names are known, applied to arrays, and the other way.
+    numbered = Predictions.from_logits(LOGITS).select([1, 0])
+
+    def both_ways():
+        fitted = combine.fit_dynamic_selection(numbered, LABELS, X)
+        temperatures(LOGITS)
+        temperatures(Predictions.from_logits(LOGITS))
+        return fitted(LOGITS, X), fitted(said(None), X)
+
+    jax.eval_shape(both_ways)
+
+
+@pytest.mark.parametrize(
+    "fit, use",
+    [
+        (combine.fit_stacking, None),
+        (functools.partial(combine.fit_convex_weights, per_class=True), None),
+        (combine.fit_vote_thresholds, None),
+        (functools.partial(combine.calibrate_ensemble, combine.fit_platt), None),
+        (functools.partial(combine.calibrate_each_member, combine.fit_platt), None),
+        (
+            lambda given, labels: combine.fit_conformal_sets_by_class(
+                combine.LacScore(), given, labels, alpha=0.3
+            ),
+            None,
+        ),
+        (
+            lambda given, labels: combine.fit_dynamic_selection(given, labels, X),
+            lambda fitted, given: fitted(given, X),
+        ),
+    ],
+)
+def test_classes_in_another_order_than_that_of_the_fit_are_refused(fit, use):
+    use = (lambda fitted, given: fitted(given)) if use is None else use
+    given = said(None).replace(columns=("no", "yes"))
+    fitted = jax.eval_shape(lambda: fit(given, LABELS))
+    with pytest.raises(ValueError, match=r"the classes \('no', 'yes'\), in this order"):
+        use(fitted, given.replace(columns=("yes", "no")))
+    jax.eval_shape(lambda: use(fit(given, LABELS), said(None)))
+
+
+def test_levels_and_members_of_an_aggregator_are_those_of_its_fit():
+    given = said(None, "quantiles")
+    fit = functools.partial(combine.fit_quantile_aggregator, given, TARGETS)
+    with pytest.raises(ValueError, match=r"levels \(0.2, 0.5, 0.8\); got .*\(0.1, 0.5"):
+        fit(levels=(0.2, 0.5, 0.8))
+    others = Predictions.from_quantiles(QUANTILES, (0.2, 0.5, 0.8), names=given.names)
+    with pytest.raises(ValueError, match=r"got predictions at \(0.2, 0.5, 0.8\)"):
+        fit(levels=LEVELS, validation=(others, TARGETS))
+    with pytest.raises(ValueError, match=IN_ORDER):
+        fit(levels=LEVELS, validation=(said(Swapped(), "quantiles"), TARGETS))
+    rows = FittedRows("the aggregator", names=given.names, levels=LEVELS)
+    fitted = combine.FittedAggregator(None, rows, None, (), 0)
+    with pytest.raises(ValueError, match=r"got predictions at \(0.2, 0.5, 0.8\)"):
+        fitted(others)
+    with pytest.raises(ValueError, match=IN_ORDER):
+        fitted(said(Swapped(), "quantiles"))
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        functools.partial(scores.score_summary, top_k=1),
+        scores.jensen_gap,
+        scores.nll_decomposition,
+        scores.error_correlation,
+        scores.q_statistic,
+        scores.double_fault,
+        scores.label_probability_variance,
+    ],
+)
+def test_scores_of_predictions_are_not_of_rows_that_members_have_seen(score):
+    trained = Provenance.of("wine", ROWS, trained_on=[[], [12, 17]])
+    told = "score cannot be of rows 12, 17 of 'wine': member 'knn' was trained"
+    with pytest.raises(LeakageError, match=told):
+        score(said(trained), LABELS)
+    fresh = ~trained.seen[1]
+    alone = said(trained).replace(mask=jnp.array([True, False]))
+
+    def may_be():
+        return (
+            score(said(trained), LABELS, allow_seen=True),
+            score(said(trained), LABELS, sample_weight=fresh),
+            score(alone, LABELS),
+            score(said(Provenance("wine", ROWS)), LABELS),
+        )
+
+    jax.eval_shape(may_be)
+    with pytest.raises(LeakageError, match="be of row 12 of"):
+        score(said(trained), LABELS, sample_weight=np.arange(8) < 4)
+    with pytest.raises(ValueError, match="of 5 rows, and 8 are scored"):
+        cut = trained.take(np.arange(5))
+        score(said(None).replace(provenance=cut), LABELS)
 
 
 def test_arrays_of_arrays_are_refused_where_the_rows_are_told():

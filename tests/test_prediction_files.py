@@ -1,5 +1,9 @@
 """Files of forecasts: what is written is read back, and mistakes name their line."""
 
+import csv
+import datetime
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,7 +51,7 @@ def masked(predictions, name):
 def test_what_is_saved_is_loaded(tmp_path, name, suffix):
     said, path = one_of_each()[name], tmp_path / f"forecasts.{suffix}"
     save_predictions(path, said)
-    csv_only = dict(source="toy", columns=said.columns) if suffix == "csv" else {}
+    csv_only = dict(source="toy") if suffix == "csv" else {}
     back = load_predictions(path, **csv_only)
     for field in ("kind", "names", "num_classes", "columns", "levels", "provenance"):
         assert getattr(back, field) == getattr(said, field), field
@@ -173,3 +177,143 @@ def test_other_suffixes_and_foreign_files_are_refused(tmp_path):
     features = Predictions.from_features(np.zeros((1, 2, 3)))
     with pytest.raises(ValueError, match="saved as .npz"):
         save_predictions(tmp_path / "a.csv", features)
+
+
+def loaded(path, said, **options):
+    """What is loaded of what was saved; all that a member says must be the same."""
+    save_predictions(path, said)
+    back = load_predictions(path, **options)
+    shape = said.values.shape[:2]
+    mask, found = (
+        np.broadcast_to(np.asarray(of.mask).reshape(len(of.mask), -1), shape)
+        for of in (said, back)
+    )
+    np.testing.assert_array_equal(found, mask)
+    np.testing.assert_array_equal(
+        np.asarray(back.values)[mask], np.asarray(said.values)[mask]
+    )
+    assert (back.names, back.num_classes) == (said.names, said.num_classes)
+    return back
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_votes_keep_their_classes_and_abstentions(tmp_path, suffix):
+    """Numbered by their first line, classes of two files of one system differed."""
+    path = tmp_path / f"votes.{suffix}"
+    for votes in ([[1, 0, 1]], [[2, 2, 2]], [[1, -1, 1]], [[-1, -1, -1]]):
+        said = Predictions.from_votes(np.asarray(votes), 3)
+        back = loaded(path, said)
+        assert back.columns in (None, (0, 1, 2))
+        for columns in (("CN", "MCI", "AD"), (7, 3, 5), ("10", "9", "x")):
+            assert loaded(path, said.replace(columns=columns)).columns == columns
+    if suffix == "csv":
+        path.write_text("member,row,class\na,0,b\na,1,\n")
+        with pytest.raises(ValueError, match="line 3: class is empty.*name the class"):
+            load_predictions(path, columns=("a", "b"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_rows_and_members_of_whom_nothing_is_said_stay_in_their_place(tmp_path, suffix):
+    path = tmp_path / f"points.{suffix}"
+    about = Provenance("toy", np.asarray([9, 4, 7]))  # as of a part, which is shuffled
+    mask = np.asarray([[False, True, False], [False] * 3, [True, True, False]])
+    said = Predictions.from_points(
+        RNG.normal(size=(3, 3)).astype(np.float32),
+        mask=mask,
+        names=("b", "silent", "a"),
+        provenance=about,
+    )
+    source = {"source": "toy"} if suffix == "csv" else {}
+    assert loaded(path, said, **source).provenance == about
+    whole = said.replace(mask=jnp.ones(3, bool))
+    assert loaded(path, whole, **source).provenance == about
+    targets = Predictions.from_points(
+        RNG.normal(size=(2, 3, 2)).astype(np.float32), columns=("b", "a")
+    )
+    assert loaded(path, targets).columns == ("b", "a")
+    probs = Predictions.from_probs(np.full((1, 3, 2), 0.5), columns=("yes", "no"))
+    assert loaded(path, probs).columns == ("yes", "no")
+    if suffix == "csv":
+        with pytest.raises(ValueError, match="these are all masked"):
+            save_predictions(path, said.replace(mask=jnp.zeros(3, bool)))
+
+
+def test_classes_of_somebodys_file_are_sorted_integers_by_value(tmp_path):
+    path = written(tmp_path, "member,row,class\na,0,10\na,1,9\nb,0,9\n")
+    said = load_predictions(path)
+    assert said.columns == (9, 10) and said.votes[0].tolist() == [1, 0]
+    path = written(tmp_path, "member,row,class\na,0,yes\na,1,no\n")
+    assert load_predictions(path).columns == ("no", "yes")
+    fixed = load_predictions(path, columns=("yes", "no", "unsure"))
+    assert fixed.columns == ("yes", "no", "unsure") and fixed.num_classes == 3
+    assert fixed.votes[0].tolist() == [0, 1]
+    path = written(tmp_path, PROBS + "a,0,z,.25\na,0,b,.75\n")
+    assert load_predictions(path).columns == ("b", "z")
+    path = written(tmp_path, PROBS + ",,z,\n,,b,\na,0,b,.75\na,0,z,.25\n")
+    assert load_predictions(path).columns == ("z", "b")
+    path = written(tmp_path, "member,row,class\n,,b\na,0,b\na,1,c\n")
+    with pytest.raises(ValueError, match="line 4: class 'c' is not among those named"):
+        load_predictions(path)
+    path = written(tmp_path, "member,row,class\n,,b\n,,b\na,0,b\n")
+    with pytest.raises(ValueError, match="line 3: class 'b' is named twice; .*line 2"):
+        load_predictions(path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npz"])
+def test_what_cannot_be_saved_leaves_the_file_as_it_was(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"a.{suffix}"
+    votes = Predictions.from_votes(np.zeros((2, 3), int), 2)
+    save_predictions(path, votes)
+    before = path.read_bytes()
+    day = datetime.date(2026, 1, 1)
+    cases = {
+        "csv": {
+            "saved as .npz": Predictions.from_features(np.zeros((1, 2, 3))),
+            "holds no weights": votes.replace(weights=jnp.arange(2.0)),
+            "names of members must be": votes.replace(names=("a", "a")),
+            "have spaces": votes.replace(columns=("a ", "a")),
+            "must be 2 different": votes.replace(columns=(1, "1")),
+            "finite numbers; mask": Predictions.from_points([[1.0, np.nan]]),
+            "from 0 to 1": votes.replace(values=jnp.full((2, 3), 2)),
+        },
+        "npz": {"columns are saved if they": votes.replace(columns=(day, "b"))},
+    }[suffix]
+    for told, wrong in cases.items():
+        with pytest.raises((ValueError, TypeError), match=told):
+            save_predictions(path, wrong)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+    def half_way(file, **given):
+        file.write("half" if suffix == "csv" else b"half")
+        raise OSError("the disk is full")
+
+    if suffix == "csv":
+        monkeypatch.setattr(csv, "writer", half_way)
+    else:
+        monkeypatch.setattr(np, "savez", half_way)
+    with pytest.raises(OSError, match="is full"):
+        save_predictions(path, votes)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_labels_of_numpy_are_saved(tmp_path):
+    said = Predictions.from_logits(np.zeros((1, 2, 2)), columns=np.array([3, 7]))
+    save_predictions(tmp_path / "a.npz", said)
+    assert load_predictions(tmp_path / "a.npz").columns == (3, 7)
+
+
+def test_rows_that_nobody_names_are_refused(tmp_path):
+    path = written(tmp_path, "member,row,value\na,1,2.5\na,4,3.5\n")
+    with pytest.raises(
+        ValueError, match="nothing of the rows 7, 8; .* rows such as 1, 4"
+    ):
+        load_predictions(path, rows=[7, 8])
+    some = load_predictions(path, rows=[7, 4])
+    assert some.mask.tolist() == [[False, True]]
+    for wrong in (np.array([True, False]), [False, True]):
+        with pytest.raises(TypeError, match="got a mask.*flatnonzero"):
+            load_predictions(path, rows=wrong)
+        with pytest.raises(TypeError, match="got a mask"):
+            save_predictions(path, some, rows=wrong)
+    with pytest.raises(TypeError, match="got a set"):
+        load_predictions(path, rows={4, 1})

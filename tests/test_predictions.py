@@ -228,3 +228,47 @@ def test_taken_rows_keep_what_is_theirs():
     np.testing.assert_array_equal(two.weights, [[3, 0], [7, 4]])
     assert two.mask.shape == (2,)
     assert two.provenance == Provenance.of("toy", np.asarray([13, 10]), part="test")
+
+
+@pytest.mark.parametrize(
+    "row, shown",
+    [
+        ([-5.0, 2.0], r"\[-5.0, 2.0\], with sum -3"),
+        ([-0.2, 1.2], r"\[-0.2.*, 1.2.*\], with sum 1"),
+        ([30.0, 70.0], r"with sum 100 \(1 such rows\).*from_logits; divide percent"),
+        ([0.0, 0.0], "with sum 0 "),
+    ],
+)
+def test_what_is_no_probability_is_refused(row, shown):
+    """Clipped and normalised, logits and percentages passed for probabilities."""
+    probs = np.full((2, 3, 2), 0.5)
+    probs[1, 2] = row
+    names = ("tree", "knn")
+    with pytest.raises(ValueError, match=f"those of 'knn' in row 2 are .*{shown}"):
+        Predictions.from_probs(probs, names=names)
+    # Where a member does not count it may hold anything; a NaN stays one.
+    Predictions.from_probs(probs, mask=np.array([True, False]))
+    by_row = np.ones((2, 3), bool)
+    by_row[1, 2] = False
+    Predictions.from_probs(probs, mask=by_row)
+    made = jax.jit(lambda x: Predictions.from_probs(x).values)(probs)
+    assert made.shape == probs.shape
+
+
+def test_probabilities_are_believed_to_the_rounding_of_what_made_them():
+    rng = np.random.default_rng(0)
+    exact = jnp.asarray(rng.dirichlet(np.ones(50), size=(2, 8)), jnp.float32)
+    for probs in (exact.astype(jnp.bfloat16), jnp.round(exact, 3), exact - 1e-8):
+        made = Predictions.from_probs(probs)
+        np.testing.assert_allclose(made.probs, exact, atol=2e-3)
+    broken = Predictions.from_probs(exact.at[0, 3].set(jnp.nan))
+    assert np.isnan(broken.values).all(axis=-1).sum() == 1
+
+
+def test_labels_and_names_are_pythons_values():
+    logits = np.zeros((2, 3, 2))
+    made = Predictions.from_logits(
+        logits, columns=np.array([3, 7]), names=np.array(["a", "b"])
+    )
+    assert made.columns == (3, 7) and made.names == ("a", "b")
+    assert {type(label) for label in made.columns + made.names} == {int, str}

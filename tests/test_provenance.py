@@ -83,8 +83,10 @@ def test_some_rows_keep_what_is_known_of_them():
 
 
 def test_what_provenance_may_be():
-    with pytest.raises(ValueError, match="integers"):
+    with pytest.raises(TypeError, match="rows must be .* integers .*; got float64"):
         Provenance("wine", np.array([0.5]))
+    with pytest.raises(ValueError, match=r"rows must be .*; got shape \(2, 4\)"):
+        Provenance("wine", ROWS.reshape(2, 4))
     with pytest.raises(ValueError, match="bools"):
         Provenance("wine", ROWS, seen=np.zeros((2, 3), bool))
     with pytest.raises(ValueError, match="got 5 rows"):
@@ -99,6 +101,84 @@ def test_rows_of_all_members_may_be_a_list():
     assert not Provenance.of("wine", ROWS, trained_on=[]).seen.any()
     with pytest.raises(ValueError, match='is called "test"; got'):
         Provenance("wine", ROWS, "Test")
+
+
+MASK = np.arange(8) < 3
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        (MASK, r"got a mask.*np\.flatnonzero\(mask\)"),
+        (MASK.tolist(), r"got a mask.*np\.flatnonzero\(mask\)"),
+        ({10, 12}, r"got a set.*sorted\("),
+        (np.array([10.0, 12.0]), "got float64"),
+        (["10", "12"], "got <U2"),
+    ],
+)
+def test_a_mask_or_a_set_is_no_row_numbers(wrong, told):
+    """Read as numbers, True and False are the rows 1 and 0: the guard was off."""
+    cases = {
+        "rows": lambda: Provenance.of("wine", wrong, trained_on=[]),
+        "rows ": lambda: Provenance("wine", wrong),
+        "test_rows": lambda: Provenance("wine", ROWS, test_rows=wrong),
+        "test_rows ": lambda: Provenance.of("wine", ROWS, test_rows=wrong),
+        "trained_on": lambda: Provenance.of("wine", ROWS, trained_on=wrong),
+        "trained_on of member 1": lambda: Provenance.of(
+            "wine", ROWS, trained_on=[np.array([10]), wrong]
+        ),
+    }
+    for name, make in cases.items():
+        with pytest.raises(TypeError, match=f"^{name.strip()} must be .*{told}"):
+            make()
+
+
+def test_the_rows_of_a_fit_are_a_provenance():
+    with pytest.raises(
+        TypeError, match="the temperature: .* a Provenance.*got ndarray"
+    ):
+        FittedRows("the temperature", ROWS)
+
+
+def test_what_members_were_trained_on_is_unknown_unless_it_is_said():
+    """One forgotten argument does not turn "unknown" into "has seen nothing"."""
+    assert Provenance.of("wine", ROWS) == Provenance("wine", ROWS)
+    nothing = Provenance.of("wine", ROWS, trained_on=[])
+    assert nothing.seen.tolist() == [[False] * 8] and nothing.known is None
+    made = FittedRows("the temperature", nothing).mark(Provenance.of("wine", ROWS + 9))
+    assert made.known.tolist() == [False]
+
+
+def test_members_of_a_fit_are_compared_where_both_are_known():
+    fitted = FittedRows("the weights", names=("good", "noise"))
+    told = r"fitted on the members \('good', 'noise'\), in this order; got .*"
+    with pytest.raises(ValueError, match=told + r"\.select\(\['good', 'noise'\]\)"):
+        fitted.check_members(["noise", "good"])
+    with pytest.raises(ValueError, match=told + r"\.select\("):
+        fitted.check_members(["noise", "third", "good"])
+    with pytest.raises(ValueError, match=told + r"\('good', 'bad'\): .*replace\(names"):
+        fitted.check_members(["good", "bad"])
+    for same in (["good", "noise"], (), ["member 0", "member 1"]):
+        fitted.check_members(same)
+    FittedRows("the weights").check_members(["noise", "good"])
+    numbered = FittedRows("the weights", names=("member 0", "member 1"))
+    with pytest.raises(ValueError, match=r"\.select\(\['member 0', 'member 1'\]\)"):
+        numbered.check_members(["member 1", "member 0"])
+    numbered.check_members(["member 0", "member 1", "member 2"])  # shapes say so
+
+
+def test_classes_and_levels_of_a_fit_are_compared_where_both_are_known():
+    fitted = FittedRows("the sets", columns=("no", "yes"), levels=(0.1, 0.9))
+    with pytest.raises(ValueError, match=r"\('no', 'yes'\).*got .*\('yes', 'no'\)"):
+        fitted.check_columns(("yes", "no"))
+    with pytest.raises(ValueError, match=r"\(0.1, 0.9\); got .*\(0.2, 0.8\)"):
+        fitted.check_levels((0.2, 0.8))
+    with pytest.raises(ValueError, match=r"got .*\(0.1, 0.5, 0.9\)"):
+        fitted.check_levels((0.1, 0.5, 0.9))
+    fitted.check_columns(None)
+    fitted.check_levels(())
+    fitted.check_levels(np.float32([0.1, 0.9]).tolist())
+    FittedRows("the sets", columns=(0, 1)).check_columns(("0", "1"))
 
 
 BAG = np.array([[1, 0, 2, 1, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1, 0, 1]])  # row 7: all

@@ -16,7 +16,7 @@ from ensjax.data.splits import (
     check_disjoint,
     k_folds,
 )
-from ensjax.provenance import LeakageError, Provenance
+from ensjax.provenance import LeakageError, Provenance, row_numbers
 
 REST = -1
 
@@ -34,6 +34,7 @@ class Split:
             independent.
 
     Raises:
+        TypeError: if a part is a mask, or no row numbers.
         ValueError: if a row is no row of the source, or comes twice in a part.
         LeakageError: if two parts share a row or a group; names both.
     """
@@ -46,12 +47,7 @@ class Split:
     def __post_init__(self):
         parts = {}
         for name, rows in self.parts.items():
-            rows = np.asarray(rows)
-            if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
-                raise ValueError(
-                    f"the part {name!r} must be row numbers, integers [row]; got"
-                    f" {rows.dtype} of shape {rows.shape}."
-                )
+            rows = row_numbers(f"the part {name!r}", rows)
             if rows.size and (rows.min() < 0 or rows.max() >= self.num_examples):
                 raise ValueError(
                     f"the part {name!r} has rows from {rows.min()} to {rows.max()}, but"
@@ -59,7 +55,7 @@ class Split:
                 )
             if len(np.unique(rows)) < len(rows):
                 raise ValueError(f"a row comes twice in the part {name!r}.")
-            parts[name] = rows.astype(np.int64)
+            parts[name] = rows
         object.__setattr__(self, "parts", parts)
         if self.groups is not None:
             groups = _check_length("groups", self.groups, self.num_examples)
@@ -89,7 +85,10 @@ class Split:
         return self.parts[part]
 
     def mask(self, part: str) -> np.ndarray:
-        """`[example]` bools, True for the rows of a part."""
+        """`[example]` bools, True for the rows of a part, to index arrays with.
+
+        What takes row numbers, such as `Provenance.of`, takes `self[part]`.
+        """
         mask = np.zeros(self.num_examples, bool)
         mask[self[part]] = True
         return mask
@@ -112,7 +111,7 @@ class Split:
             self.source,
             self[part],
             part=part,
-            trained_on=np.concatenate(trained) if trained else None,
+            trained_on=np.concatenate(trained) if trained else [],
             test_rows=self.parts.get("test"),
         )
 
@@ -162,6 +161,7 @@ class Folds:
         test_rows: rows of the source that are kept for the test; in no fold.
 
     Raises:
+        TypeError: if `fold_of_row` or `test_rows` are no integers.
         ValueError: if there are fewer than two folds, or one is empty.
         LeakageError: if a group is in two folds, or a fold holds test rows.
     """
@@ -172,7 +172,13 @@ class Folds:
     test_rows: np.ndarray | None = None
 
     def __post_init__(self):
-        fold_of_row = np.asarray(self.fold_of_row).astype(np.int64)
+        fold_of_row = np.asarray(self.fold_of_row)
+        if not np.issubdtype(fold_of_row.dtype, np.integer):
+            raise TypeError(
+                "fold_of_row must be the number of each row's fold, integers [example];"
+                f" got {fold_of_row.dtype} of shape {fold_of_row.shape}."
+            )
+        fold_of_row = fold_of_row.astype(np.int64)
         object.__setattr__(self, "fold_of_row", fold_of_row)
         counts = np.bincount(fold_of_row[fold_of_row >= 0])
         if len(counts) < 2 or (counts == 0).any():
@@ -185,7 +191,7 @@ class Folds:
             for fold in range(self.num_folds)
         }
         if self.test_rows is not None:
-            held["test"] = np.asarray(self.test_rows)
+            held["test"] = self.test_rows
         Split(self.source, len(fold_of_row), held, self.groups)  # checks them all
 
     @property
@@ -239,14 +245,35 @@ class Folds:
     def __len__(self) -> int:
         return self.num_folds
 
-    def provenance(self, *, part: str = "validation") -> Provenance:
-        """Of out-of-fold predictions, for rows in ascending order.
+    def provenance(
+        self, *, rows: np.ndarray | None = None, part: str = "validation"
+    ) -> Provenance:
+        """Of out-of-fold predictions of the rows that are in folds.
 
         Each row is predicted by the members of its own fold, which have not seen it,
         so that a meta-model or a calibrator may be fitted on them.
+
+        Args:
+            rows: `[batch]`, which rows were predicted, in the order of the predictions:
+                `split["train"]`, where these are of `x[split["train"]]`, which is no
+                ascending order. None: all that are in folds, ascending.
+            part: see `Provenance.part`.
+
+        Raises:
+            TypeError: if `rows` are a mask, or no row numbers.
+            ValueError: if a row is in no fold, or comes twice.
         """
-        rows = np.flatnonzero(self.fold_of_row >= 0)
-        return Provenance.of(self.source, rows, part=part, test_rows=self.test_rows)
+        in_folds = np.flatnonzero(self.fold_of_row >= 0)
+        rows = in_folds if rows is None else row_numbers("rows", rows)
+        odd = np.setdiff1d(rows, in_folds)
+        if odd.size or len(np.unique(rows)) < len(rows):
+            raise ValueError(
+                f"rows must be different rows of {self.source!r} that are in folds; "
+                + (f"row {odd[0]} is in none." if odd.size else "one comes twice.")
+            )
+        return Provenance.of(
+            self.source, rows, part=part, trained_on=[], test_rows=self.test_rows
+        )
 
     def __repr__(self):
         sizes = np.bincount(self.fold_of_row[self.fold_of_row >= 0])

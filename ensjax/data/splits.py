@@ -6,6 +6,8 @@ written down beside its results and checked later.
 
 import numpy as np
 
+from ensjax.provenance import row_numbers
+
 
 def train_test_split(
     num_examples: int,
@@ -88,8 +90,11 @@ def k_folds(
 def check_disjoint(
     a: np.ndarray, b: np.ndarray, *, names: tuple[str, str] = ("a", "b")
 ) -> None:
-    """Raises `ValueError`, naming the rows, if two sets of row numbers share any."""
-    overlap = np.intersect1d(a, b)
+    """Raises `ValueError`, naming the rows, if two sets of row numbers share any.
+
+    `TypeError` if one is a mask, or no row numbers.
+    """
+    overlap = np.intersect1d(row_numbers(names[0], a), row_numbers(names[1], b))
     if overlap.size:
         shown = ", ".join(str(row) for row in overlap[:5])
         more = f", ... ({overlap.size} in all)" if overlap.size > 5 else ""

@@ -160,6 +160,7 @@ def nll_decomposition(
     weights: jax.Array | None = None,
     mask: jax.Array | None = None,
     sample_weight: jax.Array | None = None,
+    allow_seen: bool = False,
 ) -> NllDecomposition:
     """The ensemble's NLL: the members' mean NLL (Gibbs) minus the Jensen gap.
 
@@ -171,6 +172,9 @@ def nll_decomposition(
     Source: Abe et al. 2022, arXiv:2202.06985, section 4.
     """
     predictions = as_predictions(logits, weights=weights, mask=mask)
+    gap = jensen_gap(
+        predictions, labels, sample_weight=sample_weight, allow_seen=allow_seen
+    )
     ensemble = nll(
         predictive_log_probs(predictions), labels, sample_weight=sample_weight
     )
@@ -181,9 +185,7 @@ def nll_decomposition(
     own = nll(predictions.log_probs, labels, sample_weight=share)
     total = jnp.sum(share, axis=1)
     members = jnp.sum(jnp.where(total == 0, 0.0, own) * total) / jnp.sum(total)
-    return NllDecomposition(
-        ensemble, members, jensen_gap(predictions, labels, sample_weight=sample_weight)
-    )
+    return NllDecomposition(ensemble, members, gap)
 
 
 def residual_correlation(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ensjax.member_arrays import counting_members
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
+from ensjax.scores.evaluation_rows import check_scored
 from ensjax.scores.rows import (
     check_rows,
     inner_products,
@@ -117,6 +118,7 @@ def error_correlation(
     *,
     mask: jax.Array | None = None,
     sample_weight: jax.Array | None = None,
+    allow_seen: bool = False,
 ) -> jax.Array:
     """Pearson correlation of being wrong, between each pair of members.
 
@@ -126,6 +128,7 @@ def error_correlation(
             a member that abstains or holds a NaN its row and column.
         mask: `[member]`; a False member's row and column are NaN.
         sample_weight: `[batch]`, non-negative.
+        allow_seen: as for `evaluate`, of `Predictions`.
 
     Returns:
         `[member, member]`; NaN where a member is always right or always wrong.
@@ -133,11 +136,12 @@ def error_correlation(
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if `labels` are not integers.
+        LeakageError: if a member that counts was trained on a row that does.
 
     Source: Kuncheva and Whitaker 2003, equation 2 (rho).
     """
     both_right, only_first, only_second, both_wrong = _contingency(
-        logits, labels, mask, sample_weight
+        logits, labels, mask, sample_weight, allow_seen
     )
     product = (both_right + only_first) * (only_second + both_wrong)
     product *= (both_right + only_second) * (only_first + both_wrong)
@@ -151,6 +155,7 @@ def q_statistic(
     *,
     mask: jax.Array | None = None,
     sample_weight: jax.Array | None = None,
+    allow_seen: bool = False,
 ) -> jax.Array:
     """Yule's Q of being right, between each pair of members, from -1 to 1.
 
@@ -165,7 +170,7 @@ def q_statistic(
     Source: Kuncheva and Whitaker 2003, equation 1.
     """
     both_right, only_first, only_second, both_wrong = _contingency(
-        logits, labels, mask, sample_weight
+        logits, labels, mask, sample_weight, allow_seen
     )
     same, different = both_right * both_wrong, only_first * only_second
     total = same + different
@@ -178,6 +183,7 @@ def double_fault(
     *,
     mask: jax.Array | None = None,
     sample_weight: jax.Array | None = None,
+    allow_seen: bool = False,
 ) -> jax.Array:
     """Fraction of rows that both members of a pair get wrong.
 
@@ -188,7 +194,7 @@ def double_fault(
 
     Source: Giacinto and Roli 2001; Kuncheva and Whitaker 2003, equation 5.
     """
-    return _contingency(logits, labels, mask, sample_weight)[3]
+    return _contingency(logits, labels, mask, sample_weight, allow_seen)[3]
 
 
 def mean_pairwise_kl(
@@ -236,6 +242,7 @@ def label_probability_variance(
     *,
     mask: jax.Array | None = None,
     sample_weight: jax.Array | None = None,
+    allow_seen: bool = False,
 ) -> jax.Array:
     """Mean over rows of the members' variance of p(y), divided by M (ddof 0).
 
@@ -248,6 +255,7 @@ def label_probability_variance(
         labels: class indices `[batch]`; out of range gives NaN.
         mask: `[member]` or `[member, batch]`; a False member counts as removed.
         sample_weight: `[batch]`, non-negative.
+        allow_seen: as for `evaluate`, of `Predictions`.
 
     Returns:
         A scalar (0-0.25); NaN if a row that counts has no member.
@@ -255,9 +263,11 @@ def label_probability_variance(
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if `labels` are not integers.
+        LeakageError: if a member that counts was trained on a row that does.
 
     Source: Kuncheva and Whitaker 2003; Abe et al. 2022, arXiv:2202.06985, section 3.
     """
+    check_scored(as_predictions(logits, mask=mask), sample_weight, allow_seen)
     values, counts, _ = _kept_log_probs(logits, mask, sample_weight)
     values, labels, row_weight = check_rows(values, labels, sample_weight)
     picked = jnp.exp(label_log_probs(values, labels))
@@ -318,9 +328,10 @@ def _inner(first, second, row_weight):
     return inner_products(*(x.reshape(len(x), -1) for x in (first, second)))
 
 
-def _contingency(logits, labels, mask, sample_weight):
+def _contingency(logits, labels, mask, sample_weight, allow_seen):
     """Weight fractions `[member, member]`: both right, only i, only j, both wrong."""
     predictions = as_predictions(logits, mask=mask)
+    check_scored(predictions, sample_weight, allow_seen)
     # One-hot log-probabilities let votes be scored like probabilities.
     values = (
         jnp.log(jax.nn.one_hot(predictions.votes, predictions.num_classes))

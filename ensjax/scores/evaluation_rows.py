@@ -16,6 +16,34 @@ def check_seen(predictions, counts, rows, allow_seen):
     check_told(predictions.provenance, predictions.names, counts, allow_seen)
 
 
+def check_scored(predictions, sample_weight, allow_seen, *, is_split=False):
+    """As `check_seen`, of one score; what is not known in a compiled program counts.
+
+    Args:
+        predictions: of the rows.
+        sample_weight: `[batch]`; None: all rows count.
+        allow_seen: whether the fit itself is looked at, so that nothing is checked.
+        is_split: whether the provenance is of all rows and these are a part, on one
+            device.
+    """
+    about = predictions.provenance
+    if about is None or allow_seen:
+        return
+    shape = (predictions.num_members, len(about.rows))
+    counts = np.ones(shape, bool)
+    parts = [predictions.mask, predictions.weights]
+    if not is_split:
+        counts = np.ones(predictions.values.shape[:2], bool)
+        parts.append(sample_weight)
+    for part, leading in zip(parts, (shape[0], shape[0], 1)):
+        if part is None or isinstance(part, jax.core.Tracer):
+            continue
+        part = np.asarray(part).reshape(leading, -1) != 0
+        if part.shape[1] in (1, counts.shape[1]):  # others are refused where used
+            counts = counts & part
+    check_told(about, predictions.names, counts, allow_seen)
+
+
 def check_told(provenance, names, counts, allow_seen):
     """The same of what a provenance tells, of rows `[member, batch]` that count."""
     if provenance is not None and len(provenance.rows) != counts.shape[1]:

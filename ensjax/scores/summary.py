@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
 from ensjax.scores.classification import count_choices
+from ensjax.scores.evaluation_rows import check_scored
 from ensjax.scores.row_order import order_scores
 from ensjax.scores.row_pass import read_rows
 from ensjax.scores.rows import bin_sum, inner_products, row_weights, weigh
@@ -54,6 +55,7 @@ def score_summary(
     top_k: int = 5,
     block: int | None = None,
     axis_name: str | None = None,
+    allow_seen: bool = False,
 ) -> dict[str, jax.Array]:
     """All classification scores of an ensemble, its members and their diversity.
 
@@ -76,6 +78,7 @@ def score_summary(
         block: rows that are read at a time; None: as many as stay in a cache.
         axis_name: inside `jax.shard_map`, the mesh axis that splits the rows: scores
             are of the rows of all devices, which hold equally many.
+        allow_seen: as for `evaluate`, of `Predictions`.
 
     Returns:
         For each of `SYSTEM_SCORES` its `name` of the ensemble, a scalar, and
@@ -89,6 +92,7 @@ def score_summary(
     Raises:
         ValueError: if a shape does not fit, or a number is out of range.
         TypeError: if labels are not integers, or only votes are known.
+        LeakageError: if a member that counts was trained on a row that does.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -100,6 +104,8 @@ def score_summary(
     """
     predictions = as_predictions(logits, weights=weights, mask=mask)
     values, labels = _check(predictions, labels, num_bins, top_k, block)
+    is_split = axis_name is not None
+    check_scored(predictions, sample_weight, allow_seen, is_split=is_split)
     row_weight = row_weights(sample_weight, values.shape[1:2])
     mixture = predictions.normalized_weights.astype(values.dtype)
     found = read_rows(

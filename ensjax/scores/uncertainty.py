@@ -16,6 +16,7 @@ from ensjax.predictions import (
     weighted_log_probs,
 )
 from ensjax.predictions import log_probs as normalize
+from ensjax.scores.evaluation_rows import check_scored
 from ensjax.scores.rows import check_rows, label_log_probs, weighted_mean
 
 
@@ -212,6 +213,7 @@ def jensen_gap(
     weights: jax.Array | None = None,
     mask: jax.Array | None = None,
     sample_weight: jax.Array | None = None,
+    allow_seen: bool = False,
 ) -> jax.Array:
     """Members' mean NLL minus the ensemble's NLL, in nats; at least 0.
 
@@ -226,6 +228,7 @@ def jensen_gap(
         weights: `[member]` or `[member, batch]`, non-negative; they are normalised.
         mask: `[member]` or `[member, batch]`; a False member counts as removed.
         sample_weight: `[batch]`, non-negative.
+        allow_seen: as for `evaluate`, of `Predictions`.
 
     Returns:
         A scalar.
@@ -233,11 +236,13 @@ def jensen_gap(
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if `labels` are not integers.
+        LeakageError: if a member that counts was trained on a row that does.
 
     Source: Jensen's inequality for the log score; Abe et al. 2022, arXiv:2202.06985,
     section 4.
     """
     predictions = as_predictions(logits, weights=weights, mask=mask)
+    check_scored(predictions, sample_weight, allow_seen)
     values, weights = weighted_log_probs(predictions)
     values, labels, row_weight = check_rows(values, labels, sample_weight)
     picked, weights = label_log_probs(values, labels), weights[..., 0]

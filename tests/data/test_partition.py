@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ensjax import data
-from ensjax.provenance import LeakageError, check_fitting_rows
+from ensjax.provenance import LeakageError, Provenance, check_fitting_rows
 
 LABELS = np.repeat([0, 1, 2], [30, 50, 20])
 GROUPS = np.random.default_rng(0).integers(0, 17, 100)
@@ -89,6 +89,47 @@ def test_parts_that_share_a_row_or_a_group_are_refused():
         data.split_rows("wine", 10, {"a": 8, "b": 5}, seed=0)
     with pytest.raises(ValueError, match="number of groups, 3"):
         data.make_folds("wine", 6, 4, seed=0, groups=np.array([0, 0, 1, 1, 2, 2]))
+
+
+def test_a_mask_is_no_part_and_no_folds():
+    mask = np.arange(9) < 5
+    with pytest.raises(TypeError, match="the part 'train' .* got a mask.*flatnonzero"):
+        data.Split("wine", 9, {"train": mask})
+    with pytest.raises(TypeError, match="the part 'train' .* got a set"):
+        data.Split("wine", 9, {"train": {1, 2}})
+    for wrong in (mask, np.where(mask, 0.0, 1.5)):
+        with pytest.raises(TypeError, match="fold_of_row must be .* integers"):
+            data.Folds("wine", wrong)
+    with pytest.raises(TypeError, match="part 'test' .* got a mask"):
+        data.Folds("wine", np.arange(9) % 3, test_rows=mask)
+    with pytest.raises(TypeError, match="b must be .* got a mask"):
+        data.check_disjoint(np.arange(3), mask)
+    # Its own mask of a part is for arrays; for provenance there is the part.
+    split = data.split_rows("mine", 100, {"train": 60, "test": 20}, seed=0)
+    with pytest.raises(TypeError, match="trained_on must be .* got a mask"):
+        Provenance.of("mine", split["train"], trained_on=split.mask("train"))
+    about = Provenance.of("mine", split["train"], trained_on=split["train"])
+    assert about.seen.sum() == 60
+
+
+def test_out_of_fold_rows_are_told_in_the_order_of_the_predictions():
+    """A part is shuffled: its predictions are as long as those in ascending order."""
+    split = data.split_rows("wine", 100, {"train": 0.8, "test": 0.2}, seed=0)
+    folds = split.folds("train", 4, seed=0)
+    assert (np.diff(split["train"]) < 0).any()
+    about = folds.provenance(rows=split["train"])
+    np.testing.assert_array_equal(about.rows, split["train"])
+    assert not about.seen.any() and (about.test_rows == np.sort(split["test"])).all()
+    some = folds.provenance(rows=split["train"][:5], part="out-of-fold")
+    assert len(some.rows) == 5 and some.part == "out-of-fold"
+    np.testing.assert_array_equal(folds.provenance().rows, np.sort(split["train"]))
+    odd = split["test"][0]
+    with pytest.raises(ValueError, match=f"in folds; row {odd} is in none"):
+        folds.provenance(rows=np.append(split["train"], odd))
+    with pytest.raises(ValueError, match="in folds; one comes twice"):
+        folds.provenance(rows=split["train"][[0, 0]])
+    with pytest.raises(TypeError, match="rows must be .* got a mask"):
+        folds.provenance(rows=split.mask("train"))
 
 
 def test_predictions_on_a_part_know_who_was_trained_on_it():

@@ -15,6 +15,7 @@ from ensjax.combine.calibration.fitting import (
     check_pool,
     check_predictions,
     check_some_count,
+    check_use,
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs, pooled_log_probs
@@ -49,11 +50,12 @@ class CalibratedEnsemble:
                 `[batch, class]`, which is mapped only.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or classes (with `weights` members
+                too) are others, or in another order.
             LeakageError: for test rows that it was fitted on.
         """
-        if isinstance(logits, Predictions):
-            self.fitted_rows.check_test(logits.provenance)
+        by_member = self.weights is not None
+        check_use(self.fitted_rows, logits, by_member=by_member, by_class=True)
         mapped = self.map(pooled_log_probs(logits, self.weights))
         return give_back_pool(logits, mapped, self.fitted_rows, self.weights)
 
@@ -78,11 +80,12 @@ class CalibratedMembers:
         Of `Predictions`, the same members', which have seen the rows of the fit too.
 
         Raises:
-            ValueError: if the shape does not fit, or there are other members.
+            ValueError: if the shape does not fit, or members or classes are others, or
+                in another order.
             LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits)
-        self.fitted_rows.check_test(predictions.provenance)
+        check_use(self.fitted_rows, logits, by_class=True)
         fitted = jax.tree.leaves(self.map)[0].shape[0]
         if fitted != predictions.num_members:
             raise ValueError(
@@ -97,7 +100,7 @@ class CalibratedMembers:
 
         Of `Predictions`, those of one member.
         """
-        pooled = mean_probs(self.members(as_predictions(logits)))
+        pooled = mean_probs(self.members(logits))
         return give_back_pool(logits, pooled, self.fitted_rows, None)
 
 

@@ -1,5 +1,6 @@
-"""The rows that something is fitted on: may it be?"""
+"""The rows that something is fitted on, or applied to: may it be?"""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -41,13 +42,48 @@ def check_predictions(
             f"{what}: the provenance is of {len(about.rows)} rows, the predictions of"
             f" {rows}; choose rows with Predictions.take."
         )
-    return check_fitting_rows(
+    fitted_rows = check_fitting_rows(
         what,
         predictions.provenance,
         names=predictions.names,
         counts=known_counts(predictions, weights),
         row_weight=row_weight,
     )
+    return dataclasses.replace(
+        fitted_rows, columns=predictions.columns, levels=predictions.levels
+    )
+
+
+def check_use(
+    fitted_rows: FittedRows,
+    given: jax.Array | Predictions,
+    *,
+    by_member: bool = True,
+    by_class: bool = False,
+    allow_seen: bool = True,
+) -> None:
+    """Raises if what was fitted may not be applied to these predictions.
+
+    Args:
+        fitted_rows: of the fit.
+        given: `Predictions`, or arrays, of which nothing is known.
+        by_member: whether it has something for each member, so that these must be in
+            the order of the fit.
+        by_class: whether it has something for each class.
+        allow_seen: as for `FittedRows.check_arrays`.
+
+    Raises:
+        ValueError: if members or classes are others, or in another order.
+        LeakageError: for test rows that it was fitted on; for any unless `allow_seen`.
+    """
+    if not isinstance(given, Predictions):
+        return
+    fitted_rows.check_arrays(given.provenance, allow_seen=allow_seen)
+    if by_member:
+        fitted_rows.check_members(given.names)
+    if by_class:
+        fitted_rows.check_columns(given.columns)
+    fitted_rows.check_levels(given.levels)
 
 
 def check_points(

@@ -14,6 +14,7 @@ from ensjax.combine.calibration.fitting import (
     check_pool,
     check_predictions,
     check_some_count,
+    check_use,
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs, pooled_log_probs
@@ -59,11 +60,11 @@ class Temperature:
             member.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or with `weights` members are in
+                another order.
             LeakageError: for test rows that it was fitted on.
         """
-        if isinstance(logits, Predictions):
-            self.fitted_rows.check_test(logits.provenance)
+        check_use(self.fitted_rows, logits, by_member=self.weights is not None)
         pooled = pooled_log_probs(logits, self.weights)
         scaled = normalize(pooled / self.temperature)
         return give_back_pool(logits, scaled, self.fitted_rows, self.weights)
@@ -106,9 +107,11 @@ class MemberTemperatures:
             member.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or members are others, or in another
+                order.
             LeakageError: for test rows that they were fitted on.
         """
+        check_use(self.fitted_rows, logits)
         predictions = as_predictions(logits)
         scaled = self._scaled(predictions)
         pooled = mean_probs(scaled, predictions.weights, predictions.mask)
@@ -131,11 +134,11 @@ class MemberTemperatures:
         Raises:
             ValueError, LeakageError: as a call.
         """
+        check_use(self.fitted_rows, logits)
         scaled = normalize(self._scaled(as_predictions(logits)))
         return give_back_members(logits, scaled, self.fitted_rows, "log_probs")
 
     def _scaled(self, predictions):
-        self.fitted_rows.check_test(predictions.provenance)
         if self.temperature.shape != (predictions.num_members,):
             raise ValueError(
                 f"There are {self.temperature.shape[0]} temperatures for"

@@ -9,7 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions, check_some_count
+from ensjax.combine.calibration.fitting import (
+    check_predictions,
+    check_some_count,
+    check_use,
+)
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -47,11 +51,12 @@ class VoteThresholds:
             `Predictions` of votes, -1 where a row holds a NaN.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not fit, or members or classes are others, or
+                in another order.
             LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits)
-        self.fitted_rows.check_test(predictions.provenance)
+        check_use(self.fitted_rows, logits, by_class=True)
         if self.log_odds.shape != (predictions.num_members,):
             raise ValueError(
                 f"There are {self.log_odds.shape[0]} thresholds for"

@@ -15,6 +15,7 @@ from flax import struct
 
 from ensjax.combine.calibration.fitting import (
     check_predictions,
+    check_use,
     covered_weight,
 )
 from ensjax.combine.cascade.windows import Windows, fit_single_threshold, fit_windows
@@ -164,9 +165,7 @@ class Cascade:
             LeakageError: for rows that the windows were fitted on; see `allow_seen`.
         """
         predictions = as_predictions(logits)
-        self.windows.fitted_rows.check_arrays(
-            predictions.provenance, allow_seen=allow_seen
-        )
+        check_use(self.windows.fitted_rows, logits, allow_seen=allow_seen)
         pools = running_pools(predictions, self.stages, self.confidence)
         output = first_output(pools[0], self.confidence)
         going = jnp.ones(output.confidence.shape, bool)
@@ -254,14 +253,20 @@ def fit_cascade(
         ]
     )
     options = dict(sample_weight=weight[:-1], provenance=about)
+
+    def of_members(windows):
+        """Stages are positions: members must stay in their order."""
+        rows = dataclasses.replace(windows.fitted_rows, names=predictions.names)
+        return windows.replace(fitted_rows=rows)
+
     if task == "threshold":
         windows = fit_single_threshold(scores[:-1], share=level, **options)
-        return Cascade(windows, stages, "threshold", confidence)
+        return Cascade(of_members(windows), stages, "threshold", confidence)
     correct = is_correct(log_probs, labels)
     windows = fit_windows(
         scores[:-1], correct[:-1], task, level=level, width=width, **options
     )
-    return Cascade(windows, stages, "window", confidence)
+    return Cascade(of_members(windows), stages, "window", confidence)
 
 
 def stage_scores(

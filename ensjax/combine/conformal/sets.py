@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_pool, covered_weight
+from ensjax.combine.calibration.fitting import (
+    check_pool,
+    check_use,
+    covered_weight,
+)
 from ensjax.combine.conformal.intervals import (
     _check_groups,
     _of_groups,
@@ -140,8 +144,13 @@ class ConformalSets:
             ValueError: if a shape does not fit, or `key` or `groups` are missing.
             LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
-        if isinstance(logits, Predictions):
-            self.fitted_rows.check_arrays(logits.provenance, allow_seen=allow_seen)
+        check_use(
+            self.fitted_rows,
+            logits,
+            by_member=self.weights is not None,
+            by_class=self.by == "class",
+            allow_seen=allow_seen,
+        )
         pooled = _pool(logits, self.weights)
         scores = _scores(self.score, pooled, key)
         if self.by == "class":

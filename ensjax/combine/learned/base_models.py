@@ -58,7 +58,9 @@ def fit_out_of_fold(
         return np.moveaxis(values, 0, 1)
 
     values = np.moveaxis(predict_by_fold(folds, predict), 1, 0)
-    provenance = Provenance.of(source, rows, part="out-of-fold", test_rows=test_rows)
+    provenance = Provenance.of(
+        source, rows, part="out-of-fold", trained_on=[], test_rows=test_rows
+    )
     return _predictions(values, levels, fits, provenance)
 
 

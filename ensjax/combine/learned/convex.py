@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions, check_some_count
+from ensjax.combine.calibration.fitting import (
+    check_predictions,
+    check_some_count,
+    check_use,
+)
 from ensjax.combine.learned.least_squares import least_squares
 from ensjax.combine.learned.mixture import mixture_weights
 from ensjax.combine.rules.average import mean_probs
@@ -44,11 +48,11 @@ class ConvexWeights:
         of the classes, normalised again.
 
         Raises:
-            ValueError: if the members or classes are others.
+            ValueError: if the members or classes are others, or in another order.
             LeakageError: for test rows that they were fitted on.
         """
         predictions = as_predictions(logits, mask=mask)
-        self.fitted_rows.check_test(predictions.provenance)
+        check_use(self.fitted_rows, logits, by_class=self.weights.ndim > 1)
         if self.weights.ndim == 1:
             pooled = mean_probs(predictions, self.weights)
             told = dict(mask=mask, weights=self.weights)

@@ -11,7 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_points, check_predictions
+from ensjax.combine.calibration.fitting import (
+    check_points,
+    check_predictions,
+    check_use,
+)
 from ensjax.combine.learned.level_one import point_features, unpack_points
 from ensjax.combine.rules.pool import give_back
 from ensjax.combine.rules.vote import weighted_vote
@@ -72,7 +76,8 @@ class DynamicSelection:
             LeakageError: for rows that it was fitted on; see `allow_seen`.
         """
         predictions = as_predictions(logits, mask=mask)
-        self.fitted_rows.check_arrays(predictions.provenance, allow_seen=allow_seen)
+        told = dict(by_class=True, allow_seen=allow_seen)
+        check_use(self.fitted_rows, logits, **told)
         _check_members(predictions.num_members, self.votes.shape[0])
         x = _check_x(x, predictions.values.shape[1], self.x.shape[1])
         counts = jnp.broadcast_to(
@@ -111,7 +116,7 @@ class DynamicSelection:
         """
         predictions = as_predictions(logits, mask=mask)
         # What this gives says itself that it has seen rows of the fit.
-        weights = self.weights(predictions, x, allow_seen=True)
+        weights = self.weights(logits, x, mask=mask, allow_seen=True)
         chosen = weighted_vote(predictions, weights)
         told = dict(mask=mask, weights=weights)
         return give_back(logits, chosen, self.fitted_rows, **told)
@@ -180,6 +185,7 @@ class DynamicRegression:
         allow_seen = allow_seen or isinstance(points, Predictions)
         said, _, provenance = unpack_points(points, None, provenance)
         self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
+        check_use(self.fitted_rows, points)
         values = point_features(said).T
         _check_members(values.shape[0], self.squared_error.shape[0])
         x = _check_x(x, values.shape[1], self.x.shape[1])

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.predictions import Predictions
-from ensjax.provenance import Provenance
+from ensjax.provenance import Provenance, row_numbers
 
 
 def fold_of_rows(splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -29,9 +29,13 @@ def fold_of_rows(splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         splits: pairs `(train_ids, test_ids)` whose test rows partition all rows.
 
     Raises:
+        TypeError: if test rows are a mask, or no row numbers.
         ValueError: if the test rows are no partition of 0 to batch - 1.
     """
-    tests = [np.asarray(test) for _, test in splits]
+    tests = [
+        row_numbers(f"the test rows of split {fold}", test)
+        for fold, (_, test) in enumerate(splits)
+    ]
     everything = np.concatenate(tests) if tests else np.zeros(0, int)
     if not len(everything) or not np.array_equal(
         np.sort(everything), np.arange(len(everything))

@@ -10,7 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions, check_some_count
+from ensjax.combine.calibration.fitting import (
+    check_predictions,
+    check_some_count,
+    check_use,
+)
 from ensjax.combine.rules.average import mean_probs
 from ensjax.combine.rules.pool import give_back_pool
 from ensjax.predictions import Predictions, as_predictions
@@ -50,11 +54,12 @@ class Selection:
         Of `Predictions`, those of one member.
 
         Raises:
-            ValueError: if there are other members than those it was chosen from.
+            ValueError: if members are others than those it was chosen from, or in
+                another order.
             LeakageError: for test rows that it was chosen on.
         """
         predictions = as_predictions(logits)
-        self.fitted_rows.check_test(predictions.provenance)
+        check_use(self.fitted_rows, logits)
         pooled = mean_probs(predictions, self.weights)
         return give_back_pool(logits, pooled, self.fitted_rows, self.weights)
 
@@ -86,12 +91,13 @@ class Pruning:
             predictions: `Predictions` of any kind, or `[member, batch, class]` logits.
 
         Raises:
-            ValueError: if the number of members differs.
+            ValueError: if members are others than those of the fit, or in another
+                order.
             LeakageError: for test rows that it was decided on.
         """
+        check_use(self.fitted_rows, predictions)
         predictions = as_predictions(predictions)
         about, mask = predictions.provenance, predictions.mask
-        self.fitted_rows.check_test(about)
         if self.mask.shape != mask.shape[:1]:
             raise ValueError(
                 f"{self.mask.shape[0]} members were pruned; got predictions of"

@@ -13,6 +13,7 @@ from ensjax.combine.calibration.fitting import (
     check_points,
     check_predictions,
     check_some_count,
+    check_use,
     covered_weight,
 )
 from ensjax.combine.learned.least_squares import CONSTRAINTS, least_squares
@@ -65,11 +66,11 @@ class Stacking:
             mask: `[member]` or `[member, batch]`; a False member's features are 0.
 
         Raises:
-            ValueError: if the members or the features are others.
+            ValueError: if the members or the features are others, or in another order.
             LeakageError: for test rows that it was fitted on.
         """
         predictions = as_predictions(logits, mask=mask)
-        self.fitted_rows.check_test(predictions.provenance)
+        check_use(self.fitted_rows, logits, by_class=True)
         columns = level_one_features(predictions, self.features, x=x)
         _check_columns(self, predictions.num_members, columns, self.weights.kernel)
         values = logistic_log_probs(self.weights, columns)
@@ -121,12 +122,13 @@ class StackedRegression:
                 say themselves what they have seen.
 
         Raises:
-            ValueError: if the members or the features are others.
+            ValueError: if the members or the features are others, or in another order.
             LeakageError: for test rows that it was fitted on; of arrays for any.
         """
         allow_seen = allow_seen or isinstance(points, Predictions)
         values, mask, provenance = unpack_points(points, None, provenance)
         self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
+        check_use(self.fitted_rows, points)
         columns = point_features(values, mask, x)
         _check_columns(self, len(values), columns, self.weights)
         # A member without weight may say NaN.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ensjax.combine.calibration.fitting import check_use
 from ensjax.combine.quantiles.aggregator import QuantileAggregator
 from ensjax.combine.quantiles.penalty import (
     adaptive_margin,
@@ -77,11 +78,14 @@ class FittedAggregator:
                 say themselves what they have seen.
 
         Raises:
+            ValueError: if `Predictions` are of other levels, or of members that are
+                others, or in another order.
             LeakageError: for test rows that it was fitted on; of arrays for any.
         """
         allow_seen = allow_seen or isinstance(quantiles, Predictions)
         values, mask, provenance, _ = _unpack(quantiles, mask, provenance, ())
         self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
+        check_use(self.fitted_rows, quantiles)
         mixed = self.aggregator(values, x, mask=mask)
         return give_back(quantiles, mixed, self.fitted_rows)
 
@@ -169,11 +173,18 @@ def fit_quantile_aggregator(
         >>> bool(fitted.aggregator.weights[0] > 0.95)
         True
     """
+    levels = tuple(np.asarray(levels, float).tolist())
+    given_levels = getattr(quantiles, "levels", ())
     quantiles, mask, provenance, names = _unpack(quantiles, mask, provenance, names)
     fitted_rows = _check_rows(
         "the quantile aggregator", provenance, names, mask, sample_weight
     )
+    fitted_rows = dataclasses.replace(fitted_rows, levels=levels)
+    fitted_rows.check_levels(given_levels)
     if validation is not None:
+        if isinstance(validation[0], Predictions):
+            fitted_rows.check_members(validation[0].names)
+            fitted_rows.check_levels(validation[0].levels)
         chosen_on, chosen_mask, validation_provenance, chosen_names = _unpack(
             validation[0], None, validation_provenance, names
         )
@@ -196,7 +207,6 @@ def fit_quantile_aggregator(
     )
     if not rows["weight"].any():
         raise ValueError("no row has a target and a weight.")
-    levels = tuple(np.asarray(levels, float).tolist())
     num_base = rows["quantiles"].shape[2]
     num_features = None if scope == "global" else np.shape(x)[-1]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ensjax.combine.calibration.fitting import check_predictions
+from ensjax.combine.calibration.fitting import check_predictions, check_use
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, check_fitting_rows
 from ensjax.scores.diversity import error_correlation
@@ -41,13 +41,12 @@ class MemberWeights:
             predictions: `Predictions` of any kind, or `[member, batch, class]` logits.
 
         Raises:
-            ValueError: if the number of members differs.
+            ValueError: if members are others than those of the fit, or in another
+                order.
             LeakageError: for test rows that the weights were fitted on.
         """
-        if isinstance(predictions, Predictions):
-            self.fitted_rows.check_test(predictions.provenance)
-        else:
-            predictions = as_predictions(predictions)
+        check_use(self.fitted_rows, predictions)
+        predictions = as_predictions(predictions)
         if self.weights.shape != (predictions.num_members,):
             raise ValueError(
                 f"There are {self.weights.shape[0]} weights for"

@@ -10,10 +10,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.combine.rules.average import mean_probs
 from ensjax.data.sampling import out_of_bag
+from ensjax.member_arrays import counting_members
 from ensjax.predictions import Predictions, as_predictions
+from ensjax.provenance import LeakageError
 from ensjax.scores.decomposition import MemberMoments, member_moments
 
 
@@ -46,8 +49,16 @@ def out_of_bag_log_probs(
     """Log of the out-of-bag members' mean probability, `[batch, class]`, in nats.
 
     NaN in rows that every member has seen. Arguments as for `out_of_bag_predictions`.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        LeakageError: if `Predictions` say that a member was trained on a row that it
+            left out by `counts`. In a compiled program, where counts are not known and
+            nothing can raise, such a row is NaN.
     """
-    return mean_probs(out_of_bag_predictions(predictions, counts))
+    held_out = out_of_bag_predictions(predictions, counts)
+    is_leak = _leaks(held_out)
+    return jnp.where(is_leak[:, None], jnp.nan, mean_probs(held_out))
 
 
 def out_of_bag_points(
@@ -101,12 +112,48 @@ def out_of_bag_score(
 
     Returns:
         What `score` returns.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        LeakageError: as `out_of_bag_log_probs`, for rows with a weight; in a compiled
+            program the score is then NaN.
     """
     held_out = out_of_bag_predictions(predictions, counts)
     known = jnp.any(held_out.mask & (held_out.normalized_weights > 0), axis=0)
     weight = jnp.ones(known.shape) if sample_weight is None else sample_weight
     weight = jnp.where(known, jnp.asarray(weight, jnp.float32), 0.0)
-    return score(mean_probs(held_out), labels, sample_weight=weight)
+    is_leak = jnp.any(_leaks(held_out, weight) & (weight != 0))
+    found = score(mean_probs(held_out), labels, sample_weight=weight)
+    return jnp.where(is_leak, jnp.nan, found)
+
+
+def _leaks(held_out, weight=None):
+    """`[batch]`, where a member is said to have seen what it left out; raises if known.
+
+    Args:
+        held_out: of `out_of_bag_predictions`.
+        weight: `[batch]`; rows of weight 0 do not count.
+    """
+    about, shape = held_out.provenance, held_out.values.shape[:2]
+    if about is None or about.seen is None:
+        return jnp.zeros(shape[1], bool)
+    if len(about.rows) != shape[1]:
+        raise ValueError(
+            f"the provenance is of {len(about.rows)} rows, the predictions of"
+            f" {shape[1]}; choose rows with Predictions.take."
+        )
+    counts = counting_members(held_out.weights, held_out.mask)
+    leaks = jnp.any(counts & about.seen, axis=0)
+    if weight is not None:
+        leaks &= weight != 0
+    if isinstance(leaks, jax.core.Tracer) or not leaks.any():
+        return leaks
+    rows = np.unique(about.rows[np.asarray(leaks)])
+    raise LeakageError(
+        f"by counts members left out {len(rows)} rows of {about.source!r} (the first is"
+        f" row {rows[0]}) that they were trained on by the provenance. Give the counts"
+        " of these rows and members, in their order."
+    )
 
 
 def _counts(counts, shape):

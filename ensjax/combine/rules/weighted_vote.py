@@ -11,6 +11,7 @@ from flax import struct
 from ensjax.combine.calibration.fitting import (
     check_predictions,
     check_some_count,
+    check_use,
     covered_weight,
 )
 from ensjax.combine.rules.average import mean_probs
@@ -52,11 +53,11 @@ class WeightedVote:
                 `Predictions` are not used.
 
         Raises:
-            ValueError: if a shape does not fit.
+            ValueError: if a shape does not fit, or members are others, or in another
+                order.
             LeakageError: for test rows that it was fitted on.
         """
-        if isinstance(logits, Predictions):
-            self.fitted_rows.check_test(logits.provenance)
+        check_use(self.fitted_rows, logits)
         pooled = mean_probs(logits, self.weights)
         return give_back_pool(logits, pooled, self.fitted_rows, self.weights)
 

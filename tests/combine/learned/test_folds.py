@@ -125,3 +125,6 @@ def test_mistakes_are_named():
         combine.out_of_fold(np.zeros((4, 7, 2)), FOLDS)
     with pytest.raises(ValueError, match="every row from 0 on once"):
         combine.fold_of_rows([([0, 1], [2]), ([0, 2], [1])])
+    masks = np.array([[True], [False]])  # read as numbers, the rows 1 and 0
+    with pytest.raises(TypeError, match="test rows of split 0 .* got a mask"):
+        combine.fold_of_rows([(~mask, mask) for mask in masks])

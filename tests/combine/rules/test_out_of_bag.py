@@ -1,6 +1,9 @@
 """Out-of-bag ensembles against scikit-learn's, and priors against Bayes' rule."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -10,6 +13,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from ensjax import combine, scores
 from ensjax.predictions import Predictions
+from ensjax.provenance import LeakageError, Provenance
 
 
 def _counts(bag, num_rows):
@@ -80,6 +84,48 @@ def test_masks_are_kept_and_counts_must_fit():
         ValueError, match=r"counts must be \[member, batch\] = \(3, 6\)"
     ):
         combine.out_of_bag_predictions(logits, counts[:, :5])
+
+
+def test_counts_that_disagree_with_the_provenance_are_refused():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 6, 2)).astype(np.float32)
+    counts = np.array([[1, 1, 0, 0, 2, 0], [0, 0, 1, 1, 0, 3]])
+    labels = np.arange(6) % 2
+    rows = np.arange(10, 16)
+    right = Provenance("bag", rows, seen=counts > 0)
+
+    def said(about):
+        return Predictions.from_logits(logits, provenance=about)
+
+    score = functools.partial(combine.out_of_bag_score, scores.accuracy)
+    plain = combine.out_of_bag_log_probs(said(None), counts)
+    np.testing.assert_array_equal(
+        combine.out_of_bag_log_probs(said(right), counts), plain
+    )
+    assert score(said(right), counts, labels) == score(said(None), counts, labels)
+    wrong = Provenance("bag", rows, seen=counts[::-1] > 0)
+    told = "left out 6 rows of 'bag' .the first is row 10. that they were trained on"
+    with pytest.raises(LeakageError, match=told):
+        combine.out_of_bag_log_probs(said(wrong), counts)
+    with pytest.raises(LeakageError, match=told):
+        score(said(wrong), counts, labels)
+    # Rows without weight do not count, and masked members do not.
+    one = right.seen.copy()
+    one[0, 2] = True
+    one = said(Provenance("bag", rows, seen=one))
+    with pytest.raises(LeakageError, match="left out 1 rows .* row 12"):
+        score(one, counts, labels)
+    weight = np.arange(6) != 2
+    assert np.isfinite(score(one, counts, labels, sample_weight=weight))
+    score(one.replace(mask=jnp.array([False, True])), counts, labels)
+    # Compiled, nothing can raise: the row is NaN, and a score of it.
+    log_probs = jax.jit(combine.out_of_bag_log_probs)(one, counts)
+    assert np.isnan(log_probs).any(axis=1).tolist() == [i == 2 for i in range(6)]
+    assert np.isnan(jax.jit(score)(one, counts, labels))
+    assert np.isfinite(jax.jit(score)(said(right), counts, labels))
+    with pytest.raises(ValueError, match="of 5 rows, the predictions of 6"):
+        cut = said(None).replace(provenance=right.take(np.arange(5)))
+        combine.out_of_bag_log_probs(cut, counts)
 
 
 def test_adjusting_a_prior_is_bayes_rule():
