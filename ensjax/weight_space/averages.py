@@ -10,11 +10,12 @@ from ensjax.weight_space.leaves import (
     check_base,
     check_weights,
     is_mixed,
+    is_statistic,
     leaf_name,
-    map_leaves,
+    map_named_leaves,
     wide,
 )
-from ensjax.weight_space.vectors import rows_of, without_absent
+from ensjax.weight_space.vectors import mean_statistics, rows_of, without_absent
 
 
 def average(
@@ -29,7 +30,8 @@ def average(
         weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
             member, also one that is not finite.
         normalize: whether to divide by the sum of the weights. mergekit's `linear` does
-            so by default; without it, weights of sum 1 give the same.
+            so by default; without it, weights of sum 1 give the same. Batch statistics
+            are always a mean.
         keep: the member whose leaves are taken where they are not floating.
 
     Returns:
@@ -48,10 +50,12 @@ def average(
     weights = check_weights(weights, stacked)
     scale = 1.0 / jnp.sum(weights) if normalize else jnp.float32(1.0)
 
-    def mean(rows):
+    def mean(name, rows):
+        if is_statistic(name):
+            return mean_statistics(rows, weights)
         return weighted_sum(rows, weights * scale)
 
-    return map_leaves(mean, stacked, keep=keep)
+    return map_named_leaves(mean, stacked, keep=keep)
 
 
 def weighted_sum(rows: jax.Array, weights: jax.Array) -> jax.Array:

@@ -85,7 +85,7 @@ def ties(
     def merged(_, taus):
         return elect(keep_largest(taus, density, scope=scope), weights, scope=scope)
 
-    return add_to_base(merged, stacked, base, lam)
+    return add_to_base(merged, stacked, base, lam, weights=weights)
 
 
 def dare_ties(
@@ -115,7 +115,7 @@ def dare_ties(
         taus = drop_at_random(names, taus, key, ids, drop)
         return elect(taus, weights, scope=scope)
 
-    return add_to_base(merged, stacked, base, lam)
+    return add_to_base(merged, stacked, base, lam, weights=weights)
 
 
 def della(
@@ -169,7 +169,7 @@ def della(
     def merged(names, taus):
         return elect(thinned(names, taus), weights, scope=scope)
 
-    return add_to_base(merged, stacked, base, lam)
+    return add_to_base(merged, stacked, base, lam, weights=weights)
 
 
 def breadcrumbs_ties(
@@ -195,7 +195,7 @@ def breadcrumbs_ties(
     def merged(_, taus):
         return elect(band(taus), weights, scope=scope)
 
-    return add_to_base(merged, stacked, base, lam)
+    return add_to_base(merged, stacked, base, lam, weights=weights)
 
 
 def sce(stacked: Any, base: Any, *, density: Any = 1.0, lam: Any = 1.0) -> Any:

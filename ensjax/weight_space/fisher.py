@@ -209,13 +209,10 @@ def fisher_merge(
                 f"the information of {leaf_name(path)} has shape"
                 f" {np.shape(information)}; the members' leaf has {np.shape(leaf)}."
             )
-    entries = [
-        wide(f)
-        for f, leaf in zip(jax.tree.leaves(fisher), jax.tree.leaves(stacked))
-        if is_mixed(leaf)
-    ]
+    of_leaves = {leaf_name(path): f for path, f in jax.tree.leaves_with_path(fisher)}
 
-    def merged(_, rows):
+    def merged(names, rows):
+        entries = [wide(of_leaves[name]) for name in names]
         lengths = jnp.ones((num_members(stacked),), jnp.float32)
         if normalize:
             axes = [tuple(range(1, f.ndim)) for f in entries]
@@ -228,4 +225,4 @@ def fisher_merge(
             means.append(jnp.sum(f * x, axis=0) / jnp.sum(f, axis=0))
         return means
 
-    return map_together(merged, stacked, keep=keep)
+    return map_together(merged, stacked, weights=weights, keep=keep)

@@ -90,7 +90,7 @@ def regmean(
             means[name] = solved.reshape(kernel.shape[1:])
         return [means[name] for name in names]
 
-    return map_together(merged, stacked, keep=keep)
+    return map_together(merged, stacked, weights=weights, keep=keep)
 
 
 def _groups(name, kernel, gram, members):

@@ -72,7 +72,7 @@ def slerp(
         ends = [x[0] for x in rows], [x[1] for x in rows]
         return on_circle(*ends, jnp.asarray(t, jnp.float32), scope, parallel)
 
-    return map_together(between, stacked, keep=keep)
+    return map_together(between, stacked, weights=_ends(t), keep=keep)
 
 
 def nuslerp(
@@ -110,7 +110,13 @@ def nuslerp(
         moved = on_circle(*ends, jnp.asarray(t, jnp.float32), scope, PARALLEL)
         return [o + x for o, x in zip(origin, moved)]
 
-    return map_together(between, stacked, base, keep=keep)
+    return map_together(between, stacked, base, weights=_ends(t), keep=keep)
+
+
+def _ends(t):
+    """Weights of batch statistics, `[member]` of two."""
+    t = jnp.asarray(t, jnp.float32)
+    return jnp.stack([1.0 - t, t])
 
 
 def _check_number(t):
@@ -192,7 +198,7 @@ def multislerp(
     weights = weights / jnp.sum(weights)
 
     return _from_origin(
-        lambda rows: mean_direction(rows, weights, scope), stacked, base, keep
+        lambda rows: mean_direction(rows, weights, scope), stacked, base, weights, keep
     )
 
 
@@ -253,7 +259,7 @@ def karcher_mean(
     def mean(rows):
         return sphere_mean(rows, weights, scope, num_iterations, tolerance)
 
-    return _from_origin(mean, stacked, base, keep)
+    return _from_origin(mean, stacked, base, weights, keep)
 
 
 def sphere_mean(
@@ -327,7 +333,7 @@ def _first_direction(units, has_direction):
     return jnp.sum(jnp.where(is_first, units, 0.0), axis=0)
 
 
-def _from_origin(mean, stacked, base, keep):
+def _from_origin(mean, stacked, base, weights, keep):
     """A mean of lists of leaves, taken of the differences to a base if there is one."""
 
     def merged(_, rows, origin=None):
@@ -336,4 +342,4 @@ def _from_origin(mean, stacked, base, keep):
         moved = mean([x - o[None] for x, o in zip(rows, origin)])
         return [o + x for o, x in zip(origin, moved)]
 
-    return map_together(merged, stacked, base, keep=keep)
+    return map_together(merged, stacked, base, weights=weights, keep=keep)

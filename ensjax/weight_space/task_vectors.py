@@ -4,7 +4,8 @@
 
 Knobs (`lam`, `density`, `drop`, ...) may be traced, so that `vmap` over arrays of them
 makes a grid. Published values are for other models: choose `lam` and densities on
-validation rows, never on test rows. Leaves that are not floating are the base's.
+validation rows, never on test rows. Leaves that are not floating are the base's; batch
+statistics are the members' mean (`vectors.mean_statistics`), whatever `lam` is.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ def task_arithmetic(
     def merged(_, taus):
         return [weighted_sum(tau, weights) for tau in taus]
 
-    return add_to_base(merged, stacked, base, lam)
+    return add_to_base(merged, stacked, base, lam, weights=weights)
 
 
 def dare(
@@ -105,7 +106,7 @@ def dare(
         taus = drop_at_random(names, taus, key, ids, drop)
         return [weighted_sum(tau, weights) for tau in taus]
 
-    return add_to_base(merged, stacked, base, lam)
+    return add_to_base(merged, stacked, base, lam, weights=weights)
 
 
 def della_linear(
@@ -130,7 +131,7 @@ def della_linear(
     def merged(names, taus):
         return [weighted_sum(tau, weights) for tau in thinned(names, taus)]
 
-    return add_to_base(merged, stacked, base, lam)
+    return add_to_base(merged, stacked, base, lam, weights=weights)
 
 
 def breadcrumbs(
@@ -173,7 +174,7 @@ def breadcrumbs(
     def merged(_, taus):
         return [weighted_sum(tau, weights) for tau in band(taus)]
 
-    return add_to_base(merged, stacked, base, lam)
+    return add_to_base(merged, stacked, base, lam, weights=weights)
 
 
 def nearswap(stacked: Any, *, t: Any, keep: int = 0) -> Any:
@@ -185,7 +186,7 @@ def nearswap(stacked: Any, *, t: Any, keep: int = 0) -> Any:
         stacked: leaves `[2, ...]`.
         t: the largest step, at least 0; may be traced. Its scale is that of the
             weights: 1e-4 in the model for which it was made. No default, as in
-            mergekit.
+            mergekit. Batch statistics are member 0's.
         keep: the member whose leaves are taken where they are not floating.
 
     Returns:
@@ -204,7 +205,7 @@ def nearswap(stacked: Any, *, t: Any, keep: int = 0) -> Any:
     def between(_, rows):
         return [x[0] + jnp.clip(x[1] - x[0], -step, step) for x in rows]
 
-    return map_together(between, stacked, keep=keep)
+    return map_together(between, stacked, weights=jnp.array([1.0, 0.0]), keep=keep)
 
 
 def add_to_base(
@@ -212,8 +213,13 @@ def add_to_base(
     stacked: Any,
     base: Any,
     lam: Any,
+    *,
+    weights: Any = None,
 ) -> Any:
-    """`theta_0 + lam * merged(names, taus)`, cast back."""
+    """`theta_0 + lam * merged(names, taus)`, cast back.
+
+    Batch statistics are the members' mean by `weights`, `[member]`.
+    """
     if np.ndim(lam):
         raise ValueError(
             f"lam must be a number; got shape {np.shape(lam)}. A grid is"
@@ -226,7 +232,7 @@ def add_to_base(
         moved = merged(names, taus)
         return [o + scale * tau for o, tau in zip(origin, moved)]
 
-    return map_together(add, stacked, base)
+    return map_together(add, stacked, base, weights=weights)
 
 
 def band_of(
