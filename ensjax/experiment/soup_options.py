@@ -87,7 +87,7 @@ def add_soup_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="RE=X",
         help="weights (t, alpha) for tensors in whose name RE is found; RE:KNOB=X"
-        " another knob; repeatable, the first found counts",
+        " another knob, or the layout; repeatable, the first found counts",
     )
     _add(parser, "seed", type=int, default=0, help="of dare and della (%(default)s)")
     _add(
@@ -123,6 +123,14 @@ def add_soup_arguments(parser: argparse.ArgumentParser) -> None:
         help="tensors that are left out; repeatable",
     )
     _add(parser, "layout", help="of matrices: torch, [out, in], or flax, [in, out]")
+    _add(
+        parser,
+        "statistics",
+        default="mean",
+        metavar="NAME",
+        help="batch statistics, such as running_var: the members' mean, or by the"
+        " method, as weights (%(default)s)",
+    )
     _add(
         parser,
         "max_shard_size",
@@ -171,6 +179,7 @@ def read_soup_options(options: argparse.Namespace) -> SoupOptions:
         "fisher": options.fisher,
         "seed": options.seed,
         "layout": options.layout,
+        "statistics": options.statistics,
         "dtype": options.dtype,
         "copy": options.copy,
         "skip": options.skip,
@@ -234,14 +243,14 @@ def _patterns(texts, main):
         if not equals or not pattern:
             raise ConfigError(f"--pattern takes RE=X or RE:KNOB=X; got {text!r}.")
         start, colon, knob = pattern.rpartition(":")
-        if not (colon and start and knob in KNOBS):
+        if not (colon and start and knob in (*KNOBS, "layout")):
             start, knob = pattern, main
         found.setdefault(start, {})[knob] = _value(knob, value)
     return found
 
 
 def _value(name, text):
-    if name == "scope":
+    if name in ("scope", "layout"):
         return text
     if name == "normalize":
         if text.lower() not in ("yes", "no", "true", "false"):
