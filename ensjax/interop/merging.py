@@ -28,6 +28,7 @@ from ensjax.interop.merge_inputs import (
     check_places,
     one_of,
 )
+from ensjax.interop.merge_notes import merge_notes
 from ensjax.interop.merge_plans import (
     MergePlan,
     check_layout,
@@ -40,16 +41,12 @@ from ensjax.interop.merged_statistics import (
     STATISTICS,
     check_variances,
     merged_statistics,
-    note_of_statistics,
 )
 from ensjax.interop.output_folders import check_output, output_folder
-from ensjax.interop.small_files import (
-    copy_small_files,
-    differences,
-)
+from ensjax.interop.small_files import copy_small_files
 from ensjax.interop.stacks import stem_of
 from ensjax.interop.tensor_blocks import cast_block, finite_blocks
-from ensjax.interop.tensor_choice import TensorChoice, choose_tensors, has_wide
+from ensjax.interop.tensor_choice import TensorChoice, choose_tensors
 from ensjax.interop.tensor_types import (
     TensorSpec,
     WeightsError,
@@ -247,7 +244,7 @@ def merge_folders(
         )
         merged_files = {path.name for path in source.files}
         found = hashes.wait()
-        notes = note_of_statistics(choice, plan, statistics, left_out)
+        notes = merge_notes(inputs, choice, plan, found, statistics, left_out)
         lineage = lineage_of(
             plan=plan,
             knobs=knobs,
@@ -261,7 +258,7 @@ def merge_folders(
             small_files_from=source.path,
             files_left=[name for name in left if name not in merged_files],
             output=[*written, *kept],
-            notes=[*notes, *_notes(inputs, choice, found)],
+            notes=notes,
         )
         write_lineage(partial, lineage)
     return lineage
@@ -359,32 +356,3 @@ def _pieces(source: WeightFolder, name: str) -> Iterator[np.ndarray]:
 
 
 _PIECE = 2**20
-
-
-def _notes(
-    inputs: MergeInputs, choice: TensorChoice, hashes: Mapping[Path, str]
-) -> list[str]:
-    notes = [note for folder in inputs.models for note in folder.notes]
-    notes += differences([folder.path for folder in inputs.models])
-    notes += _same_files(inputs, hashes)
-    if has_wide(choice.merged):
-        notes.append("tensors of float64 were summed in float32")
-    return notes
-
-
-def _same_files(inputs: MergeInputs, hashes: Mapping[Path, str]) -> list[str]:
-    """Notes of files of weights that two folders have in common, as links or copies."""
-    of_base = [] if inputs.base is None else inputs.base.files
-    known = {hashes[path]: path for path in reversed(of_base)}
-    notes = []
-    for folder in inputs.members:
-        for path in folder.files:
-            first = known.setdefault(hashes[path], path)
-            if first == path or path.name.endswith(".index.json"):
-                continue
-            what = "adds nothing to the base" if first in of_base else "counts twice"
-            notes.append(
-                f"{first} and {path} are the same file, byte for byte: what it holds"
-                f" {what}"
-            )
-    return notes
