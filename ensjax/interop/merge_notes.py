@@ -47,9 +47,10 @@ def _of_statistics(choice, plan, statistics, left_out):
         return []
     how = {"mean": "the members' mean", "method": "merged as weights are"}[statistics]
     how = how if merged else "copied"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [
-        f"{len(names)} tensors of batch statistics (such as {names[0]}) are {how}, not"
-        " what the merged network has: measure them again on data before it is used"
+        f"batch statistics ({names[0]}{more}) are {how}, not what the merged network"
+        " has: measure them again on data before it is used"
         " (torch.optim.swa_utils.update_bn(loader, model), or"
         " ensjax.weight_space.recompute_statistics)"
     ]

@@ -520,7 +520,7 @@ def test_batch_statistics_are_averaged_whatever_the_method(networks, method):
     )
     assert lineage["statistics"] == "mean" and lineage["num_tensors"] == 4
     (note,) = lineage["notes"]
-    assert note.startswith("2 tensors of batch statistics (such as bn.running_mean)")
+    assert note.startswith("batch statistics (bn.running_mean and 1 more) are the")
     assert "the members' mean" in note and "recompute_statistics" in note
     shares = {"slerp": [0.25, 0.75], "nearswap": [1, 0], "breadcrumbs": [1, 1, 1]}
     shares["task_arithmetic"] = [1, 0, 2]  # of a task that is forgotten: nothing
@@ -573,7 +573,7 @@ def test_batch_statistics_of_one_member_need_no_word(networks):
     (note,) = notes(per_leaf={"conv": {"weights": [1, 0]}}, **alone)["notes"]
     assert "the members' mean" in note
     (note,) = notes(copy=["running"])["notes"]
-    assert note.startswith("2 tensors") and " are copied, not what" in note
+    assert "(bn.running_mean and 1 more) are copied, not what" in note
 
 
 def test_a_merged_network_of_pytorch_gives_numbers_and_can_be_put_right(networks):
