@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ensjax.experiment.exit_codes import ConfigError
@@ -159,6 +161,26 @@ def _add(parser, name, **options):
     parser.add_argument(*names, dest=name, **options)
 
 
+def join_numbers(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which `--weights -1,2` is `--weights=-1,2`.
+
+    The parser takes numbers that begin with a minus for a flag if there are several, or
+    an exponent.
+    """
+    joined: list[str] = []
+    for word in arguments:
+        before = joined[-1] if joined else ""
+        is_flag = before.startswith("--") and "=" not in before
+        if is_flag and _NUMBERS.fullmatch(word):
+            joined[-1] = f"{before}={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+_NUMBERS = re.compile(r"-[\d.][-+\d.,eE]*")
+
+
 def read_soup_options(options: argparse.Namespace) -> SoupOptions:
     """What the flags ask for.
 
@@ -193,7 +215,7 @@ def read_soup_options(options: argparse.Namespace) -> SoupOptions:
     common["copy_from"] = named.get(options.copy_from, options.copy_from)
     if options.alpha is None:
         main = "t" if method in ("slerp", "nuslerp", "nearswap") else "weights"
-        per_leaf = _patterns(options.pattern, main)
+        per_leaf = _patterns(options.pattern, main, len(folders))
         common |= {"base": base, "knobs": knobs, "per_leaf": per_leaf}
         return SoupOptions([(options.out, {})], folders, common)
     if method != "average" or knobs:
@@ -211,7 +233,7 @@ def read_soup_options(options: argparse.Namespace) -> SoupOptions:
 
 def _alphas(options, num_folders):
     alphas = _numbers("alpha", options.alpha)
-    own = _patterns(options.pattern, "alpha")
+    own = _patterns(options.pattern, "alpha", num_folders)
     for pattern, knobs in own.items():
         if set(knobs) != {"alpha"}:
             raise ConfigError(f"--pattern {pattern!r} sets a knob; --alpha has none.")
@@ -235,7 +257,7 @@ def _alphas(options, num_folders):
     ]
 
 
-def _patterns(texts, main):
+def _patterns(texts, main, num_folders):
     """`RE=X` and `RE:KNOB=X` by pattern."""
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
@@ -245,7 +267,13 @@ def _patterns(texts, main):
         start, colon, knob = pattern.rpartition(":")
         if not (colon and start and knob in (*KNOBS, "layout")):
             start, knob = pattern, main
-        found.setdefault(start, {})[knob] = _value(knob, value)
+        found.setdefault(start, {})[knob] = own = _value(knob, value)
+        if knob == "weights" and len(own) != num_folders:
+            raise ConfigError(
+                f"--pattern {text!r} sets weights, one for each of {num_folders}"
+                f" folders; got {len(own)}. A number alone goes with --alpha, or with a"
+                f" knob, as {start}:lam=0.5."
+            )
     return found
 
 

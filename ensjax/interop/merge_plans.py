@@ -133,12 +133,16 @@ def check_merge(
             f"{method} takes {expected or 'no'} folders of Fisher information"
             f"{', one for each member' if expected else ''}; got {fisher}."
         )
-    own = {pattern: knobs_in(given) for pattern, given in per_leaf.items()}
-    for given in (knobs, *own.values()):
-        _check_names(method, given)
-        _check_values(method, num_members, base, {**knobs, **given})
+    _check_names(method, knobs)
+    _check_values(method, num_members, base, knobs)
     for pattern, given in per_leaf.items():
-        check_layout(given.get("layout"), f" for {pattern!r}")
+        try:
+            check_layout(given.get("layout"))
+            own = knobs_in(given)
+            _check_names(method, own)
+            _check_values(method, num_members, base, {**knobs, **own})
+        except ValueError as error:
+            raise ValueError(f"for {pattern!r}, {error}") from error
     scope = knobs.get("scope", knobs_of(method).get("scope"))
     for pattern, given in per_leaf.items():
         differing = [name for name in given if name in _RANKING]
@@ -151,12 +155,10 @@ def check_merge(
             )
 
 
-def check_layout(layout: str | None, where: str = "") -> None:
+def check_layout(layout: str | None) -> None:
     """Raises `ValueError` for a layout of matrices that is none; None passes."""
     if layout is not None and layout not in LAYOUTS:
-        raise ValueError(
-            f"layout is one of {', '.join(LAYOUTS)}; got {layout!r}{where}."
-        )
+        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {layout!r}.")
 
 
 def knobs_in(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -634,7 +634,7 @@ def test_units_of_an_embedding_are_those_in_memory_where_its_layout_is_said(
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2e-6)
     # Without a word a token is a unit.
     assert np.abs(merged("torch") - expected).max() > 1e-2
-    with pytest.raises(ValueError, match="layout is one of .*; got 'tf' for 'embed'"):
+    with pytest.raises(ValueError, match="for 'embed', layout is one of .*; got 'tf'"):
         merged("no", per_leaf={"embed": {"layout": "tf"}})
 
 

@@ -61,6 +61,8 @@ RUNS = {
     "a b --base z --alpha 0.5": (1.0, 1.0),
     "a b --base z --method task_arithmetic --lam 0.5": (2.0, 2.0),
     "a b --base z --method task-arithmetic --pattern ^body:lam=1": (4.0, 1.2),
+    "a b --base z --method task_arithmetic --lam 1 --weights -1,2": (5.0, 5.0),
+    "a b --base z --method task_arithmetic --lam -1e-1": (-0.4, -0.4),
     "a b --base z --method ties --density 1": (2.0, 2.0),
     "a b --method slerp --t 0.25": (1.5, 1.5),
     "a b --method slerp --t 0.25 --parallel 1": (1.5, 1.5),
@@ -139,6 +141,10 @@ MISTAKES = {
     "a b -o out --base z --method ties --density 2": "density must lie from 0 to 1",
     "a b -o out --base z --method ties --scope all": "scope must be one of leaf",
     "a b -o out --pattern head": "--pattern takes RE=X",
+    "a b -o out --pattern head=0.5": "--pattern 'head=0.5' sets weights, one for each",
+    "a b -o out --pattern head=-1,1": "for 'head', weights must be finite and at least",
+    "a b -o out --pattern head:t=1": "for 'head', t is no knob of average",
+    "a b -o out --weights -1,2": "weights must be finite and at least 0",
     "a b -o out --pattern nose=1,2": "'nose' is found in the name of no leaf",
     "a b -o out --pattern (=1,2": "'(' is no regular expression",
     "a b -o out --base z --method ties --pattern head:density=1": "cannot differ for",
@@ -275,7 +281,7 @@ def test_a_layout_is_said_for_a_tensor(here, capsys):
     assert lineage["per_leaf"] == {"body": {"layout": "flax"}}
     assert soup(f"{text} body:layout=tf -o no") == 2
     assert (
-        "layout is one of torch, flax; got 'tf' for 'body'" in capsys.readouterr().err
+        "for 'body', layout is one of torch, flax; got 'tf'" in capsys.readouterr().err
     )
 
 
