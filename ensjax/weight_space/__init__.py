@@ -59,7 +59,12 @@ from ensjax.weight_space.task_vectors import (
     nearswap,
     task_arithmetic,
 )
-from ensjax.weight_space.trajectory import EMA, LAWA, SWA, SWAG, averaged, swag_members
+from ensjax.weight_space.trajectory import EMA, LAWA, SWA, SWAG
+from ensjax.weight_space.trajectory_members import (
+    averaged,
+    lawa_members,
+    swag_members,
+)
 
 __all__ = [
     "Concat",
@@ -104,6 +109,7 @@ __all__ = [
     "input_grams",
     "inverse_permutations",
     "karcher_mean",
+    "lawa_members",
     "leaf_names",
     "learned_soup",
     "match_activations",
