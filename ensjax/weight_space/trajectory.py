@@ -1,10 +1,11 @@
 """Averages along one training run: EMA, SWA, LAWA and SWAG, one for each member.
 
 Each is a pair of pure functions of one member, `init(params)` and `update(state,
-params)`, called after every optimizer step, and `mean(state)`. `fit(averages={"ema":
-EMA(0.99)})` keeps them beside the weights of every member, in the same program and the
-same checkpoints. Batch statistics belong to the weights that were trained:
-`recompute_statistics` measures those of an average.
+params)`, called after every optimizer step, and `mean(state)`. Those that count from
+some step on have `restart` too, for weights that take the place of others in a run.
+`fit(averages={"ema": EMA(0.99)})` keeps them beside the weights of every member, in the
+same program and the same checkpoints. Batch statistics belong to the weights that were
+trained: `recompute_statistics` measures those of an average.
 """
 
 import dataclasses
@@ -110,9 +111,9 @@ class SWA:
         mean = _running_mean(state["mean"], params, count, counts)
         return {"step": step, "count": count, "mean": mean}
 
-    def restart(self, state: dict[str, Any], params: Any) -> dict[str, Any]:
-        """The state of new weights at the same step of the run."""
-        return self.init(params) | {"step": state["step"]}
+    def restart(self, state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+        """`fresh`, the state before the first step, at the step of the run."""
+        return fresh | {"step": state["step"]}
 
     def mean(self, state: dict[str, Any]) -> Any:
         """The mean, in float32; NaN if no step has counted."""
@@ -157,9 +158,9 @@ class LAWA:
         ring = _put(state["ring"], params, state["count"], counts)
         return {"step": step, "count": state["count"] + counts, "ring": ring}
 
-    def restart(self, state: dict[str, Any], params: Any) -> dict[str, Any]:
-        """The state of new weights at the same step of the run."""
-        return self.init(params) | {"step": state["step"]}
+    def restart(self, state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+        """`fresh`, the state before the first step, at the step of the run."""
+        return fresh | {"step": state["step"]}
 
     def checkpoints(self, state: dict[str, Any]) -> Any:
         """The weights that are held, leaves `[checkpoint, ...]`, the oldest first.
@@ -255,9 +256,9 @@ class SWAG:
             new["ring"] = _put(state["ring"], deviation, state["count"], counts)
         return new
 
-    def restart(self, state: dict[str, Any], params: Any) -> dict[str, Any]:
-        """The state of new weights at the same step of the run."""
-        return self.init(params) | {"step": state["step"]}
+    def restart(self, state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+        """`fresh`, the state before the first step, at the step of the run."""
+        return fresh | {"step": state["step"]}
 
     def mean(self, state: dict[str, Any]) -> Any:
         """The mean, in float32; NaN if no step has counted."""

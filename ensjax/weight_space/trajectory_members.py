@@ -73,10 +73,10 @@ def lawa_members(ensemble: Ensemble, lawa: LAWA, states: Any) -> Ensemble:
         _Checkpoints(lawa), kinds=("member", "member"), mesh=ensemble.mesh
     )
     found = ensemble_of(ensemble, _in_a_row(take(states, ensemble.state)))
-    places = np.arange(size)[None] < counts[:, None]
-    return (
-        found if places.all() else found[places.ravel()].with_ids(range(places.sum()))
-    )
+    is_held = np.arange(size)[None] < counts[:, None]
+    if is_held.all():
+        return found
+    return found[is_held.ravel()].with_ids(range(is_held.sum()))
 
 
 def swag_members(
