@@ -2,7 +2,8 @@
 
 `mix` is a pure function of a stacked tree; what evaluates models (`sweep`,
 `greedy_soup`, `connectivity`, ...) takes an `Ensemble` and is one compiled program on
-its mesh.
+its mesh. Merging methods (`average`, `ties`, ...) take both: of a tree `[member, ...]`
+they give a tree `[...]`, of an `Ensemble` an `Ensemble` of one.
 """
 
 from ensjax.weight_space.activation_matching import match_activations

@@ -80,7 +80,7 @@ def takes_ensembles(
                 return _merge_ensemble(merge, shares_of, bound)
             if isinstance(base, Ensemble | nnx.Module):
                 raise TypeError(
-                    f"the base is a {type(base).__name__}, the stack a tree: give"
+                    f"the base is of type {type(base).__name__}, the stack a tree: give"
                     " the stack as an Ensemble, or the base as one member's tree."
                 )
             if _statistics_in(stacked):
@@ -132,8 +132,7 @@ def mean_statistics(statistics: Any, shares: Any, keep: int = 0) -> Any:
     that are not floating are those of the member `keep`.
     """
     shares = jnp.maximum(jnp.asarray(shares, jnp.float32), 0.0)
-    total = jnp.sum(shares)
-    shares = jnp.where(total > 0, shares / jnp.where(total > 0, total, 1.0), 1.0)
+    shares = jnp.where(jnp.sum(shares) > 0, shares, 1.0)
     shares = shares / jnp.sum(shares)
 
     def mean(leaf):
