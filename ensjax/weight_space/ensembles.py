@@ -160,7 +160,8 @@ def _merge_ensemble(merge, shares_of, bound):
         if x is None or isinstance(x, str | bool | int):
             fixed[name] = x  # decides about the program
         else:
-            arrays[name] = np.asarray(x) if isinstance(x, list | tuple) else x
+            # Strongly typed: 0.3 of Python would be another program than 0.3 of NumPy.
+            arrays[name] = np.asarray(x) if isinstance(x, float | list | tuple) else x
     job = _Merge(merge, shares_of, tuple(sorted(fixed.items())))
     # Here the knobs are known and are checked; in the program they are traced.
     jax.eval_shape(lambda state: job(state, arrays), ensemble.state)
@@ -211,4 +212,7 @@ class _Merge:
 
 @functools.lru_cache(maxsize=256)
 def _program(job, mesh):
-    return jax.jit(job.__call__, out_shardings=jax.NamedSharding(mesh, jax.P()))
+    def merge_members(state, arrays):
+        return job(state, arrays)
+
+    return jax.jit(merge_members, out_shardings=jax.NamedSharding(mesh, jax.P()))
