@@ -15,7 +15,6 @@ import numpy as np
 
 from ensjax.interop.merge_plans import MergePlan
 from ensjax.interop.tensor_blocks import padded
-from ensjax.weight_space.averages import weighted_sum
 from ensjax.weight_space.model_stock import shrunken_mean
 from ensjax.weight_space.spherical import (
     PARALLEL,
@@ -23,7 +22,7 @@ from ensjax.weight_space.spherical import (
     on_circle,
     sphere_mean,
 )
-from ensjax.weight_space.vectors import Gram
+from ensjax.weight_space.vectors import Gram, weighted_sum
 
 CIRCLE_METHODS = ("slerp", "nuslerp", "multislerp", "karcher_mean", "model_stock")
 

@@ -15,10 +15,10 @@ import numpy as np
 from ensjax.interop.entry_merges import ELECTING
 from ensjax.interop.merge_plans import MergePlan
 from ensjax.interop.units import Units
-from ensjax.weight_space.averages import weighted_sum
 from ensjax.weight_space.elections import elect, votes_of
 from ensjax.weight_space.pruning import drop_by_rank, name_number
 from ensjax.weight_space.task_vectors import add_to_base
+from ensjax.weight_space.vectors import weighted_sum
 
 UNIT_METHODS = ("della", "della_linear")
 

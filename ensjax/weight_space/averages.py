@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.leaves import (
     check_base,
     check_weights,
     is_mixed,
-    is_statistic,
     leaf_name,
-    map_named_leaves,
+    map_leaves,
     wide,
 )
-from ensjax.weight_space.vectors import mean_statistics, rows_of, without_absent
+from ensjax.weight_space.vectors import weighted_sum
 
 
+@takes_ensembles()
 def average(
     stacked: Any, *, weights: Any = None, normalize: bool = True, keep: int = 0
 ) -> Any:
@@ -26,12 +27,11 @@ def average(
         theta = sum_m w_m theta_m / sum_m w_m
 
     Args:
-        stacked: leaves `[member, ...]`.
+        stacked: leaves `[member, ...]` or an `Ensemble`.
         weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
             member, also one that is not finite.
         normalize: whether to divide by the sum of the weights. mergekit's `linear` does
-            so by default; without it, weights of sum 1 give the same. Batch statistics
-            are always a mean.
+            so by default; without it, weights of sum 1 give the same.
         keep: the member whose leaves are taken where they are not floating.
 
     Returns:
@@ -50,21 +50,10 @@ def average(
     weights = check_weights(weights, stacked)
     scale = 1.0 / jnp.sum(weights) if normalize else jnp.float32(1.0)
 
-    def mean(name, rows):
-        if is_statistic(name):
-            return mean_statistics(rows, weights)
+    def mean(rows):
         return weighted_sum(rows, weights * scale)
 
-    return map_named_leaves(mean, stacked, keep=keep)
-
-
-def weighted_sum(rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """`sum_m w_m x_m` of one leaf `[member, ...]` by weights `[member]`.
-
-    A weight of 0 removes a member, also one that is not finite.
-    """
-    rows = without_absent(rows, weights)
-    return jnp.sum(rows * rows_of(weights, rows), axis=0)
+    return map_leaves(mean, stacked, keep=keep)
 
 
 class RunningAverage(NamedTuple):

@@ -4,8 +4,7 @@
 
 Knobs (`lam`, `density`, `drop`, ...) may be traced, so that `vmap` over arrays of them
 makes a grid. Published values are for other models: choose `lam` and densities on
-validation rows, never on test rows. Leaves that are not floating are the base's; batch
-statistics are the members' mean (`vectors.mean_statistics`), whatever `lam` is.
+validation rows, never on test rows. Leaves that are not floating are the base's.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,18 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.members import num_members
-from ensjax.weight_space.averages import weighted_sum
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.pruning import (
     drop_at_random,
     drop_by_rank,
     keep_band,
     member_knob,
 )
-from ensjax.weight_space.vectors import check_scope, check_two, map_together
+from ensjax.weight_space.vectors import (
+    check_scope,
+    check_two,
+    map_together,
+    weighted_sum,
+)
 
 RANKED_SCOPES = ("leaf", "global")
 
 
+@takes_ensembles()
 def task_arithmetic(
     stacked: Any, base: Any, *, lam: Any = 0.3, weights: Any = None
 ) -> Any:
@@ -36,8 +41,8 @@ def task_arithmetic(
         theta = theta_0 + lam * sum_m w_m tau_m
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         lam: scale of the sum. 0.3 to 0.4 is usual for eight vision tasks; `1 / M` gives
             the mean; below 0 the tasks are forgotten.
         weights: `[member]`, of either sign; 1 each by default. Not normalised (mergekit
@@ -57,9 +62,10 @@ def task_arithmetic(
     def merged(_, taus):
         return [weighted_sum(tau, weights) for tau in taus]
 
-    return add_to_base(merged, stacked, base, lam, weights=weights)
+    return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def dare(
     stacked: Any,
     base: Any,
@@ -77,8 +83,8 @@ def dare(
     Its expectation over keys is `task_arithmetic` of the same `lam` and weights.
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         key: from `jax.random.key`. Draws depend on it, the member's id, the leaf's name
             and the entry alone.
         drop: the probability p that an entry is dropped, a number or `[member]`. 0.9 in
@@ -106,9 +112,10 @@ def dare(
         taus = drop_at_random(names, taus, key, ids, drop)
         return [weighted_sum(tau, weights) for tau in taus]
 
-    return add_to_base(merged, stacked, base, lam, weights=weights)
+    return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def della_linear(
     stacked: Any,
     base: Any,
@@ -131,9 +138,10 @@ def della_linear(
     def merged(names, taus):
         return [weighted_sum(tau, weights) for tau in thinned(names, taus)]
 
-    return add_to_base(merged, stacked, base, lam, weights=weights)
+    return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def breadcrumbs(
     stacked: Any,
     base: Any,
@@ -147,8 +155,8 @@ def breadcrumbs(
     """Task arithmetic without each member's largest and smallest entries.
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         density: share of entries that is kept, a number or `[member]`. There is no
             usual value.
         gamma: share of the largest that is dropped, a number or `[member]`; mergekit's
@@ -174,19 +182,25 @@ def breadcrumbs(
     def merged(_, taus):
         return [weighted_sum(tau, weights) for tau in band(taus)]
 
-    return add_to_base(merged, stacked, base, lam, weights=weights)
+    return add_to_base(merged, stacked, base, lam)
 
 
+def _of_the_first(arguments, members):
+    del arguments
+    return jnp.arange(members) == 0
+
+
+@takes_ensembles(_of_the_first)
 def nearswap(stacked: Any, *, t: Any, keep: int = 0) -> Any:
     """Member 0 moved towards member 1 by at most `t` in every entry.
 
         a + clip(t / |b - a|, 0, 1) (b - a) = a + clip(b - a, -t, t)
 
     Args:
-        stacked: leaves `[2, ...]`.
+        stacked: leaves `[2, ...]` or an `Ensemble`.
         t: the largest step, at least 0; may be traced. Its scale is that of the
             weights: 1e-4 in the model for which it was made. No default, as in
-            mergekit. Batch statistics are member 0's.
+            mergekit.
         keep: the member whose leaves are taken where they are not floating.
 
     Returns:
@@ -205,7 +219,7 @@ def nearswap(stacked: Any, *, t: Any, keep: int = 0) -> Any:
     def between(_, rows):
         return [x[0] + jnp.clip(x[1] - x[0], -step, step) for x in rows]
 
-    return map_together(between, stacked, weights=jnp.array([1.0, 0.0]), keep=keep)
+    return map_together(between, stacked, keep=keep)
 
 
 def add_to_base(
@@ -213,13 +227,8 @@ def add_to_base(
     stacked: Any,
     base: Any,
     lam: Any,
-    *,
-    weights: Any = None,
 ) -> Any:
-    """`theta_0 + lam * merged(names, taus)`, cast back.
-
-    Batch statistics are the members' mean by `weights`, `[member]`.
-    """
+    """`theta_0 + lam * merged(names, taus)`, cast back."""
     if np.ndim(lam):
         raise ValueError(
             f"lam must be a number; got shape {np.shape(lam)}. A grid is"
@@ -232,7 +241,7 @@ def add_to_base(
         moved = merged(names, taus)
         return [o + scale * tau for o, tau in zip(origin, moved)]
 
-    return map_together(add, stacked, base, weights=weights)
+    return map_together(add, stacked, base)
 
 
 def band_of(

@@ -12,13 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.members import num_members, take_rows
-from ensjax.weight_space.leaves import (
-    check_base,
-    is_mixed,
-    is_statistic,
-    leaf_name,
-    wide,
-)
+from ensjax.weight_space.leaves import check_base, is_mixed, leaf_name, wide
 
 SCOPES = ("leaf", "global", "output", "input")
 # Shorter vectors have no direction.
@@ -26,18 +20,9 @@ SHORTEST = 1e-8
 
 
 def map_together(
-    fn: Callable[..., Any],
-    stacked: Any,
-    base: Any = None,
-    *,
-    weights: Any = None,
-    keep: int = 0,
+    fn: Callable[..., Any], stacked: Any, base: Any = None, *, keep: int = 0
 ) -> Any:
     """One tree from a stack, all leaves at once, computed in float32 and cast back.
-
-    Batch statistics (`leaves.is_statistic`) are kept from `fn`: they become
-    `mean_statistics` of the members, since what is right for weights may make a
-    variance negative.
 
     Args:
         fn: `fn(names, rows)`, or `fn(names, rows, origin)` where there is a base:
@@ -45,7 +30,6 @@ def map_together(
             and of the base's `[...]`; returns a list of `[...]`.
         stacked: leaves `[member, ...]`.
         base: one member's tree.
-        weights: `[member]`, of batch statistics; equal by default.
         keep: the member whose leaves are taken where they are not floating; with a base
             they are the base's.
 
@@ -56,7 +40,7 @@ def map_together(
         ValueError: if there is no member, or the base is not one member of the stack.
         TypeError: if a leaf is complex, of which there is no sign, rank or angle.
     """
-    members = num_members(stacked)
+    num_members(stacked)
     if base is not None:
         check_base(stacked, base)
     paths, leaves = zip(*jax.tree.leaves_with_path(stacked), strict=True)
@@ -68,8 +52,6 @@ def map_together(
                 f"{leaf_name(paths[i])} is {leaves[i].dtype}; only real leaves have"
                 " signs and angles. Merge it as two leaves, or with average."
             )
-    averaged = [i for i in mixed if is_statistic(leaf_name(paths[i]))]
-    mixed = [i for i in mixed if i not in averaged]
     lists = [[wide(leaves[i]) for i in mixed]]
     if base is not None:
         lists.append([wide(origin[i]) for i in mixed])
@@ -77,35 +59,11 @@ def map_together(
     result = [take_rows(x, keep) if base is None else x for x in origin]
     for i, leaf in zip(mixed, merged, strict=True):
         result[i] = leaf.astype(leaves[i].dtype)
-    shares = jnp.ones((members,)) if weights is None else weights
-    for i in averaged:
-        mean = mean_statistics(
-            wide(leaves[i]), shares, None if base is None else wide(origin[i])
-        )
-        result[i] = mean.astype(leaves[i].dtype)
     result = [
         x if x.dtype == y.dtype else x.astype(y.dtype)
         for x, y in zip(map(jnp.asarray, result), leaves, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(stacked), result)
-
-
-def mean_statistics(rows: jax.Array, weights: Any, origin: Any = None) -> jax.Array:
-    """The mean of members' batch statistics, which are of no merged network.
-
-    They are measured again on data (`recompute_statistics`); until then a mean is what
-    all of them are near to, and a mean of variances is never below 0.
-
-    Args:
-        rows: one leaf `[member, ...]`.
-        weights: `[member]`; one below 0 counts as 0, and they are divided by their sum.
-        origin: `[...]` of the base, taken where no weight is above 0.
-    """
-    weights = jnp.maximum(jnp.asarray(weights, jnp.float32), 0.0)
-    total = jnp.sum(weights)
-    present = without_absent(rows, weights)
-    mean = jnp.sum(present * rows_of(weights / total, rows), axis=0)
-    return mean if origin is None else jnp.where(total > 0, mean, origin)
 
 
 def check_scope(scope: str, allowed: Sequence[str] = SCOPES) -> None:
@@ -135,6 +93,15 @@ def without_absent(rows: jax.Array, weights: jax.Array) -> jax.Array:
     """
     is_spoilt = (rows_of(weights, rows) == 0) & ~jnp.isfinite(rows)
     return jnp.where(is_spoilt, 0, rows)
+
+
+def weighted_sum(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """`sum_m w_m x_m` of one leaf `[member, ...]` by weights `[member]`.
+
+    A weight of 0 removes a member, also one that is not finite.
+    """
+    rows = without_absent(rows, weights)
+    return jnp.sum(rows * rows_of(weights, rows), axis=0)
 
 
 class Gram(NamedTuple):

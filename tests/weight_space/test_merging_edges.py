@@ -278,14 +278,6 @@ def test_batch_statistics_are_the_members_mean_whatever_the_method(name):
     np.testing.assert_array_equal(found["params"]["bn"]["kernel"], alone)
 
 
-def test_batch_statistics_are_the_bases_where_no_weight_is_above_zero():
-    stacked = {"rest": {"var": jnp.ones((2, 3))}, "w": jnp.ones((2, 3))}
-    base = {"rest": {"var": jnp.full(3, 4.0)}, "w": jnp.zeros(3)}
-    merged = task_arithmetic(stacked, base, weights=[-1.0, 0.0])
-    np.testing.assert_array_equal(merged["rest"]["var"], base["rest"]["var"])
-    np.testing.assert_allclose(merged["w"], -0.3 * np.ones(3), rtol=1e-6)
-
-
 def test_a_running_average_takes_nothing_of_a_weight_of_zero():
     nan = {"w": jnp.full(2, jnp.nan)}
     running = RunningAverage.of(nan, weight=0.0).add({"w": jnp.array([3.0, 4.0])})
