@@ -264,7 +264,8 @@ def test_a_norm_is_one_layer_of_a_learned_soup():
         def __call__(self, x):
             return self.norm(x)
 
-    made = ensjax.Ensemble.init(Norm, num_members=2, seed=0)
+    mesh = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
+    made = ensjax.Ensemble.init(Norm, num_members=2, seed=0, mesh=mesh)
     rest = jax.tree.map(lambda v: v.at[1].add(1.0), made.state["rest"])
     made = dataclasses.replace(made, state={**made.state, "rest": rest})
     rows = np.eye(CLASSES, dtype=np.float32), np.arange(CLASSES)

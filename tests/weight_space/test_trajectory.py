@@ -178,7 +178,7 @@ def equations(jaxpr):
 @pytest.mark.parametrize("members, samples", [(3, 5), (1, 3), (2, 9)])
 def test_draws_are_the_same_on_more_devices_than_members(trained, members, samples):
     ensemble, log = trained
-    states = jax.tree.map(lambda x: x[:members], log.averages["swag"])
+    states = jax.tree.map(lambda x: x[:members], jax.device_get(log.averages["swag"]))
     few = ensemble[:members]
     expected = swag_members(few, AVERAGES["swag"], states, num_samples=samples)
     many = few.on_mesh(ensjax.make_mesh(member=8))
