@@ -37,7 +37,7 @@ from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
 from ensjax.experiment.parser import OneLineParser
 from ensjax.experiment.processes import ProcessFlags, check_flags, detect_cluster
-from ensjax.experiment.soup_options import add_soup_arguments
+from ensjax.experiment.soup_options import add_soup_arguments, join_numbers
 from ensjax.experiment.supervisor import is_child, prepare_child, run_in_child
 
 
@@ -62,6 +62,7 @@ def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["bench"] and arguments[1:2] not in (["-h"], ["--help"]):
         return _bench(arguments[1:])  # the suite reads its own options
     rest, overrides = split_overrides(arguments)
+    rest = join_numbers(rest) if rest[:1] == ["soup"] else rest
     options = _parser().parse_args(rest)
     if overrides and options.command not in ("run", "plan"):
         raise ConfigError("--config.key=value belongs to ensjax run or plan.")

@@ -308,17 +308,16 @@ def measure(config, zero_shot, tuned, heads, sets) -> dict[str, np.ndarray]:
     rows = [x[: config.statistic_rows] for x, _ in sets["train"]]
     count = min(map(len, rows))
     statistics = _statistics(config, tuned, np.stack([x[:count] for x in rows]))
-    base = jax.tree.map(lambda x: x[0], zero_shot.params)
+    base = zero_shot.select([0])
     for name in config.grids:
         method, knobs = methods.METHODS[name], methods.candidates(config, name)
-        merged = jax.jit(functools.partial(_merged, name))
         values = []
         for row in range(max([len(v) for v in knobs.values()], default=1)):
             chosen = {knob: v[row] for knob, v in knobs.items()}
             key = jax.random.key(config.seed, impl="threefry2x32")
             own = statistics.get(method.statistics)
-            params = merged(tuned.params, base, own, key, chosen)
-            values.append(_of_tasks(config, params, zero_shot, heads, sets, parts))
+            merged = _merged(name, tuned, base, own, key, chosen)
+            values.append(_of_tasks(config, merged, heads, sets, parts))
         found[name] = np.stack(values)
     return found
 
@@ -350,11 +349,8 @@ def _statistics(config, tuned, rows):
     return found
 
 
-def _of_tasks(config, params, towers, heads, sets, parts):
+def _of_tasks(config, one, heads, sets, parts):
     """Accuracies of one merged tower with every task's head, `[part, task]`."""
-    one = towers.select([0])
-    state = {**one.state, "params": jax.tree.map(lambda x: x[None], params)}
-    one = dataclasses.replace(one, state=state).on_mesh(one.mesh)
     values = np.zeros((len(parts), len(config.tasks)))
     for i in range(len(config.tasks)):
         own = _with_heads(one, heads[[i]])

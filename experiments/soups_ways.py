@@ -15,6 +15,7 @@ import ensjax
 from ensjax import combine, weight_space
 from ensjax.experiment.fields import check_numbers
 from ensjax.predictions import Predictions
+from ensjax.weight_space.learned_soup import layer_of
 
 # How each way is called; those in ENSEMBLES combine outputs, the others weights.
 WAYS = {
@@ -235,7 +236,7 @@ def _by_leaf(tuned, layered, matrix, names):
     row = 1 + names.index("learned_layer")
     found = {}
     for name in weight_space.leaf_names(tuned.state):
-        layer = name.rpartition(".")[0]
+        layer = layer_of(name)
         if layer in layered.layer_weights:
             own = matrix.copy()
             own[row, 1:] = layered.layer_weights[layer]

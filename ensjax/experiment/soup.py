@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from ensjax.experiment import exit_codes
@@ -62,6 +63,8 @@ def _terminate(number: int, frame: Any) -> None:
 
 def _tell(place: str, lineage: dict[str, Any]) -> None:
     """What was done, and what was not merged."""
+    from ensjax.interop.tensor_types import bytes_text
+
     members = sum(given["role"] == "member" for given in lineage["inputs"])
     knobs = ", ".join(
         f"{name} {value}"
@@ -73,7 +76,7 @@ def _tell(place: str, lineage: dict[str, Any]) -> None:
     print(
         f"{place}: {lineage['num_tensors']} tensors of {members} folders merged by"
         f" {lineage['method']}{f' ({knobs})' if knobs else ''}; {len(files)} files,"
-        f" {size / 1e6:.4g} MB"
+        f" {bytes_text(size)}"
     )
     reasons: dict[str, list[str]] = {}
     for name, copied in lineage["copied"].items():
@@ -100,14 +103,21 @@ def _verify(folder: str) -> int:
     print(f"  written {lineage['time']} by ensjax {lineage['versions']['ensjax']}")
     for role in dict.fromkeys(verdict.role for verdict in verdicts):
         own = [verdict for verdict in verdicts if verdict.role == role]
-        same = sum(verdict.state == "same" for verdict in own)
-        print(f"  {role}: {same} of {len(own)} files are the same")
+        states = Counter("gone" if _is_gone(v) else v.state for v in own)
+        gone = f", {states['gone']} not checked" if states["gone"] else ""
+        print(f"  {role}: {states['same']} of {len(own)} files are the same{gone}")
     wrong = [verdict for verdict in verdicts if verdict.state != "same"]
     for verdict in wrong:
-        print(f"  {verdict.state}: {verdict.path} ({verdict.role})")
+        state = "not checked, not found" if _is_gone(verdict) else verdict.state
+        print(f"  {state}: {verdict.path} ({verdict.role})")
     # Inputs may have gone since; what is there must be what was merged.
     is_bad = any(v.state == "changed" or v.role == "output" for v in wrong)
     return exit_codes.BUG if is_bad else exit_codes.FINISHED
+
+
+def _is_gone(verdict):
+    """Whether it is of an input that is no longer where it was."""
+    return verdict.state == "missing" and verdict.role != "output"
 
 
 class _Progress:
@@ -128,12 +138,13 @@ class _Progress:
             return
         now = time.monotonic()
         if now - self._said >= _SECONDS_BETWEEN_LINES and 0 < done < total:
+            from ensjax.interop.tensor_types import bytes_text
             from ensjax.train.progress import duration
 
             self._said = now
             left = (now - self._start) / done * (total - done)
             print(
-                f"{self._place}: {done / 1e9:.3g} of {total / 1e9:.3g} GB read |"
+                f"{self._place}: {bytes_text(done)} of {bytes_text(total)} read |"
                 f" {duration(left)} left",
                 flush=True,
             )

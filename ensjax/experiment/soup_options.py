@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ensjax.experiment.exit_codes import ConfigError
@@ -87,7 +89,7 @@ def add_soup_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="RE=X",
         help="weights (t, alpha) for tensors in whose name RE is found; RE:KNOB=X"
-        " another knob; repeatable, the first found counts",
+        " another knob, or the layout; repeatable, the first found counts",
     )
     _add(parser, "seed", type=int, default=0, help="of dare and della (%(default)s)")
     _add(
@@ -125,6 +127,14 @@ def add_soup_arguments(parser: argparse.ArgumentParser) -> None:
     _add(parser, "layout", help="of matrices: torch, [out, in], or flax, [in, out]")
     _add(
         parser,
+        "statistics",
+        default="mean",
+        metavar="NAME",
+        help="batch statistics, such as running_var: the members' mean, or by the"
+        " method, as weights (%(default)s)",
+    )
+    _add(
+        parser,
         "max_shard_size",
         default="5GB",
         metavar="SIZE",
@@ -151,6 +161,26 @@ def _add(parser, name, **options):
     parser.add_argument(*names, dest=name, **options)
 
 
+def join_numbers(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which `--weights -1,2` is `--weights=-1,2`.
+
+    The parser takes numbers that begin with a minus for a flag if there are several, or
+    an exponent.
+    """
+    joined: list[str] = []
+    for word in arguments:
+        before = joined[-1] if joined else ""
+        is_flag = before.startswith("--") and "=" not in before
+        if is_flag and _NUMBERS.fullmatch(word):
+            joined[-1] = f"{before}={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+_NUMBERS = re.compile(r"-[\d.][-+\d.,eE]*")
+
+
 def read_soup_options(options: argparse.Namespace) -> SoupOptions:
     """What the flags ask for.
 
@@ -171,6 +201,7 @@ def read_soup_options(options: argparse.Namespace) -> SoupOptions:
         "fisher": options.fisher,
         "seed": options.seed,
         "layout": options.layout,
+        "statistics": options.statistics,
         "dtype": options.dtype,
         "copy": options.copy,
         "skip": options.skip,
@@ -184,7 +215,7 @@ def read_soup_options(options: argparse.Namespace) -> SoupOptions:
     common["copy_from"] = named.get(options.copy_from, options.copy_from)
     if options.alpha is None:
         main = "t" if method in ("slerp", "nuslerp", "nearswap") else "weights"
-        per_leaf = _patterns(options.pattern, main)
+        per_leaf = _patterns(options.pattern, main, len(folders))
         common |= {"base": base, "knobs": knobs, "per_leaf": per_leaf}
         return SoupOptions([(options.out, {})], folders, common)
     if method != "average" or knobs:
@@ -202,7 +233,7 @@ def read_soup_options(options: argparse.Namespace) -> SoupOptions:
 
 def _alphas(options, num_folders):
     alphas = _numbers("alpha", options.alpha)
-    own = _patterns(options.pattern, "alpha")
+    own = _patterns(options.pattern, "alpha", num_folders)
     for pattern, knobs in own.items():
         if set(knobs) != {"alpha"}:
             raise ConfigError(f"--pattern {pattern!r} sets a knob; --alpha has none.")
@@ -226,7 +257,7 @@ def _alphas(options, num_folders):
     ]
 
 
-def _patterns(texts, main):
+def _patterns(texts, main, num_folders):
     """`RE=X` and `RE:KNOB=X` by pattern."""
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
@@ -234,14 +265,20 @@ def _patterns(texts, main):
         if not equals or not pattern:
             raise ConfigError(f"--pattern takes RE=X or RE:KNOB=X; got {text!r}.")
         start, colon, knob = pattern.rpartition(":")
-        if not (colon and start and knob in KNOBS):
+        if not (colon and start and knob in (*KNOBS, "layout")):
             start, knob = pattern, main
-        found.setdefault(start, {})[knob] = _value(knob, value)
+        found.setdefault(start, {})[knob] = own = _value(knob, value)
+        if knob == "weights" and len(own) != num_folders:
+            raise ConfigError(
+                f"--pattern {text!r} sets weights, one for each of {num_folders}"
+                f" folders; got {len(own)}. A number alone goes with --alpha, or with a"
+                f" knob, as {start}:lam=0.5."
+            )
     return found
 
 
 def _value(name, text):
-    if name == "scope":
+    if name in ("scope", "layout"):
         return text
     if name == "normalize":
         if text.lower() not in ("yes", "no", "true", "false"):

@@ -15,8 +15,6 @@ import numpy as np
 
 from ensjax.interop.merge_plans import MergePlan
 from ensjax.interop.tensor_blocks import padded
-from ensjax.interop.units import units_of
-from ensjax.weight_space.averages import weighted_sum
 from ensjax.weight_space.model_stock import shrunken_mean
 from ensjax.weight_space.spherical import (
     PARALLEL,
@@ -24,14 +22,14 @@ from ensjax.weight_space.spherical import (
     on_circle,
     sphere_mean,
 )
-from ensjax.weight_space.vectors import Gram
+from ensjax.weight_space.vectors import Gram, weighted_sum
 
 CIRCLE_METHODS = ("slerp", "nuslerp", "multislerp", "karcher_mean", "model_stock")
 
 
 def reads_of_circles(plan: MergePlan, name: str) -> int:
     """How often a tensor is read: once if each block holds whole vectors."""
-    units = units_of(plan.specs[name].shape, plan.scope, plan.layout)
+    units = plan.units(name, plan.scope)
     return 1 if units.outer == 1 and units.count > 1 else 2
 
 
@@ -47,7 +45,7 @@ def merged_circles(
 ) -> Iterator[np.ndarray]:
     """One tensor's merged entries in order, `[entry]` in float32, block by block."""
     blocks, spec = plan.blocks, plan.specs[name]
-    units = units_of(spec.shape, plan.scope, plan.layout)
+    units = plan.units(name, plan.scope)
     if units.count == 1:
         products = known["products"] if known else _products(plan, name)
         coefficients = _coefficients(plan, name, products[None])[:, 0]

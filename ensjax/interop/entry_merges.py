@@ -17,7 +17,6 @@ from ensjax.interop.merge_plans import MergePlan
 from ensjax.interop.ranks import streamed_kth_largest
 from ensjax.interop.tensor_blocks import padded
 from ensjax.interop.tensor_types import WeightsError
-from ensjax.weight_space.averages import weighted_sum
 from ensjax.weight_space.elections import (
     elect,
     merge_selected,
@@ -35,6 +34,7 @@ from ensjax.weight_space.pruning import (
     trim,
 )
 from ensjax.weight_space.task_vectors import add_to_base
+from ensjax.weight_space.vectors import weighted_sum
 
 _WHOLE = ("average", "task_arithmetic", "nearswap", "fisher")
 _TRIMMED = ("ties", "breadcrumbs", "breadcrumbs_ties")

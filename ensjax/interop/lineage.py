@@ -74,6 +74,8 @@ def lineage_of(
     knobs: Mapping[str, Any],
     per_leaf: Mapping[str, Mapping[str, Any]],
     choice: TensorChoice,
+    statistics: str,
+    out: str | os.PathLike,
     inputs: Mapping[Path, str],
     roles: Sequence[tuple[str, WeightFolder]],
     dtype: str | None,
@@ -84,6 +86,7 @@ def lineage_of(
 ) -> dict[str, Any]:
     """The record: what was asked for, of which files, and what came of it."""
     all_knobs = {**knobs_of(plan.method), **knobs}
+    given = [_input(role, folder, inputs, out) for role, folder in roles]
     record: dict[str, Any] = {
         "format": 1,
         "method": plan.method,
@@ -93,8 +96,9 @@ def lineage_of(
         "dtype": dtype,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
-        "inputs": [_input(role, folder, inputs) for role, folder in roles],
-        "num_tensors": len(plan.specs),
+        "inputs": given,
+        "num_tensors": len(choice.merged) + len(choice.statistics),
+        "statistics": statistics,
         "copied": {
             name: {"from": copied.source.path, "why": copied.why}
             for name, copied in choice.copied.items()
@@ -112,8 +116,13 @@ def lineage_of(
     return record
 
 
-def _input(role, folder, hashes):
-    found = {"role": role, "path": os.fspath(folder.path), "files": []}
+def _input(role, folder, hashes, out):
+    found = {
+        "role": role,
+        "path": os.fspath(folder.path),
+        "from_here": _from_here(folder.files[0].parent, out),
+        "files": [],
+    }
     name = (read_config(folder.path) or {}).get("_name_or_path")
     if name and not os.path.isabs(name):
         found["name"] = name
@@ -123,6 +132,15 @@ def _input(role, folder, hashes):
         found["files"].append(file)
     found["sha256"] = _digest(found["files"])
     return found
+
+
+def _from_here(folder, out):
+    """The way from the record to a folder, whichever directory is the working one."""
+    try:
+        way = os.path.relpath(os.path.realpath(folder), os.path.realpath(out))
+    except ValueError:  # another drive
+        return None
+    return Path(way).as_posix()
 
 
 def _digest(files):
@@ -195,6 +213,10 @@ class Verdict(NamedTuple):
 def verify_lineage(folder: str | os.PathLike) -> list[Verdict]:
     """Compares the files of a merge, and its inputs where they still are, by SHA-256.
 
+    Inputs are looked for on the way from the record to them, so that any directory may
+    be the working one and all may be moved together, and by their absolute paths if
+    they were named so. One that is at neither place is "missing".
+
     Raises:
         WeightsError: if there is no record.
     """
@@ -204,14 +226,26 @@ def verify_lineage(folder: str | os.PathLike) -> list[Verdict]:
         for file in lineage["output"]["files"]
     ]
     for given in lineage["inputs"]:
-        place = Path(given["path"])
-        is_single = place.suffix and len(given["files"]) == 1 and not place.is_dir()
-        root = place.parent if is_single else place
-        verdicts += [
-            _verdict(root / file["name"], given["role"], file)
-            for file in given["files"]
-        ]
+        roots = _roots(given, folder)
+        for file in given["files"]:
+            found = [_verdict(r / file["name"], given["role"], file) for r in roots]
+            verdicts.append(min(found, key=lambda verdict: _BEST.index(verdict.state)))
     return verdicts
+
+
+_BEST = ("same", "changed", "missing")
+
+
+def _roots(given, folder):
+    """Folders in which an input's files may lie."""
+    place = Path(given["path"])
+    is_single = place.suffix and len(given["files"]) == 1 and not place.is_dir()
+    named = place.parent if is_single else place
+    way = given.get("from_here")
+    if way is None:  # an earlier record, or another drive
+        return [named]
+    here = Path(os.path.normpath(Path(os.path.realpath(folder)) / way))
+    return [here, named] if named.is_absolute() else [here]
 
 
 def _verdict(path, role, file):

@@ -12,6 +12,7 @@ import numpy as np
 from ensjax.interop.knob_checks import check_knobs
 from ensjax.interop.tensor_blocks import Blocks
 from ensjax.interop.tensor_types import TensorSpec
+from ensjax.interop.units import LAYOUTS, Units, units_of
 from ensjax.weight_space.leaves import by_pattern
 from ensjax.weight_space.methods import METHODS, MergeMethod
 
@@ -27,12 +28,14 @@ class MergePlan:
     Attributes:
         method: a name of `weight_space.METHODS`.
         specs: of the tensors that are merged, by name.
-        knobs: of every tensor, all keyword arguments of the method.
+        knobs: of every tensor (and of batch statistics, which are not among `specs`),
+            all keyword arguments of the method.
         blocks: of the members and the base.
         fisher: blocks of the members' Fisher information; None for other methods.
         seed: of methods that draw.
         layout: "torch" (`[out, in]`) or "flax" (`[in, out]`): where the weights of one
             unit are.
+        layouts: of tensors that differ from it, by name.
     """
 
     method: str
@@ -42,6 +45,7 @@ class MergePlan:
     fisher: Blocks | None = None
     seed: int = 0
     layout: str = "torch"
+    layouts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_members(self) -> int:
@@ -52,6 +56,11 @@ class MergePlan:
     def scope(self) -> str | None:
         """Of the method: the same for all tensors."""
         return next(iter(self.knobs.values())).get("scope")
+
+    def units(self, name: str, scope: str | None) -> Units:
+        """How a tensor falls into vectors of a scope, in its layout."""
+        layout = self.layouts.get(name, self.layout)
+        return units_of(self.specs[name].shape, scope, layout)
 
     def key(self) -> jax.Array:
         """Of all draws."""
@@ -124,9 +133,16 @@ def check_merge(
             f"{method} takes {expected or 'no'} folders of Fisher information"
             f"{', one for each member' if expected else ''}; got {fisher}."
         )
-    for given in (knobs, *per_leaf.values()):
-        _check_names(method, given)
-        _check_values(method, num_members, base, {**knobs, **given})
+    _check_names(method, knobs)
+    _check_values(method, num_members, base, knobs)
+    for pattern, given in per_leaf.items():
+        try:
+            check_layout(given.get("layout"))
+            own = knobs_in(given)
+            _check_names(method, own)
+            _check_values(method, num_members, base, {**knobs, **own})
+        except ValueError as error:
+            raise ValueError(f"for {pattern!r}, {error}") from error
     scope = knobs.get("scope", knobs_of(method).get("scope"))
     for pattern, given in per_leaf.items():
         differing = [name for name in given if name in _RANKING]
@@ -137,6 +153,17 @@ def check_merge(
                 f"{differing[0]} cannot differ for {pattern!r} where entries are ranked"
                 " over the whole model; take scope leaf."
             )
+
+
+def check_layout(layout: str | None) -> None:
+    """Raises `ValueError` for a layout of matrices that is none; None passes."""
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {layout!r}.")
+
+
+def knobs_in(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given for a pattern, without the layout, which is of the tensor."""
+    return {name: value for name, value in given.items() if name != "layout"}
 
 
 def _check_names(method, given):
@@ -179,20 +206,33 @@ def knobs_by_leaf(
     """
     own = by_pattern(names, per_leaf, {})
     defaults = knobs_of(method)
-    return {name: {**defaults, **knobs, **more} for name, more in zip(names, own)}
+    return {
+        name: {**defaults, **knobs, **knobs_in(more)} for name, more in zip(names, own)
+    }
+
+
+def layouts_by_leaf(
+    names: Sequence[str], per_leaf: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """The layouts of those tensors for which one is given; arguments as there."""
+    own = by_pattern(names, per_leaf, {})
+    return {name: more["layout"] for name, more in zip(names, own) if "layout" in more}
 
 
 def members_left_out(
-    knobs_of_leaves: Mapping[str, Mapping[str, Any]],
+    method: str, knobs_of_leaves: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, list[int]]:
     """Places of the members of weight 0, by the name of a tensor.
 
     Args:
+        method: a name of `weight_space.METHODS`.
         knobs_of_leaves: from `knobs_by_leaf`.
     """
     found = {}
     for name, knobs in knobs_of_leaves.items():
         weights = knobs.get("weights")
+        if method in ("slerp", "nuslerp"):  # an end is that member
+            weights = [1.0 - knobs["t"], knobs["t"]]
         if weights is not None:
             found[name] = np.flatnonzero(np.asarray(weights) == 0).tolist()
     return found

@@ -28,24 +28,30 @@ from ensjax.interop.merge_inputs import (
     check_places,
     one_of,
 )
+from ensjax.interop.merge_notes import merge_notes
 from ensjax.interop.merge_plans import (
     MergePlan,
+    check_layout,
     check_merge,
     knobs_by_leaf,
+    layouts_by_leaf,
     members_left_out,
 )
-from ensjax.interop.output_folders import check_output, output_folder
-from ensjax.interop.small_files import (
-    copy_small_files,
-    differences,
+from ensjax.interop.merged_statistics import (
+    STATISTICS,
+    check_variances,
+    merged_statistics,
 )
+from ensjax.interop.output_folders import check_output, output_folder
+from ensjax.interop.small_files import copy_small_files
 from ensjax.interop.stacks import stem_of
 from ensjax.interop.tensor_blocks import cast_block, finite_blocks
-from ensjax.interop.tensor_choice import TensorChoice, choose_tensors, has_wide
+from ensjax.interop.tensor_choice import TensorChoice, choose_tensors
 from ensjax.interop.tensor_types import (
     TensorSpec,
     WeightsError,
     bytes_of,
+    bytes_text,
     dtype_named,
 )
 from ensjax.interop.tied_words import check_tied_words
@@ -55,7 +61,6 @@ from ensjax.interop.unit_merges import (
     prepare_units,
     reads_of_units,
 )
-from ensjax.interop.units import LAYOUTS
 from ensjax.interop.weight_folders import WeightFolder
 from ensjax.interop.weight_writer import MAX_SHARD_SIZE, WeightWriter
 
@@ -89,6 +94,7 @@ def merge_folders(
     per_leaf: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     layout: str | None = None,
+    statistics: str = "mean",
     dtype: str | None = None,
     copy_from: str | os.PathLike | None = None,
     copy: Sequence[str] = (),
@@ -101,10 +107,11 @@ def merge_folders(
     """Merges checkpoints on disk without the code of their model.
 
     The same as the method of `weight_space` on the stack of all members, to the
-    rounding of float32, but read in blocks: at any time there are in memory at most as
-    many bytes as three times the largest tensor, or 32 MiB (JAX takes some 50 MiB more
-    while it compiles, whatever the size of the model). Methods that look at a
-    whole tensor or the whole model before they decide read the files several times.
+    rounding of float32 (and, for units, in the layout of the files), but read in
+    blocks: at any time there are in memory at most as many bytes as three times the
+    largest tensor, or 32 MiB (JAX takes some 50 MiB more while it compiles, whatever
+    the size of the model). Methods that look at a whole tensor or the whole model
+    before they decide read the files several times.
 
     Written are safetensors, the small files beside the weights of `copy_from` (if it is
     not given, of the base; if there is none, of the first folder) and `lineage.json`.
@@ -120,14 +127,23 @@ def merge_folders(
         knobs: keyword arguments of the method, such as `{"density": 0.3}`.
         per_leaf: other knobs for the tensors in whose name a regular expression is
             found, such as `{"head": {"weights": [1, 0]}}`; the first that is found
-            counts.
+            counts. `layout` may be among them.
         seed: of methods that draw. Draws depend on it, the member's place, the tensor's
             name and the entry alone.
         layout: "torch" where matrices are `[out, in]`, "flax" where they are
             `[in, out]`, for scopes by unit and DELLA; by default what the files say,
-            or "torch". DELLA's draws are numbered with the units on the last axis.
+            or "torch". DELLA's draws are numbered with the units on the last axis. A
+            table of embeddings is `[token, dim]` in either, and no name says for sure
+            what is one: under "torch" a unit of it is a token, as in mergekit; under
+            "flax" it is a dimension, as in `weight_space`. By `per_leaf` such as
+            `{"embed_tokens": {"layout": "flax"}}` the two are the same.
+        statistics: how batch statistics are merged (`running_mean` and `running_var` of
+            PyTorch, `batch_stats` of Flax, `rest` of ours). "mean": the members' mean
+            by their weights, for every method; "method": as weights are, refused where
+            a variance would be below 0. They are not the merged network's own in either
+            case, and a note says how they are measured again.
         dtype: of what is written, such as "bfloat16"; by default the members', which
-            must agree then.
+            must agree then. A `config.json` that names another is corrected.
         copy_from: one of the folders or the base: tensors that one of them lacks, or
             that differ in shape, are copied from it; it also settles
             `tie_word_embeddings` where configurations differ. By default both are
@@ -138,7 +154,7 @@ def merge_folders(
         max_shard_size: such as `5GB`.
         overwrite: whether an earlier output at `out` is replaced.
         allow_non_finite: whether NaN and infinity are merged, and written, instead of
-            refused. A member of weight 0 in a tensor is left out there.
+            refused. A member of weight 0 in a tensor is left out there in any case.
         report: called with bytes read and bytes to be read.
 
     Returns:
@@ -165,8 +181,11 @@ def merge_folders(
         per_leaf=per_leaf,
     )
     target = None if dtype is None else dtype_named(dtype)
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"layout is one of {', '.join(LAYOUTS)}; got {layout!r}.")
+    check_layout(layout)
+    if statistics not in STATISTICS:
+        raise ValueError(
+            f"statistics is one of {', '.join(STATISTICS)}; got {statistics!r}."
+        )
     bytes_of(max_shard_size)
     check_output(out, overwrite=overwrite)
     with ExitStack() as stack:
@@ -178,17 +197,19 @@ def merge_folders(
             copy=copy,
             skip=skip,
             any_dtype=target is not None,
+            mean_of_statistics=statistics == "mean",
         )
         _check_choice(choice, inputs.fisher)
         check_tied_words(inputs.models, choice, one_of(inputs.models, copy_from))
         reading = Reading(report)
-        names = list(choice.merged)
+        names = [*choice.merged, *choice.statistics]
         of_leaves = knobs_by_leaf(method, names, knobs, per_leaf)
+        left_out = members_left_out(method, of_leaves)
         blocks, information = blocks_of(
             inputs,
             choice,
             allow_non_finite=allow_non_finite,
-            left_out=members_left_out(of_leaves),
+            left_out=left_out,
             report=reading.add,
         )
         plan = MergePlan(
@@ -199,6 +220,7 @@ def merge_folders(
             fisher=information,
             seed=seed,
             layout=layout or inputs.members[0].layout,
+            layouts=layouts_by_leaf(names, per_leaf),
         )
         reading.total = sum(_bytes_read(plan, inputs, name) for name in names)
         hashes = stack.enter_context(InputHashes(inputs.all))
@@ -214,20 +236,29 @@ def merge_folders(
             max_shard_size=max_shard_size,
             allow_non_finite=allow_non_finite,
         )
-        kept, left = copy_small_files(source.path, partial, dtype=dtype)
+        kept, left = copy_small_files(
+            source.path,
+            partial,
+            read=source.specs.values(),
+            written=_written_specs(choice, target).values(),
+        )
         merged_files = {path.name for path in source.files}
+        found = hashes.wait()
+        notes = merge_notes(inputs, choice, plan, found, statistics, left_out)
         lineage = lineage_of(
             plan=plan,
             knobs=knobs,
             per_leaf=per_leaf,
             choice=choice,
-            inputs=hashes.wait(),
+            statistics=statistics,
+            out=out,
+            inputs=found,
             roles=inputs.roles,
             dtype=dtype,
             small_files_from=source.path,
             files_left=[name for name in left if name not in merged_files],
             output=[*written, *kept],
-            notes=_notes(inputs.models, choice),
+            notes=notes,
         )
         write_lineage(partial, lineage)
     return lineage
@@ -235,10 +266,13 @@ def merge_folders(
 
 def _bytes_read(plan, inputs, name):
     """Of one tensor, all passes and folders together."""
+    size = sum(folder.spec(name).nbytes for folder in inputs.models)
+    if name not in plan.specs:  # batch statistics
+        return size
     reads = _STREAMED[plan.method].reads(plan, name)
     # The lengths of Fisher information are found first.
     again = 2 if plan.knobs[name].get("normalize") else 1
-    return reads * sum(folder.spec(name).nbytes for folder in inputs.models) + again * (
+    return reads * size + again * (
         sum(folder.spec(name).nbytes for folder in inputs.fisher)
     )
 
@@ -265,7 +299,11 @@ def _write(folder, plan, choice, *, target, source, max_shard_size, allow_non_fi
             elif not specs[name].size:
                 blocks = [np.empty(0, np.float32)]
             else:
-                blocks = merged(plan, known, name)
+                if name in choice.statistics:
+                    blocks = merged_statistics(plan, choice.statistics[name], name)
+                else:
+                    blocks = merged(plan, known, name)
+                blocks = check_variances(blocks, name)
                 if not allow_non_finite:
                     blocks = finite_blocks(blocks, name)
             for block in blocks:
@@ -291,7 +329,7 @@ def _written_specs(choice: TensorChoice, target: Any) -> dict[str, TensorSpec]:
     """Shapes and types of the output, tensors in the order of their layers."""
     specs = {
         name: TensorSpec(spec.shape, target or spec.dtype)
-        for name, spec in choice.merged.items()
+        for name, spec in (*choice.merged.items(), *choice.statistics.items())
     }
     for name, copied in choice.copied.items():
         own = copied.source.spec(name)
@@ -305,8 +343,8 @@ def _check_room(folder: Path, needed: int) -> None:
     free = info.f_bavail * info.f_frsize
     if free < needed:
         raise WeightsError(
-            f"no space left for the output: it takes {needed / 1e9:.3g} GB, and"
-            f" {free / 1e9:.3g} GB are free."
+            f"no space left for the output: it takes {bytes_text(needed)}, and"
+            f" {bytes_text(free)} are free."
         )
 
 
@@ -318,11 +356,3 @@ def _pieces(source: WeightFolder, name: str) -> Iterator[np.ndarray]:
 
 
 _PIECE = 2**20
-
-
-def _notes(every: Sequence[WeightFolder], choice: TensorChoice) -> list[str]:
-    notes = [note for folder in every for note in folder.notes]
-    notes += differences([folder.path for folder in every])
-    if has_wide(choice.merged):
-        notes.append("tensors of float64 were summed in float32")
-    return notes

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ensjax.interop.tensor_types import WeightsError
+from ensjax.interop.tensor_types import TensorSpec, WeightsError, main_dtype
 from ensjax.interop.weight_writer import file_sha256, sync
 
 # A tokenizer's file has some 30 MB at most.
@@ -40,6 +40,7 @@ _RUN = (
     "lineage.json",
     "README",
 )
+_DTYPES = ("dtype", "torch_dtype")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json")
 # Fields that say nothing of what the numbers mean.
 _NAMES = (
@@ -105,28 +106,33 @@ def _is_weights(path):
 
 
 def copy_small_files(
-    folder: str | Path, target: Path, *, dtype: str | None = None
+    folder: str | Path,
+    target: Path,
+    *,
+    read: Iterable[TensorSpec],
+    written: Iterable[TensorSpec],
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Copies `small_files` of a folder.
+
+    `config.json` says in which type the weights are that lie beside it now, or
+    `from_pretrained` would change it.
 
     Args:
         folder: of the model.
         target: a folder that exists.
-        dtype: the type that weights have now, where it was changed: `config.json` says
-            so, or `from_pretrained` would change it back.
+        read: shapes and types of the weights in `folder`.
+        written: of those in `target`.
 
     Returns:
         For each file its name, size and SHA-256, and the names of those left.
     """
     files = small_files(folder)
+    config = _config_of(folder, list(read), list(written))
     copied = []
     for name in files.kept:
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        if name == "config.json" and dtype is not None:
-            config = read_config(folder) or {}
-            known = [key for key in ("dtype", "torch_dtype") if key in config]
-            config |= dict.fromkeys(known or ["dtype"], dtype)
+        if name == "config.json" and config is not None:
             place.write_text(json.dumps(config, indent=2) + "\n")
         else:
             shutil.copyfile(Path(folder) / name, place)
@@ -135,6 +141,35 @@ def copy_small_files(
         size = place.stat().st_size
         copied.append({"name": name, "size": size, "sha256": file_sha256(place)})
     return copied, files.left
+
+
+def _config_of(folder, read, written):
+    """The configuration with the type of what is written; None where it says so."""
+    config, dtype = read_config(folder), main_dtype(written)
+    if config is None or dtype is None:
+        return None
+    is_changed = _say_dtype(config, written)
+    if not any(config.get(key) for key in _DTYPES) and dtype != main_dtype(read):
+        config |= dict.fromkeys([k for k in _DTYPES if k in config] or ["dtype"])
+        config |= {key: dtype.name for key in _DTYPES if key in config}
+        is_changed = True
+    return config if is_changed else None
+
+
+def _say_dtype(config, written):
+    """Corrects fields of a configuration and its parts; returns whether any was."""
+    types = {spec.dtype.name: spec.dtype for spec in written}
+    dtype = main_dtype(written)
+    is_changed = False
+    for key, value in config.items():
+        if key in _DTYPES and isinstance(value, str):
+            said = types.get(value.removeprefix("torch."))
+            # Of weights of several types the wider may be meant: none is rounded.
+            if said is None or said.itemsize < dtype.itemsize:
+                config[key], is_changed = dtype.name, True
+        elif key.endswith("_config") and isinstance(value, dict):
+            is_changed |= _say_dtype(value, written)
+    return is_changed
 
 
 def read_config(folder: str | Path) -> dict[str, Any] | None:

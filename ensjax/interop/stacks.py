@@ -94,7 +94,8 @@ def write_weights(
         folder: to be made; may not exist.
         weights: arrays by name, of NumPy, JAX or PyTorch's `numpy()`.
         like: a folder whose small files (config, tokenizer, ...) are kept beside the
-            weights, and whose metadata and ties hold for them too.
+            weights, and whose metadata and ties hold for them too. Where `config.json`
+            names another type than that of the weights, it is corrected.
         max_shard_size: such as `5GB`; above it there are shards and an index.
         metadata: strings for the files; by default those of `like`, or
             `{"format": "pt"}`.
@@ -115,6 +116,7 @@ def write_weights(
             shared = {a: k for a, k in source.ties.items() if k in specs}
             ties = shared if ties is None else ties
             stem = stem_of(source)
+            read = list(source.specs.values())
     with output_folder(folder, overwrite=False) as partial:
         with WeightWriter(
             partial,
@@ -127,7 +129,7 @@ def write_weights(
             for name in writer.order:
                 writer.write(name, arrays[name])
         if like is not None:
-            copy_small_files(like, partial)
+            copy_small_files(like, partial, read=read, written=specs.values())
 
 
 def write_members(

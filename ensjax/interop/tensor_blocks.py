@@ -52,7 +52,7 @@ class Blocks:
             memory: bytes that a block and what is made of it may take.
             allow_non_finite: whether NaN and infinity are let through.
             left_out: by name, places of members of weight 0. What is not finite there
-                is read as 0: 0 times NaN would be NaN.
+                is let through, and read as 0: 0 times NaN would be NaN.
             report: called with the number of bytes read.
         """
         self.members, self.base = list(members), base
@@ -71,13 +71,17 @@ class Blocks:
         """Entries `start` to `stop` of all members, `[member, entry]`.
 
         Raises:
-            WeightsError: if one is not finite; names the tensor and the folder.
+            WeightsError: if one is not finite, of a member that is not left out; names
+                the tensor and the folder.
         """
         rows = np.empty((len(self.members), stop - start), np.float32)
-        for row, folder in zip(rows, self.members):
+        left_out = self._left_out.get(name, ())
+        for place, (row, folder) in enumerate(zip(rows, self.members)):
             self._read(row, folder, name, start, stop)
-        for place in self._left_out.get(name, ()):
-            rows[place][~np.isfinite(rows[place])] = 0.0
+            if place in left_out:
+                row[~np.isfinite(row)] = 0.0
+            else:
+                self._check(row, folder, name)
         return rows
 
     def origin(self, name: str, start: int, stop: int) -> np.ndarray | None:
@@ -86,6 +90,7 @@ class Blocks:
             return None
         row = np.empty(stop - start, np.float32)
         self._read(row, self.base, name, start, stop)
+        self._check(row, self.base, name)
         return row
 
     def moved(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -101,6 +106,8 @@ class Blocks:
         self._report(values.nbytes)
         with np.errstate(over="ignore"):  # float64 beyond float32 is found below
             row[:] = values
+
+    def _check(self, row, folder, name):
         if not self._allow and not np.isfinite(row).all():
             raise WeightsError(
                 f"tensor {name!r} of {folder.path} holds NaN or infinity; leave that"

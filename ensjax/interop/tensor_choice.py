@@ -7,7 +7,7 @@ import numpy as np
 
 from ensjax.interop.tensor_types import TensorSpec, WeightsError
 from ensjax.interop.weight_folders import WeightFolder
-from ensjax.weight_space.leaves import by_pattern
+from ensjax.weight_space.leaves import by_pattern, is_statistic
 
 
 class Copied(NamedTuple):
@@ -22,12 +22,14 @@ class TensorChoice(NamedTuple):
 
     Attributes:
         merged: shape and type of those that are merged, by name.
+        statistics: of batch statistics, of which the mean is taken.
         copied: those that are not.
         left: names that are not written, and why.
         ties: second names of tensors.
     """
 
     merged: dict[str, TensorSpec]
+    statistics: dict[str, TensorSpec]
     copied: dict[str, Copied]
     left: dict[str, str]
     ties: dict[str, str]
@@ -41,6 +43,7 @@ def choose_tensors(
     copy: Sequence[str] = (),
     skip: Sequence[str] = (),
     any_dtype: bool = False,
+    mean_of_statistics: bool = True,
 ) -> TensorChoice:
     """Decides for every tensor of any checkpoint.
 
@@ -56,6 +59,7 @@ def choose_tensors(
             merged.
         skip: patterns of names that are left out.
         any_dtype: whether members may hold a tensor in different types.
+        mean_of_statistics: whether batch statistics are kept apart from weights.
 
     Raises:
         WeightsError: if a tensor is missing or differs; names the tensor and the folder
@@ -69,7 +73,7 @@ def choose_tensors(
     names = [name for name in names if name not in ties]
     skipped = by_pattern(names, dict.fromkeys(skip, True), False)
     as_asked = by_pattern(names, dict.fromkeys(copy, True), False)
-    choice = TensorChoice({}, {}, {}, {})
+    choice = TensorChoice({}, {}, {}, {}, {})
     for name, is_skipped, is_copied in zip(names, skipped, as_asked):
         problem = _problem(name, members, base, any_dtype)
         if is_skipped:
@@ -86,16 +90,17 @@ def choose_tensors(
                 " (copy_from) or left out (skip)."
             )
         else:
-            _decide(choice, name, members[0].spec(name), source)
+            is_apart = mean_of_statistics and is_statistic(name)
+            _decide(choice, name, members[0].spec(name), source, is_apart)
     for alias, kept in ties.items():
-        if kept in choice.merged or kept in choice.copied:
+        if any(kept in own for own in choice[:3]):
             choice.ties[alias] = kept
     return choice
 
 
-def _decide(choice, name, spec, source):
+def _decide(choice, name, spec, source, is_apart):
     if spec.is_floating:
-        choice.merged[name] = spec
+        (choice.statistics if is_apart else choice.merged)[name] = spec
     elif spec.dtype.kind == "c":
         raise WeightsError(
             f"tensor {name!r} is {spec}; complex tensors are not merged. Copy it"

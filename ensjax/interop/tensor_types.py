@@ -1,6 +1,7 @@
 """The types of tensors in files, and what is known of a tensor before it is read."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import ml_dtypes
@@ -82,6 +83,25 @@ def dtype_named(name: str) -> np.dtype:
     if name not in named:
         raise ValueError(f"dtype is one of {', '.join(named)}; got {name!r}.")
     return named[name]
+
+
+def main_dtype(specs: Iterable[TensorSpec]) -> np.dtype | None:
+    """The type of most floating entries; None where there is none."""
+    entries: dict[np.dtype, int] = {}
+    for spec in specs:
+        if spec.is_floating:
+            entries[spec.dtype] = entries.get(spec.dtype, 0) + spec.size
+    return max(entries, key=lambda dtype: entries[dtype], default=None)
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes to be read by a human, such as `584 B` or `1.25 GB` (10^9)."""
+    number, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if number < 999.5:
+            break
+        number, unit = number / 1000, larger
+    return f"{number:.3g} {unit}"
 
 
 def bytes_of(text: str | int) -> int:

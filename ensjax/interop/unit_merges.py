@@ -14,11 +14,11 @@ import numpy as np
 
 from ensjax.interop.entry_merges import ELECTING
 from ensjax.interop.merge_plans import MergePlan
-from ensjax.interop.units import Units, units_of
-from ensjax.weight_space.averages import weighted_sum
+from ensjax.interop.units import Units
 from ensjax.weight_space.elections import elect, votes_of
 from ensjax.weight_space.pruning import drop_by_rank, name_number
 from ensjax.weight_space.task_vectors import add_to_base
+from ensjax.weight_space.vectors import weighted_sum
 
 UNIT_METHODS = ("della", "della_linear")
 
@@ -44,7 +44,7 @@ def merged_units(
     plan: MergePlan, known: dict[str, Any], name: str
 ) -> Iterator[np.ndarray]:
     """One tensor's merged entries in order, `[entry]` in float32, block by block."""
-    units = units_of(plan.specs[name].shape, "output", plan.layout)
+    units = plan.units(name, "output")
     scope = plan.knobs[name].get("scope", "leaf")
     is_electing = plan.method in ELECTING
     majority = known.get("majority")
@@ -66,7 +66,7 @@ def merged_units(
 
 def _parts(plan, name):
     """Units from and to, and what `_merge` is given of them, a block at a time."""
-    units = units_of(plan.specs[name].shape, "output", plan.layout)
+    units = plan.units(name, "output")
     rest = units.outer * units.inner
     if not rest * units.count:
         return

@@ -101,7 +101,9 @@ def fit(
             weight_space.EMA(0.99)}`; any object with `init(params)` and `update(state,
             params)` of one member. Their states come back as `log.averages`, and
             `weight_space.averaged` makes an ensemble of one. After a step that does not
-            count (a member that is not finite) they are what they were.
+            count (a member that is not finite) they are what they were. A member that
+            is seeded again begins a new one, from `restart(state, init(params))` where
+            there is such a method: it keeps the number of the step.
         health: what becomes of a member that is not finite: "freeze", "rollback",
             "reseed", "off", or an `ensjax.Health` with its settings.
         steps_per_call: steps in one call of the compiled program. All intervals are

@@ -360,6 +360,14 @@ class Member:
         if self.health.policy == "reseed":
             fresh = self.health.fresh(self.graph, seed, member_id, number)
             fresh = self.init(fresh, hyper)
+            if self.averages:
+                # A schedule, such as from which step on, is that of the run.
+                fresh["averages"] = {
+                    name: own.restart(after["averages"][name], fresh["averages"][name])
+                    if hasattr(own, "restart")
+                    else fresh["averages"][name]
+                    for name, own in self.averages
+                }
             names += ("best",) if self.keep_best else ()
             state |= _choose(recovers, fresh, state, names)
         if "rate_scale" in before:

@@ -2,7 +2,8 @@
 
 `mix` is a pure function of a stacked tree; what evaluates models (`sweep`,
 `greedy_soup`, `connectivity`, ...) takes an `Ensemble` and is one compiled program on
-its mesh.
+its mesh. Merging methods (`average`, `ties`, ...) take both: of a tree `[member, ...]`
+they give a tree `[...]`, of an `Ensemble` an `Ensemble` of one.
 """
 
 from ensjax.weight_space.activation_matching import match_activations
@@ -59,7 +60,12 @@ from ensjax.weight_space.task_vectors import (
     nearswap,
     task_arithmetic,
 )
-from ensjax.weight_space.trajectory import EMA, LAWA, SWA, SWAG, averaged, swag_members
+from ensjax.weight_space.trajectory import EMA, LAWA, SWA, SWAG
+from ensjax.weight_space.trajectory_members import (
+    averaged,
+    lawa_members,
+    swag_members,
+)
 
 __all__ = [
     "Concat",
@@ -104,6 +110,7 @@ __all__ = [
     "input_grams",
     "inverse_permutations",
     "karcher_mean",
+    "lawa_members",
     "leaf_names",
     "learned_soup",
     "match_activations",

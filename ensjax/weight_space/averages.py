@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.leaves import (
     check_base,
     check_weights,
@@ -14,9 +15,10 @@ from ensjax.weight_space.leaves import (
     map_leaves,
     wide,
 )
-from ensjax.weight_space.vectors import rows_of, without_absent
+from ensjax.weight_space.vectors import weighted_sum
 
 
+@takes_ensembles()
 def average(
     stacked: Any, *, weights: Any = None, normalize: bool = True, keep: int = 0
 ) -> Any:
@@ -25,7 +27,7 @@ def average(
         theta = sum_m w_m theta_m / sum_m w_m
 
     Args:
-        stacked: leaves `[member, ...]`.
+        stacked: leaves `[member, ...]` or an `Ensemble`.
         weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
             member, also one that is not finite.
         normalize: whether to divide by the sum of the weights. mergekit's `linear` does
@@ -52,15 +54,6 @@ def average(
         return weighted_sum(rows, weights * scale)
 
     return map_leaves(mean, stacked, keep=keep)
-
-
-def weighted_sum(rows: jax.Array, weights: jax.Array) -> jax.Array:
-    """`sum_m w_m x_m` of one leaf `[member, ...]` by weights `[member]`.
-
-    A weight of 0 removes a member, also one that is not finite.
-    """
-    rows = without_absent(rows, weights)
-    return jnp.sum(rows * rows_of(weights, rows), axis=0)
 
 
 class RunningAverage(NamedTuple):

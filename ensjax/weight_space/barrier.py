@@ -10,9 +10,9 @@ import numpy as np
 
 from ensjax.ensemble import Ensemble
 from ensjax.members import num_members
-from ensjax.weight_space.coefficients import pair_paths
+from ensjax.weight_space.coefficients import alphas_of, pair_paths
 from ensjax.weight_space.leaves import is_mixed, wide
-from ensjax.weight_space.row_scores import RowScore
+from ensjax.weight_space.row_scores import RowScore, check_loss
 from ensjax.weight_space.sweep import sweep
 
 
@@ -88,17 +88,17 @@ def connectivity(
     Args:
         ensemble: at least two members.
         datasets, statistics, batch_size, block: as for `sweep`.
-        score: a name in `ROW_SCORES` or a function of rows that is to be small.
+        score: what is to be small: "nll", "error", "brier" or "squared_error", or a
+            function of rows.
         alphas: `[alpha]` from 0 to 1, or how many.
 
     Raises:
-        ValueError: as `sweep` and `barrier`.
+        ValueError: as `sweep` and `barrier`, or if the score is to be large.
 
     Source: Ainsworth et al. 2023, Git Re-Basin, arXiv:2209.04836 (25 points on a path).
     """
-    if isinstance(alphas, int):
-        alphas = np.linspace(0, 1, alphas, dtype=np.float32)
-    alphas = np.asarray(alphas, np.float32)
+    check_loss(score)
+    alphas = np.asarray(alphas_of(alphas), np.float32)
     pairs, rows = pair_paths(ensemble.num_members, alphas)
     found = sweep(
         ensemble,

@@ -6,7 +6,9 @@ with these coefficients.
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +40,27 @@ def alpha_path(
     Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models,
     arXiv:2109.01903, equation 1.
     """
-    if isinstance(alphas, int):
-        if alphas < 2:
-            raise ValueError(f"a path has at least its two ends; got {alphas} alphas.")
-        alphas = np.linspace(0.0, 1.0, alphas, dtype=np.float32)
-    alphas = jnp.asarray(alphas, jnp.float32)
+    alphas = jnp.asarray(alphas_of(alphas), jnp.float32)
     if alphas.ndim != 1:
         raise ValueError(f"alphas must be [mixture]; got shape {alphas.shape}.")
     first, second = _ends(ends, num_members)
     rows = jnp.zeros((alphas.shape[0], num_members), jnp.float32)
     return rows.at[:, first].set(1 - alphas).at[:, second].set(alphas)
+
+
+def alphas_of(alphas: jax.Array | Sequence[float] | int) -> Any:
+    """Alphas as they are given or, of their number, equally spaced from 0 to 1.
+
+    Raises:
+        ValueError: if they are fewer than two.
+    """
+    try:
+        number = operator.index(alphas)  # also an integer of NumPy
+    except TypeError:
+        return alphas
+    if number < 2:
+        raise ValueError(f"a path has at least its two ends; got {number} alphas.")
+    return np.linspace(0.0, 1.0, number, dtype=np.float32)
 
 
 def pair_paths(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.members import num_members
-from ensjax.weight_space.averages import weighted_sum
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.leaves import check_weights
 from ensjax.weight_space.pruning import (
     drop_at_random,
@@ -27,9 +27,15 @@ from ensjax.weight_space.task_vectors import (
     ids_of,
     ranked_drop_of,
 )
-from ensjax.weight_space.vectors import check_scope, rows_of, without_absent
+from ensjax.weight_space.vectors import (
+    check_scope,
+    rows_of,
+    weighted_sum,
+    without_absent,
+)
 
 
+@takes_ensembles()
 def ties(
     stacked: Any,
     base: Any,
@@ -45,8 +51,8 @@ def ties(
     members; the mean is over the members whose entry has that sign.
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         density: share of entries that each member keeps, a number or `[member]`. 0.2 in
             the paper.
         lam: scale of the merged task vector; 1 in the paper without validation data.
@@ -88,6 +94,7 @@ def ties(
     return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def dare_ties(
     stacked: Any,
     base: Any,
@@ -118,6 +125,7 @@ def dare_ties(
     return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def della(
     stacked: Any,
     base: Any,
@@ -137,8 +145,8 @@ def della(
     its probability. Then signs are elected and agreeing entries averaged.
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         key: as in `dare`.
         density: mean probability of being kept, a number or `[member]`. There is no
             usual value.
@@ -172,6 +180,7 @@ def della(
     return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def breadcrumbs_ties(
     stacked: Any,
     base: Any,
@@ -198,6 +207,7 @@ def breadcrumbs_ties(
     return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def sce(stacked: Any, base: Any, *, density: Any = 1.0, lam: Any = 1.0) -> Any:
     """Select, calculate, erase: members weighted by how far they went, leaf by leaf.
 
@@ -206,8 +216,8 @@ def sce(stacked: Any, base: Any, *, density: Any = 1.0, lam: Any = 1.0) -> Any:
     minority's sign are erased, and the rest is averaged with the weights.
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         density: share that is selected of the entries that vary at all, a number. 1
             selects everything (mergekit's default), also what does not vary; the paper
             takes 0.1.

@@ -9,6 +9,7 @@ import numpy as np
 
 from ensjax.ensemble import Ensemble
 from ensjax.members import member_key, num_members
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.leaves import check_weights, is_mixed, leaf_name, wide
 from ensjax.weight_space.row_statistics import mean_over_rows
 from ensjax.weight_space.vectors import map_together, rows_of, without_absent
@@ -161,6 +162,7 @@ class _SquaredGradients:
         return one_hot / np.sqrt(self.num_draws).astype(log_probs.dtype)
 
 
+@takes_ensembles()
 def fisher_merge(
     stacked: Any,
     fisher: Any,
@@ -175,7 +177,7 @@ def fisher_merge(
         theta = sum_m w_m F_m theta_m / sum_m w_m F_m
 
     Args:
-        stacked: leaves `[member, ...]`, such as `ensemble.params`.
+        stacked: leaves `[member, ...]` or an `Ensemble`, such as `ensemble.params`.
         fisher: of `fisher_information`: the same structure and shapes, at least 0.
         weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
             member, also one that is not finite.

@@ -64,7 +64,7 @@ def learned_soup(
         ensemble: M members, usually fine-tuned from one model.
         data: inputs and labels `[row, ...]` that are held out of their training.
         granularity: "model" (one coefficient a member), "layer" (one for all leaves of
-            a module) or "leaf".
+            a module, batch statistics among them) or "leaf".
         learning_rate: of AdamW.
         num_epochs: passes over the rows, in a new order each.
         batch_size: rows of a step; the largest not above it that leaves no short batch.
@@ -91,7 +91,8 @@ def learned_soup(
     check_finite(ensemble)
     mesh = ensemble.mesh
     names = leaf_names(ensemble.state)
-    layers = [_layer(name, granularity) for name in names]
+    groups = {"model": lambda name: "model", "layer": layer_of, "leaf": lambda n: n}
+    layers = [groups[granularity](name) for name in names]
     mixed = [is_mixed(leaf) for leaf in jax.tree.leaves(ensemble.state)]
     known = list(dict.fromkeys(n for n, is_in in zip(layers, mixed) if is_in))
     places = tuple(known.index(n) if n in known else 0 for n in layers)
@@ -127,10 +128,17 @@ def learned_soup(
     )
 
 
-def _layer(name, granularity):
-    if granularity == "model":
-        return "model"
-    return name.rpartition(".")[0] if granularity == "layer" else name
+def layer_of(name: str) -> str:
+    """The layer of a leaf: `params` and the module, also of its batch statistics.
+
+    Args:
+        name: of a leaf of an ensemble's state, such as `rest.blocks.0.norm.mean`, whose
+            layer is `params.blocks.0.norm`.
+    """
+    parts = ["params", *name.split(".")[1:-1]]
+    if parts[1:2] == ["batch_stats"]:  # the other half of a linen module's variables
+        parts[1] = "params"
+    return ".".join(parts)
 
 
 def _batch_size(data, batch_size, shards):

@@ -2,7 +2,9 @@
 
 Everything in this room goes through here: floating leaves are computed in float32 (or
 wider) and cast back at the end; what is not floating (counters, masks, random keys) is
-taken from one member and never averaged.
+taken from one member and never averaged. Batch statistics are no weights: they belong
+to the activations of one member, and a merge takes their mean, whatever it does with
+weights.
 """
 
 import functools
@@ -40,6 +42,22 @@ def leaf_names(tree: Any) -> list[str]:
 def is_mixed(leaf: Any) -> bool:
     """Whether a leaf is averaged: it holds floating or complex numbers."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+# PyTorch's batch norm; a collection of flax linen; what is no parameter of our members.
+_STATISTICS = re.compile(
+    r"(^|[./])(running_mean|running_var|num_batches_tracked)$"
+    r"|(^|[./])batch_stats[./]|^rest[./]"
+)
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a leaf of this name holds batch statistics, no weights.
+
+    Names of PyTorch (`bn.running_var`), of flax linen (`batch_stats.bn.var`) and of the
+    states of ensjax (`rest.bn.var`) are known.
+    """
+    return _STATISTICS.search(name) is not None
 
 
 def wide(leaf: Any) -> jax.Array:

@@ -1,4 +1,7 @@
-"""The merging methods by name, and what each of them needs."""
+"""The merging methods by name, and what each of them needs.
+
+All take a tree or an `Ensemble`; see `ensembles.takes_ensembles`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

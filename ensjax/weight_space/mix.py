@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members, take_rows
+from ensjax.weight_space.ensembles import ensemble_of
 from ensjax.weight_space.leaves import by_pattern, is_mixed, leaf_names, wide
 
 
@@ -46,12 +47,15 @@ def mix(
     Raises:
         ValueError: if a shape does not fit, a pattern is found in no leaf's name, or
             `keep` is no member.
+        TypeError: if it is an `Ensemble`; see `mix_members`.
 
     Example:
         >>> stack = {"w": jnp.array([[0.0, 2.0], [4.0, 6.0]])}
         >>> mix(stack, jnp.array([[0.5, 0.5]]))["w"]
         Array([[2., 4.]], dtype=float32)
     """
+    if isinstance(stacked, Ensemble):
+        raise TypeError("mix is of a tree; of an ensemble there is mix_members.")
     check_keep(keep, num_members(stacked))
     matrices, places = coefficients_of_leaves(stacked, coefficients, per_leaf)
     leaves, treedef = jax.tree.flatten(stacked)
@@ -93,9 +97,7 @@ def mix_members(
     matrices, places = coefficients_of_leaves(state, coefficients, per_leaf)
     program = mesh_program(_Mix(matrices[0].shape[0], places), ensemble.mesh)
     mixed = program(state, matrices, jnp.int32(keep))
-    ids = jnp.arange(matrices[0].shape[0], dtype=jnp.int32)
-    mixtures = dataclasses.replace(ensemble, state=mixed, member_ids=ids)
-    return mixtures.on_mesh(ensemble.mesh)
+    return ensemble_of(ensemble, mixed)
 
 
 def coefficients_of_leaves(
@@ -165,6 +167,52 @@ class Rows:
         return jnp.where(spoilt, jnp.nan, total)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What members said, ready to be summed many times.
+
+    Other than of weights, what is not finite stays where it is: a row that is NaN
+    spoils no other row, and a logit of -inf is a class that is ruled out.
+
+    Attributes:
+        values: `[member, ...]`, floating.
+    """
+
+    values: jax.Array
+
+    def mixed(self, matrix: jax.Array) -> jax.Array:
+        """`[mixture, ...]`, for coefficients `[mixture, member]`.
+
+        A coefficient of 0 removes a member; else the sum is that of its terms, also
+        where these are infinite.
+        """
+
+        def summed(coefficients, values):
+            return jnp.tensordot(coefficients, values, axes=1, precision="highest")
+
+        def plain():
+            return summed(matrix, self.values)
+
+        def with_infinities():
+            finite = jnp.isfinite(self.values)
+            # A product would make NaN of 0 and infinity: signs are counted instead.
+            is_down, is_up = (self.values == s * jnp.inf for s in (-1, 1))
+            kinds = jnp.concatenate([is_down, is_up]).astype(matrix.dtype)
+            above, below = (matrix > 0).astype(matrix.dtype), matrix < 0
+            below = below.astype(matrix.dtype)
+            downs = summed(jnp.concatenate([above, below], axis=1), kinds)
+            ups = summed(jnp.concatenate([below, above], axis=1), kinds)
+            unknown = summed(above + below, jnp.isnan(self.values).astype(matrix.dtype))
+            total = summed(matrix, jnp.where(finite, self.values, 0))
+            total = jnp.where(downs > 0, -jnp.inf, total)
+            total = jnp.where(ups > 0, total + jnp.inf, total)
+            return jnp.where(unknown > 0, jnp.nan, total)
+
+        is_finite = jnp.all(jnp.isfinite(self.values))
+        return jax.lax.cond(is_finite, plain, with_infinities)
+
+
 def local_rows(leaves: Sequence[Any], keep: Any) -> list[Any]:
     """Inside a `shard_map`: local members of every leaf, and what is kept of others.
 
@@ -204,7 +252,7 @@ def local_mixtures(
     return list(map(one, rows, places, dtypes))
 
 
-def scattered(rows: Rows, matrix: jax.Array) -> jax.Array:
+def scattered(rows: Rows | Outputs, matrix: jax.Array) -> jax.Array:
     """Inside a `shard_map`: this device's share of the mixtures of split members.
 
     Args:

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.members import num_members
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.vectors import Gram, check_scope, inner, lengths, map_together
 
 
+@takes_ensembles()
 def model_stock(stacked: Any, base: Any, *, scope: str = "leaf") -> Any:
     """Between the base and the members' mean, nearer the mean the more they agree.
 
@@ -19,8 +21,9 @@ def model_stock(stacked: Any, base: Any, *, scope: str = "leaf") -> Any:
     `theta_m - theta_0` of all pairs of the N members.
 
     Args:
-        stacked: leaves `[member, ...]`, at least two members, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, at least two members,
+            fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         scope: "leaf" (one angle for each leaf, as in mergekit), "output" (one for the
             weights of each unit, mergekit's `filter_wise`), "input" or "global".
 

@@ -8,11 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.members import num_members
-from ensjax.weight_space.averages import weighted_sum
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.leaves import check_weights
-from ensjax.weight_space.vectors import map_together, rows_of, without_absent
+from ensjax.weight_space.vectors import (
+    map_together,
+    rows_of,
+    weighted_sum,
+    without_absent,
+)
 
 
+@takes_ensembles()
 def regmean(
     stacked: Any,
     grams: Mapping[str, Any],
@@ -32,7 +38,7 @@ def regmean(
     without a Gram matrix are averaged.
 
     Args:
-        stacked: leaves `[member, ...]`, such as `ensemble.params`.
+        stacked: leaves `[member, ...]` or an `Ensemble`, such as `ensemble.params`.
         grams: of `input_grams`: by the dotted name of each kernel,
             `[member, group, entry + 1, entry + 1]`.
         alpha: how much of the correlations between inputs is kept: 1 is the least

@@ -14,21 +14,36 @@ from ensjax.members import pad_members
 RowScore = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def _of_classes(values, logits, labels):
+    """`values` `[batch]`, NaN where the label is no class."""
+    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    return jnp.where(is_class, values, jnp.nan)
+
+
 def _accuracy(logits, labels):
     # NaN has an argmax too; a logit of -inf is a class that is ruled out.
     is_valid = jnp.isfinite(jnp.max(logits, axis=-1))
     is_right = jnp.argmax(logits, axis=-1) == labels
-    return jnp.where(is_valid, is_right.astype(jnp.float32), jnp.nan)
+    right = jnp.where(is_valid, is_right.astype(jnp.float32), jnp.nan)
+    return _of_classes(right, logits, labels)
+
+
+def _error(logits, labels):
+    return 1 - _accuracy(logits, labels)
 
 
 def _nll(logits, labels):
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    return -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    # Without the mode, -1 would be the last class.
+    at_label = jnp.take_along_axis(log_probs, labels[:, None], axis=-1, mode="clip")
+    return _of_classes(-at_label[:, 0], logits, labels)
 
 
 def _brier(logits, labels):
     probs = jax.nn.softmax(logits, axis=-1)
-    return jnp.sum(jnp.square(probs - jax.nn.one_hot(labels, probs.shape[-1])), axis=-1)
+    one_hot = jax.nn.one_hot(labels, probs.shape[-1])
+    values = jnp.sum(jnp.square(probs - one_hot), axis=-1)
+    return _of_classes(values, logits, labels)
 
 
 def _confidence(logits, labels):
@@ -41,14 +56,63 @@ def _squared_error(outputs, targets):
     return jnp.mean(error.reshape(error.shape[0], -1), axis=-1)
 
 
-# Each is NaN for a row with an output that is NaN.
+# Each is NaN for a row with an output that is NaN, or a label that is no class.
 ROW_SCORES: dict[str, RowScore] = {
     "accuracy": _accuracy,
+    "error": _error,
     "nll": _nll,
     "brier": _brier,
     "confidence": _confidence,
     "squared_error": _squared_error,
 }
+# Whether a larger value is better; of a confidence neither is.
+_IS_BETTER_LARGE = {
+    "accuracy": True,
+    "error": False,
+    "nll": False,
+    "brier": False,
+    "confidence": None,
+    "squared_error": False,
+}
+
+
+def is_better_large(score: str | RowScore, largest: bool | None) -> bool:
+    """Whether a larger score is better: as it is said, else by the score's name.
+
+    Args:
+        score: a name, or a function of rows; those in `ROW_SCORES` are known.
+        largest: what was said; `None`: nothing.
+
+    Raises:
+        ValueError: if nothing was said and it is not known.
+    """
+    known = _IS_BETTER_LARGE.get(name_of(score)) if largest is None else bool(largest)
+    if known is None:
+        named = repr(score) if isinstance(score, str) else "a function of one's own"
+        directions = [
+            name for name, is_known in _IS_BETTER_LARGE.items() if is_known is not None
+        ]
+        raise ValueError(
+            f"whether {named} is better large or small is not known: give largest=True"
+            f" or largest=False. It is known of {', '.join(directions)}."
+        )
+    return known
+
+
+def name_of(score: str | RowScore) -> str | None:
+    """The name of a score in `ROW_SCORES`, of its name or function; else `None`."""
+    return next((n for n, fn in ROW_SCORES.items() if score in (n, fn)), None)
+
+
+def check_loss(score: str | RowScore) -> None:
+    """Raises `ValueError` for a score in `ROW_SCORES` that is not to be small."""
+    name = name_of(score)
+    if name is not None and _IS_BETTER_LARGE[name] is not False:
+        losses = [n for n, is_large in _IS_BETTER_LARGE.items() if is_large is False]
+        raise ValueError(
+            f"a barrier is of a score that is to be small: {', '.join(losses)}; got"
+            f" {name!r}."
+        )
 
 
 def row_scores(

@@ -18,9 +18,15 @@ from ensjax.ensemble import Ensemble
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members
 from ensjax.mesh import fetch
+from ensjax.weight_space.ensembles import ensemble_of
 from ensjax.weight_space.leaves import finite_members, is_mixed
 from ensjax.weight_space.mix import Rows, local_rows, mix_members
-from ensjax.weight_space.row_scores import RowScore, batches_of_rows, row_scores
+from ensjax.weight_space.row_scores import (
+    RowScore,
+    batches_of_rows,
+    is_better_large,
+    row_scores,
+)
 from ensjax.weight_space.statistics import (
     recompute_statistics,
     split_batches,
@@ -94,7 +100,7 @@ def greedy_soup(
     data: tuple[Any, Any],
     *,
     score: str | RowScore = "accuracy",
-    largest: bool = True,
+    largest: bool | None = None,
     min_gain: float = 0.0,
     statistics: Any = None,
     batch_size: int = 512,
@@ -111,7 +117,9 @@ def greedy_soup(
         data: inputs and targets `[row, ...]` that are held out.
         score: a name in `ROW_SCORES`, or a function of one batch's outputs and targets
             that gives `[batch]`.
-        largest: whether a larger score is better; "nll" needs False.
+        largest: whether a larger score is better. By default it is for "accuracy" and
+            is not for "error", "nll", "brier" and "squared_error"; of any other it must
+            be said.
         min_gain: a candidate stays if it improves the score by more than this.
         statistics: inputs `[row, ...]` on which every candidate's batch statistics are
             measured; without, they are mixed as weights are.
@@ -121,8 +129,8 @@ def greedy_soup(
         `Soup`. Among members of equal score the first comes first.
 
     Raises:
-        ValueError: if a shape or a name does not fit, `min_gain` is negative, or no
-            member is finite with a score.
+        ValueError: if a shape or a name does not fit, `min_gain` is negative, it is not
+            known whether the score is to be large, or no member is finite with a score.
 
     Source: Wortsman et al. 2022, Model soups, arXiv:2203.05482, recipe 1 (greedy).
     """
@@ -130,6 +138,8 @@ def greedy_soup(
         raise ValueError(f"min_gain must be at least 0; got {min_gain}.")
     members, mesh = ensemble.num_members, ensemble.mesh
     scores = {"score": score} if callable(score) else score
+    ((_, row_score),) = row_scores(scores)
+    sign = 1.0 if is_better_large(score, largest) else -1.0
     alone = sweep(
         ensemble,
         np.eye(members),
@@ -139,17 +149,16 @@ def greedy_soup(
         batch_size=batch_size,
     ).values["weights"]["data"]
     (alone,) = alone.values()
-    sign = 1.0 if largest else -1.0
     is_usable = finite_members(ensemble.state) & ~np.isnan(alone)
     if not is_usable.any():
         raise ValueError(
             f"none of the {members} members is finite and has a score that is not NaN,"
-            " so that there is none to begin a soup with."
+            " so that there is none to begin a soup with. With a label that is no class"
+            " a score is NaN too."
         )
     ranked = np.where(is_usable, -sign * alone, np.nan)
     order = np.argsort(ranked, kind="stable")  # what is NaN comes last
     shards = mesh.shape["member"] * mesh.shape["data"]
-    ((_, row_score),) = row_scores(scores)
     job = _Greedy(ensemble.graph, row_score, sign, float(min_gain))
     batches = batches_of_rows("data", data, batch_size, shards)
     if statistics is not None:
@@ -164,10 +173,9 @@ def greedy_soup(
     is_kept = np.asarray(is_kept)
     weights = np.zeros(members)
     weights[order[is_kept]] = 1 / is_kept.sum()
-    model = dataclasses.replace(
-        ensemble, state=state, member_ids=jnp.zeros(1, jnp.int32)
-    ).on_mesh(mesh)
-    return Soup(model, weights, order, np.asarray(values), is_kept)
+    return Soup(
+        ensemble_of(ensemble, state), weights, order, np.asarray(values), is_kept
+    )
 
 
 def check_finite(ensemble: Ensemble, is_in: Any = True) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.weight_space.averages import weighted_sum
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.leaves import check_weights
 from ensjax.weight_space.vectors import (
     Gram,
@@ -21,6 +21,7 @@ from ensjax.weight_space.vectors import (
     lengths,
     map_together,
     rows_of,
+    weighted_sum,
     without_absent,
 )
 
@@ -28,6 +29,13 @@ from ensjax.weight_space.vectors import (
 PARALLEL = 1.0 - 1e-6
 
 
+def _by_t(arguments, members):
+    del members
+    t = jnp.asarray(arguments.get("t", 0.5), jnp.float32)
+    return jnp.stack([1.0 - t, t])
+
+
+@takes_ensembles(_by_t)
 def slerp(
     stacked: Any,
     *,
@@ -42,7 +50,7 @@ def slerp(
         cos(O) = x_0 . x_1 / (|x_0| |x_1|)
 
     Args:
-        stacked: leaves `[2, ...]`.
+        stacked: leaves `[2, ...]` or an `Ensemble`.
         t: from 0 (member 0) to 1 (member 1); may be traced. 0.5 as in mergekit's
             examples, which has no default.
         scope: "leaf" (one angle for each leaf, as in mergekit), "global" (one for the
@@ -75,14 +83,16 @@ def slerp(
     return map_together(between, stacked, keep=keep)
 
 
+@takes_ensembles(_by_t)
 def nuslerp(
     stacked: Any, base: Any = None, *, t: Any = 0.5, scope: str = "leaf", keep: int = 0
 ) -> Any:
     """SLERP of two members or, with a base, of what they have added to it.
 
     Args:
-        stacked: leaves `[2, ...]`.
-        base: one member's tree, the origin of the vectors; zero by default.
+        stacked: leaves `[2, ...]` or an `Ensemble`.
+        base: the origin of the vectors, one member: a tree, module or `Ensemble` of
+            one. Zero by default.
         t: `w_1 / (w_0 + w_1)` of mergekit's weights; may be traced.
         scope: "leaf" (mergekit's `nuslerp_flatten`, its default), "output" or "input"
             (vectors of one output or one input unit: mergekit's two row-wise forms,
@@ -152,6 +162,7 @@ def on_circle(
     return moved
 
 
+@takes_ensembles()
 def multislerp(
     stacked: Any,
     base: Any = None,
@@ -170,8 +181,9 @@ def multislerp(
     there is `karcher_mean`.
 
     Args:
-        stacked: leaves `[member, ...]`.
-        base: one member's tree, the origin of the vectors; zero by default.
+        stacked: leaves `[member, ...]` or an `Ensemble`.
+        base: the origin of the vectors, one member: a tree, module or `Ensemble` of
+            one. Zero by default.
         weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
             member, also one that is not finite.
         scope: "leaf" (as in mergekit), "global", "output" or "input".
@@ -210,6 +222,7 @@ def mean_direction(
     ]
 
 
+@takes_ensembles()
 def karcher_mean(
     stacked: Any,
     base: Any = None,
@@ -226,8 +239,9 @@ def karcher_mean(
     until the tangent is shorter than `tolerance`.
 
     Args:
-        stacked: leaves `[member, ...]`.
-        base: one member's tree, the origin of the vectors; zero by default.
+        stacked: leaves `[member, ...]` or an `Ensemble`.
+        base: the origin of the vectors, one member: a tree, module or `Ensemble` of
+            one. Zero by default.
         weights: `[member]`, at least 0; equal by default. A weight of 0 removes a
             member, also one that is not finite.
         scope: "leaf" (as in mergekit), "global", "output" or "input".

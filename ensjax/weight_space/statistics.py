@@ -6,6 +6,7 @@ for batch norm, so that dropout plays no part.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -31,7 +32,9 @@ def recompute_statistics(
     through the layers before it with its own statistics, as in training.
 
     Args:
-        ensemble: of nnx modules with `nnx.BatchNorm`.
+        ensemble: of nnx modules with `nnx.BatchNorm`. They are measured also where the
+            module says `use_running_average` in the call. A norm that the forward does
+            not run in evaluation mode keeps its statistics.
         x: inputs, leaves `[example, ...]`; every member sees the same.
         batch_size: rows at a time; the largest not above it that leaves no short batch
             is taken, and up to a batch's number of rows are left out at the end.
@@ -41,8 +44,8 @@ def recompute_statistics(
         An ensemble with the same parameters.
 
     Raises:
-        ValueError: if there are no rows, the model has no batch norm, or it is no nnx
-            module.
+        ValueError: if there are no rows, the model has no batch norm, it is no nnx
+            module, or its batch norm is not run through `nnx.BatchNorm.__call__`.
 
     Source: Izmailov et al. 2018, Averaging weights leads to wider optima,
     arXiv:1803.05407, section 3.2.
@@ -111,10 +114,14 @@ def with_statistics(graph: NnxGraph, state: Any, batches: Any) -> Any:
         model = graph.merge(state, train=False)
         norms = _norms(model)
         for norm in norms:
-            # Without momentum the running statistics are those of this batch.
-            norm.use_running_average, norm.momentum = False, 0.0
-            norm.axis_name = "data"
+            norm.__class__ = _measuring(type(norm))
+        before = [norm.mean[...] for norm in norms]
         model(batch)
+        if all(norm.mean[...] is mean for norm, mean in zip(norms, before)):
+            raise ValueError(
+                "none of the members' nnx.BatchNorm was run, so that no statistics were"
+                " measured: does a subclass normalise without super().__call__(x)?"
+            )
         return [(norm.mean[...], norm.var[...]) for norm in norms]
 
     each = jax.lax.map(measure, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), batches))
@@ -125,6 +132,29 @@ def with_statistics(graph: NnxGraph, state: Any, batches: Any) -> Any:
         norm.mean[...] = mean
         norm.var[...] = jnp.mean(variances, axis=0) + between
     return {"params": state["params"], "rest": graph.rest(model)}
+
+
+class _Measuring(nnx.BatchNorm):
+    """Batch norm that keeps the statistics of the batch, whatever it is told."""
+
+    def __call__(self, x, use_running_average=None, *, mask=None):
+        del use_running_average
+        # Without momentum the running statistics are those of this batch. From 0 and 1,
+        # as 0 times what is not finite is NaN.
+        self.momentum, self.axis_name = 0.0, "data"
+        self.mean[...] = jnp.zeros_like(self.mean[...])
+        self.var[...] = jnp.ones_like(self.var[...])
+        return super().__call__(x, use_running_average=False, mask=mask)
+
+
+@functools.lru_cache(maxsize=256)
+def _measuring(kind):
+    """The class of a norm, with `_Measuring` in place of `nnx.BatchNorm`.
+
+    Between the two, so that it also sees what a subclass passes on.
+    """
+    bases = (_Measuring,) if kind is nnx.BatchNorm else (kind, _Measuring)
+    return type(kind)(kind.__name__, bases, {})
 
 
 def _norms(model):

@@ -20,8 +20,9 @@ from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
 from ensjax.mapping import map_local, mesh_program
 from ensjax.members import num_members, pad_members
+from ensjax.weight_space.leaves import wide
 from ensjax.weight_space.mix import (
-    Rows,
+    Outputs,
     check_keep,
     coefficients_of_leaves,
     local_mixtures,
@@ -30,7 +31,12 @@ from ensjax.weight_space.mix import (
     pad_matrices,
     scattered,
 )
-from ensjax.weight_space.row_scores import RowScore, batches_of_rows, row_scores
+from ensjax.weight_space.row_scores import (
+    RowScore,
+    batches_of_rows,
+    is_better_large,
+    row_scores,
+)
 from ensjax.weight_space.statistics import (
     check_has_statistics,
     split_batches,
@@ -38,6 +44,7 @@ from ensjax.weight_space.statistics import (
 )
 
 RULES = ("predictive", "geometric_mean")
+DEFAULT_SCORES = ("accuracy", "nll")
 MAX_AT_ONCE = 16
 
 
@@ -56,19 +63,28 @@ class Sweep:
     values: dict[str, dict[str, dict[str, np.ndarray]]]
     rows: dict[str, dict[str, dict[str, np.ndarray]]] | None = None
 
-    def best(self, dataset: str, score: str, *, largest: bool = True) -> int:
+    def best(self, dataset: str, score: str, *, largest: bool | None = None) -> int:
         """The mixture in weight space with the best mean score; the first of equals.
 
         Choose it on rows that are not the test's. A score that is NaN is never best.
 
+        Args:
+            dataset: its name.
+            score: its name.
+            largest: whether a larger score is better. By default it is for "accuracy"
+                and is not for "error", "nll", "brier" and "squared_error"; of any other
+                name it must be said.
+
         Raises:
-            ValueError: if the score of every mixture is NaN.
+            ValueError: if the score of every mixture is NaN, or it is not known whether
+                it is to be large.
         """
         values = np.asarray(self.values["weights"][dataset][score])
+        largest = is_better_large(score, largest)
         if np.isnan(values).all():
             raise ValueError(
                 f"{score!r} on {dataset!r} is NaN for all {len(values)} mixtures: does"
-                " each hold a member that is not finite?"
+                " each hold a member that is not finite, or are labels no classes?"
             )
         return int(np.nanargmax(values) if largest else np.nanargmin(values))
 
@@ -78,7 +94,7 @@ def sweep(
     coefficients: jax.Array,
     datasets: Mapping[str, tuple[Any, Any]] | None = None,
     *,
-    scores: Sequence[str] | Mapping[str, RowScore] = ("accuracy", "nll"),
+    scores: Sequence[str] | Mapping[str, RowScore] = DEFAULT_SCORES,
     output_space: Sequence[str] = (),
     per_leaf: Mapping[str, jax.Array] | None = None,
     keep: int = 0,
@@ -110,18 +126,22 @@ def sweep(
         evaluate: instead of datasets, a function of one mixture's weights (leaves
             `[...]`, on the host) that returns numbers by name, such as one that loads
             them into a PyTorch model. It is called once for each mixture; the stack is
-            put on the device once.
+            put on the device once. Of the other arguments only coefficients, `per_leaf`
+            and `keep` go with it.
 
     Returns:
         `Sweep`; with `evaluate` the dataset is called "evaluate".
 
     Raises:
-        ValueError: if neither or both of datasets and evaluate are given, a name is
-            unknown, or a shape does not fit.
+        ValueError: if neither or both of datasets and evaluate are given, evaluate has
+            an argument that is none of its own, a name is unknown, or a shape does not
+            fit.
     """
     if (datasets is None) == (evaluate is None):
         raise ValueError("give either datasets or evaluate.")
     if evaluate is not None:
+        own = (scores, tuple(output_space), statistics, per_row, batch_size, block)
+        _check_nothing_else(*own)
         stacked = ensemble.state if isinstance(ensemble, Ensemble) else ensemble
         return _on_host(stacked, coefficients, per_leaf, keep, evaluate)
     scores = row_scores(scores)
@@ -164,6 +184,24 @@ def sweep(
             for space, of_space in rows.items()
         }
     return Sweep(matrices[0], values, rows if per_row else None)
+
+
+def _check_nothing_else(scores, output_space, statistics, per_row, batch_size, block):
+    """Raises `ValueError` for what would play no part beside `evaluate`."""
+    is_given = {
+        "scores": isinstance(scores, Mapping) or tuple(scores) != DEFAULT_SCORES,
+        "output_space": bool(output_space),
+        "statistics": statistics is not None,
+        "per_row": bool(per_row),
+        "batch_size": batch_size != 512,
+        "block": block != "auto",
+    }
+    given = [name for name, is_in in is_given.items() if is_in]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} would play no part: evaluate is given one mixture's"
+            " weights and returns what it likes. Leave them out, or give datasets."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,10 +270,10 @@ class _Sweep:
             outputs = forward(state, x)
             if rule == "predictive":
                 outputs = jax.nn.softmax(outputs, axis=-1)
-            rows = Rows.of(outputs)
+            outputs = Outputs(wide(outputs))
 
             def run(block):
-                mixed = scattered(rows, block)
+                mixed = scattered(outputs, block)
                 mixed = jnp.log(mixed) if rule == "predictive" else mixed
                 return {
                     name: jax.vmap(lambda own: score(own, targets))(mixed)  # noqa: B023

@@ -15,18 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.members import num_members
-from ensjax.weight_space.averages import weighted_sum
+from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.pruning import (
     drop_at_random,
     drop_by_rank,
     keep_band,
     member_knob,
 )
-from ensjax.weight_space.vectors import check_scope, check_two, map_together
+from ensjax.weight_space.vectors import (
+    check_scope,
+    check_two,
+    map_together,
+    weighted_sum,
+)
 
 RANKED_SCOPES = ("leaf", "global")
 
 
+@takes_ensembles()
 def task_arithmetic(
     stacked: Any, base: Any, *, lam: Any = 0.3, weights: Any = None
 ) -> Any:
@@ -35,8 +41,8 @@ def task_arithmetic(
         theta = theta_0 + lam * sum_m w_m tau_m
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         lam: scale of the sum. 0.3 to 0.4 is usual for eight vision tasks; `1 / M` gives
             the mean; below 0 the tasks are forgotten.
         weights: `[member]`, of either sign; 1 each by default. Not normalised (mergekit
@@ -59,6 +65,7 @@ def task_arithmetic(
     return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def dare(
     stacked: Any,
     base: Any,
@@ -76,8 +83,8 @@ def dare(
     Its expectation over keys is `task_arithmetic` of the same `lam` and weights.
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         key: from `jax.random.key`. Draws depend on it, the member's id, the leaf's name
             and the entry alone.
         drop: the probability p that an entry is dropped, a number or `[member]`. 0.9 in
@@ -108,6 +115,7 @@ def dare(
     return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def della_linear(
     stacked: Any,
     base: Any,
@@ -133,6 +141,7 @@ def della_linear(
     return add_to_base(merged, stacked, base, lam)
 
 
+@takes_ensembles()
 def breadcrumbs(
     stacked: Any,
     base: Any,
@@ -146,8 +155,8 @@ def breadcrumbs(
     """Task arithmetic without each member's largest and smallest entries.
 
     Args:
-        stacked: leaves `[member, ...]`, fine-tuned from `base`.
-        base: one member's tree.
+        stacked: leaves `[member, ...]` or an `Ensemble`, fine-tuned from `base`.
+        base: one member, a tree, module or `Ensemble` of one.
         density: share of entries that is kept, a number or `[member]`. There is no
             usual value.
         gamma: share of the largest that is dropped, a number or `[member]`; mergekit's
@@ -176,13 +185,19 @@ def breadcrumbs(
     return add_to_base(merged, stacked, base, lam)
 
 
+def _of_the_first(arguments, members):
+    del arguments
+    return jnp.arange(members) == 0
+
+
+@takes_ensembles(_of_the_first)
 def nearswap(stacked: Any, *, t: Any, keep: int = 0) -> Any:
     """Member 0 moved towards member 1 by at most `t` in every entry.
 
         a + clip(t / |b - a|, 0, 1) (b - a) = a + clip(b - a, -t, t)
 
     Args:
-        stacked: leaves `[2, ...]`.
+        stacked: leaves `[2, ...]` or an `Ensemble`.
         t: the largest step, at least 0; may be traced. Its scale is that of the
             weights: 1e-4 in the model for which it was made. No default, as in
             mergekit.

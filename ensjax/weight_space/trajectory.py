@@ -1,21 +1,20 @@
 """Averages along one training run: EMA, SWA, LAWA and SWAG, one for each member.
 
 Each is a pair of pure functions of one member, `init(params)` and `update(state,
-params)`, called after every optimizer step, and `mean(state)`. `fit(averages={"ema":
-EMA(0.99)})` keeps them beside the weights of every member, in the same program and the
-same checkpoints. Batch statistics belong to the weights that were trained:
-`recompute_statistics` measures those of an average.
+params)`, called after every optimizer step, and `mean(state)`. Those that count from
+some step on have `restart` too, for weights that take the place of others in a run.
+`fit(averages={"ema": EMA(0.99)})` keeps them beside the weights of every member, in the
+same program and the same checkpoints. Batch statistics belong to the weights that were
+trained: `recompute_statistics` measures those of an average.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ensjax.ensemble import Ensemble
-from ensjax.mapping import map_members
-from ensjax.members import num_members
 from ensjax.weight_space.leaves import is_mixed, wide
 
 
@@ -30,15 +29,11 @@ def _combine(fn, *trees):
     )
 
 
-def _like(tree, params):
-    return jax.tree.map(lambda x, p: x.astype(p.dtype), tree, params)
-
-
 @dataclasses.dataclass(frozen=True)
 class EMA:
     """Exponential moving average of the weights.
 
-        e_t = d e_{t-1} + (1 - d) theta_t,  e_0 = 0,  mean = e_t / (1 - d^t)
+        e_t = e_{t-1} + (1 - d) (theta_t - e_{t-1}),  e_0 = 0,  mean = e_t / (1 - d^t)
 
     or, with `warm_up`, from e_1 = theta_1 with d_t = min(d, (1 + t) / (10 + t)).
 
@@ -64,21 +59,24 @@ class EMA:
     def update(self, state: dict[str, Any], params: Any) -> dict[str, Any]:
         """The state after a step that gave `params`."""
         count = state["count"] + 1
-        decay = jnp.float32(self.decay)
+        share = 1 - self.decay  # in float32 it would be off by 3e-8, often 0.1 % of it
         if self.warm_up:
             t = count.astype(jnp.float32)
-            decay = jnp.where(t > 1, jnp.minimum(decay, (1 + t) / (10 + t)), 0.0)
-        total = _combine(
-            lambda e, x: decay * e + (1 - decay) * x, state["total"], params
-        )
+            share = jnp.where(t > 1, jnp.maximum(share, 9 / (10 + t)), 1.0)
+        total = _combine(lambda e, x: e + share * (x - e), state["total"], params)
         return {"count": count, "total": total}
 
     def mean(self, state: dict[str, Any]) -> Any:
         """The average, in float32; NaN before the first step."""
         if self.warm_up:
             return state["total"]
-        weight = 1 - jnp.float32(self.decay) ** state["count"]
-        return _combine(lambda e: e / weight, state["total"])
+
+        def unbiased(e):
+            # 1 - d^t, which loses its digits in float32 where d^t is near 1.
+            weight = -jnp.expm1(state["count"].astype(e.dtype) * math.log(self.decay))
+            return e / weight
+
+        return _combine(unbiased, state["total"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +108,12 @@ class SWA:
         """The state after a step that gave `params`."""
         step, counts = _due(state["step"], self.start_step, self.every_steps)
         count = state["count"] + counts
-        share = counts / jnp.maximum(count, 1)
-        # A difference times a share: a running mean of equal weights stays at them.
-        mean = _combine(lambda m, x: m + share * (x - m), state["mean"], params)
+        mean = _running_mean(state["mean"], params, count, counts)
         return {"step": step, "count": count, "mean": mean}
+
+    def restart(self, state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+        """`fresh`, the state before the first step, at the step of the run."""
+        return fresh | {"step": state["step"]}
 
     def mean(self, state: dict[str, Any]) -> Any:
         """The mean, in float32; NaN if no step has counted."""
@@ -157,6 +157,27 @@ class LAWA:
         step, counts = _due(state["step"], self.start_step, self.every_steps)
         ring = _put(state["ring"], params, state["count"], counts)
         return {"step": step, "count": state["count"] + counts, "ring": ring}
+
+    def restart(self, state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+        """`fresh`, the state before the first step, at the step of the run."""
+        return fresh | {"step": state["step"]}
+
+    def checkpoints(self, state: dict[str, Any]) -> Any:
+        """The weights that are held, leaves `[checkpoint, ...]`, the oldest first.
+
+        After fewer than k the last places are empty. Leaves that are not floating are
+        those of the last step, at each place.
+        """
+        held = jnp.minimum(state["count"], self.num_checkpoints)
+        places = jnp.arange(self.num_checkpoints)
+        places = (state["count"] - held + places) % self.num_checkpoints
+
+        def in_order(x):
+            if is_mixed(x):
+                return x[places]
+            return jnp.broadcast_to(x, (self.num_checkpoints, *x.shape))
+
+        return jax.tree.map(in_order, state["ring"])
 
     def mean(self, state: dict[str, Any]) -> Any:
         """The mean of what is held, in float32; NaN if nothing is."""
@@ -216,12 +237,14 @@ class SWAG:
         """The state after a step that gave `params`."""
         step, counts = _due(state["step"], self.start_step, self.every_steps)
         count = state["count"] + counts
-        share = counts / jnp.maximum(count, 1)
-        mean = _combine(lambda m, x: m + share * (x - m), state["mean"], params)
+        mean = _running_mean(state["mean"], params, count, counts)
+        share = 1 / jnp.maximum(count, 1)
         # Welford's form of the mean of squares minus the squared mean, which would
         # leave rounding of the weights themselves where they hardly move.
         variance = _combine(
-            lambda v, old, new, x: v + share * ((x - old) * (x - new) - v),
+            lambda v, old, new, x: jnp.where(
+                counts > 0, v + share * ((x - old) * (x - new) - v), v
+            ),
             state["variance"],
             state["mean"],
             mean,
@@ -232,6 +255,10 @@ class SWAG:
             deviation = _combine(lambda m, x: x - m, mean, params)
             new["ring"] = _put(state["ring"], deviation, state["count"], counts)
         return new
+
+    def restart(self, state: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+        """`fresh`, the state before the first step, at the step of the run."""
+        return fresh | {"step": state["step"]}
 
     def mean(self, state: dict[str, Any]) -> Any:
         """The mean, in float32; NaN if no step has counted."""
@@ -271,110 +298,6 @@ class SWAG:
         return _known(state["count"], drawn)
 
 
-def averaged(ensemble: Ensemble, average: Any, states: Any) -> Ensemble:
-    """The ensemble with every member's average in place of its weights (compiled).
-
-    Batch statistics stay what they were; see `recompute_statistics`.
-
-    Args:
-        ensemble: what `fit` returned.
-        average: `EMA`, `SWA`, `LAWA` or `SWAG`.
-        states: its states, leaves `[member, ...]`, such as `log.averages["ema"]`.
-
-    Raises:
-        ValueError: if there are other members than in the ensemble.
-    """
-    _check_members(ensemble, states)
-    mean = map_members(_Mean(average), kinds=("member", "member"), mesh=ensemble.mesh)
-    params = mean(states, ensemble.params)
-    state = {**ensemble.state, "params": params}
-    return dataclasses.replace(ensemble, state=state).on_mesh(ensemble.mesh)
-
-
-def swag_members(
-    ensemble: Ensemble,
-    swag: SWAG,
-    states: Any,
-    *,
-    num_samples: int,
-    seed: int = 0,
-    scale: float = 0.5,
-) -> Ensemble:
-    """An ensemble of draws from every member's Gaussian (compiled).
-
-    Args:
-        ensemble: what `fit` returned, M members.
-        swag: the `SWAG` that was fitted.
-        states: its states, leaves `[member, ...]`.
-        num_samples: S, draws of each member.
-        seed: a draw depends on it, the member's id and its own number alone.
-        scale: of the covariance.
-
-    Returns:
-        M S members, the draws of the first member first, with ids 0, 1, ... Their
-        batch statistics are those of the member; see `recompute_statistics`.
-
-    Raises:
-        ValueError: if `num_samples` is below 1, `scale` is negative, or there are other
-            members than in the ensemble.
-    """
-    _check_members(ensemble, states)
-    if num_samples < 1 or not scale >= 0:
-        raise ValueError(
-            "num_samples must be at least 1 and scale at least 0; got"
-            f" {num_samples} and {scale}."
-        )
-    count = ensemble.num_members
-    rows = jnp.repeat(jnp.arange(count), num_samples)
-
-    def repeated(tree):
-        return jax.tree.map(lambda x: jnp.asarray(x)[rows], tree)
-
-    sample = map_members(
-        _Sample(swag),
-        kinds=("member", "member", "member", "member", "shared", "shared"),
-        mesh=ensemble.mesh,
-    )
-    params = sample(
-        repeated(states),
-        repeated(ensemble.params),
-        ensemble.member_ids[rows],
-        jnp.tile(jnp.arange(num_samples), count),
-        jnp.uint32(seed),
-        jnp.float32(scale),
-    )
-    state = {"params": params, "rest": repeated(ensemble.state["rest"])}
-    ids = jnp.arange(count * num_samples, dtype=jnp.int32)
-    drawn = dataclasses.replace(ensemble, state=state, member_ids=ids)
-    return drawn.on_mesh(ensemble.mesh)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Mean:
-    average: Any
-
-    def __call__(self, state, params):
-        return _like(self.average.mean(state), params)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sample:
-    swag: SWAG
-
-    def __call__(self, state, params, member_id, number, seed, scale):
-        key = jax.random.key(seed, impl="threefry2x32")
-        key = jax.random.fold_in(jax.random.fold_in(key, member_id), number)
-        return _like(self.swag.sample(state, key, scale=scale), params)
-
-
-def _check_members(ensemble, states):
-    if num_members(states) != ensemble.num_members:
-        raise ValueError(
-            f"states hold {num_members(states)} members, the ensemble"
-            f" {ensemble.num_members}."
-        )
-
-
 def _check_steps(start_step, every_steps):
     if start_step < 0 or every_steps < 1:
         raise ValueError(
@@ -388,6 +311,18 @@ def _due(step, start_step, every_steps):
     step = step + 1
     after = step - start_step
     return step, ((after > 0) & (after % every_steps == 0)).astype(jnp.int32)
+
+
+def _running_mean(mean, params, count, counts):
+    """The mean of `count` weights with these among them, if they count.
+
+    A difference times a share: a running mean of equal weights stays at them. Weights
+    that do not count leave no trace, also where they are not finite.
+    """
+    share = 1 / jnp.maximum(count, 1)
+    return _combine(
+        lambda m, x: jnp.where(counts > 0, m + share * (x - m), m), mean, params
+    )
 
 
 def _ring(params, size):

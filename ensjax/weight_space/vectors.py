@@ -95,6 +95,15 @@ def without_absent(rows: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.where(is_spoilt, 0, rows)
 
 
+def weighted_sum(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """`sum_m w_m x_m` of one leaf `[member, ...]` by weights `[member]`.
+
+    A weight of 0 removes a member, also one that is not finite.
+    """
+    rows = without_absent(rows, weights)
+    return jnp.sum(rows * rows_of(weights, rows), axis=0)
+
+
 class Gram(NamedTuple):
     """A scope for vectors that are not here, but whose inner products are.
 

@@ -387,6 +387,267 @@ def test_an_input_that_changes_while_it_is_read_is_refused(place, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_behind_two_folders_is_noted(place, tmp_path):
+    """A shard of another snapshot, as in the cache of a hub: by a link or a copy."""
+    for name in ("linked", "copied"):
+        (tmp_path / name).mkdir()
+    for file in (place / "m0").iterdir():
+        (tmp_path / "linked" / file.name).symlink_to(file)
+    file = "model.safetensors"
+    (tmp_path / "copied" / file).write_bytes((place / "z" / file).read_bytes())
+    notes = interop.merge_folders(
+        [place / "m0", tmp_path / "linked"], tmp_path / "out"
+    )["notes"]
+    shards = sorted((place / "m0").glob("*.safetensors"))
+    assert len(notes) == len(shards) > 1
+    assert notes[0] == (
+        f"{shards[0]} and {tmp_path / 'linked' / shards[0].name} are the same file,"
+        " byte for byte: what it holds counts twice"
+    )
+    (note,) = interop.merge_folders(
+        [place / "m0", tmp_path / "copied"],
+        tmp_path / "moved",
+        base=place / "z",
+        method="task_arithmetic",
+    )["notes"]
+    assert note.endswith("what it holds adds nothing to the base")
+    pair = [place / "m0", place / "m1"]
+    assert interop.merge_folders(pair, tmp_path / "other")["notes"] == []
+
+
+def test_inputs_are_found_from_the_record_whatever_the_working_directory(
+    tmp_path, monkeypatch
+):
+    def states(folder):
+        return [(v.role, v.state) for v in interop.verify_lineage(folder)]
+
+    home = tmp_path / "home"
+    (home / "elsewhere" / "a").mkdir(parents=True)
+    monkeypatch.chdir(home)
+    for i, name in enumerate(("a", "b")):
+        interop.write_weights(name, {"x": np.full(3, i, np.float32)})
+    # Another folder of the same relative name, which was not merged.
+    interop.write_weights(home / "elsewhere" / "b", {"x": np.full(3, 7, np.float32)})
+    lineage = interop.merge_folders(["a", home / "b"], "runs/out")
+    assert [given["path"] for given in lineage["inputs"]] == ["a", str(home / "b")]
+    assert [given["from_here"] for given in lineage["inputs"]] == ["../../a", "../../b"]
+    same = [("output", "same"), ("member", "same"), ("member", "same")]
+    monkeypatch.chdir(home / "elsewhere")
+    assert states("../runs/out") == same
+    # All moved together, and the record alone.
+    monkeypatch.chdir(tmp_path)
+    home.rename(tmp_path / "moved")
+    assert states("moved/runs/out") == same
+    (tmp_path / "moved").rename(home)
+    (home / "runs" / "out").rename(home / "out")
+    gone, found = states("home/out")[1:]
+    assert gone == ("member", "missing") and found == ("member", "same")
+
+
+def test_a_configuration_says_the_type_that_was_written(tmp_path):
+    def write(name, dtypes, config):
+        weights = {f"x{i}": np.ones((3, 4 - i), d) for i, d in enumerate(dtypes)}
+        interop.write_weights(tmp_path / name, weights)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        return tmp_path / name
+
+    def said(folder):
+        return json.loads((folder / "config.json").read_text())
+
+    narrow, wide = ml_dtypes.bfloat16, np.float32
+    parts = {"text_config": {"dtype": "bfloat16", "n": 1}, "dtype": "bfloat16"}
+    base = write("z", [narrow, narrow], parts)
+    pair = [write(n, [wide, wide], {"dtype": "float32"}) for n in ("a", "b")]
+    interop.merge_folders(pair, tmp_path / "0", base=base, method="task_arithmetic")
+    right = {"text_config": {"dtype": "float32", "n": 1}, "dtype": "float32"}
+    assert said(tmp_path / "0") == right
+    # A copied head of the base's type does not make the rest so.
+    options = {"copy": ["x1"], "base": base, "method": "ties"}
+    interop.merge_folders(pair, tmp_path / "1", **options)
+    assert said(tmp_path / "1") == right
+    # Weights of two types, of which the configuration names the wider: as it was.
+    mixed = [write(n, [narrow, wide], {"torch_dtype": "float32"}) for n in ("c", "d")]
+    interop.merge_folders(mixed, tmp_path / "2")
+    assert said(tmp_path / "2") == {"torch_dtype": "float32"}
+    # Nothing is said where nothing was said or changed.
+    quiet = [write(n, [narrow], {"n": 1}) for n in ("e", "f")]
+    interop.merge_folders(quiet, tmp_path / "3")
+    assert said(tmp_path / "3") == {"n": 1}
+    interop.merge_folders(quiet, tmp_path / "4", dtype="float16")
+    assert said(tmp_path / "4") == {"n": 1, "dtype": "float16"}
+    # In memory as well.
+    stacked = interop.read_stacked(pair)
+    interop.write_weights(tmp_path / "5", {"x0": stacked["x0"][0]}, like=base)
+    assert said(tmp_path / "5") == right
+
+
+def network(seed, variance):
+    """Convolution and batch norm, by PyTorch's names."""
+    rng = np.random.default_rng(seed)
+    return {
+        "conv.weight": np.asarray(rng.normal(size=(4, 3, 3, 3)), np.float32),
+        "bn.weight": np.asarray(rng.normal(size=4), np.float32),
+        "bn.running_mean": np.asarray(rng.normal(size=4), np.float32),
+        "bn.running_var": np.full(4, variance, np.float32),
+        "bn.num_batches_tracked": np.array(seed),
+    }
+
+
+NETWORKS = {"z": (9, 1.0), "a": (0, 0.3), "b": (1, 0.2), "c": (2, 0.25)}
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    """Folders z, a, b, c, whose variances fell while they were fine-tuned."""
+    monkeypatch.chdir(tmp_path)
+    for name, (seed, variance) in NETWORKS.items():
+        interop.write_weights(name, network(seed, variance))
+    return tmp_path
+
+
+OF_NETWORKS = {
+    "average": {"weights": [1.0, 1.0, 2.0], "normalize": False},
+    "breadcrumbs": {"density": 0.9, "lam": 0.5, "scope": "global"},
+    "fisher": {"weights": [1.0, 1.0, 2.0]},
+    "nearswap": {"t": 0.5},
+    "slerp": {"t": 0.75, "scope": "global"},
+    "task_arithmetic": {"lam": 0.5, "weights": [1.0, -1.0, 2.0]},
+}
+
+
+@pytest.mark.parametrize("method", OF_NETWORKS)
+def test_batch_statistics_are_averaged_whatever_the_method(networks, method):
+    own, knobs = METHODS[method], OF_NETWORKS[method]
+    members = ["a", "b", "c"][: own.num_members]
+    fisher = [f"f{name}" for name in members] if own.statistics else []
+    for folder in fisher:  # of weights alone
+        parts = {"conv.weight": (4, 3, 3, 3), "bn.weight": (4,)}
+        ones = {name: np.ones(shape, np.float32) for name, shape in parts.items()}
+        interop.write_weights(folder, ones)
+    base = "z" if own.base else None
+    lineage = interop.merge_folders(
+        members, "out", base=base, method=method, knobs=knobs, fisher=fisher
+    )
+    assert lineage["statistics"] == "mean" and lineage["num_tensors"] == 4
+    (note,) = lineage["notes"]
+    assert note.startswith("batch statistics (bn.running_mean and 1 more) are the")
+    assert "the members' mean" in note and "recompute_statistics" in note
+    shares = {"slerp": [0.25, 0.75], "nearswap": [1, 0], "breadcrumbs": [1, 1, 1]}
+    shares["task_arithmetic"] = [1, 0, 2]  # of a task that is forgotten: nothing
+    shares = np.asarray(shares.get(method, [1, 1, 2]), float)
+    models = {name: network(*own) for name, own in NETWORKS.items()}
+    stacked = stack([models[name] for name in members])
+    found = {n: x[0] for n, x in interop.read_stacked(["out"]).items()}
+    for name in ("bn.running_mean", "bn.running_var"):
+        expected = shares @ stacked[name] / shares.sum()
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6, atol=1e-7)
+    assert found["bn.num_batches_tracked"] == (9 if base else 0)
+    # And so it is in memory, where names are the same.
+    del stacked["bn.num_batches_tracked"], models["z"]["bn.num_batches_tracked"]
+    arguments = [stacked] + [models["z"]] * bool(base)
+    arguments += [jax.tree.map(np.ones_like, stacked)] if fisher else []
+    expected = own.merge(*arguments, **knobs)
+    for name, x in expected.items():
+        np.testing.assert_allclose(found[name], x, rtol=2e-6, atol=2e-6)
+
+
+def test_batch_statistics_merged_as_weights_are_refused_below_zero(networks):
+    members = ["a", "b", "c"]
+    options = {"base": "z", "method": "task_arithmetic", "statistics": "method"}
+    with pytest.raises(WeightsError, match="'bn.running_var' is below 0 once merged"):
+        interop.merge_folders(members, "out", knobs={"lam": 0.5}, **options)
+    assert not (networks / "out").exists()
+    lineage = interop.merge_folders(members, "out", knobs={"lam": 0.3}, **options)
+    assert "merged as weights are" in lineage["notes"][0]
+    found = interop.read_stacked(["out"])["bn.running_var"][0]
+    np.testing.assert_allclose(found, 1 + 0.3 * (-0.7 - 0.8 - 0.75), rtol=1e-5)
+    with pytest.raises(ValueError, match="statistics is one of mean, method; got 'no'"):
+        interop.merge_folders(members, "no", statistics="no")
+    # A member that is broken already.
+    interop.write_weights("bad", network(3, -5.0))
+    with pytest.raises(WeightsError, match="'bn.running_var' is below 0 once merged"):
+        interop.merge_folders(["a", "bad"], "no")
+
+
+def test_batch_statistics_of_one_member_need_no_word(networks):
+    def notes(**options):
+        return interop.merge_folders(["a", "b"], "out", overwrite=True, **options)
+
+    alone = {"knobs": {"weights": [0, 1]}}
+    assert notes(**alone)["notes"] == []
+    np.testing.assert_array_equal(
+        interop.read_stacked(["out"])["bn.running_var"][0],
+        network(1, 0.2)["bn.running_var"],
+    )
+    assert notes(method="slerp", knobs={"t": 0.0})["notes"] == []
+    (note,) = notes(per_leaf={"conv": {"weights": [1, 0]}}, **alone)["notes"]
+    assert "the members' mean" in note
+    (note,) = notes(copy=["running"])["notes"]
+    assert "(bn.running_mean and 1 more) are copied, not what" in note
+
+
+def test_a_merged_network_of_pytorch_gives_numbers_and_can_be_put_right(networks):
+    torch = pytest.importorskip("torch")
+    knobs = {"drop": 0.5, "lam": 2.0}
+    interop.merge_folders(["a", "b"], "out", base="z", method="dare", knobs=knobs)
+    model = torch.nn.Sequential()
+    model.add_module("conv", torch.nn.Conv2d(3, 4, 3, bias=False))
+    model.add_module("bn", torch.nn.BatchNorm2d(4))
+    with interop.open_weights("out") as opened:
+        state = {name: torch.tensor(opened.read(name)) for name in opened.specs}
+    model.load_state_dict(state, strict=False)
+    x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(model.eval()(x)).all()
+    torch.optim.swa_utils.update_bn([x], model)
+    outputs = model.eval().conv(x)
+    np.testing.assert_allclose(
+        model.bn.running_mean.numpy(),
+        outputs.mean((0, 2, 3)).detach().numpy(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    "method, knobs",
+    [
+        ("model_stock", {"scope": "output"}),
+        # Sorting compiles slowly.
+        pytest.param("della_linear", {"density": 0.5}, marks=pytest.mark.slow),
+    ],
+)
+def test_units_of_an_embedding_are_those_in_memory_where_its_layout_is_said(
+    tmp_path, method, knobs
+):
+    rng = np.random.default_rng(0)
+    shapes = {"embed.weight": (6, 4), "dense.weight": (5, 4)}
+    models = [
+        {n: np.asarray(rng.normal(size=s), np.float32) for n, s in shapes.items()}
+        for _ in range(4)
+    ]
+    folders = [tmp_path / name for name in ("z", "a", "b", "c")]
+    for folder, model in zip(folders, models):
+        interop.write_weights(folder, model)
+    # As our modules hold them: kernels are [in, out], embeddings [token, dim].
+    turned = [m | {"dense.weight": m["dense.weight"].T} for m in models]
+    own = METHODS[method]
+    keys = [jax.random.key(0)] if own.needs_key else []
+    merge = jax.jit(lambda *a: own.merge(*a, **knobs))
+    expected = merge(stack(turned[1:]), turned[0], *keys)["embed.weight"]
+
+    def merged(out, **options):
+        options |= {"base": folders[0], "method": method, "knobs": knobs}
+        interop.merge_folders(folders[1:], tmp_path / out, **options)
+        return interop.read_stacked([tmp_path / out])["embed.weight"][0]
+
+    found = merged("same", per_leaf={"embed": {"layout": "flax"}})
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=2e-6)
+    # Without a word a token is a unit.
+    assert np.abs(merged("torch") - expected).max() > 1e-2
+    with pytest.raises(ValueError, match="for 'embed', layout is one of .*; got 'tf'"):
+        merged("no", per_leaf={"embed": {"layout": "tf"}})
+
+
 MEMORY = """
 import sys, threading, time
 from ensjax import interop

@@ -13,7 +13,7 @@ import pytest
 from ensjax import cli, interop
 from ensjax.experiment.soup_options import METHOD_NAMES
 from ensjax.interop.output_folders import output_folder
-from ensjax.interop.tensor_types import WeightsError
+from ensjax.interop.tensor_types import WeightsError, bytes_text
 from ensjax.weight_space import METHODS
 
 pytest.importorskip("safetensors")
@@ -61,6 +61,8 @@ RUNS = {
     "a b --base z --alpha 0.5": (1.0, 1.0),
     "a b --base z --method task_arithmetic --lam 0.5": (2.0, 2.0),
     "a b --base z --method task-arithmetic --pattern ^body:lam=1": (4.0, 1.2),
+    "a b --base z --method task_arithmetic --lam 1 --weights -1,2": (5.0, 5.0),
+    "a b --base z --method task_arithmetic --lam -1e-1": (-0.4, -0.4),
     "a b --base z --method ties --density 1": (2.0, 2.0),
     "a b --method slerp --t 0.25": (1.5, 1.5),
     "a b --method slerp --t 0.25 --parallel 1": (1.5, 1.5),
@@ -114,6 +116,13 @@ def test_a_merge_is_verified(here, capsys):
     (here / "out" / "model.safetensors").write_bytes(b"x")
     assert soup("--verify out") == 1
     assert "changed: out/model.safetensors (output)" in capsys.readouterr().out
+    assert soup("a b -o other") == 0
+    (here / "b").rename(here / "moved")
+    capsys.readouterr()
+    assert soup("--verify other") == 0
+    told = capsys.readouterr().out
+    assert "member: 1 of 2 files are the same, 1 not checked" in told
+    assert f"not checked, not found: {here}/b/model.safetensors (member)" in told
     assert soup("--verify a") == 2
     assert soup("a --verify out") == 2
 
@@ -132,6 +141,10 @@ MISTAKES = {
     "a b -o out --base z --method ties --density 2": "density must lie from 0 to 1",
     "a b -o out --base z --method ties --scope all": "scope must be one of leaf",
     "a b -o out --pattern head": "--pattern takes RE=X",
+    "a b -o out --pattern head=0.5": "--pattern 'head=0.5' sets weights, one for each",
+    "a b -o out --pattern head=-1,1": "for 'head', weights must be finite and at least",
+    "a b -o out --pattern head:t=1": "for 'head', t is no knob of average",
+    "a b -o out --weights -1,2": "weights must be finite and at least 0",
     "a b -o out --pattern nose=1,2": "'nose' is found in the name of no leaf",
     "a b -o out --pattern (=1,2": "'(' is no regular expression",
     "a b -o out --base z --method ties --pattern head:density=1": "cannot differ for",
@@ -218,7 +231,8 @@ def test_results_that_are_not_finite_can_be_asked_for(here):
 
 LEFT_OUT = {
     "--weights 1,0": (1.0, 1.0),
-    "--pattern head=1,0": (np.nan, 1.0),
+    "--pattern body=1,0 --pattern head=1,0": (1.0, 1.0),
+    "--method slerp --t 0": (1.0, 1.0),
     "--base z --method task_arithmetic --lam 1 --weights 2,0": (2.0, 2.0),
     "--base z --method della --density 1 --weights 1,0": (1.0, 1.0),
     "--method multislerp --weights 1,0": (1.0, 1.0),
@@ -233,8 +247,56 @@ LEFT_OUT = {
 )
 def test_a_member_of_weight_0_is_left_out_also_if_it_is_not_finite(here, text):
     interop.write_weights("nan", weights(np.nan))
-    assert soup(f"a nan -o out --allow_non_finite {text}") == 0
+    # Without a word: the NaN of other members would still be refused.
+    assert soup(f"a nan -o out {text}") == 0
     np.testing.assert_allclose(values("out"), LEFT_OUT[text], rtol=1e-6)
+
+
+def test_a_member_that_is_left_out_of_one_tensor_is_checked_in_the_others(here, capsys):
+    interop.write_weights("nan", weights(np.nan))
+    assert soup("a nan -o out --pattern head=1,0") == 2
+    assert "'body.weight' of nan holds NaN" in capsys.readouterr().err
+    assert soup("a nan -o out --pattern head=1,0 --allow_non_finite") == 0
+    np.testing.assert_array_equal(values("out"), (np.nan, 1.0))
+    assert soup("nan a --base nan --method nuslerp --t 1 -o no") == 2  # of the base
+
+
+def test_batch_statistics_are_told_and_merged_as_asked(here, capsys):
+    for name, own in (("z1", 1.0), ("a1", 0.3), ("b1", 0.2)):
+        statistics = {"bn.running_var": np.full(4, own, np.float32)}
+        interop.write_weights(name, weights(own) | statistics)
+    text = "a1 b1 --base z1 --method task_arithmetic --lam 0.75"
+    assert soup(f"{text} -o out") == 0
+    told = capsys.readouterr().out
+    assert "  note: batch statistics (bn.running_var) are the members' mean" in told
+    found = interop.read_stacked(["out"])["bn.running_var"]
+    np.testing.assert_allclose(found, 0.25, rtol=1e-6)
+    assert soup(f"{text} -o no --statistics method") == 2
+    assert "'bn.running_var' is below 0 once merged" in capsys.readouterr().err
+    assert soup(f"{text} -o no --statistics median") == 2
+    assert "statistics is one of mean, method" in capsys.readouterr().err
+
+
+def test_a_layout_is_said_for_a_tensor(here, capsys):
+    text = "a b --base z --method della --density 0.5 --pattern"
+    assert soup(f"{text} body:layout=flax -o out") == 0
+    lineage = interop.read_lineage("out")
+    assert lineage["per_leaf"] == {"body": {"layout": "flax"}}
+    assert soup(f"{text} body:layout=tf -o no") == 2
+    assert (
+        "for 'body', layout is one of torch, flax; got 'tf'" in capsys.readouterr().err
+    )
+
+
+def test_sizes_are_told_in_units_that_can_be_read(here, capsys, monkeypatch):
+    known = {0: "0 B", 584: "584 B", 999: "999 B", 1000: "1 kB", 12345: "12.3 kB"}
+    known |= {999_600: "1 MB", 5 * 10**9: "5 GB", 3 * 10**15: "3e+03 TB"}
+    assert {count: bytes_text(count) for count in known} == known
+    monkeypatch.setattr("ensjax.experiment.soup._SECONDS_BETWEEN_LINES", 0.0)
+    assert soup("a b -o out") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("out: 48 B of 144 B read | ")
+    assert next(t for t in told if "files, " in t).endswith(" B")
 
 
 METHODS_OF_NOTHING = {

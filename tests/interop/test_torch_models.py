@@ -231,6 +231,32 @@ class TestTransformers:
                 x, expected.to(torch.bfloat16), rtol=2**-7, atol=1e-6
             )
 
+    @pytest.mark.parametrize("kind", ["llama tied", "clip"])
+    def test_a_base_of_another_type_rounds_nothing(self, transformers, tmp_path, kind):
+        base, *members = [self.build(transformers, kind, i) for i in range(3)]
+        base.to(torch.bfloat16).save_pretrained(tmp_path / "z")
+        folders = [tmp_path / f"m{i}" for i in range(2)]
+        for model, folder in zip(members, folders):
+            model.save_pretrained(folder)
+        interop.merge_folders(
+            folders,
+            tmp_path / "out",
+            base=tmp_path / "z",
+            method="task_arithmetic",
+            knobs={"lam": 0.5},
+        )
+        stacked = interop.read_stacked(folders)
+        mean = {name: rows.mean(0) for name, rows in stacked.items()}
+        interop.write_weights(tmp_path / "mean", mean, like=tmp_path / "z")
+        for place in ("out", "mean"):
+            merged = type(base).from_pretrained(tmp_path / place)
+            found = merged.state_dict()
+            for name, x in mean.items():
+                # To the rounding of float32; that of bfloat16 is 4e-3.
+                torch.testing.assert_close(
+                    found[name], torch.tensor(x), rtol=1e-5, atol=1e-7
+                )
+
     def test_a_stack_goes_back_to_folders_that_load(self, transformers, tmp_path):
         models = [self.build(transformers, "bert tied", seed) for seed in range(2)]
         folders = [tmp_path / f"m{i}" for i in range(2)]

@@ -217,6 +217,67 @@ def test_an_end_of_a_circle_is_that_member_whatever_the_other_holds(merge, scope
             np.testing.assert_array_equal(found[n], x[end])
 
 
+# Knobs with which a merge of weights as these would be no variance.
+OF_STATISTICS = {
+    "breadcrumbs": dict(density=0.9, lam=0.5),
+    "breadcrumbs_ties": dict(density=0.9, lam=2.0, scope="global"),
+    "dare": dict(drop=0.5),
+    "dare_ties": dict(drop=0.5, lam=2.0),
+    "della": dict(density=0.6, lam=2.0),
+    "della_linear": dict(density=0.6),
+    "nearswap": dict(t=0.5),
+    "nuslerp": dict(t=0.75, scope="global"),
+    "slerp": dict(t=0.75, scope="global"),
+    "task_arithmetic": dict(lam=0.5),
+    "ties": dict(lam=2.0),
+}
+MEANS = {"nearswap": [1.0, 0.0], "nuslerp": [0.25, 0.75], "slerp": [0.25, 0.75]}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_batch_statistics_are_the_members_mean_whatever_the_method(name):
+    own, given = METHODS[name], dict(OF_STATISTICS.get(name, {}))
+    members = own.num_members or 3
+    has_weights = "weights" in inspect.signature(own.merge).parameters
+    means = np.asarray(MEANS.get(name, np.ones(members)), np.float32)
+    if has_weights:
+        means = np.array([1.0, 0.0, 3.0], np.float32)
+        given["weights"] = means
+    means /= means.sum()
+    rng = np.random.default_rng(4)
+    weights = rng.normal(size=(members + 1, 4, 3)).astype(np.float32)
+    # Far below the base's 9, as fine-tuning may leave them.
+    small = rng.uniform(0.1, 0.5, size=(members, 3)).astype(np.float32)
+    if has_weights:
+        small[1] = np.nan
+    stacked = {
+        "params": {"bn": {"kernel": weights[:-1]}},
+        "rest": {"bn": {"mean": small, "var": small}},
+        "torch.running_var": small,
+    }
+    base = jax.tree.map(lambda x: np.full(x.shape[1:], 9.0, np.float32), stacked)
+    base["params"]["bn"]["kernel"] = weights[-1]
+
+    def merge(chosen):
+        def part(tree):
+            return {key: tree[key] for key in chosen}
+
+        arguments = [part(stacked)] + [part(base)] * bool(own.base)
+        if own.statistics == "fisher":
+            arguments.append(jax.tree.map(np.ones_like, part(stacked)))
+        elif own.statistics:
+            arguments.append({})  # no layer has inputs: all are averaged
+        return own.merge(*arguments, *[KEY] * own.needs_key, **given)
+
+    found = merge(list(stacked))
+    expected = np.einsum("m,mi->i", means, np.nan_to_num(small))
+    for leaf in (*found["rest"]["bn"].values(), found["torch.running_var"]):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6)
+    # They are in no rank, sign or angle of the weights either.
+    alone = merge(["params"])["params"]["bn"]["kernel"]
+    np.testing.assert_array_equal(found["params"]["bn"]["kernel"], alone)
+
+
 def test_a_running_average_takes_nothing_of_a_weight_of_zero():
     nan = {"w": jnp.full(2, jnp.nan)}
     running = RunningAverage.of(nan, weight=0.0).add({"w": jnp.array([3.0, 4.0])})

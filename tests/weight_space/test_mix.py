@@ -190,6 +190,12 @@ def test_mistakes_are_named(change, words):
         mix(tree, arguments.pop("coefficients"), **arguments)
 
 
+@pytest.mark.parametrize("number", [np.int64(5), np.uint8(5), jnp.int32(5)])
+def test_a_number_of_alphas_may_be_an_integer_of_an_array(number):
+    np.testing.assert_array_equal(alpha_path(number), alpha_path(5))
+    np.testing.assert_array_equal(pair_paths(3, number)[1], pair_paths(3, 5)[1])
+
+
 @pytest.mark.parametrize(
     "make, words",
     [

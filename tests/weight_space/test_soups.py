@@ -1,13 +1,17 @@
 """Soups: equal to their sequential definitions, on every mesh."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import ensjax
 from ensjax.weight_space import greedy_soup, learned_soup, uniform_soup
+from ensjax.weight_space.learned_soup import layer_of
 
 MEMBERS, CLASSES = 7, 3
 
@@ -80,11 +84,7 @@ def test_the_greedy_soup_is_the_sequential_one(members, member, data, score, lar
     order, inside, soup, best = sequential(stack, rows, score, sign)
     assert 1 < len(inside) < MEMBERS  # else this would show little
     found = greedy_soup(
-        ensemble_on(stack, member, data),
-        rows,
-        score=score,
-        largest=largest,
-        batch_size=37,
+        ensemble_on(stack, member, data), rows, score=score, batch_size=37
     )
     assert found.order.tolist() == order
     assert found.order[found.is_kept].tolist() == inside
@@ -109,6 +109,13 @@ def test_a_gain_that_is_asked_for_keeps_members_out(members):
     )
     with pytest.raises(ValueError, match="min_gain must be at least 0"):
         greedy_soup(ensemble, rows, min_gain=-1)
+
+
+@pytest.mark.parametrize("score", ["confidence", lambda outputs, y: outputs[:, 0]])
+def test_of_a_score_without_a_direction_it_must_be_said(members, score):
+    stack, rows = members
+    with pytest.raises(ValueError, match="give largest=True or largest=False"):
+        greedy_soup(ensemble_on(stack, 1, 1), rows, score=score)
 
 
 def test_of_equal_members_the_first_is_taken_alone(members):
@@ -136,7 +143,8 @@ def argmax_is_first(outputs, targets):
 @pytest.mark.parametrize("score", ["accuracy", argmax_is_first])
 def test_predicting_nan_is_no_way_to_be_right(broken, score):
     stack, rows = broken
-    found = greedy_soup(ensemble_on(stack, 1, 1), rows, score=score)
+    ensemble = ensemble_on(stack, 1, 1)
+    found = greedy_soup(ensemble, rows, score=score, largest=True)
     assert found.order[-1] == 3 and not found.is_kept[-1] and found.weights[3] == 0
     assert np.isfinite(found.model[0]["w"]).all()
 
@@ -161,7 +169,7 @@ def test_a_member_that_is_not_finite_is_never_kept(members):
     stack, rows = members
     broken = jax.tree.map(np.copy, stack)
     broken["w"][3] = np.nan
-    whole = greedy_soup(ensemble_on(stack, 1, 1), rows, score="nll", largest=False)
+    whole = greedy_soup(ensemble_on(stack, 1, 1), rows, score="nll")
     found = greedy_soup(ensemble_on(broken, 1, 1), rows, score="nll", largest=False)
     assert found.order[-1] == 3 and not found.is_kept[-1]
     assert np.isfinite(found.model[0]["w"]).all()
@@ -236,6 +244,39 @@ def test_the_learned_soup_descends_the_gradient_of_its_coefficients(
     np.testing.assert_allclose(found.weights, got.mean(axis=0), atol=1e-6)
     w = np.tensordot(share[groups["w"]], stack["w"], axes=1)
     np.testing.assert_allclose(found.model[0]["w"], w, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, layer",
+    [
+        ("params.blocks.0.norm.scale", "params.blocks.0.norm"),
+        ("rest.blocks.0.norm.mean", "params.blocks.0.norm"),
+        ("params.params.norm.scale", "params.params.norm"),
+        ("params.batch_stats.norm.mean", "params.params.norm"),
+        ("params.w", "params"),
+    ],
+)
+def test_batch_statistics_are_of_their_norms_layer(name, layer):
+    assert layer_of(name) == layer
+
+
+def test_a_norm_is_one_layer_of_a_learned_soup():
+    class Norm(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(CLASSES, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    mesh = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
+    made = ensjax.Ensemble.init(Norm, num_members=2, seed=0, mesh=mesh)
+    rest = jax.tree.map(lambda v: v.at[1].add(1.0), made.state["rest"])
+    made = dataclasses.replace(made, state={**made.state, "rest": rest})
+    rows = np.eye(CLASSES, dtype=np.float32), np.arange(CLASSES)
+    found = learned_soup(made, rows, granularity="layer", num_epochs=2)
+    assert list(found.layer_weights) == ["params.norm"]
+    share = found.layer_weights["params.norm"]
+    np.testing.assert_allclose(found.model[0].norm.mean[...], share[1], atol=1e-6)
 
 
 def test_a_learned_soup_is_no_worse_than_the_uniform_one_where_it_learns(members):

@@ -171,7 +171,7 @@ def test_a_host_function_sees_every_mixture():
 
     found = sweep(tree, alpha_path(3), evaluate=evaluate, keep=1)
     np.testing.assert_allclose(found.values["weights"]["evaluate"]["sum"], [3, 5, 7])
-    assert seen == [8, 8, 8] and found.best("evaluate", "sum") == 2
+    assert seen == [8, 8, 8] and found.best("evaluate", "sum", largest=True) == 2
 
 
 def test_a_second_sweep_on_the_host_compiles_nothing(compilations):
@@ -203,14 +203,14 @@ def test_a_score_that_is_nan_is_never_best():
         ensemble,
         np.eye(3),
         {"all": rows},
-        scores=("accuracy", "nll", "brier", "confidence"),
+        scores=("accuracy", "error", "nll", "brier", "confidence"),
         output_space=("predictive", "geometric_mean"),
     )
     for space in found.values.values():
         for values in space["all"].values():
             assert np.isnan(values).tolist() == [True, False, False]
     assert found.best("all", "accuracy") == 1
-    assert found.best("all", "nll", largest=False) == 1
+    assert found.best("all", "nll") == 1
     values = {"weights": {"all": {"accuracy": np.full(3, np.nan)}}}
     with pytest.raises(ValueError, match="'accuracy' on 'all' is NaN for all 3"):
         dataclasses.replace(found, values=values).best("all", "accuracy")
@@ -223,6 +223,104 @@ def test_every_score_of_a_row_that_is_nan_is_nan():
         found = score(outputs, jnp.nan_to_num(targets))
         expected = [False, True, True, False]  # -inf: a class that is ruled out
         assert np.isnan(found).tolist() == expected, name
+
+
+def test_the_best_is_by_the_name_of_the_score():
+    """Of a loss the least: the mixture that the accuracy has too."""
+    stack = {"w": np.array([[[0.0, 3.0]], [[3.0, 0.0]], [[1.0, 1.1]]], np.float32)}
+    ensemble = ensjax.Ensemble.from_apply(lambda p, x: x @ p["w"], stack)
+    rows = np.ones((4, 1), np.float32), np.array([0, 0, 0, 0])
+    names = ("accuracy", "error", "nll", "brier", "confidence")
+    found = sweep(ensemble, np.eye(3), {"all": rows}, scores=names)
+    values = found.values["weights"]["all"]
+    np.testing.assert_array_equal(values["error"], 1 - values["accuracy"])
+    for name in names[:4]:
+        assert found.best("all", name) == 1, name
+    assert found.best("all", "nll", largest=True) == 0
+    with pytest.raises(ValueError, match="'confidence' is better large or small"):
+        found.best("all", "confidence")
+    own = sweep(ensemble, np.eye(3), {"all": rows}, scores={"own": ROW_SCORES["nll"]})
+    with pytest.raises(ValueError, match="give largest=True"):
+        own.best("all", "own")
+    assert own.best("all", "own", largest=False) == 1
+
+
+def test_a_barrier_is_of_what_is_to_be_small(rows):
+    ensemble = ensemble_on(1, 1)
+    for score in ("accuracy", "confidence", ROW_SCORES["accuracy"]):
+        with pytest.raises(ValueError, match="a barrier is of a score that is to be"):
+            connectivity(ensemble, {"all": rows}, score=score)
+
+
+@pytest.mark.parametrize("label", [-1, 2, 255])
+def test_a_label_that_is_no_class_has_no_score(label):
+    logits = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    labels = jnp.array([label, 0], jnp.uint8 if label == 255 else jnp.int32)
+    for name in ("accuracy", "error", "nll", "brier"):
+        found = ROW_SCORES[name](logits, labels)
+        assert np.isnan(found).tolist() == [True, False], name
+
+
+@pytest.mark.parametrize("member, data", [(1, 1), (2, 2)])
+def test_a_class_that_is_ruled_out_and_a_bad_row_stay_where_they_are(member, data):
+    """Also in output space: neither spoils other classes, rows or members."""
+    rng = np.random.default_rng(0)
+    stack = {"w": rng.normal(size=(2, 3, 3)).astype(np.float32)}
+    stack["ruled"] = np.array([[0.0, -np.inf, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    mesh = ensjax.make_mesh(
+        member=member, data=data, devices=jax.devices()[: member * data]
+    )
+    ensemble = ensjax.Ensemble.from_apply(
+        lambda p, x: x @ p["w"] + p["ruled"][None], stack, mesh=mesh
+    )
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    x[3] = np.nan
+    y = np.array([0, 2, 0, 0, 2, 2, 0, 0])
+    path = alpha_path(3)
+    found = sweep(
+        ensemble,
+        path,
+        {"all": (x, y)},
+        output_space=("predictive", "geometric_mean"),
+        per_row=True,
+        batch_size=4,
+    )
+    logits = np.asarray(ensemble(x))
+    # By hand, a class at a time; 0 times -inf is 0.
+    terms = np.asarray(path)[:, :, None, None] * np.where(
+        np.isneginf(logits), 0, logits
+    )
+    mean = terms.sum(axis=1)
+    mean[:2, :, 1] = -np.inf  # of the mixtures that hold member 0
+    probs = np.asarray(jax.nn.softmax(logits, axis=-1))
+    mixed = np.log(np.einsum("km,mnc->knc", path, probs))
+    for rule, expected in (("geometric_mean", mean), ("predictive", mixed)):
+        own = found.rows[rule]["all"]
+        log_probs = jax.nn.log_softmax(expected, axis=-1)
+        nll = -np.asarray(log_probs)[:, np.arange(8), y]
+        np.testing.assert_allclose(own["nll"], nll, rtol=1e-5)
+        assert np.isnan(own["nll"]).sum() == 3  # the bad row of three mixtures
+        right = np.where(np.arange(8) == 3, np.nan, expected.argmax(axis=-1) == y)
+        np.testing.assert_array_equal(own["accuracy"], right)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        dict(scores=("nll",)),
+        dict(scores={"own": ROW_SCORES["nll"]}),
+        dict(output_space=("nonsense",)),
+        dict(statistics=np.ones((2, 3))),
+        dict(per_row=True),
+        dict(batch_size=8),
+        dict(block=1),
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_a_host_function_goes_with_nothing_that_it_would_not_use(option):
+    tree = {"w": np.ones((2, 3), np.float32)}
+    with pytest.raises(ValueError, match=f"^{next(iter(option))} would play no part"):
+        sweep(tree, alpha_path(3), evaluate=lambda t: {"a": 1.0}, **option)
 
 
 def test_padding_of_mixtures_and_blocks_changes_nothing(rows, alone):
@@ -297,7 +395,7 @@ def test_a_barrier_is_the_height_above_the_line_between_the_ends():
 
 def test_the_pair_matrix_holds_the_barriers_of_all_paths(rows):
     ensemble = ensemble_on(4, 2)
-    found = connectivity(ensemble, {"all": rows}, alphas=4)
+    found = connectivity(ensemble, {"all": rows}, alphas=np.int64(4))
     matrix = found.matrix["all"]
     np.testing.assert_array_equal(matrix, matrix.T)
     np.testing.assert_array_equal(np.diag(matrix), 0)

@@ -7,7 +7,15 @@ import optax
 import pytest
 
 import ensjax
-from ensjax.weight_space import EMA, LAWA, SWA, SWAG, averaged, swag_members
+from ensjax.weight_space import (
+    EMA,
+    LAWA,
+    SWA,
+    SWAG,
+    averaged,
+    lawa_members,
+    swag_members,
+)
 
 AVERAGES = {
     "ema": EMA(0.8),
@@ -136,6 +144,144 @@ def test_a_draw_depends_on_member_and_number_alone(trained):
     still = swag_members(ensemble, swag, states, num_samples=1, scale=0.0)
     mean = averaged(ensemble, swag, states)
     np.testing.assert_array_equal(flat(still.params), flat(mean.params))
+
+
+def test_the_draws_hold_no_columns_but_each_members_own(trained):
+    """The ring was there once for every draw, K times the draws themselves."""
+    ensemble, log = trained
+    swag, samples = AVERAGES["swag"], 50
+
+    def drawn(states):
+        return swag_members(ensemble, swag, states, num_samples=samples).params
+
+    program = jax.make_jaxpr(drawn)(log.averages["swag"])
+    sizes = [
+        var.aval.size
+        for eqn in equations(program.jaxpr)
+        for var in eqn.outvars
+        if hasattr(var.aval, "size")
+    ]
+    # Two bits of a key and a number for each entry of the largest leaf drawn.
+    assert max(sizes) <= 3 * samples * 2 < 3 * samples * 2 * swag.num_columns
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize("members, samples", [(3, 5), (1, 3), (2, 9)])
+def test_draws_are_the_same_on_more_devices_than_members(trained, members, samples):
+    ensemble, log = trained
+    states = jax.tree.map(lambda x: x[:members], jax.device_get(log.averages["swag"]))
+    few = ensemble[:members]
+    expected = swag_members(few, AVERAGES["swag"], states, num_samples=samples)
+    many = few.on_mesh(ensjax.make_mesh(member=8))
+    found = swag_members(many, AVERAGES["swag"], states, num_samples=samples)
+    assert found.member_ids.tolist() == list(range(members * samples))
+    np.testing.assert_allclose(flat(found.params), flat(expected.params), rtol=1e-5)
+
+
+def test_the_checkpoints_of_lawa_are_members(trained):
+    ensemble, log = trained
+    lawa, states = AVERAGES["lawa"], log.averages["lawa"]
+    found = lawa_members(ensemble, lawa, states)
+    assert found.member_ids.tolist() == list(range(9))
+    expected = np.concatenate([by_hand(m)[[7, 9, 11]] for m in range(3)])
+    np.testing.assert_allclose(flat(found.params), expected, atol=2e-6)
+    assert found(X).shape == (9, 8)
+    mean = flat(averaged(ensemble, lawa, states).params)
+    np.testing.assert_allclose(
+        flat(found.params).reshape(3, 3, 3).mean(axis=1), mean, atol=1e-6
+    )
+
+
+def test_only_checkpoints_that_were_taken_become_members(trained):
+    """A member that was frozen early holds fewer than the others."""
+    ensemble, _ = trained
+    lawa = AVERAGES["lawa"]
+    states = []
+    for steps in (3, 12, 5):  # 1, 6 and 2 checkpoints, of which 3 are held
+        state = lawa.init({"a": jnp.zeros(2), "b": jnp.float32(0)})
+        for step in range(1, steps + 1):
+            params = {"a": jnp.full(2, float(step)), "b": jnp.float32(-step)}
+            state = lawa.update(state, params)
+        states.append(state)
+    stacked = ensjax.members.stack_members(states)
+    found = lawa_members(ensemble, lawa, stacked)
+    assert found.params["b"].tolist() == [-2, -8, -10, -12, -2, -4]
+    assert found.member_ids.tolist() == list(range(6))
+    states[1] = lawa.init({"a": jnp.zeros(2), "b": jnp.float32(0)})
+    with pytest.raises(ValueError, match=r"ids \[1\] has counted"):
+        lawa_members(ensemble, lawa, ensjax.members.stack_members(states))
+
+
+@pytest.mark.parametrize("decay, steps", [(0.9999, 3), (0.99999, 100), (0.5, 40)])
+def test_an_average_with_a_long_memory_is_unbiased(decay, steps):
+    average, params = EMA(decay), {"w": jnp.float32(3.0)}
+    state = average.init(params)
+    update = jax.jit(average.update)
+    for _ in range(steps):
+        state = update(state, params)
+    np.testing.assert_allclose(average.mean(state)["w"], 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["swa", "swag", "diagonal", "lawa"])
+def test_weights_that_do_not_count_leave_no_trace(name):
+    average = AVERAGES[name]
+    state = average.init({"w": jnp.ones(2)})
+    for _ in range(7):
+        counts = np.asarray(average.update(state, {"w": jnp.ones(2)})["count"])
+        value = 2.0 if counts > state["count"] else np.inf
+        state = average.update(state, {"w": jnp.full(2, value)})
+    assert state["count"] >= 1
+    np.testing.assert_array_equal(average.mean(state)["w"], [2.0, 2.0])
+    if "variance" in state:
+        np.testing.assert_array_equal(state["variance"]["w"], [0.0, 0.0])
+
+
+def test_a_member_that_is_seeded_again_keeps_the_step_of_the_run():
+    """Else its schedule begins anew, and a late start never comes."""
+
+    def make_model(rngs):
+        return ensjax.nn.MLP(in_features=1, num_outputs=1, hidden=(2,), rngs=rngs)
+
+    def breaking(model, batch, key):
+        del key
+        x, y = batch
+        loss = jnp.mean(jnp.square(model(x) - y))
+        return jnp.where(model.head.linear.bias[0] > 5.0, jnp.nan, loss)
+
+    ensemble = ensjax.Ensemble.init(make_model, num_members=2, seed=0)
+    bias = ensemble.state["params"]["head"]["linear"]["bias"]
+    bias[...] = bias[...].at[0].set(10.0)
+    averages = {"swa": SWA(start_step=6), "lawa": LAWA(num_checkpoints=2)}
+    _, log = ensjax.fit(
+        ensemble,
+        (X[:, None], X[:, None]),
+        loss=breaking,
+        make_tx=optax.sgd,
+        hyper=0.01,
+        steps=8,
+        steps_per_call=2,
+        log_every_steps=2,
+        batch_size=8,
+        averages=averages | {"ema": EMA(0.9)},
+        health=ensjax.Health(policy="reseed", make_model=make_model),
+        progress=False,
+    )
+    assert log.recovery_steps[0][0] >= 0, log.recovery_steps
+    assert log.averages["swa"]["step"].tolist() == [8, 8]
+    assert log.averages["swa"]["count"].tolist() == [2, 2]
+    assert log.averages["lawa"]["step"].tolist() == [8, 8]
+    assert log.averages["lawa"]["count"].tolist() == [6, 8]
+    assert log.averages["ema"]["count"].tolist() == [6, 8]
 
 
 @pytest.mark.parametrize(
