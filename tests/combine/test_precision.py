@@ -123,7 +123,7 @@ def fused(tokens):
     # Its layers are those of any network; what is mixed over members is not.
     model.qkv, model.out = lambda x: jnp.tile(x, 3), lambda x: x
     static = combine.StaticFusion(
-        widths=(4,) * M, dim=4, num_outputs=C, rngs=nnx.Rngs()
+        widths=(4,) * M, dim=4, num_outputs=C, rngs=nnx.Rngs(0)
     )
     mask = jnp.ones((N, M), bool)
     assert softmax_gate(jnp.zeros((N, M)), mask).shape == (N, M)

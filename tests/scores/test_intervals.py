@@ -1,5 +1,7 @@
 """Intervals against scipy, and the coverage of the bootstrap."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np

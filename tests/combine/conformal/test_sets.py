@@ -1,5 +1,6 @@
 """Conformal sets: scores from the papers' definitions, coverage, one inference."""
 
+import functools
 import math
 
 import jax

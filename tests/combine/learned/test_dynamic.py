@@ -1,5 +1,7 @@
 """Dynamic selection: equal to loops over rows, written from the definitions."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
