@@ -176,7 +176,7 @@ def make_claims(config, results):
         note = "" if sizes is None else "; splits share rows, corrected"
         text = f"share of tasks with the {SYSTEMS[place]} in the first tenth, {words}"
         share = top_shares(results, tasks)[place]
-        return Part(f"{text}{note}", share, 0.5, split_sizes=sizes)
+        return Part(f"{text}{note}", share, 0.5, split_sizes=sizes, is_share=True)
 
     distinct = np.asarray([len(set(seed)) for seed in winners(results).T])
     wins = effects = None
@@ -200,6 +200,7 @@ def make_claims(config, results):
                     " ventricles and none does on the score",
                     wins,
                     0.5,
+                    is_share=True,
                 )
             ],
             expected="so it was in the challenge (1)",

@@ -205,6 +205,7 @@ from ensjax.combine.rules.influence import (
     consensus_distance,
     influence,
     leave_one_out,
+    mask_nan,
 )
 from ensjax.combine.rules.interval_pools import (
     PooledInterval,
@@ -388,6 +389,7 @@ __all__ = [
     "level_one_features",
     "load_imbalance",
     "majority_vote",
+    "mask_nan",
     "max_probs",
     "mean_logits",
     "mean_points",

@@ -43,11 +43,12 @@ def f_scores(
     member = jax.nn.one_hot(labels, num_classes) * weight[:, None]  # [example, class]
     count = jnp.sum(member, axis=0)
     total = jnp.sum(count)
-    mean = weight @ x / total
+    mean = _matmul(weight, x) / total
     x = x - mean[None]  # else sums of squares cancel
-    means = (member.T @ x) / jnp.maximum(count, 1e-30)[:, None]  # [class, feature]
+    means = _matmul(member.T, x)  # [class, feature]
+    means = means / jnp.maximum(count, 1e-30)[:, None]
     between = jnp.sum(count[:, None] * means**2, axis=0)
-    within = weight @ (x - means[labels]) ** 2
+    within = _matmul(weight, (x - means[labels]) ** 2)
     present = jnp.sum(count > 0)
     # What rounding leaves of a constant is no variance.
     is_constant = between + within <= total * (_ROUNDING * mean) ** 2
@@ -83,8 +84,8 @@ class Standardize:
     def fit(self, x, labels, weight):
         """`{"mean": [feature], "sd": [feature]}` of the rows that count."""
         x, weight = _kept(x, weight)
-        mean = weight @ x / jnp.sum(weight)
-        sd = jnp.sqrt(weight @ (x - mean[None]) ** 2 / jnp.sum(weight))
+        mean = _matmul(weight, x) / jnp.sum(weight)
+        sd = jnp.sqrt(_matmul(weight, (x - mean[None]) ** 2) / jnp.sum(weight))
         is_constant = sd <= _ROUNDING * jnp.abs(mean)
         return {"mean": mean, "sd": jnp.where(is_constant, 1.0, sd)}
 
@@ -122,7 +123,7 @@ class PrincipalComponents:
     def fit(self, x, labels, weight):
         """`{"mean": [feature], "axes": [component, feature]}`."""
         x, weight = _kept(x, weight)
-        mean = weight @ x / jnp.sum(weight)
+        mean = _matmul(weight, x) / jnp.sum(weight)
         _, _, axes = jnp.linalg.svd(
             jnp.sqrt(weight)[:, None] * (x - mean[None]), full_matrices=False
         )
@@ -133,7 +134,7 @@ class PrincipalComponents:
 
     def transform(self, fitted, x):
         """Scores `[..., component]`."""
-        return (x - fitted["mean"][None]) @ fitted["axes"].T
+        return _matmul(x - fitted["mean"][None], fitted["axes"].T)
 
 
 @struct.dataclass
@@ -225,6 +226,11 @@ def _transform(stages, fitted, x):
     for stage, learned in zip(stages, fitted, strict=True):
         x = stage.transform(learned, x)
     return x
+
+
+def _matmul(first, second):
+    # In full: by default devices may keep three digits of what is multiplied.
+    return jnp.matmul(first, second, precision="highest")
 
 
 def _kept(x, weight):

@@ -16,6 +16,7 @@ from ensjax.experiment.claims import (
     interval_text,
     mean_and_interval,
     not_run,
+    share_interval,
     student_interval,
 )
 from ensjax.experiment.configs import load_config
@@ -52,6 +53,7 @@ __all__ = [
     "not_run",
     "open_run",
     "read_metrics",
+    "share_interval",
     "student_interval",
     "view_run",
 ]

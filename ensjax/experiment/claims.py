@@ -2,8 +2,9 @@
 
 A claim holds when the 95 % interval over seeds lies wholly on the stated side of the
 bound, fails when it lies wholly on the other, and is undecided otherwise. Seeds that
-split the same rows anew are not independent: `split_sizes` widens their interval. A
-statement about several numbers (`claim_of_all`) is judged by the least sure of them.
+split the same rows anew are not independent: `split_sizes` widens their interval. What
+cannot leave 0 to 1 has an interval that does not (`is_share`). A statement about
+several numbers (`claim_of_all`) is judged by the least sure of them.
 """
 
 import math
@@ -32,6 +33,7 @@ def claim(
     side: str = ">",
     bound: float,
     split_sizes: tuple[int, int] | None = None,
+    is_share: bool = False,
 ) -> dict[str, Any]:
     """A paper's statement, measured over seeds.
 
@@ -47,6 +49,8 @@ def claim(
         bound: of the same unit as the values.
         split_sizes: None where seeds are independent; else rows that are not tested on,
             and test rows, of splits of the same rows.
+        is_share: whether values are shares, or 0 and 1 for no and yes: `share_interval`
+            then takes the place of `student_interval`.
 
     Returns:
         The entry for `results.json`: the arguments and `measured` (mean over seeds),
@@ -54,7 +58,8 @@ def claim(
         `verdict`. Values that are not finite leave it undecided, with `measured` None.
 
     Raises:
-        ValueError: for words other than those above, or no values.
+        ValueError: for words other than those above, no values, or shares that do not
+            lie between 0 and 1.
     """
     _check_words(certainty, scale)
     if side not in (">", "<"):
@@ -62,7 +67,8 @@ def claim(
     values = [float(value) for value in values_by_seed]
     if not values:
         raise ValueError(f"claim {name!r} has no values; use not_run(...) for that.")
-    interval = student_interval(values, split_sizes=split_sizes)
+    ends = share_interval if is_share else student_interval
+    interval = ends(values, split_sizes=split_sizes)
     is_finite = all(math.isfinite(value) for value in values)
     return {
         "name": name,
@@ -77,6 +83,7 @@ def claim(
         "interval": None if interval is None else list(interval),
         "seeds": len(values),
         **({} if split_sizes is None else {"split_sizes": list(split_sizes)}),
+        **({"is_share": True} if is_share else {}),
         "verdict": _verdict(interval, len(values), side, float(bound)),
     }
 
@@ -93,6 +100,7 @@ class Part(NamedTuple):
     bound: float
     side: str = ">"
     split_sizes: tuple[int, int] | None = None
+    is_share: bool = False
 
 
 def claim_of_all(
@@ -139,13 +147,14 @@ def claim_of_all(
             side=part.side,
             bound=part.bound,
             split_sizes=part.split_sizes,
+            is_share=part.is_share,
             **about,
         )
         for part in parts
     ]
     if len(parts) == 1:
         return entries[0]
-    kept = ("side", "bound", "measured", "interval", "seeds", "split_sizes")
+    kept = ("side", "bound", "measured", "interval", "seeds", "split_sizes", "is_share")
     told = [
         {"part": part.text, **{key: entry[key] for key in kept if key in entry}}
         for part, entry in zip(parts, entries, strict=True)
@@ -224,6 +233,32 @@ def student_interval(
     # Around the mean, so that float32 is exact to a part of the spread.
     around = t_interval(np.asarray([value - mean for value in values]))
     return mean + float(around.low), mean + float(around.high)
+
+
+def share_interval(
+    values: Sequence[float], *, split_sizes: tuple[int, int] | None = None
+) -> tuple[float, float] | None:
+    """The 95 % interval of a mean of shares, within 0 to 1; None as `student_interval`.
+
+    Of seeds that say yes or no (all values 0 or 1) Wilson's: their spread says nothing
+    where all agree, and Student's interval of 9 yes and 1 no ends at 1.13. Of other
+    shares, and with `split_sizes`, that of `student_interval`, cut off at 0 and 1.
+
+    Raises:
+        ValueError: if a value does not lie between 0 and 1.
+    """
+    interval = student_interval(values, split_sizes=split_sizes)
+    if interval is None:
+        return None
+    if not all(0.0 <= value <= 1.0 for value in values):
+        raise ValueError(f"shares must lie between 0 and 1; got {list(values)}.")
+    if split_sizes is None and all(value in (0.0, 1.0) for value in values):
+        from ensjax.scores import wilson_interval
+
+        found = wilson_interval(sum(values), len(values))
+        return float(found.low), float(found.high)
+    low, high = interval
+    return max(low, 0.0), min(high, 1.0)
 
 
 def mean_and_interval(

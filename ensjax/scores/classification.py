@@ -52,21 +52,21 @@ def top_k_accuracy(
     Args:
         log_probs: log-probabilities or logits, `[..., batch, class]`.
         labels: class indices, `[batch]` or `[..., batch]`; out of range gives NaN.
-        k: number of choices, at least 1.
+        k: number of choices, at least 1. With no more classes than that every label is
+            among them: 1.
         sample_weight: `[batch]` or `[..., batch]`, non-negative.
 
     Returns:
         `[...]`.
 
     Raises:
-        ValueError: if a shape does not fit or `k` is not between 1 and the number of
-            classes.
+        ValueError: if a shape does not fit or `k` is below 1.
         TypeError: if `labels` are not integers.
     """
     log_probs, labels, weight = check_rows(log_probs, labels, sample_weight)
     num_classes = log_probs.shape[-1]
-    if not 1 <= k <= num_classes:
-        raise ValueError(f"k must be between 1 and {num_classes} classes; got {k}.")
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}.")
     picked = label_log_probs(log_probs, labels)
     classes = jnp.arange(num_classes).reshape((1,) * labels.ndim + (-1,))
     ahead = (log_probs > picked[..., None] + TIE_TOLERANCE) | (

@@ -242,6 +242,8 @@ def _fit(scores, is_genuine, sample_weight, rule, most_far):
     num_attacks = jnp.sum(attack, axis=-1, keepdims=True)
     far = mass_above(scores, attack, side="left") / num_attacks
     frr = 1 - mass_above(scores, genuine, side="left") / num_genuine
+    # Sums of the same weights in another order: what is 0 may come out below.
+    frr = jnp.where(frr < 0, 0.0, frr)
     if rule == "eer":
         cost = jnp.abs(far - frr)
     elif rule == "youden":

@@ -20,8 +20,10 @@ from ensjax.scores.detection import (
     error_rates,
     hter,
 )
+from ensjax.scores.ends import auroc_ends, half_sum_ends, outer_ends, wilson_ends
 from ensjax.scores.evaluation_members import counts_and_rows, with_members
 from ensjax.scores.evaluation_rows import Bootstrap, Rows, check_told
+from ensjax.scores.intervals import Interval
 from ensjax.scores.metrics import chosen_metrics
 from ensjax.scores.ood import auprc, auroc, fpr_at_tpr
 from ensjax.scores.programs import With, score_one
@@ -75,7 +77,8 @@ def evaluate_ood(
 
     The other arguments are those of `evaluate`. Resamples without rows of one kind
     have no score and are left out; where few rows are of one kind, intervals tell less
-    than they seem to.
+    than they seem to. Ends of areas "auroc" are those of `evaluate_detection`; the
+    others are percentiles, of no width where the two kinds are told apart throughout.
 
     Returns:
         For every doubt `name`: `name_auroc`, `name_auprc` (rows from elsewhere are the
@@ -105,11 +108,14 @@ def evaluate_ood(
                 f"doubt {name!r} must give [batch] = {size}; got {told[name].shape}."
             )
 
+    weight, is_positive = np.asarray(rows.weight), np.asarray(is_ood).astype(bool)
+    area = functools.partial(_auroc_ends, weight=weight, is_positive=is_positive)
     found = score_one(
         With.of(_ood_values, names=tuple(functions)),
         {"is_ood": is_ood} | told,
         rows,
         Bootstrap(bootstrap, confidence, seed),
+        derived={f"{name}_auroc": area for name in functions},
         ranges={
             f"{name}_{metric}": metric for name in functions for metric in OOD_METRICS
         },
@@ -160,9 +166,15 @@ def evaluate_detection(
         "auroc" and "eer" (the threshold of which is of these rows, which flatters it);
         at the threshold "false_accept_rate", "false_reject_rate" (1 minus specificity
         and sensitivity) and "hter"; with types "apcer", "bpcer" and "acer". With a
-        member axis they are lists. With a bootstrap also `_low` and `_high`: of the
-        rates of false decisions and "bpcer" Wilson's where rows have no groups, as in
-        `evaluate`; resamples without a kind of row are left out. And "num_rows".
+        member axis they are lists. With a bootstrap also `_low` and `_high`, where rows
+        have no groups: of the rates of false decisions and "bpcer" Wilson's, as in
+        `evaluate`; of "apcer" the largest of Wilson's lower and upper ends of the types
+        (a lower end that flatters none, and may be too high with many types); of "hter"
+        and "acer" those that follow from both rates (`ends.half_sum_ends`), and of
+        "eer" the same or the percentiles, whichever lies further out; of "auroc"
+        Newcombe's (`ends.auroc_ends`). Where rows have groups all are percentiles, of
+        no width where no resample holds an error; resamples without a kind of row are
+        left out. And "num_rows".
 
     Raises:
         ValueError: if a shape does not fit, or types come without a threshold.
@@ -202,6 +214,19 @@ def evaluate_detection(
         raise ValueError(
             f"is_genuine must be [batch] = [{len(weight)}]; got {is_genuine.shape}."
         )
+    attack, genuine = weight * ~is_genuine, weight * is_genuine
+
+    def eer_ends(value, ends, confidence):
+        both = (wilson_ends(value, kind, confidence) for kind in (attack, genuine))
+        return outer_ends(ends["eer"], half_sum_ends(value, *both))
+
+    def apcer_ends(value, ends, confidence):
+        accepted = np.asarray(scores) > np.asarray(threshold, np.float32)[..., None]
+        of_types = [attack * (types == kind) for kind in range(num_types)]
+        of_types = [kind for kind in of_types if kind.any()]
+        shares = [(kind * accepted).sum(axis=-1) / kind.sum() for kind in of_types]
+        return _largest_ends(value, shares, of_types, confidence)
+
     return score_one(
         With.of(_rates, num_types=num_types),
         arrays,
@@ -209,10 +234,42 @@ def evaluate_detection(
         Bootstrap(bootstrap, confidence, seed),
         more=more,
         proportions={
-            "false_accept_rate": weight * ~is_genuine,
-            "false_reject_rate": weight * is_genuine,
-            "bpcer": weight * is_genuine,
+            "false_accept_rate": attack,
+            "false_reject_rate": genuine,
+            "bpcer": genuine,
         },
+        derived={
+            "auroc": functools.partial(
+                _auroc_ends, weight=weight, is_positive=is_genuine
+            ),
+            "eer": eer_ends,
+            "hter": functools.partial(
+                _half_sum_ends, of=("false_accept_rate", "false_reject_rate")
+            ),
+            "apcer": apcer_ends,
+            "acer": functools.partial(_half_sum_ends, of=("apcer", "bpcer")),
+        },
+    )
+
+
+def _auroc_ends(value, ends, confidence, *, weight, is_positive):
+    return auroc_ends(value, weight * is_positive, weight * ~is_positive, confidence)
+
+
+def _half_sum_ends(value, ends, confidence, *, of):
+    return half_sum_ends(value, *(ends[name] for name in of))
+
+
+def _largest_ends(value, shares, weights, confidence):
+    """Of the largest of several shares of rows: the largest of both ends."""
+    ends = [
+        wilson_ends(share, weight, confidence)
+        for share, weight in zip(shares, weights, strict=True)
+    ]
+    low, high = (np.max([end[place] for end in ends], axis=0) for place in (1, 2))
+    undefined = np.isnan(value)
+    return Interval(
+        value, np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
     )
 
 

@@ -162,8 +162,9 @@ def paired_bootstrap(
         drawn) are left out.
 
     Raises:
-        ValueError: if a number is below 1, a shape does not fit, or `groups` comes
-            without `num_groups`.
+        ValueError: if a number is below 1, a shape does not fit, `groups` comes
+            without `num_groups`, or a group is out of their range. Where groups are not
+            known, in a compiled program, the weights of such rows are NaN.
 
     Source: Efron and Tibshirani 1993, chapter 13.
 
@@ -261,12 +262,16 @@ def draw_metric(key, metric, num_rows, groups, num_groups, num_resamples, block)
     if groups is not None and np.shape(groups) != (num_rows,):
         raise ValueError(f"groups must be [{num_rows}]; got {np.shape(groups)}.")
     num_units = num_rows if groups is None else num_groups
+    if groups is not None:
+        groups, is_known = _known_groups(groups, num_groups)
 
     def resampled(number):
         drawn = jax.random.randint(keys[number], (num_units,), 0, num_units)
         counts = jax.ops.segment_sum(jnp.ones(num_units), drawn, num_segments=num_units)
-        counts = counts if groups is None else counts[jnp.asarray(groups)]
-        return metric(jnp.where(number == num_resamples, 1.0, counts))
+        weight = jnp.where(number == num_resamples, 1.0, counts)
+        if groups is not None:
+            weight = jnp.where(is_known, weight[groups], jnp.nan)
+        return metric(weight)
 
     # The rows as they are come last, so that `metric` is in one program; blocks of one
     # size leave no rest, which would be another one.
@@ -279,6 +284,21 @@ def draw_metric(key, metric, num_rows, groups, num_groups, num_resamples, block)
         jax.tree.map(lambda x: x[num_resamples], found),
         jax.tree.map(lambda x: x[:num_resamples], found),
     )
+
+
+def _known_groups(groups, num_groups):
+    """Groups in range, and which were, bools `[batch]`: all, where they are known."""
+    groups = jnp.asarray(groups)
+    if not jnp.issubdtype(groups.dtype, jnp.integer):
+        raise ValueError(f"groups must be integers; got {groups.dtype}.")
+    is_known = (groups >= 0) & (groups < num_groups)
+    if not isinstance(is_known, jax.core.Tracer) and not is_known.all():
+        raise ValueError(
+            f"groups must be from 0 to num_groups - 1 = {num_groups - 1}; got"
+            f" {int(groups.min())} to {int(groups.max())}. Other labels become such"
+            " numbers with np.unique(groups, return_inverse=True)."
+        )
+    return jnp.where(is_known, groups, 0), is_known
 
 
 def _check_confidence(confidence):

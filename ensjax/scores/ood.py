@@ -44,6 +44,8 @@ def auroc(
     # A mean of fractions, not a sum of ranks: ranks squared outgrow float32.
     below = 1.0 - (above + at_or_above) / (2 * total[..., None])
     area = jnp.sum(below * positive, axis=-1) / jnp.sum(positive, axis=-1)
+    # Sums of the same weights in another order leave a rest at either end.
+    area = jnp.where(area < 0, 0.0, jnp.where(area > 1, 1.0, area))
     return _unless_nan(area, scores, positive + negative)
 
 

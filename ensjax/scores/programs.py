@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ensjax.scores.ends import basic_ends, percentile_ends, wilson_ends
+from ensjax.scores.ends import basic_ends, percentile_ends, wilson_ends, within
 from ensjax.scores.intervals import Interval, draw_metric
 
 
@@ -137,6 +137,7 @@ def score_one(
     *,
     more: tuple[Any, ...] = (),
     proportions: Mapping[str, Any] | None = None,
+    derived: Mapping[str, Callable[..., Interval]] | None = None,
     biased: tuple[str, ...] = (),
     ranges: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -150,6 +151,8 @@ def score_one(
         more: pytrees that have no rows.
         proportions: name -> the weights `[..., batch]` of rows that it is a share of;
             their ends are Wilson's where rows have no groups.
+        derived: name -> `ends(value, ends_by_name, confidence)`, likewise where rows
+            have no groups, of the ends of all; in order.
         biased: names of what has the ends of the basic bootstrap; others have
             percentiles.
         ranges: name -> the score whose range in `ends.RANGES` it has; None: its own.
@@ -165,15 +168,21 @@ def score_one(
     result = {name: value.tolist() for name, value in found.items()}
     if bootstrap.num_resamples:
         draws = draw(values, rows, bootstrap, given)
+        own = {}
         for name, value in found.items():
             like = (ranges or {}).get(name, name)
             told = (like, value, draws[name], bootstrap.confidence)
             if name in (proportions or {}) and rows.groups is None:
-                ends = wilson_ends(value, proportions[name], bootstrap.confidence)
+                own[name] = wilson_ends(value, proportions[name], bootstrap.confidence)
             elif name in biased:
-                ends = basic_ends(*told)
+                own[name] = basic_ends(*told)
             else:
-                ends = percentile_ends(*told)
+                own[name] = percentile_ends(*told)
+        for name, ends in (derived or {}).items():
+            if name in found and rows.groups is None:
+                made = ends(found[name], own, bootstrap.confidence)
+                own[name] = within((ranges or {}).get(name, name), made)
+        for name, ends in own.items():
             result |= listed(name, ends)
     return result | {"num_rows": len(rows.weight)}
 

@@ -58,7 +58,8 @@ def risk_coverage(
         labels: class indices, `[batch]` or `[..., batch]`. A label out of range makes
             the curve NaN from there on.
         confidence: larger means surer, `[batch]` or `[..., batch]`; the log-odds of
-            the first choice if None. Uncertainties need a minus sign.
+            the first choice if None. Uncertainties need a minus sign. A NaN that counts
+            makes all risks NaN.
         sample_weight: `[batch]` or `[..., batch]`, non-negative.
 
     Returns:
@@ -95,7 +96,7 @@ def aurc(
         sample_weight: `[batch]` or `[..., batch]`, non-negative.
 
     Returns:
-        `[...]`.
+        `[...]`; NaN if a confidence that counts is.
 
     Raises:
         ValueError: if a shape does not fit.
@@ -253,7 +254,10 @@ def _errors(log_probs, labels, confidence, sample_weight):
 def error_curve(
     error: jax.Array, confidence: jax.Array, weight: jax.Array
 ) -> RiskCoverage:
-    """The mean error of the surest rows, for errors of any kind `[..., batch]`."""
+    """The mean error of the surest rows, for errors of any kind `[..., batch]`.
+
+    All NaN if a confidence that counts is: nothing says where its row belongs.
+    """
     leading, num_rows = error.shape[:-1], error.shape[-1]
     flat = [x.reshape(-1, num_rows) for x in (error, confidence, weight)]
     curve = jax.vmap(_one_curve)(*flat)
@@ -262,6 +266,7 @@ def error_curve(
 
 def _one_curve(error, confidence, weight):
     # Rows without weight go last, where they add nothing.
+    undefined = jnp.any(jnp.isnan(confidence) & (weight != 0))
     order = jnp.lexsort((-confidence, weight == 0))
     error, confidence, weight = error[order], confidence[order], weight[order]
     wrong = weigh(error, weight)
@@ -275,6 +280,7 @@ def _one_curve(error, confidence, weight):
     kept = jnp.cumsum(weight)
     # The share of a group is a rounded quotient; the sum at the end need not be exact.
     risk = jnp.cumsum(share * weight) / kept
+    risk = jnp.where(undefined, jnp.nan, risk)
     return RiskCoverage(kept / kept[-1], risk, weight)
 
 

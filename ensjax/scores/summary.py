@@ -74,7 +74,7 @@ def score_summary(
         sample_weight: `[batch]`, non-negative. Without it scores that sort are several
             times faster.
         num_bins: of all calibration errors.
-        top_k: k of `top_k_accuracy`, at most the number of classes.
+        top_k: k of `top_k_accuracy`, which is 1 with no more classes than that.
         block: rows that are read at a time; None: as many as stay in a cache.
         axis_name: inside `jax.shard_map`, the mesh axis that splits the rows: scores
             are of the rows of all devices, which hold equally many.
@@ -191,10 +191,7 @@ def _check(predictions, labels, num_bins, top_k, block):
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers; got {labels.dtype}.")
-    num_classes = values.shape[2]
-    if not 1 <= top_k <= num_classes:
-        raise ValueError(f"top_k must be from 1 to {num_classes}; got {top_k}.")
-    for name, value in (("num_bins", num_bins), ("block", block)):
+    for name, value in (("top_k", top_k), ("num_bins", num_bins), ("block", block)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}.")
     return values, labels.astype(jnp.int32)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -85,6 +86,9 @@ RULES = {
     "influence": lambda x: combine.influence(combine.mean_probs, predictions(x)),
     "consensus_distance": lambda x: combine.consensus_distance(
         predictions(x), combine.mean_probs(predictions(x))
+    ),
+    "mask_nan": lambda x: combine.mean_probs(
+        combine.mask_nan(predictions(x.at[1, 2, 0].set(jnp.nan)))
     ),
 }
 

@@ -16,6 +16,7 @@ from ensjax.experiment.claims import (
     interval_text,
     mean_and_interval,
     not_run,
+    share_interval,
     student_interval,
 )
 from ensjax.scores import corrected_t_test
@@ -214,3 +215,34 @@ def test_parts_may_have_sides_bounds_and_rows_of_their_own():
     assert one["name"] == "x (correlation)" and "parts" not in one
     with pytest.raises(ValueError, match="'x' has no parts"):
         claim_of_all("x", parts=[], **ABOUT)
+
+
+def test_the_interval_of_shares_stays_within_0_and_1():
+    votes = [1.0] * 9 + [0.0]
+    wilson = stats.binomtest(9, 10).proportion_ci(method="wilson")
+    assert share_interval(votes) == pytest.approx((wilson.low, wilson.high), abs=1e-6)
+    low, high = share_interval([1.0] * 10)  # Student's has no width
+    assert high == 1 and low == pytest.approx(0.7225, abs=1e-4)
+    shares = [1.0, 0.9, 1.0, 0.3, 1.0]
+    assert student_interval(shares)[1] > 1
+    assert share_interval(shares) == (student_interval(shares)[0], 1.0)
+    told = dict(split_sizes=(80, 40))
+    low, high = student_interval(votes[5:], **told)
+    assert low < 0 and high > 1 and share_interval(votes[5:], **told) == (0, 1)
+    assert share_interval([1.0]) is None
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        share_interval([0.5, 1.5])
+
+
+def test_a_claim_of_shares_is_judged_by_their_interval():
+    votes = [1.0] * 9 + [0.0]
+    entry = claim("often", values_by_seed=votes, bound=0.5, is_share=True, **ABOUT)
+    assert entry["interval"] == list(share_interval(votes)) and entry["is_share"]
+    assert entry["verdict"] == "holds" and entry["measured"] == 0.9
+    # Five that agree leave room for a third that do not.
+    few = dict(values_by_seed=[1.0] * 5, bound=0.6)
+    assert claim("few", **few, **ABOUT)["verdict"] == "holds"
+    assert claim("few", is_share=True, **few, **ABOUT)["verdict"] == "undecided"
+    parts = [Part("a", votes, 0.5, is_share=True), Part("b", [2.0] * 5, 1.0)]
+    told = claim_of_all("both", parts=parts, **ABOUT)["parts"]
+    assert told[0]["is_share"] and "is_share" not in told[1]

@@ -174,6 +174,11 @@ def test_among_equal_classes_the_lowest_is_chosen():
     labels = jnp.arange(4)
     assert scores.accuracy(uniform, labels) == 0.25
     assert scores.top_k_accuracy(uniform, labels, k=3) == 0.75
+    for k in (4, 7):  # every class is among the first
+        assert scores.top_k_accuracy(uniform, labels, k=k) == 1
+    assert np.isnan(scores.top_k_accuracy(uniform, labels.at[0].set(-1), k=7))
+    with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+        scores.top_k_accuracy(uniform, labels, k=0)
 
 
 def test_absent_class_has_nan_recall_and_no_part_in_the_balanced_accuracy():

@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import brentq
+from scipy.special import ndtr
 from scipy.stats import binomtest
 
 from ensjax import scores
 from ensjax.predictions import Predictions
+from ensjax.scores.ends import auroc_ends, half_sum_ends, wilson_ends
+from ensjax.scores.intervals import Interval
 from ensjax.scores.programs import With, number_of_bins
 
 RNG = np.random.default_rng(0)
@@ -186,3 +190,103 @@ def test_functions_of_equal_options_are_one():
     value = one(LOGITS, LABELS)
     np.testing.assert_array_equal(value, scores.ece(LOGITS, LABELS, num_bins=3))
     assert isinstance(value, jax.Array) and jnp.shape(value) == (3,)
+
+
+def reversed_test(value, num_positive, num_negative, z=1.959964):
+    """Ends of an AUROC by root finding, from Newcombe 2006, part 2, method 5."""
+    n = (num_positive + num_negative) / 2 - 1
+
+    def apart(area):
+        more = n * ((1 - area) / (2 - area) + area / (1 + area))
+        variance = area * (1 - area) * (1 + more) / (num_positive * num_negative)
+        return abs(value - area) - z * np.sqrt(variance)
+
+    low = brentq(apart, 1e-12, value - 1e-9) if value > 0 else 0.0
+    high = brentq(apart, value + 1e-9, 1 - 1e-12) if value < 1 else 1.0
+    return low, high
+
+
+@pytest.mark.parametrize("value", [0.0, 0.05, 0.5, 0.83, 1.0])
+def test_ends_of_an_auroc_are_where_its_normal_test_turns(value):
+    kinds = np.arange(50) < 20
+    found = auroc_ends(np.array(value), kinds * 1.0, ~kinds * 1.0, 0.95)
+    low, high = reversed_test(value, 20, 30)
+    assert float(found.low) == pytest.approx(low, abs=1e-6)
+    assert float(found.high) == pytest.approx(high, abs=1e-6)
+    assert found.low < found.high
+    # Rows that weigh half as much are half as many, and twice the weight says nothing.
+    halved = auroc_ends(np.array(value), 2.0 * kinds, 2.0 * ~kinds, 0.95)
+    np.testing.assert_array_equal(halved.low, found.low)
+
+
+def test_ends_of_a_half_sum_follow_from_both_rates():
+    a, b = np.array([0.0, 0.2]), np.array([0.0, 0.1])
+    first, second = (
+        Interval(rate, rate - 0.03 * (rate > 0), rate + 0.04) for rate in (a, b)
+    )
+    found = half_sum_ends((a + b) / 2, first, second)
+    np.testing.assert_allclose(found.low, [0, 0.15 - 0.03 * 2**0.5 / 2])
+    np.testing.assert_allclose(found.high, (a + b) / 2 + 0.04 * 2**0.5 / 2)
+
+
+def test_kinds_that_are_told_apart_leave_room_for_an_error():
+    genuine = np.arange(30) >= 15
+    looks = (genuine + 0.3 * RNG.uniform(size=30)).astype(np.float32)
+    types = np.arange(30) % 3
+    run = functools.partial(scores.evaluate_detection, attack_types=types, bootstrap=20)
+    found = run(looks, genuine, 0.5)
+    assert found["auroc"] == 1 and found["auroc_high"] == 1
+    assert found["auroc_low"] == pytest.approx(reversed_test(1.0, 15, 15)[0], abs=1e-6)
+    rate = binomtest(0, 15).proportion_ci(method="wilson").high
+    for name in ("hter", "eer"):
+        assert found[name] == found[f"{name}_low"] == 0, name
+        expected = pytest.approx(rate * 2**0.5 / 2, abs=1e-6)
+        assert found[f"{name}_high"] == expected, name
+    of_type = binomtest(0, 5).proportion_ci(method="wilson").high
+    assert found["apcer_high"] == pytest.approx(of_type, abs=1e-6)
+    half = np.hypot(of_type, rate) / 2
+    assert found["acer_high"] == pytest.approx(half, abs=1e-6)
+    # Of members, and upside down.
+    both = run(np.stack([looks, -looks]), genuine, 0.5)
+    assert both["auroc"] == [1, 0] and both["auroc_low"][1] == 0
+    assert both["auroc_high"][1] == pytest.approx(1 - found["auroc_low"], abs=1e-9)
+    grouped = run(looks, genuine, 0.5, groups=np.arange(30) // 3)
+    assert ends_of(grouped, "hter") == [0, 0]
+    doubt = {"looks": looks}
+    ood = scores.evaluate_ood(
+        np.zeros((1, 30, 2), np.float32), genuine, doubt, bootstrap=3
+    )
+    assert ood["looks_auroc_low"] == pytest.approx(found["auroc_low"], abs=1e-9)
+
+
+def test_an_equal_error_rate_is_never_below_zero():
+    rng = np.random.default_rng(0)
+    genuine = np.arange(90) >= 30
+    weight = rng.uniform(0.1, 1, (200, 90)).astype(np.float32)
+    found = jax.jit(scores.equal_error_rate)(
+        np.broadcast_to(genuine * 1.0, (200, 90)), genuine, sample_weight=weight
+    )
+    assert (np.asarray(found.rate) >= 0).all() and found.rate.max() < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [0.5, 2.0, 4.0])
+def test_ends_of_detection_cover_about_as_often_as_they_say(apart):
+    rng = np.random.default_rng(4)
+    repeats, num = 2000, 30
+    genuine = np.arange(2 * num) < num
+    looks = rng.normal(size=(repeats, 2 * num)) + apart * genuine
+    area = np.asarray(jax.jit(scores.auroc)(looks, genuine), float)
+    ends = auroc_ends(area, genuine * 1.0, ~genuine * 1.0, 0.95)
+    true = ndtr(apart / 2**0.5)
+    held = ((ends.low <= true) & (true <= ends.high)).mean()
+    assert 0.93 <= held <= 0.985, held
+    rates = scores.error_rates(looks, genuine, apart / 2)
+    both = (
+        wilson_ends(np.asarray(rate), weight, 0.95)
+        for rate, weight in zip(rates, (~genuine * 1.0, genuine * 1.0), strict=True)
+    )
+    ends = half_sum_ends(np.asarray(sum(rates)) / 2, *both)
+    true = ndtr(-apart / 2)
+    held = ((ends.low <= true) & (true <= ends.high)).mean()
+    assert 0.93 <= held <= 0.985, held

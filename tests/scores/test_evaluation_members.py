@@ -5,6 +5,7 @@ rows of a resample out and scores them alone.
 """
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score
 
 from ensjax import scores
+from ensjax.experiment.json_files import to_json_value
 from ensjax.predictions import Predictions
 from ensjax.provenance import LeakageError, Provenance
 
@@ -290,3 +292,22 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(LeakageError, match="row 3"):
             call()
         assert call(allow_seen=True)["num_members"] == MEMBERS
+
+
+def test_what_is_undefined_is_nan_and_null_in_a_file():
+    found = scores.evaluate_spread(POINTS[:1], TARGETS)
+    undefined = {name for name, value in found.items() if np.isnan(value)}
+    assert undefined == {
+        "confidence_curve_area",
+        "error_rank_correlation",
+        "sparsification_error",
+        "spread_skill",
+    }
+    held = json.loads(json.dumps(to_json_value(found), allow_nan=False))
+    assert {name for name, value in held.items() if value is None} == undefined
+    assert held["num_members"] == 1
+
+
+def test_every_metric_has_a_value_with_few_classes():
+    found = scores.evaluate(LOGITS, LABELS, list(scores.METRICS))
+    assert found["top_k_accuracy"] == 1 and np.isfinite(found["macro_auroc"])

@@ -1,5 +1,7 @@
 """Intervals against scipy, and the coverage of the bootstrap."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,3 +142,25 @@ def test_probability_better_equals_the_share_of_resamples():
     assert found[1] == 0.5 and np.isnan(found[2])
     with pytest.raises(ValueError, match="groups and num_groups go together"):
         scores.probability_better(key, difference, 40, num_groups=2)
+
+
+def test_groups_out_of_range_are_refused():
+    values = jnp.arange(6.0)
+
+    def mean(weight):
+        return jnp.sum(weight * values) / jnp.sum(weight)
+
+    groups = np.arange(6) % 3
+    run = functools.partial(
+        scores.paired_bootstrap, jax.random.key(0), mean, 6, num_resamples=5
+    )
+    for wrong in (groups + 1, groups - 1):
+        with pytest.raises(ValueError, match="from 0 to num_groups - 1 = 2; got"):
+            run(groups=wrong, num_groups=3)
+    with pytest.raises(ValueError, match="from 0 to num_groups - 1 = 2; got 1 to 3"):
+        scores.probability_better(
+            jax.random.key(0), mean, 6, groups=groups + 1, num_groups=3
+        )
+    traced = jax.jit(lambda g: run(groups=g, num_groups=3))
+    assert np.isnan(traced(groups + 1).estimate)
+    assert traced(groups).estimate == pytest.approx(2.5)

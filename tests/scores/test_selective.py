@@ -245,3 +245,36 @@ def test_members_in_another_order_are_as_sure_where_all_are_saturated():
     for other in others:
         for name, value in first.items():
             np.testing.assert_allclose(other[name], value, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        scores.augrc,
+        scores.aurc,
+        scores.aurc_trapezoid,
+        scores.coverage_at_risk,
+        scores.error_auroc,
+        scores.excess_aurc,
+        scores.risk_at_coverage,
+    ],
+)
+def test_a_nan_among_the_confidences_says_nothing_of_the_order(score, compiled):
+    logits, labels, confidence = case(20)
+    confidence[3] = np.nan
+    both = np.stack([confidence, np.arange(20.0)])
+    weight = np.ones(20, np.float32)
+    score = compiled(score)
+    twice = (np.stack([logits] * 2), labels)
+    found = score(*twice, confidence=both, sample_weight=weight)
+    assert np.isnan(found[0]) and np.isfinite(found[1])
+    weight[3] = 0  # a row that does not count may hold anything
+    found = score(*twice, confidence=both, sample_weight=weight)
+    assert np.isfinite(found).all()
+
+
+def test_a_curve_of_a_nan_confidence_has_no_risks():
+    logits, labels, confidence = case(20)
+    confidence[3] = np.nan
+    curve = scores.risk_coverage(logits, labels, confidence=confidence)
+    assert np.isnan(curve.risk).all() and np.isfinite(curve.coverage).all()

@@ -364,9 +364,15 @@ def test_split_rows_give_what_one_device_gives(reference):
 
 def test_what_does_not_fit_is_refused():
     logits, labels = rows()
-    with pytest.raises(ValueError, match="top_k must be from 1 to 6"):
-        scores.score_summary(logits, labels, top_k=7)
+    with pytest.raises(ValueError, match="top_k must be at least 1; got 0"):
+        scores.score_summary(logits, labels, top_k=0)
     with pytest.raises(ValueError, match="labels must be"):
         scores.score_summary(logits, labels[:3])
     with pytest.raises(TypeError, match="integers"):
         scores.score_summary(logits, labels * 1.0)
+
+
+def test_with_few_classes_the_label_is_always_among_the_first():
+    logits, labels = rows()
+    found = summary(logits[..., :3], labels % 3, block=None)
+    assert found["top_k_accuracy"] == 1 and (found["top_k_accuracy_members"] == 1).all()

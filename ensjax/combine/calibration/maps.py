@@ -43,7 +43,7 @@ class AffineMap:
         if self.kernel.ndim == 1:
             scaled = log_probs * self.kernel[None]
         else:
-            scaled = log_probs @ self.kernel.T
+            scaled = jnp.matmul(log_probs, self.kernel.T, precision="highest")
         return normalize(scaled + self.bias[None])
 
 

@@ -41,7 +41,7 @@ def minimize_convex(loss: Callable[[Any], jax.Array], start: Any) -> Any:
             return push(vector)[1] + 1e-7 * vector
 
         step, _ = cg(times_hessian, -slope, tol=1e-4, maxiter=_MAX_CG_STEPS)
-        return value, step, -jnp.vdot(slope, step)
+        return value, step, -jnp.vdot(slope, step, precision="highest")
 
     def shorten(point, value, step, gain):
         # Below this the loss cannot tell better from worse, but Newton's step can.

@@ -67,7 +67,8 @@ def cascade_cost(
         sample_weight: `[batch]` or `[..., batch]`, non-negative.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or a row that counts left at a stage that
+            has no cost; in a compiled program the mean is then NaN.
     """
     stage_costs, exit_stage = jnp.asarray(stage_costs), jnp.asarray(exit_stage)
     if stage_costs.ndim != 1 or exit_stage.ndim < 1:
@@ -76,9 +77,19 @@ def cascade_cost(
             f" {stage_costs.shape} and {exit_stage.shape}."
         )
     stage_costs = stage_costs.astype(jnp.promote_types(stage_costs.dtype, jnp.float32))
-    spent = jnp.cumsum(stage_costs)[exit_stage]
-    weight = row_weights(sample_weight, exit_stage.shape, spent.dtype)
-    return weighted_mean(spent, weight)
+    if not jnp.issubdtype(exit_stage.dtype, jnp.integer):
+        raise ValueError(f"exit_stage must be integers; got {exit_stage.dtype}.")
+    num_stages = stage_costs.shape[0]
+    weight = row_weights(sample_weight, exit_stage.shape, stage_costs.dtype)
+    is_known = (exit_stage >= 0) & (exit_stage < num_stages)
+    unknown = ~is_known & (weight != 0)
+    if not isinstance(unknown, jax.core.Tracer) and unknown.any():
+        raise ValueError(
+            f"exit_stage must be from 0 to {num_stages - 1}, the stages that"
+            f" stage_costs holds; got {jnp.unique(exit_stage[unknown]).tolist()}."
+        )
+    spent = jnp.cumsum(stage_costs)[jnp.where(is_known, exit_stage, 0)]
+    return weighted_mean(jnp.where(is_known, spent, jnp.nan), weight)
 
 
 def front_scores(costs: jax.Array, scores: jax.Array, at: jax.Array) -> jax.Array:
@@ -96,7 +107,9 @@ def front_scores(costs: jax.Array, scores: jax.Array, at: jax.Array) -> jax.Arra
         `[...]`.
 
     Raises:
-        ValueError: if there are fewer than two models, or a shape does not fit.
+        ValueError: if there are fewer than two models, a shape does not fit, or costs
+            are not positive and rising (strictly); in a compiled program what comes out
+            is then NaN.
     """
     costs, scores = _check_front(costs, scores)
     ends = dict(left="extrapolate", right="extrapolate")
@@ -143,7 +156,13 @@ def _check_front(costs, scores):
             "costs and scores must be [model] of at least two models; got shapes"
             f" {costs.shape} and {scores.shape}."
         )
-    return costs, scores
+    is_rising = (costs[0] > 0) & jnp.all(costs[1:] > costs[:-1])
+    if not isinstance(is_rising, jax.core.Tracer) and not is_rising:
+        raise ValueError(
+            f"costs must be positive and rising; got {costs.tolist()}. Sort the models"
+            " by their costs, both arrays alike: scores[np.argsort(costs)]."
+        )
+    return costs, jnp.where(is_rising, scores, jnp.nan)
 
 
 def _shape(leaf):

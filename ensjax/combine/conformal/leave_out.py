@@ -72,7 +72,7 @@ class JackknifeAfterBootstrap:
         points = jnp.where(counts[:, None], points, 0.0)
 
         def one(said):
-            left_out = said @ self.left_out
+            left_out = jnp.matmul(said, self.left_out, precision="highest")
             return left_out_ends(left_out, left_out, self.errors, is_usable, alpha)
 
         _check_alpha(alpha)
@@ -172,6 +172,11 @@ class CvPlus:
             alpha, provenance, allow_seen, rows_at_once: as for
                 `JackknifeAfterBootstrap`.
 
+        Raises:
+            ValueError: if a shape does not fit, a fold that held rows out is missing
+                (in a compiled program: ends of NaN), or `alpha` is out of range.
+            LeakageError: for rows that it was fitted on; see `allow_seen`.
+
         Source: Barber et al. 2021, arXiv:1905.02928, equation 8.
         """
         self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
@@ -232,12 +237,22 @@ def cv_plus_ends(
         errors, fold_of_row: of the rows in folds, `[example]`; -1: it does not count.
         alpha: in (0, 1).
         rows_at_once: new rows that are handled together.
+
+    Raises:
+        ValueError: if a fold that held rows out is missing, where that is known; in a
+            compiled program the ends are NaN.
     """
     is_usable, fold = fold_of_row >= 0, jnp.maximum(fold_of_row, 0)
+    if not isinstance(fold, jax.core.Tracer) and fold.max(initial=0) >= len(lower):
+        raise ValueError(
+            f"{len(lower)} folds say something of the new rows, and rows were held out"
+            f" by folds up to number {int(fold.max())}; give what every fold's model"
+            " says, in the order of the folds."
+        )
 
     def one(said):
-        low, high = said
-        return left_out_ends(low[fold], high[fold], errors, is_usable, alpha)
+        low, high = (end.at[fold].get(mode="fill", fill_value=jnp.nan) for end in said)
+        return left_out_ends(low, high, errors, is_usable, alpha)
 
     return jax.lax.map(one, (lower.T, upper.T), batch_size=rows_at_once)
 

@@ -59,7 +59,8 @@ class CvPlusBand:
                 every row of the fit.
 
         Raises:
-            ValueError: if a shape does not fit or `alpha` is out of range.
+            ValueError: if a shape does not fit, a fold that held rows out is missing
+                (in a compiled program: ends of NaN), or `alpha` is out of range.
             LeakageError: for rows that it was fitted on; see `allow_seen`.
 
         Source: Barber et al. 2021, arXiv:1905.02928, equation 8, with the errors of

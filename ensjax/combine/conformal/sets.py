@@ -226,7 +226,8 @@ def fit_conformal_sets_by_class(
     """Conformal sets with one threshold per class: every class is covered by itself.
 
     A class with fewer than about 1 / alpha rows is in every set. Arguments and the
-    result are those of `fit_conformal_sets`.
+    result are those of `fit_conformal_sets`. A label out of range, which might be of
+    any class, makes the thresholds of all NaN.
 
     Source: Vovk et al. 2005, section 4.5 (label-conditional).
     """
@@ -234,9 +235,14 @@ def fit_conformal_sets_by_class(
         score, logits, labels, key, weights, row_mask
     )
     num_classes = _pool(logits, weights).shape[-1]
+    covered = _covered(logits, row_mask)
     threshold = conformal_quantile_by_group(
-        scores, labels, num_classes, alpha, row_mask=_covered(logits, row_mask)
+        scores, labels, num_classes, alpha, row_mask=covered
     )
+    is_unknown = (labels < 0) | (labels >= num_classes)
+    if covered is not None:
+        is_unknown &= jnp.asarray(covered, bool)
+    threshold = jnp.where(jnp.any(is_unknown), jnp.nan, threshold)
     return ConformalSets(threshold, weights, score, "class", fitted_rows)
 
 
@@ -255,7 +261,7 @@ def fit_conformal_sets_by_group(
     """Conformal sets with one threshold per group of rows, such as a site.
 
     Args:
-        groups: `[batch]`, integers in `[0, num_groups)`.
+        groups: `[batch]`, integers in `[0, num_groups)`; rows of others do not count.
         num_groups: number of groups.
 
     The others and the result are those of `fit_conformal_sets`.

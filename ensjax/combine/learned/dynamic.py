@@ -19,6 +19,7 @@ from ensjax.combine.calibration.fitting import (
 from ensjax.combine.learned.level_one import point_features, unpack_points
 from ensjax.combine.rules.pool import give_back
 from ensjax.combine.rules.vote import weighted_vote
+from ensjax.member_arrays import member_mask_and_weights
 from ensjax.nn.neighbors import nearest_rows
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, Provenance
@@ -140,40 +141,67 @@ class DynamicRegression:
     num_neighbours: int = struct.field(pytree_node=False)
     fitted_rows: FittedRows = struct.field(pytree_node=False, default=FittedRows(_WHAT))
 
-    def weights(self, x: jax.Array, *, queries_at_once: int = 256) -> jax.Array:
-        """How much each member counts on each row, `[member, batch]`; sums to 1."""
-        x = _check_x(x, jnp.shape(x)[0], self.x.shape[1])
+    def weights(
+        self,
+        x: jax.Array,
+        *,
+        mask: jax.Array | None = None,
+        queries_at_once: int = 256,
+    ) -> jax.Array:
+        """How much each member counts on each row, `[member, batch]`; sums to 1.
 
+        Args:
+            x: `[batch, ...]`, in the space of the held-out rows.
+            mask: `[member]` or `[member, batch]`; a False member counts as removed.
+            queries_at_once: rows whose distances exist at one time.
+
+        Returns:
+            NaN on rows where no member counts that did in the fit.
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        x = _check_x(x, jnp.shape(x)[0], self.x.shape[1])
+        shape = (self.squared_error.shape[0], len(x))
+        _, mask = member_mask_and_weights(shape, None, mask)
+        counts = jnp.broadcast_to(mask.reshape(shape[0], -1), shape)
         near, _ = nearest_rows(x, self.x, self.num_neighbours, block=queries_at_once)
 
-        def weigh_one(near):
+        def weigh_one(query):
+            near, counts = query
             local = jnp.mean(self.squared_error[:, near], axis=1)
+            local = jnp.where(counts, local, jnp.inf)
             least = jnp.min(local)
             if self.rule == "best":
                 weights = local <= least * (1 + _TOLERANCE)
             else:
                 # Relative to the best, so that a faultless member divides by no zero.
                 weights = jnp.where(least > 0, least / local, local == 0)
+            weights = jnp.where(jnp.isinf(local), 0.0, weights)
             return weights / jnp.sum(weights)
 
-        return jax.lax.map(weigh_one, near, batch_size=queries_at_once).T
+        queries = (near, counts.T)
+        return jax.lax.map(weigh_one, queries, batch_size=queries_at_once).T
 
     def __call__(
         self,
         points: jax.Array | Predictions,
         x: jax.Array,
         *,
+        mask: jax.Array | None = None,
         provenance: Provenance | None = None,
         allow_seen: bool = False,
     ) -> jax.Array | Predictions:
         """The weighted mean of the members' values `[member, batch]`, `[batch]`.
 
-        Of `Predictions` of points, those of one member. Whether a member counts is
-        settled by the fit.
+        Of `Predictions` of points, those of one member. Members count that did in the
+        fit and are not masked here.
 
         Args:
             points: `[member, batch]`, or `Predictions` of points.
             x: `[batch, ...]`, in the space of the held-out rows.
+            mask: `[member]` or `[member, batch]`, as for `weights`; None: that of
+                `Predictions`.
             provenance: of arrays, where it is known.
             allow_seen: of arrays, whether the fit itself is looked at. `Predictions`
                 say themselves what they have seen.
@@ -183,15 +211,16 @@ class DynamicRegression:
             LeakageError: for test rows that it was fitted on; of arrays for any.
         """
         allow_seen = allow_seen or isinstance(points, Predictions)
-        said, _, provenance = unpack_points(points, None, provenance)
+        said, counts, provenance = unpack_points(points, mask, provenance)
         self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         check_use(self.fitted_rows, points)
         values = point_features(said).T
         _check_members(values.shape[0], self.squared_error.shape[0])
         x = _check_x(x, values.shape[1], self.x.shape[1])
-        weights = self.weights(x)
+        weights = self.weights(x, mask=counts)
         mean = jnp.sum(jnp.where(weights == 0, 0.0, values) * weights, axis=0)
-        return give_back(points, mean, self.fitted_rows, weights=weights)
+        told = dict(mask=mask, weights=weights)
+        return give_back(points, mean, self.fitted_rows, **told)
 
 
 def fit_dynamic_selection(

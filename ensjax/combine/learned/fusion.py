@@ -12,6 +12,7 @@ An input is a tuple of features `[batch, width_m]`, one entry for each member, o
 `(features, mask)` with bools `[batch, member]`: a masked member leaves no trace.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -29,6 +30,8 @@ GATES: dict[str, Callable[..., jax.Array]] = {
     "softmax": lambda scores, number, mask: softmax_gate(scores, mask),
     "top_k": top_k_gate,
 }
+# In full: by default devices may keep three digits of what is multiplied.
+_einsum = functools.partial(jnp.einsum, precision="highest")
 GATE_FORMS = ("joint", "shared")
 
 
@@ -247,13 +250,13 @@ class AttentionFusion(Fusion):
         qkv = self.qkv(self.norm(tokens))
         qkv = qkv.reshape(batch, members, 3, self.num_heads, dim // self.num_heads)
         query, key, value = (qkv[:, :, i] for i in range(3))
-        scores = jnp.einsum("bmhd,bnhd->bhmn", query, key) / key.shape[-1] ** 0.5
+        scores = _einsum("bmhd,bnhd->bhmn", query, key) / key.shape[-1] ** 0.5
         attention = softmax_gate(scores, mask[:, None, None])
-        mixed = jnp.einsum("bhmn,bnhd->bmhd", attention, value)
+        mixed = _einsum("bhmn,bnhd->bmhd", attention, value)
         tokens = tokens + self.out(mixed.reshape(tokens.shape))
         share = _equal(mask)
-        received = jnp.einsum("bm,bhmn->bn", share, attention) / self.num_heads
-        return jnp.einsum("bm,bmd->bd", share, tokens), received
+        received = _einsum("bm,bhmn->bn", share, attention) / self.num_heads
+        return _einsum("bm,bmd->bd", share, tokens), received
 
 
 class BilinearFusion(Fusion):
@@ -310,7 +313,7 @@ def _equal(mask):
 
 
 def _weighted_sum(weights, tokens):
-    return jnp.einsum("bm,bmd->bd", weights, tokens), weights
+    return _einsum("bm,bmd->bd", weights, tokens), weights
 
 
 @struct.dataclass

@@ -66,7 +66,8 @@ def nnls(matrix: jax.Array, target: jax.Array, allowed: jax.Array) -> jax.Array:
     slack = slack * jnp.sqrt(jnp.asarray(number + 1.0, matrix.dtype))
 
     def slopes(weights, is_in):
-        falling = matrix.T @ (target - matrix @ weights)
+        away = target - jnp.matmul(matrix, weights, precision="highest")
+        falling = jnp.matmul(matrix.T, away, precision="highest")
         return jnp.where(is_in | ~allowed | (falling <= slack), -jnp.inf, falling)
 
     def retreat(carry):

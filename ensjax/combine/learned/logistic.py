@@ -18,7 +18,8 @@ class LogisticWeights(NamedTuple):
 
 def logistic_log_probs(weights: LogisticWeights, features: jax.Array) -> jax.Array:
     """Log-probabilities `[batch, class]` of features `[batch, feature]`, in nats."""
-    columns = features @ weights.kernel + weights.bias[None]
+    columns = jnp.matmul(features, weights.kernel, precision="highest")
+    columns = columns + weights.bias[None]
     if columns.shape[-1] == 1:  # two classes: the first one's logit is 0
         columns = jnp.concatenate([jnp.zeros_like(columns), columns], axis=-1)
     return jax.nn.log_softmax(columns, axis=-1)

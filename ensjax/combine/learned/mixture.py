@@ -82,7 +82,8 @@ def _parabola_minimum(weights, slope, curvature, allowed):
     sizes, axes = jnp.linalg.eigh(curvature)
     roots = jnp.sqrt(jnp.maximum(sizes, _SMALLEST_CURVATURE * jnp.max(sizes)))
     root = roots[:, None] * axes.T  # root' root is the curvature
-    targets = root @ weights - (axes.T @ slope) / roots
+    targets = jnp.matmul(root, weights, precision="highest")
+    targets = targets - jnp.matmul(axes.T, slope, precision="highest") / roots
     return least_squares(
         root,
         targets,

@@ -7,6 +7,7 @@ member fits them best. Its rows are held out, or predicted out of fold (`out_of_
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ensjax.combine.calibration.fitting import (
@@ -27,7 +28,9 @@ from ensjax.combine.learned.logistic import (
     fit_logistic,
     logistic_log_probs,
 )
+from ensjax.combine.rules.points import mean_points
 from ensjax.combine.rules.pool import give_back
+from ensjax.member_arrays import member_mask_and_weights
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, Provenance
 from ensjax.scores.rows import broadcast_rows, row_weights
@@ -95,47 +98,62 @@ class StackedRegression:
         intercept: a scalar.
         num_members: of the predictions it was fitted on.
         fitted_rows: the rows it was fitted on, where they are known.
+        constraint: that it was fitted with.
     """
 
     weights: jax.Array
     intercept: jax.Array
     num_members: int = struct.field(pytree_node=False)
     fitted_rows: FittedRows = struct.field(pytree_node=False, default=FittedRows(_WHAT))
+    constraint: str = struct.field(pytree_node=False, default="free")
 
     def __call__(
         self,
         points: jax.Array | Predictions,
         x: jax.Array | None = None,
         *,
+        mask: jax.Array | None = None,
         provenance: Provenance | None = None,
         allow_seen: bool = False,
     ) -> jax.Array | Predictions:
         """Combined values `[batch]` of `points [member, batch]`.
 
-        Of `Predictions` of points, those of one member; a masked member's are 0.
+        Of `Predictions` of points, those of one member.
 
         Args:
             points: `[member, batch]`, or `Predictions` of points.
             x: inputs, if it was fitted with them.
+            mask: `[member]` or `[member, batch]`; None: that of `Predictions`. On the
+                simplex a False member's weight goes to the others, as in
+                `ConvexWeights`; NaN where no weight is left. Other weights sum to
+                nothing that could be kept: without a member that has one they mean
+                nothing, which raises, or gives NaN in a compiled program.
             provenance: of arrays, where it is known.
             allow_seen: of arrays, whether the fit itself is looked at. `Predictions`
                 say themselves what they have seen.
 
         Raises:
-            ValueError: if the members or the features are others, or in another order.
+            ValueError: if the members or the features are others, or in another order,
+                or a member with a weight is masked, but on the simplex.
             LeakageError: for test rows that it was fitted on; of arrays for any.
         """
         allow_seen = allow_seen or isinstance(points, Predictions)
-        values, mask, provenance = unpack_points(points, None, provenance)
+        values, counts, provenance = unpack_points(points, mask, provenance)
         self.fitted_rows.check_arrays(provenance, allow_seen=allow_seen)
         check_use(self.fitted_rows, points)
-        columns = point_features(values, mask, x)
+        columns = point_features(values, x=x)
         _check_columns(self, len(values), columns, self.weights)
-        # A member without weight may say NaN.
-        columns = jnp.where(self.weights[None] == 0, 0.0, columns)
-        combined = columns @ self.weights + self.intercept
         weights = self.weights[: self.num_members]
-        return give_back(points, combined, self.fitted_rows, weights=weights)
+        if self.constraint == "simplex":
+            combined = mean_points(values, weights, counts) + self.intercept
+        else:
+            is_missing = _missing(weights, values, counts)
+            # A member without weight may say NaN.
+            columns = jnp.where(self.weights[None] == 0, 0.0, columns)
+            combined = jnp.matmul(columns, self.weights, precision="highest")
+            combined = jnp.where(is_missing, jnp.nan, combined + self.intercept)
+        told = dict(mask=mask, weights=weights)
+        return give_back(points, combined, self.fitted_rows, **told)
 
 
 def fit_stacking(
@@ -257,7 +275,8 @@ def fit_stacking_regression(
     columns = jnp.where(weight[:, None] == 0, 0.0, columns)
     targets = jnp.where(weight == 0, 0.0, targets)
     share = weight / jnp.sum(weight)
-    column_mean, target_mean = share @ columns, share @ targets
+    column_mean = jnp.sum(share[:, None] * columns, axis=0)
+    target_mean = jnp.sum(share * targets)
     # Values far from 0 cost digits: on the simplex the targets' mean may always go.
     if intercept:
         columns, targets = columns - column_mean[None], targets - target_mean
@@ -269,8 +288,29 @@ def fit_stacking_regression(
         columns, targets, weight, l2=l2, constraint=constraint, allowed=allowed
     )
     weights = jnp.where(allowed, weights, 0.0)
-    offset = target_mean - column_mean @ weights if intercept else jnp.zeros(())
-    return StackedRegression(weights, offset, points.shape[0], fitted_rows)
+    offset = jnp.zeros(())
+    if intercept:
+        offset = target_mean - jnp.sum(column_mean * weights)
+    return StackedRegression(weights, offset, points.shape[0], fitted_rows, constraint)
+
+
+def _missing(weights, values, mask):
+    """Rows `[batch]` on which a member with a weight is masked; raises if it is known.
+
+    Neither 0 nor the others' mean stands for what it would have said.
+    """
+    if mask is None:
+        return jnp.zeros(values.shape[1], bool)
+    _, mask = member_mask_and_weights(values.shape, None, mask)
+    missing = ~mask.reshape(len(mask), -1) & (weights != 0)[:, None]
+    if not isinstance(missing, jax.core.Tracer) and missing.any():
+        raise ValueError(
+            f"{_WHAT} has weights {weights.tolist()}, and of its members"
+            f" {np.flatnonzero(missing.any(axis=1)).tolist()} are masked; fit it"
+            ' without them, or with constraint="simplex", which shares their weight'
+            " among the others."
+        )
+    return jnp.broadcast_to(jnp.any(missing, axis=0), values.shape[1:])
 
 
 def _check_l2(l2):

@@ -5,6 +5,7 @@ them into `[batch, level]`. Its weights are trained by `fit_quantile_aggregator`
 stacked with others by `aggregator_ensemble`.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -15,6 +16,8 @@ from ensjax.combine.quantiles.order import ORDERS, order_quantiles
 from ensjax.nn.mlp import DenseBlock
 from ensjax.scores.rows import floating
 
+# In full: by default devices may keep three digits of what is multiplied.
+_einsum = functools.partial(jnp.einsum, precision="highest")
 KINDS, SCOPES = ("coarse", "medium", "fine"), ("global", "local")
 
 
@@ -238,7 +241,7 @@ class QuantileAggregator(nnx.Module):
         logits = self.logits[...].reshape(self.num_base, 1, -1)
         if features is not None:
             head = self.head[...].reshape(features.shape[1], self.num_base, -1)
-            logits = logits + jnp.einsum("nh,hjt->jnt", features, head)
+            logits = logits + _einsum("nh,hjt->jnt", features, head)
         logits = jnp.broadcast_to(logits, (*logits.shape[:2], size))
         if not self.normalize:
             count = jnp.sum(here, axis=0, keepdims=True)
@@ -255,7 +258,7 @@ class QuantileAggregator(nnx.Module):
             head = self.head[...]
             if self.mixer is not None:
                 # [batch, member, lending level, rank]
-                head = jnp.einsum("nh,hjsr->njsr", features, head)
+                head = _einsum("nh,hjsr->njsr", features, head)
                 mixer = self.mixer[...]
         normalize = self.normalize
 
@@ -266,17 +269,17 @@ class QuantileAggregator(nnx.Module):
             if head is None:
                 if normalize:
                     return _shared_softmax_mean(own, known, here)
-                return jnp.einsum("jst,jns->nt", own, known) + average(places)
+                return _einsum("jst,jns->nt", own, known) + average(places)
             if mixer is None:
-                added = jnp.einsum("nh,hjst->njst", features, head[..., places])
+                added = _einsum("nh,hjst->njst", features, head[..., places])
             else:
-                added = jnp.einsum("njsr,rt->njst", head, mixer[:, places])
+                added = _einsum("njsr,rt->njst", head, mixer[:, places])
             weights = jnp.moveaxis(own[None] + added, 0, 1)  # [member, batch, ...]
             if normalize:
                 return _softmax_mean(
                     weights, known[..., None], here[..., None], axis=(0, 2)
                 )
-            return jnp.einsum("jnst,jns->nt", weights, known) + average(places)
+            return _einsum("jnst,jns->nt", weights, known) + average(places)
 
         def average(places):
             count = jnp.sum(here, axis=0)
@@ -327,6 +330,6 @@ def _shared_softmax_mean(logits, known, here):
     peak = jnp.max(jnp.where(any_here, logits, -jnp.inf), axis=(0, 1), keepdims=True)
     peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
     weights = jnp.where(any_here, jnp.exp(jnp.where(any_here, logits - peak, 0.0)), 0.0)
-    total = jnp.einsum("jst,jns->jnt", weights, here.astype(known.dtype))
-    sums = jnp.einsum("jst,jns->jnt", weights, known)
+    total = _einsum("jst,jns->jnt", weights, here.astype(known.dtype))
+    sums = _einsum("jst,jns->jnt", weights, known)
     return jnp.sum(sums, axis=0) / jnp.sum(total, axis=0)

@@ -180,6 +180,6 @@ def _average_row(cotangent, result, weight):
     starts = jnp.concatenate([jnp.zeros(1, bool), result[1:] > result[:-1]])
     block = jnp.cumsum(starts)
     same = (block[:, None] == block[None]).astype(result.dtype)
-    total = same @ weight
+    total = jnp.matmul(same, weight, precision="highest")
     share = weight / jnp.where(total > 0, total, 1.0)
-    return share * (same @ cotangent)
+    return share * jnp.matmul(same, cotangent, precision="highest")

@@ -32,10 +32,33 @@ def leave_one_out(rule: Rule, predictions: Predictions) -> jax.Array:
     return jax.lax.map(without, ~jnp.eye(predictions.num_members, dtype=bool))
 
 
+def mask_nan(predictions: Predictions) -> Predictions:
+    """The predictions, where each member is masked on rows on which it holds a NaN.
+
+    A rule then makes its consensus of the others. Without a NaN they stay as they are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ensjax import combine
+        >>> from ensjax.predictions import Predictions
+        >>> said = Predictions.from_points(jnp.array([[1.0], [3.0], [jnp.nan]]))
+        >>> combine.mean_points(combine.mask_nan(said)).tolist()
+        [2.0]
+    """
+    broken = _is_broken(predictions)
+    if not isinstance(broken, jax.core.Tracer) and not broken.any():
+        return predictions
+    mask = predictions.mask.reshape(predictions.num_members, -1) & ~broken
+    return predictions.replace(mask=mask)
+
+
 def influence(
     rule: Rule, predictions: Predictions, *, sample_weight: jax.Array | None = None
 ) -> jax.Array:
     """How far the consensus moves when a member is left out, `[member]`.
+
+    The consensus is that of the members without a NaN (`mask_nan`), so that one broken
+    member does not hide what the others do. Its own influence is infinite.
 
     The mean over rows of `|difference|` (of points and quantiles, averaged over targets
     or levels), of half the sum of absolute differences of probabilities (total
@@ -47,8 +70,11 @@ def influence(
             log-probabilities or class indices.
         sample_weight: `[batch]`, non-negative.
     """
-    moved = leave_one_out(rule, predictions)
-    distances = _distance(predictions, moved, rule(predictions)[None])
+    whole = mask_nan(predictions)
+    moved = leave_one_out(rule, whole)
+    distances = _distance(predictions, moved, rule(whole)[None])
+    counts = predictions.mask.reshape(predictions.num_members, -1)
+    distances = jnp.where(counts & _is_broken(predictions), jnp.inf, distances)
     weight = row_weights(sample_weight, distances.shape[1:], distances.dtype)
     return weighted_mean(distances, jnp.broadcast_to(weight, distances.shape))
 
@@ -66,9 +92,11 @@ def consensus_distance(
 
     Args:
         predictions: of the members; rows that are masked, or on which a member
-            abstains, do not count for it.
+            abstains, do not count for it. Nor does a row whose consensus is NaN, but
+            for members that are NaN themselves: these have an infinite distance.
         consensus: `[batch, class]` log-probabilities, `[batch]` classes, or `[batch]`
-            or `[batch, target]` points, as a rule returns them.
+            or `[batch, target]` points, as a rule returns them. One NaN among the
+            members makes that of most rules NaN: give `rule(mask_nan(predictions))`.
         sample_weight: `[batch]`, non-negative.
 
     Returns:
@@ -91,7 +119,23 @@ def consensus_distance(
     counts = predictions.mask.reshape(predictions.num_members, -1)
     if jnp.issubdtype(members.dtype, jnp.integer):
         counts = counts & (members != ABSTAIN)
+    else:
+        broken = _is_broken(predictions)
+        distances = jnp.where(broken, jnp.inf, distances)
+        counts = counts & (broken | ~_holds_nan(consensus))
     return weighted_mean(distances, jnp.where(counts, weight[None], 0.0))
+
+
+def _is_broken(predictions):
+    """Whether a member holds a NaN on a row, `[member, batch]`; votes never do."""
+    if predictions.kind in ("logits", "log_probs"):
+        return _holds_nan(predictions.log_probs)
+    return _holds_nan(predictions.values)
+
+
+def _holds_nan(values):
+    """`[member, batch, ...]` to `[member, batch]`."""
+    return jnp.isnan(values).reshape(*values.shape[:2], -1).any(axis=-1)
 
 
 def _distance(predictions, first, second):

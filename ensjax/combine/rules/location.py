@@ -54,14 +54,14 @@ def trim_members(
     """Sorted values, and weights without the `share` at either end, `[member, ...]`.
 
     A member that the cut goes through keeps the part of its weight that is within. The
-    weights sum to 1 again.
+    weights sum to 1 again. One that is cut off may be infinite: see `weighted_sum`.
     """
     _check_share(share)
     values, weights, ends = sort_members(values, weights)
     inside = jnp.minimum(ends, 1 - share) - jnp.maximum(ends - weights, share)
-    return values, jnp.where(weights == 0, 0.0, jnp.maximum(inside, 0)) / (
-        1 - 2 * share
-    )
+    # What rounding leaves of a member that is cut off is no part of it.
+    inside = jnp.where((weights == 0) | (inside <= _SLACK), 0.0, inside)
+    return values, inside / (1 - 2 * share)
 
 
 def winsorize_members(
@@ -81,6 +81,11 @@ def winsorize_members(
     return jnp.clip(values, low[None], high[None]), weights
 
 
+def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Sum over members, `[...]`; one of weight 0 may hold anything: 0 * inf is NaN."""
+    return jnp.sum(jnp.where(weights == 0, 0.0, values) * weights, axis=0)
+
+
 def huber_mean(values: jax.Array, weights: jax.Array, threshold: float) -> jax.Array:
     """Huber's mean, which pulls members in that lie far off, `[...]`.
 
@@ -88,7 +93,7 @@ def huber_mean(values: jax.Array, weights: jax.Array, threshold: float) -> jax.A
 
     with s = 1.4826 times the median absolute deviation from the median. Where s is 0,
     as when more than half of the weight agrees, it is the median. 30 re-weighted means
-    from the median.
+    from the median. A member at infinity pulls as one that is just out of reach.
     """
     if threshold <= 0:
         raise ValueError(f"threshold must be positive; got {threshold}.")
@@ -99,11 +104,15 @@ def huber_mean(values: jax.Array, weights: jax.Array, threshold: float) -> jax.A
     reach = jnp.where(scale > 0, threshold * scale, 1.0)[None]
     counts = jnp.broadcast_to(weights, values.shape) != 0
     values = jnp.where(counts, values, center[None])
+    lowest, highest = jnp.min(values, axis=0), jnp.max(values, axis=0)
 
     def step(_, mean):
-        away = jnp.abs(values - mean[None])
-        pull = weights * jnp.where(away > reach, reach / jnp.maximum(away, reach), 1.0)
-        return jnp.sum(pull * values, axis=0) / jnp.sum(pull, axis=0)
+        away = values - mean[None]
+        size = jnp.abs(away)
+        pull = weights * jnp.where(size > reach, reach / jnp.maximum(size, reach), 1.0)
+        # From the mean, as 0 times infinity would stand in a mean of the values.
+        moved = jnp.sum(weights * jnp.clip(away, -reach, reach), axis=0)
+        return jnp.clip(mean + moved / jnp.sum(pull, axis=0), lowest, highest)
 
     mean = jax.lax.fori_loop(0, _HUBER_STEPS, step, center)
     return jnp.where(scale > 0, mean, center)

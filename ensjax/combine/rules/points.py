@@ -13,6 +13,7 @@ from ensjax.combine.rules.location import (
     huber_mean,
     middle_pair,
     trim_members,
+    weighted_sum,
     winsorize_members,
 )
 from ensjax.combine.rules.member_values import member_points
@@ -96,8 +97,7 @@ def trimmed_points(
 
     Source: Huber 1981, section 3.3.
     """
-    members = trim_members(*member_points(points, weights, mask), share)
-    return jnp.sum(members[0] * members[1], axis=0)
+    return weighted_sum(*trim_members(*member_points(points, weights, mask), share))
 
 
 def winsorized_points(
@@ -121,7 +121,7 @@ def winsorized_points(
     Source: Huber 1981, section 3.3.
     """
     members = winsorize_members(*member_points(points, weights, mask), share)
-    return jnp.sum(members[0] * members[1], axis=0)
+    return weighted_sum(*members)
 
 
 def huber_points(

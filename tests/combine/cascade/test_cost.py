@@ -67,3 +67,23 @@ def test_a_front_that_falls_is_crossed_at_the_smallest_cost():
 def test_one_model_is_no_front():
     with pytest.raises(ValueError, match="at least two models"):
         combine.front_scores(COSTS[:1], SCORES[:1], 100.0)
+
+
+def test_a_stage_without_a_cost_is_refused():
+    costs = np.array([1.0, 2.0])
+    for stage in ([0, 1, 2], [0, 1, -1]):
+        with pytest.raises(ValueError, match="exit_stage must be from 0 to 1, .* got"):
+            combine.cascade_cost(costs, np.array(stage))
+        assert np.isnan(jax.jit(combine.cascade_cost)(costs, np.array(stage)))
+        weight = np.array([1.0, 1.0, 0.0])
+        found = combine.cascade_cost(costs, np.array(stage), sample_weight=weight)
+        assert float(found) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("costs", [[4.0, 1.0, 2.0], [0.0, 1.0, 2.0], [1.0, 1.0, 2.0]])
+def test_costs_that_do_not_rise_are_refused(costs):
+    costs, values = np.array(costs), np.array([0.9, 0.5, 0.7])
+    for read, at in ((combine.front_scores, costs), (combine.front_costs, values)):
+        with pytest.raises(ValueError, match="positive and rising; got .* Sort"):
+            read(costs, values, at)
+        assert np.isnan(jax.jit(read)(costs, values, at)).all()

@@ -179,3 +179,23 @@ def test_what_does_not_fit_is_refused():
     )
     with pytest.raises(ValueError, match="lower must be .fold, batch."):
         band(np.zeros(3), np.ones(3), alpha=0.3)
+
+
+def test_a_missing_fold_is_refused():
+    rows = np.arange(10.0)
+    fitted = combine.fit_cv_plus(rows, rows + 1, np.arange(10) % 5)
+    band = combine.fit_cv_plus_band(rows, rows, rows + 1, np.arange(10) % 5)
+    four, five = np.zeros((4, 3)), np.zeros((5, 3))
+    with pytest.raises(ValueError, match="4 folds .* up to number 4"):
+        fitted(four, alpha=0.2)
+    with pytest.raises(ValueError, match="4 folds .* up to number 4"):
+        band(four, four, alpha=0.2)
+    low, high = jax.jit(lambda fitted, p: fitted(p, alpha=0.2))(fitted, four)
+    assert np.isnan(low).all() and np.isnan(high).all()
+    low, high = fitted(five, alpha=0.2)
+    assert np.isfinite(low).all() and np.isfinite(high).all()
+    # A fold of which no row counts need not be there.
+    few = combine.fit_cv_plus(
+        rows, rows + 1, np.where(rows < 8, rows % 4, -1).astype(int)
+    )
+    assert np.isfinite(few(four, alpha=0.2)).all()

@@ -1,5 +1,6 @@
 """Conformal sets: scores from the papers' definitions, coverage, one inference."""
 
+import functools
 import math
 
 import jax
@@ -179,3 +180,18 @@ def test_a_random_score_needs_a_key():
         combine.fit_conformal_sets(
             combine.ApsScore(), np.zeros((4, 2)), np.zeros(4, int), alpha=0.5
         )
+
+
+def test_a_label_out_of_range_might_be_of_any_class():
+    logits, labels = draw(np.random.default_rng(3), 60, num_classes=3)
+    fit = functools.partial(
+        combine.fit_conformal_sets_by_class, combine.LacScore(), alpha=0.2
+    )
+    labels = np.where(np.arange(60) == 5, -1, labels)
+    assert np.isnan(fit(logits, labels).threshold).all()
+    assert np.isnan(fit(logits, np.where(labels < 0, 3, labels)).threshold).all()
+    # A row that does not count may have any label.
+    kept = labels >= 0
+    found = fit(logits, labels, row_mask=kept).threshold
+    np.testing.assert_array_equal(found, fit(logits[kept], labels[kept]).threshold)
+    assert np.isfinite(found).all()

@@ -1,5 +1,7 @@
 """Dynamic selection: equal to loops over rows, written from the definitions."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -155,3 +157,28 @@ def test_mistakes_are_named_and_seen_rows_refused():
     seen = Provenance.of("toy", np.arange(60), trained_on=np.array([1]))
     with pytest.raises(LeakageError, match="row 1 of 'toy'"):
         fit(Predictions.from_votes(votes, 3, provenance=seen), labels, x)
+
+
+@pytest.mark.parametrize("rule", ["inverse", "best"])
+def test_regression_leaves_out_what_is_masked_where_it_is_applied(rule):
+    rng = np.random.default_rng(1)
+    x, q = rng.normal(size=(20, 2)), rng.normal(size=(2, 2))
+    points = x[:, 0] + rng.normal(size=(3, 20)) * [[0.1], [0.5], [1]]
+    fit = functools.partial(combine.fit_dynamic_regression, rule=rule)
+    fitted = fit(points, x[:, 0], x)
+    new = np.array([[1e10, np.nan], [100.0, 100.0], [100.0, 100.0]], np.float32)
+    mask = np.array([False, True, True])
+    found = fitted(Predictions.from_points(new, mask=mask), q)
+    np.testing.assert_allclose(found.values, [[100.0, 100.0]], rtol=1e-6)
+    np.testing.assert_array_equal(fitted(new, q, mask=mask), found.values[0])
+    alone = fit(points[mask], x[:, 0], x)
+    weights = np.asarray(fitted.weights(q, mask=mask))
+    np.testing.assert_allclose(weights[mask], alone.weights(q), rtol=1e-6)
+    assert (weights[0] == 0).all()
+    # By row; and nothing is known of one that was masked in the fit.
+    by_row = np.array([[True, True], [True, False], [True, False]])
+    weights = np.asarray(fitted.weights(q, mask=by_row))
+    np.testing.assert_array_equal(weights[:, 1], [1, 0, 0])
+    np.testing.assert_allclose(weights[:, 0], fitted.weights(q)[:, 0], rtol=1e-6)
+    one = fit(points, x[:, 0], x, mask=~mask)
+    assert np.isnan(one(new, q, mask=mask)).all()

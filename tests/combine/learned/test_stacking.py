@@ -280,3 +280,39 @@ def test_mistakes_are_named():
         combine.fit_stacking_regression(
             logits[..., 0], labels, constraint="simplex", x=np.zeros((6, 1))
         )
+
+
+def test_a_masked_member_leaves_its_weight_on_the_simplex_to_the_others():
+    points, targets, _ = points_case(members=3, rows=30)
+    fitted = fit_regression(points, targets, constraint="simplex", intercept=False)
+    weights = np.asarray(fitted.weights)
+    assert (weights > 0.01).all()
+    new = np.array([[100.0, 1], [100.0, 2], [np.nan, 3]], np.float32)
+    mask = np.array([[True, True], [True, False], [False, True]])
+    said = Predictions.from_points(new, mask=mask)
+    found = fitted(said)
+    second = (weights[0] + 3 * weights[2]) / (weights[0] + weights[2])
+    np.testing.assert_allclose(found.values, [[100.0, second]], rtol=1e-6)
+    np.testing.assert_array_equal(fitted(new, mask=mask), found.values[0])
+    np.testing.assert_array_equal(apply_masked(fitted, new, mask), found.values[0])
+    nobody = fitted(new, mask=np.zeros((3, 2), bool))
+    assert np.isnan(nobody).all()
+
+
+def test_a_masked_member_with_a_weight_that_is_not_shared_out_is_refused():
+    points, targets, _ = points_case(members=3, rows=30)
+    fitted = fit_regression(points, targets)
+    said = Predictions.from_points(points, mask=np.array([True, False, True]))
+    with pytest.raises(ValueError, match=r"of its members \[1\] are masked"):
+        fitted(said)
+    # A program cannot raise: rows that lack nothing keep their values.
+    mask = np.ones((3, 30), bool)
+    mask[1, :4] = False
+    found = np.asarray(apply_masked(fitted, points, mask))
+    assert np.isnan(found[:4]).all()
+    np.testing.assert_array_equal(found[4:], np.asarray(apply(fitted, points))[4:])
+    # One that was masked in the fit has no weight to miss.
+    without = fit_regression(points, targets, mask=np.array([True, False, True]))
+    np.testing.assert_array_equal(
+        without(said).values[0], np.asarray(apply(without, points))
+    )

@@ -93,3 +93,41 @@ def test_a_broken_member_is_furthest_and_moves_the_mean_but_not_the_median():
     assert float(influence(combine.median_points, said)[3]) < 2
     weights = combine.distance_weights(far)
     assert float(weights[3]) < 0.01 * float(weights[0])
+
+
+def test_a_member_with_a_nan_is_told_and_hides_no_other():
+    points = np.concatenate([POINTS, np.where(np.arange(6) < 2, np.nan, 0)[None]])
+    said = Predictions.from_points(points.astype(np.float32))
+    mask = np.ones((6, 6), bool)
+    mask[5, :2] = False
+    healthy = said.replace(values=jnp.nan_to_num(said.values), mask=jnp.asarray(mask))
+    want = influence(combine.mean_points, healthy)
+    for run in (influence, combine.influence):
+        got = np.asarray(run(combine.mean_points, said))
+        assert np.isposinf(got[5])
+        np.testing.assert_allclose(got[:5], want[:5], rtol=1e-6)
+    kept = combine.mask_nan(said)
+    np.testing.assert_array_equal(kept.mask, mask)
+    far = np.asarray(consensus_distance(said, combine.mean_points(kept)))
+    assert np.isposinf(far[5])
+    want = consensus_distance(healthy, combine.mean_points(healthy))
+    np.testing.assert_allclose(far[:5], want[:5], rtol=1e-6)
+    # Of the plain consensus, which is NaN on two rows, the others tell.
+    far = np.asarray(consensus_distance(said, combine.mean_points(said)))
+    want = abs(points - points.mean(0))[:5, 2:].mean(1)
+    np.testing.assert_allclose(far[:5], want, rtol=1e-5)
+    assert np.isposinf(far[5])
+    assert (np.asarray(combine.distance_weights(far)) > 0).tolist() == [True] * 5 + [
+        False
+    ]
+
+
+def test_a_member_with_nan_logits_is_told_too():
+    logits = LOGITS.copy()
+    logits[1, 0, 2] = np.nan
+    said = Predictions.from_logits(logits)
+    assert not np.asarray(combine.mask_nan(said).mask)[1, 0]
+    got = np.asarray(influence(combine.mean_probs, said))
+    assert np.isposinf(got[1]) and np.isfinite(np.delete(got, 1)).all()
+    whole = Predictions.from_logits(LOGITS)
+    assert combine.mask_nan(whole) is whole
