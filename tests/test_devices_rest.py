@@ -108,6 +108,7 @@ def class_scores(x):
     sets = x > 0
     found = {name: getattr(scores, name)(x, LABELS) for name in LOG_PROBS}
     found |= {name: getattr(scores, name)(x) for name in (*CONFIDENCE,)}
+    found["class_log_odds"] = scores.class_log_odds(x, 1)
     return found | {
         "top_k_accuracy": scores.top_k_accuracy(x, LABELS, k=2),
         "auprc": scores.auprc(sure, IS_OOD),
