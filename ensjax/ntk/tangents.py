@@ -100,7 +100,7 @@ class Tangents:
         return wide(out).reshape(rows, -1)
 
     def function(self, state: Any, x: Any) -> tuple[Callable[[Any], jax.Array], Any]:
-        """`fn(values) -> [row, output]` at fixed inputs, and the member's own values."""
+        """`fn(values) -> [row, output]` at fixed inputs, and the member's values."""
         return lambda values: self.call(state, values, x), self.chosen(state["params"])
 
     def num_outputs(self, state: Any, x: Any) -> int:
