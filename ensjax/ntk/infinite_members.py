@@ -1,0 +1,114 @@
+"""Members of infinite width: exact draws of trained networks, one for each id."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.members import member_key
+
+
+class InfiniteMembers(NamedTuple):
+    """What members of an infinite-width ensemble are drawn from.
+
+    Attributes:
+        mean: over members, `[row, output]`.
+        factor: F with F F' the covariance between rows, `[row, mode]`.
+        seed: integer `[]`; with a member's id it gives its draw.
+    """
+
+    mean: jax.Array
+    factor: jax.Array
+    seed: jax.Array
+
+
+def infinite_members(
+    mean: Any, covariance: Any, *, seed: int = 0, tolerance: float = 1e-7
+) -> InfiniteMembers:
+    """Members of a Gaussian process, whose outputs are independent.
+
+    The covariance is factorised once, on the host in float64; modes that hold none of
+    it are left out. Then `sample_member` gives any member from its id.
+
+    Args:
+        mean: over members, `[row, output]`; its dtype is that of the members.
+        covariance: between rows, the same for every output, `[row, row']`.
+        seed: of the ensemble.
+        tolerance: the modes that are left out hold together at most this share of the
+            sum of all variances.
+
+    Raises:
+        ValueError: if shapes do not fit, a value is not finite, the covariance is not
+            symmetric, or has an eigenvalue that is negative beyond rounding.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ensjax import ntk, reduce
+        >>> members = ntk.infinite_members(jnp.zeros((2, 1)), jnp.eye(2))
+        >>> states = {"moments": reduce.init_moments(members.mean)}
+        >>> states = reduce.fold_members(
+        ...     ntk.sample_member, jnp.arange(1000), states, block=100, shared=(members,)
+        ... )
+    """
+    mean = jnp.asarray(mean)
+    if not jnp.issubdtype(mean.dtype, jnp.floating):
+        mean = mean.astype(jnp.result_type(float))
+    matrix = np.asarray(covariance, np.float64)
+    rows = mean.shape[0] if mean.ndim == 2 else -1
+    if rows < 1 or matrix.shape != (rows, rows):
+        raise ValueError(
+            "mean must be [row, output] and covariance [row, row']; got"
+            f" {mean.shape} and {matrix.shape}."
+        )
+    if not np.isfinite(matrix).all() or not jnp.isfinite(mean).all():
+        raise ValueError("mean and covariance must be finite.")
+    return InfiniteMembers(
+        mean,
+        jnp.asarray(low_rank_factor(matrix, tolerance), mean.dtype),
+        jnp.asarray(seed, jnp.uint32),
+    )
+
+
+def low_rank_factor(covariance: np.ndarray, tolerance: float) -> np.ndarray:
+    """F of shape `[row, mode]` with F F' the covariance but for a share of its trace.
+
+    Args:
+        covariance: `[row, row']`, float64.
+        tolerance: the share of the trace that may be left out.
+
+    Raises:
+        ValueError: if it is not symmetric or not positive semi-definite, beyond the
+            rounding of float32.
+    """
+    largest = np.abs(covariance).max(initial=0)
+    if np.abs(covariance - covariance.T).max(initial=0) > 1e-5 * largest:
+        raise ValueError("The covariance is not symmetric.")
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    # Rounding of float32 kernels leaves small negative eigenvalues.
+    if values[0] < -1e-5 * max(values[-1], largest):
+        raise ValueError(
+            f"The covariance has an eigenvalue {values[0]:.3g} beside {values[-1]:.3g}:"
+            " it is none. Compute the kernels in float64, or at matmul precision"
+            ' "highest".'
+        )
+    values = np.maximum(values, 0)
+    dropped = np.searchsorted(np.cumsum(values), tolerance * values.sum(), "right")
+    kept = slice(min(dropped, len(values) - 1), None)
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def sample_member(member_id: Any, members: InfiniteMembers) -> jax.Array:
+    """The predictions of one member of infinite width, `[row, output]`.
+
+    A function of one member for `map_members` and `reduce.fold_members`, with `members`
+    as a shared argument. A member's draw depends on the seed and its id alone.
+
+    Args:
+        member_id: integer `[]`.
+        members: from `infinite_members`.
+    """
+    key = member_key(members.seed, "init", member_id)
+    shape = (members.factor.shape[1], members.mean.shape[1])
+    noise = jax.random.normal(key, shape, members.mean.dtype)
+    return members.mean + jnp.matmul(members.factor, noise, precision="highest")
