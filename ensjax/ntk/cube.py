@@ -70,9 +70,7 @@ def cube_prior(
         table = _overlap_table(spec, num_bits)
     largest, factors = table[0].max(), []
     for size in range(num_bits + 1):
-        signs = (-1.0) ** (size - np.arange(size + 1)) * comb(
-            size, np.arange(size + 1)
-        )
+        signs = (-1.0) ** (size - np.arange(size + 1)) * comb(size, np.arange(size + 1))
         moments = np.tensordot(signs, table[: size + 1], axes=1)
         low = max(size, 1) - 1  # inputs that hold a subset have as many ones or more
         values, vectors = np.linalg.eigh(moments[low:, low:])
@@ -175,11 +173,15 @@ class DrawDeviation:
 
 def _draw_output(key, prior):
     """One output on all inputs, `[row]`."""
-    num_bits, columns = prior.num_bits, []
-    for size, factor in enumerate(prior.factors):
-        shape = (factor.shape[1], int(comb(num_bits, size, exact=True)))
-        noise = jax.random.normal(jax.random.fold_in(key, size), shape)
-        columns.append(jnp.matmul(factor, noise, precision="highest"))
+    num_bits, columns, start = prior.num_bits, [], 0
+    counts = [int(comb(num_bits, size, exact=True)) for size in range(num_bits + 1)]
+    ranks = [factor.shape[1] for factor in prior.factors]
+    # One call for all sizes: each would compile a generator of its own.
+    noise = jax.random.normal(key, (int(np.dot(counts, ranks)),))
+    for factor, count, rank in zip(prior.factors, counts, ranks):
+        own = noise[start : start + count * rank].reshape(rank, count)
+        columns.append(jnp.matmul(factor, own, precision="highest"))
+        start += count * rank
     terms = jnp.concatenate(columns, axis=1)[:, prior.places]  # [ones, subset]
     sums = _subset_sums(terms, num_bits)[:, 1:]
     return jnp.take_along_axis(sums, prior.ones[None], axis=0)[0]

@@ -57,9 +57,7 @@ def fit_power_law(
     log_k, log_n = _logs(k, num_members)
     intercept, slope, residuals = _least_squares(log_k, log_n)
     free = len(log_k) - 2
-    spread = np.sqrt(
-        residuals @ residuals / free / np.sum((log_k - log_k.mean()) ** 2)
-    )
+    spread = np.sqrt(residuals @ residuals / free / np.sum((log_k - log_k.mean()) ** 2))
     half = stdtrit(free, (1 + level) / 2) * spread
     error = np.sqrt(np.mean(residuals**2))
     found = (intercept, slope, slope - half, slope + half, error)
@@ -106,9 +104,7 @@ def bootstrap_power_law(
     slopes = np.empty(num_resamples)
     for number in range(num_resamples):
         chosen = rng.integers(0, draws.shape[1], draws.shape)
-        again = np.quantile(
-            np.take_along_axis(draws, chosen, axis=1), quantile, axis=1
-        )
+        again = np.quantile(np.take_along_axis(draws, chosen, axis=1), quantile, axis=1)
         slopes[number] = _least_squares(log_k, np.log(again))[1]
     low, high = np.quantile(slopes, [(1 - level) / 2, (1 + level) / 2])
     error = np.sqrt(np.mean(residuals**2))

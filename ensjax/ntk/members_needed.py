@@ -145,25 +145,24 @@ def members_by_worst_bit(
 def members_for_deviation(
     deviation: jax.Array, gap: jax.Array, sign: jax.Array
 ) -> jax.Array:
-    """N*: the least real N at which mu + Z / sqrt(N) rounds to what is right, a scalar.
+    """N*: the least real N at which mu + Z / sqrt(N) rounds to what is right.
 
         N* = max over rows and bits of (wrong-side part of Z / gap)^2
 
     Args:
         deviation: Z, one draw of the members' deviation from their mean,
-            `[row, output]`.
-        gap: distance of the mean from its threshold on the right side, `[row, output]`
-            (see `rounding.gaps`).
+            `[..., row, output]`, with axes in front for several predictors or rules.
+        gap: distance of the mean from its threshold on the right side, as
+            `rounding.gaps` has it; broadcasts against the deviation.
         sign: 1 where the target is 1 and -1 where it is 0, `[row, output]`.
 
     Returns:
-        `[]`; infinite if a mean itself lies on the wrong side.
+        `[...]`; infinite if a mean itself lies on the wrong side.
     """
+    sign = sign.reshape((1,) * (deviation.ndim - 2) + sign.shape)
     wrong = jnp.maximum(-sign * deviation, 0.0)
-    needed = jnp.where(
-        gap > 0, (wrong / jnp.where(gap > 0, gap, 1.0)) ** 2, jnp.inf
-    )
-    return jnp.max(needed)
+    needed = jnp.where(gap > 0, (wrong / jnp.where(gap > 0, gap, 1.0)) ** 2, jnp.inf)
+    return jnp.max(needed, axis=(-2, -1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,18 +184,18 @@ def members_for_all(
     block: int | str | None = "auto",
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """N* of some draws of the deviation: all rows right at once; float32 `[draw]`.
+    """N* of some draws of the deviation: all rows right at once; float32 `[draw, ...]`.
 
     Draws are mapped as members are, by their ids. The share of draws below N is the
     chance that an ensemble of N is right on all rows, so that their median is N50.
 
     Args:
-        draw: `draw(draw_id, *shared) -> [row, output]`, a deviation. It must be
-            hashable; define it once.
+        draw: `draw(draw_id, *shared) -> [..., row, output]`, a deviation, with axes in
+            front for several predictors. It must be hashable; define it once.
         draw_ids: integers `[draw]`.
-        mean: of one member, `[row, output]`.
+        mean: of one member, `[..., row, output]`.
         targets: what is right, `[row, output]`.
-        thresholds: of the rounding rule, `[row or 1, output or 1]`.
+        thresholds: of the rounding rule; broadcast against the means.
         shared: more arguments of `draw`, whole on every device.
         block: draws of a device that are made at once.
         mesh: from `make_mesh`; all devices by default.
@@ -208,18 +207,14 @@ def members_for_all(
     sign = np.where(np.asarray(targets) > 0, 1.0, -1.0)
     kinds = ("member", *("shared",) * (2 + len(shared)))
     run = map_members(_NeededBy(draw), kinds=kinds, mesh=mesh, block=block)
-    to_device = jnp.float32
-    return run(
-        jnp.asarray(draw_ids),
-        jnp.asarray(gap, to_device),
-        jnp.asarray(sign, to_device),
-        *shared,
-    )
+    return run(jnp.asarray(draw_ids), np.float32(gap), np.float32(sign), *shared)
 
 
 def _standardised(mean, variance, targets, thresholds):
     """Gaps in standard deviations, `[row, output]`; infinite where nothing varies."""
     gap, variance = gaps(mean, targets, thresholds), np.asarray(variance, np.float64)
+    if gap.ndim != 2:
+        raise ValueError(f"mean must be [row, output]; got shape {np.shape(mean)}.")
     if variance.shape not in (gap.shape, gap.shape[:1]):
         raise ValueError(
             f"variance is [row] or [row, output], of means {gap.shape}; got"

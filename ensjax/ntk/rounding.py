@@ -78,17 +78,22 @@ def round_bits(mean: jax.Array, thresholds: jax.Array) -> jax.Array:
 
 
 def gaps(mean: np.ndarray, targets: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """How far each mean lies on the right side of its threshold, `[row, output]`.
+    """How far each mean lies on the right side of its threshold, `[..., row, output]`.
 
     Positive where rounding the mean gives the target; float64.
 
+    Args:
+        mean: `[..., row, output]`, with axes in front for several predictors.
+        targets: what is right, `[row, output]`.
+        thresholds: broadcast against the means.
+
     Raises:
-        ValueError: if means and targets differ in shape.
+        ValueError: if means and targets differ in rows or outputs.
     """
     mean, targets = np.asarray(mean, np.float64), np.asarray(targets)
-    if mean.shape != targets.shape or mean.ndim != 2:
+    if mean.shape[-2:] != targets.shape or targets.ndim != 2:
         raise ValueError(
-            "mean and targets are [row, output] alike; got"
+            "mean is [..., row, output] and targets [row, output]; got"
             f" {mean.shape} and {targets.shape}."
         )
     return np.where(targets > 0, 1.0, -1.0) * (mean - np.asarray(thresholds))
