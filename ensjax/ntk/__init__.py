@@ -2,13 +2,6 @@
 
 from ensjax.ntk import published, two_layer
 from ensjax.ntk.accuracy import Accuracy, accuracy_by_members, members_to_reach
-from ensjax.ntk.alignment import (
-    alignment,
-    alignment_between_members,
-    centred,
-    label_kernel,
-    relative_change,
-)
 from ensjax.ntk.cube import CubePrior, DrawDeviation, DrawPrior, cube_prior
 from ensjax.ntk.drift import Alignment, Drift, kernel_alignment, kernel_drift
 from ensjax.ntk.duals import Dual, DualMoments, erf, identity, relu
@@ -33,13 +26,22 @@ from ensjax.ntk.growth import (
     nearest_law,
 )
 from ensjax.ntk.infinite_members import InfiniteMembers, infinite_members, sample_member
+from ensjax.ntk.kernel_similarity import (
+    alignment,
+    alignment_between_members,
+    centred,
+    label_kernel,
+    relative_change,
+)
 from ensjax.ntk.kernels import FullyConnected, Kernels, kernel, kernel_diagonal
 from ensjax.ntk.linearised import (
     LinearTraining,
-    ======= from ensjax.ntk.members_needed import (     log_probability,
     linear_outputs,
     linear_training,
     linearise,
+)
+from ensjax.ntk.members_needed import (
+    log_probability,
     members_by_worst_bit,
     members_for_all,
     members_for_deviation,
@@ -67,7 +69,6 @@ from ensjax.ntk.rounding import gaps, midpoint_thresholds, round_bits, sign_thre
 from ensjax.ntk.tasks import (
     Rule,
     Task,
-    >>>>>>> i6-permutations,
     addition_task,
     copy_task,
     multiplication_task,

@@ -1,7 +1,7 @@
 """How tangent kernels move in training and what they align with, without keeping them.
 
 Kernels are computed strip by strip and summed up; of `n` rows a few vectors `[row]`
-are held, never a matrix. `ensjax.ntk.alignment` has the same of kernels in memory.
+are held, never a matrix. `kernel_similarity.py` has the same of kernels in memory.
 """
 
 from typing import Any, NamedTuple
@@ -129,7 +129,7 @@ def kernel_alignment(
             `empirical_ntk`.
         TypeError: if a parameter that counts is not real floating point; names it.
 
-    Source: as `ensjax.ntk.alignment`.
+    Source: as `ntk.alignment`.
     """
     check_rows("x", x)
     rows, own = num_rows(x), {}
