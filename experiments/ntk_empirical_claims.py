@@ -35,7 +35,7 @@ def first_and_stays(curves, target) -> np.ndarray:
     return np.array([ntk.members_to_reach(curve, target) for curve in curves])
 
 
-def _median(values):
+def median_of(values):
     """The median of numbers of which some may be infinite."""
     return float(np.sort(values)[(len(values) - 1) // 2])
 
@@ -44,7 +44,7 @@ def compared(config, own) -> tuple[float, float]:
     """Median members for the target, hardest inputs: trained, and by the oracle."""
     target = config.permutations.target
     return tuple(
-        _median(first_and_stays(own[name], target)[:, 0])
+        median_of(first_and_stays(own[name], target)[:, 0])
         for name in ("hard", "oracle_hard")
     )
 

@@ -42,7 +42,7 @@ def cases(config) -> list[Case]:
 def check_config(config) -> None:
     """Raises `ConfigError` for what could not be trained or compared."""
     own = config.permutations
-    names = "num_seeds width max_rows oracle_draws block_members".split()
+    names = ["num_seeds", "width", "max_rows", "oracle_draws", "block_members"]
     check_numbers(config, [f"permutations.{name}" for name in names], at_least=1)
     for name, bounds in (
         ("fraction", dict(above=0, at_most=1)),

@@ -16,7 +16,7 @@ import numpy as np
 
 from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
-from ensjax.mapping import map_local, mesh_program
+from ensjax.mapping import MeshProgram, map_local, mesh_program
 from ensjax.members import num_members, pad_members, trim_members
 from ensjax.ntk.tangents import Tangents, check_rows, contract, num_rows, rows_of
 
@@ -94,6 +94,44 @@ def empirical_ntk(
         >>> empirical_ntk(ensemble, jnp.ones((6, 4))).shape
         (5, 6, 6)
     """
+    program, arguments = kernel_program(
+        ensemble,
+        x,
+        z,
+        outputs=outputs,
+        method=method,
+        params=params,
+        block_rows=block_rows,
+        block=block,
+        precision=precision,
+    )
+    return program(*arguments)
+
+
+def kernel_program(
+    ensemble: Ensemble,
+    x: Any,
+    z: Any = None,
+    *,
+    outputs: str = "trace",
+    method: str = "jacobian",
+    params: str = "",
+    block_rows: int | None = None,
+    block: int | str | None = "auto",
+    precision: str = "highest",
+) -> tuple[MeshProgram, tuple[Any, ...]]:
+    """The program of `empirical_ntk` and its arguments, before anything runs.
+
+    `program.lower(*arguments).compile()` says memory and collectives; inputs may be
+    `jax.ShapeDtypeStruct`s then.
+
+    Args:
+        ensemble, x, z, outputs, method, params, block_rows, block, precision: as in
+            `empirical_ntk`.
+
+    Raises:
+        ValueError, TypeError: as `empirical_ntk`.
+    """
     for name, value, known in (
         ("outputs", outputs, OUTPUTS),
         ("method", method, METHODS),
@@ -113,7 +151,7 @@ def empirical_ntk(
         z is None and ensemble.mesh.shape["data"] == 1,
         precision,
     )
-    return mesh_program(job, ensemble.mesh)(ensemble.state, x, columns)
+    return mesh_program(job, ensemble.mesh), (ensemble.state, x, columns)
 
 
 def make_tangents(ensemble: Ensemble, params: str) -> Tangents:

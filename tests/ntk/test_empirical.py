@@ -8,7 +8,6 @@ from flax import linen, nnx
 
 import ensjax
 from ensjax import ntk
-from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.ntk import empirical
 from ensjax.planning import read_collectives
 
@@ -82,9 +81,11 @@ def test_both_methods_equal_the_jacobians_of_each_member_in_evaluation_mode():
     rng = np.random.default_rng(2)
     # Running statistics that training mode would not use.
     rest = jax.tree.map(
-        lambda x: x + rng.uniform(0.1, 1, x.shape).astype(x.dtype)
-        if jnp.issubdtype(x.dtype, jnp.floating)
-        else x,
+        lambda x: (
+            x + rng.uniform(0.1, 1, x.shape).astype(x.dtype)
+            if jnp.issubdtype(x.dtype, jnp.floating)
+            else x
+        ),
         ensemble.state["rest"],
     )
     state = {"params": ensemble.params, "rest": rest}
@@ -131,24 +132,12 @@ def test_all_members_at_once_equal_each_alone(members):
 @pytest.mark.parametrize("member, data", [(4, 2), (1, 8)])
 def test_meshes_give_the_same_kernels_and_send_nothing(members, member, data):
     spread = members.on_mesh(ensjax.make_mesh(member=member, data=data))
-    program, args = program_of(spread, ROWS, block_rows=3)
+    program, args = empirical.kernel_program(spread, ROWS, block_rows=3)
     compiled = program.lower(*args).compile()
     assert read_collectives(compiled.as_text(), (member, data, 1)) == ()
     found = compiled(*args)
     assert found.shape == (4, 23, 23)  # rows do not divide over data
     check_close(found, ntk.empirical_ntk(members, ROWS, block_rows=8))
-
-
-def program_of(ensemble, x, **options):
-    """The program of one call, and its arguments; nothing runs."""
-    calls, call = [], MeshProgram.__call__
-    try:
-        MeshProgram.__call__ = lambda self, *args: calls.append((self, args))
-        ntk.empirical_ntk(ensemble, x, **options)
-    finally:
-        MeshProgram.__call__ = call
-    (found,) = calls
-    return found
 
 
 @pytest.mark.parametrize("method", empirical.METHODS)
@@ -157,7 +146,7 @@ def test_memory_beyond_the_result_does_not_depend_on_rows(members, method):
     for rows in (500, 2_000):
         x = np.zeros((rows, 5), np.float32)
         options = dict(method=method, block_rows=8, block=1)
-        program, args = program_of(members, x, **options)
+        program, args = empirical.kernel_program(members, x, **options)
         sizes = program.lower(*args).compile().memory_analysis()
         assert sizes.output_size_in_bytes == 4 * 4 * rows**2
         used.append(sizes.temp_size_in_bytes)
@@ -166,8 +155,8 @@ def test_memory_beyond_the_result_does_not_depend_on_rows(members, method):
 
 def test_other_weights_compile_nothing(members):
     other = ensjax.Ensemble.init(make_mlp, num_members=4, seed=5, mesh=ONE)
-    program, _ = program_of(members, ROWS, block_rows=8)
-    again, _ = program_of(other, ROWS + 1, block_rows=8)
+    program, _ = empirical.kernel_program(members, ROWS, block_rows=8)
+    again, _ = empirical.kernel_program(other, ROWS + 1, block_rows=8)
     assert program is again
     for ensemble in (members, other, members):
         ntk.empirical_ntk(ensemble, ROWS, block_rows=8)
