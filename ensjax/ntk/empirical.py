@@ -12,23 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
-from ensjax.mapping import MeshProgram, map_local, mesh_program
+from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.members import num_members, pad_members, trim_members
-from ensjax.ntk.tangents import Tangents, check_rows, contract, num_rows, rows_of
+from ensjax.ntk.strips import METHODS, Strips, make_strips, make_tangents, pad_rows
+from ensjax.ntk.tangents import check_rows, num_rows, rows_of
 
 OUTPUTS = ("trace", "full")
-METHODS = ("jacobian", "vector_products")
-
-_MOST_ROWS = 64
-_FEWEST_ROWS = 16
-_JACOBIAN_BYTES = 256 * 1024**2  # of all local members, where they leave enough rows
-_MEMBER_JACOBIAN_BYTES = 32 * 1024**2
-# The Jacobian of a block of rows is computed anew for every so many blocks of columns.
-_BLOCKS_OF_A_STRIP = 16
 
 
 def empirical_ntk(
@@ -56,8 +48,8 @@ def empirical_ntk(
             flattened to one axis of outputs.
         x: inputs, leaves `[row, ...]`; split over the mesh axis "data", and padded with
             copies of the last row where they do not divide.
-        z: other inputs, whole on every device; by default `x`, of which, unless it is
-            split, blocks above the diagonal are copied from below.
+        z: other inputs, whole on every device; by default `x`; unless rows are split,
+            what is above the diagonal is then copied from below.
         outputs: "trace": the mean over outputs of the kernel of one output, which is
             what closed forms of infinite width give; "full": all pairs of outputs.
         method: how it is computed, to rounding the same:
@@ -68,8 +60,8 @@ def empirical_ntk(
             takes less arithmetic for full outputs of dense networks.
         params: regular expression (`re.search`); only parameters in whose dotted name,
             such as `layers.0.kernel`, it is found count. All by default.
-        block_rows: rows of a block, at most; by default at most 64, and as many as keep
-            Jacobians small. The kernel does not depend on it.
+        block_rows: rows of a block, at most; by default at most 256, and as many as
+            keep Jacobians small. The kernel does not depend on it.
         block: how many members of a device run at once; see `map_members`.
         precision: of matrix products, as for `jax.default_matmul_precision`. On
             accelerators anything but "highest" rounds them.
@@ -154,149 +146,6 @@ def kernel_program(
     return mesh_program(job, ensemble.mesh), (ensemble.state, x, columns)
 
 
-def make_tangents(ensemble: Ensemble, params: str) -> Tangents:
-    """The parameters of an ensemble that count, checked; raises as `empirical_ntk`."""
-    if not isinstance(ensemble, Ensemble):
-        raise TypeError(
-            f"expected an ensjax.Ensemble; got {type(ensemble).__name__}. A function"
-            " apply(params, x) becomes one with Ensemble.from_apply(apply, params)."
-        )
-    tangents = Tangents(ensemble.graph, params)
-    tangents.check(ensemble.params)
-    return tangents
-
-
-def make_strips(
-    ensemble: Ensemble,
-    tangents: Tangents,
-    x: Any,
-    method: str,
-    full: bool,
-    block_rows: int | None,
-) -> "Strips":
-    """How strips of the members' kernels are computed; the rule of `block_rows`.
-
-    Raises:
-        ValueError: if `block_rows` is no positive integer, or a member does not return
-            one array `[row, ...]`.
-    """
-    one = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), ensemble.state
-    )
-    num_outputs = tangents.num_outputs(one, x)
-    if block_rows is None:
-        row_bytes = 4 * num_outputs * tangents.size(one["params"])
-        local = -(-len(ensemble) // ensemble.mesh.shape["member"])
-        alone = min(_MEMBER_JACOBIAN_BYTES // row_bytes, _FEWEST_ROWS)
-        together = min(_JACOBIAN_BYTES // (row_bytes * local), _MOST_ROWS)
-        block_rows = max(1, alone, together)
-    elif isinstance(block_rows, bool) or not isinstance(block_rows, (int, np.integer)):
-        raise ValueError(f"block_rows must be a positive integer; got {block_rows!r}.")
-    elif block_rows < 1:
-        raise ValueError(f"block_rows must be at least 1; got {block_rows}.")
-    return Strips(tangents, method, full, num_outputs, int(block_rows))
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """How one axis is cut into pieces of equal size, of which the last two overlap.
-
-    Attributes:
-        length: of the axis.
-        size: of a piece.
-        count: of pieces.
-    """
-
-    length: int
-    size: int
-    count: int
-
-    @classmethod
-    def of(cls, length: int, at_most: int) -> "Tiles":
-        """As few pieces as there can be, as small as they can be then."""
-        count = -(-length // at_most)
-        return cls(length, -(-length // count), count)
-
-    def start(self, index: Any) -> Any:
-        """The first place of a piece (traced)."""
-        return jnp.minimum(index * self.size, self.length - self.size)
-
-
-@dataclasses.dataclass(frozen=True)
-class Strips:
-    """A member's kernel between one block of rows and a range of columns."""
-
-    tangents: Tangents
-    method: str
-    full: bool
-    num_outputs: int
-    block_rows: int
-
-    def rows(self, length: int) -> Tiles:
-        """How rows are cut."""
-        return Tiles.of(length, self.block_rows)
-
-    def columns(self, length: int) -> Tiles:
-        """How columns are cut: a strip is several blocks wide."""
-        return Tiles.of(length, self.block_rows * _BLOCKS_OF_A_STRIP)
-
-    def __call__(self, state, x, z, start, stop):
-        """One member's kernel of the rows `x` and a strip of the rows `z`.
-
-        Args:
-            state: of the member.
-            x: a block of rows.
-            z: all columns' inputs.
-            start: the strip's first column (traced).
-            stop: columns from here on are not needed (traced); they may be 0.
-
-        Returns:
-            `[row, column]`, or `[row, column, output, output']`.
-        """
-        strip = self.columns(num_rows(z))
-        tiles = self.rows(strip.size)
-        behind = (self.num_outputs,) * 2 if self.full else ()
-        block = self._prepared(state, x)
-
-        def body(j, kernel):
-            place = tiles.start(j)
-            part = block(rows_of(z, start + place, tiles.size))
-            return jax.lax.dynamic_update_slice_in_dim(kernel, part, place, axis=1)
-
-        shape = jax.eval_shape(lambda: block(rows_of(z, 0, tiles.size)))
-        empty = jnp.zeros((num_rows(x), strip.size, *behind), shape.dtype)
-        needed = (jnp.clip(stop - start, 0, strip.size) + tiles.size - 1) // tiles.size
-        return jax.lax.fori_loop(0, needed, body, empty)
-
-    def _prepared(self, state, x):
-        """`block(z)`: the kernel of the rows `x` and a block of the others."""
-        if self.method == "jacobian":
-            left = self.tangents.jacobian(state, x)
-            return lambda z: contract(
-                left, self.tangents.jacobian(state, z), full=self.full
-            )
-        push = self.tangents.push_forward(state, x)
-
-        def of_row(row):
-            fn, values = self.tangents.function(
-                state, jax.tree.map(lambda a: a[None], row)
-            )
-            out, pull_back = jax.vjp(fn, values)
-            basis = jnp.eye(out.shape[1], dtype=out.dtype)
-            (rows,) = jax.vmap(lambda u: pull_back(u[None]))(basis)
-            kernel = jax.vmap(push)(rows)  # [output', row, output]
-            if self.full:
-                return jnp.moveaxis(kernel, 0, -1)
-            return jnp.einsum("pap->a", kernel) / out.shape[1]
-
-        return lambda z: jnp.moveaxis(jax.lax.map(of_row, z), 0, 1)
-
-    def of_members(self, blocks: Blocks):
-        """This function over local stacks."""
-        kinds = ("member", "shared", "shared", "shared", "shared")
-        return map_local(self, kinds=kinds, blocks=blocks)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
     """Kernels of the local members and rows, strip by strip into their places."""
@@ -327,7 +176,9 @@ class _Kernel:
     def _local(self, state, x, z):
         rows = self.strips.rows(num_rows(x))
         columns = self.strips.columns(num_rows(z))
-        strip = self.strips.of_members(self.blocks)
+        is_whole = self.is_symmetric and rows.count == 1
+        strips = dataclasses.replace(self.strips, is_whole=is_whole)
+        strip = strips.of_members(self.blocks)
         shape = jax.eval_shape(strip, state, rows_of(x, 0, rows.size), z, 0, 0)
         kernel = jnp.zeros(
             (shape.shape[0], rows.length, columns.length, *shape.shape[3:]), shape.dtype
@@ -352,36 +203,41 @@ class _Kernel:
         return self._mirrored(kernel, rows) if self.is_symmetric else kernel
 
     def _mirrored(self, kernel, tiles):
-        """Blocks above the diagonal from those below, in place."""
+        """What is above the diagonal from what is below, in place."""
         sizes = (kernel.shape[0], tiles.size, tiles.size, *kernel.shape[3:])
         behind = [0] * (kernel.ndim - 3)
 
-        def copy(i, j, kernel):
-            low, high = tiles.start(j), tiles.start(i)
-            block = jax.lax.dynamic_slice(kernel, (0, high, low, *behind), sizes)
+        def flipped(block):
             block = jnp.swapaxes(block, 1, 2)
-            block = jnp.swapaxes(block, 3, 4) if behind else block
-            return jax.lax.dynamic_update_slice(kernel, block, (0, low, high, *behind))
+            return jnp.swapaxes(block, 3, 4) if behind else block
+
+        # Products of a block with itself are symmetric to rounding alone.
+        place = jnp.arange(tiles.size)[:, None]
+        if behind:
+            outputs = self.strips.num_outputs
+            place = place * outputs + jnp.arange(outputs)[None]
+            is_below = place[:, None, :, None] >= place[None, :, None, :]
+        else:
+            is_below = place >= place.T
 
         def of_row(i, kernel):
-            return jax.lax.fori_loop(0, i, lambda j, k: copy(i, j, k), kernel)
+            start = tiles.start(i)
+            here = (0, start, start, *behind)
+            block = jax.lax.dynamic_slice(kernel, here, sizes)
+            block = jnp.where(is_below[None], block, flipped(block))
+            kernel = jax.lax.dynamic_update_slice(kernel, block, here)
 
-        return jax.lax.fori_loop(1, tiles.count, of_row, kernel)
+            def copy(j, kernel):
+                other = tiles.start(j)
+                block = jax.lax.dynamic_slice(kernel, (0, start, other, *behind), sizes)
+                there = (0, other, start, *behind)
+                return jax.lax.dynamic_update_slice(kernel, flipped(block), there)
+
+            return jax.lax.fori_loop(0, i, copy, kernel)
+
+        return jax.lax.fori_loop(0, tiles.count, of_row, kernel)
 
     def finish(self, kernel, state, x, z):
         del z
         kernel = trim_members(kernel, num_members(state))
         return kernel if kernel.shape[1] == num_rows(x) else kernel[:, : num_rows(x)]
-
-
-def pad_rows(x: Any, shards: int) -> Any:
-    """Inputs with copies of the last row, so that they divide over `shards`."""
-    missing = -num_rows(x) % shards
-    if not missing:
-        return x
-    return jax.tree.map(
-        lambda a: jnp.pad(
-            jnp.asarray(a), [(0, missing)] + [(0, 0)] * (jnp.ndim(a) - 1), mode="edge"
-        ),
-        x,
-    )

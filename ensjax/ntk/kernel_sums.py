@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ensjax.blocks import Blocks
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members, trim_members
-from ensjax.ntk.empirical import METHODS, Strips, make_strips, make_tangents
+from ensjax.ntk.strips import METHODS, Strips, make_strips, make_tangents
 from ensjax.ntk.tangents import check_rows, num_rows, rows_of
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh, place, platform
-from ensjax.ntk.empirical import empirical_ntk, make_tangents
+from ensjax.ntk.empirical import empirical_ntk
 from ensjax.ntk.gaussian_process import learnt_share
+from ensjax.ntk.strips import make_tangents
 from ensjax.ntk.tangents import Tangents, check_rows
 from ensjax.ntk.two_layer import check_schedule
 

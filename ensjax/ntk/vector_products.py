@@ -9,7 +9,7 @@ import numpy as np
 
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import map_members
-from ensjax.ntk.empirical import make_tangents, pad_rows
+from ensjax.ntk.strips import make_tangents, pad_rows
 from ensjax.ntk.tangents import Tangents, check_rows, num_rows
 
 

@@ -8,7 +8,8 @@ from flax import linen, nnx
 
 import ensjax
 from ensjax import ntk
-from ensjax.ntk import empirical
+from ensjax.ntk.empirical import kernel_program
+from ensjax.ntk.strips import METHODS
 from ensjax.planning import read_collectives
 
 ONE = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
@@ -71,7 +72,7 @@ def test_a_linear_function_has_the_kernel_of_its_inputs():
     check_close(ntk.empirical_ntk(linear, ROWS), expected)
     check_close(ntk.empirical_ntk(linear, ROWS, params="^w$"), expected - 1)
     full = np.einsum("ab,oq->aboq", ROWS @ ROWS.T + 1, np.eye(3))
-    for method in empirical.METHODS:
+    for method in METHODS:
         found = ntk.empirical_ntk(linear, ROWS, outputs="full", method=method)
         check_close(found, np.broadcast_to(full, (2, *full.shape)))
 
@@ -132,7 +133,7 @@ def test_all_members_at_once_equal_each_alone(members):
 @pytest.mark.parametrize("member, data", [(4, 2), (1, 8)])
 def test_meshes_give_the_same_kernels_and_send_nothing(members, member, data):
     spread = members.on_mesh(ensjax.make_mesh(member=member, data=data))
-    program, args = empirical.kernel_program(spread, ROWS, block_rows=3)
+    program, args = kernel_program(spread, ROWS, block_rows=3)
     compiled = program.lower(*args).compile()
     assert read_collectives(compiled.as_text(), (member, data, 1)) == ()
     found = compiled(*args)
@@ -140,13 +141,13 @@ def test_meshes_give_the_same_kernels_and_send_nothing(members, member, data):
     check_close(found, ntk.empirical_ntk(members, ROWS, block_rows=8))
 
 
-@pytest.mark.parametrize("method", empirical.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_memory_beyond_the_result_does_not_depend_on_rows(members, method):
     used = []
     for rows in (500, 2_000):
         x = np.zeros((rows, 5), np.float32)
         options = dict(method=method, block_rows=8, block=1)
-        program, args = empirical.kernel_program(members, x, **options)
+        program, args = kernel_program(members, x, **options)
         sizes = program.lower(*args).compile().memory_analysis()
         assert sizes.output_size_in_bytes == 4 * 4 * rows**2
         used.append(sizes.temp_size_in_bytes)
@@ -155,8 +156,8 @@ def test_memory_beyond_the_result_does_not_depend_on_rows(members, method):
 
 def test_other_weights_compile_nothing(members):
     other = ensjax.Ensemble.init(make_mlp, num_members=4, seed=5, mesh=ONE)
-    program, _ = empirical.kernel_program(members, ROWS, block_rows=8)
-    again, _ = empirical.kernel_program(other, ROWS + 1, block_rows=8)
+    program, _ = kernel_program(members, ROWS, block_rows=8)
+    again, _ = kernel_program(other, ROWS + 1, block_rows=8)
     assert program is again
     for ensemble in (members, other, members):
         ntk.empirical_ntk(ensemble, ROWS, block_rows=8)
