@@ -118,7 +118,8 @@ class Tangents:
         def of_row(row):
             fn, values = self.function(state, jax.tree.map(lambda a: a[None], row))
             out, pull_back = jax.vjp(fn, values)
-            (rows,) = jax.vmap(lambda u: pull_back(u[None]))(jnp.eye(out.shape[1]))
+            basis = jnp.eye(out.shape[1], dtype=out.dtype)
+            (rows,) = jax.vmap(lambda u: pull_back(u[None]))(basis)
             return [j.reshape(out.shape[1], -1) for j in rows.values()]
 
         # Operations choose their form by how many sets of weights run at once; the
