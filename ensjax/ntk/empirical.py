@@ -46,8 +46,9 @@ def empirical_ntk(
         ensemble: members that return one array `[row, ...]`: nnx modules, or any
             `apply(params, x)` (`Ensemble.from_apply`). Axes behind the rows are
             flattened to one axis of outputs.
-        x: inputs, leaves `[row, ...]`; split over the mesh axis "data", and padded with
-            copies of the last row where they do not divide.
+        x: inputs, leaves `[row, ...]`; split over the mesh axis "data". Where they do
+            not divide they are padded with copies of the last row, and devices exchange
+            parts of the result when these are cut off.
         z: other inputs, whole on every device; by default `x`; unless rows are split,
             what is above the diagonal is then copied from below.
         outputs: "trace": the mean over outputs of the kernel of one output, which is
@@ -141,9 +142,12 @@ def kernel_program(
         make_strips(ensemble, tangents, x, method, outputs == "full", block_rows),
         Blocks(block),
         z is None and ensemble.mesh.shape["data"] == 1,
+        num_rows(x),
         precision,
     )
-    return mesh_program(job, ensemble.mesh), (ensemble.state, x, columns)
+    # Padded here: a program that has `x` whole as well would gather it.
+    padded = pad_rows(x, ensemble.mesh.shape["data"])
+    return mesh_program(job, ensemble.mesh), (ensemble.state, padded, columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +157,7 @@ class _Kernel:
     strips: Strips
     blocks: Blocks
     is_symmetric: bool
+    num_rows: int
     precision: str
     donate: tuple[int, ...] = ()
 
@@ -167,7 +172,7 @@ class _Kernel:
 
     def prepare(self, mesh, state, x, z):
         members = self.blocks.rows(num_members(state), mesh.shape["member"])
-        return pad_members(state, members), pad_rows(x, mesh.shape["data"]), z
+        return pad_members(state, members), x, z
 
     def local(self, state, x, z):
         with jax.default_matmul_precision(self.precision):
@@ -238,6 +243,5 @@ class _Kernel:
         return jax.lax.fori_loop(0, tiles.count, of_row, kernel)
 
     def finish(self, kernel, state, x, z):
-        del z
         kernel = trim_members(kernel, num_members(state))
-        return kernel if kernel.shape[1] == num_rows(x) else kernel[:, : num_rows(x)]
+        return kernel if num_rows(x) == self.num_rows else kernel[:, : self.num_rows]

@@ -175,9 +175,11 @@ def pad_rows(x: Any, shards: int) -> Any:
     missing = -num_rows(x) % shards
     if not missing:
         return x
-    return jax.tree.map(
-        lambda a: jnp.pad(
-            jnp.asarray(a), [(0, missing)] + [(0, 0)] * (jnp.ndim(a) - 1), mode="edge"
-        ),
-        x,
-    )
+
+    def pad(leaf):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.eval_shape(pad, leaf)
+        widths = [(0, missing)] + [(0, 0)] * (jnp.ndim(leaf) - 1)
+        return jnp.pad(jnp.asarray(leaf), widths, mode="edge")
+
+    return jax.tree.map(pad, x)

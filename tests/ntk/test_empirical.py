@@ -133,12 +133,13 @@ def test_all_members_at_once_equal_each_alone(members):
 @pytest.mark.parametrize("member, data", [(4, 2), (1, 8)])
 def test_meshes_give_the_same_kernels_and_send_nothing(members, member, data):
     spread = members.on_mesh(ensjax.make_mesh(member=member, data=data))
-    program, args = kernel_program(spread, ROWS, block_rows=3)
+    expected = ntk.empirical_ntk(members, ROWS, block_rows=8)
+    program, args = kernel_program(spread, ROWS[:16], ROWS, block_rows=3)
     compiled = program.lower(*args).compile()
     assert read_collectives(compiled.as_text(), (member, data, 1)) == ()
-    found = compiled(*args)
-    assert found.shape == (4, 23, 23)  # rows do not divide over data
-    check_close(found, ntk.empirical_ntk(members, ROWS, block_rows=8))
+    check_close(compiled(*args), expected[:, :16])
+    if data == 2:  # 23 rows do not divide
+        check_close(ntk.empirical_ntk(spread, ROWS, block_rows=3), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
