@@ -18,7 +18,7 @@ from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh, place, platform
 from ensjax.ntk.empirical import empirical_ntk
 from ensjax.ntk.gaussian_process import learnt_share
-from ensjax.ntk.strips import make_tangents
+from ensjax.ntk.strips import make_tangents, pad_rows
 from ensjax.ntk.tangents import Tangents, check_rows
 from ensjax.ntk.two_layer import check_schedule
 
@@ -148,7 +148,7 @@ def linear_training(
 
 
 def _outputs(ensemble, x):
-    out = ensemble(x)
+    out = ensemble(pad_rows(x, ensemble.mesh.shape["data"]))[:, : num_rows(x)]
     return out.reshape(*out.shape[:2], -1)
 
 
