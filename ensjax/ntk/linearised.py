@@ -19,7 +19,7 @@ from ensjax.mesh import make_mesh, place, platform
 from ensjax.ntk.empirical import empirical_ntk
 from ensjax.ntk.gaussian_process import learnt_share
 from ensjax.ntk.strips import make_tangents, pad_rows
-from ensjax.ntk.tangents import Tangents, check_rows
+from ensjax.ntk.tangents import Tangents, check_rows, num_rows
 from ensjax.ntk.two_layer import check_schedule
 
 
