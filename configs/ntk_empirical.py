@@ -23,7 +23,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.cnn = ml_collections.ConfigDict(
         dict(
             data="digits" if smoke else "mnist5k",
-            widths=(2, 4) if smoke else (4, 8, 16),  # channels of the first layer
+            widths=(4,) if smoke else (4, 8, 16),  # channels of the first layer
             num_members=2 if smoke else 8 if claims else 4,
             num_rows=20 if smoke else 200 if claims else 100,  # of the kernels
             # Steps of training after which kernels are measured, besides none.

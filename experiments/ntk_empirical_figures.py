@@ -16,7 +16,7 @@ def _between(own):
 
 
 PANELS = (
-    ("change from the first kernel, |K - K0| / |K0|", lambda own: own["change"]),
+    ("change, |K - K0| / |K0|", lambda own: own["change"]),
     ("centred alignment with the labels", lambda own: own["labels_centred"]),
     ("centred alignment of two members", _between),
     ("test accuracy (%)", lambda own: 100 * own["accuracy"]),
@@ -110,6 +110,7 @@ def _accuracy(config, done):
                     label="trained, each seed" if not number else None,
                 )
             ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:,.0f}")
             ax.set_ylim(0, 103)
             if name == "hard":
                 target = 100 * config.permutations.target

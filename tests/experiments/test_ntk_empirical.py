@@ -121,7 +121,7 @@ def test_the_smoke_preset_runs_and_runs_again_from_its_stages(tmp_path):
         if "streamed" in entry["name"] or "not finite" in entry["name"]:
             assert entry["pass"], entry
     scalars = results["scalars"]
-    assert scalars["cnn2_change_start"] == 0 < scalars["cnn2_change_end"]
+    assert scalars["cnn4_change_start"] == 0 < scalars["cnn4_change_end"]
     assert len(list((tmp_path / "figures").glob("*.png"))) == 3
     (tmp_path / "results.json").unlink()
     assert run_and_report(options) == 0
