@@ -17,7 +17,9 @@ from ensjax.ntk.empirical import kernel_program
 from ensjax.weight_space.leaves import leaf_names
 
 OURS = "ours"
-TOLERANCE = 1e-4
+# Kernels are sums of two million products in float32, which libraries add up in
+# different orders: torch's are 1e-4 off.
+TOLERANCE = 5e-4
 MODELS = ("mlp", "cnn")
 NUM_OUTPUTS = 10
 

@@ -143,7 +143,7 @@ def linear_training(
     factors = map_members(
         _factors, kinds=("member",) * 3, out=("member",) * 3, mesh=mesh, block=1
     )
-    arrays = place((train, cross, targets - start), mesh, jax.P())
+    *arrays, initial = place((train, cross, targets - start, initial), mesh, jax.P())
     return LinearTraining(*factors(*arrays), initial)
 
 
