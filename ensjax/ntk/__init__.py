@@ -3,6 +3,7 @@
 from ensjax.ntk import published, two_layer
 from ensjax.ntk.accuracy import Accuracy, accuracy_by_members, members_to_reach
 from ensjax.ntk.cube import CubePrior, DrawDeviation, DrawPrior, cube_prior
+from ensjax.ntk.cube_members import CubeMembers, cube_members, sample_cube_member
 from ensjax.ntk.drift import Alignment, Drift, kernel_alignment, kernel_drift
 from ensjax.ntk.duals import Dual, DualMoments, erf, identity, relu
 from ensjax.ntk.empirical import empirical_ntk
@@ -15,7 +16,6 @@ from ensjax.ntk.gaussian_process import (
     predictor_of_kernels,
     steps_to,
     variance,
-    warn_above_critical,
     weights,
 )
 from ensjax.ntk.growth import (
@@ -26,6 +26,7 @@ from ensjax.ntk.growth import (
     nearest_law,
 )
 from ensjax.ntk.infinite_members import InfiniteMembers, infinite_members, sample_member
+from ensjax.ntk.kernel_blocks import kernel_blocks
 from ensjax.ntk.kernel_similarity import (
     alignment,
     alignment_between_members,
@@ -65,7 +66,9 @@ from ensjax.ntk.permutations import (
     draw_permutation,
     sample_inputs,
 )
+from ensjax.ntk.quadrature import dual
 from ensjax.ntk.rounding import gaps, midpoint_thresholds, round_bits, sign_thresholds
+from ensjax.ntk.schedules import warn_above_critical
 from ensjax.ntk.tasks import (
     Rule,
     Task,
@@ -80,6 +83,7 @@ from ensjax.ntk.vector_products import ntk_vector_product
 __all__ = [
     "Accuracy",
     "Alignment",
+    "CubeMembers",
     "CubePrior",
     "DrawDeviation",
     "DrawPrior",
@@ -112,8 +116,10 @@ __all__ = [
     "covariance",
     "critical_learning_rate",
     "cube_inputs",
+    "cube_members",
     "cube_prior",
     "draw_permutation",
+    "dual",
     "empirical_ntk",
     "erf",
     "fit_power_law",
@@ -123,6 +129,7 @@ __all__ = [
     "infinite_members",
     "kernel",
     "kernel_alignment",
+    "kernel_blocks",
     "kernel_diagonal",
     "kernel_drift",
     "label_kernel",
@@ -152,6 +159,7 @@ __all__ = [
     "relative_change",
     "relu",
     "round_bits",
+    "sample_cube_member",
     "sample_inputs",
     "sample_member",
     "sign_thresholds",

@@ -53,11 +53,32 @@ class Dual:
             k11: variances of u, `[...]`.
             k12: covariances, `[...]`; at most sqrt(k11 k22) in size.
             k22: variances of v, `[...]`.
+
+        Raises:
+            ValueError: if a variance is negative, or a covariance too large for them.
         """
         k11, k12, k22 = jnp.broadcast_arrays(*map(jnp.asarray, (k11, k12, k22)))
+        _check_moments(k11, k12, k22)
         scale = jnp.sqrt(k11 * k22)
         cosine = jnp.where(scale > 0, k12 / jnp.where(scale > 0, scale, 1), 1)
         return self.forward(k11, k22, jnp.arccos(jnp.clip(cosine, -1, 1)))
+
+
+def _check_moments(k11, k12, k22):
+    if any(isinstance(k, jax.core.Tracer) for k in (k11, k12, k22)):
+        return
+    k11, k12, k22 = (np.asarray(k, float) for k in (k11, k12, k22))
+    with np.errstate(invalid="ignore"):
+        fits = (
+            (k11 >= 0) & (k22 >= 0) & (np.abs(k12) <= np.sqrt(k11 * k22) * (1 + 1e-5))
+        )
+    if not fits.all():
+        place = np.unravel_index(fits.argmin(), fits.shape)
+        raise ValueError(
+            "Variances are 0 or positive and a covariance is at most the root of their"
+            f" product; got k11 {k11[place]:.6g}, k12 {k12[place]:.6g}, k22"
+            f" {k22[place]:.6g}."
+        )
 
 
 def _relu(k11, k22, angle):

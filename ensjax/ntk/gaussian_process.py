@@ -6,15 +6,21 @@ kernel of the training rows. So every member's prediction is linear in the funct
 it began with, which is a draw from the Gaussian process of the NNGP kernel.
 """
 
-import warnings
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.ntk.kernels import FullyConnected, Kernels, check_inputs, kernel
-from ensjax.ntk.two_layer import check_schedule
+from ensjax.ntk.kernels import (
+    FullyConnected,
+    Kernels,
+    check_finite,
+    check_inputs,
+    kernel,
+)
+from ensjax.ntk.schedules import check_schedule, warn_above_critical
 
 
 class Predictor(NamedTuple):
@@ -38,14 +44,27 @@ class Predictor(NamedTuple):
 def predictor(spec: FullyConnected, x_train: Any, x_test: Any) -> Predictor:
     """What predicts the ensemble of a network trained on `x_train`, at `x_test`.
 
+    The kernels are one compiled program for each network and set of shapes.
+
     Args:
         spec: the network; not "mup", whose kernel moves while it trains.
         x_train: inputs `[train, feature]`.
-        x_test: inputs `[row, feature]`.
+        x_test: inputs `[row, feature]`; many of them may come in several calls, as rows
+            meet only in their covariance.
 
     Raises:
         ValueError: as `kernel`, for "mup", and where the training kernel is singular;
             equal training rows and rows of zeros are named.
+
+    Example:
+        >>> import numpy as np
+        >>> from ensjax import ntk
+        >>> both = np.array([[1.0, 1.0]])
+        >>> predictor = ntk.predictor(ntk.FullyConnected(), np.eye(2), both)
+        >>> print(np.asarray(ntk.mean(predictor, np.eye(2))).round(3))
+        [[0.784 0.784]]
+        >>> print(np.asarray(ntk.variance(predictor)).round(3))
+        [0.068]
     """
     if spec.parameterisation == "mup":
         raise ValueError(
@@ -55,9 +74,13 @@ def predictor(spec: FullyConnected, x_train: Any, x_test: Any) -> Predictor:
         )
     x_train, x_test = check_inputs(x_train, "x_train"), check_inputs(x_test, "x_test")
     _check_distinct(x_train, spec)
-    return predictor_of_kernels(
-        kernel(spec, x_train), kernel(spec, x_test, x_train), kernel(spec, x_test).nngp
-    )
+    return predictor_of_kernels(*_all_kernels(spec, x_train, x_test))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _all_kernels(spec, x_train, x_test):
+    cross = kernel(spec, x_test, x_train)
+    return kernel(spec, x_train), cross, kernel(spec, x_test).nngp
 
 
 def predictor_of_kernels(train: Kernels, cross: Kernels, test_nngp: Any) -> Predictor:
@@ -85,10 +108,9 @@ def predictor_of_kernels(train: Kernels, cross: Kernels, test_nngp: Any) -> Pred
     ):
         if array.shape != shape:
             raise ValueError(f"{name} must be of shape {shape}; got {array.shape}.")
-        if not isinstance(array, jax.core.Tracer) and not jnp.isfinite(array).all():
-            raise ValueError(f"{name} holds values that are not finite.")
+        check_finite(array, name)
     eigenvalues, modes = jnp.linalg.eigh(train.ntk)
-    _check_positive(eigenvalues)
+    check_positive(eigenvalues, train.ntk)
     return Predictor(eigenvalues, modes, train.nngp, cross, test_nngp)
 
 
@@ -110,22 +132,40 @@ def _check_distinct(x, spec):
         row = again[0]
         raise ValueError(
             f"Training rows {first[which.reshape(-1)[row]]} and {row} are equal"
-            f" ({again.size} such in all), so that the training kernel is singular. Keep"
+            f" ({again.size} repeated in all): the training kernel is singular. Keep"
             " one of each, with the mean of their targets."
         )
 
 
-def _check_positive(eigenvalues):
+def check_positive(eigenvalues: Any, tangent: Any = None) -> None:
+    """Raises `ValueError` if a training kernel is singular to rounding.
+
+    Args:
+        eigenvalues: ascending, `[train]`.
+        tangent: the kernel `[train, train]`, where the rows that it tells apart least
+            shall be named.
+    """
     if isinstance(eigenvalues, jax.core.Tracer):
         return
     values = np.asarray(eigenvalues, float)
-    floor = len(values) * np.finfo(eigenvalues.dtype).eps * abs(values[-1])
-    if values[0] <= floor:
-        raise ValueError(
-            f"The training kernel is singular in {eigenvalues.dtype}: its eigenvalues go"
-            f" from {values[0]:.3g} to {values[-1]:.3g}. Training rows are nearly the"
-            " same, or the network cannot tell them apart; drop rows, or use float64."
+    if values[0] > len(values) * np.finfo(eigenvalues.dtype).eps * abs(values[-1]):
+        return
+    closest = ""
+    if tangent is not None and len(values) > 1:
+        matrix = np.asarray(tangent, float)
+        own = np.sqrt(np.abs(np.diag(matrix))) + np.finfo(float).tiny
+        correlation = np.triu(matrix / own[:, None] / own[None], 1)
+        row, other = np.unravel_index(np.abs(correlation).argmax(), matrix.shape)
+        closest = (
+            f" Of all rows {row} and {other} are most alike, with a correlation of"
+            f" {correlation[row, other]:.9g}."
         )
+    raise ValueError(
+        f"The training kernel is singular in {eigenvalues.dtype}: its eigenvalues range"
+        f" from {values[0]:.3g} to {values[-1]:.3g}.{closest} Drop rows that the"
+        " network cannot tell apart (without biases, multiples of one another), or use"
+        " float64."
+    )
 
 
 def critical_learning_rate(eigenvalues: Any) -> jax.Array:
@@ -218,41 +258,27 @@ def learnt_share(values: Any, time: Any, steps: Any, learning_rate: Any) -> jax.
         return -jnp.expm1(-learning_rate * values * time)
     if steps is None:
         return jnp.ones_like(values)
-    left = 1 - learning_rate * values
-    slow = -jnp.expm1(steps * jnp.log1p(-jnp.clip(1 - left, None, 0.5)))
-    odd = jnp.asarray(steps) % 2 == 1
+    share = learning_rate * values
+    slow = -jnp.expm1(steps * jnp.log1p(-jnp.minimum(share, 0.5)))
+    left, odd = 1 - share, jnp.asarray(steps) % 2 == 1
     size = jnp.abs(left) ** steps
     return jnp.where(left > 0.5, slow, 1 - jnp.where((left < 0) & odd, -size, size))
 
 
-def warn_above_critical(learning_rate: Any, eigenvalues: Any) -> None:
-    """Warns, with the critical value, where a learning rate is above it.
-
-    Args:
-        learning_rate: of gradient descent.
-        eigenvalues: of the training rows' tangent kernel, ascending, `[train]`.
-    """
-    if any(isinstance(v, jax.core.Tracer) for v in (learning_rate, eigenvalues)):
-        return
-    critical = float(critical_learning_rate(eigenvalues))
-    if float(learning_rate) <= critical * (1 + 1e-5):
-        return
-    largest = 2 / float(eigenvalues[-1])
-    then = "diverges" if float(learning_rate) >= largest else "is slower than there"
-    warnings.warn(
-        f"Learning rate {float(learning_rate):.6g} is above the critical"
-        f" {critical:.6g}: gradient descent {then} (it diverges from {largest:.6g} on).",
-        stacklevel=3,
-    )
-
-
-def mean(predictor: Predictor, targets: Any, **schedule: Any) -> jax.Array:
+def mean(
+    predictor: Predictor,
+    targets: Any,
+    *,
+    time: Any = None,
+    steps: Any = None,
+    learning_rate: Any = 1.0,
+) -> jax.Array:
     """The mean over members of the trained ensemble, `[row, output]`.
 
     Args:
         predictor: of the rows.
         targets: of the training rows, `[train, output]`.
-        schedule: `time`, `steps`, `learning_rate`, as in `weights`.
+        time, steps, learning_rate: as in `weights`.
 
     Raises:
         ValueError: if targets are of another shape or not finite, and as `weights`.
@@ -263,13 +289,18 @@ def mean(predictor: Predictor, targets: Any, **schedule: Any) -> jax.Array:
         raise ValueError(
             f"targets must be [train, output] with {rows} rows; got {targets.shape}."
         )
-    if not isinstance(targets, jax.core.Tracer) and not jnp.isfinite(targets).all():
-        raise ValueError("targets hold values that are not finite.")
-    w = weights(predictor, **schedule)
+    check_finite(targets, "targets")
+    w = weights(predictor, time=time, steps=steps, learning_rate=learning_rate)
     return jnp.matmul(w, targets.astype(w.dtype), precision="highest")
 
 
-def covariance(predictor: Predictor, **schedule: Any) -> jax.Array:
+def covariance(
+    predictor: Predictor,
+    *,
+    time: Any = None,
+    steps: Any = None,
+    learning_rate: Any = 1.0,
+) -> jax.Array:
     """The covariance between test rows over members, `[row, row']`.
 
     The same for every output; outputs are independent.
@@ -278,11 +309,11 @@ def covariance(predictor: Predictor, **schedule: Any) -> jax.Array:
 
     Args:
         predictor: of the rows.
-        schedule: `time`, `steps`, `learning_rate`, as in `weights`.
+        time, steps, learning_rate: as in `weights`.
 
     Source: Lee et al. 2019, arXiv:1902.06720, equation 16.
     """
-    w = weights(predictor, **schedule)
+    w = weights(predictor, time=time, steps=steps, learning_rate=learning_rate)
     spread = jnp.matmul(w, predictor.train_nngp, precision="highest")
     spread = jnp.matmul(spread, w.T, precision="highest")
     shared = jnp.matmul(w, predictor.cross.nngp.T, precision="highest")
@@ -290,9 +321,15 @@ def covariance(predictor: Predictor, **schedule: Any) -> jax.Array:
     return (result + result.T) / 2
 
 
-def variance(predictor: Predictor, **schedule: Any) -> jax.Array:
+def variance(
+    predictor: Predictor,
+    *,
+    time: Any = None,
+    steps: Any = None,
+    learning_rate: Any = 1.0,
+) -> jax.Array:
     """The variance of each test row over members, `[row]`; see `covariance`."""
-    w = weights(predictor, **schedule)
+    w = weights(predictor, time=time, steps=steps, learning_rate=learning_rate)
     spread = jnp.matmul(w, predictor.train_nngp, precision="highest")
     shared = 2 * jnp.sum(w * predictor.cross.nngp, axis=1)
     result = jnp.diagonal(predictor.test_nngp) + jnp.sum(spread * w, axis=1) - shared

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.members import member_key
+from ensjax.ntk.kernels import check_finite
 
 
 class InfiniteMembers(NamedTuple):
@@ -48,7 +49,7 @@ def infinite_members(
         >>> members = ntk.infinite_members(jnp.zeros((2, 1)), jnp.eye(2))
         >>> states = {"moments": reduce.init_moments(members.mean)}
         >>> states = reduce.fold_members(
-        ...     ntk.sample_member, jnp.arange(1000), states, block=100, shared=(members,)
+        ...     ntk.sample_member, jnp.arange(999), states, block=100, shared=(members,)
         ... )
     """
     mean = jnp.asarray(mean)
@@ -61,8 +62,8 @@ def infinite_members(
             "mean must be [row, output] and covariance [row, row']; got"
             f" {mean.shape} and {matrix.shape}."
         )
-    if not np.isfinite(matrix).all() or not jnp.isfinite(mean).all():
-        raise ValueError("mean and covariance must be finite.")
+    check_finite(mean, "mean")
+    check_finite(matrix, "covariance")
     return InfiniteMembers(
         mean,
         jnp.asarray(low_rank_factor(matrix, tolerance), mean.dtype),

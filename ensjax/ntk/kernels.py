@@ -27,10 +27,10 @@ class Kernels(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FullyConnected:
-    """A fully connected network with hidden layers of one width n that goes to infinity.
+    """A fully connected network with hidden layers of a width n that goes to infinity.
 
-        u_1 = sqrt(weight_variance / fan_in) W_1 x + sqrt(bias_variance) b_1
-        u_{l+1} = sqrt(weight_variance / n) W_{l+1} phi(u_l) + sqrt(bias_variance) b_{l+1}
+        u_1     = sqrt(weight_variance / features) W_1 x   + sqrt(bias_variance) b_1
+        u_{l+1} = sqrt(weight_variance / n) W_{l+1} phi(u_l) + sqrt(bias_variance) b_l+1
 
     Entries of W and b are N(0, 1); the last u is the output. The parameterisation says
     what gradient descent on half the sum of squared errors moves:
@@ -109,7 +109,9 @@ class FullyConnected:
 def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:
     """Both kernels of a network between the rows of `x` and of `z` (default `x`).
 
-    A row of zeros without biases has kernel 0 with all rows, as the limit says.
+    A row of zeros without biases has kernel 0 with all rows, as the limit says. It is
+    pure: compile it with `jax.jit(ntk.kernel, static_argnums=0)`, or call
+    `kernel_blocks` for many rows.
 
     Args:
         spec: the network.
@@ -124,13 +126,20 @@ def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:
             features, or hold values that are not finite; the row is named.
 
     Source: Lee et al. 2019, arXiv:1902.06720, appendix E; for ReLU Cho and Saul 2009.
+
+    Example:
+        >>> import numpy as np
+        >>> from ensjax import ntk
+        >>> print(np.asarray(ntk.kernel(ntk.FullyConnected(), np.eye(2)).ntk).round(2))
+        [[0.5  0.08]
+         [0.08 0.5 ]]
     """
     x = check_inputs(x, "x")
     z = x if z is None else check_inputs(z, "z")
     if x.shape[1] != z.shape[1]:
         raise ValueError(
-            f"x has {x.shape[1]} features and z has {z.shape[1]}; they are inputs of one"
-            " network."
+            f"x has {x.shape[1]} features and z has {z.shape[1]}; both are inputs of"
+            " one network."
         )
     dtype = jnp.promote_types(x.dtype, z.dtype)
     x, z = x.astype(dtype), z.astype(dtype)
@@ -165,13 +174,23 @@ def check_inputs(x: Any, name: str) -> jax.Array:
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(f"{name} must hold real numbers; got {x.dtype}.")
         x = x.astype(jnp.result_type(float))
-    if not isinstance(x, jax.core.Tracer):
-        wrong = np.flatnonzero(~np.isfinite(np.asarray(x)).all(1))
-        if wrong.size:
-            raise ValueError(
-                f"{name} must be finite; rows {_first(wrong)} of {len(x)} are not."
-            )
+    check_finite(x, name)
     return x
+
+
+def check_finite(array: Any, name: str) -> None:
+    """Raises `ValueError`, with the rows, where `array` `[row, ...]` is not finite.
+
+    Traced values are not looked at.
+    """
+    if isinstance(array, jax.core.Tracer):
+        return
+    array = np.asarray(array)
+    wrong = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    if wrong.size:
+        raise ValueError(
+            f"{name} must be finite; rows {_first(wrong)} of {len(array)} are not."
+        )
 
 
 def _first(rows, count=5):
@@ -189,9 +208,17 @@ def input_angles(x: jax.Array, z: jax.Array) -> jax.Array:
     x, z = _unit(x), _unit(z)
     inner = jnp.matmul(x, z.T, precision="highest")
     sign = jnp.where(inner < 0, -1, 1).astype(x.dtype)
-    apart = x[:, None, :] - sign[:, :, None] * z[None, :, :]
-    acute = 2 * jnp.arcsin(jnp.clip(jnp.sqrt(jnp.sum(apart**2, axis=2)) / 2, 0, 1))
-    return jnp.where(inner < 0, jnp.pi - acute, acute)
+
+    # Feature by feature: all differences at once would be [row, row', feature].
+    def add(square, columns):
+        of_x, of_z = columns
+        return square + (of_x[:, None] - sign * of_z[None, :]) ** 2, None
+
+    square, _ = jax.lax.scan(add, jnp.zeros_like(inner), (x.T, z.T), unroll=4)
+    acute = 2 * jnp.arcsin(jnp.clip(jnp.sqrt(square) / 2, 0, 1))
+    is_zero = ~jnp.any(x != 0, axis=1)[:, None] | ~jnp.any(z != 0, axis=1)[None, :]
+    angle = jnp.where(inner < 0, jnp.pi - acute, acute)
+    return jnp.where(is_zero, jnp.pi / 2, angle)
 
 
 def _unit(x):
@@ -227,9 +254,8 @@ def _recursion(spec, norm_x, norm_z, angle, num_features):
     for rate, for_bias in zip(rates[1:], bias_rate[1:], strict=True):
         pair = spec.dual.forward(own_x, own_z, angle)
         ntk = rate * weight * pair.product + for_bias * bias + weight * pair.slope * ntk
-        zero = jnp.zeros((), own_x.dtype)
-        own_x = spec.dual.forward(own_x, own_x, zero).product
-        own_z = spec.dual.forward(own_z, own_z, zero).product
+        own_x = spec.dual.forward(own_x, own_x, jnp.zeros_like(own_x)).product
+        own_z = spec.dual.forward(own_z, own_z, jnp.zeros_like(own_z)).product
         own_x, own_z, nngp, angle = next_layer(own_x, own_z, pair.product, pair.angle)
     if spec.parameterisation == "readout":
         ntk = nngp

@@ -18,9 +18,9 @@ from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh, place, platform
 from ensjax.ntk.empirical import empirical_ntk
 from ensjax.ntk.gaussian_process import learnt_share
+from ensjax.ntk.schedules import check_schedule
 from ensjax.ntk.strips import make_tangents, pad_rows
 from ensjax.ntk.tangents import Tangents, check_rows, num_rows
-from ensjax.ntk.two_layer import check_schedule
 
 
 def linearise(ensemble: Ensemble, *, params: str = "") -> Ensemble:

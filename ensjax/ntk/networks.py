@@ -18,8 +18,9 @@ import optax
 from flax import nnx
 
 from ensjax.members import member_key
-from ensjax.ntk.gaussian_process import steps_to, warn_above_critical
+from ensjax.ntk.gaussian_process import steps_to
 from ensjax.ntk.kernels import FullyConnected, kernel
+from ensjax.ntk.schedules import warn_above_critical
 from ensjax.train import TrainingJob
 
 ACTIVATIONS = {"relu": nnx.relu, "erf": jax.lax.erf, "identity": lambda x: x}

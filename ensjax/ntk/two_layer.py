@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ensjax.ntk.schedules import check_schedule, warn_above_critical
+
 _B = 1 / (2 * np.pi)
 
 
@@ -67,7 +69,8 @@ def law(
         kind: "ntk" (all weights learn) or "readout" (the last layer alone).
         time: of gradient flow on half the sum of squared errors; None: converged.
         steps: of gradient descent; at most one of the two.
-        learning_rate: multiplies time, or is that of gradient descent.
+        learning_rate: multiplies time, or is that of gradient descent, for which a
+            warning names the critical rate where this is above it.
 
     Raises:
         ValueError: if numbers are out of range, or both a time and steps are given.
@@ -78,6 +81,9 @@ def law(
     k, m = _counts(num_bits, num_ones)
     a, p, q, c1 = _coefficients(kind, m)
     apart, together = spectrum(k, kind=kind)
+    if steps is not None:
+        ends = np.minimum(apart, together).min(), np.maximum(apart, together).max()
+        warn_above_critical(np.max(learning_rate), np.array(ends))
     # The mean over training inputs, and what is left: both are eigenvectors of T.
     mean_part = (m * p + (k - m) * q) / k**2
     gain_apart = gain(apart, time=time, steps=steps, learning_rate=learning_rate)
@@ -149,17 +155,6 @@ def gain(
     if steps is not None:
         return (1 - (1 - learning_rate * eigenvalue) ** np.asarray(steps)) / eigenvalue
     return 1 / eigenvalue
-
-
-def check_schedule(time: Any, steps: Any, learning_rate: Any) -> None:
-    """Raises `ValueError` unless at most one of time and steps is given, and is one."""
-    if time is not None and steps is not None:
-        raise ValueError("Give a time of gradient flow or steps of descent, not both.")
-    for name, value in (("time", time), ("steps", steps)):
-        if value is not None and not np.all(np.asarray(value) >= 0):
-            raise ValueError(f"{name} must be 0 or positive; got {value}.")
-    if not np.all(np.asarray(learning_rate) > 0):
-        raise ValueError(f"learning_rate must be positive; got {learning_rate}.")
 
 
 class Limits(NamedTuple):
