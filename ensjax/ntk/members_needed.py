@@ -159,7 +159,10 @@ def members_for_deviation(
     Returns:
         `[...]`; infinite if a mean itself lies on the wrong side.
     """
-    sign = sign.reshape((1,) * (deviation.ndim - 2) + sign.shape)
+    ndim = max(deviation.ndim, gap.ndim)
+    deviation, gap, sign = (
+        x.reshape((1,) * (ndim - x.ndim) + x.shape) for x in (deviation, gap, sign)
+    )
     wrong = jnp.maximum(-sign * deviation, 0.0)
     needed = jnp.where(gap > 0, (wrong / jnp.where(gap > 0, gap, 1.0)) ** 2, jnp.inf)
     return jnp.max(needed, axis=(-2, -1))
