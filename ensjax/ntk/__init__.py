@@ -1,18 +1,11 @@
-"""Infinitely wide networks: kernels, the trained ensemble's law, and its members."""
+"""Tangent kernels: laws of infinite width, and kernels of trained members."""
 
 from ensjax.ntk import published, two_layer
-from ensjax.ntk.accuracy import (
-    Accuracy,
-    accuracy_by_members,
-    members_to_reach,
-)
-from ensjax.ntk.cube import (
-    CubePrior,
-    DrawDeviation,
-    DrawPrior,
-    cube_prior,
-)
+from ensjax.ntk.accuracy import Accuracy, accuracy_by_members, members_to_reach
+from ensjax.ntk.cube import CubePrior, DrawDeviation, DrawPrior, cube_prior
+from ensjax.ntk.drift import Alignment, Drift, kernel_alignment, kernel_drift
 from ensjax.ntk.duals import Dual, DualMoments, erf, identity, relu
+from ensjax.ntk.empirical import empirical_ntk
 from ensjax.ntk.gaussian_process import (
     Predictor,
     covariance,
@@ -32,12 +25,21 @@ from ensjax.ntk.growth import (
     held_out_errors,
     nearest_law,
 )
-from ensjax.ntk.infinite_members import (
-    InfiniteMembers,
-    infinite_members,
-    sample_member,
+from ensjax.ntk.infinite_members import InfiniteMembers, infinite_members, sample_member
+from ensjax.ntk.kernel_similarity import (
+    alignment,
+    alignment_between_members,
+    centred,
+    label_kernel,
+    relative_change,
 )
 from ensjax.ntk.kernels import FullyConnected, Kernels, kernel, kernel_diagonal
+from ensjax.ntk.linearised import (
+    LinearTraining,
+    linear_outputs,
+    linear_training,
+    linearise,
+)
 from ensjax.ntk.members_needed import (
     log_probability,
     members_by_worst_bit,
@@ -63,12 +65,7 @@ from ensjax.ntk.permutations import (
     draw_permutation,
     sample_inputs,
 )
-from ensjax.ntk.rounding import (
-    gaps,
-    midpoint_thresholds,
-    round_bits,
-    sign_thresholds,
-)
+from ensjax.ntk.rounding import gaps, midpoint_thresholds, round_bits, sign_thresholds
 from ensjax.ntk.tasks import (
     Rule,
     Task,
@@ -78,12 +75,15 @@ from ensjax.ntk.tasks import (
     permutation_task,
 )
 from ensjax.ntk.two_layer import Law, law, ntk_law, readout_law
+from ensjax.ntk.vector_products import ntk_vector_product
 
 __all__ = [
     "Accuracy",
+    "Alignment",
     "CubePrior",
     "DrawDeviation",
     "DrawPrior",
+    "Drift",
     "Dual",
     "DualMoments",
     "FullyConnected",
@@ -93,6 +93,7 @@ __all__ = [
     "Law",
     "LayerScale",
     "LayerwiseSGD",
+    "LinearTraining",
     "PowerLaw",
     "Predictor",
     "Rule",
@@ -102,7 +103,10 @@ __all__ = [
     "WideNetwork",
     "accuracy_by_members",
     "addition_task",
+    "alignment",
+    "alignment_between_members",
     "bootstrap_power_law",
+    "centred",
     "check_permutation",
     "copy_task",
     "covariance",
@@ -110,6 +114,7 @@ __all__ = [
     "cube_inputs",
     "cube_prior",
     "draw_permutation",
+    "empirical_ntk",
     "erf",
     "fit_power_law",
     "gaps",
@@ -117,9 +122,15 @@ __all__ = [
     "identity",
     "infinite_members",
     "kernel",
+    "kernel_alignment",
     "kernel_diagonal",
+    "kernel_drift",
+    "label_kernel",
     "law",
     "layer_scales",
+    "linear_outputs",
+    "linear_training",
+    "linearise",
     "log_probability",
     "mean",
     "members_by_worst_bit",
@@ -132,11 +143,13 @@ __all__ = [
     "nearest_law",
     "network_job",
     "ntk_law",
+    "ntk_vector_product",
     "permutation_task",
     "predictor",
     "predictor_of_kernels",
     "published",
     "readout_law",
+    "relative_change",
     "relu",
     "round_bits",
     "sample_inputs",

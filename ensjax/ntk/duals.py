@@ -8,12 +8,11 @@ correlation has lost half of them, and ReLU's derivative kernel is linear in the
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 class DualMoments(NamedTuple):
