@@ -38,15 +38,15 @@ def validate(config):
     check_numbers(config, ("networks.rate_fraction",), at_most=1)
     counts = ("networks.num_members", "widths.num_members", "cube.num_draws")
     check_numbers(config, counts, at_least=2, at_most=networks.SEED_STRIDE)
-    check_numbers(config, ("stream.num_members", "stream.block", "curve.block"), at_least=1)
-    for name in ("growth", "cube"):
-        below = [k for k in config[name].num_bits if k <= config.growth.fitted_up_to]
-        if not below or len(below) == len(config[name].num_bits):
-            raise ConfigError(
-                f"config.{name}.num_bits must hold some k up to"
-                " config.growth.fitted_up_to, to fit on, and some above; got"
-                f" {config[name].num_bits}."
-            )
+    check_numbers(
+        config, ("stream.num_members", "stream.block", "curve.block"), at_least=1
+    )
+    sizes, last = config.cube.num_bits, config.cube.fitted_up_to
+    if len(sizes) < 3 or not min(sizes) <= last < max(sizes):
+        raise ConfigError(
+            "config.cube.num_bits must hold at least 3 k, some up to"
+            f" config.cube.fitted_up_to={last}, to fit on, and some above; got {sizes}."
+        )
 
 
 def training_job(config, *, shapes_only=False):

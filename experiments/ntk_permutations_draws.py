@@ -68,8 +68,8 @@ def measure_curve(config, k) -> dict[str, np.ndarray]:
                 shared=(members,),
             )
             for j, target in enumerate(own.targets):
-                first[i, j, repetition], stays[i, j, repetition] = (
-                    ntk.members_to_reach(found.rows, target)
+                first[i, j, repetition], stays[i, j, repetition] = ntk.members_to_reach(
+                    found.rows, target
                 )
     return {"first": first, "stays": stays, "exact": exact, "most": most}
 

@@ -106,7 +106,9 @@ def stage(config, run_dir, k):
                 program_temp_mib=program.memory_analysis().temp_size_in_bytes / 2**20,
                 program_output_mib=outputs.nbytes / 2**20,
             )
-            outputs = outputs.reshape(config.num_seeds, own.num_members, *outputs.shape[1:])
+            outputs = outputs.reshape(
+                config.num_seeds, own.num_members, *outputs.shape[1:]
+            )
             for seed, task in enumerate(tasks):
                 values = _measure(config, kind, task, inputs, outputs[seed])
                 for name, value in values.items():
@@ -145,7 +147,10 @@ def _measure(config, kind, task, inputs, outputs):
             continue
         # Inputs and outputs of one network go together: its own mean is one number.
         by_member = np.array(
-            [outputs[:, rows][:, targets[rows] == value].mean(axis=1) for value in (0, 1)]
+            [
+                outputs[:, rows][:, targets[rows] == value].mean(axis=1)
+                for value in (0, 1)
+            ]
         )
         means.append(by_member.mean(axis=1))
         errors.append(by_member.std(axis=1, ddof=1) / np.sqrt(len(outputs)))

@@ -12,6 +12,7 @@ from ensjax import ntk
 from ensjax.ntk import two_layer
 
 ZERO = ntk.sign_thresholds(0.0)
+SURE = (0.5, 0.1, 0.01, 0.001)  # chances of an error of N from the union bound
 
 
 def measure(config) -> dict[str, np.ndarray]:
@@ -21,34 +22,35 @@ def measure(config) -> dict[str, np.ndarray]:
         "form_errors" `[kind, k, quantity]` of f1 and f0, of the variance and of the
         covariance; "least_one", "largest_zero" `[kind]`: the extremes of f1 and k f0
         over all m >= 2 and k; "one" and "one_large" `[kind, delta, k]`, "hardest" and
-        "hardest_large" alike (m); "cube_bound", "cube_textbook", "one_textbook"
+        "hardest_large" alike (m); "cube_sure" `[kind, delta, k]`: N at which all inputs
+        are right but for a chance of at most delta; "cube_bound", "cube_textbook", "one_textbook"
         `[kind, k]` for k = 2, ..., 30.
     """
     bound_bits = np.arange(2, 31)
     return {
-        "form_errors": np.array(
-            [[_form_errors(kind, k) for k in config.forms.num_bits] for kind in config.kinds]
-        ),
+        "form_errors": _for_each(config, config.forms.num_bits, _form_errors),
         **_extremes(config),
         **_for_one_input(config, config.growth.num_bits, ""),
         **_for_one_input(config, config.growth.large_bits, "_large"),
-        "bound_bits": bound_bits,
-        "cube_bound": np.array(
-            [[_cube_bound(kind, k, config.delta) for k in bound_bits] for kind in config.kinds]
-        ),
-        "cube_textbook": np.array(
+        "cube_sure": np.stack(
             [
-                [
-                    _textbook(kind, k, config.delta, k * (2.0**k - 1))
-                    for k in bound_bits
-                ]
-                for kind in config.kinds
-            ]
+                _for_each(config, config.cube.num_bits, _cube_bound, delta)
+                for delta in SURE
+            ],
+            axis=1,
         ),
-        "one_textbook": np.array(
-            [[_textbook(kind, k, config.delta, k) for k in bound_bits] for kind in config.kinds]
-        ),
+        "bound_bits": bound_bits,
+        "cube_bound": _for_each(config, bound_bits, _cube_bound, config.delta),
+        "cube_textbook": _for_each(config, bound_bits, _cube_textbook, config.delta),
+        "one_textbook": _for_each(config, bound_bits, _one_textbook, config.delta),
     }
+
+
+def _for_each(config, sizes, function, *arguments):
+    """`function(kind, k, ...)` for every law and k, `[kind, k, ...]`."""
+    return np.array(
+        [[function(kind, k, *arguments) for k in sizes] for kind in config.kinds]
+    )
 
 
 def _form_errors(kind, k):
@@ -117,6 +119,14 @@ def _cube_bound(kind, k, delta):
     )
 
 
+def _one_textbook(kind, k, delta):
+    return _textbook(kind, k, delta, k)
+
+
+def _cube_textbook(kind, k, delta):
+    return _textbook(kind, k, delta, k * (2.0**k - 1))
+
+
 def _textbook(kind, k, delta, events):
     """The textbook bound, of the number of ones for which it is largest."""
     ones = np.arange(2, k + 1)
@@ -160,7 +170,9 @@ def measure_tasks(config) -> dict[str, np.ndarray]:
         "features", "operands", "steps" `[task]`.
     """
     tasks = make_tasks(config)
-    found = {name: np.zeros((len(tasks), len(config.kinds))) for name in ("right", "members")}
+    found = {
+        name: np.zeros((len(tasks), len(config.kinds))) for name in ("right", "members")
+    }
     for i, (task, operands) in enumerate(tasks):
         for j, kind in enumerate(config.kinds):
             needed = []

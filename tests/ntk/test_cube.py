@@ -47,9 +47,7 @@ def deviations():
     weights = []
     for kind in ("ntk", "readout"):
         law = two_layer.law(k, ones, kind=kind)
-        weights.append(
-            np.where(inputs > 0, law.on_one[:, None], law.on_zero[:, None])
-        )
+        weights.append(np.where(inputs > 0, law.on_one[:, None], law.on_zero[:, None]))
     prior = ntk.cube_prior(ntk.FullyConnected(), k)
     draw = ensjax.map_members(
         ntk.DrawDeviation(2), kinds=("member", "shared", "shared", "shared")
