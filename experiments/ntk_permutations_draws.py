@@ -109,7 +109,7 @@ def measure_cube(config, k) -> dict[str, np.ndarray]:
         ids = SEED_STRIDE * seed + jnp.arange(config.cube.num_draws, dtype=jnp.int32)
         needed.append(
             ntk.members_for_all(
-                _DRAWS[k],
+                ntk.DrawDeviation(k),
                 ids,
                 np.broadcast_to(means, limits.shape),
                 task.targets(inputs),
@@ -118,10 +118,6 @@ def measure_cube(config, k) -> dict[str, np.ndarray]:
             )
         )
     return {"needed": np.asarray(needed)}
-
-
-# One object for each number of outputs: a new one compiles again.
-_DRAWS = {k: ntk.DrawDeviation(k) for k in range(1, 25)}
 
 
 def stream_stage(config, run_dir):

@@ -142,7 +142,8 @@ def _growth(config, found):
             ax,
             x="k (bits)",
             y="N (networks), all inputs right" if ax is axes[0] else "",
-            title=f"{NAMES[kind]}\nb = {fit.slope:.2f} ({fit.low:.2f} to {fit.high:.2f})",
+            title=f"{NAMES[kind]}\n"
+            f"b = {fit.slope:.2f} ({fit.low:.2f} to {fit.high:.2f})",
         )
         ax.legend(fontsize=8, framealpha=0.85, edgecolor="none", loc="upper left")
     axes[0].set_ylim(1, axes[0].get_ylim()[1] * 8)
@@ -151,7 +152,7 @@ def _growth(config, found):
 
 def _predicted(config, found):
     """Means and variance of trained networks beside the law."""
-    k = config.networks.num_bits[0]
+    k = verdicts.shown_bits(config)
     own = found["networks"][k]
     fig = new_figure(3.9, width=10.2)
     axes = fig.subplots(1, 3)
@@ -200,10 +201,10 @@ def _predicted(config, found):
 
 
 def _accuracy(config, found):
-    """Accuracy on the cube against N: finite networks, and a stream of infinite ones."""
+    """Accuracy on the cube against N: finite networks, a stream of infinite ones."""
     fig = new_figure(4.4, width=10.2)
     axes = fig.subplots(1, 2)
-    k = config.networks.num_bits[0]
+    k = verdicts.shown_bits(config)
     own = found["networks"][k]
     number = np.arange(1, own["rows"].shape[-1] + 1)
     for i, kind in enumerate(config.kinds):
@@ -253,7 +254,8 @@ def _accuracy(config, found):
         axes[1],
         x="N (infinite networks)",
         y="rows of the cube right (%)",
-        title=f"k = {bits}, {config.kinds[0]}: {config.stream.num_members:,} in one stream",
+        title=f"k = {bits}, {config.kinds[0]}: a stream of"
+        f" {config.stream.num_members:,}",
         legend=True,
         starts_at_zero=False,
     )
@@ -391,8 +393,8 @@ FIGURES = {
         _matrix,
     ),
     "drift": (
-        "How far the tangent kernel of the training rows moves while networks train, and"
-        " how the mean depends on the width.",
+        "How far the tangent kernel of the training rows moves while networks train,"
+        " and how the mean depends on the width.",
         _drift,
     ),
 }
@@ -538,6 +540,6 @@ def _add_networks(run_dir, config, found):
         ("k", "law", "m", "f1", "nets", "f0", "nets ", "max z", "variance", "nets  "),
         rows,
         f"{config.num_seeds} x {config.networks.num_members} networks of width"
-        f" {config.networks.width:,} beside the law; z: largest distance of a seed's mean"
-        " in standard errors.",
+        f" {config.networks.width:,} beside the law; z: largest distance of a seed's"
+        " mean in standard errors.",
     )

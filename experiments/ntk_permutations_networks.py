@@ -1,9 +1,7 @@
 """Finite networks of `ntk_permutations.py`: means, variances, and what width does."""
 
-import dataclasses
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,14 +33,18 @@ def schedule_of(config, parameterisation, k, width, fraction=None):
 
 
 def training_job(config):
-    """Networks of the first law and the largest k, all of one seed, kept as weights."""
+    """The networks of the first law and the largest k, kept as weights.
+
+    For `ensjax plan`. The run itself asks each network for its outputs and forgets it,
+    and gives each seed its own permutation.
+    """
     k, own = max(config.networks.num_bits), config.networks
     task = draws.task_of(config, 0, k)
     return ntk.network_job(
         spec_of(config.kinds[0]),
         (task.train_inputs, task.train_targets),
         width=own.width,
-        member_ids=range(own.num_members),
+        member_ids=member_ids(config).tolist(),
         schedule=schedule_of(config, config.kinds[0], k, own.width),
         seed=config.seed,
         mesh_sizes=config.mesh.to_dict(),
@@ -50,17 +52,27 @@ def training_job(config):
     )
 
 
+def member_ids(config) -> np.ndarray:
+    """Ids of the networks of all seeds, int32 `[seed * member]`."""
+    first = SEED_STRIDE * np.arange(config.num_seeds)
+    own = np.arange(config.networks.num_members)
+    return (first[:, None] + own[None]).reshape(-1).astype(np.int32)
+
+
 def block_of(config):
     """Members of a device that run at once, as `map_members` takes it."""
     return None if config.networks.block == "all" else config.networks.block
 
 
-def test_inputs(config, k) -> np.ndarray:
+def inputs_of(config, k) -> np.ndarray:
     """The whole cube where it is small, else draws with two ones, as published."""
-    own = config.networks
-    if k <= own.cube_bits:
-        return ntk.cube_inputs(k)
-    return ntk.sample_inputs(k, own.num_inputs, seed=config.seed, num_ones=2)
+    return ntk.inputs_to_try(
+        k,
+        num_rows=config.networks.num_inputs,
+        seed=config.seed,
+        num_ones=2,
+        max_cube_bits=config.networks.cube_bits,
+    )
 
 
 def stage(config, run_dir, k):
@@ -69,14 +81,9 @@ def stage(config, run_dir, k):
     def compute(done):
         del done
         own = config.networks
-        inputs = test_inputs(config, k)
+        inputs = inputs_of(config, k)
         tasks = [draws.task_of(config, seed, k) for seed in range(config.num_seeds)]
-        ids = np.concatenate(
-            [
-                SEED_STRIDE * seed + np.arange(own.num_members)
-                for seed in range(config.num_seeds)
-            ]
-        ).astype(np.int32)
+        ids = member_ids(config)
         targets = np.stack([task.train_targets for task in tasks])
         found = {}
         for kind in config.kinds:

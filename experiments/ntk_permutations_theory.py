@@ -23,8 +23,8 @@ def measure(config) -> dict[str, np.ndarray]:
         covariance; "least_one", "largest_zero" `[kind]`: the extremes of f1 and k f0
         over all m >= 2 and k; "one" and "one_large" `[kind, delta, k]`, "hardest" and
         "hardest_large" alike (m); "cube_sure" `[kind, delta, k]`: N at which all inputs
-        are right but for a chance of at most delta; "cube_bound", "cube_textbook", "one_textbook"
-        `[kind, k]` for k = 2, ..., 30.
+        are right but for a chance of at most delta; "cube_bound",
+        "cube_textbook", "one_textbook" `[kind, k]` for k = 2, ..., 30.
     """
     bound_bits = np.arange(2, 31)
     return {
@@ -92,30 +92,33 @@ def _for_one_input(config, sizes, suffix):
     for i, kind in enumerate(config.kinds):
         for place, k in enumerate(sizes):
             ones = np.arange(2, k + 1)
-            law, mean, targets = _means(kind, k, ones)
+            law, mean, targets, counts = _classes(kind, k, ones)
             for j, delta in enumerate(config.growth.deltas):
                 needed = ntk.members_for_input(
-                    mean, law.variance, targets, ZERO, delta=delta
+                    mean, law.variance, targets, ZERO, delta=delta, counts=counts
                 )
                 numbers[i, j, place] = needed.max()
                 hardest[i, j, place] = ones[needed.argmax()]
     return {f"one{suffix}": numbers, f"hardest{suffix}": hardest}
 
 
-def _means(kind, k, ones):
-    """Law, mean `[row, output]` and targets of one input for each number of ones."""
+def _classes(kind, k, ones):
+    """Law, means, targets and counts of the ones and zeros of an input, `[ones, 2]`."""
     law = two_layer.law(k, ones, kind=kind)
-    targets = np.arange(k)[None] < ones[:, None]
-    return law, np.where(targets, law.on_one[:, None], law.on_zero[:, None]), targets
+    mean = np.stack([law.on_one, law.on_zero], axis=1)
+    counts = np.stack([ones, k - ones], axis=1)
+    return law, mean, np.broadcast_to([1, 0], mean.shape), counts
 
 
 def _cube_bound(kind, k, delta):
     """Union bound over all bits of all inputs but the training rows."""
     ones = np.arange(2, k + 1)
-    law, mean, targets = _means(kind, k, ones)
-    counts = gammaln(k + 1) - gammaln(ones + 1) - gammaln(k - ones + 1)
+    law, mean, targets, counts = _classes(kind, k, ones)
+    inputs = gammaln(k + 1) - gammaln(ones + 1) - gammaln(k - ones + 1)
+    with np.errstate(divide="ignore"):  # an input of ones alone has no zero
+        log_counts = inputs[:, None] + np.log(counts)
     return ntk.union_bound(
-        mean, law.variance, targets, ZERO, delta=delta, log_counts=counts
+        mean, law.variance, targets, ZERO, delta=delta, log_counts=log_counts
     )
 
 

@@ -63,6 +63,7 @@ from ensjax.ntk.permutations import (
     check_permutation,
     cube_inputs,
     draw_permutation,
+    inputs_to_try,
     sample_inputs,
 )
 from ensjax.ntk.rounding import gaps, midpoint_thresholds, round_bits, sign_thresholds
@@ -121,6 +122,7 @@ __all__ = [
     "held_out_errors",
     "identity",
     "infinite_members",
+    "inputs_to_try",
     "kernel",
     "kernel_alignment",
     "kernel_diagonal",

@@ -1,4 +1,4 @@
-"""Accuracy for every number of members: a loop, meshes, blocks, and what came before."""
+"""Accuracy for every number of members: loops, meshes, blocks, what came before."""
 
 import jax
 import jax.numpy as jnp

@@ -73,6 +73,22 @@ def test_several_bits_are_right_with_the_chance_asked_for():
     np.testing.assert_allclose(logs, np.log(0.9), rtol=1e-8)
 
 
+def test_an_output_may_stand_for_several_alike():
+    law = two_layer.ntk_law(7, 3)
+    mean = np.array([[law.on_one] * 3 + [law.on_zero] * 4])
+    variance, targets = np.atleast_1d(law.variance), np.array([[1] * 3 + [0] * 4])
+    listed = ntk.members_for_input(mean, variance, targets, SIGN, delta=0.1)
+    short = ntk.members_for_input(
+        np.array([[law.on_one, law.on_zero, -1.0]]),
+        variance,
+        np.array([[1, 0, 1]]),
+        SIGN,
+        delta=0.1,
+        counts=np.array([[3, 4, 0]]),
+    )
+    np.testing.assert_allclose(short, listed, rtol=1e-10)
+
+
 def test_a_mean_on_the_wrong_side_is_never_enough():
     mean = np.array([[0.1, -0.1], [0.1, 0.1], [0.0, 0.3]])
     targets, variance = np.array([[1, 1], [1, 1], [0, 1]]), np.array([1.0, 1.0, 0.0])
@@ -108,15 +124,17 @@ def test_cubes_of_many_bits_have_a_union_bound():
     def by_classes(k):
         m = np.arange(2, k + 1)
         law = two_layer.ntk_law(k, m)
-        worst = np.minimum(law.on_one, np.where(m < k, -law.on_zero, np.inf))
-        counts = gammaln(k + 1) - gammaln(m + 1) - gammaln(k - m + 1)
-        mean = np.where(
-            np.arange(k)[None] < m[:, None], law.on_one[:, None], law.on_zero[:, None]
-        )
-        targets = np.arange(k)[None] < m[:, None]
-        assert (worst > 0).all()
+        mean = np.stack([law.on_one, law.on_zero], axis=1)
+        inputs = gammaln(k + 1) - gammaln(m + 1) - gammaln(k - m + 1)
+        with np.errstate(divide="ignore"):  # where all are ones there is no zero
+            bits = np.log(np.stack([m, k - m], axis=1))
         return ntk.union_bound(
-            mean, law.variance, targets, SIGN, delta=0.1, log_counts=counts
+            mean,
+            law.variance,
+            np.broadcast_to([1, 0], mean.shape),
+            SIGN,
+            delta=0.1,
+            log_counts=inputs[:, None] + bits,
         )
 
     k = 6

@@ -86,6 +86,14 @@ def test_samples_have_as_many_ones_as_asked_for():
     np.testing.assert_array_equal(rows, again)
 
 
+def test_small_cubes_are_listed_and_large_ones_sampled():
+    options = dict(num_rows=9, seed=0, num_ones=2, max_cube_bits=4)
+    np.testing.assert_array_equal(ntk.inputs_to_try(4, **options), ntk.cube_inputs(4))
+    some = ntk.inputs_to_try(5, **options)
+    expected = ntk.sample_inputs(5, 9, seed=0, num_ones=2)
+    np.testing.assert_array_equal(some, expected)
+
+
 def test_permutations_are_drawn_whole():
     drawn = ntk.draw_permutation(9, seed=3)
     assert sorted(drawn.tolist()) == list(range(9))
