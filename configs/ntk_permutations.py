@@ -29,7 +29,10 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.delta = 0.1  # chance of an error that is allowed
     # A: closed forms against the algebra of kernels; the sign of f0 and f1 up to max.
     config.forms = ml_collections.ConfigDict(
-        dict(num_bits=(5, 10) if smoke else (5, 10, 30), max_bits=1_000)
+        dict(
+            num_bits=(5,) if smoke else (5, 10, 30),
+            max_bits=100 if smoke else 1_000,
+        )
     )
     # B: networks of finite width, trained on the basis vectors until every mode's error
     # is below the residual. Above cube_bits inputs are draws with two ones.
@@ -43,7 +46,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             rate_fraction=0.9,  # of the critical learning rate
             residual=1e-6 if paper else 1e-5,
             ones=(2, 3, 4) if smoke or paper else (2, 3, 4, 7),
-            block="auto",  # members of a device that are trained at once
+            # Members of a device that are trained at once: a number, "auto" or "all".
+            block=8 if paper else 1,
         )
     )
     # What the width does: f0 of trained networks, and how far the kernel moves.
@@ -53,7 +57,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             sizes=(32, 128) if smoke else (64, 128, 256, 512, 1_024, 2_048, 4_096),
             num_members=40 if smoke else 400,
             num_drift_members=4 if smoke else 8,
-            parameterisations=("ntk", "standard", "mup"),
+            parameterisations=("ntk",) if smoke else ("ntk", "standard", "mup"),
             # Of "mup", whose kernel moves: slower, and longer than the kernel says.
             mup_fraction=0.45,
             matrix_bits=4 if smoke else 5,
@@ -82,7 +86,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     )
     config.cube = ml_collections.ConfigDict(
         dict(
-            num_bits=tuple(range(4, 9)) if smoke else tuple(range(4, 17)),
+            num_bits=(4, 6, 8) if smoke else tuple(range(4, 17)),
             num_draws=20 if smoke else 64 if claims else 32,  # of a seed
             fitted_up_to=6 if smoke else 10,  # laws are tried on larger k
         )
