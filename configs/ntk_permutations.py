@@ -54,7 +54,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.widths = ml_collections.ConfigDict(
         dict(
             num_bits=6 if smoke else 8,
-            sizes=(32, 128) if smoke else (64, 128, 256, 512, 1_024, 2_048, 4_096),
+            sizes=(32, 128) if smoke else (64, 256, 1_024, 4_096),
             num_members=40 if smoke else 400,
             num_drift_members=4 if smoke else 8,
             parameterisations=("ntk",) if smoke else ("ntk", "standard", "mup"),
