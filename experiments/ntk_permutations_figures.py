@@ -15,6 +15,7 @@ from ensjax.plot.style import (
 )
 
 draws = load_beside(__file__, "ntk_permutations_draws")
+theory = load_beside(__file__, "ntk_permutations_theory")
 verdicts = load_beside(__file__, "ntk_permutations_claims")
 
 NAMES = {"ntk": "NTK (all weights learn)", "readout": "readout (last layer learns)"}
@@ -428,6 +429,7 @@ def add_tables(run_dir, config, found):
         " log N for k above 10 (or the config's) of each law fitted below.",
     )
     _add_cube(run_dir, config, found)
+    _add_shares(run_dir, config, found)
     _add_networks(run_dir, config, found)
     tasks = found["tasks"]
     names = ("copy", "addition", "multiplication")
@@ -509,6 +511,25 @@ def _add_cube(run_dir, config, found):
         rows,
         "N at which all 2^k - 1 inputs are right, in half and in 90 % of"
         f" {config.num_seeds * config.cube.num_draws} draws.",
+    )
+
+
+def _add_shares(run_dir, config, found):
+    rows = []
+    for i, kind in enumerate(config.kinds):
+        shares = verdicts.sure_shares(config, found)[i].mean(axis=-1)  # [delta, k]
+        for j, delta in enumerate(theory.SURE):
+            numbers = found["theory"]["cube_sure"][i, j]
+            ends = f"{numbers[0]:.0f} to {numbers[-1]:.0f}"
+            rows.append(
+                (kind, f"{1 - delta:g}", ends, shares[j].mean(), shares[j].min())
+            )
+    run_dir.add_table(
+        "shares",
+        ("law", "chance at least", "N, first to last k", "share, mean", "least of a k"),
+        rows,
+        "Share of infinite ensembles that are right on the whole cube at the N for which"
+        " the chances of all errors add up to the rest.",
     )
 
 
