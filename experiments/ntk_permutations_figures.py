@@ -528,8 +528,8 @@ def _add_shares(run_dir, config, found):
         "shares",
         ("law", "chance at least", "N, first to last k", "share, mean", "least of a k"),
         rows,
-        "Share of infinite ensembles that are right on the whole cube at the N for which"
-        " the chances of all errors add up to the rest.",
+        "Share of infinite ensembles that are right on the whole cube at the N for"
+        " which the chances of all errors add up to the rest.",
     )
 
 
