@@ -64,6 +64,7 @@ from ensjax.ntk.permutations import (
     check_permutation,
     cube_inputs,
     draw_permutation,
+    inputs_to_try,
     sample_inputs,
 )
 from ensjax.ntk.quadrature import dual
@@ -127,6 +128,7 @@ __all__ = [
     "held_out_errors",
     "identity",
     "infinite_members",
+    "inputs_to_try",
     "kernel",
     "kernel_alignment",
     "kernel_blocks",

@@ -36,11 +36,14 @@ class Accuracy(NamedTuple):
         rows: share of rows with all bits right, `[member]`.
         bits: share of bits that are right, `[member]`.
         is_exact: whether every bit of every row is right, booleans `[member]`.
+        is_finite: of the member itself, booleans `[member]`; one that is not finite is
+            left out of all means.
     """
 
     rows: jax.Array
     bits: jax.Array
     is_exact: jax.Array
+    is_finite: jax.Array
 
 
 def accuracy_by_members(
@@ -69,7 +72,7 @@ def accuracy_by_members(
         block: members whose outputs exist together on a device.
         shared: more arguments of `fn`, whole on every device.
         moments: of members that came before, as this function returned them; None at
-            the start.
+            the start. Blocks are folded into them with `ensjax.reduce`.
         mesh: from `make_mesh`; all devices by default.
 
     Returns:
@@ -78,6 +81,18 @@ def accuracy_by_members(
 
     Raises:
         ValueError: if shapes do not fit or the block is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np
+        >>> from ensjax import ntk
+        >>> def member(member_id):
+        ...     noise = jax.random.normal(jax.random.key(member_id), (2, 1))
+        ...     return jnp.array([[0.5], [-0.5]]) + noise
+        >>> accuracy, moments = ntk.accuracy_by_members(
+        ...     member, jnp.arange(1000), np.array([[1], [0]]),
+        ...     ntk.sign_thresholds(), block=100)
+        >>> bool(accuracy.is_exact[-1])
+        True
     """
     targets = np.asarray(targets) > 0
     if targets.ndim != 2:
@@ -182,11 +197,16 @@ class _Score:
                     f"a member's outputs are {values.shape[1:]}, but the targets are"
                     f" {targets.shape}."
                 )
+            is_finite = jnp.isfinite(values).all(axis=(1, 2))
+            kept = kept & is_finite
             means = _running_means(moments, values, kept)
             right = round_bits(means, thresholds) == targets[None]
             rows = right.all(axis=2)
             accuracy = Accuracy(
-                rows.mean(axis=1), right.mean(axis=(1, 2)), rows.all(axis=1)
+                rows.mean(axis=1),
+                right.mean(axis=(1, 2)),
+                rows.all(axis=1),
+                is_finite,
             )
             new = update_moments(init_moments(moments.mean), values, kept)
             return merge_moments(moments, psum_moments(new)), accuracy

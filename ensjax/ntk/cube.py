@@ -91,21 +91,22 @@ def _overlap_table(spec, num_bits) -> np.ndarray:
     Two vectors of those lengths and that product stand for the inputs. Where no two
     inputs have the overlap (t above m or m'), the value is not used.
     """
-    ones = np.arange(1, num_bits + 1)
-    overlap, other = np.meshgrid(np.arange(num_bits + 1), ones, indexing="ij")
-    table = np.zeros((num_bits + 1, num_bits, num_bits))
-    for row, own in enumerate(ones):
-        possible = np.minimum(overlap, np.minimum(own, other))
-        along = possible / np.sqrt(own)
-        first = np.zeros((1, max(num_bits, 2)))
-        first[0, 0] = np.sqrt(own)
-        second = np.zeros((overlap.size, max(num_bits, 2)))
-        second[:, 0] = along.ravel()
-        second[:, 1] = np.sqrt(np.maximum(other - along**2, 0)).ravel()
-        if num_bits == 1:  # one input alone; the second direction is not needed
-            first, second = first[:, :1], second[:, :1]
-        values = np.asarray(kernel(spec, first, second).nngp)
-        table[:, row] = values.reshape(overlap.shape)
+    ones = np.arange(1, num_bits + 1.0)
+    features = max(num_bits, 2)
+    own, overlap, other = np.meshgrid(
+        ones, np.arange(num_bits + 1), ones, indexing="ij"
+    )
+    along = np.minimum(overlap, np.minimum(own, other)) / np.sqrt(own)
+    across = np.sqrt(np.maximum(other - along**2, 0))
+    first = np.zeros((num_bits, 1, features))
+    first[..., 0] = np.sqrt(ones)[:, None]
+    second = np.zeros((*own.shape, features))
+    second[..., 0], second[..., 1] = along, across
+    second = second.reshape(num_bits, -1, features)
+    if num_bits == 1:  # one input alone; the second direction is not needed
+        first, second = first[..., :1], second[..., :1]
+    rows = jax.jit(jax.vmap(lambda x, z: kernel(spec, x, z).nngp))
+    table = np.asarray(rows(first, second)).reshape(own.shape).swapaxes(0, 1)
     return table
 
 

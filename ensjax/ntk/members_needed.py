@@ -30,10 +30,12 @@ def log_probability(
     targets: np.ndarray,
     thresholds: np.ndarray,
     num_members: np.ndarray | float,
+    *,
+    counts: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     """Log of the chance that all bits of each row are right, float64 `[row]`, nats.
 
-        sum_j log Phi(sqrt(N) gap_j / sd)
+        sum_j count_j log Phi(sqrt(N) gap_j / sd)
 
     Args:
         mean: of one member, `[row, output]`.
@@ -41,13 +43,20 @@ def log_probability(
         targets: what is right, `[row, output]`.
         thresholds: of the rounding rule, `[row or 1, output or 1]`.
         num_members: N, a positive real number or one for each row.
+        counts: how many bits alike each output stands for, `[row or 1, output]`; 0 for
+            one that a row lacks.
 
     Raises:
         ValueError: if shapes do not fit, or a variance is negative.
     """
     margin = _standardised(mean, variance, targets, thresholds)
     root = np.sqrt(np.broadcast_to(num_members, margin.shape[:1]))[:, None]
-    return log_ndtr(root * margin).sum(axis=1)
+    return _sum_of_logs(root * margin, np.broadcast_to(counts, margin.shape))
+
+
+def _sum_of_logs(margin, counts):
+    logs = log_ndtr(np.where(counts > 0, margin, 0.0))
+    return np.sum(counts * logs, axis=1)
 
 
 def members_for_input(
@@ -57,6 +66,7 @@ def members_for_input(
     thresholds: np.ndarray,
     *,
     delta: float,
+    counts: np.ndarray | float = 1.0,
 ) -> np.ndarray:
     """The N from which a row is right with chance 1 - delta, exactly, float64 `[row]`.
 
@@ -67,19 +77,21 @@ def members_for_input(
     Args:
         mean, variance, targets, thresholds: as for `log_probability`.
         delta: the chance of an error, between 0 and 1.
+        counts: as for `log_probability`.
 
     Raises:
         ValueError: for a delta that is no such chance, and as `log_probability`.
     """
     _check_delta(delta)
     margin = _standardised(mean, variance, targets, thresholds)
+    counts = np.broadcast_to(counts, margin.shape)
     # The least margin decides whether there is any solution.
-    possible = margin.min(axis=1) > 0
+    possible = np.where(counts > 0, margin, np.inf).min(axis=1) > 0
     safe = np.where(possible[:, None], margin, 1.0)
 
     def enough(log_members):
         root = np.exp(log_members / 2)[:, None]
-        return log_ndtr(root * safe).sum(axis=1) >= np.log1p(-delta)
+        return _sum_of_logs(root * safe, counts) >= np.log1p(-delta)
 
     return np.where(possible, _solve(enough, len(margin)), np.inf)
 
@@ -104,16 +116,19 @@ def union_bound(
     Args:
         mean, variance, targets, thresholds: as for `log_probability`.
         delta: the chance of an error, between 0 and 1.
-        log_counts: log of how many inputs each row stands for, `[row]` or one for all.
+        log_counts: log of how many bits alike each entry stands for, `[row or 1, output
+            or 1]` or one for all; -inf for none.
 
     Raises:
         ValueError: as `members_for_input`.
     """
     _check_delta(delta)
     margin = _standardised(mean, variance, targets, thresholds)
-    if margin.min() <= 0:
+    log_counts = np.broadcast_to(log_counts, margin.shape)
+    there = log_counts > -np.inf
+    if margin[there].min() <= 0:
         return float(np.inf)
-    log_counts = np.broadcast_to(log_counts, margin.shape[:1])[:, None]
+    margin, log_counts = margin[there], log_counts[there]
 
     def enough(log_members):
         errors = log_ndtr(-np.exp(log_members / 2) * margin) + log_counts
@@ -159,7 +174,10 @@ def members_for_deviation(
     Returns:
         `[...]`; infinite if a mean itself lies on the wrong side.
     """
-    sign = sign.reshape((1,) * (deviation.ndim - 2) + sign.shape)
+    ndim = max(deviation.ndim, gap.ndim)
+    deviation, gap, sign = (
+        x.reshape((1,) * (ndim - x.ndim) + x.shape) for x in (deviation, gap, sign)
+    )
     wrong = jnp.maximum(-sign * deviation, 0.0)
     needed = jnp.where(gap > 0, (wrong / jnp.where(gap > 0, gap, 1.0)) ** 2, jnp.inf)
     return jnp.max(needed, axis=(-2, -1))

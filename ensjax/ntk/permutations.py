@@ -129,3 +129,26 @@ def sample_inputs(
         )
     order = rng.random((num_rows, num_bits)).argsort(axis=1).argsort(axis=1)
     return (order < num_ones).astype(np.float32)
+
+
+def inputs_to_try(
+    num_bits: int,
+    *,
+    num_rows: int,
+    seed: int,
+    num_ones: int | None = None,
+    max_cube_bits: int = 16,
+) -> np.ndarray:
+    """The whole cube where it is small, else a sample; float32 `[row, bit]`.
+
+    Args:
+        num_bits: k.
+        num_rows, seed, num_ones: of the sample, as for `sample_inputs`.
+        max_cube_bits: the largest k for which all inputs are listed.
+
+    Raises:
+        ValueError: as `cube_inputs` and `sample_inputs`.
+    """
+    if num_bits <= max_cube_bits:
+        return cube_inputs(num_bits)
+    return sample_inputs(num_bits, num_rows, seed=seed, num_ones=num_ones)
