@@ -30,12 +30,11 @@ def training_job(config):
 def run(config, run_dir):
     """Trains, measures, judges; the same command resumes by stages."""
     stages = {
-        f"cnn-{width}": _cnn_stage(config, run_dir, width)
-        for width in config.cnn.widths
+        case.name: lambda done, case=case: permutations.measure(config, case)
+        for case in permutations.cases(config)
     }
-    for law, num_bits, num_members in config.permutations.cases:
-        case = permutations.Case(law, num_bits, num_members)
-        stages[case.name] = lambda done, case=case: permutations.measure(config, case)
+    for width in config.cnn.widths:
+        stages[f"cnn-{width}"] = _cnn_stage(config, run_dir, width)
     done = run_stages(run_dir, config, stages)
     figures.add_tables(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
