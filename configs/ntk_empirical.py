@@ -31,7 +31,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             learning_rate=0.05,  # SGD, no momentum
             batch_size=64,
             steps_per_call=5 if smoke else 10,
-            block_rows=50,
+            block_rows=50,  # of kernels that are summed up and not kept
             predict_batch_size=500,
         )
     )
@@ -39,12 +39,21 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.permutations = ml_collections.ConfigDict(
         dict(
             # Parameterisation, k, members of a seed.
-            cases=(("readout", 4, 128),)
-            if smoke
-            else tuple((law, k, 5_000) for law in ("readout", "ntk") for k in (10, 30))
-            if paper
-            else (("readout", 5, 512), ("readout", 8, 512), ("ntk", 5, 2_048)),
-            num_seeds=2 if smoke else 5,
+            cases=dict(
+                smoke=(("readout", 4, 128),),
+                small=(("readout", 5, 512), ("readout", 8, 512), ("ntk", 5, 2_048)),
+                claims=(
+                    ("readout", 5, 512),
+                    ("readout", 8, 512),
+                    ("readout", 10, 1_024),
+                    ("ntk", 5, 2_048),
+                    ("ntk", 8, 4_096),
+                ),
+                paper=tuple(
+                    (law, k, 5_000) for law in ("readout", "ntk") for k in (10, 30)
+                ),
+            )[preset],
+            num_seeds=2 if smoke else 10 if claims else 5,
             width=256 if smoke else 50_000 if paper else 4_096 if claims else 2_048,
             max_rows=1_000,  # drawn, where k has more unseen inputs
             fraction=0.9,  # of the critical learning rate

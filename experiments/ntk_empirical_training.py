@@ -161,16 +161,13 @@ def measure(config, ensembles, dataset) -> dict[str, np.ndarray]:
         "accuracy" (test) and "loss" (test NLL) `[snapshot, member]`; of kernels
         "change", "distance" and "scale" (`ntk.Drift`), "labels" and "labels_centred"
         (`ntk.Alignment`) likewise, "between" and "between_centred" `[snapshot, member,
-        member']`, "spread" (over members, relative to their mean kernel) and
-        "largest_eigenvalue" `[snapshot]` and `[snapshot, member]`; "streamed", the
+        member']`, "spread" (over members, relative to their mean kernel) `[snapshot]`
+        and "trace" (its mean over rows) `[snapshot, member]`; "streamed", the
         largest difference of drift and alignment that were streamed (of the last
         snapshot); "kernels" of member 0 at the start and the end, rows by class.
     """
     x, labels = kernel_rows(config, dataset)
-    options = dict(
-        block_rows=config.cnn.block_rows,
-        block=None if config.block == "all" else config.block,
-    )
+    options = dict(block=None if config.block == "all" else config.block)
     order = np.argsort(labels.argmax(axis=1), kind="stable")
     each, shown, first = [], [], None
     for ensemble in ensembles:
@@ -180,6 +177,7 @@ def measure(config, ensembles, dataset) -> dict[str, np.ndarray]:
         each.append(found)
         shown.append(np.asarray(kernels[0])[np.ix_(order, order)])
     arrays = {name: np.stack([found[name] for found in each]) for name in each[0]}
+    options["block_rows"] = config.cnn.block_rows
     streamed = _streamed(ensembles[0], ensembles[-1], x, labels, options)
     away = [np.abs(streamed[name] - arrays[name][-1]).max() for name in streamed]
     return arrays | {
