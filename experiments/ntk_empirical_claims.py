@@ -163,9 +163,9 @@ def describe(config, done) -> str:
     for width, found in widths(config, done).items():
         labels, between = found["labels_centred"], found["between_centred"]
         parts.append(
-            f"Width {width}: the kernels end {100 * found['change'][-1].mean():.0f} %"
-            f" away from where they began (1 - cosine"
-            f" {found['distance'][-1].mean():.2f}); centred alignment with labels"
+            f"Width {width}: |K - K0| / |K0| ends at {found['change'][-1].mean():.2g}"
+            f" (1 - cosine {found['distance'][-1].mean():.2f}); centred alignment with"
+            " labels goes from"
             f" {labels[0].mean():.2f} to {labels[-1].mean():.2f}, between members"
             f" {off_diagonal(between)[0]:.2f} to {off_diagonal(between)[-1]:.2f}; test"
             f" accuracy {100 * found['accuracy'][-1].mean():.1f} %."

@@ -44,6 +44,9 @@ def _training(config, done):
         ticks = steps if len(steps) < 7 else steps[::2]
         ax.set_xticks(ticks, [f"{step:,}" for step in ticks])
         ax.minorticks_off()
+        if ax is fig.axes[0]:  # kernels grow by factors
+            ax.set_yscale("symlog", linthresh=0.1)
+            ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylim(bottom=0)
         finish(ax, x="steps of SGD", y=label, legend=ax is fig.axes[0])
     return fig
