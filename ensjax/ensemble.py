@@ -189,9 +189,7 @@ class Ensemble:
             state = jax.tree.map(lambda x: x[0], state)
             if isinstance(self.graph, ApplyGraph):
                 return state["params"]
-            member = nnx.merge(self.graph.graphdef, state["params"], state["rest"])
-            member.eval()
-            return member
+            return self.graph.merge(state, train=False)
         return self.select(index)
 
     def __iter__(self) -> Iterable[Any]:

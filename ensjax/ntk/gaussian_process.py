@@ -243,12 +243,17 @@ def weights(
     if steps is not None:
         warn_above_critical(learning_rate, values)
     along = jnp.matmul(predictor.cross.ntk, modes, precision="highest")
-    learnt = _learnt(values, time, steps, learning_rate) / values
+    learnt = learnt_share(values, time, steps, learning_rate) / values
     return jnp.matmul(along * learnt[None], modes.T, precision="highest")
 
 
-def _learnt(values, time, steps, learning_rate):
-    """The share of each mode that is learnt, without differences of equal numbers."""
+def learnt_share(values: Any, time: Any, steps: Any, learning_rate: Any) -> jax.Array:
+    """The share of each mode that is learnt, without differences of equal numbers.
+
+    Args:
+        values: eigenvalues of the training rows' tangent kernel, any shape, positive.
+        time, steps, learning_rate: as in `weights`.
+    """
     if time is not None:
         return -jnp.expm1(-learning_rate * values * time)
     if steps is None:

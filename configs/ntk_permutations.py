@@ -1,0 +1,107 @@
+"""Permutations from k basis vectors: how many networks make every answer right?
+
+    ensjax run configs/ntk_permutations.py
+    ensjax run configs/ntk_permutations.py:claims
+    ensjax plan configs/ntk_permutations.py:paper --devices 8
+
+The problem makes its own data: the k basis vectors to train on, the 2^k - 1 nonzero
+binary inputs (or draws from them) to be right on. Two laws are followed side by side:
+"ntk", where all weights learn, and "readout", where the last layer does, which is what
+the published code follows.
+
+MEASURED
+"""
+
+import ml_collections
+
+
+def get_config(preset="small"):  # smoke | small | claims | paper
+    if preset not in ("smoke", "small", "claims", "paper"):
+        raise ValueError(f"presets are smoke, small, claims and paper; got {preset!r}.")
+    smoke, claims, paper = (preset == p for p in ("smoke", "claims", "paper"))
+    config = ml_collections.ConfigDict(dict(experiment="ntk_permutations"))
+    config.title = "Permutations learned exactly from basis vectors by NTK ensembles"
+    config.scale = "full" if paper else "reduced"  # of the trained networks
+    config.seed = 0
+    # A seed draws a permutation for each k, initial weights and deviations.
+    config.num_seeds = 2 if smoke else 10 if claims else 5
+    config.kinds = ("ntk", "readout")
+    config.delta = 0.1  # chance of an error that is allowed
+    # A: closed forms against the algebra of kernels; the sign of f0 and f1 up to max.
+    config.forms = ml_collections.ConfigDict(
+        dict(
+            num_bits=(5,) if smoke else (5, 10, 30),
+            max_bits=100 if smoke else 1_000,
+        )
+    )
+    # B: networks of finite width, trained on the basis vectors until every mode's error
+    # is below the residual. Above cube_bits inputs are draws with two ones.
+    config.networks = ml_collections.ConfigDict(
+        dict(
+            num_bits=tuple(range(2, 31)) if paper else (6,) if smoke else (8,),
+            width=50_000 if paper else 256 if smoke else 4_096,
+            num_members=1_000 if paper else 40 if smoke else 200,  # of a seed
+            cube_bits=10,
+            num_inputs=1_000,
+            rate_fraction=0.9,  # of the critical learning rate
+            residual=1e-6 if paper else 1e-5,
+            ones=(2, 3, 4) if smoke or paper else (2, 3, 4, 7),
+            # Members of a device that are trained at once: a number, "auto" or "all".
+            block=8 if paper else 1,
+        )
+    )
+    # What the width does: f0 of trained networks, and how far the kernel moves.
+    config.widths = ml_collections.ConfigDict(
+        dict(
+            num_bits=6 if smoke else 8,
+            sizes=(32, 128) if smoke else (64, 256, 1_024, 4_096),
+            num_members=40 if smoke else 400,
+            num_drift_members=4 if smoke else 8,
+            parameterisations=("ntk",) if smoke else ("ntk", "standard", "mup"),
+            # Of "mup", whose kernel moves: slower, and longer than the kernel says.
+            mup_fraction=0.45,
+            matrix_bits=4 if smoke else 5,
+            matrix_width=256 if smoke else 1_024,
+            matrix_members=8 if smoke else 64,
+        )
+    )
+    # C: infinite networks added one by one, on all inputs with two ones.
+    config.curve = ml_collections.ConfigDict(
+        dict(
+            num_bits=(5, 10) if smoke else (5, 10, 15, 20, 25, 30),
+            num_repetitions=3 if smoke else 20,
+            targets=(0.9, 0.999),
+            # Networks: so many times what one input needs at the second target.
+            stretch=2.0,
+            block=64,
+        )
+    )
+    # D, E: growth. For one input exactly; for the cube from draws of N*.
+    config.growth = ml_collections.ConfigDict(
+        dict(
+            num_bits=tuple(range(4, 17)),
+            large_bits=(10, 20, 30, 50, 100, 200, 300, 500, 1_000),
+            deltas=(0.1, 0.05, 0.01, 0.005, 0.001),
+        )
+    )
+    config.cube = ml_collections.ConfigDict(
+        dict(
+            num_bits=(4, 6, 8) if smoke else tuple(range(4, 17)),
+            num_draws=20 if smoke else 64 if claims else 32,  # of a seed
+            fitted_up_to=6 if smoke else 10,  # laws are tried on larger k
+        )
+    )
+    # A stream of infinite networks, scored on the whole cube for every N.
+    config.stream = ml_collections.ConfigDict(
+        dict(
+            num_bits=6 if smoke else 10,
+            num_members=2_000 if smoke else 100_000,
+            block=64,
+        )
+    )
+    # Other tasks, with the exact mean of the infinite ensemble in place of networks.
+    config.tasks = ml_collections.ConfigDict(
+        dict(copy_bits=6, addition_bits=3, multiplication_bits=2, num_padding=4)
+    )
+    config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
+    return config

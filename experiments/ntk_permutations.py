@@ -1,0 +1,82 @@
+"""Permutations of bits, learned from basis vectors alone: mean, variance, members.
+
+`ntk_permutations_theory.py` has what is exact, `_draws.py` infinite networks,
+`_networks.py` finite ones; `_claims.py` judges, `_figures.py` draws.
+"""
+
+from ensjax.experiment import ConfigError
+from ensjax.experiment.fields import check_numbers, load_beside
+from ensjax.experiment.stages import run_stages
+from ensjax.ntk.permutations import MAX_CUBE_BITS
+from ensjax.ntk.two_layer import KINDS
+
+theory = load_beside(__file__, "ntk_permutations_theory")
+draws = load_beside(__file__, "ntk_permutations_draws")
+networks = load_beside(__file__, "ntk_permutations_networks")
+verdicts = load_beside(__file__, "ntk_permutations_claims")
+figures = load_beside(__file__, "ntk_permutations_figures")
+
+
+def validate(config):
+    """Raises `ConfigError` for what would fail later, in one line."""
+    if not config.kinds or not set(config.kinds) <= set(KINDS):
+        raise ConfigError(
+            f"config.kinds are different ones of {', '.join(KINDS)}; got"
+            f" {config.kinds}."
+        )
+    check_numbers(config, ("delta", "growth.deltas", "curve.targets"), above=0, below=1)
+    check_numbers(config, ("num_seeds", "curve.num_repetitions"), at_least=1)
+    check_numbers(config, ("forms.num_bits", "growth.large_bits"), at_least=2)
+    cubes = ("growth.num_bits", "cube.num_bits", "stream.num_bits", "widths.num_bits")
+    check_numbers(config, cubes, at_least=2, at_most=MAX_CUBE_BITS)
+    check_numbers(config, ("widths.matrix_bits",), at_least=2, at_most=8)
+    check_numbers(config, ("networks.cube_bits",), at_least=1, at_most=MAX_CUBE_BITS)
+    check_numbers(config, ("curve.num_bits", "networks.num_bits"), at_least=2)
+    check_numbers(config, ("networks.width", "widths.sizes"), at_least=1)
+    check_numbers(config, ("networks.residual",), above=0, below=1)
+    check_numbers(config, ("networks.rate_fraction", "widths.mup_fraction"), above=0)
+    check_numbers(config, ("networks.rate_fraction",), at_most=1)
+    counts = ("networks.num_members", "widths.num_members", "cube.num_draws")
+    check_numbers(config, counts, at_least=2, at_most=networks.SEED_STRIDE)
+    check_numbers(
+        config, ("stream.num_members", "stream.block", "curve.block"), at_least=1
+    )
+    sizes, last = config.cube.num_bits, config.cube.fitted_up_to
+    if len(sizes) < 3 or not min(sizes) <= last < max(sizes):
+        raise ConfigError(
+            "config.cube.num_bits must hold at least 3 k, some up to"
+            f" config.cube.fitted_up_to={last}, to fit on, and some above; got {sizes}."
+        )
+
+
+def training_job(config, *, shapes_only=False):
+    """The networks of the largest k, as one call of `fit`, for `ensjax plan`."""
+    del shapes_only  # the data are the basis vectors
+    return networks.training_job(config)
+
+
+def run(config, run_dir):
+    """Computes, draws, trains, judges; the same command resumes by stages."""
+    stages = {
+        "theory": lambda done: theory.measure(config),
+        "tasks": lambda done: theory.measure_tasks(config),
+    }
+    for k in config.networks.num_bits:
+        stages[f"networks-{k}"] = networks.stage(config, run_dir, k)
+    stages["widths"] = lambda done: networks.measure_widths(config)
+    for k in config.curve.num_bits:
+        stages[f"curve-{k}"] = lambda done, k=k: draws.measure_curve(config, k)
+    for k in config.cube.num_bits:
+        stages[f"cube-{k}"] = lambda done, k=k: draws.measure_cube(config, k)
+    stages["stream"] = draws.stream_stage(config, run_dir)
+    done = run_stages(run_dir, config, stages)
+    found = verdicts.gather(config, done)
+    figures.add_tables(run_dir, config, found)
+    figures.add_figures(run_dir, config, found)
+    run_dir.finish(
+        title=config.title,
+        summary=verdicts.describe(config, found),
+        scalars=verdicts.summarise(config, found),
+        claims=verdicts.make_claims(config, found),
+        checks=verdicts.make_checks(config, found),
+    )

@@ -1,0 +1,517 @@
+"""What `ntk_permutations.py` concludes: scalars, claims and our own checks."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ensjax import ntk
+from ensjax.experiment import Part, check, claim, claim_of_all
+from ensjax.experiment.claims import check_at_least, check_at_most
+from ensjax.experiment.fields import load_beside
+from ensjax.ntk import published, two_layer
+
+theory = load_beside(__file__, "ntk_permutations_theory")
+draws = load_beside(__file__, "ntk_permutations_draws")
+
+PAPER = "Giapitzakis et al. 2025, arXiv:2502.16763v1"
+SLUG = "permutation-ntk"
+FITTED_UP_TO = 10  # of curves that begin at k = 4 or 10, as the cube's
+
+
+class Row(NamedTuple):
+    """One growth: how N depends on k.
+
+    Attributes:
+        quantity: in words.
+        kind: the law, or "trained".
+        num_bits, numbers: the curve.
+        fit: log N = a + b log k.
+        errors: of each law on larger k than it was fitted on.
+    """
+
+    quantity: str
+    kind: str
+    num_bits: np.ndarray
+    numbers: np.ndarray
+    fit: ntk.PowerLaw
+    errors: dict[str, float]
+
+    @property
+    def nearest(self) -> str:
+        """The law with the least error."""
+        return ntk.nearest_law(self.errors)
+
+
+def gather(config, done) -> dict[str, Any]:
+    """The stages' arrays, joined over k, and the growth that follows from them."""
+    curves = [done[f"curve-{k}"] for k in config.curve.num_bits]
+    found = {
+        "theory": done["theory"],
+        "tasks": done["tasks"],
+        "widths": done["widths"],
+        "stream": done["stream"],
+        "networks": {k: done[f"networks-{k}"] for k in config.networks.num_bits},
+        # [kind, target, repetition or nothing, k]
+        "curve": {
+            name: np.stack([curve[name] for curve in curves], axis=-1)
+            for name in ("first", "stays", "exact")
+        },
+        # [k, seed, draw, kind, rule]
+        "needed": np.stack([done[f"cube-{k}"]["needed"] for k in config.cube.num_bits]),
+    }
+    return found | {"growth": _growth(config, found)}
+
+
+def _growth(config, found) -> list[Row]:
+    rows = []
+    exact = found["theory"]
+    for name, sizes in (
+        ("one", config.growth.num_bits),
+        ("one_large", config.growth.large_bits),
+    ):
+        for i, kind in enumerate(config.kinds):
+            words = f"one input, error {config.growth.deltas[0]:g}, k = {_span(sizes)}"
+            rows.append(_exact_row(words, kind, sizes, exact[name][i, 0]))
+    sizes, needed = np.array(config.cube.num_bits), found["needed"]
+    for rule, words in enumerate(draws.RULES):
+        for quantile in (0.5, 0.9):
+            for i, kind in enumerate(config.kinds):
+                pooled = needed[..., i, rule].reshape(len(sizes), -1)
+                numbers = np.quantile(pooled, quantile, axis=1)
+                quantity = f"cube, {words} rule, N{100 * quantile:.0f}"
+                rows.append(
+                    Row(
+                        f"{quantity}, k = {_span(sizes)}",
+                        kind,
+                        sizes,
+                        numbers,
+                        ntk.bootstrap_power_law(sizes, pooled, quantile=quantile),
+                        ntk.held_out_errors(
+                            sizes, numbers, fitted_up_to=config.cube.fitted_up_to
+                        ),
+                    )
+                )
+    for label, table in (
+        ("90", published.MEMBERS_FOR_90_PERCENT),
+        ("99.9", published.MEMBERS_FOR_99_9_PERCENT),
+    ):
+        sizes = [k for k in table if k >= 5]
+        words = f"published N{label}, one input, k = {_span(sizes)}"
+        rows.append(_exact_row(words, "trained", sizes, [table[k] for k in sizes]))
+    return rows
+
+
+def _exact_row(quantity, kind, sizes, numbers):
+    sizes, numbers = np.array(sizes), np.array(numbers, float)
+    fit = ntk.fit_power_law(sizes, numbers)
+    errors = ntk.held_out_errors(sizes, numbers, fitted_up_to=FITTED_UP_TO)
+    return Row(quantity, kind, sizes, numbers, fit, errors)
+
+
+def _span(sizes):
+    return f"{min(sizes)} to {max(sizes)}"
+
+
+def cube_row(found, kind, *, rule="sign", quantile=0.5) -> Row:
+    """The growth of one law on the whole cube."""
+    start = f"cube, {rule} rule, N{100 * quantile:.0f},"
+    return next(
+        row
+        for row in found["growth"]
+        if row.kind == kind and row.quantity.startswith(start)
+    )
+
+
+def shown_bits(config) -> int:
+    """The k whose networks are drawn and described: 8, or the first."""
+    sizes = config.networks.num_bits
+    return 8 if 8 in sizes else sizes[0]
+
+
+def medians(found, i, target=0, name="first") -> np.ndarray:
+    """Median N over repetitions of one law, `[k]`."""
+    return np.median(found["curve"][name][i, target], axis=0)
+
+
+def distances(config, found, k) -> np.ndarray:
+    """Means of networks from the law, in standard errors, `[kind, seed, ones, bit]`."""
+    own, away = found["networks"][k], []
+    for i, kind in enumerate(config.kinds):
+        law = two_layer.law(k, np.minimum(config.networks.ones, k), kind=kind)
+        expected = np.stack([law.on_zero, law.on_one], axis=-1)
+        away.append((own["mean"][i] - expected) / own["error"][i])
+    return np.array(away)
+
+
+def variance_ratios(config, found, k) -> np.ndarray:
+    """Variance of networks over the law's, `[kind, seed, ones]`."""
+    own = found["networks"][k]
+    ones = np.minimum(config.networks.ones, k)
+    laws = np.stack(
+        [two_layer.law(k, ones, kind=kind).variance for kind in config.kinds]
+    )
+    return own["variance"] / laws[:, None]
+
+
+def sure_shares(config, found, rule=0) -> np.ndarray:
+    """Share of draws that are right on the cube at N of the union bound.
+
+    Returns:
+        `[kind, delta, k, seed]`.
+    """
+    needed = np.moveaxis(found["needed"][..., rule], -1, 0)  # [kind, k, seed, draw]
+    numbers = found["theory"]["cube_sure"]
+    is_right = needed[:, None] <= numbers[..., None, None]
+    return is_right.mean(axis=-1)
+
+
+def log_advantage(config, found, suffix, i) -> np.ndarray:
+    """Error of k log k minus the least of k and k^2, for one input, `[delta]`."""
+    sizes = config.growth.large_bits if suffix else config.growth.num_bits
+    values = []
+    for numbers in found["theory"][f"one{suffix}"][i]:
+        errors = ntk.held_out_errors(sizes, numbers, fitted_up_to=FITTED_UP_TO)
+        values.append(errors["k log k"] - min(errors["k"], errors["k^2"]))
+    return np.array(values)
+
+
+def slopes_by_seed(config, found, i) -> np.ndarray:
+    """Exponent of N50 on the cube from each seed's own draws, `[seed]`."""
+    sizes = np.array(config.cube.num_bits)
+    numbers = np.median(found["needed"][..., i, 0], axis=2)  # [k, seed]
+    return np.array([ntk.fit_power_law(sizes, column).slope for column in numbers.T])
+
+
+def summarise(config, found) -> dict[str, float]:
+    """Flat scalars."""
+    exact, stream, widths = found["theory"], found["stream"], found["widths"]
+    scalars = {"form_error": exact["form_errors"].max()}
+    for i, kind in enumerate(config.kinds):
+        scalars[f"{kind}_least_f1"] = exact["least_one"][i]
+        scalars[f"{kind}_largest_k_f0"] = exact["largest_zero"][i]
+        for place, k in enumerate(config.curve.num_bits):
+            for j, target in enumerate(config.curve.targets):
+                at = f"{kind}_curve_{k}_{100 * target:g}"
+                scalars[f"{at}_first"] = medians(found, i, j)[place]
+                scalars[f"{at}_stays"] = medians(found, i, j, "stays")[place]
+        for k in config.networks.num_bits:
+            away = np.abs(distances(config, found, k)[i])
+            ratio = variance_ratios(config, found, k)[i]
+            scalars[f"{kind}_networks_{k}_largest_z"] = np.nanmax(away)
+            scalars[f"{kind}_networks_{k}_variance"] = np.nanmean(ratio)
+            scalars[f"{kind}_networks_{k}_rows_right"] = found["networks"][k]["rows"][
+                i, :, -1
+            ].mean()
+    for number, row in enumerate(found["growth"]):
+        at = f"growth_{number}_{row.kind}"
+        scalars |= {f"{at}_slope": row.fit.slope, f"{at}_low": row.fit.low}
+        scalars[f"{at}_high"] = row.fit.high
+        for law, error in row.errors.items():
+            scalars[f"{at}_error_{law.replace(' ', '_')}"] = error
+        for k, n in zip(row.num_bits, row.numbers):
+            if row.quantity.startswith("cube"):
+                scalars[f"{at}_{k}"] = n
+    scalars["stream_first_exact"], scalars["stream_stays_exact"] = stream["sign_first"]
+    scalars["stream_mean_error"] = stream["mean_error"]
+    scalars["stream_variance_ratio"] = stream["variance_ratio"].mean()
+    for p, name in enumerate(config.widths.parameterisations):
+        for width, drift in zip(config.widths.sizes, widths["drift"][p]):
+            scalars[f"drift_{name}_{width}"] = drift.mean()
+    for width, mean in zip(config.widths.sizes, widths["mean"]):
+        scalars[f"width_{width}_f0"] = mean[0]
+    return {name: float(value) for name, value in scalars.items()}
+
+
+def make_claims(config, found) -> list[dict]:
+    """The paper's statements."""
+
+    def about(source, scale, expected):
+        return dict(
+            paper=PAPER, source=source, certainty="read", scale=scale, expected=expected
+        )
+
+    shares, sure = sure_shares(config, found), theory.SURE.index(0.001)
+    claims = [
+        claim_of_all(
+            f"{SLUG}.a: share of infinite ensembles right on all 2^k - 1 inputs at N of"
+            f" the union bound for .999, mean over k = {_span(config.cube.num_bits)}",
+            parts=[
+                Part(kind, shares[i, sure].mean(axis=0), 0.99)
+                for i, kind in enumerate(config.kinds)
+            ],
+            **about("abstract; theorem on all inputs", "full", "tends to 1"),
+        )
+    ]
+    away, ratios = [], []
+    for k in config.networks.num_bits:
+        away.append(np.nanmax(np.abs(distances(config, found, k)), axis=(0, 2, 3)))
+        ratio = np.abs(variance_ratios(config, found, k) - 1)
+        ratios.append(np.nanmax(ratio, axis=(0, 2)))
+    errors = found["theory"]["form_errors"].max(axis=-1).ravel()
+    claims.append(
+        claim_of_all(
+            f"{SLUG}.b: a Gaussian process whose signs are the permuted bits",
+            parts=[
+                Part("closed forms minus kernel algebra", errors, 1e-8, "<"),
+                Part(
+                    "means of trained networks from it, largest, in standard errors",
+                    np.max(away, axis=0),
+                    4.0,
+                    "<",
+                ),
+                Part(
+                    "their variance over its, minus 1, largest",
+                    np.max(ratios, axis=0),
+                    0.06,
+                    "<",
+                ),
+            ],
+            **about("abstract; theorem on the mean", config.scale, "equal"),
+        )
+    )
+    for i, kind in enumerate(config.kinds):
+        for suffix, sizes in (
+            ("", config.growth.num_bits),
+            ("_large", config.growth.large_bits),
+        ):
+            claims.append(
+                claim(
+                    f"{SLUG}.d, {kind}, k = {_span(sizes)}: held-out error of k log k"
+                    " minus the least of k and k^2, one value for each delta",
+                    values_by_seed=log_advantage(config, found, suffix, i),
+                    side="<",
+                    bound=0.0,
+                    **about("abstract: one input", "full", "k log k is nearest"),
+                )
+            )
+    for i, kind in enumerate(config.kinds):
+        values = slopes_by_seed(config, found, i)
+        claims.append(
+            claim(
+                f"{SLUG}.e, {kind}: N50 of the whole cube grows like k^2: exponent b"
+                " above 2 (undecided with 2 in the interval)",
+                values_by_seed=values,
+                side=">",
+                bound=2.0,
+                **about("abstract: all inputs", "full", "2"),
+            )
+        )
+        claims.append(
+            claim(
+                f"{SLUG}.e, {kind}, as an upper bound N <= c k^2: exponent b below 2",
+                values_by_seed=values,
+                side="<",
+                bound=2.0,
+                **about("abstract: all inputs", "full", "at most 2"),
+            )
+        )
+    return claims
+
+
+def make_checks(config, found) -> list[dict]:
+    """Our own bounds, from the card's pilots."""
+    exact = found["theory"]
+    checks = [
+        check_at_most(
+            "A: closed forms against kernel algebra", exact["form_errors"].max(), 1e-8
+        ),
+        check(
+            f"A: f0 < 0 < f1 for all m >= 2 and k to {config.forms.max_bits}",
+            bound="f1 > 0 > f0",
+            measured=exact["least_one"].min(),
+            passed=exact["least_one"].min() > 0 > exact["largest_zero"].max(),
+        ),
+    ]
+    for k in config.networks.num_bits:
+        away = np.nanmax(np.abs(distances(config, found, k)))
+        ratio = np.nanmax(np.abs(variance_ratios(config, found, k).mean(axis=1) - 1))
+        checks += [
+            check_at_most(
+                f"B: means of networks, k = {k}, in standard errors, largest", away, 4
+            ),
+            check_at_most(
+                f"B: variance of networks, k = {k}: |ratio - 1|, largest",
+                ratio,
+                0.06,
+            ),
+        ]
+    checks += _curve_checks(config, found) + _growth_checks(config, found)
+    checks += _other_checks(config, found)
+    return checks
+
+
+def _curve_checks(config, found):
+    sizes, checks = np.array(config.curve.num_bits), []
+    for i, kind in enumerate(config.kinds):
+        least = np.diff(medians(found, i)).min()
+        checks.append(
+            check(
+                f"C: N90 of {kind} increases in k: smallest step",
+                bound="> 0",
+                measured=least,
+                passed=least > 0,
+            )
+        )
+    if set(config.kinds) >= set(two_layer.KINDS):
+        by_kind = {kind: medians(found, i) for i, kind in enumerate(config.kinds)}
+        ratio = (by_kind["ntk"] / by_kind["readout"])[sizes >= 10]
+        low, high = ratio.min(), ratio.max()
+        text = f"{low:.2f} to {high:.2f}"
+        checks.append(
+            check(
+                f"C: N90 of ntk over readout, k >= 10 ({text}), farthest from 5",
+                bound="3 to 8",
+                measured=low if 5 - low > high - 5 else high,
+                passed=low >= 3 and high <= 8,
+            )
+        )
+        table = published.MEMBERS_FOR_90_PERCENT
+        shared = [j for j, k in enumerate(sizes) if k >= 15 and k in table]
+        if shared:
+            away = [by_kind["readout"][j] / table[sizes[j]] - 1 for j in shared]
+            checks.append(
+                check_at_most(
+                    "C: readout N90 over the published, k >= 15: |ratio - 1|, largest",
+                    np.abs(away).max(),
+                    0.4,
+                )
+            )
+    return checks
+
+
+def _growth_checks(config, found):
+    checks = []
+    sizes = np.array(config.cube.num_bits)
+    for kind in config.kinds:
+        row = cube_row(found, kind)
+        checks.append(
+            check(
+                f"D: {kind}, cube: upper end of b's bootstrap interval",
+                bound="< 2",
+                measured=row.fit.high,
+                passed=row.fit.high < 2,
+            )
+        )
+        share = (row.numbers / sizes**2)[sizes >= 6]
+        rise = np.diff(np.log(share)).max()
+        checks.append(
+            check(
+                f"D: {kind}, cube: N50 / k^2 falls from k = 6 on: largest log step",
+                bound="< 0",
+                measured=rise,
+                passed=rise < 0,
+            )
+        )
+    sign = [row for row in found["growth"] if "midpoint" not in row.quantity]
+    margin = min(
+        row.errors["k^2"] - max(row.errors["k"], row.errors["k log k"]) for row in sign
+    )
+    checks.append(
+        check(
+            "D: k^2 has the largest held-out error in every row: smallest margin",
+            bound="> 0",
+            measured=margin,
+            passed=margin > 0,
+        )
+    )
+    if "readout" in config.kinds:
+        error = cube_row(found, "readout").errors["k log k"]
+        checks.append(
+            check(
+                "D: readout, cube: held-out error of k log k",
+                bound="< 0.06",
+                measured=error,
+                passed=error < 0.06,
+            )
+        )
+    if 10 in sizes:
+        place = int(np.flatnonzero(sizes == 10)[0])
+        for kind in config.kinds:
+            sign_n, midpoint_n = (
+                cube_row(found, kind, rule=rule).numbers[place] for rule in draws.RULES
+            )
+            checks.append(
+                check_at_least(
+                    f"E: {kind}, cube, k = 10: N50 of sign over midpoint",
+                    sign_n / midpoint_n,
+                    20,
+                )
+            )
+    return checks
+
+
+def _other_checks(config, found):
+    stream = found["stream"]
+    shares = sure_shares(config, found)[:, theory.SURE.index(0.001)]
+    right = found["tasks"]["right"].min()
+    return [
+        check_at_least(
+            "a: share right at the N of 0.999, all draws, smallest over k and laws",
+            shares.mean(axis=-1).min(),
+            0.98,
+        ),
+        check_at_most(
+            f"stream of {config.stream.num_members}: mean from the law's, largest, in"
+            " standard errors",
+            stream["mean_error"],
+            6,
+        ),
+        check_at_most(
+            "stream: variance over the law's, |mean ratio - 1|",
+            abs(stream["variance_ratio"].mean() - 1),
+            0.01 if config.stream.num_members >= 10_000 else 0.05,
+        ),
+        check(
+            "other tasks, mean of the infinite ensemble: share of right answers",
+            bound="1",
+            measured=right,
+            passed=right == 1,
+        ),
+    ]
+
+
+def describe(config, found) -> str:
+    """The summary: what was done, what came out, what it does not show."""
+    exact = found["theory"]
+    parts = [
+        "Closed forms have the values of kernel algebra to"
+        f" {exact['form_errors'].max():.1g}, and f0 < 0 < f1 for all m >= 2 and k to"
+        f" {config.forms.max_bits}."
+    ]
+    k = shown_bits(config)
+    away = np.nanmax(np.abs(distances(config, found, k)))
+    ratio = variance_ratios(config, found, k).mean(axis=1)
+    parts.append(
+        f"{config.num_seeds} x {config.networks.num_members} networks of width"
+        f" {config.networks.width} at k = {k}: means within {away:.1f} standard errors"
+        f" of that law, variances {np.nanmin(ratio):.3f} to {np.nanmax(ratio):.3f} of"
+        " it."
+    )
+    for kind in config.kinds:
+        row = cube_row(found, kind)
+        errors = ", ".join(f"{law} {error:.2f}" for law, error in row.errors.items())
+        parts.append(
+            f"Whole cube, {kind}: N50 {row.numbers[0]:.0f} at k = {row.num_bits[0]} and"
+            f" {row.numbers[-1]:.0f} at k = {row.num_bits[-1]}, exponent"
+            f" {row.fit.slope:.2f} ({row.fit.low:.2f} to {row.fit.high:.2f}); held-out"
+            f" errors {errors}: nearest is {row.nearest}."
+        )
+    for row in found["growth"]:
+        if row.quantity.startswith(("one", "published")):
+            parts.append(
+                f"{row.quantity}, {row.kind}: exponent {row.fit.slope:.2f}, nearest is"
+                f" {row.nearest}."
+            )
+    parts.append(
+        "Only inputs with two ones have means near the threshold, and there are k (k -"
+        " 1) / 2 of them among the 2^k - 1."
+    )
+    parts.append(
+        "So the paper's k^2 for all inputs is a bound that holds and no rate of growth."
+        if all(cube_row(found, kind).fit.high < 2 for kind in config.kinds)
+        else "Whether k^2 is the rate of growth is not decided by these draws."
+    )
+    parts.append(
+        "The published table has one trial for each k; its bound was read off a figure."
+    )
+    return " ".join(parts)

@@ -1,0 +1,276 @@
+"""Finite networks of `ntk_permutations.py`: means, variances, and what width does."""
+
+import time
+
+import jax.numpy as jnp
+import numpy as np
+
+import ensjax
+from ensjax import ntk
+from ensjax.experiment.fields import load_beside
+from ensjax.ntk import two_layer
+
+draws = load_beside(__file__, "ntk_permutations_draws")
+theory = load_beside(__file__, "ntk_permutations_theory")
+
+SEED_STRIDE = 10_000  # between ids of members of two seeds
+
+
+def spec_of(parameterisation):
+    """The network of the paper: two layers, ReLU, no biases."""
+    return ntk.FullyConnected(parameterisation=parameterisation)
+
+
+def schedule_of(config, parameterisation, k, width, fraction=None):
+    """Learning rate and steps of one architecture, from its kernel."""
+    return ntk.training_schedule(
+        spec_of(parameterisation),
+        np.eye(k),
+        residual=config.networks.residual,
+        fraction=config.networks.rate_fraction if fraction is None else fraction,
+        width=width if parameterisation == "standard" else None,
+    )
+
+
+def training_job(config):
+    """The networks of the first law and the largest k, kept as weights.
+
+    For `ensjax plan`. The run itself asks each network for its outputs and forgets it,
+    and gives each seed its own permutation.
+    """
+    k, own = max(config.networks.num_bits), config.networks
+    task = draws.task_of(config, 0, k)
+    return ntk.network_job(
+        spec_of(config.kinds[0]),
+        (task.train_inputs, task.train_targets),
+        width=own.width,
+        member_ids=member_ids(config).tolist(),
+        schedule=schedule_of(config, config.kinds[0], k, own.width),
+        seed=config.seed,
+        mesh_sizes=config.mesh.to_dict(),
+        block=block_of(config),
+    )
+
+
+def member_ids(config) -> np.ndarray:
+    """Ids of the networks of all seeds, int32 `[seed * member]`."""
+    first = SEED_STRIDE * np.arange(config.num_seeds)
+    own = np.arange(config.networks.num_members)
+    return (first[:, None] + own[None]).reshape(-1).astype(np.int32)
+
+
+def block_of(config):
+    """Members of a device that run at once, as `map_members` takes it."""
+    return None if config.networks.block == "all" else config.networks.block
+
+
+def inputs_of(config, k) -> np.ndarray:
+    """The whole cube where it is small, else draws with two ones, as published."""
+    return ntk.inputs_to_try(
+        k,
+        num_rows=config.networks.num_inputs,
+        seed=config.seed,
+        num_ones=2,
+        max_cube_bits=config.networks.cube_bits,
+    )
+
+
+def stage(config, run_dir, k):
+    """All networks of one k: those of all seeds are one program for each law."""
+
+    def compute(done):
+        del done
+        own = config.networks
+        inputs = inputs_of(config, k)
+        tasks = [draws.task_of(config, seed, k) for seed in range(config.num_seeds)]
+        ids = member_ids(config)
+        targets = np.stack([task.train_targets for task in tasks])
+        found = {}
+        for kind in config.kinds:
+            schedule = schedule_of(config, kind, k, own.width)
+            train = ensjax.map_members(
+                ntk.TrainNetwork(spec_of(kind), own.width, schedule.steps),
+                kinds=("member", *("shared",) * 3, "member", "shared"),
+                mesh=ensjax.make_mesh(**config.mesh.to_dict()),
+                block=block_of(config),
+            )
+            arguments = (
+                ids,
+                jnp.int32(config.seed),
+                np.float32(schedule.learning_rate),
+                np.eye(k, dtype=np.float32),
+                np.repeat(targets, own.num_members, axis=0),
+                inputs,
+            )
+            program = train.lower(*arguments).compile()
+            start = time.perf_counter()
+            outputs = np.asarray(program(*arguments))
+            draws.report_speed(
+                run_dir,
+                f"networks-{k}-{kind}",
+                len(ids),
+                time.perf_counter() - start,
+                program_temp_mib=program.memory_analysis().temp_size_in_bytes / 2**20,
+                program_output_mib=outputs.nbytes / 2**20,
+            )
+            outputs = outputs.reshape(
+                config.num_seeds, own.num_members, *outputs.shape[1:]
+            )
+            for seed, task in enumerate(tasks):
+                values = _measure(config, kind, task, inputs, outputs[seed])
+                for name, value in values.items():
+                    found.setdefault(name, []).append(value)
+        shape = (len(config.kinds), config.num_seeds)
+        return {
+            name: np.reshape(values, (*shape, *np.shape(values)[1:]))
+            for name, values in found.items()
+        }
+
+    return compute
+
+
+def _measure(config, kind, task, inputs, outputs):
+    """Means and variances by number of ones, and accuracy for every N, of one seed.
+
+    Args:
+        kind: of the law.
+        task: of the seed.
+        inputs: `[row, bit]`.
+        outputs: of its networks, `[member, row, output]`.
+
+    Returns:
+        "mean", "error" `[ones, bit value]` (0, then 1; error is standard), "variance"
+        `[ones]`, "rows" and "bits" `[member]`: accuracy of the first N; "oracle"
+        `[member]`: share of rows that the law says are right at N, on average.
+    """
+    targets, ones = task.targets(inputs), inputs.sum(axis=1).astype(int)
+    means, errors, variances = [], [], []
+    for count in config.networks.ones:
+        rows = ones == count
+        if not rows.any():
+            means.append((np.nan, np.nan))
+            errors.append((np.nan, np.nan))
+            variances.append(np.nan)
+            continue
+        # Inputs and outputs of one network go together: its own mean is one number.
+        by_member = np.array(
+            [
+                outputs[:, rows][:, targets[rows] == value].mean(axis=1)
+                for value in (0, 1)
+            ]
+        )
+        means.append(by_member.mean(axis=1))
+        errors.append(by_member.std(axis=1, ddof=1) / np.sqrt(len(outputs)))
+        variances.append(outputs[:, rows].var(axis=0, ddof=1).mean())
+    accuracy, _ = ntk.accuracy_by_members(
+        _same, outputs, targets, ntk.sign_thresholds(), block=len(outputs)
+    )
+    law = two_layer.law(inputs.shape[1], ones, kind=kind)
+    mean = theory.cube_weights(kind, inputs) @ task.train_targets
+    oracle = [
+        np.exp(
+            ntk.log_probability(
+                mean, law.variance, targets, ntk.sign_thresholds(), number
+            )
+        ).mean()
+        for number in range(1, len(outputs) + 1)
+    ]
+    return {
+        "mean": np.array(means),
+        "error": np.array(errors),
+        "variance": np.array(variances),
+        "rows": np.asarray(accuracy.rows),
+        "bits": np.asarray(accuracy.bits),
+        "oracle": np.array(oracle),
+    }
+
+
+def _same(outputs):
+    return outputs
+
+
+def measure_widths(config) -> dict[str, np.ndarray]:
+    """How mean and kernel depend on the width, and the kernel matrix itself.
+
+    Returns:
+        "mean", "error" `[width, bit value]` at two ones, with the NTK; "drift"
+        `[parameterisation, width, member]`: |K - K_0| / |K_0| over training; "theory",
+        "empirical" `[row, row']`: tangent kernels of all inputs, sorted by number of
+        ones; "matrix_ones" `[row]`.
+    """
+    own = config.widths
+    task = draws.task_of(config, 0, own.num_bits)
+    inputs = draws.pairs(own.num_bits)
+    means, errors, drifts = [], [], []
+    for width in own.sizes:
+        schedule = schedule_of(config, "ntk", own.num_bits, width)
+        train = ensjax.map_members(
+            ntk.TrainNetwork(spec_of("ntk"), width, schedule.steps),
+            kinds=("member", *("shared",) * 5),
+        )
+        outputs = np.asarray(
+            train(
+                np.arange(own.num_members, dtype=np.int32),
+                jnp.int32(config.seed),
+                np.float32(schedule.learning_rate),
+                task.train_inputs,
+                task.train_targets,
+                inputs,
+            )
+        )
+        targets = task.targets(inputs)
+        by_member = np.array(
+            [outputs[:, targets == value].mean(axis=1) for value in (0, 1)]
+        )
+        means.append(by_member.mean(axis=1))
+        errors.append(by_member.std(axis=1, ddof=1) / np.sqrt(len(outputs)))
+    for parameterisation in own.parameterisations:
+        drifts.append(
+            [_drift(config, task, parameterisation, width) for width in own.sizes]
+        )
+    return {
+        "mean": np.array(means),
+        "error": np.array(errors),
+        "drift": np.array(drifts),
+        **_matrices(config),
+    }
+
+
+def _drift(config, task, parameterisation, width):
+    """How far the kernels of some networks move while they train, `[member]`."""
+    own = config.widths
+    fraction = own.mup_fraction if parameterisation == "mup" else None
+    schedule = schedule_of(config, parameterisation, own.num_bits, width, fraction)
+    job = ntk.network_job(
+        spec_of(parameterisation),
+        (task.train_inputs, task.train_targets),
+        width=width,
+        member_ids=range(own.num_drift_members),
+        schedule=schedule,
+        seed=config.seed,
+    )
+    initial = job.ensemble()
+    trained, _ = job.fit(progress=False)
+    return np.asarray(ntk.kernel_drift(initial, trained, task.train_inputs).change)
+
+
+def _matrices(config):
+    own = config.widths
+    inputs = ntk.cube_inputs(own.matrix_bits)
+    order = np.argsort(inputs.sum(axis=1), kind="stable")
+    inputs = inputs[order]
+    job = ntk.network_job(
+        spec_of("ntk"),
+        (inputs, np.zeros((len(inputs), 2), np.float32)),
+        width=own.matrix_width,
+        member_ids=range(own.matrix_members),
+        schedule=ntk.Schedule(1.0, 1, 1.0),
+        seed=config.seed,
+    )
+    empirical = ntk.empirical_ntk(job.ensemble(), inputs)
+    return {
+        "theory": np.asarray(ntk.kernel(spec_of("ntk"), inputs).ntk),
+        "empirical": np.asarray(empirical).mean(axis=0),
+        "empirical_sd": np.asarray(empirical).std(axis=0, ddof=1),
+        "matrix_ones": inputs.sum(axis=1).astype(int),
+    }

@@ -1,0 +1,111 @@
+"""The experiment on permutations: mistakes, what it finds, its plan, its smoke run."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ensjax import make_mesh, ntk
+from ensjax.experiment import ConfigError, load_config
+from ensjax.experiment.configs import load_module
+from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.ntk import two_layer
+
+ROOT = Path(__file__).parents[2]
+experiment = load_module(ROOT / "experiments" / "ntk_permutations.py", "experiment")
+theory, verdicts = experiment.theory, experiment.verdicts
+
+
+def config_of(*overrides, preset="smoke"):
+    return load_config(f"{ROOT}/configs/ntk_permutations.py:{preset}", overrides)[1]
+
+
+def test_closed_forms_are_kernel_algebra_and_m_2_is_the_hardest_input():
+    found = theory.measure(config_of(("growth.large_bits", "(10, 20, 30)")))
+    assert found["form_errors"].max() < 1e-8
+    assert found["least_one"].min() > 0 > found["largest_zero"].max()
+    assert (found["hardest"] == 2).all()
+    # Bounds are above what they bound, and the textbook's above the sum of errors.
+    assert (found["cube_bound"] <= found["cube_textbook"] * (1 + 1e-9)).all()
+    assert (found["one_textbook"] < found["cube_textbook"]).all()
+    shared = np.isin(found["bound_bits"], config_of().growth.num_bits)
+    one = found["one"][:, 0]
+    assert (one < found["cube_bound"][:, shared]).all()
+
+
+def test_slopes_of_one_input_are_those_of_the_card():
+    config = config_of()
+    found = theory.measure(config)
+    sizes = config.growth.num_bits
+    for i, slope in enumerate((0.74, 1.09)):
+        fit = ntk.fit_power_law(sizes, found["one"][i, 0])
+        assert fit.slope == pytest.approx(slope, abs=0.01)
+    sizes = config.growth.large_bits
+    for i, slope in enumerate((1.05, 1.14)):
+        fit = ntk.fit_power_law(sizes, found["one_large"][i, 0])
+        assert fit.slope == pytest.approx(slope, abs=0.03)
+
+
+def test_the_mean_of_the_infinite_ensemble_computes_other_tasks():
+    found = theory.measure_tasks(config_of())
+    assert (found["right"] == 1).all()
+    assert (found["members"] > 1).all() and np.isfinite(found["members"]).all()
+    assert found["operands"].tolist() == [63, 64, 16]
+
+
+def test_means_of_pairs_are_one_row_of_the_cube():
+    inputs = experiment.draws.pairs(6)
+    assert inputs.shape == (15, 6) and (inputs.sum(axis=1) == 2).all()
+    assert len(np.unique(inputs, axis=0)) == 15
+    law = two_layer.ntk_law(6, 2)
+    weights = theory.cube_weights("ntk", inputs)
+    assert np.unique(weights.round(12)).tolist() == sorted(
+        [round(float(law.on_zero), 12), round(float(law.on_one), 12)]
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ([("kinds", "('ntk', 'lazy')")], "different ones of ntk, readout"),
+        ([("delta", "1.0")], "config.delta must be a number above 0 and below 1"),
+        ([("cube.num_bits", "(4, 40, 50)")], "at least 2 and at most 24"),
+        ([("cube.num_bits", "(7, 8, 9)")], "some up to config.cube.fitted_up_to=6"),
+        ([("networks.rate_fraction", "1.2")], "at most 1"),
+        ([("networks.num_members", "1")], "at least 2"),
+    ],
+)
+def test_mistakes_are_found_before_the_run(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        experiment.validate(config_of(*overrides))
+
+
+def test_the_published_size_is_a_job_of_shapes():
+    config = config_of(preset="paper")
+    experiment.validate(config)
+    job = experiment.training_job(config)
+    mesh = make_mesh(member=8, devices=jax.devices()[:8])
+    shapes = jax.tree.leaves(job.abstract_ensemble(mesh).params)
+    assert [x.shape for x in shapes] == [(5_000, 30, 50_000), (5_000, 50_000, 30)]
+    assert job.options["batch_size"] == 30 and job.options["steps"] < 100
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_runs_and_runs_again_from_its_stages(tmp_path):
+    spec = f"{ROOT}/configs/ntk_permutations.py:smoke"
+    options = RunOptions(spec, workdir=str(tmp_path))
+    assert run_and_report(options) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    named = {entry["name"].split(":")[0].split(",")[0] for entry in results["claims"]}
+    assert named == {f"permutation-ntk.{letter}" for letter in "abde"}
+    checks = {entry["name"]: entry["pass"] for entry in results["checks"]}
+    for label, passed in checks.items():
+        if label.startswith(("A:", "E:", "other tasks", "stream: variance")):
+            assert passed, label
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 6
+    (tmp_path / "results.json").unlink()
+    assert run_and_report(options) == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    assert again["scalars"] == results["scalars"]

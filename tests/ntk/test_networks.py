@@ -1,0 +1,171 @@
+"""Finite networks: parameterisations, rates of the kernel, and the law they follow."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import ensjax
+from ensjax import ntk
+from ensjax.ntk import two_layer
+
+K = 4
+TASK = ntk.permutation_task([2, 0, 3, 1])
+INPUTS = ntk.cube_inputs(K)
+num_ones = INPUTS.sum(axis=1).astype(int)
+KINDS = ("member", *("shared",) * 5)
+
+
+def make(spec, width=32, **options):
+    options = dict(in_features=K, num_outputs=K, rngs=nnx.Rngs(params=0)) | options
+    return ntk.WideNetwork(spec, width=width, **options)
+
+
+def train(spec, width, members, schedule, x=INPUTS):
+    run = ensjax.map_members(ntk.TrainNetwork(spec, width, schedule.steps), kinds=KINDS)
+    rate = np.float32(schedule.learning_rate)
+    ids = np.asarray(members, np.int32)
+    return np.asarray(
+        run(ids, jnp.int32(0), rate, TASK.train_inputs, TASK.train_targets, x)
+    )
+
+
+@pytest.mark.parametrize("parameterisation", ["ntk", "readout", "standard"])
+def test_trained_networks_follow_the_law_of_infinite_width(parameterisation):
+    spec = ntk.FullyConnected(parameterisation=parameterisation)
+    width = 1_024
+    schedule = ntk.training_schedule(
+        spec, TASK.train_inputs, residual=1e-5, width=width
+    )
+    outputs = train(spec, width, range(200), schedule)
+    kind = "ntk" if parameterisation == "ntk" else "readout"
+    targets = TASK.targets(INPUTS)
+    for m in (1, 2, 3, 4):
+        law = two_layer.law(K, m, kind=kind)
+        rows = num_ones == m
+        for value, expected in ((True, law.on_one), (False, law.on_zero)):
+            chosen = targets[rows] == value
+            if not chosen.any():
+                continue
+            own = outputs[:, rows][:, chosen].mean(axis=1)
+            error = own.std(ddof=1) / np.sqrt(len(own))
+            # Errors of float32 and of the residual, where nothing varies.
+            assert abs(own.mean() - expected) < 4 * error + 3e-5
+        variance = outputs[:, rows].var(axis=0, ddof=1).mean()
+        assert variance == pytest.approx(float(law.variance), rel=0.1, abs=1e-8)
+
+
+def scales(parameterisation, **options):
+    spec = ntk.FullyConnected(parameterisation=parameterisation, **options)
+    return ntk.layer_scales(spec, in_features=9, width=100)
+
+
+def test_parameterisations_are_numbers_for_each_layer():
+    first, last = scales("ntk", weight_variance=4.0)
+    assert first[:3] == (2 / 3, 1.0, 1.0) and last[:3] == (0.2, 1.0, 1.0)
+    assert [s.rate for s in scales("readout", hidden_layers=2)] == [0, 0, 1]
+    first, last = scales("standard", weight_variance=4.0)
+    assert first[:3] == (1.0, 2 / 3, 0.04) and last[:3] == (1.0, 0.2, 0.04)
+    first, last = scales("mup")
+    assert first[:3] == (1 / 3, 1.0, 100.0)
+    assert last[:3] == (pytest.approx(0.01), 1.0, 100.0)
+    first, _ = scales("standard", bias_variance=0.25)
+    assert first[3:] == (1.0, 0.5)
+    with pytest.raises(ValueError, match="at least 1; got 9 and 0"):
+        ntk.layer_scales(ntk.FullyConnected(), in_features=9, width=0)
+
+
+@pytest.mark.parametrize("parameterisation", ["ntk", "standard", "mup"])
+def test_the_rate_times_the_gradient_kernel_is_that_of_the_kernel(parameterisation):
+    """What a step does to outputs, from Jacobians scaled by each layer's rate."""
+    spec = ntk.FullyConnected(
+        hidden_layers=2, parameterisation=parameterisation, bias_variance=0.3
+    )
+    width, x = 512, np.float32(TASK.train_inputs)
+    model = make(spec, width, num_outputs=1)
+    graph, params = nnx.split(model)
+    jacobian = jax.jacobian(lambda p: nnx.merge(graph, p)(x)[:, 0])(params)
+    rates = [scale.rate for scale in model.scales]
+    found = 0
+    for name in ("kernels", "biases"):
+        for layer, leaf in jacobian[name].items():
+            flat = np.asarray(jax.tree.leaves(leaf)[0]).reshape(K, -1)
+            found = found + rates[layer] * flat @ flat.T
+    expected = ntk.kernel(dataclasses.replace(spec, width=width), x).ntk
+    np.testing.assert_allclose(found, expected, rtol=0.25, atol=0.05)
+
+
+def test_a_member_in_a_stack_kept_as_weights_is_the_member_that_is_forgotten():
+    spec = ntk.FullyConnected(bias_variance=0.1)
+    schedule = ntk.training_schedule(spec, TASK.train_inputs, residual=1e-3)
+    data = (TASK.train_inputs, TASK.train_targets)
+    job = ntk.network_job(spec, data, width=32, member_ids=(0, 3, 5), schedule=schedule)
+    ensemble, log = job.fit(progress=False)
+    outputs = train(spec, 32, (5, 0, 3), schedule)[np.array([1, 2, 0])]
+    np.testing.assert_allclose(ensemble(INPUTS), outputs, atol=2e-6)
+    assert float(log.metrics["loss"][-1].max()) < 1e-2
+    start = np.asarray(job.ensemble()(INPUTS))
+    assert np.abs(start - outputs).max() > 0.1
+
+
+def test_readouts_leave_the_hidden_layers_alone():
+    spec = ntk.FullyConnected(parameterisation="readout")
+    schedule = ntk.training_schedule(spec, TASK.train_inputs, residual=1e-2)
+    data = (TASK.train_inputs, TASK.train_targets)
+    job = ntk.network_job(spec, data, width=16, member_ids=(0, 1), schedule=schedule)
+    before, (after, _) = job.ensemble(), job.fit(progress=False)
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()),
+        before.params,
+        after.params,
+    )
+    first, last = jax.tree.leaves(moved)
+    assert first == 0 and last > 0.01
+
+
+def test_the_rate_comes_from_the_kernel_and_one_above_it_is_warned_of():
+    spec = ntk.FullyConnected()
+    low, high = two_layer.spectrum(8, kind="ntk")
+    found = ntk.training_schedule(spec, np.eye(8), residual=1e-5)
+    assert found.critical == pytest.approx(2 / (low + high))
+    assert found.learning_rate == pytest.approx(0.9 * found.critical)
+    assert found.steps == 17  # of the card
+    readout = ntk.FullyConnected(parameterisation="readout")
+    assert ntk.training_schedule(readout, np.eye(8), residual=1e-5).steps == 31
+    with pytest.warns(UserWarning, match=f"above the critical {found.critical:.6g}"):
+        rate = 1.1 * found.critical
+        ntk.training_schedule(spec, np.eye(8), residual=1e-2, learning_rate=rate)
+    with (
+        pytest.warns(UserWarning, match="diverges"),
+        pytest.raises(ValueError, match="must be below"),
+    ):
+        rate = 2.1 / high
+        ntk.training_schedule(spec, np.eye(8), residual=1e-2, learning_rate=rate)
+
+
+def test_mean_field_networks_begin_near_zero_and_learn():
+    spec = ntk.FullyConnected(parameterisation="mup")
+    schedule = ntk.training_schedule(
+        spec, TASK.train_inputs, residual=1e-3, fraction=0.45
+    )
+    outputs = train(spec, 256, range(8), schedule, TASK.train_inputs)
+    start = np.asarray(make(spec, 256)(TASK.train_inputs))
+    assert np.abs(start).max() < 0.15
+    error = np.abs(outputs - TASK.train_targets[None]).mean()
+    assert error < 0.02
+
+
+def test_other_activations_are_given_as_functions():
+    with pytest.raises(ValueError, match="'cube' is not known here"):
+        make(ntk.FullyConnected(activation=ntk.Dual("cube", None)))
+    model = make(
+        ntk.FullyConnected(activation=ntk.Dual("cube", None)), activation=jnp.tanh
+    )
+    assert model(INPUTS).shape == (15, K)
+    with pytest.raises(ValueError, match=r"must be \[batch, 4\]; got \(2, 3\)"):
+        model(jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match="num_outputs is at least 1; got 0"):
+        make(ntk.FullyConnected(), num_outputs=0)
