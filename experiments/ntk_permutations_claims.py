@@ -377,16 +377,17 @@ def _curve_checks(config, found):
     if set(config.kinds) >= set(two_layer.KINDS):
         by_kind = {kind: medians(found, i) for i, kind in enumerate(config.kinds)}
         ratio = (by_kind["ntk"] / by_kind["readout"])[sizes >= 10]
-        low, high = ratio.min(), ratio.max()
-        text = f"{low:.2f} to {high:.2f}"
-        checks.append(
-            check(
-                f"C: N90 of ntk over readout, k >= 10 ({text}), farthest from 5",
-                bound="3 to 8",
-                measured=low if 5 - low > high - 5 else high,
-                passed=low >= 3 and high <= 8,
+        if ratio.size:
+            low, high = ratio.min(), ratio.max()
+            text = f"{low:.2f} to {high:.2f}"
+            checks.append(
+                check(
+                    f"C: N90 of ntk over readout, k >= 10 ({text}), farthest from 5",
+                    bound="3 to 8",
+                    measured=low if 5 - low > high - 5 else high,
+                    passed=low >= 3 and high <= 8,
+                )
             )
-        )
         table = published.MEMBERS_FOR_90_PERCENT
         shared = [j for j, k in enumerate(sizes) if k >= 15 and k in table]
         if shared:
