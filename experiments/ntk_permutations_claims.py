@@ -15,7 +15,8 @@ draws = load_beside(__file__, "ntk_permutations_draws")
 
 PAPER = "Giapitzakis et al. 2025, arXiv:2502.16763v1"
 SLUG = "permutation-ntk"
-FITTED_UP_TO = 10  # of curves that begin at k = 4 or 10, as the cube's
+# The largest k that the factor of a law is fitted on: small sizes, and large ones.
+FITTED_UP_TO, LARGE_FITTED_UP_TO = 10, 100
 
 
 class Row(NamedTuple):
@@ -65,13 +66,13 @@ def gather(config, done) -> dict[str, Any]:
 def _growth(config, found) -> list[Row]:
     rows = []
     exact = found["theory"]
-    for name, sizes in (
-        ("one", config.growth.num_bits),
-        ("one_large", config.growth.large_bits),
-    ):
+    for suffix, sizes, last in ranges(config):
         for i, kind in enumerate(config.kinds):
-            words = f"one input, error {config.growth.deltas[0]:g}, k = {_span(sizes)}"
-            rows.append(_exact_row(words, kind, sizes, exact[name][i, 0]))
+            for delta, numbers in zip(
+                config.growth.deltas, exact[f"one{suffix}"][i], strict=True
+            ):
+                words = f"one input, error {delta:g}, k = {_span(sizes)}"
+                rows.append(_exact_row(words, kind, sizes, numbers, last))
     sizes, needed = np.array(config.cube.num_bits), found["needed"]
     for rule, words in enumerate(draws.RULES):
         for quantile in (0.5, 0.9):
@@ -97,14 +98,24 @@ def _growth(config, found) -> list[Row]:
     ):
         sizes = [k for k in table if k >= 5]
         words = f"published N{label}, one input, k = {_span(sizes)}"
-        rows.append(_exact_row(words, "trained", sizes, [table[k] for k in sizes]))
+        numbers = [table[k] for k in sizes]
+        rows.append(_exact_row(words, "trained", sizes, numbers, FITTED_UP_TO))
     return rows
 
 
-def _exact_row(quantity, kind, sizes, numbers):
+def ranges(config):
+    """Suffix of the stage's arrays, k, and the largest k of the fit, of both ranges."""
+    own = config.growth
+    return (
+        ("", own.num_bits, FITTED_UP_TO),
+        ("_large", own.large_bits, LARGE_FITTED_UP_TO),
+    )
+
+
+def _exact_row(quantity, kind, sizes, numbers, last):
     sizes, numbers = np.array(sizes), np.array(numbers, float)
     fit = ntk.fit_power_law(sizes, numbers)
-    errors = ntk.held_out_errors(sizes, numbers, fitted_up_to=FITTED_UP_TO)
+    errors = ntk.held_out_errors(sizes, numbers, fitted_up_to=last)
     return Row(quantity, kind, sizes, numbers, fit, errors)
 
 
@@ -165,14 +176,21 @@ def sure_shares(config, found, rule=0) -> np.ndarray:
     return is_right.mean(axis=-1)
 
 
-def log_advantage(config, found, suffix, i) -> np.ndarray:
+def log_advantage(found, kind, sizes) -> np.ndarray:
     """Error of k log k minus the least of k and k^2, for one input, `[delta]`."""
-    sizes = config.growth.large_bits if suffix else config.growth.num_bits
-    values = []
-    for numbers in found["theory"][f"one{suffix}"][i]:
-        errors = ntk.held_out_errors(sizes, numbers, fitted_up_to=FITTED_UP_TO)
-        values.append(errors["k log k"] - min(errors["k"], errors["k^2"]))
-    return np.array(values)
+    rows = [
+        row
+        for row in found["growth"]
+        if row.kind == kind
+        and row.quantity.startswith("one input")
+        and row.num_bits.tolist() == list(sizes)
+    ]
+    return np.array(
+        [
+            row.errors["k log k"] - min(row.errors["k"], row.errors["k^2"])
+            for row in rows
+        ]
+    )
 
 
 def slopes_by_seed(config, found, i) -> np.ndarray:
@@ -202,6 +220,9 @@ def summarise(config, found) -> dict[str, float]:
             scalars[f"{kind}_networks_{k}_rows_right"] = found["networks"][k]["rows"][
                 i, :, -1
             ].mean()
+        last = config.cube.num_bits[-1]
+        gain = midpoint_gain(config, found, kind, last)
+        scalars[f"{kind}_midpoint_gain_{last}"] = gain
     for number, row in enumerate(found["growth"]):
         at = f"growth_{number}_{row.kind}"
         scalars |= {f"{at}_slope": row.fit.slope, f"{at}_low": row.fit.low}
@@ -218,7 +239,7 @@ def summarise(config, found) -> dict[str, float]:
         for width, drift in zip(config.widths.sizes, widths["drift"][p]):
             scalars[f"drift_{name}_{width}"] = drift.mean()
     for width, mean in zip(config.widths.sizes, widths["mean"]):
-        scalars[f"width_{width}_f0"] = mean[0]
+        scalars[f"width_{width}_f0"], scalars[f"width_{width}_f1"] = mean
     return {name: float(value) for name, value in scalars.items()}
 
 
@@ -269,16 +290,13 @@ def make_claims(config, found) -> list[dict]:
             **about("abstract; theorem on the mean", config.scale, "equal"),
         )
     )
-    for i, kind in enumerate(config.kinds):
-        for suffix, sizes in (
-            ("", config.growth.num_bits),
-            ("_large", config.growth.large_bits),
-        ):
+    for kind in config.kinds:
+        for _, sizes, _ in ranges(config):
             claims.append(
                 claim(
                     f"{SLUG}.d, {kind}, k = {_span(sizes)}: held-out error of k log k"
                     " minus the least of k and k^2, one value for each delta",
-                    values_by_seed=log_advantage(config, found, suffix, i),
+                    values_by_seed=log_advantage(found, kind, sizes),
                     side="<",
                     bound=0.0,
                     **about("abstract: one input", "full", "k log k is nearest"),
@@ -323,11 +341,15 @@ def make_checks(config, found) -> list[dict]:
         ),
     ]
     for k in config.networks.num_bits:
-        away = np.nanmax(np.abs(distances(config, found, k)))
+        # As the pilot, of one seed; the largest of all seeds is in the summary.
+        away = np.nanmax(np.abs(distances(config, found, k)), axis=(0, 2, 3)).mean()
         ratio = np.nanmax(np.abs(variance_ratios(config, found, k).mean(axis=1) - 1))
         checks += [
             check_at_most(
-                f"B: means of networks, k = {k}, in standard errors, largest", away, 4
+                f"B: means of networks, k = {k}, in standard errors: largest, mean of"
+                " seeds",
+                away,
+                4,
             ),
             check_at_most(
                 f"B: variance of networks, k = {k}: |ratio - 1|, largest",
@@ -355,16 +377,17 @@ def _curve_checks(config, found):
     if set(config.kinds) >= set(two_layer.KINDS):
         by_kind = {kind: medians(found, i) for i, kind in enumerate(config.kinds)}
         ratio = (by_kind["ntk"] / by_kind["readout"])[sizes >= 10]
-        low, high = ratio.min(), ratio.max()
-        text = f"{low:.2f} to {high:.2f}"
-        checks.append(
-            check(
-                f"C: N90 of ntk over readout, k >= 10 ({text}), farthest from 5",
-                bound="3 to 8",
-                measured=low if 5 - low > high - 5 else high,
-                passed=low >= 3 and high <= 8,
+        if ratio.size:
+            low, high = ratio.min(), ratio.max()
+            text = f"{low:.2f} to {high:.2f}"
+            checks.append(
+                check(
+                    f"C: N90 of ntk over readout, k >= 10 ({text}), farthest from 5",
+                    bound="3 to 8",
+                    measured=low if 5 - low > high - 5 else high,
+                    passed=low >= 3 and high <= 8,
+                )
             )
-        )
         table = published.MEMBERS_FOR_90_PERCENT
         shared = [j for j, k in enumerate(sizes) if k >= 15 and k in table]
         if shared:
@@ -424,20 +447,20 @@ def _growth_checks(config, found):
                 passed=error < 0.06,
             )
         )
-    if 10 in sizes:
-        place = int(np.flatnonzero(sizes == 10)[0])
-        for kind in config.kinds:
-            sign_n, midpoint_n = (
-                cube_row(found, kind, rule=rule).numbers[place] for rule in draws.RULES
-            )
-            checks.append(
-                check_at_least(
-                    f"E: {kind}, cube, k = 10: N50 of sign over midpoint",
-                    sign_n / midpoint_n,
-                    20,
-                )
-            )
+    if 10 in sizes and "ntk" in config.kinds:  # the card's bound is of this law
+        ratio = midpoint_gain(config, found, "ntk", 10)
+        label = "E: ntk, cube, k = 10: N50 of sign over midpoint"
+        checks.append(check_at_least(label, ratio, 20))
     return checks
+
+
+def midpoint_gain(config, found, kind, k) -> float:
+    """N50 on the cube of the sign rule over that of the midpoint rule."""
+    place = config.cube.num_bits.index(k)
+    sign, midpoint = (
+        cube_row(found, kind, rule=rule).numbers[place] for rule in draws.RULES
+    )
+    return float(sign / midpoint)
 
 
 def _other_checks(config, found):
@@ -487,6 +510,16 @@ def describe(config, found) -> str:
         f" of that law, variances {np.nanmin(ratio):.3f} to {np.nanmax(ratio):.3f} of"
         " it."
     )
+    widths, bits = found["widths"], config.widths.num_bits
+    law = two_layer.ntk_law(bits, 2)
+    excess = ", ".join(
+        f"{mean[1] - law.on_one:+.4f} (width {width})"
+        for width, mean in zip(config.widths.sizes, widths["mean"])
+    )
+    parts.append(
+        f"With the NTK, f1 at two ones and k = {bits} is off the law by {excess}: a"
+        " bias of finite width."
+    )
     for kind in config.kinds:
         row = cube_row(found, kind)
         errors = ", ".join(f"{law} {error:.2f}" for law, error in row.errors.items())
@@ -496,15 +529,25 @@ def describe(config, found) -> str:
             f" {row.fit.slope:.2f} ({row.fit.low:.2f} to {row.fit.high:.2f}); held-out"
             f" errors {errors}: nearest is {row.nearest}."
         )
+    first = f"one input, error {config.growth.deltas[0]:g}"
     for row in found["growth"]:
-        if row.quantity.startswith(("one", "published")):
+        if row.quantity.startswith((first, "published")):
             parts.append(
-                f"{row.quantity}, {row.kind}: exponent {row.fit.slope:.2f}, nearest is"
-                f" {row.nearest}."
+                f"{row.quantity[0].upper()}{row.quantity[1:]}, {row.kind}: exponent"
+                f" {row.fit.slope:.2f}, nearest is {row.nearest}."
             )
+    first, last = config.cube.num_bits[0], config.cube.num_bits[-1]
+    gains = ", ".join(
+        f"{midpoint_gain(config, found, kind, first):.0f} to"
+        f" {midpoint_gain(config, found, kind, last):.0f} ({kind})"
+        for kind in config.kinds
+    )
+    hardest = np.unique(np.concatenate([exact["hardest"], exact["hardest_large"]], -1))
     parts.append(
-        "Only inputs with two ones have means near the threshold, and there are k (k -"
-        " 1) / 2 of them among the 2^k - 1."
+        "Rounding at the midpoint needs fewer networks by a factor that goes from"
+        f" {gains} as k goes from {first} to {last}. The input that needs most has"
+        f" {' or '.join(f'{m:.0f}' for m in hardest)} ones, for every k and error; k (k"
+        " - 1) / 2 of the 2^k - 1 inputs have two."
     )
     parts.append(
         "So the paper's k^2 for all inputs is a bound that holds and no rate of growth."

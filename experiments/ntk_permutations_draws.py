@@ -180,7 +180,8 @@ def stream_stage(config, run_dir):
 
 def _largest_in_errors(mean, expected, covariance, number):
     """Largest error of a mean over members in its standard errors, rows not trained."""
-    sd = np.sqrt(np.diag(covariance) / number)[:, None]
+    variance = np.maximum(np.diag(covariance), 0)
+    sd = np.sqrt(variance / number)[:, None]
     unseen = sd[:, 0] > 1e-6
     return np.max(np.abs(np.asarray(mean) - expected)[unseen] / sd[unseen])
 

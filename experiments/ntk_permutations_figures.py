@@ -161,7 +161,7 @@ def _predicted(config, found):
     grid = np.arange(2, k + 1)
     for i, kind in enumerate(config.kinds):
         law = two_layer.law(k, grid, kind=kind)
-        color, shift = COLORS[kind], (i - 0.5) * 0.16
+        color, shift = COLORS[kind], (i - 0.5) * 0.08
         for ax, bit, values in ((axes[0], 1, law.on_one), (axes[1], 0, law.on_zero)):
             kept = slice(None) if bit else slice(0, -1)  # at m = k there is no zero
             ax.plot(grid[kept], values[kept], color=color, label=f"{kind}, law")
@@ -192,10 +192,11 @@ def _predicted(config, found):
             label=f"{kind}, networks",
         )
     names = ("f1: mean where the bit is 1", "f0: mean where the bit is 0", "variance")
+    axes[2].set_ylim(bottom=0)
     for ax, name in zip(axes, names):
         ax.set_xticks(grid)
         finish(
-            ax, x="m (ones of the input)", y="output", title=name, legend=ax is axes[0]
+            ax, x="m (ones of the input)", y="output", title=name, legend=ax is axes[2]
         )
     axes[1].axhline(0, color=GREY, linewidth=0.8)
     return fig
@@ -276,7 +277,7 @@ def _matrix(config, found):
     panels = (
         ("closed form", exact, dict(vmin=0, vmax=top, cmap="viridis")),
         (
-            f"mean of {widths.matrix_members} networks of {widths.matrix_width}",
+            f"{widths.matrix_members} networks, width {widths.matrix_width:,}",
             mean,
             dict(vmin=0, vmax=top, cmap="viridis"),
         ),
@@ -322,14 +323,17 @@ def _drift(config, found):
             capsize=3,
             label=WIDTH_NAMES[name],
         )
-    first = own["drift"][0].mean(axis=1)[0]
-    axes[0].plot(
-        sizes,
-        first * np.sqrt(sizes[0] / sizes),
-        color=GREY,
-        linestyle="--",
-        label="1 / sqrt(width)",
-    )
+    for i, power, style in ((0, 0.5, "--"), (1, 2.0, ":")):
+        if i < len(own["drift"]):
+            start = own["drift"][i].mean(axis=1)[0]
+            label = "1 / sqrt(width)" if i == 0 else "1 / width^2"
+            axes[0].plot(
+                sizes,
+                start * (sizes[0] / sizes) ** power,
+                color=GREY,
+                linestyle=style,
+                label=label,
+            )
     axes[0].set_xscale("log", base=2)
     axes[0].set_yscale("log")
     k = config.widths.num_bits
@@ -426,11 +430,13 @@ def add_tables(run_dir, config, found):
         ],
         "log N = a + b log k with 95 % intervals (bootstrap of the draws for the cube,"
         " Student's t of the residuals elsewhere), and the root mean square error of"
-        " log N for k above 10 (or the config's) of each law fitted below.",
+        " log N of each law where it was not fitted: fitted up to k = 10 (100 of those"
+        " to 1,000; the cube as the config says).",
     )
     _add_cube(run_dir, config, found)
     _add_shares(run_dir, config, found)
     _add_networks(run_dir, config, found)
+    _add_widths(run_dir, config, found)
     tasks = found["tasks"]
     names = ("copy", "addition", "multiplication")
     run_dir.add_table(
@@ -511,6 +517,26 @@ def _add_cube(run_dir, config, found):
         rows,
         "N at which all 2^k - 1 inputs are right, in half and in 90 % of"
         f" {config.num_seeds * config.cube.num_draws} draws.",
+    )
+
+
+def _add_widths(run_dir, config, found):
+    own, k = found["widths"], config.widths.num_bits
+    law = two_layer.ntk_law(k, 2)
+    rows = [("infinite", float(law.on_one), "", float(law.on_zero), "", *[""] * 3)]
+    rows[0] = rows[0][: 5 + len(own["drift"])]
+    for j, width in enumerate(config.widths.sizes):
+        (zero, one), (zero_error, one_error) = own["mean"][j], own["error"][j]
+        drifts = own["drift"][:, j].mean(axis=-1)
+        rows.append((f"{width:,}", one, one_error, zero, zero_error, *drifts))
+    names = [f"drift, {name}" for name in config.widths.parameterisations]
+    run_dir.add_table(
+        "widths",
+        ("width", "f1", "se", "f0", "se ", *names),
+        rows,
+        f"Inputs with two ones at k = {k}: means of {config.widths.num_members}"
+        " networks with the NTK, and standard errors; how far kernels move in training,"
+        f" |K - K_0| / |K_0|, mean of {config.widths.num_drift_members} networks.",
     )
 
 

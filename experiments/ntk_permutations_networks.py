@@ -14,6 +14,7 @@ draws = load_beside(__file__, "ntk_permutations_draws")
 theory = load_beside(__file__, "ntk_permutations_theory")
 
 SEED_STRIDE = 10_000  # between ids of members of two seeds
+TOLERANCE = 10  # of the sign rule for trained networks, in residuals of their training
 
 
 def spec_of(parameterisation):
@@ -162,17 +163,15 @@ def _measure(config, kind, task, inputs, outputs):
         means.append(by_member.mean(axis=1))
         errors.append(by_member.std(axis=1, ddof=1) / np.sqrt(len(outputs)))
         variances.append(outputs[:, rows].var(axis=0, ddof=1).mean())
+    # Training rows' zeros keep a share of the residual, which is no bit.
+    limits = ntk.sign_thresholds(TOLERANCE * config.networks.residual)
     accuracy, _ = ntk.accuracy_by_members(
-        _same, outputs, targets, ntk.sign_thresholds(), block=len(outputs)
+        _same, outputs, targets, limits, block=len(outputs)
     )
     law = two_layer.law(inputs.shape[1], ones, kind=kind)
     mean = theory.cube_weights(kind, inputs) @ task.train_targets
     oracle = [
-        np.exp(
-            ntk.log_probability(
-                mean, law.variance, targets, ntk.sign_thresholds(), number
-            )
-        ).mean()
+        np.exp(ntk.log_probability(mean, law.variance, targets, limits, number)).mean()
         for number in range(1, len(outputs) + 1)
     ]
     return {
