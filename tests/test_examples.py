@@ -94,7 +94,7 @@ def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
     names["RandomForestClassifier"] = RandomForestClassifier
     names["images"] = _published_folders(tmp_path, ["seed0", "seed1", "seed2"])
     blocks = readme_blocks()
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     with jax.numpy_rank_promotion("allow"):  # a user's default
         for block in blocks:
             block = re.sub(r"bootstrap=\d+", "bootstrap=20", block)
