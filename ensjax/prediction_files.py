@@ -271,7 +271,8 @@ def _naming_lines(header, members, rows, columns, mask):
     texts = {"member": members, "row": rows}
     if columns is not None and header[2] != "level":
         # Of votes always: which classes got one is not the same in each file.
-        found[header[2]] = _by_number(columns, sorted) if "value" in header else None
+        listed = _by_number(columns, sorted) if header[2] == "class" else columns
+        found[header[2]] = listed if "value" in header else None
         texts[header[2]] = columns
     for name, own in texts.items():
         if own != found[name]:
@@ -489,7 +490,10 @@ class _Table:
             columns = sorted(self.columns)
         elif columns is None:
             named = self._named(self.what, self.columns) if self.what else None
-            columns = named or _by_number(self.columns, sorted)
+            # Targets are in the order of the file, classes sorted.
+            is_class = self.what == "class"
+            columns = _by_number(self.columns, sorted) if is_class else [*self.columns]
+            columns = named or columns
         else:
             columns = [str(column) for column in columns]
         odd = [c for c in self.columns if c not in columns]

@@ -24,8 +24,9 @@ from ensjax.member_arrays import (
 from ensjax.members import member_rows
 from ensjax.provenance import Provenance
 
-# Rows of probabilities sum to 1 to the rounding of bfloat16, or of printed decimals.
-_SUM_TOLERANCE, _BELOW_ZERO = 1e-2, -1e-6
+# Rows of probabilities sum to 1 to the rounding of bfloat16, or of printed decimals,
+# which is that of each class.
+_SUM_TOLERANCE, _CLASS_TOLERANCE, _MOST, _BELOW_ZERO = 1e-2, 1e-3, 0.1, -1e-6
 
 __all__ = [
     "ABSTAIN",
@@ -144,9 +145,9 @@ class Predictions:
         Raises:
             ValueError: if a shape does not fit, or `smallest` is not in (0, 1); or if a
                 row where a member counts is negative somewhere, or its sum is more than
-                0.01 away from 1, as of percentages and of logits (it names the member
-                and the row). In a compiled program values are not known, and are
-                normalised as they are.
+                0.01 away from 1 (of more than ten classes 1e-3 for each, up to 0.1), as
+                of percentages and of logits (it names the member and the row). In a
+                compiled program values are not known, and are normalised as they are.
         """
         probs = _floating(probs)
         if probs.ndim != 3:
@@ -569,7 +570,8 @@ def _check_probs(probs, made):
         return
     least, sums = jnp.min(probs, axis=-1, initial=0.0), jnp.sum(probs, axis=-1)
     # A NaN is neither: a broken member stays broken, whatever is said of its rows.
-    is_wrong = (least < _BELOW_ZERO) | (jnp.abs(sums - 1) > _SUM_TOLERANCE)
+    tolerance = np.clip(_CLASS_TOLERANCE * probs.shape[-1], _SUM_TOLERANCE, _MOST)
+    is_wrong = (least < _BELOW_ZERO) | (jnp.abs(sums - 1) > tolerance)
     is_wrong = np.asarray(is_wrong & made.mask.reshape(len(probs), -1))
     if not is_wrong.any():
         return

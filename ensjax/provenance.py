@@ -305,18 +305,24 @@ class FittedRows:
         """Raises `ValueError` unless members are those of the fit, in its order.
 
         Names that members got by their number ("member 0") are compared with such names
-        alone. How many there are is checked with the arrays.
+        alone, and say nothing of other members where they count from 0 on. How many
+        there are is checked with the arrays.
 
         Args:
             names: of the predictions it is applied to.
         """
-        own, names = self.names, tuple(names)
+        own, names = (tuple(map(str, some)) for some in (self.names, names))
         if not own or not names or own == names:
             return
         are_numbers = _are_numbers(own)
         if are_numbers != _are_numbers(names):
             return
         if are_numbers and len(own) != len(names):
+            return
+        # Numbers from 0 on are those of whoever has no other: of a part of the members
+        # that was taken before they were asked, too.
+        counted = tuple(f"member {i}" for i in range(len(own)))
+        if are_numbers and set(own) != set(names) and counted in (own, names):
             return
         hint = "if these are the same members, .replace(names=...) says so"
         if set(own) <= set(names):

@@ -317,3 +317,13 @@ def test_rows_that_nobody_names_are_refused(tmp_path):
             save_predictions(path, some, rows=wrong)
     with pytest.raises(TypeError, match="got a set"):
         load_predictions(path, rows={4, 1})
+
+
+def test_targets_keep_the_order_of_the_file_and_classes_are_sorted(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("member,row,target,value\na,0,u,1\na,0,t,2\na,1,u,3\na,1,t,4\n")
+    points = load_predictions(path)
+    assert points.columns == ("u", "t")
+    np.testing.assert_array_equal(points.points[0], [[1, 2], [3, 4]])
+    path.write_text("member,row,class,value\na,0,u,0.25\na,0,t,0.75\n")
+    assert load_predictions(path).columns == ("t", "u")

@@ -272,3 +272,11 @@ def test_labels_and_names_are_pythons_values():
     )
     assert made.columns == (3, 7) and made.names == ("a", "b")
     assert {type(label) for label in made.columns + made.names} == {int, str}
+
+
+def test_printed_probabilities_of_many_classes_are_taken():
+    probs = np.random.default_rng(0).dirichlet(np.full(100, 0.3), size=(1, 50)).round(2)
+    assert np.abs(probs.sum(axis=-1) - 1).max() > 0.02
+    assert Predictions.from_probs(probs.astype(np.float32)).num_classes == 100
+    with pytest.raises(ValueError, match="must sum to 1"):
+        Predictions.from_probs(100 * probs)

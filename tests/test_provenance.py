@@ -209,3 +209,15 @@ def test_out_of_bag_rows_may_be_fitted_on(fit):
     said = said.replace(mask=jnp.asarray(BAG == 0))
     for leaf in jax.tree.leaves(fit(said, LABELS)):
         assert np.isfinite(leaf).all()
+
+
+def test_members_that_are_numbered_from_0_are_anybody():
+    chosen, all_of_them = ("member 2", "member 3"), ("member 0", "member 1")
+    FittedRows("a fit", names=chosen).check_members(all_of_them)
+    FittedRows("a fit", names=all_of_them).check_members(chosen)
+    for names in (chosen[::-1], ("member 1", "member 2")):
+        with pytest.raises(ValueError, match="in this order"):
+            FittedRows("a fit", names=chosen).check_members(names)
+    with pytest.raises(ValueError, match="in this order"):
+        FittedRows("a fit", names=all_of_them).check_members(all_of_them[::-1])
+    FittedRows("a fit", names=(1, 2)).check_members(("1", "2"))

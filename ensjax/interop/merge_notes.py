@@ -7,7 +7,7 @@ from ensjax.interop.merge_inputs import MergeInputs
 from ensjax.interop.merge_plans import MergePlan
 from ensjax.interop.small_files import differences
 from ensjax.interop.tensor_choice import TensorChoice, has_wide
-from ensjax.weight_space.leaves import is_statistic
+from ensjax.weight_space.leaves import statistics_among
 
 
 def merge_notes(
@@ -39,8 +39,10 @@ def merge_notes(
 
 def _of_statistics(choice, plan, statistics, left_out):
     """That batch statistics are to be measured again, unless they are one member's."""
-    merged = [n for n in (*choice.merged, *choice.statistics) if is_statistic(n)]
-    copied = [n for n in choice.copied if is_statistic(n)]
+    merged = [*choice.merged, *choice.statistics]
+    known = statistics_among([*merged, *choice.copied])
+    merged = [n for n in merged if n in known]
+    copied = [n for n in choice.copied if n in known]
     copied = [n for n in copied if choice.copied[n].source.spec(n).is_floating]
     names = merged or copied
     if not names or _is_one_member(plan, left_out):

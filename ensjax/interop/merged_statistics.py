@@ -5,6 +5,7 @@ was learned, thin it, scale it) can make a variance negative, and a network that
 by its root then gives NaN for finite numbers.
 """
 
+import re
 from collections.abc import Iterator
 
 import jax
@@ -13,11 +14,13 @@ import numpy as np
 from ensjax.interop.merge_plans import MergePlan
 from ensjax.interop.tensor_blocks import padded
 from ensjax.interop.tensor_types import TensorSpec, WeightsError
-from ensjax.weight_space.leaves import is_statistic
 from ensjax.weight_space.methods import METHODS
 
 # How they are merged: as the mean of the members', or as weights are.
 STATISTICS = ("mean", "method")
+# By this name a method knows them, whatever they are called in the file.
+_STATISTIC = "running_mean"
+_VARIANCE = re.compile(r"(^|[./])running_var$|(^|[./])(batch_stats|rest)[./].*var$")
 
 
 def merged_statistics(
@@ -30,19 +33,19 @@ def merged_statistics(
     Args:
         plan: of the merge.
         spec: of the tensor.
-        name: one for which `is_statistic` holds.
+        name: one of batch statistics.
     """
     own = METHODS[plan.method]
     for start, stop in plan.blocks.ranges(spec):
         rows = padded(plan.blocks.rows(name, start, stop), plan.blocks.size)
-        arguments = [{name: rows}]
+        arguments = [{_STATISTIC: rows}]
         if plan.blocks.base is not None:
             origin = plan.blocks.origin(name, start, stop)
-            arguments.append({name: padded(origin, plan.blocks.size)})
+            arguments.append({_STATISTIC: padded(origin, plan.blocks.size)})
         if own.statistics == "fisher":
-            arguments.append({name: np.ones_like(rows)})  # is of weights alone
+            arguments.append({_STATISTIC: np.ones_like(rows)})  # is of weights alone
         keys = [plan.key()] if own.needs_key else []
-        merged = own.merge(*arguments, *keys, **plan.knobs[name])[name]
+        merged = own.merge(*arguments, *keys, **plan.knobs[name])[_STATISTIC]
         yield np.asarray(jax.device_get(merged))[: stop - start]
 
 
@@ -52,7 +55,7 @@ def check_variances(blocks: Iterator[np.ndarray], name: str) -> Iterator[np.ndar
     Raises:
         WeightsError: if one is; names the tensor.
     """
-    is_variance = is_statistic(name) and name.endswith(("var", "variance"))
+    is_variance = _VARIANCE.search(name) is not None
     for block in blocks:
         if is_variance and (block < 0).any():
             raise WeightsError(

@@ -7,7 +7,7 @@ import numpy as np
 
 from ensjax.interop.tensor_types import TensorSpec, WeightsError
 from ensjax.interop.weight_folders import WeightFolder
-from ensjax.weight_space.leaves import by_pattern, is_statistic
+from ensjax.weight_space.leaves import by_pattern, statistics_among
 
 
 class Copied(NamedTuple):
@@ -73,6 +73,7 @@ def choose_tensors(
     names = [name for name in names if name not in ties]
     skipped = by_pattern(names, dict.fromkeys(skip, True), False)
     as_asked = by_pattern(names, dict.fromkeys(copy, True), False)
+    statistics = statistics_among(names)
     choice = TensorChoice({}, {}, {}, {}, {})
     for name, is_skipped, is_copied in zip(names, skipped, as_asked):
         problem = _problem(name, members, base, any_dtype)
@@ -90,7 +91,7 @@ def choose_tensors(
                 " (copy_from) or left out (skip)."
             )
         else:
-            is_apart = mean_of_statistics and is_statistic(name)
+            is_apart = mean_of_statistics and name in statistics
             _decide(choice, name, members[0].spec(name), source, is_apart)
     for alias, kept in ties.items():
         if any(kept in own for own in choice[:3]):

@@ -20,7 +20,7 @@ from ensjax.ensemble import Ensemble
 from ensjax.graphs import NnxGraph
 from ensjax.members import num_members, take_rows
 from ensjax.mesh import place
-from ensjax.weight_space.leaves import is_mixed, is_statistic, leaf_names, wide
+from ensjax.weight_space.leaves import is_mixed, leaf_names, statistics_among, wide
 from ensjax.weight_space.vectors import weighted_sum
 
 
@@ -79,7 +79,7 @@ def takes_ensembles(
                     f"the base is of type {type(base).__name__}, the stack a tree: give"
                     " the stack as an Ensemble, or the base as one member's tree."
                 )
-            if any(map(is_statistic, leaf_names(stacked))):
+            if statistics_among(leaf_names(stacked)):
                 return _merge_weights(merge, shares_of, bound)
             return merge(*args, **kwargs)
 
@@ -97,12 +97,13 @@ def _merge_weights(merge, shares_of, bound):
     """The method of those leaves that are no batch statistics, by their names."""
     stacked = bound.arguments["stacked"]
     shares = shares_of(bound.arguments, num_members(stacked))
-    means = _by_name(stacked, is_statistic)
+    statistics = statistics_among(leaf_names(stacked))
+    means = _by_name(stacked, lambda leaf: leaf in statistics)
     means = mean_statistics(means, shares, bound.arguments.get("keep", 0))
     for name in ("stacked", "base", "fisher"):
         if bound.arguments.get(name) is not None:
             tree = bound.arguments[name]
-            bound.arguments[name] = _by_name(tree, lambda leaf: not is_statistic(leaf))
+            bound.arguments[name] = _by_name(tree, lambda leaf: leaf not in statistics)
     weights = bound.arguments["stacked"]
     merged = means | (merge(*bound.args, **bound.kwargs) if weights else {})
     leaves = [merged[name] for name in leaf_names(stacked)]

@@ -9,7 +9,7 @@ weights.
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,20 +44,30 @@ def is_mixed(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-# PyTorch's batch norm; a collection of flax linen; what is no parameter of our members.
-_STATISTICS = re.compile(
-    r"(^|[./])(running_mean|running_var|num_batches_tracked)$"
-    r"|(^|[./])batch_stats[./]|^rest[./]"
-)
+# PyTorch's batch norm.
+_STATISTICS = re.compile(r"(^|[./])(running_mean|running_var|num_batches_tracked)$")
+# Beside a collection "params": that of flax linen, and what is no parameter of our
+# members. Elsewhere these are modules that somebody calls so.
+_COLLECTIONS = re.compile(r"((?:params[./])?)(batch_stats|rest|params)[./]")
 
 
-def is_statistic(name: str) -> bool:
-    """Whether a leaf of this name holds batch statistics, no weights.
+def statistics_among(names: Iterable[str]) -> frozenset[str]:
+    """Those of the names of a tree's leaves that hold batch statistics, no weights.
 
-    Names of PyTorch (`bn.running_var`), of flax linen (`batch_stats.bn.var`) and of the
-    states of ensjax (`rest.bn.var`) are known.
+    Names of PyTorch (`bn.running_var`), of flax linen (`batch_stats.bn.var` beside
+    `params.bn.scale`) and of the states of ensjax (`rest.bn.var` beside `params.`) are
+    known.
     """
-    return _STATISTICS.search(name) is not None
+    names = list(names)
+    found = {name: _COLLECTIONS.match(name) for name in names}
+    kinds = {match.groups() for match in found.values() if match}
+    beside = {prefix for prefix, kind in kinds if kind == "params"}
+
+    def is_apart(name):
+        match = found[name]
+        return match and match[2] != "params" and match[1] in beside
+
+    return frozenset(n for n in names if _STATISTICS.search(n) or is_apart(n))
 
 
 def wide(leaf: Any) -> jax.Array:

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import ensjax
+from ensjax import weight_space
 from ensjax.weight_space import (
     METHODS,
     RunningAverage,
@@ -23,6 +25,7 @@ from ensjax.weight_space import (
     ties,
     uniform_soup,
 )
+from ensjax.weight_space.leaves import statistics_among
 
 KEY = jax.random.key(1, impl="threefry2x32")
 # The others run where there is time: each is compiled twice.
@@ -259,3 +262,30 @@ def test_mistakes_are_named_before_anything_is_compiled(
     with pytest.raises(error, match=words):
         merge(members, base)
     assert not [name for name in compilations if "merge_members" in name]
+
+
+def test_a_module_that_is_called_rest_is_no_statistic():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(2, 3, rngs=rngs)
+            self.rest = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.rest(self.first(x))
+
+    ensemble = ensjax.Ensemble.init(Net, num_members=3)
+    base = ensemble[[0]]
+    merged = weight_space.task_arithmetic(ensemble, base, lam=2.0)
+    for name in ("first", "rest"):
+        own = np.asarray(ensemble.params[name]["kernel"][...])
+        expected = own[0] + 2 * (own - own[0]).sum(axis=0)
+        found = merged.params[name]["kernel"][...][0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "params."])
+def test_collections_are_statistics_beside_params_alone(prefix):
+    names = [prefix + name for name in ("rest.bn.mean", "batch_stats.bn.var", "a.w")]
+    assert not statistics_among(names)
+    found = statistics_among([*names, prefix + "params.bn.scale", "x.running_var"])
+    assert found == {*names[:2], "x.running_var"}
