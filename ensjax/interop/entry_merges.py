@@ -249,6 +249,6 @@ def _squares(tau, variance, least):
 def _merge_sce(rows, origin, variance, least, means, lam):
     def merged(_, taus):
         weights = shares_of_squares(means)
-        return [merge_selected(select(t, variance, least), weights) for t in taus]
+        return merge_selected([select(t, variance, least) for t in taus], weights)
 
     return add_to_base(merged, {"x": rows}, {"x": origin}, lam)["x"]

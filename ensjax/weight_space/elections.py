@@ -241,16 +241,14 @@ def sce(stacked: Any, base: Any, *, density: Any = 1.0, lam: Any = 1.0) -> Any:
         squares = [
             jnp.mean(tau * tau, axis=tuple(range(1, tau.ndim))) for tau in selected
         ]
-        return [
-            merge_selected(tau, shares_of_squares(s))
-            for tau, s in zip(selected, squares)
-        ]
+        return merge_selected(selected, [shares_of_squares(s) for s in squares])
 
     return add_to_base(merged, stacked, base, lam)
 
 
 def _select_varying(tau, density):
-    variance = jnp.var(tau, axis=0)
+    # Of no use where all is selected: a density that is known spares its sums.
+    variance = jnp.where(density < 1.0, jnp.var(tau, axis=0), 0.0)
     count = varying_count(jnp.sum(variance > 0, dtype=jnp.int32), density)
     least = kth_largest([variance[None]], count[None])[0]
     return select(tau, variance, jnp.where(density < 1.0, least, 0.0))
@@ -273,10 +271,15 @@ def shares_of_squares(squares: jax.Array) -> jax.Array:
     return jnp.where(total > 0, squares / jnp.where(total > 0, total, 1.0), equal)
 
 
-def merge_selected(tau: jax.Array, weights: jax.Array) -> jax.Array:
-    """The last step of SCE: signs by equal votes, means by its weights `[member]`."""
-    signs = elected_signs([tau], jnp.ones(tau.shape[:1]), scope="leaf")
-    return mean_of_sign([tau], signs, weights)[0]
+def merge_selected(
+    taus: Sequence[jax.Array], weights: jax.Array | Sequence[jax.Array]
+) -> list[jax.Array]:
+    """The last step of SCE: signs by equal votes, means by its weights `[member]`.
+
+    Of all leaves at once: over devices their sums are then joined.
+    """
+    signs = elected_signs(taus, jnp.ones(taus[0].shape[:1]), scope="leaf")
+    return mean_of_sign(taus, signs, weights)
 
 
 def elect(

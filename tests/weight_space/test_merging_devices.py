@@ -31,9 +31,7 @@ ALL_REDUCES = {
     "nearswap": 1,
     "nuslerp": 1,
     "regmean": 2,
-    # Four sums that wait for each other (mean, variance, squares, signs), of four
-    # leaves: the compiler joins few of different leaves.
-    "sce": 16,
+    "sce": 5,
     "slerp": 1,
     "task_arithmetic": 1,
     "ties": 2,
