@@ -1,37 +1,10 @@
-"""Forecasts as files: CSV that any program writes, npz that keeps everything.
-
-A CSV file has one line per number, and its header says what the numbers are:
-
-    member,row,class,value                     probabilities; each row's sum to 1
-    member,row,class                           votes
-    member,row,target,value[,lower,upper]      points, with the ends of an interval
-    member,row,value[,lower,upper]             points of one target
-    member,row,level,value                     quantiles
-
-`scale`, a standard deviation, may stand among the last columns of points, and `seen`
-among those of all: 1 where the member was trained on the row, 0 where it was not, empty
-where that is unknown. Columns may come in any order. `row` is a row number or any text.
-Lines may come in any order, and what a member does not say of a row is masked.
-
-A line that holds a member, a row, a class or a target alone names it:
-
-    ,,AD                                       a class, beside `member,row,class`
-
-Where lines name members (rows, classes, targets), they name all, and this is their
-order; otherwise these are the ones that are found, in the order that
-`load_predictions` states. A vote without a class abstains, in a file that names its
-classes: that counts as wrong, where a line that is left out does not count.
-
-One format, written and read: hence the length.
-"""
+"""Reads predictions, and says in which line is what cannot be read."""
 
 import csv
-import itertools
 import json
 import math
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,56 +12,13 @@ import numpy as np
 from etils import epath
 
 from ensjax.member_arrays import plain_label
+from ensjax.prediction_files.labels import OPTIONAL, by_number, listed
 from ensjax.predictions import ABSTAIN, Predictions
 from ensjax.provenance import Provenance
 
 _COLUMNS = ("member", "row", "class", "target", "level", "value")
-_OPTIONAL = ("lower", "upper", "scale")
 _SEEN = ("0", "1", "")
-_ARRAYS = ("values", "mask", "weights", *_OPTIONAL)
 _SUM_TOLERANCE = 1e-3  # rounding of printed probabilities
-
-
-def save_predictions(
-    path: str | os.PathLike,
-    predictions: Predictions,
-    *,
-    rows: Sequence[Any] | None = None,
-) -> None:
-    """Writes predictions to `path`: `.npz` keeps everything, `.csv` anybody can read.
-
-    What was in the file stays there until all of the new is written, and where these
-    predictions cannot be saved. Classes, members and rows come back in their order,
-    those too that no line would hold; labels of classes as text, or as integers if all
-    are.
-
-    Args:
-        path: ends in `.npz` or `.csv`.
-        predictions: a CSV file holds no features, no weights but equal ones,
-            probabilities of logits, and of the provenance the row numbers and which
-            rows members have seen: not the source, the part and the test rows, so that
-            `load_predictions` needs `source=` (and `part=`) again.
-        rows: `[batch]`, what the rows are called in a CSV file; None: the row numbers
-            of the provenance, or 0, 1, ...
-
-    Raises:
-        ValueError: for another suffix, or for what a CSV file cannot hold.
-        TypeError: for labels or names of a .npz file that are neither text, numbers nor
-            bools, or rows that are a mask or a set.
-    """
-    path = epath.Path(path)
-    if path.suffix == ".npz":
-        packed = _packed(predictions)
-        _replace_file(path, "wb", lambda file: np.savez(file, **packed))
-    elif path.suffix == ".csv":
-        lines = _lines(predictions, rows)
-        _replace_file(
-            path,
-            "w",
-            lambda file: csv.writer(file, lineterminator="\n").writerows(lines),
-        )
-    else:
-        raise ValueError(f"predictions are saved as .npz or .csv; got {path}.")
 
 
 def load_predictions(
@@ -100,7 +30,7 @@ def load_predictions(
     part: str = "validation",
     smallest: float = 1e-7,
 ) -> Predictions:
-    """Reads predictions from a `.csv` (see above) or `.npz` file.
+    """Reads predictions from a `.csv` (see `ensjax.prediction_files`) or `.npz` file.
 
     Args:
         path: of the file.
@@ -108,10 +38,10 @@ def load_predictions(
             that is not there is masked. None: all, as the file names them, else by
             number if all are integers, else in the order of their first line.
         columns: of a CSV file: classes (or targets) in this order; classes that are not
-            among them are an error, targets are left out. None: as the file names them,
-            else sorted, integers by value, so that files of one system agree if they
-            hold the same classes. Votes may lack some: give all where the file does not
-            name them.
+            among them are an error, targets are left out. None: as the file names them;
+            else targets in the order of their first line, and classes sorted, integers
+            by value, so that files of one system agree if they hold the same classes.
+            Votes may lack some: give all where the file does not name them.
         source: names the origin of the row numbers; then the predictions of a CSV file
             carry a `Provenance`. What members have seen is unknown in a file without a
             column `seen`; one with it needs a source.
@@ -147,45 +77,6 @@ def load_predictions(
         )
 
 
-def _replace_file(path: epath.Path, mode: str, write: Callable[[Any], None]):
-    """Writes beside the file, then replaces it: it is the old one or the new, whole."""
-    owner = f"{os.getpid()}.{threading.get_ident()}"
-    temporary = path.parent / f".{path.name}.{owner}.tmp"
-    try:
-        with temporary.open(mode) as file:
-            write(file)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _packed(predictions):
-    for name in ("names", "columns"):
-        for label in getattr(predictions, name) or ():
-            if not isinstance(label, str | int | float | None):
-                raise TypeError(
-                    f"{name} are saved if they are text, numbers or bools; got"
-                    f" {label!r}. Give others with predictions.replace({name}=...)."
-                )
-    provenance = predictions.provenance
-    facts = {
-        name: getattr(predictions, name)
-        for name in ("kind", "names", "num_classes", "columns", "levels")
-    }
-    arrays = {
-        name: np.asarray(value)
-        for name in _ARRAYS
-        if (value := getattr(predictions, name)) is not None
-    }
-    if provenance is not None:
-        facts |= {"source": provenance.source, "part": provenance.part}
-        for name in ("rows", "seen", "test_rows", "known"):
-            if getattr(provenance, name) is not None:
-                arrays[name] = getattr(provenance, name)
-    return arrays | {"facts": np.asarray(json.dumps(facts))}
-
-
 def _unpacked(path, arrays):
     if "facts" not in arrays:
         raise ValueError(f"{path} was not written by save_predictions.")
@@ -204,154 +95,6 @@ def _unpacked(path, arrays):
         facts[name] = None if facts[name] is None else tuple(facts[name])
     arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     return Predictions(**arrays, **facts, provenance=provenance)
-
-
-def _lines(predictions, rows):
-    kind = predictions.kind
-    if kind == "features":
-        raise ValueError("features are saved as .npz, not as .csv.")
-    weights = np.asarray(predictions.weights)
-    if weights.size and (weights != weights.flat[0]).any():
-        raise ValueError(
-            "a .csv file holds no weights; save as .npz, or drop them with"
-            " predictions.replace(weights=jnp.ones(predictions.num_members))."
-        )
-    values = np.asarray(predictions.values)
-    if kind in ("logits", "log_probs"):
-        values = np.exp(np.asarray(predictions.log_probs, np.float64))
-    shape = num_members, num_rows = values.shape[:2]
-    mask = np.asarray(predictions.mask).reshape(num_members, -1)
-    mask = np.broadcast_to(mask, shape)
-    if not mask.any():
-        raise ValueError("a .csv file holds what members say; these are all masked.")
-    more = [n for n in _OPTIONAL if getattr(predictions, n) is not None]
-    parts = [np.asarray(getattr(predictions, n)) for n in more]
-    if not all(np.isfinite(part[mask]).all() for part in (values, *parts)):
-        raise ValueError(
-            "a .csv file holds finite numbers; mask the members and rows of which they"
-            " are missing, or save as .npz."
-        )
-    if kind == "votes":
-        last, votes = predictions.num_classes - 1, values[mask]
-        if ((votes < ABSTAIN) | (votes > last)).any():
-            raise ValueError(f"votes must be classes from 0 to {last}, or {ABSTAIN}.")
-    if rows is None:
-        known = predictions.provenance
-        rows = range(num_rows) if known is None else known.rows.tolist()
-    members = _texts("names of members", predictions.names, num_members)
-    rows = _texts("rows", _listed(rows), num_rows)
-    what = {"points": "target", "quantiles": "level"}.get(kind, "class")
-    has_columns = values.ndim == 3 or kind == "votes"
-    seen = _seen_as_text(predictions.provenance, shape)
-    columns = None
-    if has_columns:
-        size = predictions.num_classes if kind == "votes" else values.shape[2]
-        columns = predictions.levels or predictions.columns or range(size)
-        columns = _texts(f"the names of each {what}", columns, size)
-    header = [
-        "member",
-        "row",
-        *([what] if has_columns else []),
-        *([] if kind == "votes" else ["value"]),
-        *more,
-        *([] if seen is None else ["seen"]),
-    ]
-    naming = _naming_lines(header, members, rows, columns, mask)
-    said = _said(values, parts, members, rows, columns, mask, seen)
-    return itertools.chain([header], naming, said)
-
-
-def _naming_lines(header, members, rows, columns, mask):
-    """Of what would otherwise not be found, or in another order."""
-    pairs = np.argwhere(mask)
-    found = {
-        "member": [members[m] for m in dict.fromkeys(pairs[:, 0].tolist())],
-        "row": _by_number([rows[r] for r in dict.fromkeys(pairs[:, 1].tolist())], list),
-    }
-    texts = {"member": members, "row": rows}
-    if columns is not None and header[2] != "level":
-        # Of votes always: which classes got one is not the same in each file.
-        listed = _by_number(columns, sorted) if header[2] == "class" else columns
-        found[header[2]] = listed if "value" in header else None
-        texts[header[2]] = columns
-    for name, own in texts.items():
-        if own != found[name]:
-            for text in own:
-                yield [text if column == name else "" for column in header]
-
-
-def _said(values, parts, members, rows, columns, mask, seen):
-    """The lines of what members say."""
-    for member, row in np.argwhere(mask):
-        start = [members[member], rows[row]]
-        last = [] if seen is None else [seen[member, row]]
-        if columns is not None and values.ndim == 2:
-            vote = values[member, row]
-            yield [*start, "" if vote == ABSTAIN else columns[vote], *last]
-            continue
-        entries = [a[member, row].reshape(-1) for a in (values, *parts)]
-        for place, numbers in enumerate(zip(*entries)):
-            # repr of float64 is exact for float32 values.
-            numbers = [repr(float(number)) for number in numbers]
-            column = [] if columns is None else [columns[place]]
-            yield [*start, *column, *numbers, *last]
-
-
-def _listed(rows):
-    """What rows are called, in their order; a mask or a set says neither."""
-    if isinstance(rows, (set, frozenset)):
-        raise TypeError(
-            "rows are called in an order; got a set. Give sorted(...) of it."
-        )
-    rows = list(rows)
-    if any(isinstance(row, (bool, np.bool_)) for row in rows):
-        raise TypeError(
-            "rows are what they are called, such as row numbers; got a mask. The rows"
-            " of a mask are np.flatnonzero(mask)."
-        )
-    return rows
-
-
-def _texts(what, labels, size):
-    """As they stand in the file and are read back: different, and on one line."""
-    texts = [str(label) for label in labels]
-    if len(texts) != size or len(set(texts)) != size:
-        raise ValueError(
-            f"{what} must be {size} different names; got {len(texts)}, of which"
-            f" {len(set(texts))} differ."
-        )
-    for text in texts:
-        if not text or text != text.strip() or "\n" in text or "\r" in text:
-            raise ValueError(
-                f"{what} must not be empty, have spaces around them or several lines;"
-                f" got {text!r}."
-            )
-    return texts
-
-
-def _by_number(texts, otherwise):
-    """Texts sorted by value if all are integers, else as `otherwise` lists them."""
-    try:
-        return sorted(texts, key=int)
-    except ValueError:
-        return otherwise(texts)
-
-
-def _labels(texts):
-    """Integers if all are written as such; else the texts."""
-    try:
-        numbers = [int(text) for text in texts]
-    except ValueError:
-        return tuple(texts)
-    return tuple(numbers if list(map(str, numbers)) == list(texts) else texts)
-
-
-def _seen_as_text(provenance, shape):
-    if provenance is None or provenance.seen is None:
-        return None
-    known = True if provenance.known is None else provenance.known[:, None]
-    text = np.where(provenance.seen, "1", np.where(known, "0", ""))
-    return np.broadcast_to(text, shape)
 
 
 class _Table:
@@ -377,7 +120,7 @@ class _Table:
 
     def _check_header(self):
         header = self.header
-        known = (*_COLUMNS, *_OPTIONAL, "seen")
+        known = (*_COLUMNS, *OPTIONAL, "seen")
         odd = [name for name in header if name not in known]
         twice = [name for name in header if header.count(name) > 1]
         lacking = [name for name in ("member", "row") if name not in header]
@@ -392,7 +135,7 @@ class _Table:
         kind = kinds.get(what[0], "points") if what else "points"
         if "value" not in header:
             kind = "votes"
-        more = [name for name in header if name in _OPTIONAL]
+        more = [name for name in header if name in OPTIONAL]
         if (
             len(what) > 1
             or (kind == "votes" and what != ["class"])
@@ -440,7 +183,7 @@ class _Table:
             self.fail(
                 line, f"seen must be 0, 1 or empty, once for a row; got {seen!r}."
             )
-        names = [n for n in ("value", *_OPTIONAL) if n in self.header]
+        names = [n for n in ("value", *OPTIONAL) if n in self.header]
         numbers = [self._number(line, name, cell[name]) for name in names]
         if self.kind == "log_probs" and not 0 <= numbers[0] <= 1 + _SUM_TOLERANCE:
             self.fail(line, f"value must be a probability; got {cell['value']}.")
@@ -474,9 +217,9 @@ class _Table:
         """Members, rows and columns in their order."""
         members = self._named("member", self.members) or list(self.members)
         if rows is None:
-            rows = self._named("row", self.rows) or _by_number(self.rows, list)
+            rows = self._named("row", self.rows) or by_number(self.rows, list)
         else:
-            rows = [str(row) for row in _listed(rows)]
+            rows = [str(row) for row in listed(rows)]
             known = {*self.rows, *self.named["row"]}
             if rows and known.isdisjoint(rows):
                 raise ValueError(
@@ -492,7 +235,7 @@ class _Table:
             named = self._named(self.what, self.columns) if self.what else None
             # Targets are in the order of the file, classes sorted.
             is_class = self.what == "class"
-            columns = _by_number(self.columns, sorted) if is_class else [*self.columns]
+            columns = by_number(self.columns, sorted) if is_class else [*self.columns]
             columns = named or columns
         else:
             columns = [str(column) for column in columns]
@@ -572,7 +315,7 @@ class _Table:
             values = values[:, :, 0]
         else:
             told["columns"] = labels
-        names = [n for n in ("value", *_OPTIONAL) if n in self.header]
+        names = [n for n in ("value", *OPTIONAL) if n in self.header]
         parts = {name: values[..., place] for place, name in enumerate(names)}
         return Predictions.from_points(parts.pop("value"), **parts, **told)
 
@@ -598,3 +341,12 @@ class _Table:
         values = np.where(mask[..., None], values, 1 / values.shape[2])
         values = values / values.sum(axis=2, keepdims=True)
         return Predictions.from_probs(values, smallest=smallest, **told)
+
+
+def _labels(texts):
+    """Integers if all are written as such; else the texts."""
+    try:
+        numbers = [int(text) for text in texts]
+    except ValueError:
+        return tuple(texts)
+    return tuple(numbers if list(map(str, numbers)) == list(texts) else texts)
