@@ -1,7 +1,8 @@
 """Permutations of bits, learned from basis vectors alone: mean, variance, members.
 
 `ntk_permutations_theory.py` has what is exact, `_draws.py` infinite networks,
-`_networks.py` finite ones; `_claims.py` judges, `_figures.py` draws.
+`_networks.py` finite ones; `_claims.py` and `_checks.py` judge, `_figures.py` and
+`_tables.py` show.
 """
 
 from ensjax.experiment import ConfigError
@@ -14,6 +15,8 @@ theory = load_beside(__file__, "ntk_permutations_theory")
 draws = load_beside(__file__, "ntk_permutations_draws")
 networks = load_beside(__file__, "ntk_permutations_networks")
 verdicts = load_beside(__file__, "ntk_permutations_claims")
+bounds = load_beside(__file__, "ntk_permutations_checks")
+tables = load_beside(__file__, "ntk_permutations_tables")
 figures = load_beside(__file__, "ntk_permutations_figures")
 
 
@@ -71,12 +74,12 @@ def run(config, run_dir):
     stages["stream"] = draws.stream_stage(config, run_dir)
     done = run_stages(run_dir, config, stages)
     found = verdicts.gather(config, done)
-    figures.add_tables(run_dir, config, found)
+    tables.add_tables(run_dir, config, found)
     figures.add_figures(run_dir, config, found)
     run_dir.finish(
         title=config.title,
         summary=verdicts.describe(config, found),
         scalars=verdicts.summarise(config, found),
         claims=verdicts.make_claims(config, found),
-        checks=verdicts.make_checks(config, found),
+        checks=bounds.make_checks(config, found),
     )
