@@ -256,7 +256,7 @@ def make_claims(config, found) -> list[dict]:
             f"{SLUG}.a: share of infinite ensembles right on all 2^k - 1 inputs at N of"
             f" the union bound for .999, mean over k = {_span(config.cube.num_bits)}",
             parts=[
-                Part(kind, shares[i, sure].mean(axis=0), 0.99)
+                Part(kind, shares[i, sure].mean(axis=0), 0.99, is_share=True)
                 for i, kind in enumerate(config.kinds)
             ],
             **about("abstract; theorem on all inputs", "full", "tends to 1"),
