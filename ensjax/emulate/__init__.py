@@ -1,0 +1,1 @@
+"""Emulators of physical ensembles: simulators, archives, diffusion and its seeds."""

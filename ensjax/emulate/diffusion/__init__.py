@@ -1,0 +1,1 @@
+"""Denoisers, noise schedules, losses, samplers and likelihoods of diffusion models."""

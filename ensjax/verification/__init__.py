@@ -1,0 +1,1 @@
+"""Forecast verification: each score as statistics that merge, and a final function."""
