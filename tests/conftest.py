@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,10 +35,31 @@ def pytest_runtest_setup(item):
         pytest.skip("no time left for it in this run")
 
 
+# What these modules look at is what the compiler makes of a program, in full.
+COMPILED_IN_FULL = re.compile(
+    r"as_text|memory_analysis|cost_analysis|collectives|log_compiles"
+)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _forget_compiled_programs():
-    """Compiled programs map memory, and all tests together run out of mappings."""
-    yield
+def _compiled_programs(request):
+    """Programs of tests are compiled with few optimizations, which takes less time.
+
+    Not with ENSJAX_TESTS_OPTIMIZED=1 (as in most parts of `.ci/run`, the slow tests
+    among them), nor in modules that look at what was compiled. Compiled programs map
+    memory, and all tests together run out of mappings: each module forgets its own.
+    """
+    in_full = (
+        "ENSJAX_TESTS_OPTIMIZED" in os.environ
+        or request.path.name == "test_parity.py"  # guards against the compiler itself
+        or COMPILED_IN_FULL.search(request.path.read_text())
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        if not in_full:
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+            jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 

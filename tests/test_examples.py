@@ -74,6 +74,7 @@ def _published_folders(folder, names):
     return np.zeros((2, 8, 8, 3), np.float32)
 
 
+@pytest.mark.slow
 def test_what_the_readme_shows_runs(tmp_path, monkeypatch):
     """As it stands, but for the number of steps."""
     monkeypatch.chdir(tmp_path)

@@ -219,6 +219,7 @@ def mesh_of(devices):
     return make_mesh(member=devices)
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(with_leaves, st.integers(1, 4), st.data())
 def test_an_ensemble_selects_concatenates_and_moves_as_its_stack_does(
@@ -247,6 +248,7 @@ def test_an_ensemble_selects_concatenates_and_moves_as_its_stack_does(
     assert_same(ensemble.on_mesh(mesh_of(3)).on_mesh(mesh_of(2)).params, stacked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("devices", [1, 4])
 def test_rows_that_move_between_devices_keep_every_bit(devices, dtype):

@@ -86,6 +86,7 @@ def test_an_ensemble_is_trained_in_parts_and_put_together():
     assert not list(Path("a/checkpoints").glob("joining-*"))
 
 
+@pytest.mark.slow
 def test_what_cannot_change_is_refused_in_one_line_and_left_alone(capsys):
     assert run("w", "joint=True") == 0
 

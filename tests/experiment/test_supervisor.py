@@ -84,6 +84,7 @@ def test_a_killed_child_is_reported_and_resumed(tmp_path):
     assert "last committed step 10 in runs/toy-smoke" in errors
 
 
+@pytest.mark.slow
 def test_a_bug_is_a_traceback_and_the_way_to_go_on(tmp_path):
     run = start(tmp_path, "run", f"{TOY}:smoke", "--config.fault=bug")
     _, errors = run.communicate(timeout=60)

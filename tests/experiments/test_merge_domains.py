@@ -94,6 +94,7 @@ def untrained():
     return base, type(other)(states, other.member_ids, other.graph, other.mesh)
 
 
+@pytest.mark.slow
 def test_a_grid_is_every_candidate_merged_alone(rows, untrained):
     config = config_of(
         ("grids.dare.drop", "(0.0, 0.9)"), ("grids.task_arithmetic.lam", "(0.25, 2.0)")

@@ -58,6 +58,7 @@ def test_what_zeros_and_ones_get_is_told_apart():
     assert found["variance"] == pytest.approx(0.02)
 
 
+@pytest.mark.slow
 def test_trained_networks_have_the_law_of_the_oracle():
     overrides = [
         ("permutations.cases", "(('readout', 3, 96),)"),

@@ -117,6 +117,7 @@ def test_vit_with_another_activation_and_epsilon(act):
     assert_close(one(inputs("vit"))[0], expected)
 
 
+@pytest.mark.slow
 def test_clip_equals_its_equations():
     features = ensemble_of("clip")(inputs("clip"))
     parts = published.CLIP["vision_config"], published.CLIP["text_config"]

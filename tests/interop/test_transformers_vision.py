@@ -162,6 +162,7 @@ def saved(tmp_path_factory):
     return save
 
 
+@pytest.mark.slow
 @EACH
 def test_members_say_what_their_models_say(name, saved):
     _, ensemble = saved(name)

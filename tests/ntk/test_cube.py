@@ -22,6 +22,7 @@ def implied_covariance(prior, inputs):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

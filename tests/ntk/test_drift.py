@@ -67,6 +67,7 @@ def test_kernels_in_memory_compare_as_by_hand():
     assert ntk.alignment(kernel, shifted) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh, block_rows", [(ONE, None), (SPREAD, 1), (SPREAD, 5)])
 def test_streamed_drift_is_that_of_kernels_in_memory(members, moved, mesh, block_rows):
     first, second = kernels_of(members), kernels_of(moved)

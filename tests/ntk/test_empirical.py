@@ -77,6 +77,7 @@ def test_a_linear_function_has_the_kernel_of_its_inputs():
         check_close(found, np.broadcast_to(full, (2, *full.shape)))
 
 
+@pytest.mark.slow
 def test_both_methods_equal_the_jacobians_of_each_member_in_evaluation_mode():
     ensemble = ensjax.Ensemble.init(make_cnn, num_members=2, seed=0, mesh=ONE)
     rng = np.random.default_rng(2)
@@ -213,6 +214,7 @@ def two_layers(width, num_members, key=0):
     return ensjax.Ensemble.from_apply(apply, params, mesh=ONE)
 
 
+@pytest.mark.slow
 def test_wide_networks_agree_with_the_closed_form():
     x = ROWS[:6]
     closed = np.asarray(ntk.kernel(ntk.FullyConnected(), x).ntk)

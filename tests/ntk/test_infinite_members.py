@@ -47,7 +47,7 @@ def test_a_member_depends_on_its_id_alone_and_covaries_between_rows():
     draw = jax.jit(jax.vmap(ntk.sample_member, in_axes=(0, None)))
     many = np.asarray(draw(jnp.arange(4_000), members))
     some = np.asarray(draw(jnp.asarray([7, 3]), members))
-    np.testing.assert_array_equal(some, many[[7, 3]])
+    np.testing.assert_allclose(some, many[[7, 3]], rtol=1e-6, atol=1e-6)
     other = draw(jnp.asarray([7, 3]), ntk.infinite_members(MEAN, COVARIANCE, seed=4))
     assert np.abs(other - some)[:, :2].min() > 1e-4
     for output in range(2):

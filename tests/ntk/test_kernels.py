@@ -272,6 +272,7 @@ def tangent_kernels(key, x):
     return kernel_of(of_ntk), kernel_of(of_ntk[2]), scale * kernel_of(of_standard)
 
 
+@pytest.mark.slow
 def test_tangent_kernels_of_networks_are_those_of_the_recursion():
     """400 networks with two hidden layers of width 128, biases, by autodiff.
 

@@ -61,6 +61,7 @@ def training(members):
     return ntk.linear_training(members, X, TARGETS, OTHERS)
 
 
+@pytest.mark.slow
 def test_a_linearised_member_begins_as_the_member_it_is_made_of(members):
     linear = ntk.linearise(members)
     np.testing.assert_allclose(linear(X), members(X), atol=1e-6)
@@ -91,6 +92,7 @@ def test_gradient_descent_reaches_the_closed_form(members, training):
     np.testing.assert_allclose(fitted(OTHERS), closed, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_convolutions_with_batch_norm_in_evaluation_mode_train_likewise():
     ensemble = ensjax.Ensemble.init(make_cnn, num_members=2, seed=0, mesh=ONE)
     x = RNG.normal(size=(5, 4, 4, 1)).astype(np.float32)
@@ -151,6 +153,7 @@ def test_converged_members_interpolate_and_double_rows_do_no_harm(members):
     np.testing.assert_allclose(converged, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_members_have_targets_of_their_own_and_stay_alone_on_any_mesh(members):
     targets = np.stack([TARGETS, -TARGETS, np.full_like(TARGETS, np.nan)])
     found = ntk.linear_outputs(

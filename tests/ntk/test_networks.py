@@ -33,6 +33,7 @@ def train(spec, width, members, schedule, x=INPUTS):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameterisation", ["ntk", "readout", "standard"])
 def test_trained_networks_follow_the_law_of_infinite_width(parameterisation):
     spec = ntk.FullyConnected(parameterisation=parameterisation)
@@ -78,6 +79,7 @@ def test_parameterisations_are_numbers_for_each_layer():
         ntk.layer_scales(ntk.FullyConnected(), in_features=9, width=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameterisation", ["ntk", "standard", "mup"])
 def test_the_rate_times_the_gradient_kernel_is_that_of_the_kernel(parameterisation):
     """What a step does to outputs, from Jacobians scaled by each layer's rate."""

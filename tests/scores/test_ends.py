@@ -109,6 +109,7 @@ def coverage(names, sharpness, num_repeats, num_rows=300, num_resamples=100):
     return {name: count / num_repeats for name, count in held.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharpness", [1.0, 1.5])
 def test_ends_of_calibration_errors_hold_the_truth(sharpness):
     names = ["ece", "adaptive_ece"]
@@ -229,6 +230,7 @@ def test_ends_of_a_half_sum_follow_from_both_rates():
     np.testing.assert_allclose(found.high, (a + b) / 2 + 0.04 * 2**0.5 / 2)
 
 
+@pytest.mark.slow
 def test_kinds_that_are_told_apart_leave_room_for_an_error():
     genuine = np.arange(30) >= 15
     looks = (genuine + 0.3 * RNG.uniform(size=30)).astype(np.float32)

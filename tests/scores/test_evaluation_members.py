@@ -161,6 +161,7 @@ def test_all_measures_have_intervals_around_the_plain_score():
         assert low <= found[name] <= high and low < high, name
 
 
+@pytest.mark.slow
 def test_doubt_and_its_intervals_are_those_of_a_loop():
     def doubt(logits):
         return entropy(softmax(logits.astype(float), axis=-1).mean(0))
@@ -186,6 +187,7 @@ def test_doubt_and_its_intervals_are_those_of_a_loop():
         assert 0 <= everything[f"{name}_fpr_at_tpr"] <= 1
 
 
+@pytest.mark.slow
 def test_spread_and_its_intervals_are_those_of_a_loop():
     def ambiguity(x, y):
         return x[..., 0].var(axis=0).mean()
@@ -308,6 +310,7 @@ def test_what_is_undefined_is_nan_and_null_in_a_file():
     assert held["num_members"] == 1
 
 
+@pytest.mark.slow
 def test_every_metric_has_a_value_with_few_classes():
     found = scores.evaluate(LOGITS, LABELS, list(scores.METRICS))
     assert found["top_k_accuracy"] == 1 and np.isfinite(found["macro_auroc"])

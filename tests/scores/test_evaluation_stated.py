@@ -45,6 +45,7 @@ def reference(points, scale, lower, upper, weight):
     }
 
 
+@pytest.mark.slow
 def test_what_members_state_is_scored_by_name_as_by_formulas():
     weight = RNG.uniform(0.5, 2, N).astype(np.float32)
     shares = np.array([0.5, 0.2, 0.3], np.float32)

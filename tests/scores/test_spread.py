@@ -73,6 +73,7 @@ def test_ence_equals_a_loop_over_bins(case):
         np.testing.assert_allclose(found[i], np.mean(errors), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ence_of_weights_and_of_equal_spreads(case):
     mean, std, targets, weight = case
     twice = np.repeat(np.arange(ROWS), weight.astype(int))

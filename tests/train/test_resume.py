@@ -149,6 +149,7 @@ def contents(directory):
     }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused_and_left_alone(kit, tmp_path):
     directory = tmp_path / "run"
     ensemble, (x, y) = kit.ensemble(), kit.data()
@@ -339,6 +340,7 @@ def test_a_stream_is_read_no_further_than_the_run_goes(kit):
         kit.fit(kit.ensemble(), iter([kit.data()] * 4), steps=7, steps_per_call=3)
 
 
+@pytest.mark.slow
 def test_a_stream_and_arrays_give_the_same_steps(kit):
     x, y = kit.data()
     batches = [(x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)]

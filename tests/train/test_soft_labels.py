@@ -54,6 +54,7 @@ def loss_of(case):
 shares_of = jax.jit(mixup_shares, static_argnums=1)
 
 
+@pytest.mark.slow
 def test_the_loss_equals_a_loop_over_pairs_on_one_device_and_on_two_shards(
     case, loss_of
 ):

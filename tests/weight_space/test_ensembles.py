@@ -103,6 +103,7 @@ def test_every_method_gives_an_ensemble_of_one_with_the_trees_weights(name):
     np.testing.assert_allclose(merged(x)[0], apply(expected, x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_merge_of_an_ensemble_is_what_everything_else_takes():
     members, base, fresh, x = convolutional()
     merged = task_arithmetic(members, base[0], lam=0.3)

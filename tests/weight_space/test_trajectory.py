@@ -176,6 +176,7 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members, samples", [(3, 5), (1, 3), (2, 9)])
 def test_draws_are_the_same_on_more_devices_than_members(trained, members, samples):
     ensemble, log = trained
@@ -352,6 +353,7 @@ def test_a_member_that_breaks_keeps_its_averages_of_the_last_look():
     assert np.isfinite(log.averages["ema"]["total"]["a"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "average",
     [

@@ -248,15 +248,20 @@ def _held_out(log_probs, labels, sample_weight):
 
 
 def _slope(log_probs, labels, weight, log_temperature):
-    """Slope of the mean NLL in 1 / T: E_T[z] - z_y, which rises with 1 / T."""
+    """Slope of the mean NLL in 1 / T: E_T[z - z_y], which rises with 1 / T.
+
+    The difference is taken within the mean: its sign is right where all of the
+    probability is on one class and E_T[z] is z_y but for its rounding.
+    """
     scaled = normalize(log_probs * jnp.exp(-log_temperature))
     known = (labels >= 0) & (labels < log_probs.shape[-1])
     picked = jnp.take_along_axis(
         log_probs, jnp.where(known, labels, 0)[..., None], axis=-1
-    )[..., 0]
-    finite = jnp.where(log_probs == -jnp.inf, 0.0, log_probs)  # 0 * inf is NaN
-    expected = jnp.sum(jnp.exp(scaled) * finite, axis=-1)
-    slope = jnp.where(known, expected - picked, jnp.nan)
+    )
+    probs = jnp.exp(scaled)
+    # Never 0 * inf, which is NaN: what has no probability does not count.
+    above = jnp.where(probs == 0, 0.0, log_probs - picked)
+    slope = jnp.where(known, jnp.sum(probs * above, axis=-1), jnp.nan)
     return weighted_mean(slope, weight)
 
 
