@@ -1,0 +1,30 @@
+"""Gridded archives: zarr and netCDF as they are, grids, and scores of forecasts.
+
+Needs the extra `weather` (xarray, zarr, h5netcdf); importing this does not load them.
+"""
+
+from ensjax.emulate.gridded.layout import GriddedError, Layout, find_layout
+from ensjax.emulate.gridded.opening import open_gridded
+from ensjax.emulate.gridded.standard import standard_dataset
+from ensjax.emulate.gridded.streaming import (
+    Channel,
+    Pairs,
+    case_block,
+    channels_of,
+    pair,
+    stream_cases,
+)
+
+__all__ = [
+    "Channel",
+    "GriddedError",
+    "Layout",
+    "Pairs",
+    "case_block",
+    "channels_of",
+    "find_layout",
+    "open_gridded",
+    "pair",
+    "standard_dataset",
+    "stream_cases",
+]
