@@ -74,6 +74,7 @@ _NAMES = {
         "init",
         "start_time",
         "start_date",
+        "case",
         "s",
     ),
     "valid_time": ("time", "valid_time", "t"),

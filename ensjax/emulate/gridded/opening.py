@@ -1,6 +1,7 @@
 """Opening zarr and netCDF as they are, lazily, through xarray."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from ensjax.emulate.gridded.layout import GriddedError
 from ensjax.emulate.gridded.packages import optional_package
 from ensjax.emulate.gridded.standard import standard_dataset
 
+# An attribute of our zarrs: names of variables with spaces between.
+VARIABLE_ORDER = "variable_order"
 _NETCDF = (".nc", ".nc4", ".netcdf", ".h5", ".cdf")
 
 
@@ -67,10 +70,22 @@ def open_raw(path: str | os.PathLike) -> Any:
         if is_netcdf:
             engine = _netcdf_engine(text)
             return xarray.open_dataset(text, engine=engine, **options)
-        return xarray.open_dataset(text, engine="zarr", **options)
+        with warnings.catch_warnings():
+            # That metadata lie in several files is slower for many variables only.
+            warnings.filterwarnings("ignore", "Failed to open Zarr store with consol")
+            return _ordered(xarray.open_dataset(text, engine="zarr", **options))
     except (ValueError, OSError, KeyError, RuntimeError, OverflowError) as error:
         words = " ".join(str(error).split())[:300]
         raise GriddedError(f"{text} cannot be read: {words}") from error
+
+
+def _ordered(dataset):
+    """A zarr lists variables as the file system does: ours say their order."""
+    names = sorted(map(str, dataset.data_vars))
+    said = str(dataset.attrs.get(VARIABLE_ORDER, "")).split()
+    first = [name for name in said if name in names]
+    order = first + [name for name in names if name not in first]
+    return dataset[order].assign_coords(dataset.coords)
 
 
 def _netcdf_engine(path):

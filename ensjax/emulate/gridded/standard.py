@@ -3,9 +3,10 @@
 The result is a dataset of xarray that still reads lazily. Its dimensions are those of
 `DIMS`, as far as they are there, then other dimensions of space:
 
-    time     start of the forecast; in a dataset without leads, what the fields are of
+    time     start of the forecast (dates, or the integers of a simulator's `case`); in
+             a dataset without leads, what the fields are of
     member   ids, integers
-    lead     timedelta64[ns]
+    lead     timedelta64[ns], or a simulator's own time
     level    ascending
     lat      degrees north, ascending
     lon      degrees east in [0, 360), ascending
@@ -21,7 +22,6 @@ from ensjax.emulate.gridded.layout import (
     find_layout,
     lead_durations,
 )
-from ensjax.emulate.gridded.packages import optional_package
 from ensjax.emulate.gridded.times import leads_between, read_times
 
 DIMS = ("time", "member", "lead", "level", "lat", "lon")
@@ -191,15 +191,7 @@ def _with_times(dataset, layout, name):
     if layout.valid_time is not None:
         dataset = _from_valid_times(dataset, layout, name)
     else:
-        dataset = _rename(dataset, layout.time, "time", name)
-        dataset = _expand(dataset, "time")
-        if layout.lead is not None:
-            dataset = _rename(dataset, layout.lead, "lead", name)
-            dataset = _expand(dataset, "lead")
-            where = f"{name}, lead {layout.lead!r}"
-            units = layout.lead_units or dataset["lead"].attrs.get("units")
-            leads = lead_durations(_labels(dataset, "lead", where), units, where=where)
-            dataset = _put(dataset, "lead", leads, where)
+        dataset = _expand(_rename(dataset, layout.time, "time", name), "time")
     if "time" not in dataset.dims:
         raise GriddedError(
             f"{name}: there is no time among the dimensions and coordinates"
@@ -207,11 +199,25 @@ def _with_times(dataset, layout, name):
             " is: mapping={'time': ...}."
         )
     where = f"{name}, time {layout.time or layout.valid_time!r}"
-    times = read_times(_labels(dataset, "time", where), where=where)
+    labels = _labels(dataset, "time", where)
+    # A simulator's starts are counted, and its leads have no calendar either.
+    is_counted = layout.time == "case" and labels.dtype.kind in "iu"
+    times = labels if is_counted else read_times(labels, where=where)
     dataset = _put(dataset, "time", times, where)
-    if "lead" in dataset.dims:
-        dataset = _everywhere(dataset, ("time", "lead"), name)
-    return _everywhere(dataset, ("time",), name)
+    if layout.valid_time is None and layout.lead is not None:
+        dataset = _with_leads(dataset, layout, name, is_counted)
+    dims = ("time", "lead") if "lead" in dataset.dims else ("time",)
+    return _everywhere(dataset, dims)
+
+
+def _with_leads(dataset, layout, name, is_counted):
+    dataset = _expand(_rename(dataset, layout.lead, "lead", name), "lead")
+    where = f"{name}, lead {layout.lead!r}"
+    units = layout.lead_units or dataset["lead"].attrs.get("units")
+    labels = _labels(dataset, "lead", where)
+    if is_counted and labels.dtype.kind in "iuf":
+        return _put(dataset, "lead", labels, where)
+    return _put(dataset, "lead", lead_durations(labels, units, where=where), where)
 
 
 def _from_valid_times(dataset, layout, name):
@@ -255,7 +261,7 @@ def _with_members(dataset, layout, name):
         if not is_needed:
             return dataset
         dataset = dataset.expand_dims(member=np.zeros(1, np.int64))
-        return _everywhere(dataset, ("member",), name)
+        return _everywhere(dataset, ("member",))
     dataset = _expand(_rename(dataset, layout.member, "member", name), "member")
     ids = (
         dataset["member"].values
@@ -266,7 +272,7 @@ def _with_members(dataset, layout, name):
     dataset = _put(dataset, "member", _member_ids(ids, where), where, sort=False)
     if not is_needed and dataset.sizes["member"] == 1:
         return dataset.squeeze("member", drop=True)
-    return _everywhere(dataset, ("member",), name)
+    return _everywhere(dataset, ("member",))
 
 
 def _member_ids(ids, where):
@@ -341,9 +347,8 @@ def _expand(dataset, dim):
     return dataset.expand_dims(dim) if is_scalar else dataset
 
 
-def _everywhere(dataset, dims, name):
+def _everywhere(dataset, dims):
     """Gives variables without some dimension a copy along it (a view, not memory)."""
-    del name
     for dim in dims:
         for each, array in dataset.data_vars.items():
             if dim not in array.dims:
@@ -390,8 +395,3 @@ def _check_dims(dataset, space, name):
                     f" one with dataset.isel({dim}=0), leave the variable out with"
                     f" variables=..., or say what it is with mapping={{...: {dim!r}}}."
                 )
-
-
-def xarray() -> Any:
-    """The package xarray, with an error that says how to install it."""
-    return optional_package("xarray")

@@ -284,7 +284,7 @@ def _units(dataset, channel):
 
 def _archive_times(dataset):
     time, lead = dataset["time"].values, dataset["lead"].values
-    if time.dtype.kind == "M":
+    if time.dtype.kind in "iuM":
         return time, lead, {}
     # NumPy has no dates of this calendar: hours, and the units say since when.
     hours, units = hours_since(time)
@@ -350,9 +350,9 @@ def _truth_rows(forecast, truth, names):
         rows = np.repeat(starts[:, None], len(lead), axis=1)
         rows[:, lead_rows < 0] = -1
     if not np.any(rows >= 0):
-        first, last = valid_times(time, lead).flat[[0, -1]]
         raise GriddedError(
-            f"no valid time of {names[0]} ({first} to {last}) is among the times of"
-            f" {names[1]} ({times[0]} to {times[-1]})."
+            f"no valid time of {names[0]} (starts {time[0]} to {time[-1]}, leads"
+            f" {lead[0]} to {lead[-1]}) is among the times of {names[1]} ({times[0]} to"
+            f" {times[-1]})."
         )
     return rows, lead_rows

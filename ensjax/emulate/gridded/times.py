@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ensjax.emulate.gridded.layout import GriddedError
+from ensjax.emulate.gridded.packages import optional_package
 
 _GREGORIAN = ("standard", "gregorian", "proleptic_gregorian")
 # The standard calendar is the Gregorian one from this day on.
@@ -44,12 +45,18 @@ def read_times(values: Any, *, where: str) -> np.ndarray:
 
 
 def calendar_of(times: np.ndarray) -> str:
-    """The calendar's name; "standard" for datetime64."""
+    """The calendar's name; "standard" for datetime64, "none" for counted starts."""
+    if times.dtype.kind in "iu":
+        return "none"
     return "standard" if times.dtype.kind == "M" else times.flat[0].calendar
 
 
 def valid_times(time: np.ndarray, lead: np.ndarray) -> np.ndarray:
     """Start plus lead in the calendar of the starts, `[case, lead]`."""
+    if time.dtype.kind in "iu":
+        raise GriddedError(
+            "starts that are counted have no valid times; their truth needs leads too."
+        )
     if time.dtype.kind == "M":
         return time[:, None] + lead[None, :]
     steps = lead.astype("timedelta64[us]").astype(object)
@@ -83,7 +90,14 @@ def _key(time):
         return time.astype("timedelta64[ns]").astype(np.int64).item()
     if isinstance(time, np.datetime64):
         return time.astype("datetime64[ns]").astype(np.int64).item()
-    return time.isoformat()
+    return time.isoformat() if hasattr(time, "isoformat") else time.item()
+
+
+def from_hours_since(hours: np.ndarray, units: str) -> np.ndarray:
+    """The dates that `hours_since` counted."""
+    cftime = optional_package("cftime")
+    since, calendar = units.split(" calendar ")
+    return np.asarray(cftime.num2date(hours, since, calendar=calendar))
 
 
 def hours_since(times: np.ndarray) -> tuple[np.ndarray, str]:
