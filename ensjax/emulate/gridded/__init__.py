@@ -4,8 +4,24 @@ Needs the extra `weather` (xarray, zarr, h5netcdf); importing this does not load
 """
 
 from ensjax.emulate.gridded.conversion import archive_from_dataset, archive_to_datasets
+from ensjax.emulate.gridded.grids import (
+    CubedSphereGrid,
+    LatLonGrid,
+    coarse_grid,
+    gaussian_grid,
+    grid_of,
+)
 from ensjax.emulate.gridded.layout import GriddedError, Layout, find_layout
 from ensjax.emulate.gridded.opening import open_gridded
+from ensjax.emulate.gridded.overlaps import cell_overlaps
+from ensjax.emulate.gridded.regridding import (
+    RegridWeights,
+    bilinear_weights,
+    conservative_weights,
+    regrid,
+    regrid_archive,
+    regrid_dataset,
+)
 from ensjax.emulate.gridded.standard import standard_dataset
 from ensjax.emulate.gridded.streaming import (
     Channel,
@@ -23,17 +39,29 @@ from ensjax.emulate.gridded.writing import (
 
 __all__ = [
     "Channel",
+    "CubedSphereGrid",
     "GriddedError",
+    "LatLonGrid",
     "Layout",
     "Pairs",
+    "RegridWeights",
     "archive_from_dataset",
     "archive_to_datasets",
+    "bilinear_weights",
     "case_block",
+    "cell_overlaps",
     "channels_of",
+    "coarse_grid",
+    "conservative_weights",
     "find_layout",
     "forecast_writer",
+    "gaussian_grid",
+    "grid_of",
     "open_gridded",
     "pair",
+    "regrid",
+    "regrid_archive",
+    "regrid_dataset",
     "standard_dataset",
     "stream_cases",
     "write_dataset",
