@@ -81,7 +81,8 @@ def colatitude_sine_weights(num_latitudes: int) -> np.ndarray:
     """
     if num_latitudes < 3:
         raise ValueError(
-            f"a grid with both poles needs three latitudes or more; got {num_latitudes}."
+            "a grid with both poles needs three latitudes or more; got"
+            f" {num_latitudes}."
         )
     return cosine_weights(np.linspace(-90, 90, num_latitudes))
 

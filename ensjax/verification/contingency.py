@@ -96,7 +96,7 @@ def sedi(table: EventTable) -> jax.Array:
 
 
 def cost_loss_ratios() -> np.ndarray:
-    """Fifty ratios of cost to loss from 0.005 to below 1, evenly spaced in their log."""
+    """Fifty ratios of cost to loss from 0.005 to below 1, evenly spaced in the log."""
     return np.geomspace(0.005, 1, 51)[:-1]
 
 

@@ -2,8 +2,8 @@
 
 With A = mean_m |x_m - y| and D = sum_{i,j} |x_i - x_j| over all ordered pairs,
 
-    standard      A - D / (2 M^2)                the score of these M members as they are
-    fair          A - D / (2 M (M - 1))          unbiased for what they are drawn from
+    standard      A - D / (2 M^2)            the score of these M members as they are
+    fair          A - D / (2 M (M - 1))      unbiased for what they are drawn from
     almost fair   A - (1 - e) D / (2 M (M - 1)),   e = (1 - alpha) / M
 
 The almost fair one is alpha times the fair plus 1 - alpha times the standard one. M is

@@ -64,8 +64,8 @@ def sum_cases(
     for name, metric in metrics.items():
         if metric.axis is not None and 0 not in metric.axis:
             raise ValueError(
-                f"metrics[{name!r}] keeps cases apart (axis {metric.axis}); over devices"
-                " they are summed."
+                f"metrics[{name!r}] keeps cases apart (axis {metric.axis}); over"
+                " devices they are summed."
             )
     cases = truth.shape[0]
     for path, leaf in jax.tree.leaves_with_path(reference):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ensjax.verification.ingredients import PLACE
+from ensjax.verification.ingredients import PLACE, Place
 from ensjax.verification.metric import Metric
 from ensjax.verification.sums import InBins
 
@@ -154,7 +154,7 @@ def _pit(num_bins, seed):
     return Metric(PLACE, statistics, final, best="none")
 
 
-def pit_values(place: jax.Array, draw: jax.Array) -> jax.Array:
-    """The transform of every element for uniform numbers `draw`; NaN without members."""
+def pit_values(place: Place, draw: jax.Array) -> jax.Array:
+    """The transform of every element for uniform `draw`; NaN without members."""
     known = jnp.where(place.count > 0, place.count + 1.0, jnp.nan)
     return (place.below + draw * (place.ties + 1)) / known
