@@ -63,10 +63,11 @@ def _weighted_members(weights: Frozen | None) -> Ingredient:
 
     def of_members(forecast, truth, mask, reference, vector_axes):
         share = weights.like(truth.shape[truth.ndim - vector_axes :])
+        is_ignored = jnp.broadcast_to(share == 0, forecast.shape)
         return MEMBERS.of_members(
-            jnp.where(share == 0, 0.0, forecast),
+            jnp.where(is_ignored, 0.0, forecast),
             truth,
-            mask | (share == 0),
+            mask | is_ignored,
             reference,
             vector_axes,
         )
@@ -82,7 +83,13 @@ def _as_vectors(members, truth, vector_axes, weights):
     share = share.reshape(-1)
     values = members.values.reshape(len(members.values), *elements, -1)
     truth = truth.reshape(*elements, -1)
-    return values, jnp.where(share == 0, 0.0, truth), share
+    is_ignored = jnp.broadcast_to(share == 0, truth.shape)
+    return values, jnp.where(is_ignored, 0.0, truth), share
+
+
+def _weighted_sum(values, weights, axes):
+    """The sum over the last axes, weighted, in full precision."""
+    return jnp.einsum(f"...{axes},{axes}->...", values, weights, precision="highest")
 
 
 @functools.lru_cache(maxsize=64)
@@ -94,7 +101,7 @@ def _energy(fair, vector_axes, weights, power):
         count = jnp.sum(mask, axis=0).astype(values.dtype)
 
         def distance(a, b):
-            squared = jnp.sum(share * (a - b) ** 2, axis=-1)
+            squared = _weighted_sum((a - b) ** 2, share, "d")
             return jnp.sqrt(squared) if power == 1 else squared ** (power / 2)
 
         def to_all(row):
@@ -197,7 +204,7 @@ def _variogram(fair, vector_axes, power, pair_weights, tile):
                 variance = jnp.sum(away**2, axis=0) / others
                 squared = squared - variance / number[..., None, None]
             own = jax.lax.dynamic_slice_in_dim(share, block * rows, rows)
-            return jnp.sum(squared * own, axis=(-2, -1))
+            return _weighted_sum(squared, own, "ij")
 
         score = jnp.sum(jax.lax.map(of_block, jnp.arange(blocks)), axis=0)
         return {"variogram": score}

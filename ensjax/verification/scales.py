@@ -53,9 +53,13 @@ def _spectral(grid, fair):
     def statistics(members, truth, reference):
         del reference
         score = _crps_of(moduli(members.values), moduli(truth), members.mask, fair)
-        return {"crps": jnp.sum(score * share, axis=(-2, -1))}
+        return {"crps": _weighted_sum(score, share)}
 
     return _metric(statistics, fair)
+
+
+def _weighted_sum(values, weights):
+    return jnp.einsum("...ij,ij->...", values, weights, precision="highest")
 
 
 def _crps_of(values, truth, mask, fair):
@@ -130,11 +134,13 @@ def _pooled(sizes, pool, weights, fair):
             def pooled(field):
                 if pool == "max":
                     return jnp.max(_windows(field, size), axis=(-3, -1))
-                total = jnp.sum(_windows(field * area, size), axis=(-3, -1))
-                return total / jnp.where(whole > 0, whole, 1.0)
+                share = jnp.broadcast_to(area, field.shape)
+                total = jnp.sum(_windows(field * share, size), axis=(-3, -1))
+                divisor = jnp.broadcast_to(whole, total.shape)
+                return total / jnp.where(divisor > 0, divisor, 1.0)
 
             score = _crps_of(pooled(members.values), pooled(truth), members.mask, fair)
-            return jnp.sum(score * whole, axis=(-2, -1)) / jnp.sum(whole)
+            return _weighted_sum(score, whole) / jnp.sum(whole)
 
         return {"crps": jnp.stack([of_size(size) for size in sizes], axis=-1)}
 

@@ -42,7 +42,8 @@ def zonal_power(field: jax.Array) -> jax.Array:
     times[0] = 1.0
     if length % 2 == 0:
         times[-1] = 1.0
-    return times * (modes.real**2 + modes.imag**2)
+    squared = modes.real**2 + modes.imag**2
+    return squared * jnp.broadcast_to(times, squared.shape)
 
 
 def zonal_spectrum(
@@ -104,8 +105,9 @@ def spherical_power(field: jax.Array, grid: SphericalGrid) -> jax.Array:
         ValueError: if the shape does not fit.
     """
     modes = to_harmonics(field, grid)
-    squared = (modes.real**2 + modes.imag**2) * order_weights(grid)
-    return jnp.sum(squared, axis=-1) / np.float32(4 * np.pi)
+    share = order_weights(grid) / np.float32(4 * np.pi)
+    squared = modes.real**2 + modes.imag**2
+    return jnp.einsum("...lm,lm->...l", squared, share, precision="highest")
 
 
 class Spectra(NamedTuple):
