@@ -113,7 +113,7 @@ def _binned(edges):
         return BinnedSpreadSkill(
             jnp.sqrt(mean["variance"] / share),
             jnp.sqrt(mean["squared"] / share),
-            mean["count"] * mean["weight"][..., None],
+            mean["total"]["count"],
         )
 
     return Metric(MOMENTS, statistics, final, best="none", least_members=2)

@@ -219,11 +219,9 @@ def _table(thresholds, number, by_members):
         }
 
     def final(mean):
-        weight = mean["weight"][..., None]
-        total = mean["events"] + mean["non_events"]
-        probability = mean["probability"] / jnp.where(total > 0, total, jnp.nan)
-        return EventTable(
-            probability, mean["events"] * weight, mean["non_events"] * weight
-        )
+        total = mean["total"]
+        weight = total["events"] + total["non_events"]
+        probability = total["probability"] / jnp.where(weight > 0, weight, jnp.nan)
+        return EventTable(probability, total["events"], total["non_events"])
 
     return Metric(shares(thresholds), statistics, final, best="none")

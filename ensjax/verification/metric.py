@@ -36,7 +36,7 @@ class Metric:
     Attributes:
         ingredient: what is needed to know of the members.
         statistics: `(what is known of the members, truth, reference) -> {name: array}`.
-        final: `(means by name, with "weight") -> score`.
+        final: `(means by name, and the sums as "total") -> score`; see `means_of`.
         best: what is best: "low" (negatively oriented), "high", "one", or "none" where
             the result is no score.
         is_fair: whether the expectation does not depend on the number of members.
@@ -48,7 +48,7 @@ class Metric:
 
     ingredient: Ingredient
     statistics: Callable[[Any, jax.Array, Any], dict[str, Any]]
-    final: Callable[[dict[str, jax.Array]], Any]
+    final: Callable[[dict[str, Any]], Any]
     best: str
     is_fair: bool = False
     least_members: int = 1

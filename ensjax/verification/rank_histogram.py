@@ -74,8 +74,7 @@ def _ranks(num_members, seed):
         return {"rank": InBins(one, index, num_bins)}
 
     def final(mean):
-        total = mean["weight"]
-        counts = mean["rank"] * total[..., None]
+        total, counts = mean["total"]["weight"], mean["total"]["rank"]
         expected = total / num_bins
         excess = jnp.sum((counts - expected[..., None]) ** 2, axis=-1)
         return RankHistogram(

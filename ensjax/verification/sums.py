@@ -138,10 +138,10 @@ def psum_sums(sums: Sums, axis_name: Any) -> Sums:
     return jax.lax.psum(sums, axis_name)
 
 
-def means_of(sums: Sums) -> dict[str, jax.Array]:
-    """The weighted mean of every statistic, and "weight" and "missing" themselves.
+def means_of(sums: Sums) -> dict[str, Any]:
+    """The weighted mean of every statistic, by name; NaN where none was scored.
 
-    NaN where no element was scored.
+    "total" holds the sums themselves, by name, and "weight" among them.
     """
     total = jax.tree.map(jnp.add, sums.total, sums.lost)
     weight = total["weight"]
@@ -153,7 +153,7 @@ def means_of(sums: Sums) -> dict[str, jax.Array]:
     means = {
         name: mean(x) for name, x in total.items() if name not in ("weight", "missing")
     }
-    return means | {"weight": weight, "missing": total["missing"]}
+    return means | {"total": total}
 
 
 def scored_share(sums: Sums) -> jax.Array:
