@@ -3,6 +3,7 @@
 Needs the extra `weather` (xarray, zarr, h5netcdf); importing this does not load them.
 """
 
+from ensjax.emulate.gridded.climatologies import climatology_reader
 from ensjax.emulate.gridded.conversion import archive_from_dataset, archive_to_datasets
 from ensjax.emulate.gridded.grids import (
     CubedSphereGrid,
@@ -14,6 +15,7 @@ from ensjax.emulate.gridded.grids import (
 from ensjax.emulate.gridded.layout import GriddedError, Layout, find_layout
 from ensjax.emulate.gridded.opening import open_gridded
 from ensjax.emulate.gridded.overlaps import cell_overlaps
+from ensjax.emulate.gridded.regions import REGIONS, region_weights
 from ensjax.emulate.gridded.regridding import (
     RegridWeights,
     bilinear_weights,
@@ -31,6 +33,7 @@ from ensjax.emulate.gridded.streaming import (
     pair,
     stream_cases,
 )
+from ensjax.emulate.gridded.verifying import Bootstrap, verify
 from ensjax.emulate.gridded.writing import (
     forecast_writer,
     write_dataset,
@@ -38,10 +41,12 @@ from ensjax.emulate.gridded.writing import (
 )
 
 __all__ = [
+    "Bootstrap",
     "Channel",
     "CubedSphereGrid",
     "GriddedError",
     "LatLonGrid",
+    "REGIONS",
     "Layout",
     "Pairs",
     "RegridWeights",
@@ -51,6 +56,7 @@ __all__ = [
     "case_block",
     "cell_overlaps",
     "channels_of",
+    "climatology_reader",
     "coarse_grid",
     "conservative_weights",
     "find_layout",
@@ -59,11 +65,13 @@ __all__ = [
     "grid_of",
     "open_gridded",
     "pair",
+    "region_weights",
     "regrid",
     "regrid_archive",
     "regrid_dataset",
     "standard_dataset",
     "stream_cases",
+    "verify",
     "write_dataset",
     "write_forecast",
 ]

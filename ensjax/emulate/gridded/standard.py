@@ -37,6 +37,7 @@ def standard_dataset(
     mapping: Mapping[str, Any] | None = None,
     *,
     variables: Sequence[str] | None = None,
+    seasons: Sequence[str] = (),
     name: str = "dataset",
     report: Callable[[str], None] | None = None,
 ) -> Any:
@@ -46,6 +47,7 @@ def standard_dataset(
         dataset: of xarray, as opened or made.
         mapping: as in `find_layout`.
         variables: those to keep; by default all that lie on the grid.
+        seasons: dimensions of a climatology, which stand in the place of time.
         name: of the file, for errors.
         report: is told each guess, and what was left out, in a line.
 
@@ -68,15 +70,16 @@ def standard_dataset(
     chunk = _chunk_of(dataset, layout.time)
     dataset = _unstack_variables(dataset, layout, name)
     dataset = _on_the_grid(dataset, layout, variables, name, report)
-    dataset = _with_times(dataset, layout, name)
+    if not seasons:
+        dataset = _with_times(dataset, layout, name)
     dataset = _with_members(dataset, layout, name)
     dataset = _with_levels(dataset, layout, name)
     if layout.lat is not None:
         dataset = _with_latitudes(dataset, layout, name)
         dataset = _with_longitudes(dataset, layout, name, report)
     space = [d for d in layout.space if d in dataset.dims]
-    _check_dims(dataset, space, name)
-    order = [d for d in (*DIMS, *space) if d in dataset.dims]
+    _check_dims(dataset, [*seasons, *space], name)
+    order = [d for d in (*seasons, *DIMS, *space) if d in dataset.dims]
     dataset = dataset.transpose(*order)
     extra = [c for c in dataset.coords if c not in order]
     dataset = dataset.drop_vars(extra)

@@ -102,7 +102,7 @@ class Pairs:
         Raises:
             GriddedError: if the file cannot be read there; names it and the variable.
         """
-        values = _read(self.forecast, self.channels, self.names[0])
+        values = read_channels(self.forecast, self.channels, self.names[0])
         case, lead, units = _archive_times(self.forecast)
         units |= {c.name: _units(self.forecast, c) for c in self.channels}
         units |= {
@@ -117,19 +117,26 @@ class Pairs:
             lead=lead,
             variable=[c.name for c in self.channels],
             space=self.space,
-            truth=None if self.truth is None else self._read_truth(),
+            truth=None if self.truth is None else self.read_truth(),
             units={k: v for k, v in units.items() if v},
             source=self.names[0],
         )
 
-    def _read_truth(self):
+    def read_truth(self) -> np.ndarray:
+        """The truth alone, `[case, lead, variable, *space]`; NaN where there is none.
+
+        Raises:
+            GriddedError: if the file cannot be read there.
+        """
         wanted, back = np.unique(self.rows[self.rows >= 0], return_inverse=True)
         space = [len(v) for v in self.space.values()]
         shape = (*self.rows.shape, len(self.channels), *space)
         truth = np.full(shape, np.nan, np.float32)
         if wanted.size == 0:
             return truth
-        found = _read(self.truth.isel(time=wanted), self.channels, self.names[1])
+        found = read_channels(
+            self.truth.isel(time=wanted), self.channels, self.names[1]
+        )
         is_known = self.rows >= 0
         place = np.zeros(self.rows.shape, np.int64)
         place[is_known] = back
@@ -189,7 +196,7 @@ def pair(
             f" {', '.join(map(repr, truth.data_vars))}. Rename what is the same."
         )
     forecast, truth = forecast[shared], truth[shared]
-    truth = _on_same_grid(forecast, truth, names)
+    truth = on_same_grid(forecast, truth, names)
     rows, lead_rows = _truth_rows(forecast, truth, names)
     return Pairs(forecast, truth, channels_of(forecast), rows, lead_rows, names)
 
@@ -239,10 +246,22 @@ def channels_of(dataset: Any) -> tuple[Channel, ...]:
     return tuple(found)
 
 
-def _read(dataset, channels, name):
-    """`[time, (member, lead,) variable, *space]`, float32; one read a variable."""
-    outer = [d for d in DIMS[:3] if d in dataset.dims]
-    inner = _space_of(dataset)
+def read_channels(
+    dataset: Any, channels: Sequence[Channel], name: str, outer: Sequence[str] = ()
+) -> np.ndarray:
+    """`[*outer, variable, *space]`, float32; a variable is read once.
+
+    Args:
+        dataset: standard.
+        channels: what the variable axis is to hold.
+        name: of the file, for errors.
+        outer: dimensions before; by default those of time, member and lead there are.
+
+    Raises:
+        GriddedError: if the file cannot be read there.
+    """
+    outer = list(outer) or [d for d in DIMS[:3] if d in dataset.dims]
+    inner = [d for d in _space_of(dataset) if d not in outer]
     sizes = dataset.sizes
     shape = [sizes[d] for d in outer] + [len(channels)] + [sizes[d] for d in inner]
     values = np.empty(shape, np.float32)
@@ -291,7 +310,12 @@ def _archive_times(dataset):
     return hours, lead / np.timedelta64(1, "h"), {"case": units, "lead": "hours"}
 
 
-def _on_same_grid(forecast, truth, names):
+def on_same_grid(forecast: Any, truth: Any, names: tuple[str, str]) -> Any:
+    """`truth` with the levels of the forecast, if both are on one grid.
+
+    Raises:
+        GriddedError: if they are not; names both, and the dimension.
+    """
     for dim in [d for d in ("level", *_space_of(forecast)) if d in forecast.dims]:
         if dim not in truth.dims:
             raise GriddedError(
