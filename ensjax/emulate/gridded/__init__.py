@@ -13,7 +13,7 @@ from ensjax.emulate.gridded.grids import (
     grid_of,
 )
 from ensjax.emulate.gridded.layout import GriddedError, Layout, find_layout
-from ensjax.emulate.gridded.opening import open_gridded
+from ensjax.emulate.gridded.opening import open_gridded, open_raw
 from ensjax.emulate.gridded.overlaps import cell_overlaps
 from ensjax.emulate.gridded.regions import REGIONS, region_weights
 from ensjax.emulate.gridded.regridding import (
@@ -35,6 +35,7 @@ from ensjax.emulate.gridded.streaming import (
 )
 from ensjax.emulate.gridded.verifying import Bootstrap, verify
 from ensjax.emulate.gridded.writing import (
+    check_place,
     forecast_writer,
     write_dataset,
     write_forecast,
@@ -56,6 +57,7 @@ __all__ = [
     "case_block",
     "cell_overlaps",
     "channels_of",
+    "check_place",
     "climatology_reader",
     "coarse_grid",
     "conservative_weights",
@@ -64,6 +66,7 @@ __all__ = [
     "gaussian_grid",
     "grid_of",
     "open_gridded",
+    "open_raw",
     "pair",
     "region_weights",
     "regrid",

@@ -153,8 +153,8 @@ def _in_common(pairs, other):
     sizes = [{k: len(v) for k, v in p.space.items()} for p in (pairs, other)]
     if sizes[0] != sizes[1]:
         raise GriddedError(
-            f"{names[0]} is on a grid {sizes[0]}, {names[1]} on {sizes[1]}; both must be"
-            " on that of the truth."
+            f"{names[0]} is on a grid {sizes[0]}, {names[1]} on {sizes[1]}; both must"
+            " be on that of the truth."
         )
     return tuple(
         p.select(

@@ -153,7 +153,11 @@ def test_intervals_are_of_blocks_of_starts():
         jax.random.key(3), metric, sums, block_length=2, num_resamples=50
     )
     row = found.sel(score="rmse", variable="t", region="global")
-    for mine, theirs in ((row.value, wanted.value), (row.low, wanted.low)):
+    for mine, theirs in (
+        (row.value, wanted.estimate),
+        (row.low, wanted.low),
+        (row.high, wanted.high),
+    ):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5)
     assert (found.low <= found.high).sel(score="crps").all()
     # By default blocks are as long as the longest forecast: two days.
