@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify",
         help="scores of a forecast in zarr or netCDF against the truth",
-        description="Scores by variable, lead and region, read block by block.",
+        allow_abbrev=False,
     )
     add_verify_arguments(verify)
 

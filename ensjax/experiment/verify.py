@@ -108,7 +108,7 @@ def _tell(scores: Any) -> None:
         for variable in scores["variable"].values:
             part = scores.sel(region=region, variable=variable)
             table = rich.table.Table(title=f"{variable}, {region}")
-            table.add_column("score")
+            table.add_column("score", no_wrap=True)
             for i in leads:
                 table.add_column(_lead_text(scores["lead"].values[i]), justify="right")
             for score in scores["score"].values:
@@ -141,7 +141,7 @@ def _cell(row, i):
         return ""
     text = f"{value:.4g}"
     if low == low:
-        text += f" [{low:.4g}, {high:.4g}]"
+        text += f"\n[{low:.4g}, {high:.4g}]"
     if "skill" in row and float(row["skill"][i]) == float(row["skill"][i]):
-        text += f" ({float(row['skill'][i]):+.1%})"
+        text += f"\n({float(row['skill'][i]):+.1%})"
     return text

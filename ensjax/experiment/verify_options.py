@@ -34,7 +34,12 @@ class VerifyOptions(NamedTuple):
 
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `ensjax verify`."""
+    """Adds the arguments of `ensjax verify`, and what it does."""
+    parser.description = (
+        "Scores an ensemble forecast against the truth, reading both block by block:"
+        " CRPS, errors, spread and ranks by variable, lead and region."
+    )
+    parser.epilog = "Needs ensjax[weather]."
     parser.add_argument(
         "forecast", metavar="FORECAST", help="zarr or netCDF with leads"
     )

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from ensjax.emulate.gridded.score_list import Scores
-from ensjax.emulate.gridded.streaming import Pairs
+from ensjax.emulate.gridded.streaming import Pairs, whole_chunks
 from ensjax.verification import Sums
 
 _DEVICES = ("member", "data", "model")  # rows are split over all of a mesh
@@ -127,7 +127,8 @@ class VerifyJob:
         for variable in dict.fromkeys(c.variable for c in channels):
             mine = [i for i, c in enumerate(channels) if c.variable == variable]
             leads = min(num_leads, max(1, fields // len(mine)))
-            cases = min(num_cases, max(1, fields // (len(mine) * num_leads)))
+            cases = max(1, fields // (len(mine) * num_leads))
+            cases = whole_chunks(self.pairs, cases)
             for case in range(0, num_cases, cases):
                 for lead in range(0, num_leads, leads):
                     yield (

@@ -14,11 +14,14 @@ class Score(NamedTuple):
         metric: the name of its metric in `Scores.metrics`.
         pick: it, from what the metric's final function gives.
         best: "low", "high", "one" or "none" where it is no score.
+        has_interval: False where resampling shifts it, as it does the squared
+            deviations of counts, so that the interval of resamples is not around it.
     """
 
     metric: str
     pick: Callable[[Any], Any]
     best: str
+    has_interval: bool = True
 
 
 class Scores(NamedTuple):
@@ -56,7 +59,9 @@ def score_list(
         "unbiased_spread_skill_ratio": Score(
             "spread_skill", lambda s: s.unbiased_ratio, "one"
         ),
-        "rank_unreliability": Score("ranks", lambda r: r.unreliability, "none"),
+        "rank_unreliability": Score(
+            "ranks", lambda r: r.unreliability, "none", has_interval=False
+        ),
         "outliers": Score("ranks", lambda r: r.outliers, "none"),
     }
     if with_climatology:

@@ -88,7 +88,7 @@ class Pairs:
         rows, lead_rows = self.rows, self.lead_rows
         return dataclasses.replace(
             self,
-            forecast=self.forecast.isel(time=case, lead=lead),
+            forecast=self.forecast.isel(time=_as_slice(case), lead=_as_slice(lead)),
             channels=self.channels
             if channel is None
             else tuple(self.channels[i] for i in channel),
@@ -135,7 +135,7 @@ class Pairs:
         if wanted.size == 0:
             return truth
         found = read_channels(
-            self.truth.isel(time=wanted), self.channels, self.names[1]
+            self.truth.isel(time=_as_slice(wanted)), self.channels, self.names[1]
         )
         is_known = self.rows >= 0
         place = np.zeros(self.rows.shape, np.int64)
@@ -227,11 +227,15 @@ def case_block(pairs: Pairs, *, limit_bytes: int = _BLOCK_BYTES) -> int:
     sizes = pairs.sizes
     points = int(np.prod([len(v) for v in pairs.space.values()], initial=1))
     each = 4 * points * sizes["member"] * sizes["lead"] * max(sizes["variable"], 1)
-    fits = max(1, limit_bytes // max(each, 1))
+    return whole_chunks(pairs, max(1, limit_bytes // max(each, 1)))
+
+
+def whole_chunks(pairs: Pairs, cases: int) -> int:
+    """At most so many cases, of whole chunks of the file if one fits."""
     chunk = int(pairs.forecast.attrs.get(CHUNK, 1))
-    if chunk <= fits:
-        fits -= fits % chunk
-    return int(min(fits, sizes["case"]))
+    if chunk <= cases:
+        cases -= cases % chunk
+    return int(min(cases, pairs.sizes["case"]))
 
 
 def channels_of(dataset: Any) -> tuple[Channel, ...]:
@@ -282,6 +286,16 @@ def read_channels(
         for j, (i, level) in enumerate(mine):
             values[(*at, i)] = found if level is None else found[(*at, j)]
     return values
+
+
+def _as_slice(rows):
+    """Rows at even steps as a slice, which files read as they lie."""
+    if isinstance(rows, slice) or rows.dtype == bool or len(rows) < 2:
+        return rows
+    steps = np.diff(rows)
+    if steps[0] < 1 or np.any(steps != steps[0]):
+        return rows
+    return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
 
 
 def _space_of(dataset):

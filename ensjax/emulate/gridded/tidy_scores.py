@@ -54,7 +54,7 @@ def finish_scores(
         for name, score in own.items():
             row = found[name] = {"value": values[name]}
             row["scored"] = share[..., _threshold_of(name)] if share.ndim > 3 else share
-            if intervals is not None:
+            if intervals is not None and score.has_interval:
                 row["low"], row["high"] = intervals[name].low, intervals[name].high
             if others is None:
                 continue
@@ -62,7 +62,7 @@ def finish_scores(
             row["difference"] = values[name] - others[name]
             if score.best == "low":
                 row["skill"] = 1 - values[name] / others[name]
-            if drawn is None:
+            if drawn is None or not score.has_interval:
                 continue
             for what in (
                 ("difference", "skill") if score.best == "low" else ("difference",)

@@ -97,6 +97,12 @@ def verify(
         GriddedError: if files do not fit each other; names them and the dimension.
         ValueError: if a number is out of range.
 
+    Example:
+        forecast = open_gridded("forecast.zarr")
+        truth = open_gridded("truth.zarr")
+        scores = verify(forecast, truth, regions={"tropics": {"lat": (-20, 20)}})
+        scores.value.sel(score="fair_crps", variable="t2m", region="tropics")
+
     Source: the order of operations (sums over area and cases first, roots and ratios
     last) is that of Rasp et al. 2024, arXiv:2308.15560.
     """

@@ -6,6 +6,7 @@ already is replaced only when that is asked for.
 
 import contextlib
 import datetime
+import importlib.metadata
 import os
 import uuid
 import warnings
@@ -225,10 +226,12 @@ def check_place(path: str | os.PathLike, *, overwrite: bool) -> None:
 
 
 def _made_now(attributes):
-    import ensjax
-
+    try:
+        version = f" {importlib.metadata.version('ensjax')}"
+    except importlib.metadata.PackageNotFoundError:  # run from its source
+        version = ""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    line = f"{now} written by ensjax {ensjax.__version__}"
+    line = f"{now} written by ensjax{version}"
     earlier = attributes.get("history")
     history = f"{line}\n{earlier}" if earlier else line
     return {"Conventions": "CF-1.11", **attributes, "history": history}

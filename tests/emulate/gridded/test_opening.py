@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -49,6 +50,13 @@ def test_layouts_of_providers_open_as_the_same_dataset(tmp_path, name, ending):
     check_same(found, dialects.standard(levels=name != "climate_forecast"))
     assert any("lead is" in line for line in lines)
     assert found.t2m.attrs["units"] == "K"
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_zarr_of_the_second_version_opens(tmp_path):
+    dialects.weatherbench().to_zarr(tmp_path / "x.zarr", zarr_format=2)
+    found = open_gridded(tmp_path / "x.zarr", report=None)
+    check_same(found, dialects.standard(levels=True))
 
 
 def test_netcdf_of_the_third_version_opens(tmp_path):
@@ -123,6 +131,8 @@ def test_a_mapping_says_what_cannot_be_guessed():
         standard_dataset(ds, name="file.zarr")
     mapping = dict(time="begin", lead="after", member="who", lead_units="days")
     check_same(standard_dataset(ds, mapping), dialects.standard())
+    from_config = ml_collections.ConfigDict(mapping)
+    check_same(standard_dataset(ds, from_config), dialects.standard())
 
 
 def test_a_standard_dataset_stays_as_it_is():

@@ -160,6 +160,8 @@ def test_intervals_are_of_blocks_of_starts():
     ):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5)
     assert (found.low <= found.high).sel(score="crps").all()
+    # Resampling adds to unreliability itself, so an interval would miss it.
+    assert np.isnan(found.low.sel(score="rank_unreliability")).all()
     # By default blocks are as long as the longest forecast: two days.
     found = verify(
         forecast(), truth(), variables=["t"], bootstrap=Bootstrap(num_resamples=2)
@@ -242,6 +244,23 @@ def test_the_climatology_is_that_of_the_valid_day():
     by_time = truth()[["t"]] * 2
     read = gridded.climatology_reader(by_time, pairs)
     np.testing.assert_array_equal(read(part)[0, 0], 2 * part.read_truth()[0, 0])
+
+
+def test_a_standardiser_is_a_climatology():
+    from ensjax.emulate.climatology import fit_standardiser
+
+    pairs = gridded.pair(forecast()[["t"]], truth())
+    days = np.datetime64("2021-01-01", "D") + np.arange(365)
+    numbers = np.arange(1.0, 366)[:, None, None, None]
+    values = numbers + np.zeros((365, 1, 4, 4))  # [time, variable, lat, lon]
+    standardiser = fit_standardiser(values, days, window_days=1)
+    read = gridded.climatology_reader(standardiser, pairs)
+    # A window of one day in a single year: the mean is that day's number.
+    wanted = np.arange(CASES)[:, None] + 2 + np.arange(LEADS)
+    np.testing.assert_allclose(read(pairs)[:, :, 0, 3, 3], wanted, rtol=1e-6)
+    constant = fit_standardiser(values)
+    read = gridded.climatology_reader(constant, pairs)
+    np.testing.assert_allclose(read(pairs), np.full((CASES, LEADS, 1, 4, 4), 183.0))
 
 
 def test_the_last_day_of_a_leap_year_has_the_climate_of_the_one_before():
