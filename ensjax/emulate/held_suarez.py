@@ -133,7 +133,7 @@ def _core(system: HeldSuarez) -> _Core:
         ) from error
     unit = scales.units
     # Constants of the core are made once, also where the first use is being traced.
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.numpy_rank_promotion("allow"):
         specs = primitive_equations.PrimitiveEquationsSpecs.from_si()
         grid = spherical_harmonic.Grid.construct(
             max_wavenumber=system.truncation,
@@ -171,4 +171,15 @@ def _core(system: HeldSuarez) -> _Core:
         fields = jax.numpy.stack([temperature * kelvin, pressure * hectopascal])
         return fields.swapaxes(-1, -2)  # [variable, lat, lon]
 
-    return _Core(grid, start, step, observe)
+    return _Core(grid, *(_allowing_ranks(fn) for fn in (start, step, observe)))
+
+
+def _allowing_ranks(fn):
+    """`fn` with silent broadcasting of ranks, which the package relies on."""
+
+    @functools.wraps(fn)
+    def run(*args):
+        with jax.numpy_rank_promotion("allow"):
+            return fn(*args)
+
+    return run
