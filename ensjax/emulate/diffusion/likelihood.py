@@ -26,7 +26,8 @@ class FlowLikelihood:
 
     Attributes:
         low, high: noise levels between which it is solved. At `high` the density is
-            taken as normal around 0, so that it must exceed the data by far.
+            taken as normal around 0, so that it must exceed the data by far: what is
+            left falls as z m / (d high) for data of mean m, z standard deviations off.
         num_steps: four calls of the denoiser and of its derivative each.
         num_probes: random signs per sample by which the trace is estimated, the same
             along the path; None: the exact trace, of n derivatives each.

@@ -1,4 +1,4 @@
-"""Noise levels, schedules, parametrisations and losses, against formulas of the papers."""
+"""Noise levels, schedules, parametrisations and losses, against the papers."""
 
 import jax
 import jax.numpy as jnp

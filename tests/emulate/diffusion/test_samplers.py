@@ -1,4 +1,4 @@
-"""Samplers against Gaussians, whose denoiser and whose flow are known in closed form."""
+"""Samplers against Gaussians, whose denoiser and flow are known in closed form."""
 
 import jax
 import jax.numpy as jnp
