@@ -25,7 +25,9 @@ def reference(low, rows=ROWS):
 
 
 def test_the_exact_trace_gives_the_gaussian_density(exact):
-    likelihood = diffusion.FlowLikelihood(low=0.01, high=20_000.0, num_probes=None)
+    likelihood = diffusion.FlowLikelihood(
+        low=0.01, high=20_000.0, num_steps=256, num_probes=None
+    )
     found = diffusion.log_likelihoods(exact, ROWS, likelihood=likelihood)
     # The normal density around 0 at `high` leaves z mean / (sd high), about 3e-4.
     np.testing.assert_allclose(found, reference(0.01), atol=5e-4)
@@ -62,7 +64,7 @@ def test_a_diagonal_jacobian_needs_one_probe():
 
 
 def test_conditions_and_meshes_change_what_they_should(exact):
-    likelihood = diffusion.FlowLikelihood(num_steps=24, num_probes=2)
+    likelihood = diffusion.FlowLikelihood(high=1e4, num_steps=64, num_probes=2)
     conditions = jnp.tile(jnp.array([[0.3, 0.0, -0.5]]), (4, 1))
     options = dict(likelihood=likelihood, conditions=conditions)
     found = diffusion.log_likelihoods(exact, ROWS, **options)
@@ -70,7 +72,7 @@ def test_conditions_and_meshes_change_what_they_should(exact):
     same = diffusion.log_likelihoods(exact, ROWS, mesh=one, **options)
     np.testing.assert_allclose(found, same, rtol=1e-5, atol=1e-5)
     moved = diffusion.log_likelihoods(exact, ROWS - conditions, likelihood=likelihood)
-    np.testing.assert_allclose(found, moved, atol=1e-3)
+    np.testing.assert_allclose(found, moved, atol=3e-3)  # as z mean / high moves
 
 
 def test_wrong_settings_are_refused():
