@@ -10,6 +10,11 @@ from ensjax.emulate.diffusion.denoisers import (
     ObservationGuidance,
     one_denoiser,
 )
+from ensjax.emulate.diffusion.distillation import (
+    DistillationLoss,
+    finish_distillation,
+    start_distillation,
+)
 from ensjax.emulate.diffusion.likelihood import FlowLikelihood, log_likelihoods
 from ensjax.emulate.diffusion.losses import DenoisingLoss, denoising_loss
 from ensjax.emulate.diffusion.noise import (
@@ -41,6 +46,7 @@ __all__ = [
     "DPMSolver2S",
     "Denoiser",
     "DenoisingLoss",
+    "DistillationLoss",
     "EDM",
     "Euler",
     "EulerMaruyama",
@@ -58,10 +64,12 @@ __all__ = [
     "VE",
     "VarianceExploding",
     "denoising_loss",
+    "finish_distillation",
     "log_likelihoods",
     "one_denoiser",
     "rho_levels",
     "sample",
     "sample_cases",
     "sample_each",
+    "start_distillation",
 ]
