@@ -117,7 +117,7 @@ def _maps(config, archive, found, names):
 def _stamps(config, archive, found, names):
     month = config.map_months[-1]
     fields = archive.values[0, :, month, 0] - found["mean"][month]
-    columns = 4
+    columns = 5
     rows = -(-len(fields) // columns)
     fig = new_figure(1.35 * rows + 0.5, width=9.6)
     axes = fig.subplots(rows, columns, squeeze=False)
