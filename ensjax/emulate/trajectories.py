@@ -160,6 +160,48 @@ class _FreeRun:
         return forecast(self.system, state, self.lead_steps)
 
 
+def climate_states(
+    system: System,
+    runs: Any,
+    *,
+    spin_up_steps: int,
+    seed: int,
+    num_states: int = 1,
+    gap_steps: int = 0,
+    mesh: Mesh | None = None,
+    block: int | str | None = "auto",
+) -> Any:
+    """States of the climate, from free runs: leaves `[run, state, ...]`.
+
+    Args:
+        system: the simulator.
+        runs: ids `[run]`; each starts from noise of its own.
+        spin_up_steps: from `system.start` to the first state.
+        seed: of the run.
+        num_states, gap_steps: states of each run, and steps from one to the next.
+        mesh, block: as in `map_members`.
+    """
+    run = _Climate(system, spin_up_steps, num_states, gap_steps)
+    return run_trajectories(run, runs, seed=seed, mesh=mesh, block=block)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Climate:
+    system: System
+    spin_up_steps: int
+    num_states: int
+    gap_steps: int
+
+    def __call__(self, key):
+        state = self.system.start(jax.random.fold_in(key, _START))
+        state = advance(self.system, state, self.spin_up_steps)
+
+        def to_next(state, _):
+            return advance(self.system, state, self.gap_steps), state
+
+        return jax.lax.scan(to_next, state, length=self.num_states)[1]
+
+
 def twin_archive(
     system: System,
     *,
@@ -201,60 +243,114 @@ def twin_archive(
         ValueError: if a number is not positive, a noise is negative, or leads do not
             rise.
     """
-    leads = tuple(int(lead) for lead in lead_steps)
     _check_positive(num_cases=num_cases, num_members=num_members)
+    check_twins(lead_steps, analysis_noise, member_noise)
+    cases = first_case + np.arange(num_cases)
+    states = climate_states(
+        system, cases, spin_up_steps=spin_up_steps, seed=seed, mesh=mesh, block=block
+    )
+    values, truth = forecast_twins(
+        system,
+        jax.tree.map(lambda x: x[:, 0], states),
+        cases,
+        num_members=num_members,
+        lead_steps=lead_steps,
+        analysis_noise=analysis_noise,
+        member_noise=member_noise,
+        seed=seed,
+        mesh=mesh,
+        block=block,
+    )
+    return Archive(
+        values,
+        case=cases,
+        lead=np.asarray(lead_steps) * system.step_length,
+        variable=system.variable,
+        space=system.space,
+        truth=truth,
+        rows=cases,
+        source=f"{system.name}, seed {seed}",
+    )
+
+
+def check_twins(
+    lead_steps: Sequence[int], analysis_noise: float, member_noise: float
+) -> None:
+    """Raises `ValueError` for leads or noises that `forecast_twins` cannot use."""
+    leads = tuple(lead_steps)
     if not leads or leads[0] < 0 or any(a >= b for a, b in zip(leads, leads[1:])):
         raise ValueError(f"lead_steps must rise from 0 or above; got {leads}.")
     for name, value in (("analysis", analysis_noise), ("member", member_noise)):
         if value < 0:
             raise ValueError(f"{name}_noise must not be negative; got {value}.")
-    cases = first_case + np.arange(num_cases)
+
+
+def forecast_twins(
+    system: System,
+    states: Any,
+    cases: np.ndarray,
+    *,
+    num_members: int,
+    lead_steps: Sequence[int],
+    analysis_noise: float,
+    member_noise: float,
+    seed: int,
+    settle_steps: int = 0,
+    mesh: Mesh | None = None,
+    block: int | str | None = "auto",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forecasts of members near given states, and what comes of the states themselves.
+
+    Args:
+        system: the simulator.
+        states: the truth when noise is added, leaves `[case, ...]`.
+        cases: numbers `[case]`, from which the noise is drawn.
+        num_members, lead_steps, analysis_noise, member_noise, seed, mesh, block: as in
+            `twin_archive`.
+        settle_steps: the forecast starts so many steps after noise was added, when the
+            system has adjusted to it.
+
+    Returns:
+        Members `[case, member, lead, variable, *space]` and truth `[case, lead,
+        variable, *space]`, NumPy.
+    """
+    start = _Start(system, settle_steps, tuple(lead_steps))
     truth, analysis = run_trajectories(
-        _Truth(system, spin_up_steps, leads),
+        start,
         cases,
         seed=seed,
+        stacked=(states,),
         shared=(jnp.float32(analysis_noise),),
         mesh=mesh,
         block=block,
     )
-    ids = np.tile(np.arange(num_members), num_cases)
     members = run_trajectories(
-        _Member(system, leads),
+        _Member(system, settle_steps, tuple(lead_steps)),
         np.repeat(cases, num_members),
         seed=seed,
         stacked=(
-            jnp.asarray(ids),
+            jnp.tile(jnp.arange(num_members), len(cases)),
             jax.tree.map(lambda x: jnp.repeat(x, num_members, axis=0), analysis),
         ),
         shared=(jnp.float32(member_noise),),
         mesh=mesh,
         block=block,
     )
-    values = np.asarray(fetch(members))
-    return Archive(
-        values.reshape(num_cases, num_members, *values.shape[1:]),
-        case=cases,
-        lead=np.asarray(leads) * system.step_length,
-        variable=system.variable,
-        space=system.space,
-        truth=np.asarray(fetch(truth)),
-        rows=cases,
-        source=f"{system.name}, seed {seed}",
-    )
+    members, truth = fetch((members, truth))
+    return members.reshape(len(cases), num_members, *members.shape[1:]), truth
 
 
 @dataclasses.dataclass(frozen=True)
-class _Truth:
-    """Of one case: what comes true, and the analysis at the start."""
+class _Start:
+    """Of one case: what comes true, and the analysis."""
 
     system: System
-    spin_up_steps: int
+    settle_steps: int
     lead_steps: tuple[int, ...]
 
-    def __call__(self, key, noise):
-        state = self.system.start(jax.random.fold_in(key, _START))
-        state = advance(self.system, state, self.spin_up_steps)
+    def __call__(self, key, state, noise):
         analysis = self.system.perturb(state, jax.random.fold_in(key, _ANALYSIS), noise)
+        state = advance(self.system, state, self.settle_steps)
         return forecast(self.system, state, self.lead_steps), analysis
 
 
@@ -263,11 +359,13 @@ class _Member:
     """Of one member of one case: what it forecasts from the case's analysis."""
 
     system: System
+    settle_steps: int
     lead_steps: tuple[int, ...]
 
     def __call__(self, key, member_id, analysis, noise):
         key = jax.random.fold_in(jax.random.fold_in(key, _MEMBER), member_id)
         state = self.system.perturb(analysis, key, noise)
+        state = advance(self.system, state, self.settle_steps)
         return forecast(self.system, state, self.lead_steps)
 
 
