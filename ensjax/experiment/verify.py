@@ -141,7 +141,7 @@ def _cell(row, i):
         return ""
     text = f"{value:.4g}"
     if low == low:
-        text += f"\n[{low:.4g}, {high:.4g}]"
+        text += f"\n[{low:.3g}, {high:.3g}]"
     if "skill" in row and float(row["skill"][i]) == float(row["skill"][i]):
         text += f"\n({float(row['skill'][i]):+.1%})"
     return text

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ensjax.emulate.archive import Archive
+from ensjax.emulate.gridded.layout import SPACE_DIMS
 from ensjax.emulate.gridded.packages import optional_package
 from ensjax.emulate.gridded.streaming import pair
 from ensjax.emulate.gridded.times import from_hours_since
@@ -80,6 +81,8 @@ def forecast_coordinates(
         dataset[name].attrs.update(_ATTRIBUTES.get(name, {}))
         if name in units:
             dataset[name].attrs["units"] = units[name]
+    if list(space) != ["lat", "lon"]:
+        dataset.attrs[SPACE_DIMS] = " ".join(space)
     if case.dtype.kind == "M" and lead.dtype.kind == "m":
         valid = case[:, None] + lead[None, :]
         dataset = dataset.assign_coords(valid_time=(("time", "lead"), valid))

@@ -24,7 +24,8 @@ class Layout(NamedTuple):
         valid_time: the dimension of a file that holds one forecast by valid time.
         member, lead, level, lat, lon: as they say.
         variable: a dimension along which variables are stacked, with their names.
-        space: dimensions of space where there is no lat and lon, in their order.
+        space: dimensions of space where there is no lat and lon, in their order; `()`
+            where there is no space. None: there are lat and lon.
         lead_units: of numbers without units, such as "hours".
     """
 
@@ -36,10 +37,12 @@ class Layout(NamedTuple):
     variable: str | None = None
     lat: str | None = None
     lon: str | None = None
-    space: tuple[str, ...] = ()
+    space: tuple[str, ...] | None = None
     lead_units: str | None = None
 
 
+# An attribute of our files: names of dimensions of space, with spaces between.
+SPACE_DIMS = "space_dims"
 _STANDARD_NAMES = {
     "time": ("forecast_reference_time",),
     "valid_time": ("time",),
@@ -132,7 +135,8 @@ def find_layout(
         dataset: of xarray, as opened.
         mapping: names in the file by our words (the fields of `Layout`), such as
             `{"time": "init", "member": "ens"}`; None says that there is no such
-            dimension. `space` is a tuple of dimensions, `lead_units` a word.
+            dimension. `space` is a tuple of dimensions or their names with commas,
+            `lead_units` a word.
         name: of the file, for errors.
         report: is told each guess in a line, such as `print`.
 
@@ -145,12 +149,17 @@ def find_layout(
             word equally well.
     """
     given = _check_mapping(dataset, dict(mapping or {}), name)
+    if "space" not in given and SPACE_DIMS in dataset.attrs:
+        said = tuple(str(dataset.attrs[SPACE_DIMS]).split())
+        if set(said) <= set(map(str, dataset.dims)):
+            given["space"] = said
     found: dict[str, Any] = dict(given)
     taken = {v for v in given.values() if isinstance(v, str)}
     taken |= set(given.get("space") or ())
     lines = []
     for role in ROLES:
-        if role in given or (role in ("lat", "lon") and given.get("space")):
+        is_elsewhere = role in ("lat", "lon") and given.get("space") is not None
+        if role in given or is_elsewhere:
             continue
         best, why = _guess(dataset, role, taken, name)
         if best is not None:
@@ -185,6 +194,10 @@ def _check_mapping(dataset, mapping, name):
             f" {', '.join(Layout._fields)}."
         )
     there = sorted(map(str, set(dataset.dims) | set(dataset.coords)))
+    if isinstance(mapping.get("space"), str):
+        mapping["space"] = mapping["space"].split(",")
+    if mapping.get("space") is not None:
+        mapping["space"] = tuple(mapping["space"])
     for role, value in mapping.items():
         names = value if role == "space" else (value,)
         if role == "lead_units" or value is None:
@@ -195,8 +208,6 @@ def _check_mapping(dataset, mapping, name):
                     f"{name}: the mapping says that {role} is {one!r}, but the"
                     f" dimensions and coordinates are {', '.join(there)}."
                 )
-    if "space" in mapping:
-        mapping["space"] = tuple(mapping["space"] or ())
     return mapping
 
 

