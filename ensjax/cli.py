@@ -1,4 +1,4 @@
-"""The command `ensjax`: run, plan, replay, export, soup, report, list, copy, ...
+"""The command `ensjax`: run, plan, replay, export, soup, verify, report, list, ...
 
 Exit codes of `ensjax run`; after all but 0 and 2 the same command goes on from the last
 committed step:
@@ -39,6 +39,7 @@ from ensjax.experiment.parser import OneLineParser
 from ensjax.experiment.processes import ProcessFlags, check_flags, detect_cluster
 from ensjax.experiment.soup_options import add_soup_arguments, join_numbers
 from ensjax.experiment.supervisor import is_child, prepare_child, run_in_child
+from ensjax.experiment.verify_options import add_verify_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,6 +75,7 @@ def _main(arguments: list[str]) -> int:
         "replay": _replay,
         "export": _export,
         "soup": _soup,
+        "verify": _verify,
         "report": _report,
         "list": _list,
         "copy": _copy,
@@ -215,6 +217,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_soup_arguments(soup)
+
+    verify = commands.add_parser(
+        "verify",
+        help="scores of a forecast in zarr or netCDF against the truth",
+        allow_abbrev=False,
+    )
+    add_verify_arguments(verify)
 
     commands.add_parser("list", help="experiments, papers, presets, last results")
     copy = commands.add_parser(
@@ -358,6 +367,12 @@ def _soup(options: argparse.Namespace) -> int:
     from ensjax.experiment.soup import soup
 
     return soup(options)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ensjax.experiment.verify import verify
+
+    return verify(options)
 
 
 def _list(options: argparse.Namespace) -> int:

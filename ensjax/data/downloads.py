@@ -39,7 +39,7 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     with (
         urllib.request.urlopen(url, timeout=timeout_seconds) as response,
-        _WholeFile(path) as file,
+        WholeFile(path) as file,
     ):
         shutil.copyfileobj(response, file, _BLOCK_BYTES)
         file.flush()
@@ -82,7 +82,7 @@ def extract_files(
             for member in tar:
                 if member.name not in missing or not member.isfile():
                     continue
-                with _WholeFile(paths[member.name]) as file:
+                with WholeFile(paths[member.name]) as file:
                     shutil.copyfileobj(tar.extractfile(member), file, _BLOCK_BYTES)
                 missing.remove(member.name)
     except (tarfile.TarError, EOFError) as error:
@@ -98,8 +98,16 @@ def extract_files(
     return [paths[name] for name in members]
 
 
-class _WholeFile:
-    """Writes to a temporary file that takes the name `path` only if nothing raised."""
+class WholeFile:
+    """Writes to a temporary file that takes the name `path` only if nothing raised.
+
+    Args:
+        path: of the file to make or to replace; its folder exists.
+
+    Returns:
+        A context whose value is a binary file, open for writing. Readers of `path` see
+        the old file or the new one, never a part.
+    """
 
     def __init__(self, path):
         self._path = path

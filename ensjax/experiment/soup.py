@@ -4,15 +4,13 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections import Counter
 from typing import Any
 
 from ensjax.experiment import exit_codes
 from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
+from ensjax.experiment.read_progress import ReadProgress
 from ensjax.experiment.soup_options import read_soup_options
-
-_SECONDS_BETWEEN_LINES = 30.0
 
 
 def soup(options: argparse.Namespace) -> int:
@@ -32,7 +30,7 @@ def soup(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, _terminate)
     for place, own in asked.merges:
-        progress = _Progress(place)
+        progress = ReadProgress(place)
         try:
             lineage = merge_folders(
                 asked.folders, place, **asked.common, **own, report=progress.report
@@ -118,62 +116,3 @@ def _verify(folder: str) -> int:
 def _is_gone(verdict):
     """Whether it is of an input that is no longer where it was."""
     return verdict.state == "missing" and verdict.role != "output"
-
-
-class _Progress:
-    """A bar with the time left on a terminal; a line now and then elsewhere."""
-
-    def __init__(self, place: str):
-        self._place, self._start = place, time.monotonic()
-        self._said = self._start
-        self._bar: Any = None
-        self._task: Any = None
-
-    def report(self, done: int, total: int) -> None:
-        """Bytes read, and to be read."""
-        if self._bar is None and done < total:
-            self._open(total)
-        if self._task is not None:
-            self._bar.update(self._task, completed=done)
-            return
-        now = time.monotonic()
-        if now - self._said >= _SECONDS_BETWEEN_LINES and 0 < done < total:
-            from ensjax.interop.tensor_types import bytes_text
-            from ensjax.train.progress import duration
-
-            self._said = now
-            left = (now - self._start) / done * (total - done)
-            print(
-                f"{self._place}: {bytes_text(done)} of {bytes_text(total)} read |"
-                f" {duration(left)} left",
-                flush=True,
-            )
-
-    def _open(self, total):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(soft_wrap=True)
-        self._bar = False
-        if console.is_terminal or console.is_jupyter:
-            self._bar = Progress(
-                TextColumn("reading"),
-                BarColumn(),
-                DownloadColumn(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=total)
-            self._bar.start()
-
-    def close(self) -> None:
-        """Takes the bar away."""
-        if self._bar:
-            self._bar.stop()

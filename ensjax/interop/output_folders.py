@@ -12,11 +12,13 @@ from ensjax.interop.tensor_types import WeightsError
 LINEAGE = "lineage.json"
 
 
-def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
+def check_output(
+    path: str | os.PathLike, *, overwrite: bool, marks: tuple[str, ...] = (LINEAGE,)
+) -> None:
     """Raises `WeightsError` if a folder cannot be written there.
 
-    What is there is replaced only if asked for, and only if it holds a lineage record,
-    so that nothing but an earlier output of ours is ever deleted.
+    What is there is replaced only if asked for, and only if it holds one of `marks`, by
+    default a lineage record, so that nothing but an output of that kind is deleted.
     """
     place = Path(path)
     if not place.exists() and not place.is_symlink():
@@ -25,15 +27,18 @@ def check_output(path: str | os.PathLike, *, overwrite: bool) -> None:
         raise WeightsError(
             f"{path} is there already; choose another place, or overwrite it."
         )
-    if not (place.is_dir() and (place / LINEAGE).is_file()) or place.is_symlink():
+    is_ours = place.is_dir() and any((place / mark).is_file() for mark in marks)
+    if not is_ours or place.is_symlink():
         raise WeightsError(
-            f"{path} is not overwritten: it holds no {LINEAGE}, so something else"
-            " wrote it. Remove it yourself."
+            f"{path} is not overwritten: it holds no {' or '.join(marks)}, so something"
+            " else wrote it. Remove it yourself."
         )
 
 
 @contextlib.contextmanager
-def output_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
+def output_folder(
+    path: str | os.PathLike, *, overwrite: bool, marks: tuple[str, ...] = (LINEAGE,)
+) -> Iterator[Path]:
     """A folder beside `path` to write to, renamed to it when all went well.
 
     Whatever ends the process before that leaves nothing at `path`, or what was there
@@ -44,7 +49,7 @@ def output_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]
         OSError: if it cannot be written.
     """
     place = Path(os.path.abspath(path))
-    check_output(path, overwrite=overwrite)
+    check_output(path, overwrite=overwrite, marks=marks)
     missing = [p for p in (place.parent, *place.parent.parents) if not p.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = place.parent / f".{place.name}.lock"
@@ -53,10 +58,11 @@ def output_folder(path: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]
     )
     descriptor = _lock(lock, path)
     try:
-        check_output(path, overwrite=overwrite)  # it may have come in the meantime
+        # It may have come in the meantime.
+        check_output(path, overwrite=overwrite, marks=marks)
         if old.exists() and not place.exists():  # killed between the two renames
             os.rename(old, place)
-            check_output(path, overwrite=overwrite)
+            check_output(path, overwrite=overwrite, marks=marks)
         for left in (partial, old):
             if left.exists():
                 shutil.rmtree(left)

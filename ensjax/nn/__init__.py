@@ -1,5 +1,8 @@
 """Flax NNX architectures that are used as members."""
 
+from ensjax.nn.axial import (
+    AxialDenoiser,
+)
 from ensjax.nn.bert import (
     BERT,
 )
@@ -12,6 +15,10 @@ from ensjax.nn.clip import (
 )
 from ensjax.nn.cnn import (
     CNN,
+)
+from ensjax.nn.denoiser_net import (
+    ResidualDenoiser,
+    UNetDenoiser,
 )
 from ensjax.nn.imagenet_resnet import (
     ImageNetResNet,
@@ -38,11 +45,15 @@ from ensjax.nn.rotary import (
     LinearScaling,
     Llama3Scaling,
 )
+from ensjax.nn.shifted_conv import (
+    ShiftedConv,
+)
 from ensjax.nn.vit import (
     ViT,
 )
 
 __all__ = [
+    "AxialDenoiser",
     "BERT",
     "CLIP",
     "CNN",
@@ -55,6 +66,9 @@ __all__ = [
     "NearestNeighbors",
     "Recurrent",
     "ResNet",
+    "ResidualDenoiser",
+    "ShiftedConv",
+    "UNetDenoiser",
     "ViT",
     "WideResNet",
     "clip_image_tower",

@@ -213,7 +213,9 @@ from ensjax.scores.smooth_calibration import (
     smooth_ece,
 )
 from ensjax.scores.spread import (
+    CrpsTerms,
     crps_samples,
+    crps_terms,
     ence,
     miscalibration_area,
     pit_gaussian,
@@ -252,6 +254,7 @@ __all__ = [
     "Complementarity",
     "ConfidenceCurve",
     "CostDecision",
+    "CrpsTerms",
     "DIVERSITY_METRICS",
     "DOUBTS",
     "EqualErrorRate",
@@ -306,6 +309,7 @@ __all__ = [
     "crps_gaussian",
     "crps_quantiles",
     "crps_samples",
+    "crps_terms",
     "debiased_calibration_error",
     "delong",
     "dempster_shafer",

@@ -4,6 +4,8 @@ Predictions are a `mean` and a standard deviation `std` for each row; or samples
 members forecast, `[member, batch]`, as equally likely values.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -206,6 +208,43 @@ def crps_samples(
 
     Source: Gneiting and Raftery 2007, equation 20; Ferro 2014 (fair).
     """
+    terms = crps_terms(samples, targets, mask=mask)
+    weight = row_weights(sample_weight, terms.error.shape, terms.error.dtype)
+    members = terms.num_members
+    number = members * (members - 1) if fair else members**2
+    spread = terms.pairs / jnp.where(number == 0, jnp.nan, number)
+    return weighted_mean(terms.error - spread, weight)
+
+
+class CrpsTerms(NamedTuple):
+    """What every form of the CRPS of samples is made of, each `[batch]`.
+
+    Attributes:
+        error: mean_m |x_m - y|; NaN where no member counts, or one that does is NaN.
+        pairs: sum over m < l of |x_m - x_l|.
+        num_members: how many members count.
+    """
+
+    error: jax.Array
+    pairs: jax.Array
+    num_members: jax.Array
+
+
+def crps_terms(
+    samples: jax.Array, targets: jax.Array, *, mask: jax.Array | None = None
+) -> CrpsTerms:
+    """Mean error and distances of the samples of each row, by one sort.
+
+        sum_{m < l} |x_m - x_l| = sum_m (2 m - M - 1) x_(m),   m = 1..M in order
+
+    Args:
+        samples: `[member, batch]`.
+        targets: `[batch]`.
+        mask: `[member]` or `[member, batch]`; a False member counts as removed.
+
+    Raises:
+        ValueError: if a shape does not fit.
+    """
     samples = floating(samples)
     if samples.ndim != 2:
         raise ValueError(f"samples must be [member, batch]; got shape {samples.shape}.")
@@ -213,7 +252,6 @@ def crps_samples(
         "targets", jnp.asarray(targets, samples.dtype), samples.shape[1:]
     )
     mask = _member_mask(mask, samples.shape)
-    weight = row_weights(sample_weight, samples.shape[1:], samples.dtype)
     count = jnp.sum(mask, axis=0)
     # Differences from the target: sums of large values would cancel.
     away = jnp.where(mask, samples - targets[None], 0.0)
@@ -222,11 +260,9 @@ def crps_samples(
     place = jnp.arange(1, len(samples) + 1)[:, None]
     factor = 2 * place - count[None] - 1
     ordered = jnp.where(place <= count[None], ordered, 0.0)
-    pairs = jnp.sum(factor * ordered, axis=0)  # of m < l, counted once
-    number = count * (count - 1) if fair else count**2
+    pairs = jnp.sum(factor * ordered, axis=0)
     undefined = jnp.any(jnp.isnan(samples) & mask, axis=0)
-    crps = error - pairs / jnp.where(number == 0, jnp.nan, number)
-    return weighted_mean(jnp.where(undefined, jnp.nan, crps), weight)
+    return CrpsTerms(jnp.where(undefined, jnp.nan, error), pairs, count)
 
 
 def spread_skill(

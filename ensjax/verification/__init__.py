@@ -1,1 +1,214 @@
-"""Forecast verification: each score as statistics that merge, and a final function."""
+"""Forecast verification: each score as statistics that merge, and a final function.
+
+A `Metric` scores `forecast [member, case..., space...]` against `truth`: at once by
+calling it, or in chunks of cases (`init`, `update`, `merge`, `finish`), over devices
+(`sum_cases`), or with members that never exist together (`member_states`, and
+`Metric.sums_of_reduced`). NaN is missing: members are counted where they are.
+"""
+
+from ensjax.verification.anomalies import (
+    Anomalies,
+    anomalies,
+    centred_acc,
+    member_activity,
+)
+from ensjax.verification.area import (
+    cell_weights,
+    colatitude_sine_weights,
+    cosine_weights,
+    gauss_latitudes,
+    gauss_weights,
+)
+from ensjax.verification.bootstrap import (
+    Comparison,
+    bootstrap_comparison,
+    bootstrap_score,
+    draw_blocks,
+)
+from ensjax.verification.contingency import (
+    EconomicValue,
+    Roc,
+    cost_loss_ratios,
+    economic_value,
+    roc,
+    roc_area,
+    sedi,
+)
+from ensjax.verification.crps import (
+    CrpsParts,
+    crps,
+    crps_gaussian,
+    crps_integral,
+    crps_parts,
+    crps_pwm,
+)
+from ensjax.verification.dispersion import (
+    BinnedSpreadSkill,
+    SpreadSkill,
+    binned_spread_skill,
+    spread_quantiles,
+    spread_skill,
+)
+from ensjax.verification.efi import (
+    climate_probability,
+    extreme_forecast_index,
+    member_efi,
+)
+from ensjax.verification.errors import (
+    BiasDrift,
+    bias,
+    bias_drift,
+    mean_square_error,
+    root_mean_square_error,
+)
+from ensjax.verification.events import (
+    EventTable,
+    brier_score,
+    brier_skill_score,
+    event_table,
+    log_score,
+)
+from ensjax.verification.harmonics import (
+    SphericalGrid,
+    from_harmonics,
+    order_weights,
+    to_harmonics,
+)
+from ensjax.verification.huge import (
+    Probability,
+    best_member_error,
+    bracketed,
+    exceedance_interval,
+    gain,
+    gain_of_size,
+    satisfactory,
+)
+from ensjax.verification.ingredients import member_states
+from ensjax.verification.metric import Metric
+from ensjax.verification.multivariate import (
+    energy_score,
+    inverse_distance_weights,
+    variogram_score,
+)
+from ensjax.verification.over_devices import sum_cases
+from ensjax.verification.rank_histogram import (
+    PitHistogram,
+    RankHistogram,
+    pit_histogram,
+    rank_histogram,
+)
+from ensjax.verification.reliability import (
+    BrierDecomposition,
+    ReliabilityDiagram,
+    brier_decomposition,
+    reliability_diagram,
+)
+from ensjax.verification.scales import pooled_crps, spectral_crps
+from ensjax.verification.seeps import seeps
+from ensjax.verification.spectra import (
+    Spectra,
+    log_spectral_distance,
+    spherical_power,
+    spherical_spectra,
+    zonal_power,
+    zonal_spectra,
+    zonal_spectrum,
+    zonal_wavelength,
+)
+from ensjax.verification.sums import Sums, means_of, merge_sums, psum_sums, scored_share
+from ensjax.verification.weighted_crps import (
+    OutcomeWeighted,
+    outcome_weighted_crps,
+    threshold_weighted_crps,
+)
+
+__all__ = [
+    "Anomalies",
+    "BiasDrift",
+    "BinnedSpreadSkill",
+    "BrierDecomposition",
+    "Comparison",
+    "CrpsParts",
+    "EconomicValue",
+    "EventTable",
+    "Metric",
+    "OutcomeWeighted",
+    "PitHistogram",
+    "Probability",
+    "RankHistogram",
+    "ReliabilityDiagram",
+    "Roc",
+    "Spectra",
+    "SphericalGrid",
+    "SpreadSkill",
+    "Sums",
+    "anomalies",
+    "best_member_error",
+    "bias",
+    "bias_drift",
+    "binned_spread_skill",
+    "bootstrap_comparison",
+    "bootstrap_score",
+    "bracketed",
+    "brier_decomposition",
+    "brier_score",
+    "brier_skill_score",
+    "cell_weights",
+    "centred_acc",
+    "climate_probability",
+    "colatitude_sine_weights",
+    "cosine_weights",
+    "cost_loss_ratios",
+    "crps",
+    "crps_gaussian",
+    "crps_integral",
+    "crps_parts",
+    "crps_pwm",
+    "draw_blocks",
+    "economic_value",
+    "energy_score",
+    "event_table",
+    "exceedance_interval",
+    "extreme_forecast_index",
+    "from_harmonics",
+    "gain",
+    "gain_of_size",
+    "gauss_latitudes",
+    "gauss_weights",
+    "inverse_distance_weights",
+    "log_score",
+    "log_spectral_distance",
+    "mean_square_error",
+    "means_of",
+    "member_activity",
+    "member_efi",
+    "member_states",
+    "merge_sums",
+    "order_weights",
+    "outcome_weighted_crps",
+    "pit_histogram",
+    "pooled_crps",
+    "psum_sums",
+    "rank_histogram",
+    "reliability_diagram",
+    "roc",
+    "roc_area",
+    "root_mean_square_error",
+    "satisfactory",
+    "scored_share",
+    "sedi",
+    "seeps",
+    "spectral_crps",
+    "spherical_power",
+    "spherical_spectra",
+    "spread_quantiles",
+    "spread_skill",
+    "sum_cases",
+    "threshold_weighted_crps",
+    "to_harmonics",
+    "variogram_score",
+    "zonal_power",
+    "zonal_spectra",
+    "zonal_spectrum",
+    "zonal_wavelength",
+]

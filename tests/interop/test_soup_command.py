@@ -292,7 +292,7 @@ def test_sizes_are_told_in_units_that_can_be_read(here, capsys, monkeypatch):
     known = {0: "0 B", 584: "584 B", 999: "999 B", 1000: "1 kB", 12345: "12.3 kB"}
     known |= {999_600: "1 MB", 5 * 10**9: "5 GB", 3 * 10**15: "3e+03 TB"}
     assert {count: bytes_text(count) for count in known} == known
-    monkeypatch.setattr("ensjax.experiment.soup._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("ensjax.experiment.read_progress._SECONDS_BETWEEN_LINES", 0.0)
     assert soup("a b -o out") == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("out: 48 B of 144 B read | ")

@@ -1,0 +1,138 @@
+"""A climatology at the valid times of forecasts, read with each block of cases."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ensjax.emulate.gridded.layout import GriddedError
+from ensjax.emulate.gridded.standard import standard_dataset
+from ensjax.emulate.gridded.streaming import Pairs, on_same_grid, pair, read_channels
+from ensjax.emulate.gridded.times import positions, valid_times
+
+SEASONS = ("dayofyear", "month", "hour")
+
+
+def climatology_reader(
+    climatology: Any, pairs: Pairs, *, name: str = "climatology"
+) -> Callable[[Pairs], np.ndarray]:
+    """How to read the climatology of a part of the pairs.
+
+    Args:
+        climatology: a dataset of xarray on the forecasts' grid, with dimensions
+            `dayofyear` (1-366), `month` (1-12) or `hour`, or some of them, or none: it
+            is constant; or with `time`: it is looked up by valid time, as the truth is.
+            Or a standardiser with `mean_at`, its variables as those of the pairs.
+        pairs: the forecasts.
+        name: of the file, for errors.
+
+    Returns:
+        `read(part) -> [case, lead, variable, *space]`, float32, at the valid times.
+
+    Raises:
+        GriddedError: if a variable, day or hour is missing, or the grid is another.
+    """
+    if hasattr(climatology, "mean_at"):
+        return lambda part: _of_standardiser(climatology, part, name)
+    seasons = [d for d in SEASONS if d in getattr(climatology, "dims", ())]
+    has_time = not seasons and _has_time(climatology)
+    if has_time:
+        wanted = list(dict.fromkeys(c.variable for c in pairs.channels))
+        names = (pairs.names[0], name)
+        by_time = pair(pairs.forecast, climatology, variables=wanted, names=names)
+        return lambda part: _by_valid_time(by_time, part)
+    dataset = standard_dataset(climatology, seasons=seasons or ["season"], name=name)
+    missing = {c.variable for c in pairs.channels} - set(map(str, dataset.data_vars))
+    if missing:
+        raise GriddedError(
+            f"{name} has not {', '.join(sorted(missing))}; it has"
+            f" {', '.join(map(str, dataset.data_vars))}."
+        )
+    dataset = on_same_grid(pairs.forecast, dataset, (pairs.names[0], name))
+    for season in seasons:
+        if season not in dataset.coords:
+            raise GriddedError(f"{name}: {season!r} has no coordinate, only a length.")
+    return lambda part: _of_seasons(dataset, seasons, part, name)
+
+
+def _has_time(climatology):
+    return any(
+        np.asarray(climatology[d].values).dtype.kind in "MO"
+        for d in climatology.dims
+        if d in climatology.coords
+    )
+
+
+def _by_valid_time(pairs, part):
+    """The truth of other pairs at the cases and leads of this part."""
+    cases = positions(part.forecast["time"].values, pairs.forecast["time"].values)
+    leads = positions(part.forecast["lead"].values, pairs.forecast["lead"].values)
+    names = [c.name for c in pairs.channels]
+    channels = [names.index(c.name) for c in part.channels]
+    return pairs.select(case=cases, lead=leads, channel=channels).read_truth()
+
+
+def _of_standardiser(climatology, part, name):
+    valid = valid_times(part.forecast["time"].values, part.forecast["lead"].values)
+    space = [len(v) for v in part.space.values()]
+    found = np.asarray(climatology.mean_at(valid.reshape(-1)), np.float32)
+    wanted = (len(part.channels), *space)
+    if found.shape[-len(wanted) :] != wanted:
+        raise GriddedError(
+            f"{name} holds fields {found.shape[-len(wanted) :]}; the forecasts are"
+            f" [variable, *space] = {wanted}."
+        )
+    if found.ndim == len(wanted):  # the same at all times
+        return np.broadcast_to(found, (*valid.shape, *wanted))
+    return found.reshape(*valid.shape, *wanted)
+
+
+def _of_seasons(dataset, seasons, part, name):
+    valid = valid_times(part.forecast["time"].values, part.forecast["lead"].values)
+    chosen, back = {}, []
+    for season in seasons:
+        at = _season_rows(dataset[season].values, season, valid.reshape(-1), name)
+        chosen[season], place = np.unique(at, return_inverse=True)
+        back.append(place)
+    some = dataset.isel(chosen)
+    found = read_channels(some, part.channels, name, outer=seasons)
+    if not seasons:
+        return np.broadcast_to(found, (*valid.shape, *found.shape))
+    return found[tuple(back)].reshape(*valid.shape, *found.shape[len(seasons) :])
+
+
+def _season_rows(labels, season, times, name):
+    wanted = np.array([_season_of(t, season) for t in times])
+    labels = np.asarray(labels)
+    if season == "hour":  # the last that is not later
+        rows = np.searchsorted(labels, wanted, side="right") - 1
+        is_there = rows >= 0
+    else:
+        place = {int(v): i for i, v in enumerate(labels)}
+        rows = np.array([place.get(v, -1) for v in wanted])
+        is_there = rows >= 0
+        if season == "dayofyear" and 366 not in place:  # 31 December of a leap year
+            rows = np.where((wanted == 366) & ~is_there, place.get(365, -1), rows)
+            is_there = rows >= 0
+    if not is_there.all():
+        raise GriddedError(
+            f"{name} has no {season} {wanted[~is_there][0]}; it has {labels[0]} to"
+            f" {labels[-1]}."
+        )
+    return rows
+
+
+def _season_of(time, season):
+    if hasattr(time, "calendar"):  # of cftime
+        return {"dayofyear": time.dayofyr, "month": time.month, "hour": time.hour}[
+            season
+        ]
+    day = time.astype("datetime64[D]")
+    if season == "hour":
+        return int((time - day) / np.timedelta64(1, "h"))
+    if season == "month":
+        return int(time.astype("datetime64[M]").astype(int) % 12) + 1
+    return (
+        int((day - time.astype("datetime64[Y]").astype("datetime64[D]")).astype(int))
+        + 1
+    )

@@ -1,0 +1,185 @@
+"""A global atmosphere of dry air: Held-Suarez forcing of the package dinosaur.
+
+Held and Suarez 1994, BAMS 75, 1825-1830: a primitive-equation core whose temperature
+relaxes to a profile and whose lowest winds are rubbed away. It is chaotic and, once it
+has spun up, stationary: no seasons, no land, no water.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+# Truncation by Gaussian latitudes of a hemisphere, as dinosaur has them.
+_GAUSSIAN_NODES = {21: 16, 31: 24, 42: 32, 85: 64}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldSuarez:
+    """The simulator, a `trajectories.System`; a state is one of dinosaur's.
+
+    Attributes:
+        truncation: highest wavenumber, 21, 31, 42 or 85.
+        num_levels: layers of equal thickness in pressure over surface pressure.
+        step_minutes: of the semi-implicit scheme; 60 for T21, 40 for T31, 30 for T42.
+        variable: what `observe` gives: the temperature of the lowest layer in K, and
+            the surface pressure in hPa.
+    """
+
+    truncation: int = 21
+    num_levels: int = 5
+    step_minutes: int = 60
+    variable: tuple[str, ...] = ("temperature", "surface_pressure")
+
+    def __post_init__(self):
+        if self.truncation not in _GAUSSIAN_NODES:
+            known = ", ".join(map(str, _GAUSSIAN_NODES))
+            raise ValueError(f"truncation is one of {known}; got {self.truncation}.")
+        if self.num_levels < 2 or self.step_minutes < 1:
+            raise ValueError(
+                "num_levels is at least 2 and step_minutes at least 1; got"
+                f" {self.num_levels} and {self.step_minutes}."
+            )
+        if 24 * 60 % self.step_minutes:
+            raise ValueError(
+                f"step_minutes must divide a day of 1,440; got {self.step_minutes}."
+            )
+
+    @property
+    def name(self) -> str:
+        return f"Held-Suarez T{self.truncation}, {self.num_levels} levels"
+
+    @property
+    def step_length(self) -> float:
+        """Of a step, in days."""
+        return self.step_minutes / (24 * 60)
+
+    @property
+    def steps_per_day(self) -> int:
+        return 24 * 60 // self.step_minutes
+
+    @property
+    def space(self) -> dict[str, np.ndarray]:
+        """Gaussian latitudes from south to north and longitudes, in degrees."""
+        grid = _core(self).grid
+        return {"lat": np.rad2deg(grid.latitudes), "lon": np.rad2deg(grid.longitudes)}
+
+    @property
+    def units(self) -> dict[str, str]:
+        return {
+            "temperature": "K",
+            "surface_pressure": "hPa",
+            "lat": "degrees_north",
+            "lon": "degrees_east",
+        }
+
+    @property
+    def latitude_weights(self) -> np.ndarray:
+        """Gaussian quadrature weights `[lat]`, mean 1."""
+        weights = np.asarray(_core(self).grid.quadrature_weights)[0]
+        return weights / weights.mean()
+
+    def start(self, key: jax.Array) -> Any:
+        """Isothermal air at rest, with a wave of surface pressure at a random place."""
+        return _core(self).start(key)
+
+    def step(self, state: Any) -> Any:
+        return _core(self).step(state)
+
+    def perturb(self, state: Any, key: jax.Array, scale: Any) -> Any:
+        """Noise on the waves of temperature, in proportion to each of them.
+
+        Every coefficient of the expansion but the zonal means is multiplied by a
+        `1 + scale * normal` of its own: noise has the state's spectrum.
+        """
+        temperature = state.temperature_variation  # [level, order, degree]
+        factor = 1.0 + scale * jax.random.normal(key, temperature.shape)
+        factor = factor.at[:, 0].set(1.0)  # of zonal wavenumber 0
+        return dataclasses.replace(state, temperature_variation=temperature * factor)
+
+    def observe(self, state: Any) -> jax.Array:
+        """Lowest temperature and surface pressure, `[variable 2, lat, lon]`."""
+        return _core(self).observe(state)
+
+
+class _Core(NamedTuple):
+    grid: Any
+    start: Any
+    step: Any
+    observe: Any
+
+
+@functools.cache
+def _core(system: HeldSuarez) -> _Core:
+    """The compiled-in parts of a system: matrices of its transforms and its scheme."""
+    try:
+        from dinosaur import (
+            coordinate_systems,
+            held_suarez,
+            primitive_equations,
+            primitive_equations_states,
+            scales,
+            sigma_coordinates,
+            spherical_harmonic,
+            time_integration,
+            xarray_utils,
+        )
+    except ImportError as error:
+        raise ImportError(
+            "the Held-Suarez simulator needs package dinosaur: pip install"
+            " 'ensjax[weather]'"
+        ) from error
+    unit = scales.units
+    # Constants of the core are made once, also where the first use is being traced.
+    with jax.ensure_compile_time_eval(), jax.numpy_rank_promotion("allow"):
+        specs = primitive_equations.PrimitiveEquationsSpecs.from_si()
+        grid = spherical_harmonic.Grid.construct(
+            max_wavenumber=system.truncation,
+            gaussian_nodes=_GAUSSIAN_NODES[system.truncation],
+            radius=specs.radius,
+        )
+        coords = coordinate_systems.CoordinateSystem(
+            grid, sigma_coordinates.SigmaCoordinates.equidistant(system.num_levels)
+        )
+        start, features = primitive_equations_states.isothermal_rest_atmosphere(
+            coords, specs, p0=1e5 * unit.pascal, p1=5e3 * unit.pascal
+        )
+        reference = features[xarray_utils.REF_TEMP_KEY]
+        orography = np.zeros(grid.modal_shape, np.float32)
+        equations = time_integration.compose_equations(
+            [
+                primitive_equations.PrimitiveEquations(
+                    reference, orography, coords, specs
+                ),
+                held_suarez.HeldSuarezForcing(coords, specs, reference),
+            ]
+        )
+        length = specs.nondimensionalize(system.step_minutes * unit.minute)
+        step = time_integration.step_with_filters(
+            time_integration.imex_rk_sil3(equations, length),
+            [time_integration.exponential_step_filter(grid, length)],
+        )
+    kelvin = float(specs.dimensionalize(1.0, unit.degK).m)
+    hectopascal = float(specs.dimensionalize(1.0, unit.pascal).m) / 100
+    lowest = float(reference[-1])
+
+    def observe(state):
+        temperature = lowest + grid.to_nodal(state.temperature_variation[-1])
+        pressure = jax.numpy.exp(grid.to_nodal(state.log_surface_pressure[0]))
+        fields = jax.numpy.stack([temperature * kelvin, pressure * hectopascal])
+        return fields.swapaxes(-1, -2)  # [variable, lat, lon]
+
+    return _Core(grid, *(_allowing_ranks(fn) for fn in (start, step, observe)))
+
+
+def _allowing_ranks(fn):
+    """`fn` with silent broadcasting of ranks, which the package relies on."""
+
+    @functools.wraps(fn)
+    def run(*args):
+        with jax.numpy_rank_promotion("allow"):
+            return fn(*args)
+
+    return run

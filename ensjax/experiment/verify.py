@@ -1,0 +1,147 @@
+"""`ensjax verify`: scores of a forecast on disk against the truth on disk."""
+
+import argparse
+import signal
+import sys
+from typing import Any
+
+from ensjax.experiment import exit_codes
+from ensjax.experiment.exit_codes import ConfigError, is_no_space, one_line
+from ensjax.experiment.read_progress import ReadProgress
+from ensjax.experiment.verify_options import VerifyOptions, read_verify_options
+
+_SHOWN_LEADS = 6
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Scores, prints and writes; returns the exit code.
+
+    Raises:
+        ConfigError: for mistakes of the user, which leave nothing behind.
+    """
+    asked = read_verify_options(options)
+    signal.signal(signal.SIGTERM, _terminate)
+    progress = ReadProgress(asked.paths["forecast"])
+    try:
+        from ensjax.emulate import gridded
+
+        if asked.out:
+            gridded.check_place(asked.out, overwrite=asked.overwrite)
+        scores = _scores(gridded, asked, progress)
+        if asked.out:
+            gridded.write_dataset(asked.out, scores, overwrite=asked.overwrite)
+    except KeyboardInterrupt:
+        print("ensjax: stopped; nothing was written.", file=sys.stderr)
+        return exit_codes.CTRL_C
+    except (ValueError, TypeError, ImportError, FileNotFoundError) as error:
+        raise ConfigError(one_line(error)) from error
+    except OSError as error:
+        if is_no_space(error):
+            print(
+                f"ensjax: no space left for {asked.out}; it was not written.",
+                file=sys.stderr,
+            )
+            return exit_codes.NO_SPACE
+        raise ConfigError(f"cannot read or write: {one_line(error)}.") from error
+    finally:
+        progress.close()
+    _tell(scores)
+    if asked.out:
+        print(asked.out)
+    return exit_codes.FINISHED
+
+
+def _terminate(number: int, frame: Any) -> None:
+    del number, frame
+    raise SystemExit(exit_codes.TERMINATED)  # half a file is removed on the way
+
+
+def _scores(gridded: Any, asked: VerifyOptions, progress: ReadProgress) -> Any:
+    opened = {}
+    for role, path in asked.paths.items():
+        if role == "climatology":  # `verify` knows its seasons
+            opened[role] = gridded.open_raw(path)
+            continue
+        opened[role] = gridded.open_gridded(path, asked.mappings[role])
+    regions = {}
+    for name, box in asked.regions.items():
+        if box is None and name not in gridded.REGIONS:
+            known = ", ".join(gridded.REGIONS)
+            raise ConfigError(
+                f"--region {name}: known are {known}; others are NAME=S,N,W,E."
+            )
+        regions[name] = gridded.REGIONS[name] if box is None else box
+    bootstrap = None
+    if asked.bootstrap is not None:
+        bootstrap = gridded.Bootstrap(**asked.bootstrap)
+    names = tuple(
+        asked.paths.get(role, role)
+        for role in ("forecast", "truth", "climatology", "compare_to")
+    )
+    return gridded.verify(
+        opened["forecast"],
+        opened["truth"],
+        opened.get("climatology"),
+        regions,
+        opened.get("compare_to"),
+        bootstrap,
+        variables=asked.variables,
+        thresholds=asked.thresholds or None,
+        names=names,
+        report=progress.report,
+    )
+
+
+def _tell(scores: Any) -> None:
+    """A table for each variable and region: scores, over leads."""
+    import rich.console
+    import rich.table
+
+    console = rich.console.Console()
+    about = scores.attrs
+    print(
+        f"{about['forecast']}: {about['num_cases']} starts, {about['num_members']}"
+        f" members, against {about['truth']}"
+    )
+    leads = _shown(scores.sizes["lead"])
+    for region in scores["region"].values:
+        for variable in scores["variable"].values:
+            part = scores.sel(region=region, variable=variable)
+            table = rich.table.Table(title=f"{variable}, {region}")
+            table.add_column("score", no_wrap=True)
+            for i in leads:
+                table.add_column(_lead_text(scores["lead"].values[i]), justify="right")
+            for score in scores["score"].values:
+                row = part.sel(score=score)
+                cells = [_cell(row, i) for i in leads]
+                if any(cells):
+                    table.add_row(str(score), *cells)
+            console.print(table)
+
+
+def _shown(count):
+    """A few leads from the first to the last."""
+    if count <= _SHOWN_LEADS:
+        return list(range(count))
+    return [round(i * (count - 1) / (_SHOWN_LEADS - 1)) for i in range(_SHOWN_LEADS)]
+
+
+def _lead_text(lead):
+    import numpy as np
+
+    if np.asarray(lead).dtype.kind != "m":
+        return f"{lead:g}"
+    hours = lead / np.timedelta64(1, "h")
+    return f"{hours / 24:g} d" if hours % 24 == 0 else f"{hours:g} h"
+
+
+def _cell(row, i):
+    value, low, high = (float(row[k][i]) for k in ("value", "low", "high"))
+    if value != value:
+        return ""
+    text = f"{value:.4g}"
+    if low == low:
+        text += f"\n[{low:.3g}, {high:.3g}]"
+    if "skill" in row and float(row["skill"][i]) == float(row["skill"][i]):
+        text += f"\n({float(row['skill'][i]):+.1%})"
+    return text

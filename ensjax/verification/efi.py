@@ -1,0 +1,112 @@
+"""The extreme forecast index: how far the ensemble lies out in its own climate.
+
+    EFI = (2 / pi) integral_0^1 (p - F(p)) / sqrt(p (1 - p)) dp
+
+with F(p) the share of members at or below the climate's quantile Q(p). It is 1 where
+all members are above the climate and -1 where all are below. The climate is that of the
+*model*, of reforecasts at the same lead, so that the model's bias cancels.
+
+With p = sin^2(theta) the integrand has no singularity, and since F rises by 1 / M at
+the climate's probability p_m of each member, the integral is a mean over members:
+
+    EFI = (4 / pi) mean_m arcsin(sqrt(p_m)) - 1
+
+Nothing is integrated numerically; a trapezoid over p = 0.01..0.99 saturates at 0.875.
+Source: Lalaurie 2003 and Zsoter 2006 (the index); the closed form is derived here.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.scores.rows import floating
+
+
+def extreme_forecast_index(
+    forecast: jax.Array,
+    quantiles: jax.Array,
+    levels: np.ndarray,
+    *,
+    member_mask: jax.Array | None = None,
+) -> jax.Array:
+    """The EFI of every element, `[...]` (-1 to 1).
+
+    Args:
+        forecast: `[member, ...]`; NaN: the member is missing.
+        quantiles: the climate's, `[level, ...]`, not falling along levels.
+        levels: their probabilities, rising, in [0, 1], `[level]`. Beyond the first and
+            last quantile a member counts as outside of the climate: p = 0 or 1.
+        member_mask: booleans `[member]` or `[member, ...]`.
+
+    Returns:
+        NaN where no member is there or a quantile is NaN.
+
+    Raises:
+        ValueError: if a shape does not fit or the levels do not rise in [0, 1].
+    """
+    forecast = floating(forecast)
+    share = member_efi(forecast, quantiles, levels)
+    mask = ~jnp.isnan(forecast)
+    if member_mask is not None:
+        given = jnp.asarray(member_mask)
+        if given.shape == forecast.shape[:1]:
+            given = given.reshape(-1, *(1,) * (forecast.ndim - 1))
+        elif given.shape != forecast.shape:
+            raise ValueError(
+                f"member_mask must be [member] or {forecast.shape}; got {given.shape}."
+            )
+        mask &= given.astype(bool)
+    count = jnp.sum(mask, axis=0)
+    total = jnp.sum(jnp.where(mask, share, 0.0), axis=0)
+    return total / jnp.where(count > 0, count, jnp.nan)
+
+
+def member_efi(
+    forecast: jax.Array, quantiles: jax.Array, levels: np.ndarray
+) -> jax.Array:
+    """What each member adds: its own index, whose mean over members is the EFI.
+
+    So it streams: fold it into `reduce.init_moments`. Arguments as for
+    `extreme_forecast_index`.
+
+    Returns:
+        `[member, ...]`.
+    """
+    probability = climate_probability(forecast, quantiles, levels)
+    return 4 / np.pi * jnp.arcsin(jnp.sqrt(probability)) - 1
+
+
+def climate_probability(
+    forecast: jax.Array, quantiles: jax.Array, levels: np.ndarray
+) -> jax.Array:
+    """The smallest p whose climate quantile is at least the value, `[member, ...]`.
+
+    Quantiles between levels are interpolated linearly. A value equal to several
+    quantiles, as no rain, has the lowest of their levels, by the definition of F.
+
+    Raises:
+        ValueError: if a shape does not fit or the levels do not rise in [0, 1].
+    """
+    forecast, quantiles = floating(forecast), floating(quantiles)
+    levels = np.asarray(levels, np.float64)
+    if levels.ndim != 1 or len(levels) < 2 or np.any(np.diff(levels) <= 0):
+        raise ValueError("levels must be two or more numbers that rise, [level].")
+    if levels[0] < 0 or levels[-1] > 1:
+        raise ValueError(f"levels are probabilities; got {levels[0]} to {levels[-1]}.")
+    if quantiles.shape != (len(levels), *forecast.shape[1:]):
+        raise ValueError(
+            f"quantiles must be [level, ...] = {(len(levels), *forecast.shape[1:])};"
+            f" got {quantiles.shape}."
+        )
+    undefined = jnp.any(jnp.isnan(quantiles), axis=0)
+    # A loop over levels: members times levels need not exist together.
+    probability = jnp.where(forecast > quantiles[-1][None], 1.0, 0.0)
+    for i in range(len(levels) - 1):
+        low, high = quantiles[i][None], quantiles[i + 1][None]
+        is_here = (forecast > low) & (forecast <= high)
+        width = jnp.where(high > low, high - low, 1.0)
+        place = jnp.clip((forecast - low) / width, 0.0, 1.0)
+        here = levels[i] + (levels[i + 1] - levels[i]) * place
+        probability = jnp.where(is_here, here, probability)
+    missing = jnp.isnan(forecast) | undefined[None]
+    return jnp.where(missing, jnp.nan, probability)

@@ -1,0 +1,152 @@
+"""CRPS with emphasis on a tail: threshold-weighted, and outcome-weighted.
+
+Only the first tells extremes apart without a trap: scores of the cases alone whose
+observation was extreme are best for whoever always forecasts extremes.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.verification.crps import crps_values, weight_of_fair
+from ensjax.verification.ingredients import CRPS, MEMBERS, Ingredient, needed
+from ensjax.verification.metric import Metric
+
+
+def threshold_weighted_crps(
+    threshold: float | None = None,
+    *,
+    tail: str = "upper",
+    estimator: str = "standard",
+    alpha: float = 0.95,
+) -> Metric:
+    """The CRPS over thresholds in a tail only: w(z) = 1{z >= t}; in unit of the values.
+
+    It is the CRPS of the chained values max(x, t) and max(y, t); min for the lower
+    tail. To stream over members, fold chained members into `reduce.init_crps`.
+
+    Args:
+        threshold: t for all elements; None: `reference["threshold"]`, `[*truth]`, such
+            as a quantile of the climatology by place and season.
+        tail: "upper" or "lower".
+        estimator: as in `crps`.
+        alpha: as in `crps`.
+
+    Raises:
+        ValueError: if an argument is unknown or out of range.
+
+    Source: Gneiting and Ranjan 2011, JBES 29; Allen, Ginsbourger and Ziegel 2023,
+    SIAM/ASA JUQ 11 (chaining function).
+    """
+    if tail not in ("upper", "lower"):
+        raise ValueError(f'tail must be "upper" or "lower"; got {tail!r}.')
+    return _threshold_weighted(
+        None if threshold is None else float(threshold),
+        tail,
+        weight_of_fair(estimator, alpha),
+    )
+
+
+def _level(threshold, truth, reference):
+    if threshold is None:
+        return needed(reference, "threshold", truth.shape)
+    return jnp.full(truth.shape, threshold, truth.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _threshold_weighted(threshold, tail, fair):
+    chain = jnp.maximum if tail == "upper" else jnp.minimum
+
+    def of_members(forecast, truth, mask, reference, vector_axes):
+        level = _level(threshold, truth, reference)
+        return CRPS.of_members(
+            chain(forecast, level[None]), chain(truth, level), mask, None, vector_axes
+        )
+
+    def statistics(terms, truth, reference):
+        del truth, reference
+        return {"crps": crps_values(terms, fair)}
+
+    return Metric(
+        Ingredient(None, of_members),
+        statistics,
+        lambda mean: mean["crps"],
+        best="low",
+        is_fair=fair == 1,
+        least_members=2 if fair > 0 else 1,
+    )
+
+
+class OutcomeWeighted(NamedTuple):
+    """The outcome-weighted CRPS, and what it must not be read without.
+
+    Attributes:
+        crps: mean over the events, in the unit of the values.
+        brier: Brier score of the event over all elements (0-1).
+        event_rate: share of elements that were events.
+    """
+
+    crps: jax.Array
+    brier: jax.Array
+    event_rate: jax.Array
+
+
+def outcome_weighted_crps(
+    threshold: float | None = None, *, estimator: str = "standard", alpha: float = 0.95
+) -> Metric:
+    """The CRPS of the members above t, averaged over events y > t: `OutcomeWeighted`.
+
+    Proper, but not strictly: it does not ask how probable the event was, so it comes
+    with the Brier score of the event. Where no member exceeds t, the error of the
+    largest takes its place, |max_m x_m - y|.
+
+    Args:
+        threshold: t for all elements; None: `reference["threshold"]`, `[*truth]`.
+        estimator: as in `crps`; the fair form leaves out events with one member above.
+        alpha: as in `crps`.
+
+    Raises:
+        ValueError: if an argument is unknown or out of range.
+
+    Source: Holzmann and Klar 2017, Annals of Applied Statistics 11, section 2. The mean
+    is over events, not over all cases as in some packages.
+    """
+    return _outcome_weighted(
+        None if threshold is None else float(threshold),
+        weight_of_fair(estimator, alpha),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _outcome_weighted(threshold, fair):
+    def statistics(members, truth, reference):
+        level = _level(threshold, truth, reference)
+        is_above = members.mask & (members.values > level[None])
+        terms = CRPS.of_members(members.values, truth, is_above, None, 0)
+        largest = jnp.max(members.values, axis=0, where=members.mask, initial=-jnp.inf)
+        is_none = ~jnp.any(is_above, axis=0)
+        score = jnp.where(is_none, jnp.abs(largest - truth), crps_values(terms, fair))
+        count = jnp.sum(members.mask, axis=0)
+        share = jnp.sum(is_above, axis=0) / jnp.where(count > 0, count, jnp.nan)
+        event = jnp.where(jnp.isnan(truth), jnp.nan, (truth > level) * 1.0)
+        return {
+            "crps": jnp.where(event == 0, 0.0, score),
+            "event": event,
+            "brier": (share - event) ** 2,
+        }
+
+    def final(mean):
+        rate = mean["event"]
+        score = mean["crps"] / jnp.where(rate > 0, rate, jnp.nan)
+        return OutcomeWeighted(score, mean["brier"], rate)
+
+    return Metric(
+        MEMBERS,
+        statistics,
+        final,
+        best="low",
+        is_fair=False,
+        least_members=2 if fair > 0 else 1,
+    )

@@ -1,0 +1,123 @@
+"""The Held-Suarez atmosphere, archives of it, and the cache that keeps them."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from ensjax.emulate.archive import Archive
+from ensjax.emulate.held_suarez import HeldSuarez
+from ensjax.emulate.held_suarez_archive import held_suarez_archive
+from ensjax.emulate.kept import archive_folder, kept_archive, kept_path
+from ensjax.emulate.trajectories import advance
+
+pytest.importorskip("dinosaur")
+# Hours, not days: what is tested is the program.
+SYSTEM = HeldSuarez(num_levels=2, step_minutes=120)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return SYSTEM.start(jax.random.key(0))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_the_start_is_isothermal_air_of_1000_hectopascal(start):
+    temperature, pressure = SYSTEM.observe(start)
+    assert temperature.shape == (32, 64)
+    np.testing.assert_allclose(temperature, 288, atol=1e-3)
+    assert 950 < pressure.min() < 990 < 1010 < pressure.max() < 1050
+    area_mean = (pressure * SYSTEM.latitude_weights[:, None]).mean()
+    assert area_mean == pytest.approx(1000, abs=1)
+    lat, lon = SYSTEM.space["lat"], SYSTEM.space["lon"]
+    assert (np.diff(lat) > 0).all() and lat[0] == pytest.approx(-85.76, abs=0.01)
+    np.testing.assert_allclose(lon, 5.625 * np.arange(64), atol=1e-4)
+
+
+def test_a_day_keeps_mass_and_moves_towards_the_profile(start):
+    state = jax.jit(lambda x: advance(SYSTEM, x, SYSTEM.steps_per_day))(start)
+    before, after = (SYSTEM.observe(x) for x in (start, state))
+    weights = SYSTEM.latitude_weights[:, None]
+    np.testing.assert_allclose(
+        (after[1] * weights).mean(), (before[1] * weights).mean(), atol=0.5
+    )
+    # At 750 hPa the profile is warmer than 288 K at the equator and colder at poles.
+    zonal = after[0].mean(axis=-1)
+    assert zonal[0] < 287.5 and zonal[-1] < 287.5 and zonal[16] > zonal[0] + 1
+
+
+def test_noise_is_on_waves_alone_and_in_proportion(start):
+    state = jax.jit(lambda x: advance(SYSTEM, x, 2 * SYSTEM.steps_per_day))(start)
+    other = SYSTEM.perturb(state, jax.random.key(1), 0.2)
+    change = np.asarray(other.temperature_variation - state.temperature_variation)
+    assert not change[:, 0].any()
+    own = np.asarray(state.temperature_variation)[:, 1:]
+    np.testing.assert_allclose(
+        np.sqrt(np.square(change[:, 1:]).sum() / np.square(own).sum()), 0.2, rtol=0.2
+    )
+    for field in ("vorticity", "divergence", "log_surface_pressure"):
+        np.testing.assert_array_equal(getattr(other, field), getattr(state, field))
+    np.testing.assert_array_equal(
+        SYSTEM.perturb(state, jax.random.key(1), 0.0).temperature_variation,
+        state.temperature_variation,
+    )
+
+
+SMALL = dict(
+    num_cases=3, num_members=2, num_runs=2, system=SYSTEM, lead_days=(0, 1),
+    spin_up_days=1, gap_days=1, settle_days=0, cases_per_call=2,
+)  # fmt: skip
+
+
+def test_an_archive_reports_its_progress_and_is_kept(tmp_path):
+    lines = []
+    archive = held_suarez_archive(**SMALL, say=lines.append)
+    assert archive.values.shape == (3, 2, 2, 2, 32, 64)
+    assert archive.case.tolist() == [0, 10_000, 1]
+    assert np.isfinite(archive.values).all()
+    assert lines[-2].startswith("Held-Suarez T21, 2 levels: 15 of 15 member-days")
+    assert lines[-2].endswith("0 s left") and "kept" in lines[-1]
+    # The forecast starts of one run lie a day apart: a member of the first, started
+    # from the truth but for noise on waves, is near the second a day later.
+    np.testing.assert_allclose(archive.truth[0, 1], archive.truth[2, 0], atol=2e-2)
+    files = list((tmp_path / "ensjax" / "archives").iterdir())
+    assert len(files) == 1 and files[0].suffix == ".npz"
+    again = held_suarez_archive(**SMALL, say=lines.append)
+    assert lines[-1].startswith("read")
+    np.testing.assert_array_equal(again.values, archive.values)
+
+
+def test_settings_name_the_file():
+    settings = dict(system=dataclasses.asdict(SYSTEM), seed=0)
+    assert kept_path("a", settings) == kept_path("a", dict(reversed(settings.items())))
+    assert kept_path("a", settings) != kept_path("a", settings | {"seed": 1})
+    assert kept_path("a", settings).parent == archive_folder()
+
+
+def test_a_damaged_file_is_made_again():
+    def make():
+        return Archive(np.ones((1, 1, 1, 1)), case=[0], lead=[0], variable=["x"])
+
+    lines = []
+    kept_archive("a", {}, make, say=lines.append)
+    path = kept_path("a", {})
+    path.write_bytes(path.read_bytes()[:50])
+    found = kept_archive("a", {}, make, say=lines.append)
+    assert found.values.item() == 1 and "made again" in lines[-2]
+    assert Archive.load(path).values.item() == 1
+
+
+def test_what_does_not_work_is_refused_before_any_work():
+    with pytest.raises(ValueError, match="truncation is one of"):
+        HeldSuarez(truncation=20)
+    with pytest.raises(ValueError, match="must divide a day"):
+        HeldSuarez(step_minutes=50)
+    with pytest.raises(ValueError, match="must rise"):
+        held_suarez_archive(lead_days=(5, 5))
+    with pytest.raises(ValueError, match="num_cases must be at least 1"):
+        held_suarez_archive(num_cases=0)

@@ -1,0 +1,144 @@
+"""Rank histograms, transforms, and what only huge ensembles can do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax import reduce
+from ensjax import verification as v
+
+
+@pytest.fixture(scope="module")
+def exchangeable():
+    """Rain-like values with many zeros, observation drawn as the members are."""
+    rng = np.random.default_rng(0)
+    drawn = np.maximum(rng.normal(size=(6, 24_000)), 0).astype(np.float32)
+    return drawn[:5], drawn[5]
+
+
+def test_ranks_by_hand(score):
+    x = np.array([[1.0, 1, 1, 2], [2, 2, 2, 2], [3, 3, 3, 2]], np.float32)
+    y = np.array([0.0, 2.5, 9.0, 1.0], np.float32)
+    got = score(v.rank_histogram(3), x, y)
+    np.testing.assert_allclose(got.counts, [2, 0, 1, 1])
+    np.testing.assert_allclose(got.outliers, 0.75)
+    np.testing.assert_allclose(got.expected, 1.0)
+    np.testing.assert_allclose(got.unreliability, 2 / 3, rtol=1e-6)
+
+
+def test_ties_are_drawn_so_that_exchangeable_members_are_flat(exchangeable, score):
+    x, y = exchangeable
+    got = score(v.rank_histogram(5), x, y)
+    assert got.counts.sum() == 24_000
+    np.testing.assert_array_equal(got.counts, np.round(got.counts))
+    # Chi-square with 5 degrees of freedom over 5: below 4 but for one in 1,000.
+    assert got.unreliability < 4
+    np.testing.assert_allclose(got.outliers, 2 / 6, atol=0.015)
+    # The expected histogram, of shares instead of draws, is within their error.
+    shares = reduce.finish_ranks(
+        reduce.update_ranks(reduce.init_ranks(y), x), num_members=5
+    )
+    assert np.abs(shares - got.counts).max() < 5 * np.sqrt(4000)
+    other = score(v.rank_histogram(5, seed=1), x, y)
+    assert (other.counts != got.counts).any()
+    strict = np.bincount((x < y).sum(0), minlength=6)
+    assert strict[0] > 3 * 4000  # what counting ties as above would say
+
+
+def test_without_ties_it_equals_other_packages(score):
+    xr = pytest.importorskip("xarray")
+    xskillscore = pytest.importorskip("xskillscore")
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(4, 200)).astype(np.float32)
+    y = (2 * rng.normal(size=200)).astype(np.float32)
+    got = score(v.rank_histogram(4), x, y).counts
+    other = xskillscore.rank_histogram(
+        xr.DataArray(y, dims=["time"]),
+        xr.DataArray(x, dims=["member", "time"]),
+        dim="time",
+        member_dim="member",
+    )
+    np.testing.assert_array_equal(got, other)
+
+
+def test_elements_that_lack_members_have_no_rank_but_a_transform(score):
+    x = np.array([[0.0, 0], [1, np.nan], [2, 2]], np.float32)
+    y = np.array([1.5, 1.5], np.float32)
+    got = score(v.rank_histogram(3), x, y)
+    np.testing.assert_allclose(got.counts, [0, 0, 1, 0])
+    assert score(v.pit_histogram(4), x, y).shares.sum() == 1
+    none = score(v.pit_histogram(4), np.full_like(x, np.nan), y)
+    assert np.isnan(none.shares).all()
+
+
+def test_the_transform_is_uniform_for_any_number_of_members(exchangeable, score):
+    x, y = exchangeable
+    mask = np.random.default_rng(2).random(x.shape) < 0.6
+    got = score(v.pit_histogram(10), x, y, member_mask=mask)
+    # Standard error of a share: sqrt(0.09 / 24,000) = 0.002.
+    np.testing.assert_allclose(got.shares, 0.1, atol=0.01)
+    assert got.deviation < 0.005
+
+
+def test_draws_belong_to_cases(exchangeable):
+    x, y = exchangeable
+    metric, ids = v.rank_histogram(5), np.arange(40)
+    at_once = metric.sums(x[:, :40], y[:40], reference={"case_ids": ids})
+    order = np.random.default_rng(0).permutation(40)
+    other = metric.sums(x[:, order], y[order], reference={"case_ids": ids[order]})
+    np.testing.assert_array_equal(at_once.total["rank"], other.total["rank"])
+    with pytest.raises(ValueError, match="case_ids"):
+        metric(x, y, reference={"case_ids": ids})
+
+
+def test_best_member_and_brackets_of_gaussians(score):
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(51, 20_000)).astype(np.float32)
+    y = drawn[50]
+    for members, expected in ((1, 1.41), (2, 0.95), (10, 0.36)):
+        got = score(v.best_member_error(), drawn[:members], y)
+        assert abs(got - expected) < 0.02
+    got = score(v.bracketed(), drawn[:50], y)
+    assert abs(got - 49 / 51) < 0.005
+    reached = np.asarray(v.gain(drawn[:50])).mean()
+    assert abs(reached - 2.51) < 0.02
+    key = jax.random.key(0)
+    # Resampling draws some members twice, so that the farthest is less far.
+    smaller = np.asarray(v.gain_of_size(key, drawn[:50, :200], 20, num_resamples=20))
+    assert 1.8 < smaller.mean() < 2.4
+
+
+def test_how_large_an_ensemble_brackets_the_truth():
+    key, x = jax.random.key(0), np.linspace(-2, 2, 41).astype(np.float32)[:, None]
+    y = np.array([0.0], np.float32)
+    assert not v.satisfactory(key, x, y, 2)[0]
+    assert v.satisfactory(key, x, y, 12)[0]
+    assert not v.satisfactory(key, x, y + 3, 41)[0]
+    share = v.exceedance_interval(key, x, 1.0, 20, num_resamples=200)
+    np.testing.assert_allclose(share.estimate, 10 / 41, rtol=1e-6)
+    assert share.low < share.estimate < share.high
+    wide = v.exceedance_interval(key, x, 1.0, 5, num_resamples=200)
+    assert wide.high - wide.low > share.high - share.low
+
+
+def test_gain_of_equal_members_is_undefined():
+    assert np.isnan(v.gain(jnp.ones((3, 2)))).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: v.rank_histogram(0),
+        lambda: v.pit_histogram(0),
+        lambda: v.gain_of_size(jax.random.key(0), np.ones((3, 2)), 0),
+        lambda: v.exceedance_interval(
+            jax.random.key(0), np.ones((3, 2)), 0.0, 2, confidence=1.0
+        ),
+        lambda: v.binned_spread_skill((1.0, 1.0)),
+        lambda: v.spread_quantiles(np.ones((1, 4)), num_bins=2),
+    ],
+)
+def test_bad_numbers(call):
+    with pytest.raises(ValueError):
+        call()
