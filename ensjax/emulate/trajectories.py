@@ -156,8 +156,8 @@ class _FreeRun:
 
     def __call__(self, key):
         state = self.system.start(jax.random.fold_in(key, _START))
-        state = advance(self.system, state, self.spin_up_steps)
-        return forecast(self.system, state, self.lead_steps)
+        leads = [self.spin_up_steps + lead for lead in self.lead_steps]
+        return forecast(self.system, state, leads)
 
 
 def climate_states(
@@ -194,12 +194,14 @@ class _Climate:
 
     def __call__(self, key):
         state = self.system.start(jax.random.fold_in(key, _START))
-        state = advance(self.system, state, self.spin_up_steps)
+        # One loop, for a step may be costly to compile.
+        lengths = [self.spin_up_steps] + [self.gap_steps] * (self.num_states - 1)
 
-        def to_next(state, _):
-            return advance(self.system, state, self.gap_steps), state
+        def to_next(state, length):
+            state = advance(self.system, state, length)
+            return state, state
 
-        return jax.lax.scan(to_next, state, length=self.num_states)[1]
+        return jax.lax.scan(to_next, state, jnp.asarray(lengths))[1]
 
 
 def twin_archive(
@@ -314,9 +316,9 @@ def forecast_twins(
         Members `[case, member, lead, variable, *space]` and truth `[case, lead,
         variable, *space]`, NumPy.
     """
-    start = _Start(system, settle_steps, tuple(lead_steps))
+    leads = tuple(settle_steps + int(lead) for lead in lead_steps)
     truth, analysis = run_trajectories(
-        start,
+        _Start(system, leads),
         cases,
         seed=seed,
         stacked=(states,),
@@ -325,7 +327,7 @@ def forecast_twins(
         block=block,
     )
     members = run_trajectories(
-        _Member(system, settle_steps, tuple(lead_steps)),
+        _Member(system, leads),
         np.repeat(cases, num_members),
         seed=seed,
         stacked=(
@@ -345,12 +347,10 @@ class _Start:
     """Of one case: what comes true, and the analysis."""
 
     system: System
-    settle_steps: int
-    lead_steps: tuple[int, ...]
+    lead_steps: tuple[int, ...]  # from where the noise is added
 
     def __call__(self, key, state, noise):
         analysis = self.system.perturb(state, jax.random.fold_in(key, _ANALYSIS), noise)
-        state = advance(self.system, state, self.settle_steps)
         return forecast(self.system, state, self.lead_steps), analysis
 
 
@@ -359,13 +359,11 @@ class _Member:
     """Of one member of one case: what it forecasts from the case's analysis."""
 
     system: System
-    settle_steps: int
-    lead_steps: tuple[int, ...]
+    lead_steps: tuple[int, ...]  # from where the noise is added
 
     def __call__(self, key, member_id, analysis, noise):
         key = jax.random.fold_in(jax.random.fold_in(key, _MEMBER), member_id)
         state = self.system.perturb(analysis, key, noise)
-        state = advance(self.system, state, self.settle_steps)
         return forecast(self.system, state, self.lead_steps)
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from ensjax import make_mesh
 from ensjax.emulate.archive import Archive
 from ensjax.emulate.held_suarez import HeldSuarez
 from ensjax.emulate.held_suarez_archive import held_suarez_archive
@@ -71,6 +72,7 @@ def test_noise_is_on_waves_alone_and_in_proportion(start):
 SMALL = dict(
     num_cases=3, num_members=2, num_runs=2, system=SYSTEM, lead_days=(0, 1),
     spin_up_days=1, gap_days=1, settle_days=0, cases_per_call=2,
+    mesh=make_mesh(member=1),
 )  # fmt: skip
 
 
