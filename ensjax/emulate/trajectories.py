@@ -317,53 +317,40 @@ def forecast_twins(
         variable, *space]`, NumPy.
     """
     leads = tuple(settle_steps + int(lead) for lead in lead_steps)
-    truth, analysis = run_trajectories(
-        _Start(system, leads),
-        cases,
-        seed=seed,
-        stacked=(states,),
-        shared=(jnp.float32(analysis_noise),),
-        mesh=mesh,
-        block=block,
-    )
-    members = run_trajectories(
-        _Member(system, leads),
-        np.repeat(cases, num_members),
+    rows = 1 + num_members  # of a case: the truth, then its members
+    found = run_trajectories(
+        _Twin(system, leads),
+        np.repeat(cases, rows),
         seed=seed,
         stacked=(
-            jnp.tile(jnp.arange(num_members), len(cases)),
-            jax.tree.map(lambda x: jnp.repeat(x, num_members, axis=0), analysis),
+            jnp.tile(jnp.arange(rows) - 1, len(cases)),
+            jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), states),
         ),
-        shared=(jnp.float32(member_noise),),
+        shared=(jnp.float32(analysis_noise), jnp.float32(member_noise)),
         mesh=mesh,
         block=block,
     )
-    members, truth = fetch((members, truth))
-    return members.reshape(len(cases), num_members, *members.shape[1:]), truth
+    found = fetch(found)
+    found = found.reshape(len(cases), rows, *found.shape[1:])
+    return found[:, 1:], found[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Start:
-    """Of one case: what comes true, and the analysis."""
+class _Twin:
+    """What one member of one case forecasts, or what comes true where its id is -1.
+
+    One function of both, since a step of the system may be costly to compile.
+    """
 
     system: System
     lead_steps: tuple[int, ...]  # from where the noise is added
 
-    def __call__(self, key, state, noise):
-        analysis = self.system.perturb(state, jax.random.fold_in(key, _ANALYSIS), noise)
-        return forecast(self.system, state, self.lead_steps), analysis
-
-
-@dataclasses.dataclass(frozen=True)
-class _Member:
-    """Of one member of one case: what it forecasts from the case's analysis."""
-
-    system: System
-    lead_steps: tuple[int, ...]  # from where the noise is added
-
-    def __call__(self, key, member_id, analysis, noise):
-        key = jax.random.fold_in(jax.random.fold_in(key, _MEMBER), member_id)
-        state = self.system.perturb(analysis, key, noise)
+    def __call__(self, key, member_id, truth, analysis_noise, member_noise):
+        own = jax.random.fold_in(key, _ANALYSIS)
+        analysis = self.system.perturb(truth, own, analysis_noise)
+        own = jax.random.fold_in(jax.random.fold_in(key, _MEMBER), member_id)
+        member = self.system.perturb(analysis, own, member_noise)
+        state = jax.tree.map(lambda x, y: jnp.where(member_id < 0, x, y), truth, member)
         return forecast(self.system, state, self.lead_steps)
 
 

@@ -40,8 +40,15 @@ def test_the_start_is_isothermal_air_of_1000_hectopascal(start):
     np.testing.assert_allclose(lon, 5.625 * np.arange(64), atol=1e-4)
 
 
-def test_a_day_keeps_mass_and_moves_towards_the_profile(start):
-    state = jax.jit(lambda x: advance(SYSTEM, x, SYSTEM.steps_per_day))(start)
+@pytest.fixture(scope="module")
+def days_later(start):
+    """`days_later(n)`, by one program."""
+    run = jax.jit(lambda x, days: advance(SYSTEM, x, days * SYSTEM.steps_per_day))
+    return lambda days: run(start, days)
+
+
+def test_a_day_keeps_mass_and_moves_towards_the_profile(start, days_later):
+    state = days_later(1)
     before, after = (SYSTEM.observe(x) for x in (start, state))
     weights = SYSTEM.latitude_weights[:, None]
     np.testing.assert_allclose(
@@ -52,8 +59,8 @@ def test_a_day_keeps_mass_and_moves_towards_the_profile(start):
     assert zonal[0] < 287.5 and zonal[-1] < 287.5 and zonal[16] > zonal[0] + 1
 
 
-def test_noise_is_on_waves_alone_and_in_proportion(start):
-    state = jax.jit(lambda x: advance(SYSTEM, x, 2 * SYSTEM.steps_per_day))(start)
+def test_noise_is_on_waves_alone_and_in_proportion(days_later):
+    state = days_later(2)
     other = SYSTEM.perturb(state, jax.random.key(1), 0.2)
     change = np.asarray(other.temperature_variation - state.temperature_variation)
     assert not change[:, 0].any()
