@@ -1,4 +1,4 @@
-"""SEEDS: what is drawn, what is told of the seeds, training as a stack, distillation."""
+"""SEEDS: what is drawn and told of the seeds, training as a stack, distillation."""
 
 import functools
 
