@@ -4,9 +4,9 @@
     ensjax run configs/seeds.py:claims
 
 Members and truth start from one analysis and are two time units old. A denoiser sees
-two members of five and learns to sample another; then it makes 64 from two, beside the
-29 others that the simulator has. Every seed has an archive and a network of its own, and
-all networks are trained as one stack. It is another system than the paper's (toy scale).
+two members of five and learns to sample another; then it makes 64 from two, beside
+the 29 others that the simulator has. Every seed has an archive and a network of its
+own, and all networks are trained as one stack. The paper's system is GEFS: toy scale.
 
 No preset has been run to its end yet.
 """

@@ -50,7 +50,7 @@ def run(config, run_dir):
 
 
 def simulate(config) -> dict[str, np.ndarray]:
-    """Archives of every seed, `[seed, case, member, site]`, and the simulator's speed."""
+    """Archives of every seed, `[seed, case, member, site]`; `truth` has no members."""
     archive = config.archive
     system = Lorenz96(num_sites=archive.num_sites, forcing=archive.forcing)
     options = dict(
