@@ -31,9 +31,10 @@ def test_the_mean_length_of_stationary_blocks():
     """Neighbours stay together with probability 1 - 1 / 5 (and 1 / 200 by chance)."""
     from ensjax.verification.bootstrap import _stationary
 
-    dates = jax.vmap(
-        lambda i: _stationary(jax.random.fold_in(jax.random.key(1), i), 200, 5)
-    )(jnp.arange(200))
+    def one(number):
+        return _stationary(jax.random.fold_in(jax.random.key(1), number), 200, 5)
+
+    dates = jax.vmap(one)(jnp.arange(200))
     together = np.mean((np.diff(dates, axis=1) % 200) == 1)
     assert abs(together - 0.801) < 0.01
 
@@ -70,7 +71,7 @@ def test_blocks_hold_the_truth_where_single_dates_do_not():
                 num_resamples=200,
                 confidence=0.9,
             )
-            return (ends.lower < 0) & (ends.upper > 0)
+            return (ends.low < 0) & (ends.high > 0)
 
         return jnp.mean(jax.lax.map(one, (jnp.arange(150), runs)) * 1.0)
 
@@ -99,15 +100,15 @@ def test_differences_are_paired_and_ratios_of_sums(systems):
     np.testing.assert_allclose(
         got.skill.estimate, 1 - metric(good, y) / metric(bad, y), rtol=1e-4
     )
-    assert got.difference.lower < got.difference.estimate < got.difference.upper < 0
+    assert got.difference.low < got.difference.estimate < got.difference.high < 0
     # In pairs the difference is known better than either score.
-    assert got.difference.upper - got.difference.lower < 0.7 * (
-        got.first.upper - got.first.lower
+    assert got.difference.high - got.difference.low < 0.7 * (
+        got.first.high - got.first.low
     )
     same = v.bootstrap_comparison(
         jax.random.key(0), metric, first, first, block_length=3, num_resamples=20
     )
-    assert same.difference.lower == same.difference.upper == 0
+    assert same.difference.low == same.difference.high == 0
 
 
 def test_a_resample_is_the_score_of_its_dates(systems):
@@ -118,7 +119,7 @@ def test_a_resample_is_the_score_of_its_dates(systems):
     counts = v.draw_blocks(key, 60, block_length=4, num_resamples=1)
     got = v.bootstrap_score(key, metric, sums, block_length=4, num_resamples=1)
     expected = metric(good, y, weights=counts[0][:, None])
-    np.testing.assert_allclose(got.ratio.lower, expected.ratio, rtol=1e-5)
+    np.testing.assert_allclose(got.ratio.low, expected.ratio, rtol=1e-5)
 
 
 def test_intervals_of_what_is_read_off_a_table(systems):
@@ -133,7 +134,7 @@ def test_intervals_of_what_is_read_off_a_table(systems):
         num_resamples=50,
         then=v.roc_area,
     )
-    assert area.lower[0] < area.estimate[0] < area.upper[0] <= 1
+    assert area.low[0] < area.estimate[0] < area.high[0] <= 1
 
 
 def test_bad_arguments(systems):

@@ -129,7 +129,7 @@ def test_harmonics_are_those_of_scipy():
     for degree, order in ((0, 0), (3, 0), (5, 2), (9, 9)):
         wave = scipy.sph_harm_y(degree, order, colatitude, longitude)
         field = wave.real if order == 0 else 2 * wave.real
-        found = np.asarray(v.to_harmonics(field.astype(np.float32), grid))
+        found = np.array(v.to_harmonics(field.astype(np.float32), grid))
         assert abs(found[degree, order] - 1) < 1e-5
         found[degree, order] = 0
         assert np.abs(found).max() < 1e-5
@@ -226,9 +226,9 @@ def sphere():
 
     def noise(purpose, shape):
         parts = jax.random.normal(jax.random.fold_in(key, purpose), (*shape, 22, 22, 2))
-        made = jax.lax.complex(parts[..., 0], parts[..., 1]) * scale
-        made = jnp.where(jnp.arange(22) == 0, made.real * np.sqrt(2), made)
-        return v.from_harmonics(made, GRID)
+        parts = parts * jnp.broadcast_to(scale[..., None], parts.shape)
+        imaginary = parts[..., 1].at[..., 0].set(0.0)  # of m = 0
+        return v.from_harmonics(jax.lax.complex(parts[..., 0], imaginary), GRID)
 
     signal = noise(0, (60,))
     members = signal[None] + 0.7 * noise(1, (16, 60))
@@ -240,11 +240,11 @@ def test_scrambled_members_are_caught_by_scores_of_fields_alone(sphere):
     members, truth = sphere
     order = jnp.argsort(jax.random.uniform(jax.random.key(9), members.shape), axis=0)
     scrambled = jnp.take_along_axis(members, order, axis=0)
-    smooth = v.from_harmonics(
-        v.to_harmonics(members, GRID) * jnp.exp(-jnp.arange(22.0) / 8)[:, None], GRID
-    )
-    mean = members.mean(0)
-    away, wider = smooth - smooth.mean(0), members - mean
+    modes = v.to_harmonics(members, GRID)
+    fade = jnp.exp(-jnp.arange(22.0) / 8).reshape(1, 1, 22, 1)
+    smooth = v.from_harmonics(modes * fade, GRID)
+    mean = members.mean(0, keepdims=True)
+    away, wider = smooth - smooth.mean(0, keepdims=True), members - mean
     smooth = mean + away * jnp.sqrt((wider**2).mean() / (away**2).mean())
     near = v.inverse_distance_weights(
         np.repeat(GRID.latitudes()[::4], 8), np.tile(np.arange(8) * 45.0, 8)
