@@ -11,7 +11,7 @@ diffusion models, Science Advances 10(13), eadk4489; arXiv:2306.14066.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -325,7 +325,7 @@ def train_seeds(
     ema_decay: float = 0.999,
     seed: int = 0,
     mesh: Any = None,
-    **fit_options: Any,
+    fit_options: Mapping[str, Any] | None = None,
 ) -> tuple[SeedsEmulators, TrainingLog]:
     """Trains a denoiser for every task, all of them as one program (`ensjax.fit`).
 
@@ -343,7 +343,7 @@ def train_seeds(
         ema_decay: of the averaged weights, which are those of the result.
         seed: of weights, order and draws.
         mesh: from `make_mesh`; models are split over "member", cases over "data".
-        fit_options: go to `fit` as they are: `checkpoint_dir`, `logger`, `block` ...
+        fit_options: more arguments of `fit`: `checkpoint_dir`, `logger`, `block` ...
 
     Returns:
         The emulators and the log.
@@ -373,7 +373,7 @@ def train_seeds(
         averages={"ema": ema},
         seed=seed,
         mesh=mesh,
-        **fit_options,
+        **(fit_options or {}),
     )
     ensemble = averaged(trained, ema, log.averages["ema"])
     return SeedsEmulators(ensemble, tasks, draw, parametrisation), log
@@ -391,7 +391,7 @@ def distil_seeds(
     batch_size: int = 64,
     ema_decay: float = 0.99,
     seed: int = 0,
-    **fit_options: Any,
+    fit_options: Mapping[str, Any] | None = None,
 ) -> tuple[SeedsEmulators, TrainingLog]:
     """Emulators that sample in as many calls as there are levels, by `Euler(levels)`.
 
@@ -405,7 +405,7 @@ def distil_seeds(
         batch_size: cases.
         ema_decay: of the averaged weights.
         seed: of order and draws.
-        fit_options: go to `fit` as they are.
+        fit_options: more arguments of `fit`.
 
     Returns:
         The students as emulators, and the log.
@@ -430,7 +430,7 @@ def distil_seeds(
         averages={"ema": ema},
         seed=seed,
         mesh=emulators.ensemble.mesh,
-        **fit_options,
+        **(fit_options or {}),
     )
     students = finish_distillation(averaged(pairs, ema, log.averages["ema"]))
     return dataclasses.replace(emulators, ensemble=students), log
