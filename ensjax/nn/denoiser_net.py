@@ -3,7 +3,7 @@
 They are functions of one sample, `network(x, noise, condition)`, on a closed grid:
 `x` is `[*space, channel]`, `noise` a scalar that tells the level (what the
 parametrisation makes of it), and the condition `[*space, condition channel]` or None.
-Axes in front (a batch) pass through, if the level is the same for them.
+A batch is made of it by `jax.vmap`.
 """
 
 import math
@@ -83,7 +83,7 @@ class FilmBlock(nnx.Module):
         )
 
     def __call__(self, x, embedding):
-        y = self.conv1(nnx.gelu(maybe(self.norm, x)))
+        y = self.conv1(nnx.gelu(_normed(self.norm, x)))
         scale, shift = jnp.split(self.film(nnx.silu(embedding)), 2)
         y = _along_channels(1 + scale, y) * y + _along_channels(shift, y)
         return maybe(self.shortcut, x) + self.conv2(nnx.gelu(y))
@@ -248,7 +248,7 @@ class UNetDenoiser(nnx.Module):
             h = jnp.concatenate([h, across.pop()], axis=-1)
             for block in blocks:
                 h = block(h, embedding)
-        return self.head(nnx.gelu(maybe(self.norm, h))).astype(jnp.float32)
+        return self.head(nnx.gelu(_normed(self.norm, h))).astype(jnp.float32)
 
 
 def with_condition(
@@ -270,6 +270,11 @@ def with_condition(
     if condition is None:
         return x
     return jnp.concatenate([x, condition.astype(x.dtype)], axis=-1)
+
+
+def _normed(norm, x):
+    # Norms take the first axis for a batch, which one sample does not have.
+    return x if norm is None else norm(x[None])[0]
 
 
 def _along_channels(vector, x):
