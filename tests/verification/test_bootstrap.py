@@ -102,10 +102,10 @@ def test_differences_are_paired_and_ratios_of_sums(systems):
     )
     assert got.difference.low < got.difference.estimate < got.difference.high < 0
     # In pairs the difference is known better than from the two intervals.
-    wide, first, second = (
+    of_pairs, one, other = (
         x.high - x.low for x in (got.difference, got.first, got.second)
     )
-    assert wide < 0.8 * np.hypot(first, second)
+    assert of_pairs < 0.8 * np.hypot(one, other)
     same = v.bootstrap_comparison(
         jax.random.key(0), metric, first, first, block_length=3, num_resamples=20
     )
