@@ -207,10 +207,10 @@ def test_value_equals_scores(drawn, table):
     other = package.relative_economic_value(
         xr.DataArray(p, dims=["time"]),
         xr.DataArray(o, dims=["time"]),
-        ratios,
-        threshold=[(k - 0.5) / 8 for k in range(1, 9)],
+        cost_loss_ratios=ratios,
+        probability_thresholds=[(k - 0.5) / 8 for k in range(1, 9)],
     )
-    other = other.transpose("threshold", "cost_loss_ratio")
+    other = other.transpose("probability_threshold", "cost_loss_ratio")
     got = v.economic_value(table, np.array(ratios)).value[0, 1:-1][::-1]
     np.testing.assert_allclose(got, other, rtol=1e-4, atol=1e-5)
 

@@ -112,15 +112,24 @@ def test_best_member_and_brackets_of_gaussians(score):
 
 def test_how_large_an_ensemble_brackets_the_truth():
     key, x = jax.random.key(0), np.linspace(-2, 2, 41).astype(np.float32)[:, None]
-    y = np.array([0.0], np.float32)
-    assert not v.satisfactory(key, x, y, 2)[0]
-    assert v.satisfactory(key, x, y, 12)[0]
-    assert not v.satisfactory(key, x, y + 3, 41)[0]
-    share = v.exceedance_interval(key, x, 1.0, 20, num_resamples=200)
-    np.testing.assert_allclose(share.estimate, 10 / 41, rtol=1e-6)
-    assert share.low < share.estimate < share.high
-    wide = v.exceedance_interval(key, x, 1.0, 5, num_resamples=200)
-    assert wide.high - wide.low > share.high - share.low
+    x, y = np.repeat(x, 2, axis=1), np.array([0.0, 3.0], np.float32)
+
+    @jax.jit
+    def found():
+        enough = [v.satisfactory(key, x, y, size) for size in (2, 12)]
+        shares = [
+            v.exceedance_interval(key, x, 1.0, size, num_resamples=200)
+            for size in (20, 5)
+        ]
+        return enough, shares
+
+    enough, (narrow, wide) = found()
+    np.testing.assert_array_equal(enough, [[False, False], [True, False]])
+    np.testing.assert_allclose(narrow.estimate, 10 / 41, rtol=1e-6)
+    assert (narrow.low < narrow.estimate).all() and (
+        narrow.estimate < narrow.high
+    ).all()
+    assert (wide.high - wide.low > narrow.high - narrow.low).all()
 
 
 def test_gain_of_equal_members_is_undefined():

@@ -222,7 +222,7 @@ def sphere():
     """16 members and truth of 60 cases: a common signal and red noise of each, T21."""
     key = jax.random.key(0)
     degree = jnp.arange(22.0)[:, None]
-    scale = jnp.where(degree > 0, (degree + 1) ** -1.5, 0.0)
+    scale = jnp.where(degree > 0, (degree + 1) ** -2.0, 0.0)
 
     def noise(purpose, shape):
         parts = jax.random.normal(jax.random.fold_in(key, purpose), (*shape, 22, 22, 2))
@@ -231,8 +231,8 @@ def sphere():
         return v.from_harmonics(jax.lax.complex(parts[..., 0], imaginary), GRID)
 
     signal = noise(0, (60,))
-    members = signal[None] + 0.7 * noise(1, (16, 60))
-    return members, signal + 0.7 * noise(2, (60,))
+    members = 0.5 * signal[None] + noise(1, (16, 60))
+    return members, 0.5 * signal + noise(2, (60,))
 
 
 def test_scrambled_members_are_caught_by_scores_of_fields_alone(sphere):
