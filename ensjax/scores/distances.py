@@ -43,7 +43,8 @@ def neighbor_distances(
             the reference rows themselves.
 
     Returns:
-        `[..., batch, neighbor]`. Memory grows as batch times rows.
+        `[..., batch, neighbor]`; reference rows with a NaN come last. Memory grows as
+        batch times rows.
 
     Raises:
         ValueError: for an unknown metric, shapes that do not fit, or too few rows.
@@ -266,6 +267,9 @@ def _nearest(features, reference, num_neighbors, metric, exclude_self):
     if metric == "cosine":
         features, reference = _unit(features), _unit(reference)
         far = -jnp.matmul(features, reference.T, precision="highest")
+        # A reference row with a NaN is far from all, not the nearest.
+        is_row = ~jnp.any(jnp.isnan(features), axis=-1, keepdims=True)
+        far = jnp.where(jnp.isnan(far) & is_row, jnp.inf, far)
         if exclude_self:
             far = jnp.where(jnp.eye(len(far), dtype=bool), jnp.inf, far)
         rows = jax.lax.top_k(-far, num_neighbors)[1]

@@ -59,7 +59,7 @@ def test_accuracies_have_wilsons_ends_also_where_all_is_right():
 
 def gaussian_score(points, targets, *, sample_weight):
     """Negative where the density is above 1: what some call NLL."""
-    losses = 50 * (points - targets) ** 2 - 3
+    losses = 50 * (points - targets[None]) ** 2 - 3
     return jnp.sum(losses * sample_weight, axis=-1) / jnp.sum(sample_weight, axis=-1)
 
 
