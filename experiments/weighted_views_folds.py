@@ -29,7 +29,7 @@ def run_canary(config):
         folds = data.make_folds(
             "noise", len(labels), canary.num_folds, seed=seed, labels=labels
         )
-        stage = data.SelectByF(canary.num_kept)
+        stage = data.SelectByF(canary.num_kept, num_classes=2)
         honest = data.fit_masked_stages((stage,), x, labels, folds).transform(x)
         # The leak: one selection on all rows, test rows among them.
         leaking = stage.fit(x, labels, np.ones(len(labels)))["columns"]

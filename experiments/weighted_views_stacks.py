@@ -293,7 +293,7 @@ def select_columns(settings, problem, folds) -> dict[str, np.ndarray]:
     selected = {}
     for name, number in zip(problem.columns, settings.num_selected):
         columns = problem.columns[name]
-        stage = data.SelectByF(min(number, len(columns)))
+        stage = data.SelectByF(min(number, len(columns)), num_classes=2)
         fitted = data.fit_masked_stages(
             (stage,), problem.x[:, columns], problem.labels, folds
         ).fitted[0]

@@ -30,16 +30,24 @@ def f_scores(
 
     Args:
         x: `[example, feature]`; rows of weight 0 may hold anything.
-        labels: class indices `[example]`.
+        labels: class indices `[example]`; those of rows of weight 0 may be any number.
         weight: `[example]`, non-negative; a bool mask works too.
         num_classes: number of classes.
 
     Returns:
-        `[feature]`, float32.
+        `[feature]`, float32. In a compiled program NaN if a label is out of range.
+
+    Raises:
+        ValueError: if the label of a row that counts is no class from 0 on.
 
     Source: as `sklearn.feature_selection.f_classif`.
     """
     x, weight = _kept(x, weight)
+    labels = jnp.asarray(labels)
+    is_stray = (weight != 0) & ((labels < 0) | (labels >= num_classes))
+    if not isinstance(is_stray, jax.core.Tracer):
+        _check_labels(np.asarray(labels), np.asarray(weight) != 0, num_classes)
+    labels = jnp.clip(labels, 0, num_classes - 1)
     member = jax.nn.one_hot(labels, num_classes) * weight[:, None]  # [example, class]
     count = jnp.sum(member, axis=0)
     total = jnp.sum(count)
@@ -53,7 +61,7 @@ def f_scores(
     # What rounding leaves of a constant is no variance.
     is_constant = between + within <= total * (_ROUNDING * mean) ** 2
     score = (between / (present - 1)) / (within / (total - present))
-    return jnp.where(is_constant, jnp.nan, score)
+    return jnp.where(is_constant | jnp.any(is_stray), jnp.nan, score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +69,14 @@ class SelectByF:
     """Keeps the `num_features` features of the largest F, largest first.
 
     Equal ones: the lower index first. Features without an F (constant) come last.
+
+    Attributes:
+        num_features: how many are kept.
+        num_classes: labels are from 0 to `num_classes - 1`; others are refused.
     """
 
     num_features: int
-    num_classes: int = 2
+    num_classes: int
 
     def fit(self, x, labels, weight):
         """`{"columns": [feature]}` of the rows that count."""
@@ -173,23 +185,25 @@ def fit_masked_stages(
 
     Args:
         stages: each has `fit(x, labels, weight)` and `transform(fitted, x)`, of static
-            shapes, and is hashable, such as `SelectByF(100)` or `Standardize()`.
+            shapes, and is hashable, such as `SelectByF(100, num_classes=2)` or
+            `Standardize()`. Of one with `num_classes`, labels are checked.
         x: `[example, feature]` of the whole source.
-        labels: class indices `[example]`.
+        labels: class indices `[example]`; of rows that no split trains on, any.
         splits: of this source, such as `Folds`.
 
     Returns:
         `FittedStages`; its `transform` is pure and runs under `jit`.
 
     Raises:
-        ValueError: if a length does not fit, or there is no split.
+        ValueError: if a length does not fit, there is no split, or a training row's
+            label is none of a stage's classes.
 
     Example:
         >>> import numpy as np
         >>> from ensjax import data
         >>> x, y = np.random.default_rng(0).normal(size=(20, 6)), np.arange(20) % 2
         >>> folds = data.make_folds("noise", 20, 4, seed=0, labels=y)
-        >>> stages = (data.SelectByF(3), data.Standardize())
+        >>> stages = (data.SelectByF(3, num_classes=2), data.Standardize())
         >>> data.fit_masked_stages(stages, x, y, folds).transform(x).shape
         (4, 20, 3)
     """
@@ -203,8 +217,22 @@ def fit_masked_stages(
             f"x must be [example, feature] and labels [example] for the splits'"
             f" {masks.shape[1]} rows; got {x.shape} and {labels.shape}."
         )
+    for stage in stages:
+        if (num_classes := getattr(stage, "num_classes", None)) is not None:
+            _check_labels(labels, masks.any(axis=0), num_classes)
     fitted = _fit(tuple(stages), jnp.asarray(x, jnp.float32), labels, masks)
     return FittedStages(fitted, masks, tuple(stages))
+
+
+def _check_labels(labels, counts, num_classes):
+    strays = counts & ((labels < 0) | (labels >= num_classes))
+    if strays.any():
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, with num_classes="
+            f"{num_classes}; got {np.unique(labels[strays])[:8].tolist()}, first in row"
+            f" {np.flatnonzero(strays)[0]}. Number the classes from 0 on, and leave"
+            " rows without a label out of training."
+        )
 
 
 def _fit_stages(stages, x, labels, masks):

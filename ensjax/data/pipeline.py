@@ -111,17 +111,20 @@ def predict_held_out(
 
     Args:
         pipelines: of splits that hold out different rows, with an estimator that has
-            `predict_proba` and was fitted on all classes.
+            `predict_proba`.
         x: `[example, ...]` of the whole source.
         part: the part that is predicted.
 
     Returns:
-        `[row, class]` and a `Provenance` that says, row by row, whether the pipeline
+        `[row, class]`, with a column for each class that any pipeline was fitted on, in
+        ascending order, and 0 in those that the row's own pipeline lacks. And a
+        `Provenance` that says, row by row, whether the pipeline
         that predicted it was fitted on it. Its part is `part`; what is to be fitted on
         out-of-fold predictions takes them as `provenance.take(..., part="validation")`.
 
     Raises:
-        ValueError: if a row is held out twice.
+        ValueError: if a row is held out twice, or the estimators say different numbers
+            of columns and not which classes these are (`classes_`).
     """
     if not pipelines:
         raise ValueError("there is at least one pipeline; got none.")
@@ -129,7 +132,12 @@ def predict_held_out(
     if len(np.unique(rows)) < len(rows):
         raise ValueError(f"a row is in the part {part!r} of two splits.")
     order = np.argsort(rows)
-    probs = np.concatenate([p.predict_proba(x[p.split[part]]) for p in pipelines])
+    probs = np.concatenate(
+        _by_class(
+            [p.predict_proba(x[p.split[part]]) for p in pipelines],
+            [getattr(p.estimator, "classes_", None) for p in pipelines],
+        )
+    )
     seen = [np.isin(p.split[part], p.split["train"]) for p in pipelines]
     provenance = Provenance(
         pipelines[0].split.source,
@@ -138,3 +146,23 @@ def predict_held_out(
         np.concatenate(seen)[order][None],
     )
     return probs[order], provenance
+
+
+def _by_class(probs, classes):
+    """Probabilities of several estimators, with the columns of all their classes."""
+    if any(own is None for own in classes):
+        widths = sorted({said.shape[1] for said in probs})
+        if len(widths) > 1:
+            raise ValueError(
+                f"the estimators' probabilities have {widths} columns, and these do not"
+                " say which classes they are of (classes_); stratify the folds:"
+                " data.make_folds(..., labels=y)."
+            )
+        return probs
+    every = np.unique(np.concatenate(classes))
+    placed = []
+    for said, own in zip(probs, classes, strict=True):
+        full = np.zeros((len(said), len(every)), said.dtype)
+        full[:, np.searchsorted(every, own)] = said
+        placed.append(full)
+    return placed

@@ -29,7 +29,8 @@ def nearest_rows(
 
     Returns:
         Row numbers `[batch, K]`, int32, the nearest first and the lowest number among
-        equals; and the squared distances `[batch, K]`, inf for masked rows.
+        equals; and the squared distances `[batch, K]`, inf for masked rows and for rows
+        with a NaN, which come last. An example with a NaN has NaN to all others.
 
     Raises:
         ValueError: if a shape does not fit or `num_neighbors` is out of range.
@@ -52,6 +53,9 @@ def nearest_rows(
 
     def search(example):
         squared = jnp.sum((rows - example[None]) ** 2, axis=-1)
+        # To top_k a NaN is more than any number: the row would be nearest of all.
+        is_unknown = jnp.isnan(squared) & ~jnp.any(jnp.isnan(example))
+        squared = jnp.where(is_unknown, jnp.inf, squared)
         if mask is not None:
             squared = jnp.where(jnp.asarray(mask), squared, jnp.inf)
         negative, index = jax.lax.top_k(-squared, num_neighbors)

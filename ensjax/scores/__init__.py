@@ -89,6 +89,7 @@ from ensjax.scores.diversity import (
     kappa,
     label_probability_variance,
     mean_pairwise_kl,
+    normalized_disagreement,
     pairwise_mean,
     q_statistic,
 )
@@ -380,6 +381,7 @@ __all__ = [
     "neighbor_distances",
     "nll",
     "nll_decomposition",
+    "normalized_disagreement",
     "paired_bootstrap",
     "pairwise_mcnemar",
     "pairwise_mean",

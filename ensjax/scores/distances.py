@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ensjax.nn.neighbors import nearest_rows
@@ -17,6 +18,7 @@ from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
 from ensjax.scores.rows import floating
 
 METRICS = ("euclidean", "cosine")
+_ROUNDING = 1e-6  # of float32: less spread than this share of the numbers is none
 _WHAT = "the Gaussians of the features"
 
 
@@ -41,7 +43,8 @@ def neighbor_distances(
             the reference rows themselves.
 
     Returns:
-        `[..., batch, neighbor]`. Memory grows as batch times rows.
+        `[..., batch, neighbor]`; reference rows with a NaN come last. Memory grows as
+        batch times rows.
 
     Raises:
         ValueError: for an unknown metric, shapes that do not fit, or too few rows.
@@ -127,7 +130,7 @@ def fit_gaussians(
     features: jax.Array,
     labels: jax.Array | None = None,
     *,
-    num_classes: int = 1,
+    num_classes: int | None = None,
     ridge: float = 1e-6,
     provenance: Provenance | None = None,
 ) -> FeatureGaussians:
@@ -139,13 +142,17 @@ def fit_gaussians(
     Args:
         features: `[row, feature]` of training rows.
         labels: class indices `[row]`; None: one class.
-        num_classes: number of classes.
+        num_classes: number of classes; None: one more than the largest label.
         ridge: keeps the covariance invertible where features depend on each other.
         provenance: of the rows; None: unknown, and nothing is checked. Rows that the
             features' maker was trained on are the right ones here.
 
+    Returns:
+        `FeatureGaussians`; in a compiled program NaN if a label is out of range.
+
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, a label is no class from 0 on, or
+            `num_classes` is missing in a compiled program that makes the labels.
         TypeError: if `labels` are not integers.
         LeakageError: if the rows are test rows, or kept for the test.
 
@@ -159,20 +166,29 @@ def fit_gaussians(
     if features.ndim != 2:
         raise ValueError(f"features must be [row, feature]; got {features.shape}.")
     rows = features.shape[:1]
-    labels = jnp.zeros(rows, jnp.int32) if labels is None else jnp.asarray(labels)
+    if labels is None:
+        labels, num_classes = jnp.zeros(rows, jnp.int32), num_classes or 1
+    labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers; got {labels.dtype}.")
     if labels.shape != rows:
         raise ValueError(f"labels must be [row] = {rows}; got {labels.shape}.")
+    num_classes = _number_of_classes(labels, num_classes)
+    is_stray = jnp.any((labels < 0) | (labels >= num_classes))
+    labels = jnp.clip(labels, 0, num_classes - 1)
     is_class = jax.nn.one_hot(labels, num_classes, axis=0)  # [class, row]
     counts = jnp.sum(is_class, axis=1)[:, None]
     sums = jnp.matmul(is_class, features, precision="highest")
-    means = sums / jnp.where(counts == 0, jnp.nan, counts)
+    means = sums / jnp.where((counts == 0) | is_stray, jnp.nan, counts)
     away = features - means[labels]
     covariance = jnp.matmul(away.T, away, precision="highest") / rows[0]
     variances = jnp.diag(covariance)
-    # A constant feature is left in its own units.
-    covariance += jnp.diag(jnp.where(variances == 0, 1.0, ridge * variances))
+    # A constant feature is left in its own units: what rounding leaves is no variance.
+    largest = jnp.max(jnp.abs(features), axis=0)
+    is_constant = jnp.sqrt(variances) <= _ROUNDING * largest
+    own = jnp.where(is_constant, 0.0, 1.0)
+    covariance = covariance * own[:, None] * own[None]
+    covariance += jnp.diag(jnp.where(is_constant, 1.0, ridge * variances))
     # Sigma = L L^T, and rows times L^-T have the identity as covariance.
     lower = jnp.linalg.cholesky(covariance)
     inverse = jax.scipy.linalg.solve_triangular(
@@ -226,10 +242,34 @@ def mahalanobis(
     return jnp.min(jnp.where(is_known, by_class, jnp.inf), axis=0)
 
 
+def _number_of_classes(labels, num_classes):
+    if isinstance(labels, jax.core.Tracer):
+        if num_classes is None:
+            raise ValueError(
+                "num_classes is None, which takes their number from the labels; in a"
+                " compiled program these are not known: give num_classes."
+            )
+        return num_classes
+    known = np.asarray(labels)
+    if num_classes is None:
+        num_classes = int(known.max(initial=0)) + 1
+    strays = (known < 0) | (known >= num_classes)
+    if strays.any():
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, with num_classes="
+            f"{num_classes}; got {np.unique(known[strays])[:8].tolist()}, first in row"
+            f" {np.flatnonzero(strays)[0]}."
+        )
+    return num_classes
+
+
 def _nearest(features, reference, num_neighbors, metric, exclude_self):
     if metric == "cosine":
         features, reference = _unit(features), _unit(reference)
         far = -jnp.matmul(features, reference.T, precision="highest")
+        # A reference row with a NaN is far from all, not the nearest.
+        is_row = ~jnp.any(jnp.isnan(features), axis=-1, keepdims=True)
+        far = jnp.where(jnp.isnan(far) & is_row, jnp.inf, far)
         if exclude_self:
             far = jnp.where(jnp.eye(len(far), dtype=bool), jnp.inf, far)
         rows = jax.lax.top_k(-far, num_neighbors)[1]

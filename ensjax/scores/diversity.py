@@ -54,6 +54,57 @@ def disagreement(
     return jnp.where(pairs == 0, 0.0, (pairs - agreeing) / pairs)
 
 
+def normalized_disagreement(
+    logits: jax.Array | Predictions,
+    labels: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    sample_weight: jax.Array | None = None,
+    allow_seen: bool = False,
+) -> jax.Array:
+    """Disagreement in units of the members' error: D / (1 - a).
+
+    D is `disagreement`, a the share of the members' votes that are right. Two members
+    that are never wrong together have 2, copies 0.
+
+    Args:
+        logits, mask, sample_weight: as for `disagreement`.
+        labels: class indices `[batch]`.
+        allow_seen: whether rows that members were trained on may be scored.
+
+    Returns:
+        A scalar, non-negative; NaN if no vote is wrong, or a label that counts is out
+        of range.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if `labels` are not integers.
+        LeakageError: for rows that members were trained on; see `allow_seen`.
+
+    Source: Fort et al. 2019, arXiv:1912.02757, section 4.2, which has it for each
+    member beside one base; here pairs and members are pooled.
+    """
+    predictions = as_predictions(logits, mask=mask)
+    check_scored(predictions, sample_weight, allow_seen)
+    chosen, votes_at, row_weight = _choices(predictions, None, sample_weight)
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers [batch]; got {labels.dtype}.")
+    if labels.shape != chosen.shape[1:2]:
+        raise ValueError(
+            f"labels must be [batch] = {chosen.shape[1:2]}; got {labels.shape}."
+        )
+    num_classes = chosen.shape[2]
+    right = jnp.sum(chosen * jax.nn.one_hot(labels, num_classes)[None], axis=(0, 2))
+    voters = jnp.sum(votes_at, axis=(0, 2))
+    is_stray = (row_weight != 0) & ((labels < 0) | (labels >= num_classes))
+    total = jnp.sum(weigh(voters, row_weight))
+    error = jnp.sum(weigh(voters - right, row_weight)) / total
+    differs = disagreement(predictions, sample_weight=sample_weight)
+    found = differs / jnp.where(error > 0, error, jnp.nan)
+    return jnp.where(jnp.any(is_stray), jnp.nan, found)
+
+
 def disagreement_matrix(
     logits: jax.Array | Predictions,
     *,

@@ -33,7 +33,7 @@ from ensjax.scores.diversity import (
 )
 from ensjax.scores.evaluation_rows import Bootstrap, Rows, check_seen
 from ensjax.scores.metrics import chosen_metrics
-from ensjax.scores.programs import With, score_one
+from ensjax.scores.programs import With, known_name, score_one
 from ensjax.scores.rank_correlation import error_rank_correlation
 from ensjax.scores.rows import row_weights, weighted_mean
 from ensjax.scores.spread import crps_samples, sparsification_error, spread_skill
@@ -182,6 +182,7 @@ def evaluate_diversity(
         rows,
         Bootstrap(bootstrap, confidence, seed),
         more=(predictions.replace(provenance=None),),
+        ranges={k: known_name(f, DIVERSITY_METRICS) for k, f in functions.items()},
     )
     return with_members(found, counts)
 
@@ -234,7 +235,13 @@ def evaluate_spread(
 
     values = With.of(_spread, functions=tuple(functions.items()))
     arrays = {"targets": targets, "points": predictions.points.T, "counts": counts.T}
-    found = score_one(values, arrays, rows, Bootstrap(bootstrap, confidence, seed))
+    found = score_one(
+        values,
+        arrays,
+        rows,
+        Bootstrap(bootstrap, confidence, seed),
+        ranges={k: known_name(f, SPREAD_METRICS) for k, f in functions.items()},
+    )
     return with_members(found, counts)
 
 

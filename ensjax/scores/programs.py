@@ -55,6 +55,21 @@ def unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, 
             return function, options
 
 
+def known_name(
+    function: Callable[..., Any], *tables: Mapping[str, Callable[..., Any]]
+) -> str:
+    """The name under which the tables hold the function; "" if none does.
+
+    What a user calls a function of his own says nothing of its range.
+    """
+    function, _ = unwrap(function)
+    for table in tables:
+        for name, known in table.items():
+            if unwrap(known)[0] is function:
+                return name
+    return ""
+
+
 def number_of_bins(function: Callable[..., Any]) -> int | None:
     """The `num_bins` that a score works with; None if it has no bins."""
     function, options = unwrap(function)

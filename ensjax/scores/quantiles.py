@@ -120,16 +120,26 @@ def crps_quantiles(
     first from 0 and the last to 1. With the levels (k - 1/2) / M it is the CRPS of M
     equally likely samples exactly. In target units.
 
-    Arguments as for `pinball`.
+    Arguments as for `pinball`; levels rise. In a compiled program that makes the levels
+    the result is NaN where they do not.
+
+    Raises:
+        ValueError: if a shape does not fit, or levels do not rise between 0 and 1.
 
     Source: Laio and Tamea 2007, equation 12; the exact case is Broecker 2012.
     """
+    rise = True
+    if isinstance(levels, jax.core.Tracer):
+        rise = jnp.all(jnp.diff(levels) > 0)
+    else:
+        _check_levels(np.asarray(levels, float))
     levels = floating(levels)
     losses = pinball(quantiles, targets, levels=levels, sample_weight=sample_weight)
     ends = jnp.concatenate(
         [jnp.zeros_like(levels[:1]), (levels[1:] + levels[:-1]) / 2, levels[:1] * 0 + 1]
     )
     widths = jnp.diff(ends)
+    widths = jnp.where(rise, widths, jnp.nan)
     return 2 * jnp.sum(losses * widths.reshape((1,) * (losses.ndim - 1) + (-1,)), -1)
 
 
@@ -231,11 +241,15 @@ def pit_quantiles(
     return jnp.where(undefined, jnp.nan, pit)
 
 
-def _pairs(levels):
+def _check_levels(levels):
     if np.any(np.diff(levels) <= 0) or not np.all((levels > 0) & (levels < 1)):
         raise ValueError(
             f"levels must rise and lie between 0 and 1; got {levels.tolist()}."
         )
+
+
+def _pairs(levels):
+    _check_levels(levels)
     half = len(levels) // 2
     low, high = np.arange(half), len(levels) - 1 - np.arange(half)
     if not half or not np.allclose(levels + levels[::-1], 1.0, atol=1e-6):

@@ -71,6 +71,7 @@ def _sorted_rows(level, right, num_bins):
     free for the error, so that one sort of 32-bit numbers orders both.
     """
     num_rows = level.shape[1]
+    level = level.astype(jnp.float32)  # float64, where JAX is told to have it
     bits = jax.lax.bitcast_convert_type(level, jnp.uint32)
     bits = jax.lax.sort(bits << 1 | (~right).astype(jnp.uint32), is_stable=False)
     wrong = (bits & 1).astype(jnp.float32)

@@ -108,6 +108,15 @@ def weigh(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(weight == 0, 0.0, values) * weight
 
 
+def sort_or_nan(values: jax.Array, axis: int = -1) -> jax.Array:
+    """The values in ascending order along an axis; all NaN where one of them is.
+
+    Sorting alone puts a NaN last, and so gives the others each other's places.
+    """
+    broken = jnp.any(jnp.isnan(values), axis=axis, keepdims=True)
+    return jnp.where(broken, jnp.nan, jnp.sort(values, axis=axis))
+
+
 def centered(values: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Values less their weighted mean, at most 1, and what they were divided by.
 

@@ -20,14 +20,24 @@ from ensjax.scores.ends import (
 )
 from ensjax.scores.gaps import BIASED, GAPS, PROPORTIONS
 from ensjax.scores.intervals import Interval
+from ensjax.scores.metrics import (
+    METRICS,
+    POINT_METRICS,
+    QUANTILE_METRICS,
+    VOTE_METRICS,
+)
 from ensjax.scores.programs import (
     With,
     draw,
     kept_rows,
+    known_name,
     listed,
     number_of_bins,
     unwrap,
 )
+from ensjax.scores.stated import STATED_METRICS
+
+_TABLES = (METRICS, POINT_METRICS, QUANTILE_METRICS, VOTE_METRICS, STATED_METRICS)
 
 
 class Best(NamedTuple):
@@ -223,11 +233,12 @@ def _ends(name, score, found, draws, share, index, rows, bootstrap):
     """The ends of each part of a score, in the way that `ends` says."""
     level = bootstrap.confidence
     score, _ = unwrap(score)
+    range_of = known_name(score, *_TABLES)
     gain = f"{name}_gain"
     ends = {}
     for part, value in found.items():
-        # A difference has no range, and what is told of it no name there.
-        told = "" if part == gain else name
+        # A difference has no range, nor has what is known by its user's name alone.
+        told = "" if part == gain else range_of
         if score in GAPS and part != gain:
             away = draws[f"{part} away"]
             ends[part] = norm_ends(told, value, draws[part], away, level)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from sklearn.datasets import load_wine
 from sklearn.decomposition import PCA
 from sklearn.feature_selection import SelectKBest, f_classif
 from sklearn.impute import SimpleImputer
@@ -61,6 +62,34 @@ def test_rows_that_are_not_trained_on_leave_no_trace():
     clean = data.fit_masked_stages(stages, X, LABELS, [split]).fitted
     dirty = data.fit_masked_stages(stages, spoiled, LABELS, [split]).fitted
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+def test_labels_that_are_no_class_are_refused_and_not_counted_as_another():
+    # With a clamp three classes are judged as two.
+    with pytest.raises(ValueError, match=r"from 0 to 1, with num_classes=2; got \[2\]"):
+        data.fit_masked_stages((data.SelectByF(3, 2),), X, LABELS, FOLDS)
+    unknown = np.where(np.arange(60) == 7, -1, LABELS)
+    with pytest.raises(ValueError, match=r"got \[-1\], first in row 7"):
+        data.f_scores(X, unknown, np.ones(60), 3)
+    with pytest.raises(TypeError, match="num_classes"):
+        data.SelectByF(3)
+    # Of a row that is not trained on nothing is asked.
+    rest = np.arange(60) != 7
+    found = data.f_scores(X, unknown, rest, 3)
+    np.testing.assert_allclose(found, data.f_scores(X, LABELS, rest, 3))
+    compiled = jax.jit(data.f_scores, static_argnums=3)(X, unknown, np.ones(60), 3)
+    assert np.isnan(compiled).all()
+
+
+def test_the_best_features_of_wine_are_those_of_scikit_learn():
+    x, labels = load_wine(return_X_y=True)
+    folds = data.make_folds("wine", len(labels), 2, seed=0, labels=labels)
+    stages = (data.SelectByF(3, num_classes=3),)
+    fitted = data.fit_masked_stages(stages, x, labels, folds).fitted[0]
+    for split, columns in zip(folds, fitted["columns"]):
+        train = split["train"]
+        best = np.argsort(-f_classif(x[train], labels[train])[0])[:3]
+        np.testing.assert_array_equal(columns, best)
 
 
 def test_what_does_not_fit_is_refused():

@@ -109,3 +109,21 @@ def test_the_leak_canary_of_200_rows_and_5000_features():
     inside, outside = canary(5000, 100, range(10))
     assert abs(inside.mean() - 0.5) <= 0.06
     assert outside.mean() > 0.85
+
+
+def test_held_out_probabilities_stand_in_the_columns_of_their_classes():
+    # Group a has the classes 0 and 1, group b 1 and 2.
+    y = np.array([0, 1] * 10 + [1, 2] * 10)
+    x = RNG.normal(size=(40, 2)) + 5 * np.eye(3)[y][:, :2]
+    groups = np.repeat(["a", "b"], 20)
+    splits = data.leave_one_group_out("groups", groups)
+    fitted = data.fit_in_splits([LogisticRegression()], x, y, splits)
+    probs, provenance = data.predict_held_out(fitted, x)
+    assert probs.shape == (40, 3) and (provenance.rows == np.arange(40)).all()
+    np.testing.assert_array_equal(probs[:20, 0], 0)  # by one that knows 1 and 2
+    np.testing.assert_array_equal(probs[20:, 2], 0)
+    for pipeline in fitted:
+        rows, classes = pipeline.split["test"], pipeline.estimator.classes_
+        np.testing.assert_array_equal(
+            probs[rows][:, classes], pipeline.predict_proba(x[rows])
+        )

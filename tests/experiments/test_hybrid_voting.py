@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from ensjax import cli
 from ensjax.experiment import ConfigError, load_config
+from ensjax.experiment.claims import student_interval
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
 
@@ -159,6 +160,15 @@ def test_the_ratio_of_errors_is_that_of_all_and_spreads_as_the_delta_method():
     slope = np.array([1, -values.mean()]) / others.mean()
     assert values.var(ddof=1) == pytest.approx(slope @ covariance @ slope)
     assert np.isnan(verdicts.error_ratio(vote, np.ones(40), 60)).all()
+
+
+def test_the_interval_of_a_correlation_ends_below_1():
+    one_bad_set = np.array([0.92, *[0.998] * 9])
+    assert student_interval(one_bad_set)[1] > 1
+    z = verdicts.fisher_z(one_bad_set)
+    np.testing.assert_allclose(z, np.log((1 + one_bad_set) / (1 - one_bad_set)) / 2)
+    low, high = np.tanh(student_interval(z))
+    assert low < np.tanh(z.mean()) < high < 1
 
 
 def test_networks_of_the_published_size_have_the_papers_shapes():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from ensjax import Ensemble, combine, nn
+from ensjax import Ensemble, combine, nn, scores
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +73,17 @@ def test_what_does_not_fit_is_refused(rows):
         nn.NearestNeighbors(x, labels * 1.0, num_classes=3)
     model = nn.NearestNeighbors(x, labels, num_classes=3)
     assert jnp.isnan(model(jnp.full((1, 4), jnp.nan))).all()
+
+
+def test_a_reference_row_with_a_nan_comes_last():
+    rows = np.array([[np.nan, 0.0], [1.0, 0.0], [2.0, 0.0]], np.float32)
+    index, squared = nn.nearest_rows(np.zeros((1, 2), np.float32), rows, 3)
+    np.testing.assert_array_equal(index, [[1, 2, 0]])
+    np.testing.assert_array_equal(squared, [[1, 4, np.inf]])
+    broken = np.array([[np.nan, 0.0]], np.float32)
+    assert np.isnan(nn.nearest_rows(broken, rows, 3)[1]).all()
+    x = np.array([[1.0, 1.0]], np.float32)
+    for metric in ("euclidean", "cosine"):
+        found = scores.neighbor_distances(x, rows, num_neighbors=2, metric=metric)
+        sound = scores.neighbor_distances(x, rows[1:], num_neighbors=2, metric=metric)
+        np.testing.assert_allclose(found, sound, rtol=1e-6)

@@ -83,6 +83,36 @@ def test_mahalanobis_equals_scipy_and_takes_the_nearest_class(rows):
     )
 
 
+def test_the_classes_of_gaussians_are_those_of_the_labels(rows):
+    reference, x = rows
+    labels = np.arange(30) % 3
+    told = scores.fit_gaussians(reference, labels, num_classes=3)
+    found = scores.fit_gaussians(reference, labels)
+    np.testing.assert_array_equal(found.means, told.means)
+    with pytest.raises(ValueError, match=r"from 0 to 1, with num_classes=2; got \[2\]"):
+        scores.fit_gaussians(reference, labels, num_classes=2)
+    with pytest.raises(ValueError, match=r"got \[-1\], first in row 0"):
+        scores.fit_gaussians(reference, labels - 1)
+    with pytest.raises(ValueError, match="give num_classes"):
+        jax.jit(lambda labels: scores.fit_gaussians(reference, labels).means)(labels)
+    fit = jax.jit(
+        lambda labels: scores.fit_gaussians(reference, labels, num_classes=2).means
+    )
+    assert np.isnan(fit(labels)).all()
+
+
+def test_a_constant_feature_counts_in_its_own_units():
+    # 0.1 is no sum of powers of 2: its mean over rows, and variance, are not exact.
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(100, 2)).astype(np.float32)
+    reference[:, 1] = 0.1
+    gaussians = fit_gaussians(reference)
+    away = np.array([[0.0, 0.1], [0.0, 0.101]], np.float32)
+    away[:, 0] = gaussians.means[0, 0]
+    found = mahalanobis(away, gaussians)
+    np.testing.assert_allclose(found, [0, 0.001], atol=2e-6)
+
+
 @pytest.mark.slow
 def test_dependent_features_do_not_break_mahalanobis(rows):
     reference, x = (np.concatenate([r, r[:, :1]], axis=1) for r in rows)

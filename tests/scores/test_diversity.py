@@ -216,3 +216,28 @@ def test_two_class_brier_gains_twice_that_variance():
     )
     variance = scores.label_probability_variance(logits, labels)
     np.testing.assert_allclose(gain, 2 * variance, rtol=1e-4)
+
+
+def test_normalized_disagreement_is_that_of_a_loop_and_0_of_copies():
+    votes = np.array([[0, 1, 2, 0, -1], [0, 1, 1, 1, 2], [0, 0, 2, 1, 2]])
+    labels, weight = np.array([0, 1, 2, 2, 2]), np.array([1.0, 2, 1, 0.5, 3])
+    pairs = [
+        (weight[n], votes[i, n] != votes[j, n])
+        for n in range(5)
+        for i in range(3)
+        for j in range(i)
+        if votes[i, n] >= 0 and votes[j, n] >= 0
+    ]
+    said = [(w, v != y) for row in votes for w, v, y in zip(weight, row, labels)]
+    kept = [x for x, v in zip(said, votes.reshape(-1)) if v >= 0]
+    expected = np.average([d for _, d in pairs], weights=[w for w, _ in pairs])
+    expected /= np.average([e for _, e in kept], weights=[w for w, _ in kept])
+    given = Predictions.from_votes(votes, 3)
+    found = scores.normalized_disagreement(given, labels, sample_weight=weight)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    copies = Predictions.from_votes(votes[[1, 1]], 3)
+    assert scores.normalized_disagreement(copies, labels) == 0
+    assert np.isnan(scores.normalized_disagreement(copies, votes[1]))  # none is wrong
+    assert np.isnan(scores.normalized_disagreement(copies, labels - 1))
+    with pytest.raises(TypeError, match="labels must be integers"):
+        scores.normalized_disagreement(copies, labels * 1.0)

@@ -14,7 +14,8 @@ from ensjax import scores
 from ensjax.predictions import Predictions
 from ensjax.scores.ends import auroc_ends, half_sum_ends, wilson_ends
 from ensjax.scores.intervals import Interval
-from ensjax.scores.programs import With, number_of_bins
+from ensjax.scores.metrics import METRICS
+from ensjax.scores.programs import With, known_name, number_of_bins
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 40, 4)).astype(np.float32)
@@ -54,6 +55,31 @@ def test_accuracies_have_wilsons_ends_also_where_all_is_right():
         groups=np.arange(30) // 3,
     )
     assert ends_of(grouped, "accuracy") == [1, 1]
+
+
+def gaussian_score(points, targets, *, sample_weight):
+    """Negative where the density is above 1: what some call NLL."""
+    losses = 50 * (points - targets[None]) ** 2 - 3
+    return jnp.sum(losses * sample_weight, axis=-1) / jnp.sum(sample_weight, axis=-1)
+
+
+def test_a_range_is_that_of_the_function_and_not_of_its_name():
+    targets = POINTS[0] + 0.1
+    near = 0.1 * POINTS + 0.9 * targets[None]
+    metrics = {"nll": gaussian_score, "brier": scores.mae}
+    found = scores.evaluate_points(near, targets, metrics, bootstrap=20)
+    assert found["nll_low"] < found["nll"] < found["nll_high"] < 0
+    assert found["nll_members_high"][0] < 0
+    assert 0 <= found["brier_low"] < found["brier"] < found["brier_high"]
+    doubled = {"disagreement": lambda *_, sample_weight: 3 + jnp.mean(sample_weight)}
+    found = scores.evaluate_diversity(LOGITS, LABELS, doubled, bootstrap=5)
+    assert found["disagreement_low"] > 1
+    # What the package knows keeps its range under another name.
+    same = {"mine": scores.accuracy, "own": functools.partial(scores.ece, num_bins=5)}
+    assert [known_name(score, METRICS) for score in same.values()] == [
+        "accuracy",
+        "ece",
+    ]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Scores of quantiles, against loops written from the definitions."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -101,3 +102,13 @@ def test_central_intervals_pair_symmetric_levels(case):
     np.testing.assert_allclose(nominal, [0.8, 0.4])
     np.testing.assert_array_equal(lower, quantiles[..., [0, 1]])
     np.testing.assert_array_equal(upper, quantiles[..., [4, 3]])
+
+
+def test_the_crps_of_falling_levels_is_refused():
+    quantiles, targets = np.zeros((2, 3), np.float32), np.ones(2, np.float32)
+    for levels in ([0.9, 0.5, 0.1], [0.1, 0.1, 0.9], [0.0, 0.5, 1.0]):
+        with pytest.raises(ValueError, match="levels must rise"):
+            scores.crps_quantiles(quantiles, targets, levels=np.array(levels))
+    falling = jnp.array([0.9, 0.5, 0.1])
+    compiled = jax.jit(lambda a: scores.crps_quantiles(quantiles, targets, levels=a))
+    assert np.isnan(compiled(falling)) and np.isfinite(compiled(falling[::-1]))

@@ -376,3 +376,13 @@ def test_with_few_classes_the_label_is_always_among_the_first():
     logits, labels = rows()
     found = summary(logits[..., :3], labels % 3, block=None)
     assert found["top_k_accuracy"] == 1 and (found["top_k_accuracy_members"] == 1).all()
+
+
+def test_float64_logits_are_summarised_too():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 12, 3)), np.arange(12) % 3
+    expected = scores.score_summary(logits.astype(np.float32), labels)
+    with jax.enable_x64(True):
+        found = scores.score_summary(jnp.asarray(logits, jnp.float64), labels)
+    for name in ("aurc", "adaptive_ece", "nll"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)

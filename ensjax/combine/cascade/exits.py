@@ -161,7 +161,8 @@ class Cascade:
 
         Raises:
             ValueError: if a stage names a member that is not there.
-            TypeError: if only votes are known.
+            TypeError: if only votes are known, or the confidence is one of logits and
+                `Predictions` hold log-probabilities.
             LeakageError: for rows that the windows were fitted on; see `allow_seen`.
         """
         predictions = as_predictions(logits)
@@ -229,7 +230,8 @@ def fit_cascade(
 
     Raises:
         ValueError: as `fit_windows` and `Cascade`.
-        TypeError: if `labels` are not integers, or only votes are known.
+        TypeError: if `labels` are not integers, only votes are known, or a confidence
+            of logits is asked of log-probabilities.
         LeakageError: if `Predictions` say that members were trained on these rows, or
             that they are test rows.
     """
@@ -286,7 +288,8 @@ def stage_scores(
 
     Raises:
         ValueError: if a stage names a member that is not there.
-        TypeError: if only votes are known.
+        TypeError: if only votes are known, or a confidence of logits is asked of
+            log-probabilities.
     """
     pools = running_pools(as_predictions(logits), stages, confidence)
     read = [read_pool(pool, confidence) for pool in pools]
@@ -363,6 +366,12 @@ def running_pools(
     """The sums over the members up to each stage."""
     if predictions.kind == "votes":
         predictions.log_probs  # noqa: B018  raises
+    if predictions.kind != "logits" and not CONFIDENCES[confidence].of_mean_probs:
+        raise TypeError(
+            f"the confidence {confidence!r} is one of logits; these predictions are"
+            f" {predictions.kind}, of which energies are all 0. Make them with"
+            ' Predictions.from_logits, or take "max_probability" or "negative_entropy".'
+        )
     members = predictions.num_members
     named = [i for stage in stages for i in stage]
     if not all(0 <= i < members for i in named):

@@ -143,7 +143,8 @@ def recentre_windows(
     the test set, which a single arriving row does not have. Say so beside results.
 
     Args:
-        windows: fitted ones; their thresholds stay.
+        windows: fitted ones; their thresholds stay, and those of
+            `fit_single_threshold`, which have no width, stay altogether.
         scores: confidences of the unlabelled rows, `[..., batch]`, with the leading
             axes of `windows`.
         width: in quantiles, to either side; a number, or one for each boundary.
@@ -165,7 +166,13 @@ def recentre_windows(
             f" {windows.threshold.shape}; got shape {scores.shape}."
         )
     threshold, fitted_rows = windows.threshold, windows.fitted_rows
-    return _around(threshold, scores, width, sample_weight, fitted_rows)
+    moved = _around(threshold, scores, width, sample_weight, fitted_rows)
+    # A single threshold has no width: what lies below it goes on, as before.
+    is_single = jnp.isneginf(windows.low) & (windows.high == threshold)
+    return moved.replace(
+        low=jnp.where(is_single, windows.low, moved.low),
+        high=jnp.where(is_single, windows.high, moved.high),
+    )
 
 
 def rank_windows(

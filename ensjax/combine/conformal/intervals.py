@@ -13,7 +13,13 @@ import numpy as np
 from flax import struct
 
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
-from ensjax.scores.rows import broadcast_rows, check_targets, floating, same_shape
+from ensjax.scores.rows import (
+    broadcast_rows,
+    check_targets,
+    floating,
+    same_shape,
+    sort_or_nan,
+)
 
 
 def conformal_quantile(
@@ -123,7 +129,8 @@ class ConformalInterval:
 
         Args:
             points: `[batch]`, made as those that it was fitted on.
-            scale: `[batch]`, if it was fitted with one.
+            scale: `[batch]`, positive, if it was fitted with one; where it is not, both
+                ends are NaN.
             groups: `[batch]`, if it was fitted with groups; an unknown one gives NaN.
             provenance: of the points.
             allow_seen: whether the fit itself is looked at. Without, rows of the fit
@@ -141,7 +148,8 @@ class ConformalInterval:
             raise ValueError(f"this interval {word} scale, as when it was fitted.")
         radius = _of_groups(self.radius, groups, points.shape)
         if scale is not None:
-            radius = radius * same_shape("scale", scale, "points", points)
+            scale = same_shape("scale", scale, "points", points)
+            radius = radius * jnp.where(scale > 0, scale, jnp.nan)
         return points - radius, points + radius
 
 
@@ -334,6 +342,8 @@ class ConformalQuantiles:
     ) -> jax.Array:
         """Quantiles `[batch, level]`, shifted and sorted along the levels.
 
+        A row with a NaN is NaN.
+
         Args:
             quantiles: made as those that it was fitted on.
             provenance, allow_seen: as for `ConformalInterval`.
@@ -349,7 +359,7 @@ class ConformalQuantiles:
                 f"quantiles must be [batch, level={len(self.shift)}]; got shape"
                 f" {quantiles.shape}."
             )
-        return jnp.sort(quantiles + self.shift[None], axis=-1)
+        return sort_or_nan(quantiles + self.shift[None])
 
 
 def fit_conformal_quantiles(

@@ -86,7 +86,8 @@ class DynamicSelection:
             predictions.votes.shape,
         )
         choose = _RULES[self.rule]
-        correct = self.votes == self.labels[None]
+        # An abstention (-1) on a row without a label (-1) is not right.
+        correct = (self.votes == self.labels[None]) & (self.votes >= 0)
 
         near, _ = nearest_rows(x, self.x, self.num_neighbours, block=queries_at_once)
 

@@ -92,10 +92,11 @@ def out_of_fold(
     rows: np.ndarray | None = None,
     test_rows: np.ndarray | None = None,
 ) -> Predictions:
-    """Logits of each row by the members of the fold that held it out.
+    """What the members of the fold that held a row out say of it, logits or points.
 
     Args:
-        outputs: logits `[fold * member, batch, class]` of all members on all rows.
+        outputs: of all members on all rows, logits `[fold * member, batch, class]` or
+            points `[fold * member, batch]`.
         folds: `[batch]`, as for `fold_weights`.
         weights: `[fold * member, batch]` that the members were trained with. Given,
             what they have seen is read off them and a mix-up of folds is found when
@@ -104,18 +105,26 @@ def out_of_fold(
         source, rows, test_rows: of the provenance; `rows` are 0, 1, ... by default.
 
     Returns:
-        `Predictions` `[member, batch, class]` that carry their `Provenance`.
+        `Predictions` of logits `[member, batch, class]` or of points `[member, batch]`
+        that carry their `Provenance`.
 
     Raises:
         ValueError: if a shape does not fit.
+        TypeError: if `outputs` are integers, as of votes.
     """
     folds = _check_folds(folds)
     outputs = jnp.asarray(outputs)
     num_folds, batch = int(folds.max()) + 1, len(folds)
-    if outputs.ndim != 3 or outputs.shape[1] != batch or outputs.shape[0] % num_folds:
+    is_shaped = outputs.ndim in (2, 3) and outputs.shape[1] == batch
+    if not is_shaped or outputs.shape[0] % num_folds:
         raise ValueError(
-            f"outputs must be [fold * member, batch, class] of {num_folds} folds and"
-            f" {batch} rows; got shape {outputs.shape}."
+            "outputs must be [fold * member, batch, class], or points [fold * member,"
+            f" batch], of {num_folds} folds and {batch} rows; got {outputs.shape}."
+        )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(
+            f"outputs must be logits or points, floating point; got {outputs.dtype}."
+            " Votes go in as logits: jax.nn.one_hot(votes, num_classes)."
         )
     num_members = outputs.shape[0] // num_folds
     maker = folds * num_members + np.arange(num_members)[:, None]  # [member, batch]
@@ -136,7 +145,8 @@ def out_of_fold(
         seen,
         test_rows,
     )
-    return Predictions.from_logits(values, names=names, provenance=provenance)
+    make = Predictions.from_logits if values.ndim == 3 else Predictions.from_points
+    return make(values, names=names, provenance=provenance)
 
 
 def estimator_out_of_fold(

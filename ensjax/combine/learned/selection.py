@@ -5,6 +5,7 @@ training, and the ensemble that comes out is tested on others.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -146,8 +147,8 @@ def greedy_select(
 
     Returns:
         `Selection`, callable on predictions of other rows. In a compiled program its
-        weights are NaN if no row counts, as they always are if no member has a loss
-        (of labels that are no class).
+        weights are NaN if no row counts, as they always are if no choice has a finite
+        loss (of labels that are no class, or that all members give probability 0).
 
     Raises:
         ValueError: if a shape or a number does not fit, a name is unknown, or no row
@@ -163,7 +164,7 @@ def greedy_select(
         "the selection", pool.predictions, row_weight=sample_weight
     )
     pool.check_some_count("the selection")
-    members = pool.values.shape[0]
+    members = pool.predictions.num_members
     if rounds < 1 or num_bags < 1 or not 0 <= start <= members:
         raise ValueError(
             "rounds and num_bags must be at least 1, and start from 0 to"
@@ -181,8 +182,9 @@ def greedy_select(
         lambda library: _select_once(pool, library, rounds, start), libraries
     )
     share = counts / jnp.sum(counts, axis=1, keepdims=True)
-    # A bag in which no member has a loss has chosen nothing.
-    share = jnp.where(jnp.isnan(losses[:, :1]), jnp.nan, share)
+    # A bag in which no members have a finite loss has chosen nothing.
+    is_found = jnp.any(jnp.isfinite(losses), axis=1, keepdims=True)
+    share = jnp.where(is_found, share, jnp.nan)
     return Selection(jnp.nanmean(share, axis=0), counts, chosen, losses, fitted_rows)
 
 
@@ -215,27 +217,21 @@ def prune_members(
         "the pruning", pool.predictions, row_weight=sample_weight
     )
     pool.check_some_count("the pruning")
-    members = pool.values.shape[0]
+    members = pool.predictions.num_members
 
     def drop(carry, _):
         kept, current, goes_on = carry
-        # What is left without each member, as sums before and after it: a difference
-        # of sums would leave rounding where the others' probabilities are small.
-        values = jnp.where(kept[:, None, None], pool.values, 0.0)
-        counts = jnp.where(kept[:, None], pool.counts, 0.0)
-        losses = jax.vmap(pool.loss_of)(_sum_of_others(values), _sum_of_others(counts))
+        losses = jax.vmap(pool.loss_of)(pool.sums_of_others(kept))
         losses = jnp.where(kept & ~jnp.isnan(losses), losses, jnp.inf)
         place = jnp.argmin(losses)
-        goes_on = goes_on & (losses[place] <= current) & (jnp.sum(kept) > 1)
+        falls = jnp.isfinite(losses[place]) & (losses[place] <= current)
+        goes_on = goes_on & falls & (jnp.sum(kept) > 1)
         kept = jnp.where(goes_on & (jnp.arange(members) == place), False, kept)
         current = jnp.where(goes_on, losses[place], current)
         return (kept, current, goes_on), current
 
     kept = pool.is_present
-    first = pool.loss_of(
-        jnp.sum(jnp.where(kept[:, None, None], pool.values, 0.0), axis=0),
-        jnp.sum(jnp.where(kept[:, None], pool.counts, 0.0), axis=0),
-    )
+    first = pool.loss_of(pool.sum_of(kept))
     start = (kept, first, jnp.asarray(True))
     (kept, *_), losses = jax.lax.scan(drop, start, length=members - 1)
     return Pruning(kept, jnp.concatenate([first[None], losses]), fitted_rows)
@@ -261,7 +257,7 @@ def keep_best_members(
 
     Returns:
         `Pruning`, callable on predictions of other rows. A member whose loss is NaN is
-        never kept.
+        never kept, nor is any if no loss is finite.
 
     Raises:
         ValueError, TypeError, LeakageError: as `greedy_select`.
@@ -270,9 +266,11 @@ def keep_best_members(
     what = "the choice of the best members"
     fitted_rows = check_predictions(what, pool.predictions, row_weight=sample_weight)
     pool.check_some_count(what)
-    losses = jax.vmap(pool.loss_of)(pool.values, pool.counts)
+    losses = jax.vmap(pool.loss_of)(pool.shares)
     losses = jnp.where(pool.is_present, losses, jnp.nan)
-    return Pruning(best_members(losses, number), losses, fitted_rows)
+    some = jnp.any(jnp.isfinite(losses))
+    kept = best_members(losses, number, mask=jnp.broadcast_to(some, losses.shape))
+    return Pruning(kept, losses, fitted_rows)
 
 
 def best_members(
@@ -304,8 +302,28 @@ def best_members(
     return chosen & possible
 
 
+class _Sum(NamedTuple):
+    """A sum of probabilities over members: `exp(peak) * values / count` is their mean.
+
+    The likeliest member of each row is left out as `peak`, so that no row underflows.
+    """
+
+    peak: jax.Array  # [batch], a log-probability; 0 where values are of all classes
+    values: jax.Array  # [batch, class], or [batch, 1] of the label
+    count: jax.Array  # [batch], members that count
+
+    def __add__(self, other):
+        # Not jnp.logaddexp: a member twice is to be that member to the last digit.
+        peak = jnp.maximum(self.peak, other.peak)
+        first, second = (
+            part.values * jnp.exp(part.peak - _finite(peak))[..., None]
+            for part in (self, other)
+        )
+        return _Sum(peak, first + second, self.count + other.count)
+
+
 class _Pool:
-    """Members' values of each row, and the loss of a sum of them."""
+    """What each member adds to the sum over members, and the loss of such a sum."""
 
     def __init__(self, logits, labels, loss, mask, sample_weight):
         self.predictions = as_predictions(logits, mask=mask)
@@ -313,37 +331,77 @@ class _Pool:
             raise ValueError(
                 f"loss is one of {', '.join(LOSSES)}, or a function; got {loss!r}."
             )
-        probs = self.predictions.probs
+        values = self.predictions.log_probs
         labels = jnp.asarray(labels)
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"labels must be integers [batch]; got {labels.dtype}.")
-        rows = probs.shape[1:2]
+        rows = values.shape[1:2]
         self.labels = broadcast_rows("labels", labels, rows)
-        self.weight = row_weights(sample_weight, rows, probs.dtype)
-        self.loss, self.uniform = loss, 1 / probs.shape[-1]
+        self.weight = row_weights(sample_weight, rows, values.dtype)
+        self.loss, self.uniform = loss, 1 / values.shape[-1]
         mask = self.predictions.mask
-        counts = jnp.broadcast_to(mask.reshape(mask.shape[0], -1), probs.shape[:2])
+        counts = jnp.broadcast_to(mask.reshape(mask.shape[0], -1), values.shape[:2])
         if loss == "nll":  # needs no other class than the label's
-            known = (self.labels >= 0) & (self.labels < probs.shape[-1])
+            known = (self.labels >= 0) & (self.labels < values.shape[-1])
             index = jnp.where(known, self.labels, 0)[None, :, None]
-            probs = jnp.take_along_axis(probs, index, axis=-1)
-            probs = jnp.where(known[None, :, None], probs, jnp.nan)
+            peak = jnp.take_along_axis(values, index, axis=-1)[..., 0]
+            # NaN stays among the values: a maximum may lose it.
+            is_known = known[None] & ~jnp.isnan(peak)
+            peak = jnp.where(counts, jnp.where(is_known, peak, 0.0), -jnp.inf)
+            values = jnp.where(is_known, 1.0, jnp.nan)[..., None]
+        else:
+            peak, values = jnp.zeros_like(values[..., 0]), jnp.exp(values)
         self.is_present = jnp.any(counts, axis=1)
-        self.values = jnp.where(counts[..., None], probs, 0.0)
-        self.counts = counts.astype(probs.dtype)  # [member, batch]
+        values = jnp.where(counts[..., None], values, 0.0)
+        # [member, batch]
+        self.shares = _Sum(peak, values, counts.astype(values.dtype))
 
     def check_some_count(self, what):
-        said = jnp.where(jnp.any(self.counts > 0, axis=0), self.weight, 0.0)
-        check_some_count(what, said)
+        said = jnp.any(self.shares.count > 0, axis=0)
+        check_some_count(what, jnp.where(said, self.weight, 0.0))
 
-    def loss_of(self, total, count):
-        """Of sums of values `[batch, class]` over members, and how many `[batch]`."""
-        mean = total / jnp.maximum(count, 1)[:, None]
+    def of(self, kept):
+        """What each member adds, nothing where it is not kept `[member]`."""
+        peak, values, count = self.shares
+        absent = -jnp.inf if self.loss == "nll" else 0.0
+        return _Sum(
+            jnp.where(kept[:, None], peak, absent),
+            jnp.where(kept[:, None, None], values, 0.0),
+            jnp.where(kept[:, None], count, 0.0),
+        )
+
+    def sum_of(self, kept):
+        """Over the members kept, `[member]` bools."""
+        peak, values, count = self.of(kept)
+        top = jnp.max(peak, axis=0)
+        scaled = values * jnp.exp(peak - _finite(top)[None])[..., None]
+        return _Sum(top, jnp.sum(scaled, axis=0), jnp.sum(count, axis=0))
+
+    def sums_of_others(self, kept):
+        """For each member, the sum over all others that are kept, `[member, ...]`."""
+        # As sums before and after it: a difference of sums would leave rounding where
+        # the others' probabilities are small.
+        values, nobody = self.of(kept), self.of(jnp.zeros_like(kept))
+
+        def join(first, last):
+            return jax.tree.map(lambda *parts: jnp.concatenate(parts), first, last)
+
+        first, last = (jax.tree.map(lambda x: x[:1], nobody),) * 2
+        before = join(first, jax.tree.map(lambda x: x[:-1], values))
+        after = join(jax.tree.map(lambda x: x[1:], values), last)
+        sums = jax.lax.associative_scan
+        return sums(_Sum.__add__, before) + sums(_Sum.__add__, after, reverse=True)
+
+    def loss_of(self, total):
+        """Of a sum over members."""
+        count = total.count
+        mean = total.values / jnp.maximum(count, 1)[:, None]
         mean = jnp.where(count[:, None] > 0, mean, self.uniform)
         if callable(self.loss):
             return self.loss(mean, self.labels, self.weight)
         if self.loss == "nll":
-            wrong = -jnp.log(mean[:, 0])
+            peak = jnp.where(count > 0, total.peak, 0.0)
+            wrong = -(jnp.log(mean[:, 0]) + peak)
         else:
             wrong = (jnp.argmax(mean, axis=-1) != self.labels).astype(mean.dtype)
             wrong = jnp.where(jnp.any(jnp.isnan(mean), axis=-1), jnp.nan, wrong)
@@ -351,30 +409,26 @@ class _Pool:
 
 
 def _select_once(pool, library, rounds, start):
-    members = pool.values.shape[0]
+    members = len(library)
 
-    def candidates(total, count):
-        losses = jax.vmap(
-            lambda values, counts: pool.loss_of(total + values, count + counts)
-        )(pool.values, pool.counts)
+    def candidates(total):
+        losses = jax.vmap(lambda share: pool.loss_of(total + share))(pool.shares)
         return jnp.where(library, losses, jnp.nan)
 
-    def add(carry, _):
-        total, count = carry
-        losses = candidates(total, count)
-        place = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
-        carry = (total + pool.values[place], count + pool.counts[place])
+    def add(total, _):
+        losses = candidates(total)
+        place = jnp.argmin(_in_order(losses))
+        total = total + jax.tree.map(lambda share: share[place], pool.shares)
         # Of the first candidate, where all are NaN.
-        return carry, (place.astype(jnp.int32), losses[place])
+        return total, (place.astype(jnp.int32), losses[place])
 
-    total, count = jnp.zeros_like(pool.values[0]), jnp.zeros_like(pool.counts[0])
     first = jnp.zeros(members, bool)
+    total = pool.sum_of(first)
     if start:
-        first = best_members(candidates(total, count), start, mask=library)
-        total = jnp.sum(jnp.where(first[:, None, None], pool.values, 0.0), axis=0)
-        count = jnp.sum(jnp.where(first[:, None], pool.counts, 0.0), axis=0)
-    before = pool.loss_of(total, count)
-    _, (chosen, losses) = jax.lax.scan(add, (total, count), length=rounds)
+        first = best_members(candidates(total), start, mask=library)
+        total = pool.sum_of(first)
+    before = pool.loss_of(total)
+    _, (chosen, losses) = jax.lax.scan(add, total, length=rounds)
     # The bag 1 : 2 is the bag 3 : 6: of equal losses, to rounding, the first counts.
     lowest = jnp.min(losses)
     last = jnp.argmax(losses <= lowest + 1e-6 * jnp.abs(lowest))
@@ -400,9 +454,12 @@ def _draw_libraries(key, is_present, num_bags, fraction):
     return jax.vmap(draw)(jax.random.split(key, num_bags))
 
 
-def _sum_of_others(values):
-    """For each member, the sum over all others, `[member, ...]`."""
-    zero = jnp.zeros_like(values[:1])
-    before = jnp.cumsum(jnp.concatenate([zero, values[:-1]]), axis=0)
-    after = jnp.cumsum(jnp.concatenate([zero, values[:0:-1]]), axis=0)[::-1]
-    return before + after
+def _in_order(losses):
+    """Losses for `argmin`: an infinite one is better than none (NaN)."""
+    most = jnp.finfo(losses.dtype).max
+    losses = jnp.where(jnp.isposinf(losses), most, losses)
+    return jnp.where(jnp.isnan(losses), jnp.inf, losses)
+
+
+def _finite(peak):
+    return jnp.where(jnp.isneginf(peak), 0.0, peak)

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ensjax.scores.rows import floating
+from ensjax.scores.rows import floating, sort_or_nan
 
 ORDERS = ("sort", "isotonic", "cummax", "none")
 
@@ -82,7 +82,7 @@ def order_quantiles(
             None: the middle one is the median.
 
     Returns:
-        `[..., level]`.
+        `[..., level]`. A row with a NaN is NaN, but for "none".
 
     Raises:
         ValueError: for an unknown order or a shape that does not fit.
@@ -94,10 +94,13 @@ def order_quantiles(
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}.")
     if order == "sort":
-        return jnp.sort(quantiles, axis=-1)
+        return sort_or_nan(quantiles)
     if order == "isotonic":
         return isotonic(quantiles)
-    return _from_median(quantiles, levels) if order == "cummax" else quantiles
+    if order == "none":
+        return quantiles
+    broken = jnp.any(jnp.isnan(quantiles), axis=-1, keepdims=True)
+    return jnp.where(broken, jnp.nan, _from_median(quantiles, levels))
 
 
 def _from_median(quantiles, levels):

@@ -35,6 +35,7 @@ def leave_one_out(rule: Rule, predictions: Predictions) -> jax.Array:
 def mask_nan(predictions: Predictions) -> Predictions:
     """The predictions, where each member is masked on rows on which it holds a NaN.
 
+    A NaN in what it states beside its points (`scale`, `lower`, `upper`) counts as one.
     A rule then makes its consensus of the others. Without a NaN they stay as they are.
 
     Example:
@@ -120,7 +121,7 @@ def consensus_distance(
     if jnp.issubdtype(members.dtype, jnp.integer):
         counts = counts & (members != ABSTAIN)
     else:
-        broken = _is_broken(predictions)
+        broken = _values_are_broken(predictions)
         distances = jnp.where(broken, jnp.inf, distances)
         counts = counts & (broken | ~_holds_nan(consensus))
     return weighted_mean(distances, jnp.where(counts, weight[None], 0.0))
@@ -128,6 +129,15 @@ def consensus_distance(
 
 def _is_broken(predictions):
     """Whether a member holds a NaN on a row, `[member, batch]`; votes never do."""
+    broken = _values_are_broken(predictions)
+    for part in (predictions.scale, predictions.lower, predictions.upper):
+        if part is not None:
+            broken |= _holds_nan(part)
+    return broken
+
+
+def _values_are_broken(predictions):
+    """The same of what a consensus is made of, whatever is stated beside it."""
     if predictions.kind in ("logits", "log_probs"):
         return _holds_nan(predictions.log_probs)
     return _holds_nan(predictions.values)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ensjax.combine.rules.points import mean_points, median_points
 from ensjax.predictions import Predictions
+from ensjax.scores.rows import sort_or_nan
 
 _NUM_BISECTIONS = 40
 _SLACK = 1e-6
@@ -40,7 +41,8 @@ def pool_intervals(
         rule: `rule(predictions of points) -> [batch, ...]`, such as `mean_points`.
 
     Returns:
-        `[batch]` or `[batch, target]` each.
+        `[batch]` or `[batch, target]` each; all three NaN where the rule gives NaN for
+        one (`mask_nan` leaves members out that hold a NaN in a part).
 
     Raises:
         TypeError: for predictions that are no points.
@@ -56,7 +58,7 @@ def pool_intervals(
         )
     parts = (predictions.lower, values, predictions.upper)
     pooled = [rule(predictions.replace(values=part)) for part in parts]
-    return PooledInterval(*jnp.sort(jnp.stack(pooled), axis=0))
+    return PooledInterval(*sort_or_nan(jnp.stack(pooled), axis=0))
 
 
 def average_quantiles(
@@ -80,7 +82,8 @@ def average_quantiles(
         rule: of points, such as `median_points`.
 
     Returns:
-        `[batch, level]` in ascending order. NaN in rows where no member counts.
+        `[batch, level]` in ascending order. NaN in rows where no member counts, or one
+        that counts holds a NaN at any level (`mask_nan` leaves such members out).
 
     Raises:
         ValueError: if a shape does not fit.
@@ -96,7 +99,7 @@ def average_quantiles(
         raise ValueError(
             f"quantiles must be [member, batch, level]; got {jnp.shape(quantiles)}."
         )
-    return jnp.sort(rule(quantiles, weights, mask), axis=-1)
+    return sort_or_nan(rule(quantiles, weights, mask))
 
 
 def average_cdfs(

@@ -21,6 +21,8 @@ from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows, is_correct, weighted_mean
 
+_LEAST = 1e-7  # accuracies are held off 0 and 1 by the number of rows before
+
 
 @struct.dataclass
 class WeightedVote:
@@ -105,14 +107,16 @@ def fit_log_odds_vote(
     """Weights in proportion to the log-odds of the accuracy, and at least 0.
 
     log((C - 1) a_m / (1 - a_m)), best for independent members that vote; accuracies are
-    held 1 / (2 n) away from 0 and 1. Arguments and result as for `fit_accuracy_vote`.
+    held 1 / (2 n) away from 0 and 1, n the number of rows that have a weight. Arguments
+    and result as for `fit_accuracy_vote`.
 
     Source: Kuncheva 2004, theorem 4.1.
     """
     accuracy, mask, classes, rows, fitted_rows = _measure(
         logits, labels, mask, sample_weight
     )
-    odds = accuracy_weights(accuracy, classes, clip=min(0.25, 0.5 / rows))
+    clip = jnp.minimum(0.25, 0.5 / jnp.maximum(rows, 1))
+    odds = accuracy_weights(jnp.clip(accuracy, clip, 1 - clip), classes, clip=_LEAST)
     return WeightedVote(_normalise(jnp.maximum(odds, 0.0), mask), accuracy, fitted_rows)
 
 
@@ -130,7 +134,8 @@ def _measure(logits, labels, mask, sample_weight):
     check_some_count("the weighted vote", covered_weight(predictions, weight[0]))
     accuracy = weighted_mean(is_correct(said, labels), weight)
     accuracy = jnp.where(predictions.mask, accuracy, jnp.nan)
-    return accuracy, predictions.mask, said.shape[2], said.shape[1], fitted_rows
+    rows = jnp.sum(weight[0] != 0)
+    return accuracy, predictions.mask, said.shape[2], rows, fitted_rows
 
 
 def _normalise(weights, mask):

@@ -299,3 +299,25 @@ WINDOWS = combine.Windows(*[np.zeros(1, np.float32)] * 3)
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(call)
+
+
+@pytest.mark.parametrize("confidence", ["energy", "max_logit"])
+def test_a_confidence_of_logits_is_refused_for_probabilities(confidence):
+    probs = np.full((2, 3, 2), 0.5, np.float32)
+    said = Predictions.from_probs(probs)
+    stages = ((0,), (1,))
+    with pytest.raises(TypeError, match=f"'{confidence}' is one of logits"):
+        combine.fit_cascade(
+            said, np.zeros(3, int), stages=stages, confidence=confidence
+        )
+    found = combine.fit_cascade(said, np.zeros(3, int), stages=stages)
+    assert found(said, allow_seen=True).log_probs.shape == (3, 2)
+
+
+def test_recentring_leaves_a_single_threshold_without_a_width():
+    rows = np.linspace(0, 1, 1001, dtype=np.float32)[None]
+    single = combine.fit_single_threshold(rows, share=0.2)
+    found = combine.recentre_windows(single, rows)
+    assert np.isneginf(found.low).all()
+    np.testing.assert_array_equal(found.high, single.high)
+    assert np.mean(rows[0] < float(found.high[0])) == pytest.approx(0.2, abs=2e-3)

@@ -180,3 +180,10 @@ def test_what_does_not_fit_is_refused():
         combine.fit_conformal_interval(
             np.zeros(3), np.ones(3), alpha=0.5, groups=np.zeros(3, int)
         )
+
+
+def test_a_scale_that_is_not_positive_has_no_interval():
+    interval = combine.ConformalInterval(jnp.array(2.0), is_scaled=True)
+    lower, upper = interval(jnp.zeros(3), jnp.array([1.0, -1.0, 0.0]))
+    np.testing.assert_array_equal(lower, [-2, np.nan, np.nan])
+    np.testing.assert_array_equal(upper, [2, np.nan, np.nan])

@@ -182,3 +182,15 @@ def test_regression_leaves_out_what_is_masked_where_it_is_applied(rule):
     np.testing.assert_allclose(weights[:, 0], fitted.weights(q)[:, 0], rtol=1e-6)
     one = fit(points, x[:, 0], x, mask=~mask)
     assert np.isnan(one(new, q, mask=mask)).all()
+
+
+def test_an_abstention_on_a_row_without_a_label_is_not_right():
+    votes = np.array([[-1, -1, 0, 0], [0, 0, 0, 0]])
+    said = Predictions.from_votes(votes, 2)
+    x = np.arange(4.0)[:, None]
+    labels = np.array([-1, -1, 0, 0])
+    fitted = combine.fit_dynamic_selection(
+        said, labels, x, rule="knora_u", num_neighbours=4
+    )
+    new = Predictions.from_votes(np.array([[0], [1]]), 2)
+    np.testing.assert_array_equal(fitted.weights(new, x[:1]), [[2], [2]])

@@ -128,3 +128,13 @@ def test_mistakes_are_named():
     masks = np.array([[True], [False]])  # read as numbers, the rows 1 and 0
     with pytest.raises(TypeError, match="test rows of split 0 .* got a mask"):
         combine.fold_of_rows([(~mask, mask) for mask in masks])
+
+
+def test_points_of_folds_are_taken_from_the_fold_that_held_the_row_out():
+    folds = np.array([0, 1, 0])
+    outputs = np.arange(12, dtype=np.float32).reshape(4, 3)  # two folds of two members
+    found = combine.out_of_fold(outputs, folds)
+    np.testing.assert_array_equal(found.points, [[0, 7, 2], [3, 10, 5]])
+    assert not found.provenance.seen.any()
+    with pytest.raises(TypeError, match="must be logits or points"):
+        combine.out_of_fold(outputs.astype(int), folds)

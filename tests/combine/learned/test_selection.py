@@ -192,6 +192,40 @@ def test_the_best_members_on_rows_are_kept_and_mark_what_they_make():
     assert np.isnan(found.losses[best])
 
 
+def test_a_row_that_all_members_miss_by_far_does_not_choose_for_the_others():
+    # On it every probability of the label is exp(-100), or 0 in float32.
+    skill = np.array([0.5, 3.0, 2.0], np.float32)
+    logits = np.zeros((3, 20, 2), np.float32)
+    logits[:, 1:, 0] = skill[:, None]
+    logits[:, 0, 1] = [100, 100, 101]
+    labels = np.zeros(20, int)
+    log_probs = logits - np.logaddexp(logits[..., 0], logits[..., 1])[..., None]
+    own = -log_probs[..., 0].mean(1)
+    found = greedy_select(logits, labels, rounds=3)
+    np.testing.assert_array_equal(found.weights, [0, 1, 0])
+    np.testing.assert_allclose(found.losses[0, 0], own[1], rtol=1e-6)
+    pruned = prune_members(logits, labels)
+    np.testing.assert_array_equal(pruned.mask, [False, True, False])
+    np.testing.assert_allclose(pruned.losses[-1], own[1], rtol=1e-6)
+    best = combine.keep_best_members(logits, labels, 1)
+    np.testing.assert_array_equal(best.mask, [False, True, False])
+    np.testing.assert_allclose(best.losses, own, rtol=1e-6)
+
+
+def test_where_no_loss_is_finite_nothing_is_chosen():
+    logits = np.zeros((3, 4, 2), np.float32)
+    logits[:, 0, 0] = -np.inf  # all are sure that the label is wrong
+    labels = np.zeros(4, int)
+    assert np.isnan(greedy_select(logits, labels, rounds=3).weights).all()
+    np.testing.assert_array_equal(prune_members(logits, labels).mask, True)
+    assert not combine.keep_best_members(logits, labels, 1).mask.any()
+    # One that is NaN is no better: the others together have a loss.
+    logits = np.zeros((3, 4, 2), np.float32)
+    logits[0], logits[1, 0, 0], logits[2, 1, 0] = np.nan, -np.inf, -np.inf
+    found = greedy_select(logits, labels, rounds=3)
+    np.testing.assert_allclose(found.weights, [0, 0.5, 0.5], rtol=1e-6)
+
+
 def test_mistakes_are_named_and_seen_rows_refused():
     logits, labels, _ = case(rows=5)
     with pytest.raises(ValueError, match="loss is one of nll, error, or a function"):

@@ -1,6 +1,7 @@
 """Intervals and quantiles of several members; ranks of rows."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm, rankdata
@@ -90,3 +91,30 @@ def test_mean_ranks_are_mid_ranks_among_the_rows_that_a_member_has():
     # Monotone changes of a member's scores change nothing.
     again = ranked(np.exp(broken), mask=mask)
     np.testing.assert_allclose(again, got)
+
+
+def test_a_nan_at_one_level_moves_no_other_level():
+    quantiles = np.array([[[np.nan, 1.0, 2.0], [0.0, 1.0, 2.0]]], np.float32)
+    expected = [[np.nan] * 3, [0, 1, 2]]
+    np.testing.assert_array_equal(combine.average_quantiles(quantiles), expected)
+    for order in ("sort", "isotonic", "cummax"):
+        found = combine.order_quantiles(quantiles[0], order)
+        np.testing.assert_array_equal(found, expected)
+    shifted = combine.ConformalQuantiles(jnp.zeros(3))(quantiles[0])
+    np.testing.assert_array_equal(shifted, expected)
+
+
+def test_a_nan_in_an_end_moves_no_other_end_and_masks_its_member():
+    points = np.array([[1.0, 1.0], [3.0, 3.0]], np.float32)
+    lower, upper = points - 1, points + 1
+    lower[0, 0] = np.nan
+    said = Predictions.from_points(points, lower=lower, upper=upper)
+    found = combine.pool_intervals(said, combine.mean_points)
+    np.testing.assert_array_equal(found, [[np.nan, 1], [np.nan, 2], [np.nan, 3]])
+    sound = combine.mask_nan(said)
+    np.testing.assert_array_equal(sound.mask, [[False, True], [True, True]])
+    found = combine.pool_intervals(sound, combine.mean_points)
+    np.testing.assert_array_equal(found, [[2, 1], [3, 2], [4, 3]])
+    # Its points are as far from the consensus as they are.
+    far = combine.consensus_distance(said, jnp.array([2.0, 2.0]))
+    np.testing.assert_array_equal(far, [1, 1])

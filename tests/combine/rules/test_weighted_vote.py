@@ -54,3 +54,15 @@ def test_masks_by_row_are_refused():
     by_row = Predictions.from_logits(jnp.zeros((2, 8, 3)), mask=jnp.ones((2, 8), bool))
     with pytest.raises(ValueError, match="masks must be"):
         combine.fit_accuracy_vote(by_row, LABELS)
+
+
+def test_rows_without_weight_do_not_move_the_clip_of_a_faultless_member():
+    labels = np.zeros(100, int)
+    logits = np.zeros((2, 100, 2), np.float32)
+    logits[0, :, 0], logits[1, :, 0] = 1, np.where(np.arange(100) % 4, 1, -1)
+    weight = (np.arange(100) < 8) * 1.0
+    whole = combine.fit_log_odds_vote(logits, labels, sample_weight=weight)
+    part = combine.fit_log_odds_vote(logits[:, :8], labels[:8])
+    np.testing.assert_allclose(whole.weights, part.weights, rtol=1e-6)
+    odds = np.log([(1 - 1 / 16) * 16, 3])  # held at 1 - 1 / 16; three of four
+    np.testing.assert_allclose(part.weights, odds / odds.sum(), rtol=1e-5)
