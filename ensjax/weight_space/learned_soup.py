@@ -17,7 +17,7 @@ import optax
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members
-from ensjax.weight_space.leaves import is_mixed, leaf_names
+from ensjax.weight_space.leaves import is_mixed, leaf_names, wide
 from ensjax.weight_space.mix import Rows, local_rows, mix_members
 from ensjax.weight_space.soups import Soup, check_finite
 from ensjax.weight_space.statistics import recompute_statistics
@@ -229,7 +229,7 @@ class _Learn:
             for row, place_of in zip(rows, self.places):
                 if isinstance(row, Rows):
                     dots = jnp.tensordot(
-                        row.values.reshape(row.values.shape[0], -1),
+                        wide(row.values).reshape(row.values.shape[0], -1),
                         next(floats).reshape(-1),
                         axes=1,
                         precision="highest",
