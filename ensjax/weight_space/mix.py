@@ -16,7 +16,13 @@ from ensjax.ensemble import Ensemble
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members, take_rows
 from ensjax.weight_space.ensembles import ensemble_of
-from ensjax.weight_space.leaves import by_pattern, is_mixed, leaf_names, wide
+from ensjax.weight_space.leaves import (
+    by_pattern,
+    check_keep,
+    is_mixed,
+    leaf_names,
+    wide,
+)
 from ensjax.weight_space.vectors import rows_of
 
 MEMBERS_AT_ONCE = 8  # whose weights are widened together
@@ -133,12 +139,6 @@ def _matrix(name, matrix, members):
             f" {matrix.shape}. A single mixture is a matrix of one row."
         )
     return matrix
-
-
-def check_keep(keep: int, members: int) -> None:
-    """Raises `ValueError` unless `keep` is one of the members."""
-    if not 0 <= keep < members:
-        raise ValueError(f"keep is a member, 0 to {members - 1}; got {keep}.")
 
 
 @jax.tree_util.register_dataclass

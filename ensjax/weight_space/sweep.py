@@ -20,10 +20,9 @@ from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
 from ensjax.mapping import map_local, mesh_program
 from ensjax.members import num_members, pad_members
-from ensjax.weight_space.leaves import wide
+from ensjax.weight_space.leaves import check_keep, wide
 from ensjax.weight_space.mix import (
     Outputs,
-    check_keep,
     coefficients_of_leaves,
     local_mixtures,
     local_rows,
