@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import ensjax
 from ensjax import scores
@@ -463,8 +464,8 @@ def test_a_score_is_of_labels_that_fit_and_one_number_a_row(labels, score, words
             connectivity(linear(), {"one": rows}, score=score)
 
 
-def temporary_bytes(stack, rows, output_space=(), mixtures=64):
-    """Of a sweep's compiled program, on one device."""
+def compiled_sweep(stack, rows, output_space=(), mixtures=64):
+    """A sweep's program on one device, compiled."""
     calls, call = [], MeshProgram.__call__
     mesh = ensjax.make_mesh(devices=jax.devices()[:1])
     apply = lambda p, x: jnp.tanh(x @ p["v"]) @ p["w"]  # noqa: E731
@@ -486,7 +487,12 @@ def temporary_bytes(stack, rows, output_space=(), mixtures=64):
             batch_size=50,
         )
     ((program, args),) = calls
-    return program.lower(*args).compile().memory_analysis().temp_size_in_bytes
+    return program.lower(*args).compile()
+
+
+def temporary_bytes(*args, **kwargs):
+    compiled = compiled_sweep(*args, **kwargs)
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def stack_of(members, width, dtype=np.float32):
@@ -510,3 +516,22 @@ def test_a_sweep_makes_no_wide_copy_of_the_stack(dtype):
         for members in (16, 64)
     ]
     assert found[1] - found[0] < 16_000, found  # 48 members are 2.7 MB
+
+
+def test_a_sweep_brings_scores_alone_to_the_host():
+    """One call whose only outputs are two scores of 16 mixtures; nothing calls back."""
+    compiled = compiled_sweep(stack_of(2, 2_000), 50, mixtures=16)
+    assert compiled.memory_analysis().output_size_in_bytes <= 16 * 2 * 4 + 64
+    text = compiled.as_text()
+    for word in ("callback", "outfeed", "infeed", " send(", "xla_ffi_python"):
+        assert word not in text, word
+
+
+def test_measured_variances_are_exact_far_from_zero():
+    made = ensjax.Ensemble.init(
+        lambda rngs: nnx.Sequential(nnx.BatchNorm(2, rngs=rngs)), num_members=1, seed=0
+    )
+    rng = np.random.default_rng(0)
+    x = (2_000 + rng.normal(size=(64, 2))).astype(np.float32)
+    norm = recompute_statistics(made, x)[0].layers[0]
+    np.testing.assert_allclose(norm.var[...], x.astype(float).var(0), rtol=1e-4)
