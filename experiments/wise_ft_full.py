@@ -290,7 +290,12 @@ def run(config, run_dir):
 
 
 def measure(config, stack, tests) -> dict[str, np.ndarray]:
-    """`accuracy` `[test, recipe, alpha]`, `table` `[test, recipe, alpha, 2, 2, 2]`."""
+    """Of every test set, recipe and alpha, scores of what the mixtures say.
+
+    Returns:
+        `accuracy` and, of the ends' outputs mixed instead of their weights, `outputs`,
+        `[test, recipe, alpha]`; `table`, `[test, recipe, alpha, 2, 2, 2]`.
+    """
     recipes = len(config.recipes)
     paths = [
         weight_space.alpha_path(
@@ -298,19 +303,22 @@ def measure(config, stack, tests) -> dict[str, np.ndarray]:
         )
         for recipe in range(recipes)
     ]
-    found = {"accuracy": [], "table": []}
+    found = {"accuracy": [], "outputs": [], "table": []}
     for images, labels, classes in tests.values():
         swept = weight_space.sweep(
             stack,
             np.concatenate(paths),
             {"test": (np.asarray(images), labels)},
             scores={"accuracy": AccuracyAmong(classes)},
+            output_space=("predictive",),
             per_row=True,
             batch_size=config.predict_batch_size,
         )
         right = swept.rows["weights"]["test"]["accuracy"]
         right = right.reshape(recipes, len(config.alphas), -1)
         ends = [np.broadcast_to(right[:, [i]], right.shape) for i in (0, -1)]
+        of_outputs = swept.values["predictive"]["test"]["accuracy"]
+        found["outputs"].append(of_outputs.reshape(recipes, len(config.alphas)))
         found["accuracy"].append(right.mean(axis=-1))
         found["table"].append(np.asarray(scores.agreement_table(*ends, right)))
     return {name: np.stack(values) for name, values in found.items()}
@@ -319,14 +327,17 @@ def measure(config, stack, tests) -> dict[str, np.ndarray]:
 def report(config, run_dir, results):
     """Table, figure, claims of one run."""
     middle = list(config.alphas).index(0.5)
-    accuracy = 100 * results["accuracy"]
-    shifted = accuracy[1:].mean(axis=0)  # the first test set is in distribution
+    accuracy, outputs = 100 * results["accuracy"], 100 * results["outputs"]
+    # The first test set is in distribution.
+    shifted, shifted_outputs = (x[1:].mean(axis=0) for x in (accuracy, outputs))
     rows = []
     for recipe, name in enumerate(config.recipes):
         for place in (0, -1, middle):
             values = accuracy[:, recipe, place].tolist()
             mean = shifted[recipe, place]
             rows.append((name, f"{config.alphas[place]:g}", *values, mean))
+        values = outputs[:, recipe, middle].tolist()
+        rows.append((name, "0.5, outputs", *values, shifted_outputs[recipe, middle]))
     run_dir.add_table(
         "accuracy",
         ("fine-tuning", "alpha", *config.tests, "mean of shifted"),
@@ -334,7 +345,9 @@ def report(config, run_dir, results):
         "Test accuracy (%).",
     )
     run_dir.add_figure(
-        "alphas", _draw(config, accuracy[0], shifted), "Accuracy along alpha."
+        "alphas",
+        _draw(config, (accuracy[0], outputs[0]), (shifted, shifted_outputs)),
+        "Accuracy along alpha; dashed: the ends' probabilities mixed, not weights.",
     )
     parts = scores.gain_parts(results["table"][1:].mean(axis=0))
     plain = config.recipes.index("plain")
@@ -373,6 +386,12 @@ def report(config, run_dir, results):
         for i, test in enumerate(config.tests)
         for place, alpha in enumerate(config.alphas)
     }
+    scalars |= {
+        f"{name}_{test}_outputs_{alpha:g}": float(outputs[i, recipe, place])
+        for recipe, name in enumerate(config.recipes)
+        for i, test in enumerate(config.tests)
+        for place, alpha in enumerate(config.alphas)
+    }
     run_dir.finish(
         title=config.title,
         summary=(
@@ -393,13 +412,17 @@ def report(config, run_dir, results):
 def _draw(config, known, shifted):
     fig = new_figure(width=8.8)
     axes = fig.subplots(1, 2)
-    for ax, values, title in zip(
+    for ax, (values, outputs), title in zip(
         axes, (known, shifted), (config.tests[0], "mean of shifted sets")
     ):
         for recipe, color, marker in zip(range(len(values)), PALETTE, MARKERS):
             label = wise.NAMES[config.recipes[recipe]]
             ax.plot(
                 config.alphas, values[recipe], color=color, marker=marker, label=label
+            )
+            label = "outputs mixed" if not recipe else None
+            ax.plot(
+                config.alphas, outputs[recipe], color=color, linestyle="--", label=label
             )
         ax.axhline(values[0, 0], color=GREY, linestyle=":", label="zero-shot")
         first = ax is axes[0]

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.members import num_members
 from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.leaves import (
     check_base,
+    check_keep,
     check_weights,
     is_mixed,
     leaf_name,
@@ -38,7 +40,8 @@ def average(
         Leaves `[...]` of the types of `stacked`; summed in float32.
 
     Raises:
-        ValueError: if there is not one weight for each member, or they are negative.
+        ValueError: if there is not one weight for each member, they are negative, or
+            `keep` is no member.
 
     Example:
         >>> stacked = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
@@ -48,6 +51,7 @@ def average(
     Source: Wortsman et al. 2022, arXiv:2203.05482 (uniform soup).
     """
     weights = check_weights(weights, stacked)
+    check_keep(keep, num_members(stacked))
     scale = 1.0 / jnp.sum(weights) if normalize else jnp.float32(1.0)
 
     def mean(rows):

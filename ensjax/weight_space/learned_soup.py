@@ -15,9 +15,11 @@ import numpy as np
 import optax
 
 from ensjax.ensemble import Ensemble
-from ensjax.mapping import mesh_program
+from ensjax.graphs import Forward
+from ensjax.mapping import map_members, mesh_program
 from ensjax.members import num_members, pad_members
-from ensjax.weight_space.leaves import is_mixed, leaf_names
+from ensjax.mesh import fetch
+from ensjax.weight_space.leaves import is_mixed, leaf_names, wide
 from ensjax.weight_space.mix import Rows, local_rows, mix_members
 from ensjax.weight_space.soups import Soup, check_finite
 from ensjax.weight_space.statistics import recompute_statistics
@@ -73,8 +75,9 @@ def learned_soup(
             measured at the end; while it is learned they are mixed as weights are.
 
     Raises:
-        ValueError: if a name is unknown, a number is out of range, a shape does not fit
-            or a member is not finite (its coefficient is never 0); gives the ids.
+        ValueError: if a name is unknown, a number is out of range, a shape does not
+            fit, a label is no class, a member is not finite (its coefficient is never
+            0; gives the ids), or a loss is not finite.
 
     Source: Wortsman et al. 2022, Model soups, arXiv:2203.05482, appendix I (learned
     soup; there too with learning rate 0.05, and one coefficient a layer).
@@ -98,6 +101,7 @@ def learned_soup(
     places = tuple(known.index(n) if n in known else 0 for n in layers)
     shards = mesh.shape["member"] * mesh.shape["data"]
     size = _batch_size(data, batch_size, shards)
+    _check_labels(ensemble, data)
     job = _Learn(
         ensemble.graph,
         ensemble.num_members,
@@ -110,6 +114,12 @@ def learned_soup(
     data = jax.tree.map(jnp.asarray, data)
     found = mesh_program(job, mesh)(ensemble.state, data, jnp.uint32(seed))
     share, scale, losses = jax.device_get(found)
+    if not np.isfinite(losses).all():
+        raise ValueError(
+            f"the loss of epoch {np.argmin(np.isfinite(losses))} is"
+            f" {losses[~np.isfinite(losses)][0]}, so that nothing was learned: are all"
+            " inputs and logits finite, and the learning_rate not too large?"
+        )
     per_leaf = {
         f"^{re.escape(name)}$": share[place][None]
         for name, place, is_in in zip(names, places, mixed)
@@ -153,6 +163,35 @@ def _batch_size(data, batch_size, shards):
         raise ValueError(f"data holds {count} rows for {shards} devices.")
     number = math.ceil(count / batch_size)
     return max(count // number // shards, 1) * shards
+
+
+def _check_labels(ensemble, data):
+    """Raises `ValueError` unless labels are integers `[row]`, each a class."""
+    x, labels = data
+    labels = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            "labels must be class numbers, integers [row]; got"
+            f" {labels.dtype}{list(labels.shape)}."
+        )
+    # Shapes alone, within a mesh, since a model may use its axes.
+    forward = map_members(
+        Forward(ensemble.graph), kinds=("member", "shared"), mesh=ensemble.mesh
+    )
+    logits = jax.eval_shape(forward.jitted, ensemble.state, x)
+    if not hasattr(logits, "shape") or len(logits.shape) != 3:
+        raise ValueError(
+            "a learned soup needs members with logits [row, class]; their outputs are"
+            f" {jax.tree.map(lambda a: list(a.shape[1:]), logits)}."
+        )
+    known = np.asarray(fetch(labels))
+    is_bad = (known < 0) | (known >= logits.shape[-1])
+    if is_bad.any():
+        raise ValueError(
+            f"labels must be classes, 0 to {logits.shape[-1] - 1}; row"
+            f" {np.argmax(is_bad)} has {known[is_bad][0]} ({is_bad.sum()} rows in all)."
+            " Leave them out."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +268,7 @@ class _Learn:
             for row, place_of in zip(rows, self.places):
                 if isinstance(row, Rows):
                     dots = jnp.tensordot(
-                        row.values.reshape(row.values.shape[0], -1),
+                        wide(row.values).reshape(row.values.shape[0], -1),
                         next(floats).reshape(-1),
                         axes=1,
                         precision="highest",

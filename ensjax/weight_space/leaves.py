@@ -146,6 +146,12 @@ def check_base(stacked: Any, base: Any) -> None:
         )
 
 
+def check_keep(keep: int, members: int) -> None:
+    """Raises `ValueError` for a member, known here, that there is not."""
+    if not isinstance(keep, jax.core.Tracer) and not 0 <= keep < members:
+        raise ValueError(f"keep is a member, 0 to {members - 1}; got {keep}.")
+
+
 def check_weights(weights: Any, stacked: Any) -> jax.Array:
     """Weights `[member]` in float32; equal ones for `None`.
 

@@ -16,7 +16,16 @@ from ensjax.ensemble import Ensemble
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members, take_rows
 from ensjax.weight_space.ensembles import ensemble_of
-from ensjax.weight_space.leaves import by_pattern, is_mixed, leaf_names, wide
+from ensjax.weight_space.leaves import (
+    by_pattern,
+    check_keep,
+    is_mixed,
+    leaf_names,
+    wide,
+)
+from ensjax.weight_space.vectors import rows_of
+
+MEMBERS_AT_ONCE = 8  # whose weights are widened together
 
 
 def mix(
@@ -132,20 +141,17 @@ def _matrix(name, matrix, members):
     return matrix
 
 
-def check_keep(keep: int, members: int) -> None:
-    """Raises `ValueError` unless `keep` is one of the members."""
-    if not 0 <= keep < members:
-        raise ValueError(f"keep is a member, 0 to {members - 1}; got {keep}.")
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """One leaf's members, ready to be summed many times.
 
+    They stay as they are, and are widened a few members at a time where they are
+    summed: a wide copy of the stack would live as long as the loop over the mixtures.
+
     Attributes:
-        values: `[member, ...]`, float32 or wider, 0 in place of what is not finite.
-        is_bad: `[member]`, whether something was not finite.
+        values: `[member, ...]`, as in the stack.
+        is_bad: `[member]`, whether something is not finite.
     """
 
     values: jax.Array
@@ -154,17 +160,43 @@ class Rows:
     @classmethod
     def of(cls, leaf: jax.Array) -> "Rows":
         """Of a leaf `[member, ...]`."""
-        leaf = wide(leaf)
         finite = jnp.isfinite(leaf)
         is_bad = ~jnp.all(finite.reshape(leaf.shape[0], -1), axis=1)
-        return cls(jnp.where(finite, leaf, 0), is_bad)
+        return cls(jnp.asarray(leaf), is_bad)
 
     def mixed(self, matrix: jax.Array) -> jax.Array:
-        """`[mixture, ...]`, for coefficients `[mixture, member]`."""
-        total = jnp.tensordot(matrix, self.values, axes=1, precision="highest")
+        """`[mixture, ...]`, for coefficients `[mixture, member]`; float32 or wider."""
+
+        count = self.values.shape[0]
+        whole = count // MEMBERS_AT_ONCE
+        rest = count % MEMBERS_AT_ONCE
+
+        def summed(start, size):
+            # The barrier ties the copy to this sum: else the compiler takes it out of
+            # the loop over blocks of mixtures, and keeps all leaves' copies.
+            held = jax.lax.optimization_barrier((matrix.T, self.values, self.is_bad))
+            own, values, is_bad = (
+                jax.lax.dynamic_slice_in_dim(x, start, size) for x in held
+            )
+            values = jnp.where(rows_of(is_bad, values), 0, wide(values))
+            return jnp.tensordot(own.T, values, axes=1, precision="highest")
+
+        if not whole:
+            total = summed(0, rest)
+        elif whole == 1:
+            total = summed(0, MEMBERS_AT_ONCE)
+        else:
+
+            def add(total, part):
+                return total + summed(part * MEMBERS_AT_ONCE, MEMBERS_AT_ONCE), None
+
+            dtype = jnp.result_type(matrix.dtype, self.values.dtype, jnp.float32)
+            zeros = jnp.zeros((matrix.shape[0], *self.values.shape[1:]), dtype)
+            total, _ = jax.lax.scan(add, zeros, jnp.arange(whole))
+        if whole and rest:
+            total += summed(count - rest, rest)
         spoilt = jnp.any((matrix != 0) & self.is_bad[None], axis=1)
-        spoilt = spoilt.reshape(-1, *(1,) * (total.ndim - 1))
-        return jnp.where(spoilt, jnp.nan, total)
+        return jnp.where(rows_of(spoilt, total), jnp.nan, total)
 
 
 @jax.tree_util.register_dataclass

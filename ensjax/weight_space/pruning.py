@@ -120,10 +120,8 @@ def keep_band(
     def keep(group):
         sizes = [jnp.abs(tau) for tau in group]
         lowest, highest = band_ranks(density, top, _size(group))
-        return [
-            trim(tau, kth_largest(sizes, lowest), kth_largest(sizes, highest))
-            for tau in group
-        ]
+        least, most = (kth_largest(sizes, rank) for rank in (lowest, highest))
+        return [trim(tau, least, most) for tau in group]
 
     return _by_scope(keep, taus, scope)
 

@@ -64,8 +64,8 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
         `merged` with other kernels or scales and biases.
 
     Raises:
-        ValueError: if the architectures differ, the weights have another shape, or no
-            layer is found.
+        ValueError: if the architectures differ, the weights have another shape or a
+            row of them has the sum 0 or one not finite, or no layer is found.
 
     Source: Jordan et al. 2023 (REPAIR), arXiv:2211.08403, for two ends; the layers are
     convolutions and linear layers there, here norms as well.
@@ -86,7 +86,14 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
             "no hidden layer has a bias that could be put right: a bias [channel] with"
             " one other leaf in its module, whose last axis is the channel."
         )
-    weights = weights / np.sum(weights, axis=1, keepdims=True)
+    sums = np.sum(weights, axis=1, keepdims=True)
+    is_bad = ~np.isfinite(sums[:, 0]) | (sums[:, 0] == 0)
+    if is_bad.any():
+        raise ValueError(
+            f"row {np.argmax(is_bad)} of weights has the sum {sums[is_bad][0, 0]:g} and"
+            " cannot be normalised: the weights of a mixture sum to 1."
+        )
+    weights = weights / sums
     measure = map_members(
         _Statistics(ends.graph), kinds=("member", "shared"), mesh=ends.mesh
     )

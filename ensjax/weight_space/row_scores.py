@@ -135,6 +135,75 @@ def row_scores(
     return tuple((name, ROW_SCORES[name]) for name in names)
 
 
+def scores_of_batch(
+    scores: Sequence[tuple[str, RowScore]],
+    outputs: Any,
+    targets: Any,
+    *,
+    dataset: str,
+) -> dict[str, jax.Array]:
+    """Each score of every row of a batch, `[batch]`, by name.
+
+    Args:
+        scores: from `row_scores`.
+        outputs: of one model, leaves `[batch, ...]`.
+        targets: leaves `[batch, ...]`.
+        dataset: its name, for what is said.
+
+    Raises:
+        ValueError: if the targets or outputs do not fit a score in `ROW_SCORES`, or a
+            score gives anything but one number a row. Labels `[batch, 1]` would be
+            compared with all rows. While a program is traced that is before it is
+            compiled.
+    """
+    (size,) = {np.shape(x)[0] for x in jax.tree.leaves(targets)}
+    found = {}
+    for name, score in scores:
+        about = f"score {name!r} on datasets[{dataset!r}]"
+        _check_known(name_of(score), about, outputs, targets)
+        value = score(outputs, targets)
+        if np.shape(value) != (size,):
+            raise ValueError(
+                f"{about} gives shape {list(np.shape(value))} for a batch of {size}"
+                f" rows, and must give one number a row, [{size}]. Its outputs are"
+                f" {_shapes(outputs)} and its targets {_shapes(targets)}."
+            )
+        found[name] = value
+    return found
+
+
+def _check_known(known, about, outputs, targets):
+    """Raises `ValueError` unless a score in `ROW_SCORES` can be of these."""
+    if known is None:
+        return
+    is_array = [isinstance(x, jax.Array) for x in (outputs, targets)]
+    if known == "squared_error":
+        if not all(is_array) or outputs.size != targets.size:
+            raise ValueError(
+                f"{about} needs as many targets as outputs; got {_shapes(targets)} and"
+                f" {_shapes(outputs)}."
+            )
+        return
+    if not is_array[0] or outputs.ndim != 2:
+        raise ValueError(
+            f"{about} needs logits [row, class]; the model's outputs are"
+            f" {_shapes(outputs)}."
+        )
+    is_labels = (
+        is_array[1] and jnp.issubdtype(targets.dtype, jnp.integer) and targets.ndim == 1
+    )
+    if known != "confidence" and not is_labels:
+        raise ValueError(
+            f"{about} needs targets that are class numbers, integers [row]; got"
+            f" {_shapes(targets)}. Take labels[:, 0], labels.argmax(-1) of one-hot"
+            " rows, or labels.astype(int)."
+        )
+
+
+def _shapes(tree):
+    return ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(tree))
+
+
 def batches_of_rows(
     name: str, data: tuple[Any, Any], batch_size: int, shards: int
 ) -> tuple[Any, Any, jax.Array]:

@@ -19,13 +19,14 @@ from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members
 from ensjax.mesh import fetch
 from ensjax.weight_space.ensembles import ensemble_of
-from ensjax.weight_space.leaves import finite_members, is_mixed
+from ensjax.weight_space.leaves import finite_members, is_mixed, wide
 from ensjax.weight_space.mix import Rows, local_rows, mix_members
 from ensjax.weight_space.row_scores import (
     RowScore,
     batches_of_rows,
     is_better_large,
     row_scores,
+    scores_of_batch,
 )
 from ensjax.weight_space.statistics import (
     recompute_statistics,
@@ -129,8 +130,9 @@ def greedy_soup(
         `Soup`. Among members of equal score the first comes first.
 
     Raises:
-        ValueError: if a shape or a name does not fit, `min_gain` is negative, it is not
-            known whether the score is to be large, or no member is finite with a score.
+        ValueError: if a shape or a name does not fit, the score gives anything but one
+            number a row, `min_gain` is negative, it is not known whether the score is
+            to be large, or no member is finite with a score.
 
     Source: Wortsman et al. 2022, Model soups, arXiv:2203.05482, recipe 1 (greedy).
     """
@@ -272,9 +274,8 @@ def _member(row, number):
         return row
     count = row.values.shape[0]
     own = number - jax.lax.axis_index("member") * count
-    values = jnp.where(
-        row.is_bad.reshape(-1, *(1,) * (row.values.ndim - 1)), jnp.nan, row.values
-    )[jnp.clip(own, 0, count - 1)]
+    place = jnp.clip(own, 0, count - 1)
+    values = jnp.where(row.is_bad[place], jnp.nan, wide(row.values[place]))
     if jax.lax.axis_size("member") == 1:
         return values
     return jax.lax.psum(jnp.where((own >= 0) & (own < count), values, 0), "member")
@@ -286,7 +287,10 @@ def _mean_score(graph, score, state, batches):
     def score_batch(batch):
         x, targets, weight = batch
         outputs = graph.merge(state, train=False)(x)
-        return jnp.sum(jnp.where(weight > 0, score(outputs, targets), 0.0))
+        (value,) = scores_of_batch(
+            [("score", score)], outputs, targets, dataset="data"
+        ).values()
+        return jnp.sum(jnp.where(weight > 0, value, 0.0))
 
     total = jnp.sum(jax.lax.map(score_batch, batches))
     return jax.lax.psum(total, _ALL) / jax.lax.psum(jnp.sum(batches[2]), _ALL)

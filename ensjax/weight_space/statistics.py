@@ -142,6 +142,8 @@ class _Measuring(nnx.BatchNorm):
         # Without momentum the running statistics are those of this batch. From 0 and 1,
         # as 0 times what is not finite is NaN.
         self.momentum, self.axis_name = 0.0, "data"
+        # E[x^2] - E[x]^2 in float32 is wrong where the mean is large.
+        self.use_fast_variance = False
         self.mean[...] = jnp.zeros_like(self.mean[...])
         self.var[...] = jnp.ones_like(self.var[...])
         return super().__call__(x, use_running_average=False, mask=mask)

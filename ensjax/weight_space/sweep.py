@@ -20,10 +20,9 @@ from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
 from ensjax.mapping import map_local, mesh_program
 from ensjax.members import num_members, pad_members
-from ensjax.weight_space.leaves import wide
+from ensjax.weight_space.leaves import check_keep, wide
 from ensjax.weight_space.mix import (
     Outputs,
-    check_keep,
     coefficients_of_leaves,
     local_mixtures,
     local_rows,
@@ -36,6 +35,7 @@ from ensjax.weight_space.row_scores import (
     batches_of_rows,
     is_better_large,
     row_scores,
+    scores_of_batch,
 )
 from ensjax.weight_space.statistics import (
     check_has_statistics,
@@ -134,8 +134,9 @@ def sweep(
 
     Raises:
         ValueError: if neither or both of datasets and evaluate are given, evaluate has
-            an argument that is none of its own, a name is unknown, or a shape does not
-            fit.
+            an argument that is none of its own, a name is unknown, a shape does not
+            fit, or a score gives anything but one number a row (labels must be
+            integers `[row]`); names score, dataset and shape.
     """
     if (datasets is None) == (evaluate is None):
         raise ValueError("give either datasets or evaluate.")
@@ -265,8 +266,8 @@ class _Sweep:
             Forward(self.graph), kinds=("member", "shared"), blocks=Blocks()
         )
 
-        def score_batch(batch):
-            x, targets, weight = batch
+        def score_batch(dataset, batch):
+            x, targets, _ = batch
             outputs = forward(state, x)
             if rule == "predictive":
                 outputs = jax.nn.softmax(outputs, axis=-1)
@@ -275,21 +276,21 @@ class _Sweep:
             def run(block):
                 mixed = scattered(outputs, block)
                 mixed = jnp.log(mixed) if rule == "predictive" else mixed
-                return {
-                    name: jax.vmap(lambda own: score(own, targets))(mixed)  # noqa: B023
-                    for name, score in self.scores
-                }
 
-            return jax.lax.map(run, matrix), weight
+                def own(outputs):
+                    return scores_of_batch(
+                        self.scores, outputs, targets, dataset=dataset
+                    )
 
-        values, rows = {}, {}
-        for name, data in datasets.items():
-            each, weight = jax.lax.map(score_batch, data)
-            # [batch, block, mixture, row] -> [block, mixture, batch, row]
-            each = {s: jnp.moveaxis(x, 0, 2) for s, x in each.items()}
-            values[name] = {s: _mean_of_rows(x, weight) for s, x in each.items()}
-            rows[name] = each if self.per_row else {}
-        return values, rows
+                return jax.vmap(own)(mixed)
+
+            return jax.lax.map(run, matrix)
+
+        blocks, unit, _ = matrix.shape
+        lead = (blocks, unit // jax.lax.axis_size("member"))
+        return _over_datasets(
+            score_batch, dict(self.scores), datasets, lead, per_row=self.per_row
+        )
 
     def finish(self, outputs, *args):
         del args
@@ -317,23 +318,45 @@ class _Evaluate:
         if statistics is not None:
             state = with_statistics(self.graph, state, statistics)
 
-        def score_batch(batch):
-            x, targets, weight = batch
+        def score_batch(dataset, batch):
+            x, targets, _ = batch
             outputs = self.graph.merge(state, train=False)(x)
-            return {name: score(outputs, targets) for name, score in self.scores}
+            return scores_of_batch(self.scores, outputs, targets, dataset=dataset)
 
-        values, rows = {}, {}
-        for name, data in datasets.items():
-            each = jax.lax.map(score_batch, data)
-            values[name] = {s: _mean_of_rows(x, data[2]) for s, x in each.items()}
-            rows[name] = each if self.per_row else {}
-        return values, rows
+        return _over_datasets(
+            score_batch, dict(self.scores), datasets, (), per_row=self.per_row
+        )
 
 
-def _mean_of_rows(values, weight):
-    """The mean of `[..., batch, row]` over the rows of all data shards that count."""
-    total = jnp.sum(jnp.where(weight > 0, values, 0.0), axis=(-2, -1))
-    return jax.lax.psum(total, "data") / jax.lax.psum(jnp.sum(weight), "data")
+def _over_datasets(score_batch, names, datasets, lead, *, per_row):
+    """Mean scores `[*lead]` of each dataset; of rows `[*lead, batch, row]` if asked.
+
+    Else only sums are held, so that memory does not grow with the rows.
+
+    Args:
+        score_batch: `score_batch(dataset, batch)`, scores `[*lead, row]` by name.
+        names: of the scores.
+        datasets: batches of each, of this data shard.
+        lead: the mixtures of the scores.
+        per_row: whether rows' scores are returned.
+    """
+    values, rows = {}, {}
+    for name, data in datasets.items():
+
+        def step(totals, batch):
+            each = score_batch(name, batch)  # noqa: B023
+            own = {
+                s: jnp.sum(jnp.where(batch[2] > 0, x, 0.0), axis=-1, dtype=float)
+                for s, x in each.items()
+            }
+            return jax.tree.map(jnp.add, totals, own), each if per_row else {}
+
+        totals = {s: jnp.zeros(lead) for s in names}
+        totals, each = jax.lax.scan(step, totals, data)
+        count = jax.lax.psum(jnp.sum(data[2]), "data")
+        values[name] = {s: jax.lax.psum(x, "data") / count for s, x in totals.items()}
+        rows[name] = {s: jnp.moveaxis(x, 0, -2) for s, x in each.items()}
+    return values, rows
 
 
 @functools.partial(jax.jit, static_argnames=("patterns", "keep"))

@@ -53,7 +53,8 @@ def task_arithmetic(
         Leaves `[...]` of the types of `stacked`.
 
     Raises:
-        ValueError: if the base is of another shape, or weights or `lam` are.
+        ValueError: if the base is of another shape, or weights or `lam` are of another
+            or not finite.
 
     Source: Ilharco et al. 2023, arXiv:2212.04089.
     """
@@ -234,6 +235,7 @@ def add_to_base(
             f"lam must be a number; got shape {np.shape(lam)}. A grid is"
             " jax.vmap(lambda lam: ...)(lams)."
         )
+    _check_finite_knob("lam", lam)
     scale = jnp.asarray(lam, jnp.float32)
 
     def add(names, rows, origin):
@@ -275,7 +277,17 @@ def _signed_weights(weights, stacked):
             f"weights must be [member] with {members} members; got shape"
             f" {np.shape(weights)}."
         )
+    _check_finite_knob("weights", weights)
     return jnp.asarray(weights, jnp.float32)
+
+
+def _check_finite_knob(name, value):
+    """Raises `ValueError` for a knob that is known here and not finite."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    known = np.asarray(value, np.float64)
+    if not np.isfinite(known).all():
+        raise ValueError(f"{name} must be finite; got {known.tolist()}.")
 
 
 def ids_of(member_ids: Any, stacked: Any) -> jax.Array:

@@ -34,9 +34,12 @@ def averaged(ensemble: Ensemble, average: Any, states: Any) -> Ensemble:
         states: its states, leaves `[member, ...]`, such as `log.averages["ema"]`.
 
     Raises:
-        ValueError: if there are other members than in the ensemble.
+        ValueError: if there are other members than in the ensemble, or no step of one
+            has counted; gives the ids.
     """
     _check_members(ensemble, states)
+    if "count" in states:
+        _check_counted(ensemble, states, type(average).__name__)
     mean = map_members(_Mean(average), kinds=("member", "member"), mesh=ensemble.mesh)
     params = mean(states, ensemble.params)
     state = {**ensemble.state, "params": params}
@@ -61,13 +64,7 @@ def lawa_members(ensemble: Ensemble, lawa: LAWA, states: Any) -> Ensemble:
             checkpoint yet; gives the ids.
     """
     _check_members(ensemble, states)
-    counts = np.asarray(fetch(states["count"]))
-    if not counts.all():
-        ids = fetch(ensemble.member_ids)[counts == 0].tolist()
-        raise ValueError(
-            f"no step of the members with ids {ids} has counted, so that LAWA holds no"
-            " checkpoint of them. Leave them out, of ensemble and states."
-        )
+    counts = _check_counted(ensemble, states, "LAWA")
     size = lawa.num_checkpoints
     take = map_members(
         _Checkpoints(lawa), kinds=("member", "member"), mesh=ensemble.mesh
@@ -189,6 +186,18 @@ def _repeated(tree, count):
 def _in_a_row(tree):
     """`[member, number, ...]` as `[member * number, ...]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def _check_counted(ensemble, states, name):
+    """Counts `[member]`; raises `ValueError` with the ids where one is 0."""
+    counts = np.asarray(fetch(states["count"]))
+    if not counts.all():
+        ids = fetch(ensemble.member_ids)[counts == 0].tolist()
+        raise ValueError(
+            f"no step of the members with ids {ids} has counted, so that {name} holds"
+            " no weights of them. Leave them out, of ensemble and states."
+        )
+    return counts
 
 
 def _check_members(ensemble, states):

@@ -435,3 +435,37 @@ GRAM = jnp.ones((3, 1, 3, 3))
 def test_mistakes_are_named(call, kind, words):
     with pytest.raises(kind, match=words):
         call()
+
+
+def test_a_global_band_counts_for_its_two_thresholds_once():
+    """31 rounds each, however many leaves there are."""
+    stack = {name: jnp.ones((2, 3)) for name in "abcde"}
+    base = jax.tree.map(lambda x: x[0], stack)
+    text = str(
+        jax.make_jaxpr(lambda s, b: breadcrumbs(s, b, density=0.5, scope="global"))(
+            stack, base
+        )
+    )
+    assert text.count("= scan[") == 2
+
+
+@pytest.mark.parametrize(
+    "knobs, words",
+    [
+        (dict(lam=np.nan), "lam must be finite; got nan"),
+        (dict(weights=[np.inf, 1.0]), r"weights must be finite; got \[inf, 1.0\]"),
+        (dict(weights=[np.nan, 1.0]), r"weights must be finite; got \[nan, 1.0\]"),
+    ],
+)
+def test_a_knob_that_is_not_finite_is_named(knobs, words):
+    stack = {"w": jnp.ones((2, 3))}
+    base = {"w": jnp.ones(3)}
+    with pytest.raises(ValueError, match=words):
+        task_arithmetic(stack, base, **knobs)
+
+
+@pytest.mark.parametrize("keep", [-1, 7])
+def test_a_mean_keeps_leaves_of_a_member_that_exists(keep):
+    stack = {"w": jnp.ones((2, 3)), "n": jnp.arange(2)}
+    with pytest.raises(ValueError, match=f"keep is a member, 0 to 1; got {keep}"):
+        average(stack, keep=keep)

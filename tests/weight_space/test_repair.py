@@ -86,6 +86,8 @@ def test_errors_say_what_is_expected():
     ends = models.ensemble_of(models.mlp, 2)
     with pytest.raises(ValueError, match=r"\[mixture, member\] = \(2, 2\)"):
         repair(ends, ends, np.ones((1, 2)), X)
+    with pytest.raises(ValueError, match="row 1 of weights has the sum 0 and"):
+        repair(ends, ends, np.diag([1.0, 0.0]), X)
     other = models.ensemble_of(models.cnn, 2)
     with pytest.raises(ValueError, match="different architecture"):
         repair(ends, other, np.eye(2), X)

@@ -290,3 +290,20 @@ def test_a_learned_soup_is_no_worse_than_the_uniform_one_where_it_learns(members
     assert found.losses[-1] < found.losses[0]
     with pytest.raises(ValueError, match="granularity is one of model"):
         learned_soup(ensemble_on(stack, 1, 1), rows, granularity="module")
+
+
+@pytest.mark.parametrize("label, words", [(-1, "row 3 has -1"), (3, "row 3 has 3")])
+def test_a_learned_soup_refuses_labels_that_are_no_class(members, label, words):
+    """optax takes the last class for -1, and NaN for one too many."""
+    stack, (x, y) = members
+    y = np.where(np.arange(160) == 3, label, y)
+    with pytest.raises(ValueError, match=f"classes, 0 to 2; {words}"):
+        learned_soup(ensemble_on(stack, 1, 1), (x, y))
+    with pytest.raises(ValueError, match=r"integers \[row\]; got int64\[160, 1\]"):
+        learned_soup(ensemble_on(stack, 1, 1), (x, y[:, None]))
+
+
+def test_a_learned_soup_with_a_loss_that_is_nan_is_none(members):
+    stack, (x, y) = members
+    with pytest.raises(ValueError, match="the loss of epoch 0 is nan"):
+        learned_soup(ensemble_on(stack, 1, 1), (x * np.nan, y), num_epochs=1)

@@ -6,16 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import ensjax
 from ensjax import scores
-from ensjax.mapping import mesh_program
+from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.planning.collectives import read_collectives
 from ensjax.weight_space import (
     ROW_SCORES,
     alpha_path,
     barrier,
     connectivity,
+    greedy_soup,
     mix_members,
     plane,
     recompute_statistics,
@@ -428,3 +430,108 @@ def test_the_plane_keeps_distances_and_goes_through_its_members():
         plane(line)
     with pytest.raises(ValueError, match="three of 0 to 2"):
         plane(line, (0, 1, 1))
+
+
+LINEAR = {"w": np.ones((2, 3, 4), np.float32)}
+
+
+def linear(stack=None):
+    return ensjax.Ensemble.from_apply(lambda p, x: x @ p["w"], stack or LINEAR)
+
+
+@pytest.mark.parametrize(
+    "labels, score, words",
+    [
+        (np.zeros((6, 1), int), "accuracy", r"'accuracy' on datasets\['one'\].*\[6, 1"),
+        (np.zeros((6, 4), np.float32), "nll", r"integers \[row\]; got float32\[6, 4\]"),
+        (np.zeros(6, np.float32), "brier", r"'brier' on .* got float32\[6\]"),
+        (np.zeros(6, int), lambda z, y: z[:, :1], r"' on .* shape \[6, 1\]"),
+        (np.zeros(6, int), lambda z, y: z.mean(), r"' on .* shape \[\] for a batch"),
+        (np.zeros((6, 3)), "squared_error", "as many targets as outputs"),
+    ],
+)
+def test_a_score_is_of_labels_that_fit_and_one_number_a_row(labels, score, words):
+    """Labels [row, 1] would be compared with every row: accuracies that cannot be."""
+    rows = np.ones((6, 3), np.float32), labels
+    scores = {"own": score} if callable(score) else (score,)
+    for space in ((), ("geometric_mean",)):
+        with pytest.raises(ValueError, match=words):
+            sweep(linear(), np.eye(2), {"one": rows}, scores=scores, output_space=space)
+    with pytest.raises(ValueError, match=r"on datasets\['data'\]"):
+        greedy_soup(linear(), rows, score=score, largest=False)
+    if score != "accuracy":
+        with pytest.raises(ValueError, match=words):
+            connectivity(linear(), {"one": rows}, score=score)
+
+
+def compiled_sweep(stack, rows, output_space=(), mixtures=64):
+    """A sweep's program on one device, compiled."""
+    calls, call = [], MeshProgram.__call__
+    mesh = ensjax.make_mesh(devices=jax.devices()[:1])
+    apply = lambda p, x: jnp.tanh(x @ p["v"]) @ p["w"]  # noqa: E731
+    ensemble = ensjax.Ensemble.from_apply(apply, stack, mesh=mesh)
+
+    def note(self, *args):
+        calls.append((self, args))
+        return call(self, *args)
+
+    members = ensemble.num_members
+    data = np.ones((rows, 3), np.float32), np.zeros(rows, int)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MeshProgram, "__call__", note)
+        sweep(
+            ensemble,
+            np.full((mixtures, members), 1 / members),
+            {"all": data},
+            output_space=output_space,
+            batch_size=50,
+        )
+    ((program, args),) = calls
+    return program.lower(*args).compile()
+
+
+def temporary_bytes(*args, **kwargs):
+    compiled = compiled_sweep(*args, **kwargs)
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def stack_of(members, width, dtype=np.float32):
+    shapes = {"v": (members, 3, width), "w": (members, width, 4)}
+    return {name: jnp.ones(shape, dtype) for name, shape in shapes.items()}
+
+
+def test_temporaries_of_a_sweep_do_not_grow_with_the_rows():
+    """Nor in output space: 64 mixtures of 2,000 rows are 512 kB a score."""
+    found = [
+        temporary_bytes(stack_of(2, 8), rows, ("predictive", "geometric_mean"))
+        for rows in (200, 2_000)
+    ]
+    assert found[1] - found[0] < 4_000, found
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_sweep_makes_no_wide_copy_of_the_stack(dtype):
+    found = [
+        temporary_bytes(stack_of(members, 2_000, dtype), 50, mixtures=16)
+        for members in (16, 64)
+    ]
+    assert found[1] - found[0] < 16_000, found  # 48 members are 2.7 MB
+
+
+def test_a_sweep_brings_scores_alone_to_the_host():
+    """One call whose only outputs are two scores of 16 mixtures; nothing calls back."""
+    compiled = compiled_sweep(stack_of(2, 2_000), 50, mixtures=16)
+    assert compiled.memory_analysis().output_size_in_bytes <= 16 * 2 * 4 + 64
+    text = compiled.as_text()
+    for word in ("callback", "outfeed", "infeed", " send(", "xla_ffi_python"):
+        assert word not in text, word
+
+
+def test_measured_variances_are_exact_far_from_zero():
+    made = ensjax.Ensemble.init(
+        lambda rngs: nnx.Sequential(nnx.BatchNorm(2, rngs=rngs)), num_members=1, seed=0
+    )
+    rng = np.random.default_rng(0)
+    x = (2_000 + rng.normal(size=(64, 2))).astype(np.float32)
+    norm = recompute_statistics(made, x)[0].layers[0]
+    np.testing.assert_allclose(norm.var[...], x.astype(float).var(0), rtol=1e-4)

@@ -221,6 +221,8 @@ def test_only_checkpoints_that_were_taken_become_members(trained):
     states[1] = lawa.init({"a": jnp.zeros(2), "b": jnp.float32(0)})
     with pytest.raises(ValueError, match=r"ids \[1\] has counted"):
         lawa_members(ensemble, lawa, ensjax.members.stack_members(states))
+    with pytest.raises(ValueError, match=r"ids \[1\] has counted, so that LAWA holds"):
+        averaged(ensemble, lawa, ensjax.members.stack_members(states))
 
 
 @pytest.mark.parametrize("decay, steps", [(0.9999, 3), (0.99999, 100), (0.5, 40)])
