@@ -42,6 +42,12 @@ def test_the_midpoint_of_a_permutation_depends_on_k_and_ones_alone():
     )
 
 
+def test_thresholds_are_of_bits():
+    for wrong in (0.5, 2, -1):
+        with pytest.raises(ValueError, match=f"got {float(wrong)} in row 0, column 1"):
+            ntk.midpoint_thresholds(np.ones((1, 2)), np.array([[1, wrong]]), np.eye(2))
+
+
 def test_gaps_are_positive_where_rounding_is_right():
     rng = np.random.default_rng(0)
     mean, targets = rng.normal(size=(5, 4)), rng.integers(0, 2, (5, 4))
