@@ -108,7 +108,7 @@ def measure_cube(config, k) -> dict[str, np.ndarray]:
         means = (weights @ task.train_targets)[:, None]
         ids = SEED_STRIDE * seed + jnp.arange(config.cube.num_draws, dtype=jnp.int32)
         needed.append(
-            ntk.members_for_all(
+            ntk.members_for_draws(
                 ntk.DrawDeviation(k),
                 ids,
                 np.broadcast_to(means, limits.shape),

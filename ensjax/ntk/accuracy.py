@@ -28,6 +28,8 @@ from ensjax.reduce import (
     update_moments,
 )
 
+_MOST_MEMBERS = 2**24  # the last of the whole numbers that float32 counts
+
 
 class Accuracy(NamedTuple):
     """How right the rounded mean of the first N members is, for N = 1, 2, ...
@@ -80,7 +82,8 @@ def accuracy_by_members(
         members (`ensjax.reduce.finish_moments`).
 
     Raises:
-        ValueError: if shapes do not fit or the block is not positive.
+        ValueError: if shapes do not fit, the block is not positive, or there are more
+            members than 2^24, which float32 cannot count.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -113,6 +116,12 @@ def accuracy_by_members(
     if moments is None:
         like = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
         moments = init_moments(like)
+    if members + float(moments.count) > _MOST_MEMBERS:
+        raise ValueError(
+            f"moments count up to {_MOST_MEMBERS} members in float32; got"
+            f" {float(moments.count):.0f} and {members} more. Keep several and merge"
+            " their means in float64."
+        )
     program = mesh_program(_Score(fn, block, mesh.shape["member"]), mesh)
     count = np.int32(members)
     return program(
@@ -244,7 +253,8 @@ def _running_means(moments, values, kept):
     totals = jax.lax.all_gather((own[-1], counts[-1]), "member")
     is_before = jnp.arange(totals[1].shape[0]) < jax.lax.axis_index("member")
     sums, numbers = (
-        jnp.tensordot(is_before.astype(jnp.float32), total, 1) for total in totals
+        jnp.tensordot(is_before.astype(jnp.float32), total, 1, precision="highest")
+        for total in totals
     )
     numbers = moments.count + numbers + counts
     return moments.mean[None] + (sums[None] + own) / jnp.maximum(numbers, 1.0).reshape(

@@ -21,7 +21,6 @@ import numpy as np
 
 from ensjax.ntk.permutations import check_bits, check_permutation
 
-
 # Of an int64 that takes sums and shifts; wider numbers are Python's own.
 _MOST_BITS = 62
 
