@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ensjax.blocks import Blocks
-from ensjax.mapping import map_local, mesh_program
+from ensjax.mapping import MeshProgram, map_local, mesh_program
 from ensjax.members import num_members, pad_members
 from ensjax.mesh import check_mesh, default_mesh
 from ensjax.ntk.rounding import round_bits
@@ -97,6 +97,41 @@ def accuracy_by_members(
         >>> bool(accuracy.is_exact[-1])
         True
     """
+    program, arguments = accuracy_program(
+        fn,
+        stacked,
+        targets,
+        thresholds,
+        block=block,
+        shared=shared,
+        moments=moments,
+        mesh=mesh,
+    )
+    return program(*arguments)
+
+
+def accuracy_program(
+    fn: Callable[..., jax.Array],
+    stacked: Any,
+    targets: np.ndarray,
+    thresholds: np.ndarray,
+    *,
+    block: int,
+    shared: tuple[Any, ...] = (),
+    moments: Moments | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[MeshProgram, tuple[Any, ...]]:
+    """The program of `accuracy_by_members` and its arguments, before anything runs.
+
+    `program.lower(*arguments).compile()` says what it takes.
+
+    Args:
+        fn, stacked, targets, thresholds, block, shared, moments, mesh: as in
+            `accuracy_by_members`.
+
+    Raises:
+        ValueError: as `accuracy_by_members`.
+    """
     targets = np.asarray(targets) > 0
     if targets.ndim != 2:
         raise ValueError(f"targets must be [row, output]; got shape {targets.shape}.")
@@ -124,9 +159,8 @@ def accuracy_by_members(
         )
     program = mesh_program(_Score(fn, block, mesh.shape["member"]), mesh)
     count = np.int32(members)
-    return program(
-        moments, stacked, count, targets, np.float32(thresholds), tuple(shared)
-    )
+    limits = np.float32(thresholds)
+    return program, (moments, stacked, count, targets, limits, tuple(shared))
 
 
 def members_to_reach(accuracy: np.ndarray, target: float) -> tuple[float, float]:

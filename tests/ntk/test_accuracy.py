@@ -161,7 +161,5 @@ def test_what_does_not_fit_is_refused():
         score(ids, moments=ensjax.reduce.init_moments(like))
     many = ensjax.reduce.init_moments(jax.ShapeDtypeStruct(TARGETS.shape, jnp.float32))
     many = many._replace(count=jnp.float32(2**24 - 1))
-    with pytest.raises(
-        ValueError, match="up to 16777216 members in float32"
-    ):
+    with pytest.raises(ValueError, match="up to 16777216 members in float32"):
         score(ids, moments=many)
