@@ -3,8 +3,7 @@
 The network f(x) = W2 relu(W1 x / sqrt(k)) / sqrt(n) without biases sees e_1, ..., e_k
 with targets P e_i, P a permutation. For a binary input x with m ones everything in the
 limit of large width depends on k and m alone. Numbers here are float64 NumPy on the
-host: f0 is a difference, of which float32 keeps 4 to 5 digits at k = 30 and 2 fewer
-at k = 1,000, and shares of learnt modes (`gain`) are differences too.
+host: f0 is a difference, of which float32 keeps 4 to 5 digits from k = 30 to 1,000.
 
 Notation: b = 1 / (2 pi); k T(X, X) = a I + b 11'; k T(x, e_i) = p where x_i = 1 and q
 elsewhere; k K(X, X) = (1/2 - b) I + b 11'; k K(x, e_i) = c1 where x_i = 1 and q
