@@ -9,9 +9,6 @@ from ensjax.experiment.fields import load_beside
 permutations = load_beside(__file__, "ntk_empirical_permutations")
 
 PAPER = "Giapitzakis et al. 2025, arXiv:2502.16763"
-# Members for a row accuracy of 90 %, inputs with two ones, of the published code: one
-# trial, which follows the readout law.
-PUBLISHED = {5: 43, 8: 40, 10: 69, 15: 103, 20: 117, 25: 157, 30: 175}
 
 
 def widths(config, done) -> dict[int, dict[str, np.ndarray]]:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ensjax.experiment.fields import load_beside
+from ensjax.ntk.published import MEMBERS_FOR_90_PERCENT
 from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
 
 permutations = load_beside(__file__, "ntk_empirical_permutations")
@@ -167,7 +168,7 @@ def add_tables(run_dir, config, done):
         own = done[case.name]
         trained, stays = _members(own["hard"], target)
         oracle, oracle_stays = _members(own["oracle_hard"], target)
-        published = verdicts.PUBLISHED.get(case.num_bits, "")
+        published = MEMBERS_FOR_90_PERCENT.get(case.num_bits, "")
         is_published = case.law == "readout" and target == 0.9
         name = f"{case.law}, k = {case.num_bits}"
         rows.append(

@@ -8,6 +8,7 @@
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
 from ensjax.experiment.stages import run_stages
+from ensjax.ntk.kernels import PARAMETERISATIONS
 from ensjax.ntk.permutations import MAX_CUBE_BITS
 from ensjax.ntk.two_layer import KINDS
 
@@ -18,6 +19,21 @@ verdicts = load_beside(__file__, "ntk_permutations_claims")
 bounds = load_beside(__file__, "ntk_permutations_checks")
 tables = load_beside(__file__, "ntk_permutations_tables")
 figures = load_beside(__file__, "ntk_permutations_figures")
+
+
+_MOST_TASK_BITS = 8  # all pairs of numbers are tried, 4^8
+_SECTIONS = ("networks", "widths", "curve", "growth", "cube", "stream", "tasks")
+_NOT_WHOLE = ("residual", "fraction", "stretch", "targets", "deltas")
+
+
+def _check_whole(config, section):
+    for name, value in config[section].items():
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        numbers = [v for v in values if isinstance(v, float)]
+        if numbers and not name.endswith(_NOT_WHOLE):
+            raise ConfigError(
+                f"config.{section}.{name} must be whole; got {numbers[0]!r}."
+            )
 
 
 def validate(config):
@@ -44,6 +60,28 @@ def validate(config):
     check_numbers(
         config, ("stream.num_members", "stream.block", "curve.block"), at_least=1
     )
+    counts = ("widths.matrix_members", "widths.num_drift_members")
+    check_numbers(config, counts, at_least=2)
+    sizes = ("widths.matrix_width", "networks.ones", "networks.num_inputs")
+    check_numbers(config, sizes, at_least=1)
+    bits = ("tasks.copy_bits", "tasks.addition_bits", "tasks.multiplication_bits")
+    check_numbers(config, bits, at_least=1, at_most=_MOST_TASK_BITS)
+    check_numbers(config, ("tasks.num_padding",), at_least=0)
+    for section in _SECTIONS:
+        _check_whole(config, section)
+    names = config.widths.parameterisations
+    known = set(names) <= set(PARAMETERISATIONS)
+    if not names or len(set(names)) < len(names) or not known:
+        raise ConfigError(
+            "config.widths.parameterisations are different ones of"
+            f" {', '.join(PARAMETERISATIONS)}; got {names}."
+        )
+    if min(config.networks.ones) > min(config.networks.num_bits):
+        raise ConfigError(
+            "config.networks.ones must hold a number of ones that inputs of every k of"
+            f" config.networks.num_bits can have; got {config.networks.ones} and"
+            f" {config.networks.num_bits}."
+        )
     sizes, last = config.cube.num_bits, config.cube.fitted_up_to
     if len(sizes) < 3 or not min(sizes) <= last < max(sizes):
         raise ConfigError(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ensjax import ntk
-from ensjax.experiment import Part, claim, claim_of_all
+from ensjax.experiment import Part, claim, claim_of_all, claim_of_cases
 from ensjax.experiment.fields import load_beside
 from ensjax.ntk import published, two_layer
 
@@ -234,6 +234,12 @@ def summarise(config, found) -> dict[str, float]:
     scalars["stream_first_exact"], scalars["stream_stays_exact"] = stream["sign_first"]
     scalars["stream_mean_error"] = stream["mean_error"]
     scalars["stream_variance_ratio"] = stream["variance_ratio"].mean()
+    for name in draws.SPEED:
+        scalars[f"stream_{name}"] = stream[name]
+    for k in config.networks.num_bits:
+        for name in draws.SPEED:
+            for i, kind in enumerate(config.kinds):
+                scalars[f"{kind}_networks_{k}_{name}"] = found["networks"][k][name][i]
     for p, name in enumerate(config.widths.parameterisations):
         for width, drift in zip(config.widths.sizes, widths["drift"][p]):
             scalars[f"drift_{name}_{width}"] = drift.mean()
@@ -292,10 +298,16 @@ def make_claims(config, found) -> list[dict]:
     for kind in config.kinds:
         for _, sizes, _ in ranges(config):
             claims.append(
-                claim(
+                claim_of_cases(
                     f"{SLUG}.d, {kind}, k = {_span(sizes)}: held-out error of k log k"
-                    " minus the least of k and k^2, one value for each delta",
-                    values_by_seed=log_advantage(found, kind, sizes),
+                    " minus the least of k and k^2, for every delta",
+                    values_by_case=dict(
+                        zip(
+                            (f"delta {delta:g}" for delta in config.growth.deltas),
+                            log_advantage(found, kind, sizes),
+                            strict=True,
+                        )
+                    ),
                     side="<",
                     bound=0.0,
                     **about("abstract: one input", "full", "k log k is nearest"),
@@ -383,10 +395,16 @@ def describe(config, found) -> str:
         f" {midpoint_gain(config, found, kind, last):.0f} ({kind})"
         for kind in config.kinds
     )
+    laws = "; ".join(
+        f"{row.kind} exponent {row.fit.slope:.2f} ({row.fit.low:.2f} to"
+        f" {row.fit.high:.2f}), nearest {row.nearest}"
+        for row in (cube_row(found, kind, rule="midpoint") for kind in config.kinds)
+    )
     hardest = np.unique(np.concatenate([exact["hardest"], exact["hardest_large"]], -1))
     parts.append(
         "Rounding at the midpoint needs fewer networks by a factor that goes from"
-        f" {gains} as k goes from {first} to {last}. The input that needs most has"
+        f" {gains} as k goes from {first} to {last}; its N50 on the cube grows too:"
+        f" {laws}. The input that needs most has"
         f" {' or '.join(f'{m:.0f}' for m in hardest)} ones, for every k and error; k (k"
         " - 1) / 2 of the 2^k - 1 inputs have two."
     )

@@ -1,7 +1,6 @@
 """Infinite networks of `ntk_permutations.py`: curves, the cube, and one long stream."""
 
 import itertools
-import resource
 import time
 
 import jax
@@ -12,11 +11,13 @@ import ensjax
 from ensjax import ntk
 from ensjax.experiment.fields import load_beside
 from ensjax.ntk import two_layer
+from ensjax.ntk.accuracy import accuracy_program
 
 theory = load_beside(__file__, "ntk_permutations_theory")
 
 SEED_STRIDE = 2**20  # between ids of draws of two seeds or repetitions
 RULES = ("sign", "midpoint")
+SPEED = ("members_per_second", "temporary_mib", "output_mib")  # of `speed_of`
 
 
 def task_of(config, seed, k):
@@ -108,7 +109,7 @@ def measure_cube(config, k) -> dict[str, np.ndarray]:
         means = (weights @ task.train_targets)[:, None]
         ids = SEED_STRIDE * seed + jnp.arange(config.cube.num_draws, dtype=jnp.int32)
         needed.append(
-            ntk.members_for_all(
+            ntk.members_for_draws(
                 ntk.DrawDeviation(k),
                 ids,
                 np.broadcast_to(means, limits.shape),
@@ -147,8 +148,7 @@ def stream_stage(config, run_dir):
         for rule in RULES:
             # Few are enough where N is small.
             some = ids if rule == "sign" else ids[: max(1_000, 4 * own.block)]
-            start = time.perf_counter()
-            accuracy, moments = ntk.accuracy_by_members(
+            program, arguments = accuracy_program(
                 ntk.sample_member,
                 some,
                 task.targets(inputs),
@@ -156,6 +156,9 @@ def stream_stage(config, run_dir):
                 block=own.block,
                 shared=(members,),
             )
+            compiled = program.lower(*arguments).compile()
+            start = time.perf_counter()
+            accuracy, moments = compiled(*arguments)
             accuracy = jax.device_get(accuracy)
             seconds = time.perf_counter() - start
             own_grid = grid[grid < len(some)]
@@ -165,7 +168,8 @@ def stream_stage(config, run_dir):
                 [*ntk.members_to_reach(accuracy.is_exact, 1)]
             )
             if rule == "sign":
-                report_speed(run_dir, "stream", own.num_members, seconds)
+                memory = compiled.memory_analysis()
+                found |= speed_of(run_dir, "stream", own.num_members, seconds, memory)
                 mean, variance = ensjax.reduce.finish_moments(moments)
                 found["mean_error"] = _largest_in_errors(
                     mean, weights @ task.train_targets, covariance, own.num_members
@@ -186,15 +190,23 @@ def _largest_in_errors(mean, expected, covariance, number):
     return np.max(np.abs(np.asarray(mean) - expected)[unseen] / sd[unseen])
 
 
-def report_speed(run_dir, phase, members, seconds, **others):
-    """Logs members per second (with compilation) and the process's peak memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    run_dir.logger(phase).write(
-        members,
-        {
-            "seconds": seconds,
-            "members_per_second": members / seconds,
-            "peak_memory_mib": peak,
-            **others,
-        },
-    )
+def speed_of(run_dir, phase, members, seconds, memory) -> dict[str, float]:
+    """Logs and returns members per second, and the bytes that the program takes.
+
+    The process's own peak would be that of all stages before; a program says itself
+    what it holds beside its arguments.
+
+    Args:
+        run_dir: whose log is written.
+        phase: of the log.
+        members: how many.
+        seconds: that they took.
+        memory: `memory_analysis()` of the compiled program.
+    """
+    found = {
+        "members_per_second": members / seconds,
+        "temporary_mib": memory.temp_size_in_bytes / 2**20,
+        "output_mib": memory.output_size_in_bytes / 2**20,
+    }
+    run_dir.logger(phase).write(members, {"seconds": seconds, **found})
+    return found

@@ -86,7 +86,7 @@ def stage(config, run_dir, k):
         tasks = [draws.task_of(config, seed, k) for seed in range(config.num_seeds)]
         ids = member_ids(config)
         targets = np.stack([task.train_targets for task in tasks])
-        found = {}
+        found, speeds = {}, {}
         for kind in config.kinds:
             schedule = schedule_of(config, kind, k, own.width)
             train = ensjax.map_members(
@@ -106,14 +106,15 @@ def stage(config, run_dir, k):
             program = train.lower(*arguments).compile()
             start = time.perf_counter()
             outputs = np.asarray(program(*arguments))
-            draws.report_speed(
+            speed = draws.speed_of(
                 run_dir,
                 f"networks-{k}-{kind}",
                 len(ids),
                 time.perf_counter() - start,
-                program_temp_mib=program.memory_analysis().temp_size_in_bytes / 2**20,
-                program_output_mib=outputs.nbytes / 2**20,
+                program.memory_analysis(),
             )
+            for name, value in speed.items():
+                speeds.setdefault(name, []).append(value)
             outputs = outputs.reshape(
                 config.num_seeds, own.num_members, *outputs.shape[1:]
             )
@@ -125,7 +126,7 @@ def stage(config, run_dir, k):
         return {
             name: np.reshape(values, (*shape, *np.shape(values)[1:]))
             for name, values in found.items()
-        }
+        } | {name: np.array(values) for name, values in speeds.items()}
 
     return compute
 

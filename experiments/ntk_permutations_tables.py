@@ -63,7 +63,9 @@ def add_tables(run_dir, config, found):
             for j, kind in enumerate(config.kinds)
         ],
         "Other tasks: right answers of the infinite ensemble's rounded mean over all"
-        f" operands, and N for an error of {config.delta:g} in the hardest step.",
+        f" operands, and N for an error of {config.delta:g} in the hardest step."
+        " Outputs that no rule sets are 0 by the definition of a task, for any number"
+        " of networks: they are neither asked nor counted.",
     )
 
 

@@ -203,11 +203,11 @@ def measure_tasks(config) -> dict[str, np.ndarray]:
 def _needed(config, kind, task, inputs):
     """N of the hardest of some inputs, for outputs that some rule sets.
 
-    The mean of another is 0, which no number of networks tells from above: it is known
-    to be 0 and left out.
+    Others are 0 by the definition of the task (`Task.set_outputs`), and executed so:
+    their mean is exactly 0, which no number of networks tells from above.
     """
     inputs = np.unique(inputs, axis=0)
-    used = task.train_targets.any(axis=0)
+    used = task.set_outputs
     law = two_layer.law(inputs.shape[1], inputs.sum(axis=1).astype(int), kind=kind)
     mean = cube_weights(kind, inputs) @ task.train_targets
     return ntk.members_for_input(

@@ -162,6 +162,68 @@ def claim_of_all(
     return min(entries, key=_sureness) | {"parts": told}
 
 
+def claim_of_cases(
+    name: str,
+    *,
+    values_by_case: Mapping[str, float],
+    side: str = ">",
+    bound: float,
+    paper: str,
+    source: str,
+    certainty: str,
+    scale: str,
+    expected: str | float,
+) -> dict[str, Any]:
+    """A statement about numbers that are computed and not drawn: nothing is sampled.
+
+    It holds if every case lies on the stated side and fails if any does not. There is
+    no interval: cases are no seeds.
+
+    Args:
+        name: what is stated; the case that lies least far on its side is named behind
+            it.
+        values_by_case: a number for each case, by its name.
+        side, bound, paper, source, certainty, scale, expected: as for `claim`.
+
+    Returns:
+        The entry for `results.json`, with the number of the named case as `measured`,
+        no interval, and all cases in `parts` if there are several. A number that is not
+        finite leaves it undecided.
+
+    Raises:
+        ValueError: for words other than `claim`'s, or no case.
+    """
+    _check_words(certainty, scale)
+    if side not in (">", "<"):
+        raise ValueError(f'side must be ">" or "<"; got {side!r}.')
+    if not values_by_case:
+        raise ValueError(f"claim {name!r} has no values; use not_run(...) for that.")
+    bound = float(bound)
+    values = {case: float(value) for case, value in values_by_case.items()}
+    is_finite = all(math.isfinite(value) for value in values.values())
+    sign = 1 if side == ">" else -1
+    worst = min(values, key=lambda case: sign * values[case])
+    holds = all(sign * (value - bound) > 0 for value in values.values())
+    shared = {"side": side, "bound": bound, "interval": None, "seeds": 1}
+    parts = [
+        {"part": case, "measured": value if math.isfinite(value) else None, **shared}
+        for case, value in values.items()
+    ]
+    among = f"exact; least of {len(values)}: " if len(values) > 1 else "exact: "
+    return {
+        "name": f"{name} ({among}{worst})",
+        "paper": paper,
+        "source": source,
+        "certainty": certainty,
+        "scale": scale,
+        "expected": expected,
+        "measured": values[worst] if is_finite else None,
+        **shared,
+        **({"parts": parts} if len(parts) > 1 else {}),
+        "verdict": ("holds" if holds else "fails") if is_finite else "undecided",
+    }
+
+
 def not_run(
     name: str,
     *,

@@ -46,6 +46,7 @@ from ensjax.ntk.members_needed import (
     members_by_worst_bit,
     members_for_all,
     members_for_deviation,
+    members_for_draws,
     members_for_input,
     union_bound,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "members_by_worst_bit",
     "members_for_all",
     "members_for_deviation",
+    "members_for_draws",
     "members_for_input",
     "members_to_reach",
     "midpoint_thresholds",

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ensjax.blocks import Blocks
-from ensjax.mapping import map_local, mesh_program
+from ensjax.mapping import MeshProgram, map_local, mesh_program
 from ensjax.members import num_members, pad_members
 from ensjax.mesh import check_mesh, default_mesh
 from ensjax.ntk.rounding import round_bits
@@ -27,6 +27,8 @@ from ensjax.reduce import (
     psum_moments,
     update_moments,
 )
+
+_MOST_MEMBERS = 2**24  # the last of the whole numbers that float32 counts
 
 
 class Accuracy(NamedTuple):
@@ -80,7 +82,8 @@ def accuracy_by_members(
         members (`ensjax.reduce.finish_moments`).
 
     Raises:
-        ValueError: if shapes do not fit or the block is not positive.
+        ValueError: if shapes do not fit, the block is not positive, or there are more
+            members than 2^24, which float32 cannot count.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -93,6 +96,41 @@ def accuracy_by_members(
         ...     ntk.sign_thresholds(), block=100)
         >>> bool(accuracy.is_exact[-1])
         True
+    """
+    program, arguments = accuracy_program(
+        fn,
+        stacked,
+        targets,
+        thresholds,
+        block=block,
+        shared=shared,
+        moments=moments,
+        mesh=mesh,
+    )
+    return program(*arguments)
+
+
+def accuracy_program(
+    fn: Callable[..., jax.Array],
+    stacked: Any,
+    targets: np.ndarray,
+    thresholds: np.ndarray,
+    *,
+    block: int,
+    shared: tuple[Any, ...] = (),
+    moments: Moments | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[MeshProgram, tuple[Any, ...]]:
+    """The program of `accuracy_by_members` and its arguments, before anything runs.
+
+    `program.lower(*arguments).compile()` says what it takes.
+
+    Args:
+        fn, stacked, targets, thresholds, block, shared, moments, mesh: as in
+            `accuracy_by_members`.
+
+    Raises:
+        ValueError: as `accuracy_by_members`.
     """
     targets = np.asarray(targets) > 0
     if targets.ndim != 2:
@@ -113,11 +151,16 @@ def accuracy_by_members(
     if moments is None:
         like = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
         moments = init_moments(like)
+    if members + float(moments.count) > _MOST_MEMBERS:
+        raise ValueError(
+            f"moments count up to {_MOST_MEMBERS} members in float32; got"
+            f" {float(moments.count):.0f} and {members} more. Keep several and merge"
+            " their means in float64."
+        )
     program = mesh_program(_Score(fn, block, mesh.shape["member"]), mesh)
     count = np.int32(members)
-    return program(
-        moments, stacked, count, targets, np.float32(thresholds), tuple(shared)
-    )
+    limits = np.float32(thresholds)
+    return program, (moments, stacked, count, targets, limits, tuple(shared))
 
 
 def members_to_reach(accuracy: np.ndarray, target: float) -> tuple[float, float]:
@@ -244,7 +287,8 @@ def _running_means(moments, values, kept):
     totals = jax.lax.all_gather((own[-1], counts[-1]), "member")
     is_before = jnp.arange(totals[1].shape[0]) < jax.lax.axis_index("member")
     sums, numbers = (
-        jnp.tensordot(is_before.astype(jnp.float32), total, 1) for total in totals
+        jnp.tensordot(is_before.astype(jnp.float32), total, 1, precision="highest")
+        for total in totals
     )
     numbers = moments.count + numbers + counts
     return moments.mean[None] + (sums[None] + own) / jnp.maximum(numbers, 1.0).reshape(

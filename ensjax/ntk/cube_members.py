@@ -24,15 +24,21 @@ from scipy.special import comb
 from ensjax.members import member_key
 from ensjax.ntk.gaussian_process import (
     check_positive,
-    covariance,
     predictor,
+    predictor_of_kernels,
     weights,
 )
-from ensjax.ntk.kernels import FullyConnected, check_finite
+from ensjax.ntk.kernels import (
+    FullyConnected,
+    check_finite,
+    check_variances,
+    kernel,
+)
 from ensjax.ntk.schedules import check_schedule, warn_above_critical
 
 # The table of covariances needs a row for each triple of counts.
 _MOST_BITS = 24
+_ROWS_AT_ONCE = 2**16  # of means, which are float64 on their way
 
 
 class CubeMembers(NamedTuple):
@@ -67,7 +73,9 @@ def cube_members(
 
     Args:
         spec: the network; not "mup".
-        num_bits: k, up to 24.
+        num_bits: k, up to 24. Means take 4 bytes for each input and output, and a
+            member that is drawn several times that: with k outputs 4 MiB at k = 16, 80
+            MiB at 20, 1.5 GiB at 24, times the members of a block.
         targets: of the basis vectors, `[bit, output]`; the identity by default. For a
             permutation, row i is the image of e_i.
         seed: of the ensemble.
@@ -75,6 +83,7 @@ def cube_members(
             `gaussian_process.weights`; to convergence by default.
 
     Raises:
+        TypeError: if `num_bits` is no integer.
         ValueError: if there are no or too many bits, targets do not fit, and as
             `predictor`.
 
@@ -93,7 +102,9 @@ def cube_members(
         >>> reduce.finish_moments(states["moments"])[0].shape
         (7, 3)
     """
-    if isinstance(num_bits, bool) or not 1 <= num_bits <= _MOST_BITS:
+    if isinstance(num_bits, bool) or not isinstance(num_bits, (int, np.integer)):
+        raise TypeError(f"num_bits must be an integer; got {num_bits!r}.")
+    if not 1 <= num_bits <= _MOST_BITS:
         raise ValueError(
             f"num_bits must be from 1 to {_MOST_BITS}; got {num_bits}. For samples of"
             " larger inputs use infinite_members."
@@ -112,13 +123,16 @@ def cube_members(
     blocks = [_block(table, d) for d in range(num_bits // 2 + 1)]
     largest = max(np.linalg.eigvalsh(block)[-1] for block in blocks)
     factors = [_factor(block, 1e-12 * largest) for block in blocks]
-    numbers = np.arange(1, 2**num_bits)
-    bits = (numbers[:, None] >> np.arange(num_bits)) & 1
-    on_zero, on_one = shares[bits.sum(axis=1) - 1].T
-    means = on_zero[:, None] * targets.sum(axis=0)
-    means += (on_one - on_zero)[:, None] * (bits @ targets)
+    means = np.empty((2**num_bits - 1, targets.shape[1]), np.float32)
+    for first in range(0, len(means), _ROWS_AT_ONCE):
+        numbers = np.arange(first, min(first + _ROWS_AT_ONCE, len(means))) + 1
+        bits = (numbers[:, None] >> np.arange(num_bits)) & 1
+        on_zero, on_one = shares[bits.sum(axis=1) - 1].T
+        rows = on_zero[:, None] * targets.sum(axis=0)
+        rows += (on_one - on_zero)[:, None] * (bits @ targets)
+        means[first : first + len(rows)] = rows
     return CubeMembers(
-        jnp.asarray(means, jnp.float32),
+        jnp.asarray(means),
         tuple(jnp.asarray(factor, jnp.float32) for factor in factors),
         jnp.asarray(seed, jnp.uint32),
     )
@@ -141,6 +155,9 @@ def _table(spec, k, schedule):
     seconds = place < both[:, None]
     seconds |= (place >= m[:, None]) & (place < (m + other - both)[:, None])
     rows = np.concatenate([firsts, seconds]).astype(np.float64)
+    if spec.parameterisation == "mup":
+        predictor(spec, np.eye(k), np.eye(k))  # raises
+    check_variances(spec, rows)
     eigenvalues, found, of_inputs = _solve(spec, np.eye(k), rows, schedule)
     check_positive(eigenvalues)
     if schedule["steps"] is not None:
@@ -149,15 +166,23 @@ def _table(spec, k, schedule):
     table[m, other, both] = np.asarray(found)[m - 1, k + np.arange(len(triples))]
     # The weights of an input are two numbers: on its ones, of which bit 0 is one, and
     # on its zeros. The input of ones alone has no zero.
-    of_firsts = np.asarray(of_inputs)[:k]
+    of_firsts = np.asarray(of_inputs)
     return np.stack([of_firsts[:, -1], of_firsts[:, 0]], axis=1), table
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _solve(spec, x_train, rows, schedule):
-    of_rows = predictor(spec, x_train, rows)
-    solved = covariance(of_rows, **schedule), weights(of_rows, **schedule)
-    return of_rows.eigenvalues, *solved
+    """Eigenvalues, covariances of the first k rows with all, their weights."""
+    train, cross = kernel(spec, x_train), kernel(spec, rows, x_train)
+    firsts = rows[: len(x_train)]
+    of_rows = predictor_of_kernels(train, cross, jnp.zeros((len(rows),) * 2))
+    w = weights(of_rows, **schedule)
+    own = w[: len(firsts)]
+    product = functools.partial(jnp.matmul, precision="highest")
+    prior, of_firsts = cross.nngp, cross.nngp[: len(firsts)]
+    shared = product(own, prior.T) + product(of_firsts, w.T)
+    spread = product(product(own, train.nngp), w.T)
+    return of_rows.eigenvalues, kernel(spec, firsts, rows).nngp + spread - shared, own
 
 
 def _block(table, pairs):

@@ -38,10 +38,13 @@ class Dual:
         name: of the activation, for messages.
         forward: `forward(variance_u, variance_v, angle) -> DualMoments`, arrays that
             broadcast against each other.
+        check: `check(variance) -> E[phi(u)^2]`, on the host, which warns where
+            `forward` is off at that variance; None where it is right at any.
     """
 
     name: str
     forward: Callable[[jax.Array, jax.Array, jax.Array], DualMoments]
+    check: Callable[[float], float] | None = None
 
     def moments(self, k11: Any, k12: Any, k22: Any) -> DualMoments:
         """The moments for pairs of variances `k11`, `k22` and covariance `k12`.
@@ -60,6 +63,10 @@ class Dual:
         """
         k11, k12, k22 = jnp.broadcast_arrays(*map(jnp.asarray, (k11, k12, k22)))
         _check_moments(k11, k12, k22)
+        if self.check is not None and not any(
+            isinstance(k, jax.core.Tracer) for k in (k11, k22)
+        ):
+            self.check(float(max(jnp.max(k11), jnp.max(k22))))
         scale = jnp.sqrt(k11 * k22)
         cosine = jnp.where(scale > 0, k12 / jnp.where(scale > 0, scale, 1), 1)
         return self.forward(k11, k22, jnp.arccos(jnp.clip(cosine, -1, 1)))

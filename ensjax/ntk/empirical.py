@@ -17,7 +17,14 @@ from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.members import num_members, pad_members, trim_members
-from ensjax.ntk.strips import METHODS, Strips, make_strips, make_tangents, pad_rows
+from ensjax.ntk.strips import (
+    METHODS,
+    Strips,
+    make_strips,
+    make_tangents,
+    members_at_once,
+    pad_rows,
+)
 from ensjax.ntk.tangents import check_rows, num_rows, rows_of
 
 OUTPUTS = ("trace", "full")
@@ -138,9 +145,10 @@ def kernel_program(
         check_rows("z", z, like=x)
     tangents = make_tangents(ensemble, params)
     columns = x if z is None else z
+    strips = make_strips(ensemble, tangents, x, method, outputs == "full", block_rows)
     job = _Kernel(
-        make_strips(ensemble, tangents, x, method, outputs == "full", block_rows),
-        Blocks(block),
+        strips,
+        members_at_once(ensemble, strips, block),
         z is None and ensemble.mesh.shape["data"] == 1,
         num_rows(x),
         precision,

@@ -18,7 +18,9 @@ from ensjax.ntk.kernels import (
     Kernels,
     check_finite,
     check_inputs,
+    check_variances,
     kernel,
+    kernel_diagonal,
 )
 from ensjax.ntk.schedules import check_schedule, warn_above_critical
 
@@ -74,6 +76,7 @@ def predictor(spec: FullyConnected, x_train: Any, x_test: Any) -> Predictor:
         )
     x_train, x_test = check_inputs(x_train, "x_train"), check_inputs(x_test, "x_test")
     _check_distinct(x_train, spec)
+    check_variances(spec, x_train, x_test)
     return predictor_of_kernels(*_all_kernels(spec, x_train, x_test))
 
 
@@ -92,8 +95,8 @@ def predictor_of_kernels(train: Kernels, cross: Kernels, test_nngp: Any) -> Pred
         test_nngp: between test rows, `[row, row']`.
 
     Raises:
-        ValueError: if shapes do not fit, a value is not finite, or the tangent kernel
-            of the training rows is singular.
+        ValueError: if shapes do not fit, a value is not finite, a square kernel is not
+            symmetric, or the tangent kernel of the training rows is singular.
     """
     train = Kernels(*(jnp.asarray(k) for k in train))
     cross = Kernels(*(jnp.asarray(k) for k in cross))
@@ -109,9 +112,25 @@ def predictor_of_kernels(train: Kernels, cross: Kernels, test_nngp: Any) -> Pred
         if array.shape != shape:
             raise ValueError(f"{name} must be of shape {shape}; got {array.shape}.")
         check_finite(array, name)
+        if not name.startswith("cross"):
+            _check_symmetric(array, name)
     eigenvalues, modes = jnp.linalg.eigh(train.ntk)
     check_positive(eigenvalues, train.ntk)
     return Predictor(eigenvalues, modes, train.nngp, cross, test_nngp)
+
+
+def _check_symmetric(array, name):
+    """Raises where a kernel and its transpose differ by more than float32 rounds."""
+    if isinstance(array, jax.core.Tracer):
+        return
+    array = np.asarray(array)
+    apart = np.abs(array - array.T)
+    if apart.max(initial=0) > 1e-5 * np.abs(array).max(initial=0):
+        row, column = np.unravel_index(apart.argmax(), apart.shape)
+        raise ValueError(
+            f"{name} must be symmetric; got {array[row, column]:.6g} in row {row},"
+            f" column {column}, and {array[column, row]:.6g} the other way round."
+        )
 
 
 def _check_distinct(x, spec):
@@ -121,7 +140,8 @@ def _check_distinct(x, spec):
     x = np.asarray(x)
     if not spec.bias_variance:
         zero = np.flatnonzero(~x.any(axis=1))
-        if zero.size:
+        # An activation that is not 0 at 0 tells it from nothing.
+        if zero.size and not kernel_diagonal(spec, x[zero[:1]]).ntk[0] > 0:
             raise ValueError(
                 f"Training row {zero[0]} is zero: without biases every network is 0"
                 " there and cannot learn it. Drop it, or give a bias_variance."
@@ -174,12 +194,12 @@ def critical_learning_rate(eigenvalues: Any) -> jax.Array:
     Above it gradient descent becomes slower, and diverges from 2 / largest on.
 
     Args:
-        eigenvalues: of the training rows' tangent kernel, ascending, `[train]`.
+        eigenvalues: of the training rows' tangent kernel, in any order, `[train]`.
 
     Source: Lee et al. 2019, arXiv:1902.06720, theorem 2.1.
     """
     eigenvalues = jnp.asarray(eigenvalues)
-    return 2 / (eigenvalues[0] + eigenvalues[-1])
+    return 2 / (eigenvalues.min() + eigenvalues.max())
 
 
 def steps_to(residual: float, eigenvalues: Any, learning_rate: Any = None) -> int:
@@ -187,17 +207,28 @@ def steps_to(residual: float, eigenvalues: Any, learning_rate: Any = None) -> in
 
     Args:
         residual: the share, between 0 and 1.
-        eigenvalues: of the training rows' tangent kernel, ascending, `[train]`.
+        eigenvalues: of the training rows' tangent kernel, in any order, `[train]`.
         learning_rate: the critical one by default, which gives
             log(residual) / log((largest - smallest) / (largest + smallest)).
 
     Raises:
-        ValueError: if the residual is not between 0 and 1, or gradient descent does not
-            converge at this rate; says which rates do.
+        ValueError: if the residual is not between 0 and 1, there is no eigenvalue or
+            one that is not positive, or gradient descent does not converge at this
+            rate; says which rates do.
     """
     if not 0 < residual < 1:
         raise ValueError(f"residual must be between 0 and 1; got {residual}.")
-    eigenvalues = np.asarray(eigenvalues, float)
+    eigenvalues = np.sort(np.asarray(eigenvalues, float))
+    if eigenvalues.ndim != 1 or not eigenvalues.size:
+        raise ValueError(
+            "eigenvalues must be [train] with at least one; got shape"
+            f" {eigenvalues.shape}."
+        )
+    if not eigenvalues[0] > 0 or not np.isfinite(eigenvalues[-1]):
+        raise ValueError(
+            f"eigenvalues must be positive; got {eigenvalues[0]:.6g} to"
+            f" {eigenvalues[-1]:.6g}: what a mode of 0 misses is never learnt."
+        )
     if learning_rate is None:
         learning_rate = 2 / (eigenvalues[0] + eigenvalues[-1])
     check_schedule(None, None, learning_rate)

@@ -9,7 +9,13 @@ from jax.sharding import Mesh
 
 from ensjax.mapping import mesh_program
 from ensjax.mesh import AXES, check_mesh, default_mesh
-from ensjax.ntk.kernels import FullyConnected, Kernels, check_inputs, kernel
+from ensjax.ntk.kernels import (
+    FullyConnected,
+    Kernels,
+    check_inputs,
+    check_variances,
+    kernel,
+)
 
 
 def kernel_blocks(
@@ -51,6 +57,7 @@ def kernel_blocks(
         raise ValueError(f"block_rows must be a positive integer; got {block_rows!r}.")
     mesh = default_mesh() if mesh is None else mesh
     check_mesh(mesh)
+    check_variances(spec, x, z)
     return mesh_program(_KernelBlocks(spec, block_rows), mesh)(x, z)
 
 

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from ensjax.blocks import Blocks
 from ensjax.mapping import mesh_program
 from ensjax.members import num_members, pad_members, trim_members
-from ensjax.ntk.strips import METHODS, Strips, make_strips, make_tangents
+from ensjax.ntk.strips import (
+    METHODS,
+    Strips,
+    make_strips,
+    make_tangents,
+    members_at_once,
+)
 from ensjax.ntk.tangents import check_rows, num_rows, rows_of
 
 
@@ -85,7 +91,7 @@ def sum_over_kernels(
     strips = make_strips(
         ensemble, make_tangents(ensemble, params), x, method, False, block_rows
     )
-    job = _Sums(sums_of, strips, Blocks(block), precision)
+    job = _Sums(sums_of, strips, members_at_once(ensemble, strips, block), precision)
     states = tuple(e.state for e in ensembles)
     return mesh_program(job, ensemble.mesh)(states, x, targets)
 

@@ -109,13 +109,13 @@ class FullyConnected:
 def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:
     """Both kernels of a network between the rows of `x` and of `z` (default `x`).
 
-    A row of zeros without biases has kernel 0 with all rows, as the limit says. It is
-    pure: compile it with `jax.jit(ntk.kernel, static_argnums=0)`, or call
-    `kernel_blocks` for many rows.
+    A row of zeros without biases has kernel 0 with all rows where the activation is 0
+    at 0 (ReLU, erf, identity). It is pure: compile it with
+    `jax.jit(ntk.kernel, static_argnums=0)`, or call `kernel_blocks` for many rows.
 
     Args:
         spec: the network.
-        x: inputs `[row, feature]`.
+        x: inputs `[row, feature]`; computed in float32 or wider.
         z: inputs `[row', feature]`.
 
     Returns:
@@ -143,6 +143,7 @@ def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:
         )
     dtype = jnp.promote_types(x.dtype, z.dtype)
     x, z = x.astype(dtype), z.astype(dtype)
+    check_variances(spec, x, z)
     norms = jnp.sum(x**2, 1)[:, None], jnp.sum(z**2, 1)[None, :]
     return _recursion(spec, *norms, input_angles(x, z), x.shape[1])
 
@@ -158,12 +159,16 @@ def kernel_diagonal(spec: FullyConnected, x: Any) -> Kernels:
         ValueError: as `kernel`.
     """
     x = check_inputs(x, "x")
+    check_variances(spec, x)
     norms = jnp.sum(x**2, 1)
     return _recursion(spec, norms, norms, jnp.zeros_like(norms), x.shape[1])
 
 
 def check_inputs(x: Any, name: str) -> jax.Array:
-    """`x` as a floating array, or a `ValueError` that says what is wrong with it."""
+    """`x` as an array of float32 or wider; a `ValueError` says what is wrong with it.
+
+    Half types are widened: a kernel of float16 inputs computed in float16 has 3 digits.
+    """
     x = jnp.asarray(x)
     if x.ndim != 2 or not x.size:
         raise ValueError(
@@ -174,8 +179,24 @@ def check_inputs(x: Any, name: str) -> jax.Array:
         if jnp.issubdtype(x.dtype, jnp.complexfloating):
             raise ValueError(f"{name} must hold real numbers; got {x.dtype}.")
         x = x.astype(jnp.result_type(float))
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     check_finite(x, name)
     return x
+
+
+def check_variances(spec: FullyConnected, *inputs: Any) -> None:
+    """Warns where pre-activations vary more than the nodes of a `dual` can follow.
+
+    Args:
+        spec: the network; closed forms are right at any variance.
+        *inputs: `[row, feature]`; traced ones are not looked at.
+    """
+    check = spec.dual.check
+    if check is None or any(isinstance(x, jax.core.Tracer) for x in inputs):
+        return
+    largest = max(float(np.mean(np.square(x, dtype=float), 1).max()) for x in inputs)
+    for _ in range(spec.hidden_layers):
+        largest = check(spec.weight_variance * largest + spec.bias_variance)
 
 
 def check_finite(array: Any, name: str) -> None:

@@ -18,7 +18,8 @@ from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh, place, platform
 from ensjax.ntk.empirical import empirical_ntk
 from ensjax.ntk.gaussian_process import learnt_share
-from ensjax.ntk.schedules import check_schedule
+from ensjax.ntk.kernels import check_finite
+from ensjax.ntk.schedules import check_schedule, warn_above_critical
 from ensjax.ntk.strips import make_tangents, pad_rows
 from ensjax.ntk.tangents import Tangents, check_rows, num_rows
 
@@ -121,7 +122,8 @@ def linear_training(
         method, block_rows, block: of the kernels, as in `empirical_ntk`.
 
     Raises:
-        ValueError: if targets are of another shape, and as `empirical_ntk`.
+        ValueError: if targets are of another shape or not finite, and as
+            `empirical_ntk`.
         TypeError: if a parameter that moves is not real floating point.
 
     Source: Lee et al. 2019, arXiv:1902.06720, equations 8 and 9.
@@ -136,6 +138,11 @@ def linear_training(
             f"targets must be [train, output] {shape[1:]} or [member, train, output]"
             f" {shape}; got {np.shape(targets)}."
         )
+    if np.ndim(targets) == 2:
+        check_finite(targets, "targets")
+    else:
+        for member, own in enumerate(targets):
+            check_finite(own, f"targets of member {member}")
     targets = jnp.broadcast_to(jnp.asarray(targets, start.dtype), shape)
     train = empirical_ntk(ensemble, x_train, outputs="full", **options)
     cross = empirical_ntk(ensemble, x, x_train, outputs="full", **options)
@@ -148,7 +155,9 @@ def linear_training(
 
 
 def _outputs(ensemble, x):
-    out = ensemble(pad_rows(x, ensemble.mesh.shape["data"]))[:, : num_rows(x)]
+    # As their kernels: targets minus these is what is learnt.
+    with jax.default_matmul_precision("highest"):
+        out = ensemble(pad_rows(x, ensemble.mesh.shape["data"]))[:, : num_rows(x)]
     return out.reshape(*out.shape[:2], -1)
 
 
@@ -193,7 +202,8 @@ def linear_outputs(
         training: of `linear_training`.
         time: of gradient flow; None: converged.
         steps: of gradient descent; at most one of the two.
-        learning_rate: multiplies time, or is that of gradient descent.
+        learning_rate: multiplies time, or is that of gradient descent, for which a
+            warning names the critical rate of the member where this is farthest above.
 
     Returns:
         `[member, row, output]`. Converged, modes that the member cannot move (more
@@ -209,6 +219,12 @@ def linear_outputs(
     largest = jnp.max(jnp.abs(values), axis=1, keepdims=True)
     floor = values.shape[1] * jnp.finfo(values.dtype).eps * largest
     known = jnp.where(values > floor, values, 1)
+    if steps is not None and not isinstance(values, jax.core.Tracer):
+        # Modes that no member moves do not slow it down.
+        least = np.where(values > floor, values, np.inf).min(axis=1)
+        ends = np.stack([np.minimum(least, largest[:, 0]), largest[:, 0]], axis=1)
+        labels = [f"member {place}" for place in range(len(ends))]
+        warn_above_critical(learning_rate, ends, labels=labels)
     gain = learnt_share(known, time, steps, learning_rate) / known
     # Eigenvalues of 0 come with errors that training does not reach.
     moved = jnp.where(values > floor, gain * training.errors, 0)

@@ -4,7 +4,8 @@ For Gaussian members the mean of N is mu + Z / sqrt(N), Z a deviation with the m
 covariance. For one input, whose outputs are independent, the chance that all bits are
 right is a product of normal distribution functions, and N follows by solving it. For
 all inputs at once a draw of Z is right from N*(Z) on, a number that needs no loop over
-N: its quantiles are the N that give a chance. Any mean and covariance will do.
+N: its quantiles are the N that give a chance. Any mean and covariance will do; where
+the covariance of all inputs is too large to be held, a function that draws Z.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ from jax.sharding import Mesh
 from scipy.special import log_ndtr, logsumexp, ndtri
 
 from ensjax.mapping import map_members
+from ensjax.ntk.infinite_members import infinite_members, sample_member
+from ensjax.ntk.permutations import check_count
 from ensjax.ntk.rounding import gaps
 
 # N is looked for between these; what needs more is not needed by anything real.
@@ -120,12 +123,17 @@ def union_bound(
             or 1]` or one for all; -inf for none.
 
     Raises:
-        ValueError: as `members_for_input`.
+        ValueError: if all counts are none, and as `members_for_input`.
     """
     _check_delta(delta)
     margin = _standardised(mean, variance, targets, thresholds)
     log_counts = np.broadcast_to(log_counts, margin.shape)
     there = log_counts > -np.inf
+    if not there.any():
+        raise ValueError(
+            "log_counts is -inf for every bit of every row: there is nothing to be"
+            " right about. Use log(count), which is 0 for one bit."
+        )
     if margin[there].min() <= 0:
         return float(np.inf)
     margin, log_counts = margin[there], log_counts[there]
@@ -142,19 +150,31 @@ def members_by_worst_bit(
 ) -> np.ndarray:
     """The textbook bound N = (variance / gap^2) z^2, z = Phi^-1(1 - delta / events).
 
+    It is infinite where the gap is not positive, and 0 where guessing would do (z is
+    not positive, delta being half of the events or more).
+
     Args:
-        gap: least distance of a mean from its threshold, any shape.
+        gap: least distance of a mean from its threshold, on its right side; any shape.
         variance: of one member, alike.
         num_events: bits that must be right, such as k, or k (2^k - 1) for the cube;
             floats may be large.
         delta: the chance of an error, between 0 and 1.
 
     Raises:
-        ValueError: for a delta that is no such chance.
+        ValueError: for a delta that is no such chance, no event, or a negative
+            variance.
     """
     _check_delta(delta)
-    z = -ndtri(delta / np.asarray(num_events, np.float64))
-    return np.asarray(variance) / np.asarray(gap) ** 2 * z**2
+    gap, variance, events = (
+        np.asarray(x, np.float64) for x in (gap, variance, num_events)
+    )
+    if not (events >= 1).all():
+        raise ValueError(f"num_events must be at least 1; got {events.min()}.")
+    if not (variance >= 0).all():
+        raise ValueError(f"a variance is at least 0; got {np.nanmin(variance)}.")
+    z = np.maximum(-ndtri(delta / events), 0.0)
+    needed = variance / np.where(gap > 0, gap, 1.0) ** 2 * z**2
+    return np.where(gap > 0, needed, np.inf)
 
 
 def members_for_deviation(
@@ -192,6 +212,54 @@ class _NeededBy:
 
 
 def members_for_all(
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    targets: np.ndarray,
+    thresholds: np.ndarray,
+    *,
+    num_draws: int,
+    seed: int = 0,
+    block: int | str | None = "auto",
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """N* of draws of the members' deviation: all rows right at once; float32 `[draw]`.
+
+    The share of draws below N is the chance that an ensemble of N is right on all rows,
+    so that their median is N50.
+
+    Args:
+        mean: of one member, `[row, output]`.
+        covariance: between rows, the same for every output, `[row, row']`; outputs are
+            independent.
+        targets: what is right, `[row, output]`.
+        thresholds: of the rounding rule; broadcast against the mean.
+        num_draws: how many.
+        seed: of the draws.
+        block: draws of a device that are made at once.
+        mesh: from `make_mesh`; all devices by default.
+
+    Raises:
+        ValueError: if shapes do not fit, and as `infinite_members`.
+
+    Example:
+        >>> import numpy as np
+        >>> from ensjax import ntk
+        >>> needed = ntk.members_for_all(
+        ...     np.array([[0.5], [-0.5]]), np.eye(2), np.array([[1], [0]]),
+        ...     ntk.sign_thresholds(), num_draws=8)
+        >>> needed.shape
+        (8,)
+    """
+    check_count(num_draws, "num_draws")
+    members = infinite_members(
+        np.zeros(np.shape(mean), np.float32), covariance, seed=seed
+    )
+    ids = np.arange(num_draws, dtype=np.int32)
+    options = dict(shared=(members,), block=block, mesh=mesh)
+    return members_for_draws(sample_member, ids, mean, targets, thresholds, **options)
+
+
+def members_for_draws(
     draw: Callable[..., jax.Array],
     draw_ids: jax.Array,
     mean: np.ndarray,
@@ -202,10 +270,10 @@ def members_for_all(
     block: int | str | None = "auto",
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """N* of some draws of the deviation: all rows right at once; float32 `[draw, ...]`.
+    """As `members_for_all`, from a function that draws; float32 `[draw, ...]`.
 
-    Draws are mapped as members are, by their ids. The share of draws below N is the
-    chance that an ensemble of N is right on all rows, so that their median is N50.
+    For covariances that are too large to be held, several predictors or several rules
+    at once. Draws are mapped as members are, by their ids.
 
     Args:
         draw: `draw(draw_id, *shared) -> [..., row, output]`, a deviation, with axes in
@@ -229,7 +297,10 @@ def members_for_all(
 
 
 def _standardised(mean, variance, targets, thresholds):
-    """Gaps in standard deviations, `[row, output]`; infinite where nothing varies."""
+    """Gaps in standard deviations, `[row, output]`; infinite where nothing varies.
+
+    What does not vary and is its threshold rounds to 0, as it is not above it.
+    """
     gap, variance = gaps(mean, targets, thresholds), np.asarray(variance, np.float64)
     if gap.ndim != 2:
         raise ValueError(f"mean must be [row, output]; got shape {np.shape(mean)}.")
@@ -246,7 +317,8 @@ def _standardised(mean, variance, targets, thresholds):
             " rounding has made slightly negative, take np.maximum(variance, 0)."
         )
     sd = np.sqrt(variance)
-    sure = np.where(gap > 0, np.inf, -np.inf)
+    is_right = (gap > 0) | ((gap == 0) & (np.asarray(targets) <= 0))
+    sure = np.where(is_right, np.inf, -np.inf)
     return np.where(sd > 0, gap / np.where(sd > 0, sd, 1.0), sure)
 
 

@@ -18,7 +18,7 @@ import optax
 from flax import nnx
 
 from ensjax.members import member_key
-from ensjax.ntk.gaussian_process import steps_to
+from ensjax.ntk.gaussian_process import check_positive, steps_to
 from ensjax.ntk.kernels import FullyConnected, kernel
 from ensjax.ntk.schedules import warn_above_critical
 from ensjax.train import TrainingJob
@@ -196,12 +196,16 @@ def training_schedule(
         width: of the finite network, for terms of order 1 / width; None: none.
 
     Raises:
-        ValueError: if the rate is such that gradient descent does not converge.
+        ValueError: if the fraction or width is not positive, rows of `x_train` cannot
+            be told apart, or gradient descent does not converge at the rate.
     """
+    if learning_rate is None and not (np.isfinite(fraction) and fraction > 0):
+        raise ValueError(f"fraction must be positive; got {fraction!r}.")
     with jax.enable_x64(True):
-        own = dataclasses.replace(spec, width=width or spec.width)
+        own = spec if width is None else dataclasses.replace(spec, width=width)
         matrix = np.asarray(kernel(own, np.asarray(x_train, np.float64)).ntk)
     eigenvalues = np.linalg.eigvalsh(matrix)
+    check_positive(eigenvalues, matrix)
     critical = 2 / (eigenvalues[0] + eigenvalues[-1])
     rate = fraction * critical if learning_rate is None else learning_rate
     warn_above_critical(rate, eigenvalues)

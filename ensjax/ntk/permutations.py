@@ -54,8 +54,21 @@ def check_permutation(
 
 
 def draw_permutation(num_bits: int, *, seed: int) -> np.ndarray:
-    """A uniformly drawn permutation of `num_bits` bits, int64 `[bit]`."""
+    """A uniformly drawn permutation of `num_bits` bits, int64 `[bit]`.
+
+    Raises:
+        TypeError, ValueError: if `num_bits` is no positive integer.
+    """
+    check_count(num_bits, "num_bits")
     return np.random.default_rng([seed, num_bits]).permutation(num_bits)
+
+
+def check_count(value: int, name: str) -> None:
+    """Raises `TypeError` or `ValueError` unless `value` is an integer of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer; got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}.")
 
 
 def check_bits(values: np.ndarray, name: str, num_columns: int | None = None):
@@ -86,8 +99,11 @@ def cube_inputs(num_bits: int) -> np.ndarray:
     """All 2^k - 1 nonzero inputs, float32 `[row, bit]`.
 
     Raises:
+        TypeError: if `num_bits` is no integer.
         ValueError: if there is no bit, or more rows than can be listed.
     """
+    if isinstance(num_bits, bool) or not isinstance(num_bits, (int, np.integer)):
+        raise TypeError(f"num_bits must be an integer; got {num_bits!r}.")
     if not 1 <= num_bits <= MAX_CUBE_BITS:
         raise ValueError(
             f"the 2^k - 1 inputs are listed for k from 1 to {MAX_CUBE_BITS}; got"
@@ -111,12 +127,13 @@ def sample_inputs(
             have 2); None: among all nonzero ones.
 
     Raises:
+        TypeError: if a number is no integer.
         ValueError: if `num_ones` is not between 1 and k, or nothing is asked for.
     """
-    if num_bits < 1 or num_rows < 1:
-        raise ValueError(
-            f"num_bits and num_rows are at least 1; got {num_bits} and {num_rows}."
-        )
+    check_count(num_bits, "num_bits")
+    check_count(num_rows, "num_rows")
+    if num_ones is not None:
+        check_count(num_ones, "num_ones")
     rng = np.random.default_rng([seed, num_bits, num_rows, num_ones or 0])
     if num_ones is None:
         rows = rng.integers(0, 2, (num_rows, num_bits))

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ntk.permutations import check_bits
+
 # A training row's zero bits have mean 0 and variance 0: float noise must not decide.
 SIGN_TOLERANCE = 1e-6
 
@@ -46,7 +48,7 @@ def midpoint_thresholds(
         float64 `[row, output]`. Rows without any one have thresholds above all zeros.
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit, or inputs or targets are not binary.
     """
     weights, inputs = np.asarray(weights, np.float64), np.asarray(inputs)
     train_targets = np.asarray(train_targets)
@@ -55,6 +57,8 @@ def midpoint_thresholds(
             "weights and inputs are [row, feature] and train_targets [feature, output];"
             f" got {weights.shape}, {inputs.shape} and {train_targets.shape}."
         )
+    check_bits(inputs, "inputs")
+    check_bits(train_targets, "train_targets")
     is_one = inputs > 0
     high = np.where(is_one, weights, np.inf).min(axis=1, keepdims=True)
     low = np.where(is_one, -np.inf, weights).max(axis=1, keepdims=True)

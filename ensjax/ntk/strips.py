@@ -10,6 +10,7 @@ import numpy as np
 from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import map_local
+from ensjax.mesh import platform
 from ensjax.ntk.tangents import Tangents, contract, num_rows, rows_of
 
 METHODS = ("jacobian", "vector_products")
@@ -53,8 +54,8 @@ def make_strips(
         lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), ensemble.state
     )
     num_outputs = tangents.num_outputs(one, x)
+    row_bytes = 4 * num_outputs * tangents.size(one["params"])
     if block_rows is None:
-        row_bytes = 4 * num_outputs * tangents.size(one["params"])
         local = -(-len(ensemble) // ensemble.mesh.shape["member"])
         alone = min(_MEMBER_JACOBIAN_BYTES // row_bytes, _FEWEST_ROWS)
         together = min(_JACOBIAN_BYTES // (row_bytes * local), _MOST_ROWS)
@@ -64,6 +65,30 @@ def make_strips(
     elif block_rows < 1:
         raise ValueError(f"block_rows must be at least 1; got {block_rows}.")
     return Strips(tangents, method, full, num_outputs, int(block_rows))
+
+
+def members_at_once(
+    ensemble: Ensemble, strips: "Strips", block: int | str | None
+) -> Blocks:
+    """How the local members run, so that all their Jacobians fit.
+
+    "auto" is one of `map_members` on a CPU, where a member's intermediates bound the
+    block. Elsewhere that is all local members, whatever their Jacobians take: here as
+    many as hold 512 MiB of them together, a divisor of their number, at least one.
+
+    Args:
+        ensemble: the members.
+        strips: from `make_strips`.
+        block: "auto", or a choice that is kept.
+    """
+    mesh = ensemble.mesh
+    if block != "auto" or platform(mesh) == "cpu" or strips.method != "jacobian":
+        return Blocks(block)
+    local = -(-len(ensemble) // mesh.shape["member"])
+    values = strips.num_outputs * strips.tangents.size(ensemble.params) // len(ensemble)
+    most = max(1, _JACOBIAN_BYTES // (4 * values * strips.block_rows))
+    size = max(n for n in range(1, local + 1) if local % n == 0 and n <= most)
+    return Blocks(None if size == local else size)
 
 
 @dataclasses.dataclass(frozen=True)

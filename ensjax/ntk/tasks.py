@@ -21,6 +21,9 @@ import numpy as np
 
 from ensjax.ntk.permutations import check_bits, check_permutation
 
+# Of an int64 that takes sums and shifts; wider numbers are Python's own.
+_MOST_BITS = 62
+
 
 class Rule(NamedTuple):
     """Sets bits of the next state where this one has a pattern.
@@ -50,9 +53,12 @@ class Task:
         set_at_start: bits that are 1 in every first state.
         num_padding: training rows of zero targets behind those of the rules. They make
             k larger and so what one rule does to another's bits smaller.
+        operand_bits: the most bits that each operand may have, where that is less than
+            its field has; None: the bits of the fields.
 
     Raises:
-        ValueError: for a rule on bits that do not exist, or one that cannot match.
+        ValueError: for a rule on bits that do not exist, or one that cannot match, or
+            operands of other widths than their fields can hold.
     """
 
     name: str
@@ -64,14 +70,30 @@ class Task:
     num_steps: int = 1
     set_at_start: tuple[int, ...] = ()
     num_padding: int = 0
+    operand_bits: tuple[int, ...] | None = None
 
     def __post_init__(self):
+        places = [self._place(name) for name in self.operands]
+        self._place(self.result)
+        most = [count for _, count in places]
+        bits = most if self.operand_bits is None else list(self.operand_bits)
+        if len(bits) != len(most) or any(not 1 <= b <= m for b, m in zip(bits, most)):
+            raise ValueError(
+                f"operand_bits of {self.name!r} are from 1 to those of the fields,"
+                f" {most}; got {bits}."
+            )
         for number, rule in enumerate(self.rules):
             bits = [bit for bit, _ in rule.when]
             if not bits or len(set(bits)) < len(bits):
                 raise ValueError(
                     f"rule {number} of {self.name!r} must look at different bits, at"
                     f" least one; got {rule.when}."
+                )
+            values = [value for _, value in rule.when if value not in (0, 1)]
+            if values:
+                raise ValueError(
+                    f"rule {number} of {self.name!r} can never match: a bit is 0 or 1,"
+                    f" and it asks for {values[0]!r}."
                 )
             outside = [b for b in (*bits, *rule.then) if not 0 <= b < self.num_bits]
             if outside:
@@ -102,6 +124,17 @@ class Task:
         for row, rule in enumerate(self.rules):
             targets[row, list(rule.then)] = 1
         return targets
+
+    @property
+    def set_outputs(self) -> np.ndarray:
+        """Which outputs any rule sets, booleans `[output]`.
+
+        Another one is 0 in every next state, whatever the input: that is part of the
+        task, known without training. The mean of networks there is exactly 0, with a
+        variance that is not, so that no number of them would tell it from above 0;
+        `execute` does not ask.
+        """
+        return self.train_targets.any(axis=0)
 
     def encode(self, states: np.ndarray) -> np.ndarray:
         """The rules that match each state as inputs of the network.
@@ -148,27 +181,39 @@ class Task:
         """First states of some operands.
 
         Args:
-            *values: integers `[batch]`, one array for each operand.
+            *values: integers `[batch]`, one array for each operand; Python integers
+                where they have more than 62 bits.
 
         Returns:
             int8 `[batch, bit]`.
 
         Raises:
-            ValueError: if there are other operands than the task's, or a number has
-                more bits than its field.
+            TypeError: if a value is not an integer.
+            ValueError: if there are other operands than the task's, none or different
+                numbers of values, or a number has more bits than the operand.
         """
         if len(values) != len(self.operands):
             raise ValueError(
                 f"{self.name!r} takes {len(self.operands)} operands"
                 f" ({', '.join(self.operands)}); got {len(values)}."
             )
-        values = [np.atleast_1d(np.asarray(value)) for value in values]
-        states = np.zeros((len(values[0]), self.num_bits), np.int8)
-        for name, numbers in zip(self.operands, values):
-            first, count = self._place(name)
+        bits = self.operand_bits or [self._place(name)[1] for name in self.operands]
+        values = [
+            _integers(value, name, count)
+            for value, name, count in zip(values, self.operands, bits)
+        ]
+        lengths = [len(numbers) for numbers in values]
+        if len(set(lengths)) > 1 or not lengths[0]:
+            raise ValueError(
+                f"operands of {self.name!r} are [batch], all of one length of at least"
+                f" 1; got {', '.join(map(str, lengths))} values."
+            )
+        states = np.zeros((lengths[0], self.num_bits), np.int8)
+        for name, numbers, count in zip(self.operands, values, bits):
+            first, _ = self._place(name)
             if numbers.min() < 0 or any(int(n) >> count for n in numbers):
                 raise ValueError(
-                    f"{name} holds numbers of {count} bits; got {numbers.min()} to"
+                    f"{name} takes numbers of {count} bits; got {numbers.min()} to"
                     f" {numbers.max()}."
                 )
             for bit in range(count):
@@ -177,15 +222,21 @@ class Task:
         return states
 
     def read(self, states: np.ndarray) -> np.ndarray:
-        """The answers that states hold, int64 `[batch]`."""
+        """The answers that states hold, `[batch]`.
+
+        int64, or Python integers where the result has more than 62 bits.
+        """
         first, count = self._place(self.result)
-        powers = np.left_shift(np.int64(1), np.arange(count))
-        return np.asarray(states)[:, first : first + count].astype(np.int64) @ powers
+        dtype = np.int64 if count <= _MOST_BITS else object
+        powers = np.array([1 << bit for bit in range(count)], dtype)
+        return np.asarray(states)[:, first : first + count].astype(dtype) @ powers
 
     def execute(
         self, states: np.ndarray, predict: Callable[[np.ndarray], np.ndarray]
     ) -> np.ndarray:
         """States after `num_steps` applications of a predictor.
+
+        Outputs that no rule sets (`set_outputs`) are 0, whatever is predicted.
 
         Args:
             states: zeros and ones, `[batch, bit]`.
@@ -195,8 +246,10 @@ class Task:
         Returns:
             int8 `[batch, bit]`.
         """
+        is_set = self.set_outputs
         for _ in range(self.num_steps):
-            states = np.asarray(predict(self.encode(states))).astype(np.int8)
+            rounded = np.asarray(predict(self.encode(states)))
+            states = np.where(is_set, rounded, 0).astype(np.int8)
         return np.asarray(states, np.int8)
 
     def _place(self, name):
@@ -208,13 +261,41 @@ class Task:
         raise ValueError(f"{self.name!r} has no field {name!r}.")
 
 
+def _integers(values, name, num_bits) -> np.ndarray:
+    """Integers `[batch]`: int64, or Python's where int64 has too few bits."""
+    if not isinstance(values, np.ndarray):
+        values = np.array(values, object)  # NumPy makes floats of [1, 2**63]
+    values = np.atleast_1d(values)
+    if values.ndim != 1:
+        raise ValueError(f"{name} must be [batch]; got shape {values.shape}.")
+    try:
+        whole = [operator.index(value) for value in values.tolist()]
+    except TypeError as error:
+        raise TypeError(f"{name} must hold integers; got {values[:5]}.") from error
+    fits = num_bits <= _MOST_BITS and all(abs(n) < 2**63 for n in whole)
+    return np.array(whole, np.int64 if fits else object)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Permute:
     places: tuple[int, ...]
 
     def __call__(self, values):
+        values = _integers(values, "bits", len(self.places))
         moved = [((values >> i) & 1) << place for i, place in enumerate(self.places)]
         return np.sum(moved, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arithmetic:
+    """An operation on two operands, exact where the result outgrows int64."""
+
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    result_bits: int
+
+    def __call__(self, first, second):
+        values = [_integers(v, "operands", self.result_bits) for v in (first, second)]
+        return self.function(*values)
 
 
 def permutation_task(permutation: Sequence[int]) -> Task:
@@ -268,9 +349,10 @@ def addition_task(num_bits: int, *, num_padding: int = 0) -> Task:
         tuple(_adder_rules(0, width, width)),
         ("p", "q"),
         "p",
-        operator.add,
+        _Arithmetic(operator.add, width),
         num_steps=width,
         num_padding=num_padding,
+        operand_bits=(num_bits, num_bits),
     )
 
 
@@ -322,10 +404,11 @@ def multiplication_task(num_bits: int, *, num_padding: int = 0) -> Task:
         tuple(rules),
         ("multiplier", "multiplicand"),
         "p",
-        operator.mul,
+        _Arithmetic(operator.mul, width),
         num_steps=num_bits * ticks,
         set_at_start=(clock,),
         num_padding=num_padding,
+        operand_bits=(num_bits, num_bits),
     )
 
 
@@ -341,5 +424,7 @@ def _adder_rules(p: int, q: int, width: int) -> list[Rule]:
 
 
 def _check_width(num_bits):
+    if isinstance(num_bits, bool) or not isinstance(num_bits, (int, np.integer)):
+        raise TypeError(f"num_bits must be an integer; got {num_bits!r}.")
     if num_bits < 1:
         raise ValueError(f"a number has at least one bit; got num_bits={num_bits}.")

@@ -13,6 +13,7 @@ from ensjax.experiment.claims import (
     check_at_most,
     claim,
     claim_of_all,
+    claim_of_cases,
     interval_text,
     mean_and_interval,
     not_run,
@@ -246,3 +247,22 @@ def test_a_claim_of_shares_is_judged_by_their_interval():
     parts = [Part("a", votes, 0.5, is_share=True), Part("b", [2.0] * 5, 1.0)]
     told = claim_of_all("both", parts=parts, **ABOUT)["parts"]
     assert told[0]["is_share"] and "is_share" not in told[1]
+
+
+def test_exact_numbers_are_judged_case_by_case_without_an_interval():
+    about = dict(
+        paper="p", source="s", certainty="read", scale="full", expected="below 0"
+    )
+    values = {"a": -2.0, "b": -1e-9}
+    entry = claim_of_cases("x", values_by_case=values, side="<", bound=0.0, **about)
+    assert entry["verdict"] == "holds" and entry["measured"] == -1e-9
+    assert entry["interval"] is None and entry["name"].endswith("least of 2: b)")
+    assert [part["part"] for part in entry["parts"]] == ["a", "b"]
+    values["c"] = 0.1  # one case is enough
+    entry = claim_of_cases("x", values_by_case=values, side="<", bound=0.0, **about)
+    assert entry["verdict"] == "fails" and entry["measured"] == 0.1
+    values["c"] = math.nan
+    entry = claim_of_cases("x", values_by_case=values, side="<", bound=0.0, **about)
+    assert entry["verdict"] == "undecided" and entry["measured"] is None
+    with pytest.raises(ValueError, match="has no values"):
+        claim_of_cases("x", values_by_case={}, side="<", bound=0.0, **about)

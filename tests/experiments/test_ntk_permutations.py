@@ -75,6 +75,16 @@ def test_means_of_pairs_are_one_row_of_the_cube():
         ([("cube.num_bits", "(7, 8, 9)")], "some up to config.cube.fitted_up_to=6"),
         ([("networks.rate_fraction", "1.2")], "at most 1"),
         ([("networks.num_members", "1")], "at least 2"),
+        ([("widths.parameterisations", "('ntk', 'lazy')")], "of ntk, readout, stand"),
+        ([("widths.num_drift_members", "0")], "widths.num_drift_members must be"),
+        ([("widths.matrix_members", "1")], "widths.matrix_members must be"),
+        ([("widths.matrix_width", "0")], "widths.matrix_width must be"),
+        ([("tasks.addition_bits", "0")], "tasks.addition_bits must be a number at"),
+        ([("tasks.multiplication_bits", "9")], "at most 8"),
+        ([("tasks.num_padding", "-1")], "tasks.num_padding must be"),
+        ([("networks.ones", "(0, 2)")], "networks.ones must be numbers at least 1"),
+        ([("networks.ones", "(9,)")], "number of ones that inputs of every k"),
+        ([("networks.num_inputs", "0")], "networks.num_inputs must be"),
     ],
 )
 def test_mistakes_are_found_before_the_run(overrides, message):

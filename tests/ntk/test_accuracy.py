@@ -119,7 +119,7 @@ def test_infinite_members_reach_the_number_of_the_exact_law():
         numbers.append(np.asarray(found.is_exact))
     share = np.mean(numbers, axis=0)
     prior = ntk.cube_prior(ntk.FullyConnected(), k)
-    needed = ntk.members_for_all(
+    needed = ntk.members_for_draws(
         ntk.DrawDeviation(k),
         jnp.arange(4000),
         mean,
@@ -159,3 +159,7 @@ def test_what_does_not_fit_is_refused():
     like = jax.ShapeDtypeStruct((2, 2), jnp.float32)
     with pytest.raises(ValueError, match=r"moments are of members \(2, 2\)"):
         score(ids, moments=ensjax.reduce.init_moments(like))
+    many = ensjax.reduce.init_moments(jax.ShapeDtypeStruct(TARGETS.shape, jnp.float32))
+    many = many._replace(count=jnp.float32(2**24 - 1))
+    with pytest.raises(ValueError, match="up to 16777216 members in float32"):
+        score(ids, moments=many)

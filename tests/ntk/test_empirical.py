@@ -8,6 +8,7 @@ from flax import linen, nnx
 
 import ensjax
 from ensjax import ntk
+from ensjax.ntk import strips
 from ensjax.ntk.empirical import kernel_program
 from ensjax.ntk.strips import METHODS
 from ensjax.planning import read_collectives
@@ -291,3 +292,15 @@ def test_leaves_and_outputs_that_have_no_tangents_are_named(members):
             ntk.empirical_ntk(wrong, ROWS[:, :3])
     with pytest.raises(TypeError, match="Ensemble.from_apply"):
         ntk.empirical_ntk(members.params, ROWS)
+
+
+def test_members_at_once_are_those_whose_jacobians_fit(members, monkeypatch):
+    """Where "auto" would run all members: an accelerator."""
+    tangents = strips.make_tangents(members, "")
+    made = strips.make_strips(members, tangents, jnp.ones((6, 4)), "jacobian", False, 2)
+    assert strips.members_at_once(members, made, "auto").block == "auto"  # a CPU
+    monkeypatch.setattr(strips, "platform", lambda mesh: "gpu")
+    assert strips.members_at_once(members, made, "auto").block is None
+    assert strips.members_at_once(members, made, 2).block == 2
+    monkeypatch.setattr(strips, "_JACOBIAN_BYTES", 1)
+    assert strips.members_at_once(members, made, "auto").block == 1

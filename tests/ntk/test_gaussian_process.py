@@ -256,3 +256,34 @@ def test_bad_input_is_named():
         ntk.variance(predictor, steps=1, time=1.0)
     with pytest.raises(ValueError, match="time must be 0 or positive; got -1"):
         ntk.variance(predictor, time=-1.0)
+    square = np.array([[2.0, 1.0], [0.5, 2.0]])
+    cross = ntk.Kernels(np.ones((1, 2)), np.ones((1, 2)))
+    for train, test, message in (
+        (
+            ntk.Kernels(np.eye(2), square),
+            np.eye(1),
+            "train.ntk must be symmetric",
+        ),
+        (ntk.Kernels(square, np.eye(2)), np.eye(1), "train.nngp must be symmetric"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ntk.predictor_of_kernels(train, cross, test)
+
+
+def test_the_order_of_eigenvalues_does_not_matter():
+    values = np.array([0.5, 3.0, 1.0])
+    assert float(ntk.critical_learning_rate(values)) == pytest.approx(2 / 3.5)
+    assert ntk.steps_to(1e-3, values) == ntk.steps_to(1e-3, np.sort(values))
+    with pytest.raises(ValueError, match=r"at least one; got shape \(0,\)"):
+        ntk.steps_to(0.1, [])
+    with pytest.raises(ValueError, match="must be positive; got 0 to 1"):
+        ntk.steps_to(0.1, [1.0, 0.0])
+
+
+def test_a_row_of_zeros_is_learnt_where_the_activation_is_not_0_there():
+    spec = ntk.FullyConnected(activation=ntk.dual(jax.nn.softplus))
+    x = np.array([[0.0, 0.0], [1.0, 0.0]], np.float32)
+    assert float(ntk.kernel(spec, x).nngp[0, 0]) == pytest.approx(np.log(2) ** 2)
+    assert ntk.mean(ntk.predictor(spec, x, x), np.eye(2)).shape == (2, 2)
+    with pytest.raises(ValueError, match="Training row 0 is zero"):
+        ntk.predictor(ntk.FullyConnected(), x, x)

@@ -216,3 +216,6 @@ def test_bad_input_is_named():
         ntk.cube_members(ntk.FullyConnected(parameterisation="mup"), 3)
     with pytest.raises(ValueError, match="not both"):
         ntk.cube_members(SPECS["ntk"], 3, time=1.0, steps=2)
+    for wrong in (3.0, "3", True):
+        with pytest.raises(TypeError, match=f"be an integer; got {wrong!r}"):
+            ntk.cube_members(SPECS["ntk"], wrong)

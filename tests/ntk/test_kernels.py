@@ -1,5 +1,7 @@
 """Kernels by recursion: independent references, symmetries, limits and blocks."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -353,3 +355,39 @@ def test_bad_input_is_named():
 def test_bad_networks_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ntk.FullyConnected(**options)
+
+
+def test_half_types_are_widened():
+    x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float16)
+    expected = ntk.kernel(ntk.FullyConnected(2), x.astype(np.float32))
+    for half in (x, jnp.asarray(x)):
+        found = ntk.kernel(ntk.FullyConnected(2), half)
+        assert found.ntk.dtype == jnp.float32
+        np.testing.assert_array_equal(found.ntk, expected.ntk)
+
+
+def test_variances_that_the_nodes_cannot_follow_are_warned_of():
+    """erf at variance 100: the slope is off by a tenth with 128 nodes."""
+    x = 10 * np.sqrt(3) * np.eye(3)
+    closed = in_float64(ntk.FullyConnected(activation="erf"), x)
+    few = ntk.FullyConnected(activation=ntk.dual(jax.lax.erf))
+    message = "variance 100 of pre-act.*nodes=512 are enough"
+    with jax.enable_x64(True), pytest.warns(UserWarning, match=message):
+        found = ntk.kernel(few, x)
+    assert abs(np.diag(found.ntk) / np.diag(closed.ntk) - 1).max() > 0.05
+    for call in (ntk.kernel_blocks, ntk.kernel_diagonal):
+        with pytest.warns(UserWarning, match="dual of erf with nodes=128 is off by"):
+            call(few, x)
+    with pytest.warns(UserWarning, match="is off by"):
+        ntk.predictor(few, x, x)
+    with pytest.warns(UserWarning, match="is off by"):
+        few.dual.moments(100.0, 0.0, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        many = ntk.FullyConnected(activation=ntk.dual(jax.lax.erf, nodes=512))
+        np.testing.assert_allclose(
+            ntk.kernel(many, x).ntk, closed.ntk, rtol=1e-4, atol=1e-5
+        )
+        leaky = ntk.dual(jax.nn.leaky_relu, kinks=(0.0,))
+        ntk.kernel(ntk.FullyConnected(activation=leaky), x)  # right at any variance
+        ntk.kernel(few, np.eye(3))

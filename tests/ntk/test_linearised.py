@@ -1,5 +1,7 @@
 """Linearised members: closed form, training by `fit`, what they keep, mistakes."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import ensjax
 from ensjax import ntk
+from ensjax.ntk.linearised import _outputs
 
 ONE = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
 RNG = np.random.default_rng(0)
@@ -140,7 +143,7 @@ def test_time_and_convergence_equal_float64_algebra(members, training):
         found = ntk.linear_outputs(training, **schedule)
         np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
     np.testing.assert_array_equal(
-        ntk.linear_outputs(training, steps=0, learning_rate=0.1), members(OTHERS)
+        ntk.linear_outputs(training, steps=0, learning_rate=0.01), members(OTHERS)
     )
 
 
@@ -191,3 +194,35 @@ def test_mistakes_are_told_before_any_work(members, training):
         ntk.linear_outputs(training, time=1.0, steps=3)
     with pytest.raises(ValueError):
         ntk.linear_outputs(training, time=-1.0)
+    for wrong, message in (
+        (np.full_like(TARGETS, np.nan), "targets must be finite; rows 0, 1"),
+        (np.stack([TARGETS, TARGETS * np.inf, TARGETS]), "targets of member 1 must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ntk.linear_training(members, X, wrong, OTHERS)
+
+
+def test_a_rate_above_a_members_critical_one_is_warned_of(training):
+    values = np.asarray(training.eigenvalues)
+    critical = 2 / (values.min(axis=1) + values.max(axis=1))
+    worst = critical.argmin()
+    message = f"above the critical 0.04.* for member {worst} .1 of 3 are"
+    between = np.sort(critical)[:2].mean()
+    with pytest.warns(UserWarning, match=message):
+        ntk.linear_outputs(training, steps=3, learning_rate=between)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ntk.linear_outputs(training, steps=3, learning_rate=0.99 * critical.min())
+        ntk.linear_outputs(training, time=3.0, learning_rate=between)
+
+
+def test_outputs_at_the_start_are_as_precise_as_the_kernels():
+    seen = []
+
+    def apply(params, x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return x @ params
+
+    ensemble = ensjax.Ensemble.from_apply(apply, jnp.ones((2, 4, 2)))
+    _outputs(ensemble, X)
+    assert set(seen) == {"highest"}

@@ -42,6 +42,12 @@ def test_the_midpoint_of_a_permutation_depends_on_k_and_ones_alone():
     )
 
 
+def test_thresholds_are_of_bits():
+    for wrong in (0.5, 2, -1):
+        with pytest.raises(ValueError, match=f"got {wrong} in row 0, column 1"):
+            ntk.midpoint_thresholds(np.ones((1, 2)), np.array([[1, wrong]]), np.eye(2))
+
+
 def test_gaps_are_positive_where_rounding_is_right():
     rng = np.random.default_rng(0)
     mean, targets = rng.normal(size=(5, 4)), rng.integers(0, 2, (5, 4))
@@ -177,7 +183,7 @@ def test_draws_give_the_chance_that_all_rows_are_right():
     """Of independent rows and outputs, where the answer is a product."""
     mean = np.array([[0.3, -0.3, 0.4, -0.5], [0.2, 0.2, 0.2, -0.2]])
     targets = mean > 0
-    found = ntk.members_for_all(
+    found = ntk.members_for_draws(
         normal_deviation, jnp.arange(4000), mean, targets, 0.0, shared=(1.5,)
     )
     assert found.shape == (4000, 1)
@@ -186,7 +192,7 @@ def test_draws_give_the_chance_that_all_rows_are_right():
         logs = ntk.log_probability(mean, np.full(2, 1.5**2), targets, 0.0, number)
         error = np.sqrt(chance * (1 - chance) / 4000)
         assert abs(np.exp(logs.sum()) - chance) < 4 * error
-    few = ntk.members_for_all(
+    few = ntk.members_for_draws(
         normal_deviation, jnp.array([7]), mean, targets, 0.0, shared=(1.5,)
     )
     assert few[0] == found[7]
@@ -202,6 +208,39 @@ def test_numbers_for_one_input_are_those_of_the_card():
     assert (ratio < 4).all()
 
 
+def test_all_rows_from_mean_and_covariance():
+    """Correlated rows, against the chance that both are right by simulation."""
+    mean, targets = np.array([[0.3], [-0.2]]), np.array([[1], [0]])
+    covariance = np.array([[1.0, 0.8], [0.8, 2.0]])
+    found = ntk.members_for_all(mean, covariance, targets, 0.0, num_draws=4000)
+    assert found.shape == (4000,)
+    rng, number = np.random.default_rng(0), float(np.quantile(found, 0.5))
+    draws = rng.multivariate_normal(mean[:, 0], covariance / number, 20_000)
+    share = ((draws > 0) == [True, False]).all(axis=1).mean()
+    assert abs(share - 0.5) < 4 * np.sqrt(0.25 / 4000 + 0.25 / 20_000)
+    again = ntk.members_for_all(mean, covariance, targets, 0.0, num_draws=3, seed=1)
+    assert not np.isin(again[again > 0], found).any()
+    with pytest.raises(ValueError, match="not symmetric"):
+        ntk.members_for_all(mean, np.triu(covariance), targets, 0.0, num_draws=3)
+    with pytest.raises(ValueError, match="num_draws must be at least 1; got 0"):
+        ntk.members_for_all(mean, covariance, targets, 0.0, num_draws=0)
+
+
+def test_the_textbook_bound_is_infinite_on_the_wrong_side_and_0_where_guessing_does():
+    found = ntk.members_by_worst_bit(
+        [0.1, -0.1, 0.0, 0.1], 1.0, [5, 5, 5, 1], delta=0.6
+    )
+    assert found[0] > 0 and found.tolist()[1:] == [np.inf, np.inf, 0.0]
+    with pytest.raises(ValueError, match="num_events must be at least 1; got 0"):
+        ntk.members_by_worst_bit(0.1, 1.0, 0, delta=0.1)
+
+
+def test_what_does_not_vary_and_is_its_threshold_rounds_to_0():
+    mean, none = np.zeros((2, 1)), np.zeros(2)
+    logs = ntk.log_probability(mean, none, np.array([[0], [1]]), 0.0, 9)
+    assert logs.tolist() == [0.0, -np.inf]
+
+
 def test_impossible_chances_and_variances_are_refused():
     mean, one = np.ones((1, 1)), np.ones((1, 1))
     with pytest.raises(ValueError, match="between 0 and 1; got 0"):
@@ -210,6 +249,8 @@ def test_impossible_chances_and_variances_are_refused():
         ntk.members_by_worst_bit(0.1, 1.0, 5, delta=1.5)
     with pytest.raises(ValueError, match="at least 0; got -0.1"):
         ntk.members_for_input(mean, np.array([-0.1]), one, 0.0, delta=0.1)
+    with pytest.raises(ValueError, match="log_counts is -inf for every bit"):
+        ntk.union_bound(mean, np.ones(1), one, 0.0, delta=0.1, log_counts=-np.inf)
     with pytest.raises(ValueError, match=r"of means \(1, 1\); got \(2,\)"):
         ntk.members_for_input(mean, np.ones(2), one, 0.0, delta=0.1)
 

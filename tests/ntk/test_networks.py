@@ -172,3 +172,14 @@ def test_other_activations_are_given_as_functions():
         model(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="num_outputs is at least 1; got 0"):
         make(ntk.FullyConnected(), num_outputs=0)
+
+
+def test_a_schedule_that_cannot_be_is_refused():
+    spec = ntk.FullyConnected()
+    for x in (np.ones((2, 3)), np.array([[1.0, 2], [2, 4]])):
+        with pytest.raises(ValueError, match="rows 0 and 1 are most alike"):
+            ntk.training_schedule(spec, x, residual=1e-3)
+    with pytest.raises(ValueError, match="fraction must be positive; got 0"):
+        ntk.training_schedule(spec, np.eye(3), residual=1e-3, fraction=0)
+    with pytest.raises(ValueError, match="width must be positive or None; got 0"):
+        ntk.training_schedule(spec, np.eye(3), residual=1e-3, width=0)

@@ -138,16 +138,65 @@ def test_what_cannot_be_listed_or_drawn_is_refused():
         ntk.cube_inputs(permutations.MAX_CUBE_BITS + 1)
     with pytest.raises(ValueError, match="between 1 and the 3 bits; got 4"):
         ntk.sample_inputs(3, 1, seed=0, num_ones=4)
-    with pytest.raises(ValueError, match="at least 1; got 0 and 5"):
+    with pytest.raises(ValueError, match="num_bits must be at least 1; got 0"):
         ntk.sample_inputs(0, 5, seed=0)
+    with pytest.raises(TypeError, match="num_rows must be an integer; got 2.5"):
+        ntk.sample_inputs(4, 2.5, seed=0)
+    with pytest.raises(ValueError, match="num_bits must be at least 1; got 0"):
+        ntk.draw_permutation(0, seed=0)
+    for wrong in (3.5, 3.0, "4", True):
+        with pytest.raises(TypeError, match=f"must be an integer; got {wrong!r}"):
+            ntk.cube_inputs(wrong)
 
 
-def test_operands_must_fit_their_fields():
+def test_operands_have_the_bits_that_the_task_is_made_for():
+    """A wider field holds what overflows on the way: 7 + 6 is no sum of 2 bits."""
     task = ntk.addition_task(2)
-    with pytest.raises(ValueError, match="p holds numbers of 3 bits; got 0 to 8"):
-        task.start(np.array([0, 8]), np.array([0, 0]))
+    with pytest.raises(ValueError, match="p takes numbers of 2 bits; got 4 to 7"):
+        task.start(np.array([4, 7]), np.array([0, 0]))
+    with pytest.raises(ValueError, match="multiplicand takes numbers of 2 bits"):
+        ntk.multiplication_task(2).start([3], [15])
     with pytest.raises(ValueError, match=r"takes 2 operands \(p, q\); got 1"):
         task.start(np.array([0]))
+    with pytest.raises(TypeError, match=r"p must hold integers; got \[1.0\]"):
+        task.start([1.0], [2.0])
+    with pytest.raises(ValueError, match="of one length of at least 1; got 2, 3 val"):
+        task.start([1, 2], [1, 2, 3])
+    with pytest.raises(ValueError, match="got 0, 0 values"):
+        task.start([], [])
+    with pytest.raises(ValueError, match=r"p must be \[batch\]; got shape \(1, 2\)"):
+        task.start([[1, 2]], [[1, 2]])
+
+
+def test_wide_numbers_are_exact():
+    places = list(reversed(range(70)))
+    task = ntk.permutation_task(places)
+    numbers = [1, 2**69 + 2, 2**63 + 1]
+    expected = [2**69, 2**68 + 1, 2**69 + 2**6]
+    assert task.solve(numbers).tolist() == expected
+    assert task.read(task.execute(task.start(numbers), task.targets)).tolist() == (
+        expected
+    )
+    adder, a, b = ntk.addition_task(64), [2**64 - 1, 5], [2**64 - 1, 2**63]
+    assert adder.solve(a, b).tolist() == [2**65 - 2, 2**63 + 5]
+    found = adder.read(adder.execute(adder.start(a, b), adder.targets))
+    assert found.tolist() == [2**65 - 2, 2**63 + 5]
+    product = ntk.multiplication_task(32).solve(np.array([2**32 - 1]), [2**32 - 1])
+    assert product.tolist() == [(2**32 - 1) ** 2]
+
+
+def test_outputs_that_no_rule_sets_are_zero_whatever_networks_say():
+    """Their mean is exactly 0: a finite ensemble is above it half of the time."""
+    task = ntk.addition_task(3)
+    assert np.flatnonzero(~task.set_outputs).tolist() == [4]  # no carry into q's first
+    a, b = all_pairs(3)
+
+    def predict(inputs):
+        return np.where(task.set_outputs, task.targets(inputs), True)
+
+    found = task.read(task.execute(task.start(a, b), predict))
+    np.testing.assert_array_equal(found, a + b)
+    assert ntk.permutation_task([1, 0]).set_outputs.all()
 
 
 def test_rules_that_cannot_be_are_refused():
@@ -159,3 +208,12 @@ def test_rules_that_cannot_be_are_refused():
         ntk.Task("a", fields, rules, *rest)
     with pytest.raises(ValueError, match="at least one bit; got num_bits=0"):
         ntk.addition_task(0)
+    with pytest.raises(ValueError, match="rule 0 of 'a' can never match: .* for 2"):
+        ntk.Task("a", fields, (ntk.Rule(((0, 2),), (0,)),), *rest)
+    rules = (ntk.Rule(((0, 1),), (0,)),)
+    with pytest.raises(ValueError, match=r"those of the fields, \[2\]; got \[3\]"):
+        ntk.Task("a", fields, rules, *rest, operand_bits=(3,))
+    with pytest.raises(ValueError, match="'a' has no field 'y'"):
+        ntk.Task("a", fields, rules, ("x",), "y", lambda x: x)
+    with pytest.raises(TypeError, match="num_bits must be an integer; got 2.0"):
+        ntk.copy_task(2.0)

@@ -1,5 +1,7 @@
 """Closed forms of permutation learning, against kernel algebra and the card."""
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
@@ -179,3 +181,26 @@ def test_what_is_no_input_is_refused():
         two_layer.law(5, 2, kind="ntk", time=1.0, learning_rate=-1.0)
     with pytest.warns(UserWarning, match="above the critical .*diverges from"):
         two_layer.law(5, 2, kind="ntk", steps=3, learning_rate=100.0)
+    with pytest.raises(ValueError, match="steps must be whole numbers; got 2.5"):
+        two_layer.law(5, 2, kind="ntk", steps=2.5)
+    with pytest.raises(ValueError, match="overlap must be whole numbers; got 0.5"):
+        two_layer.covariance(5, 2, 2, 0.5, kind="ntk")
+
+
+def test_every_k_has_a_critical_rate_of_its_own():
+    sizes, rates = np.array([1, 4, 16]), []
+    for k in sizes:
+        ends = np.array(two_layer.spectrum(k, kind="ntk"))[1 if k == 1 else 0 :]
+        rates.append(float(ntk.critical_learning_rate(ends)))
+    assert rates[0] < rates[1] < rates[2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        two_layer.law(sizes, 1, kind="ntk", steps=3, learning_rate=0.99 * rates[0])
+        # Each below its own, the last above that of the others.
+        two_layer.law(
+            sizes, 1, kind="ntk", steps=3, learning_rate=0.99 * np.array(rates)
+        )
+    rate = 1.01 * rates[1]
+    message = rf"critical {rates[0]:.6g} for k = 1 \(2 of 3 are above theirs\)"
+    with pytest.warns(UserWarning, match=message):
+        two_layer.law(sizes, 1, kind="ntk", steps=3, learning_rate=rate)
