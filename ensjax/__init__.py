@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         checkpoint,
         combine,
         data,
+        emulate,
         experiment,
         interop,
         mapping,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         scores,
         sources,
         train,
+        verification,
         weight_space,
     )
     from ensjax.combine import Temperature, calibrate
@@ -51,6 +53,7 @@ __all__ = [
     "checkpoint",
     "combine",
     "data",
+    "emulate",
     "experiment",
     "fit",
     "interop",
@@ -72,6 +75,7 @@ __all__ = [
     "scores",
     "sources",
     "train",
+    "verification",
     "weight_space",
 ]
 

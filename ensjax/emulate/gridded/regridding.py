@@ -5,7 +5,7 @@ stays what it is. Bilinear: the value at a cell's centre, between the four aroun
 
 The package xarray-regrid is not used for it: its conservative weights share cells in
 degrees rather than by area, and change the area mean of a field of standard deviation 1
-by 1e-5 to 1e-4 where grids do not nest, and by 1e-2 towards a Gaussian grid.
+by 4e-6 to 1.4e-4, and by 1e-2 towards a Gaussian grid.
 """
 
 import dataclasses
