@@ -58,12 +58,12 @@ def encode_seeds(seeds: jax.Array, base: jax.Array | None = None) -> jax.Array:
     if count > 1:
         # Sums over sorted values: their rounding does not depend on the order either.
         seeds = jnp.sort(seeds, axis=0)
-        mean = seeds.mean(axis=0)
+        mean = seeds.mean(axis=0, keepdims=True)
         place = 2 * jnp.arange(count) - count + 1
         place = place.reshape(-1, *(1,) * (seeds.ndim - 1))
         distance = jnp.sum(place * seeds, axis=0) / (count * (count - 1) / 2)
         variance = jnp.sum((seeds - mean) ** 2, axis=0) / (count - 1)
-        parts = [mean, distance, variance]
+        parts = [mean[0], distance, variance]
     if base is not None:
         parts.append(base)
     return jnp.concatenate(parts, axis=-1)

@@ -45,7 +45,8 @@ class AxialDenoiser(nnx.Module):
         ValueError: if sizes do not divide.
 
     Source: Li et al. 2024, Science Advances 10(13), eadk4489 (SEEDS), as far as it is
-    published: patches, width, depths, MLP, embeddings, 113,777,296 parameters.
+    published: patches, width, depths, MLP, embeddings. The published configuration has
+    113,765,520 parameters here; the paper counts 113,777,296, 11,776 more.
 
     Example::
 

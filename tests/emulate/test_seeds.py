@@ -113,20 +113,37 @@ def gaussian_cases(num_cases, tasks=(0.3, 0.6)):
     return (0.8 * middle + sizes * noise).astype(np.float32)
 
 
+def least_loss(sizes):
+    """What no denoiser is better than: that of the posterior, which is Gaussian.
+
+    The two seeds have a mean of variance v / 2 about 0.8 of a standard normal, v being
+    that of the noise; the target then has variance p, and the loss of the best denoiser
+    is p (1 + sigma^2) / (p + sigma^2).
+    """
+    keys = jax.random.split(jax.random.key(0), 4_000)
+    square = np.square(jax.vmap(diffusion.LogNormalNoise())(keys))
+    noise = np.square(sizes)[:, None]
+    posterior = noise + 0.64 * noise / 2 / (0.64 + noise / 2)
+    return (posterior * (1 + square) / (posterior + square)).mean(axis=1)
+
+
 @pytest.fixture(scope="module")
 def trained():
     cases = {"members": gaussian_cases(512)}
     options = dict(fit_options=dict(progress=False), ema_decay=0.9)
     emulators, log = seeds.train_seeds(
-        make_model, cases, steps=150, learning_rate=5e-3, **options
+        make_model, cases, steps=250, learning_rate=5e-3, **options
     )
     return cases, emulators, log
 
 
+@pytest.mark.slow
 def test_a_stack_of_tasks_learns_the_spread_of_each(trained):
     cases, emulators, log = trained
     loss = np.asarray(log.metrics["loss"])
-    assert (loss[-20:].mean(axis=0) < 0.8 * loss[:10].mean(axis=0)).all()
+    least, reached = least_loss((0.3, 0.6)), loss[-40:].mean(axis=0)
+    # At first it is 1; most of what can be learned is, and no more than that.
+    assert (reached < (1 + least) / 2).all() and (reached > 0.95 * least).all()
     given = cases["members"][:16].swapaxes(0, 1)[:, :, :2]
     sampler = diffusion.Heun(rho_levels(8, low=0.02, high=20.0))
     drawn = emulators.sample(given, np.arange(24), sampler=sampler)
@@ -140,6 +157,7 @@ def test_a_stack_of_tasks_learns_the_spread_of_each(trained):
     np.testing.assert_allclose(again, drawn[:, :3], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_distillation_keeps_the_teacher_and_follows_its_sampler(trained):
     cases, emulators, _ = trained
     levels = rho_levels(3, low=0.3, high=20.0)

@@ -1,0 +1,145 @@
+"""seeds: what is measured, the checks of known ensembles, and a short run."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from ensjax.experiment import ConfigError
+from ensjax.experiment.configs import load_config
+from ensjax.experiment.fields import load_beside
+from ensjax.experiment.runner import RunOptions, run_and_report
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "seeds.py"
+experiment = load_beside(str(ROOT / "experiments" / "x.py"), "seeds")
+NUM_SEEDS = 5
+
+
+def config_of(preset, *overrides):
+    return load_config(f"{CONFIG}:{preset}", overrides)[1]
+
+
+def smooth(rng, *shape):
+    """Fields of unit variance on a ring of 40 sites, with power at low wavenumbers."""
+    x = rng.normal(size=(*shape, 40))
+    x = sum(np.roll(x, shift, axis=-1) for shift in range(4)) / 2
+    return x.astype(np.float32)
+
+
+def found_of(spread):
+    """Scores of members whose deviations from the case are `spread` times the truth's.
+
+    The deviations grow and shrink from case to case, which two seeds hardly tell.
+    """
+    rows = []
+    for seed in range(NUM_SEEDS):
+        rng = np.random.default_rng(seed)
+        size = rng.uniform(0.5, 1.5, size=(60, 1)).astype(np.float32)
+        middle = 2 * smooth(rng, 60)
+
+        def draw(count, spread=1.0, rng=rng, size=size, middle=middle):
+            return middle + spread * size * smooth(rng, count, 60)
+
+        given = draw(2)
+        ensembles = {
+            "seeds": given,
+            "gaussian": experiment.scores.gaussian(given, 64, seed),
+            "generated": draw(64, spread),
+            "few": draw(64, spread),
+            "full": draw(29),
+        }
+        rows.append(experiment.scores.measure(ensembles, draw(1)[0], 3.0))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def done_of(spread, seconds=(1.0, 20.0)):
+    times = dict(seconds_generated=seconds[0], seconds_simulated=seconds[1])
+    return {
+        "scores": found_of(spread),
+        "emulate": times | {"frozen_steps": np.full(NUM_SEEDS, -1)},
+    }
+
+
+@pytest.fixture(scope="module")
+def perfect():
+    return done_of(1.0)
+
+
+def test_members_of_the_same_distribution_have_the_full_ensembles_scores(perfect):
+    found = {name: value.mean(axis=0) for name, value in perfect["scores"].items()}
+    assert found["generated_fair"] == pytest.approx(found["full_fair"], rel=0.01)
+    assert found["generated_crps"] < found["full_crps"] < found["seeds_crps"]
+    assert found["generated_spread"] == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(found["full_power"], 1, rtol=1e-6)
+    # Independent places put power where the smooth fields have none.
+    assert found["gaussian_power"].max() > 2
+    assert 1 < experiment.verdicts.gap_closed(perfect["scores"]).mean() < 1.2
+
+
+def test_power_is_that_of_the_wave_that_is_there():
+    wave = np.cos(2 * np.pi * 3 * np.arange(40) / 40)
+    power = experiment.scores.power(np.tile(wave, (2, 5, 1)))
+    assert power.shape == (20,) and power[2] == pytest.approx(20**2)
+    assert np.delete(power, 2).max() < 1e-9
+
+
+def test_too_little_spread_fails_the_check_of_spread(perfect):
+    config = config_of("smoke")
+
+    def passed(done):
+        checks = experiment.verdicts.make_checks(config, done)
+        return {c["name"]: c["pass"] for c in checks}
+
+    good, narrow = passed(perfect), passed(done_of(0.5))
+    assert len(good) == 8
+    assert all(v for name, v in good.items() if not name.startswith("(e)"))
+    assert not narrow["(b) spread-skill ratio, low"]
+    assert narrow["(b) spread-skill ratio, high"] and narrow["(c) most power"]
+
+
+def test_claims_follow_their_numbers(perfect):
+    config = config_of("smoke")
+
+    def verdicts_of(done):
+        claims = experiment.verdicts.make_claims(config, done)
+        return {c["name"][:4]: c["verdict"] for c in claims}
+
+    assert verdicts_of(perfect)["19.a"] == "holds"
+    narrow = verdicts_of(done_of(0.5))
+    assert narrow["19.a"] != "holds" and narrow["19.b"] == "fails"
+    # One timing never decides.
+    assert verdicts_of(perfect)["19.d"] not in ("holds", "fails")
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("num_samples", "8", "config.num_samples must be a number at least 31"),
+        ("archive.num_train_members", "2", "config.archive.num_train_members"),
+        ("few.num_levels", "0", "config.few.num_levels"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        experiment.validate(config_of("smoke", (field, value)))
+
+
+@pytest.mark.parametrize("preset", ["smoke", "small", "claims"])
+def test_presets_are_valid(preset):
+    experiment.validate(config_of(preset))
+
+
+@pytest.mark.slow
+def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path):
+    options = RunOptions(f"{CONFIG}:smoke", str(tmp_path / "run"))
+    assert run_and_report(options) == 0
+    path = tmp_path / "run" / "results.json"
+    first = json.loads(path.read_text())
+    assert len(first["claims"]) == 3 and len(first["checks"]) == 8
+    assert first["scalars"]["num_members_not_finite"] == 0
+    path.unlink()
+    (tmp_path / "run" / "stages" / "scores.npz").unlink()
+    assert run_and_report(options) == 0
+    assert json.loads(path.read_text()) == first
