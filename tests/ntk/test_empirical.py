@@ -297,7 +297,7 @@ def test_leaves_and_outputs_that_have_no_tangents_are_named(members):
 def test_members_at_once_are_those_whose_jacobians_fit(members, monkeypatch):
     """Where "auto" would run all members: an accelerator."""
     tangents = strips.make_tangents(members, "")
-    made = strips.make_strips(members, tangents, jnp.ones((6, 4)), "jacobian", False, 2)
+    made = strips.make_strips(members, tangents, jnp.ones((6, 5)), "jacobian", False, 2)
     assert strips.members_at_once(members, made, "auto").block == "auto"  # a CPU
     monkeypatch.setattr(strips, "platform", lambda mesh: "gpu")
     assert strips.members_at_once(members, made, "auto").block is None

@@ -36,6 +36,8 @@ SCORES = {
     "residuals": lambda x: scores.residual_correlation(x[..., 0], TARGETS),
     "spearman": lambda x: scores.spearman_correlation(x[..., 0], TARGETS),
     "crps_samples": lambda x: scores.crps_samples(x[..., 0], TARGETS, mask=MASK),
+    "crps_terms": lambda x: scores.crps_terms(x[..., 0], TARGETS, mask=MASK),
+    "normalized_disagreement": lambda x: scores.normalized_disagreement(x, LABELS),
     "spread_skill": lambda x: scores.spread_skill(x[..., 0], TARGETS),
     "slope": lambda x: scores.slope(x[..., 0], TARGETS),
     "confidence_curve": lambda x: scores.confidence_curve(
