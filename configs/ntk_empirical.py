@@ -14,7 +14,7 @@ and its centred alignment with the labels rises from .45 to .54, .47 to .57 and 
 seeds the rounded mean of trained networks is right on every unseen input from half of
 the members on. 90 % of inputs with two ones take 17 (readout, k = 5), 44 (readout,
 k = 8) and 83 (ntk, k = 5) members where the oracle takes 19, 39 and 128; at width 2,048
-f0 of "ntk" is 6 % beyond the law's. claims and paper have not been run.
+f0 of "ntk" is 6 % beyond the law's. paper has not been run.
 """
 
 import ml_collections
