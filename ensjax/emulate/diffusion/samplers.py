@@ -60,7 +60,45 @@ class Churn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Euler:
+class _FlowSolver:
+    """A solver of the probability flow: `step` between levels, last the denoiser."""
+
+    levels: tuple[float, ...]
+    churn: Churn = Churn()
+
+    calls_per_step = 1  # of the denoiser; the last step is one call
+
+    def __post_init__(self):
+        check_levels(self.levels)
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of the denoiser for one sample."""
+        return self.calls_per_step * (len(self.levels) - 1) + 1
+
+    def __call__(self, denoise: Denoise, key: Any, shape: Sequence[int]) -> jax.Array:
+        """One sample `[*shape]`, in float32."""
+        levels = jnp.asarray(self.levels, jnp.float32)
+        count = len(self.levels)
+
+        def clean(x, sigma):
+            return _denoised(denoise, x, sigma)
+
+        def churned(x, number):
+            key_of_step = jax.random.fold_in(key, number + 1)
+            return self.churn(key_of_step, x, levels[number], count)
+
+        def step(x, number):
+            x, sigma = churned(x, number)
+            return self.step(clean, x, sigma, levels[number + 1]), None
+
+        x = _first(key, shape, levels[0])
+        x, _ = jax.lax.scan(step, x, jnp.arange(count - 1))
+        return clean(*churned(x, count - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Euler(_FlowSolver):
     """First order, deterministic but for `churn`: N calls of the denoiser.
 
         x' = x + (s' - s) (x - D(x, s)) / s
@@ -75,28 +113,13 @@ class Euler:
     the same as DDIM, Song et al. 2021, arXiv:2010.02502.
     """
 
-    levels: tuple[float, ...]
-    churn: Churn = Churn()
-
-    def __post_init__(self):
-        check_levels(self.levels)
-
-    @property
-    def num_calls(self) -> int:
-        """Calls of the denoiser for one sample."""
-        return len(self.levels)
-
-    def __call__(self, denoise: Denoise, key: Any, shape: Sequence[int]) -> jax.Array:
-        """One sample `[*shape]`, in float32."""
-        return _solve(self, denoise, key, shape)
-
     def step(self, denoise: Denoise, x: Any, sigma: Any, target: Any) -> jax.Array:
         """From noise level `sigma` to a smaller one above 0."""
         return x + (target - sigma) / sigma * (x - denoise(x, sigma))
 
 
 @dataclasses.dataclass(frozen=True)
-class Heun:
+class Heun(_FlowSolver):
     """Second order, deterministic but for `churn`: 2 N - 1 calls of the denoiser.
 
     Attributes:
@@ -106,20 +129,7 @@ class Heun:
     Source: Karras et al. 2022, arXiv:2206.00364, algorithms 1 and 2.
     """
 
-    levels: tuple[float, ...]
-    churn: Churn = Churn()
-
-    def __post_init__(self):
-        check_levels(self.levels)
-
-    @property
-    def num_calls(self) -> int:
-        """Calls of the denoiser for one sample."""
-        return 2 * len(self.levels) - 1
-
-    def __call__(self, denoise: Denoise, key: Any, shape: Sequence[int]) -> jax.Array:
-        """One sample `[*shape]`, in float32."""
-        return _solve(self, denoise, key, shape)
+    calls_per_step = 2
 
     def step(self, denoise: Denoise, x: Any, sigma: Any, target: Any) -> jax.Array:
         """From noise level `sigma` to a smaller one above 0."""
@@ -130,7 +140,7 @@ class Heun:
 
 
 @dataclasses.dataclass(frozen=True)
-class DPMSolver2S:
+class DPMSolver2S(_FlowSolver):
     """DPM-Solver++ of second order in single steps: 2 N - 1 calls of the denoiser.
 
     Exact for a denoiser that does not change along the step; the midpoint is the
@@ -146,20 +156,7 @@ class DPMSolver2S:
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 1 with r_1 = 1/2 (alpha = 1).
     """
 
-    levels: tuple[float, ...]
-    churn: Churn = Churn()
-
-    def __post_init__(self):
-        check_levels(self.levels)
-
-    @property
-    def num_calls(self) -> int:
-        """Calls of the denoiser for one sample."""
-        return 2 * len(self.levels) - 1
-
-    def __call__(self, denoise: Denoise, key: Any, shape: Sequence[int]) -> jax.Array:
-        """One sample `[*shape]`, in float32."""
-        return _solve(self, denoise, key, shape)
+    calls_per_step = 2
 
     def step(self, denoise: Denoise, x: Any, sigma: Any, target: Any) -> jax.Array:
         """From noise level `sigma` to a smaller one above 0."""
@@ -258,27 +255,6 @@ class FewStep:
         numbers = jnp.arange(len(self.levels) - 1)
         x, _ = jax.lax.scan(step, x, (numbers, levels[1:]))
         return _denoised(denoise, x, levels[-1])
-
-
-def _solve(solver, denoise, key, shape):
-    """All steps of a solver of the flow, the last one straight to the denoiser."""
-    levels = jnp.asarray(solver.levels, jnp.float32)
-    count = len(solver.levels)
-
-    def clean(x, sigma):
-        return _denoised(denoise, x, sigma)
-
-    def churned(x, number):
-        key_of_step = jax.random.fold_in(key, number + 1)
-        return solver.churn(key_of_step, x, levels[number], count)
-
-    def step(x, number):
-        x, sigma = churned(x, number)
-        return solver.step(clean, x, sigma, levels[number + 1]), None
-
-    x = _first(key, shape, levels[0])
-    x, _ = jax.lax.scan(step, x, jnp.arange(count - 1))
-    return clean(*churned(x, count - 1))
 
 
 def _first(key, shape, sigma):
