@@ -72,8 +72,9 @@ class Pruning:
     Attributes:
         mask: `[member]`, True for those that are kept.
         losses: `[round + 1]`, of all members (but those that are NaN) and after each
-            round; the last repeats where nothing was dropped any more. Of `keep_best_members`: `[member]`, of
-            each alone, NaN for one that does not count.
+            round; the last repeats where nothing was dropped any more. Of
+            `keep_best_members`: `[member]`, of each alone, NaN for one that does not
+            count.
         fitted_rows: the rows it was decided on, where they are known.
     """
 
