@@ -90,10 +90,9 @@ def validate(config):
         )
 
 
-def training_job(config, *, shapes_only=False):
-    """The networks of the largest k, as one call of `fit`, for `ensjax plan`."""
-    del shapes_only  # the data are the basis vectors
-    return networks.training_job(config)
+def mapped_job(config):
+    """The networks of the first law and the largest k, for `ensjax plan`."""
+    return networks.mapped_job(config)
 
 
 def run(config, run_dir):

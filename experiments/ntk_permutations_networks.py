@@ -8,7 +8,9 @@ import numpy as np
 import ensjax
 from ensjax import ntk
 from ensjax.experiment.fields import load_beside
+from ensjax.mesh import fetch
 from ensjax.ntk import two_layer
+from ensjax.planning import MappedJob
 
 draws = load_beside(__file__, "ntk_permutations_draws")
 theory = load_beside(__file__, "ntk_permutations_theory")
@@ -33,23 +35,36 @@ def schedule_of(config, parameterisation, k, width, fraction=None):
     )
 
 
-def training_job(config):
-    """The networks of the first law and the largest k, kept as weights.
+def mapped_job(config, kind=None, k=None) -> MappedJob:
+    """The networks of all seeds, of one law and k, as one program: what runs.
 
-    For `ensjax plan`. The run itself asks each network for its outputs and forgets it,
-    and gives each seed its own permutation.
+    By default of the first law and the largest k, which `ensjax plan` shows: with the
+    NTK all layers learn, and a step costs most.
     """
-    k, own = max(config.networks.num_bits), config.networks
-    task = draws.task_of(config, 0, k)
-    return ntk.network_job(
-        spec_of(config.kinds[0]),
-        (task.train_inputs, task.train_targets),
-        width=own.width,
-        member_ids=member_ids(config).tolist(),
-        schedule=schedule_of(config, config.kinds[0], k, own.width),
-        seed=config.seed,
+    own, kind = config.networks, config.kinds[0] if kind is None else kind
+    k = max(own.num_bits) if k is None else k
+    schedule = schedule_of(config, kind, k, own.width)
+    train = ntk.TrainNetwork(spec_of(kind), own.width, schedule.steps)
+    targets = [
+        draws.task_of(config, s, k).train_targets for s in range(config.num_seeds)
+    ]
+    return MappedJob(
+        fn=train,
+        kinds=("member", *("shared",) * 3, "member", "shared"),
+        arguments=(
+            member_ids(config),
+            np.int32(config.seed),
+            np.float32(schedule.learning_rate),
+            np.eye(k, dtype=np.float32),
+            np.repeat(np.stack(targets), own.num_members, axis=0),
+            inputs_of(config, k),
+        ),
         mesh_sizes=config.mesh.to_dict(),
         block=block_of(config),
+        params=train.abstract_params(k, k),
+        steps=schedule.steps,
+        written_out=train.written_out,
+        block_field="networks.block",
     )
 
 
@@ -84,32 +99,17 @@ def stage(config, run_dir, k):
         own = config.networks
         inputs = inputs_of(config, k)
         tasks = [draws.task_of(config, seed, k) for seed in range(config.num_seeds)]
-        ids = member_ids(config)
-        targets = np.stack([task.train_targets for task in tasks])
         found, speeds = {}, {}
         for kind in config.kinds:
-            schedule = schedule_of(config, kind, k, own.width)
-            train = ensjax.map_members(
-                ntk.TrainNetwork(spec_of(kind), own.width, schedule.steps),
-                kinds=("member", *("shared",) * 3, "member", "shared"),
-                mesh=ensjax.make_mesh(**config.mesh.to_dict()),
-                block=block_of(config),
-            )
-            arguments = (
-                ids,
-                jnp.int32(config.seed),
-                np.float32(schedule.learning_rate),
-                np.eye(k, dtype=np.float32),
-                np.repeat(targets, own.num_members, axis=0),
-                inputs,
-            )
-            program = train.lower(*arguments).compile()
+            job = mapped_job(config, kind, k)
+            mesh = job.mesh()
+            program, arguments = job.compile(mesh), job.placed_arguments(mesh)
             start = time.perf_counter()
-            outputs = np.asarray(program(*arguments))
+            outputs = fetch(program(*arguments))
             speed = draws.speed_of(
                 run_dir,
                 f"networks-{k}-{kind}",
-                len(ids),
+                job.num_members,
                 time.perf_counter() - start,
                 program.memory_analysis(),
             )
