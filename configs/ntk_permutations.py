@@ -56,7 +56,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             residual=1e-6 if paper else 1e-5,
             ones=(2, 3, 4) if smoke or paper else (2, 3, 4, 7),
             # Members of a device that are trained at once: a number, "auto" or "all".
-            block=5 if paper else 1,
+            block="5" if paper else "1",
         )
     )
     # What the width does: f0 of trained networks, and how far the kernel moves.

@@ -69,6 +69,7 @@ def validate(config):
     check_numbers(config, ("tasks.num_padding",), at_least=0)
     for section in _SECTIONS:
         _check_whole(config, section)
+    networks.block_of(config)
     names = config.widths.parameterisations
     known = set(names) <= set(PARAMETERISATIONS)
     if not names or len(set(names)) < len(names) or not known:

@@ -7,6 +7,7 @@ import numpy as np
 
 import ensjax
 from ensjax import ntk
+from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
 from ensjax.mesh import fetch
 from ensjax.ntk import two_layer
@@ -76,8 +77,20 @@ def member_ids(config) -> np.ndarray:
 
 
 def block_of(config):
-    """Members of a device that run at once, as `map_members` takes it."""
-    return None if config.networks.block == "all" else config.networks.block
+    """Members of a device that run at once, as `map_members` takes it.
+
+    Raises:
+        ConfigError: if the field is neither "auto", "all" nor a number above 0.
+    """
+    block = config.networks.block
+    if block in ("auto", "all"):
+        return None if block == "all" else "auto"
+    if not block.isdecimal() or int(block) < 1:
+        raise ConfigError(
+            'config.networks.block is "auto", "all" (members of a device at once), or'
+            f" how many, at least 1; got {block!r}."
+        )
+    return int(block)
 
 
 def inputs_of(config, k) -> np.ndarray:

@@ -57,7 +57,7 @@ def test_a_program_that_is_no_fit_is_planned_and_its_block_is_what_can_change(ca
     tiny = ("--config.networks.num_members=4", "--config.networks.block=all")
     assert run(*spec, *tiny, "--memory", "100KiB") == 2
     assert "nothing that was tried fits 100KiB" in capsys.readouterr().err
-    assert run(*spec, *tiny, "--memory", "3MiB") == 0
+    assert run(*spec, *tiny, "--memory", "400KiB") == 0
     printed = capsys.readouterr().out
     assert "8 members on 2 x cpu" in printed and "in one call" in printed
     assert "--config.networks.block=" in printed

@@ -86,6 +86,7 @@ def test_means_of_pairs_are_one_row_of_the_cube():
         ([("tasks.num_padding", "-1")], "tasks.num_padding must be"),
         ([("networks.ones", "(0, 2)")], "networks.ones must be numbers at least 1"),
         ([("networks.ones", "(9,)")], "number of ones that inputs of every k"),
+        ([("networks.block", "none")], "networks.block is"),
         ([("networks.num_inputs", "0")], "networks.num_inputs must be"),
     ],
 )
