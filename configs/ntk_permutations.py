@@ -108,9 +108,17 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             block=64,
         )
     )
-    # Other tasks, with the exact mean of the infinite ensemble in place of networks.
+    # Other tasks, with the exact mean of the infinite ensemble in place of networks;
+    # and networks that are trained to add (none if 0).
     config.tasks = ml_collections.ConfigDict(
-        dict(copy_bits=6, addition_bits=3, multiplication_bits=2, num_padding=4)
+        dict(
+            copy_bits=6,
+            addition_bits=3,
+            multiplication_bits=2,
+            num_padding=4,
+            num_networks=0 if smoke else 1_000,
+            width=50_000 if paper else 1_024,
+        )
     )
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
     return config
