@@ -18,7 +18,7 @@ and 1.51 (1.46 to 1.57): k^2 is a bound and no rate. For one input N90 is 88, 29
 550, 692, 826 (NTK) and 15, 55, 84, 120, 148, 186 (readout; published 43, 69, 103, 117,
 157, 175) at k = 5, 10, ..., 30.
 
-Check B (means of networks within 4 standard errors of the law) fails in claims with 4.9,
+Check B (means of networks within 4 standard errors of the law) fails in claims: 4.9,
 and that is the width. With each network's first outputs as a control variate, 2,000
 networks have f1 at two ones too large by .0065, .0047 and .0034 (+- .0001) at widths
 2,048, 4,096 and 8,192 with the NTK: 3.0 standard errors of 200 networks at 4,096, so
