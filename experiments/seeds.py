@@ -16,6 +16,8 @@ from ensjax.experiment.stages import run_stages
 
 scores = load_beside(__file__, "seeds_scores")
 verdicts = load_beside(__file__, "seeds_claims")
+kept = load_beside(__file__, "seeds_emulators")
+sample_job = kept.lorenz96_job  # of `ensjax sample`
 
 K = 2  # seeds of a case
 
@@ -136,6 +138,8 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
         seed=config.seed,
         fit_options=options("few"),
     )
+    kept.keep(run_dir, "generated", emulators)
+    kept.keep(run_dir, "few", students)
     heun = diffusion.Heun(
         diffusion.rho_levels(
             sampler.num_levels, low=sampler.low, high=sampler.high, rho=sampler.rho

@@ -92,10 +92,10 @@ def forecast_writer(
     attributes: Mapping[str, str] | None = None,
     member_chunk: int = 1,
 ) -> Iterator[Callable[..., None]]:
-    """A zarr that members are written into block by block, there when all went well.
+    """A file that members are written into block by block, there when all went well.
 
     Args:
-        path: ends in .zarr.
+        path: ends in .zarr or, through h5netcdf, in .nc.
         case, member, lead, variable, space, units: as of the `Archive` of everything.
         overwrite: replace what is there.
         attributes: more of the file.
@@ -107,7 +107,7 @@ def forecast_writer(
         default all. What is never written is NaN.
 
     Raises:
-        GriddedError: if the place is taken, the path is no .zarr, or values have
+        GriddedError: if the place is taken, the path ends otherwise, or values have
             another shape.
 
     Example:
@@ -116,9 +116,6 @@ def forecast_writer(
                 rows = slice(start, start + 64)
                 write(sample(ids[rows]), member=rows)
     """
-    zarr = optional_package("zarr")
-    if Path(path).suffix != ".zarr":
-        raise GriddedError(f"members are written block by block to .zarr; got {path}.")
     named = {k: v for k, v in (units or {}).items() if k not in variable}
     coordinates = forecast_coordinates(
         case=case, member=member, lead=lead, space=space, units=named
@@ -128,41 +125,71 @@ def forecast_writer(
     shape = tuple(coordinates.sizes[d] for d in dims)
     chunks = (1, min(member_chunk, shape[1]), *shape[2:])
     coordinates.attrs.update(_made_now(attributes or {}))
-    coordinates.attrs[VARIABLE_ORDER] = " ".join(variable)
+    about = {}
+    for name in variable:
+        unit = (units or {}).get(name)
+        about[name] = {"long_name": name} | ({"units": unit} if unit else {})
     with whole_output(path, overwrite=overwrite) as place:
-        coordinates.to_zarr(place, mode="a", consolidated=False)
-        group = zarr.open_group(place, mode="r+")
+        opened = _open_netcdf if place.suffix == ".nc" else _open_zarr
+        with opened(place, coordinates, about, dims, chunks) as arrays:
+
+            def write(values, *, case=slice(None), member=slice(None)):
+                values = np.asarray(values, np.float32)
+                cases = len(range(*case.indices(shape[0])))
+                members = len(range(*member.indices(shape[1])))
+                wanted = (cases, members, shape[2], len(arrays), *shape[3:])
+                if values.shape != wanted:
+                    raise GriddedError(
+                        f"{path}: values of these cases and members must be [case,"
+                        f" member, lead, variable, *space] = {wanted}; got"
+                        f" {values.shape}."
+                    )
+                for i, array in enumerate(arrays):
+                    array[case, member] = values[:, :, :, i]
+
+            yield write
+
+
+@contextlib.contextmanager
+def _open_zarr(place, coordinates, about, dims, chunks):
+    """The variables of a new zarr, to be written into."""
+    zarr = optional_package("zarr")
+    coordinates.attrs[VARIABLE_ORDER] = " ".join(about)
+    coordinates.to_zarr(place, mode="a", consolidated=False)
+    group = zarr.open_group(place, mode="r+")
+    arrays = []
+    for name, attributes in about.items():
+        array = group.create_array(
+            name,
+            shape=tuple(coordinates.sizes[d] for d in dims),
+            chunks=chunks,
+            dtype="float32",
+            fill_value=np.nan,
+            dimension_names=dims,
+            attributes=attributes,
+        )
+        arrays.append(array)
+    yield arrays
+    _consolidate(zarr, place)
+
+
+@contextlib.contextmanager
+def _open_netcdf(place, coordinates, about, dims, chunks):
+    """The variables of a new netCDF file, to be written into."""
+    h5netcdf = optional_package("h5netcdf")
+    coordinates.to_netcdf(place, engine="h5netcdf")
+    with h5netcdf.File(place, "a") as file:
         arrays = []
-        for name in variable:
-            unit = (units or {}).get(name)
-            about = {"long_name": name} | ({"units": unit} if unit else {})
-            arrays.append(
-                group.create_array(
-                    name,
-                    shape=shape,
-                    chunks=chunks,
-                    dtype="float32",
-                    fill_value=np.nan,
-                    dimension_names=dims,
-                    attributes=about,
-                )
+        for name, attributes in about.items():
+            array = file.create_variable(
+                name, dims, "float32", fillvalue=np.float32(np.nan), chunks=chunks
             )
-
-        def write(values, *, case=slice(None), member=slice(None)):
-            values = np.asarray(values, np.float32)
-            cases = len(range(*case.indices(shape[0])))
-            members = len(range(*member.indices(shape[1])))
-            wanted = (cases, members, shape[2], len(arrays), *shape[3:])
-            if values.shape != wanted:
-                raise GriddedError(
-                    f"{path}: values of these cases and members must be [case, member,"
-                    f" lead, variable, *space] = {wanted}; got {values.shape}."
-                )
-            for i, array in enumerate(arrays):
-                array[case, member] = values[:, :, :, i]
-
-        yield write
-        _consolidate(zarr, place)
+            array.attrs.update(attributes)
+            others = [c for c in coordinates.coords if c not in coordinates.dims]
+            if others:
+                array.attrs["coordinates"] = " ".join(map(str, others))
+            arrays.append(array)
+        yield arrays
 
 
 def _consolidate(zarr, place):
