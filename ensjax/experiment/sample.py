@@ -111,7 +111,8 @@ def _write(asked: SampleOptions, job: Any, rows: Any) -> float:
     from ensjax.emulate.sample_job import block_size, sample_blocks
     from ensjax.mesh import default_mesh
 
-    ids = np.concatenate([np.arange(r.start, r.stop, dtype=np.int64) for r in asked.member_ids])  # fmt: skip
+    ranges = [np.arange(ids.start, ids.stop) for ids in asked.member_ids]
+    ids = np.concatenate(ranges).astype(np.int32)
     mesh = default_mesh()
     writer = gridded.forecast_writer(
         asked.out,
