@@ -51,13 +51,15 @@ def sample(options: argparse.Namespace) -> int:
         return exit_codes.CTRL_C
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise ConfigError(one_line(error)) from error
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # HDF5 has the latter for a full disk
         if is_no_space(error):
             print(
                 f"ensjax: no space left for {asked.out}; it was not written.",
                 file=sys.stderr,
             )
             return exit_codes.NO_SPACE
+        if isinstance(error, RuntimeError):
+            raise
         raise ConfigError(f"cannot read or write: {one_line(error)}.") from error
     starts = "1 start" if len(rows) == 1 else f"{len(rows)} starts"
     print(f"{asked.num_members:,} members of {starts} in {seconds:.3g} s")

@@ -176,20 +176,20 @@ def _open_zarr(place, coordinates, about, dims, chunks):
 @contextlib.contextmanager
 def _open_netcdf(place, coordinates, about, dims, chunks):
     """The variables of a new netCDF file, to be written into."""
-    h5netcdf = optional_package("h5netcdf")
+    h5netcdf, h5py = (optional_package(name) for name in ("h5netcdf", "h5py"))
     coordinates.to_netcdf(place, engine="h5netcdf")
+    others = [str(c) for c in coordinates.coords if c not in coordinates.dims]
     with h5netcdf.File(place, "a") as file:
-        arrays = []
         for name, attributes in about.items():
             array = file.create_variable(
                 name, dims, "float32", fillvalue=np.float32(np.nan), chunks=chunks
             )
             array.attrs.update(attributes)
-            others = [c for c in coordinates.coords if c not in coordinates.dims]
             if others:
-                array.attrs["coordinates"] = " ".join(map(str, others))
-            arrays.append(array)
-        yield arrays
+                array.attrs["coordinates"] = " ".join(others)
+    # Not by h5netcdf: closing its file a second time, after a full disk, crashes.
+    with h5py.File(place, "r+") as file:
+        yield [file[name] for name in about]
 
 
 def _consolidate(zarr, place):
