@@ -162,20 +162,28 @@ def test_runs_that_cannot_be_sampled(here, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ["zarr", "nc"])
-def test_what_is_there_is_replaced_only_whole_and_when_told(here, capsys, ending):
+def test_what_is_there_is_replaced_only_whole_and_when_told(
+    here, capsys, monkeypatch, ending
+):
     place = f"out.{ending}"
     one = ["--init", "2020-01-03", "-o", place]
     assert sample(*one, "--members", 4) == 0
     before = read(place)
     assert sample(*one, "--members", 8) == 2
     assert "is there already" in capsys.readouterr().err
-    # Past so many bytes of a file the disk is full.
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, limits[1]))
-    try:
-        code = sample(*one, "--members", 2_000, "--block", 1_000, "--overwrite")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    many = ["--members", 2_000, "--block", 2_000, "--overwrite"]
+    if ending == "nc":  # HDF5 is told before
+        usage = type("Usage", (), {"free": 1_000})
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda place: usage)
+            code = sample(*one, *many)
+    else:  # past so many bytes of a file the disk is full
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+        try:
+            code = sample(*one, *many)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 74 and "no space left for out" in capsys.readouterr().err
     xr.testing.assert_identical(read(place), before)
     assert {p.name for p in here.iterdir()} == {"run", "unfinished", place}

@@ -6,8 +6,11 @@ already is replaced only when that is asked for.
 
 import contextlib
 import datetime
+import errno
 import importlib.metadata
+import math
 import os
+import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -177,6 +180,8 @@ def _open_zarr(place, coordinates, about, dims, chunks):
 def _open_netcdf(place, coordinates, about, dims, chunks):
     """The variables of a new netCDF file, to be written into."""
     h5netcdf, h5py = (optional_package(name) for name in ("h5netcdf", "h5py"))
+    sizes = [coordinates.sizes[d] for d in dims]
+    _check_space(place, 4 * len(about) * math.prod(sizes) + coordinates.nbytes)
     coordinates.to_netcdf(place, engine="h5netcdf")
     others = [str(c) for c in coordinates.coords if c not in coordinates.dims]
     with h5netcdf.File(place, "a") as file:
@@ -187,9 +192,18 @@ def _open_netcdf(place, coordinates, about, dims, chunks):
             array.attrs.update(attributes)
             if others:
                 array.attrs["coordinates"] = " ".join(others)
-    # Not by h5netcdf: closing its file a second time, after a full disk, crashes.
     with h5py.File(place, "r+") as file:
         yield [file[name] for name in about]
+
+
+def _check_space(place, num_bytes):
+    """Raises `OSError` where the disk is too full.
+
+    If it fills up later, HDF5 may end the process; the place stays as it was even so.
+    """
+    free = shutil.disk_usage(place.parent).free
+    if free < num_bytes:
+        raise OSError(errno.ENOSPC, f"No space left on device ({free:,} bytes)")
 
 
 def _consolidate(zarr, place):
