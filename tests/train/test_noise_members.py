@@ -163,7 +163,7 @@ def test_a_large_common_offset_costs_nothing(form):
     slopes = jax.grad(lambda x: kernel_crps(x, jnp.float32(3e4), form=form))(members)
     kept = 1 - 0.05 / 3
     np.testing.assert_allclose(
-        slopes, -1 / 3 + kept * np.array([2, 0, -2]) / 6, rtol=1e-6
+        slopes, -1 / 3 + kept * np.array([2, 0, -2]) / 6, atol=1e-7
     )
 
 
@@ -273,15 +273,15 @@ def test_a_pair_whose_other_side_does_not_move_has_half_the_gradient():
     def detached(members):
         def own(i):
             others = jax.lax.stop_gradient(members).at[i].set(members[i])
-            error = jnp.abs(members[i] - truth) / 4
-            return error - jnp.sum(jnp.abs(members[i] - others), axis=0) / (2 * 4 * 3)
+            distance = jnp.sum(jnp.abs(members[i][None] - others), axis=0)
+            return jnp.abs(members[i] - truth) / 4 - distance / (2 * 4 * 3)
 
         return sum(own(i) for i in range(4)).mean()
 
     def whole(members):
         return kernel_crps(members, truth, estimator="fair").mean()
 
-    error = jax.grad(lambda x: jnp.abs(x - truth).mean(axis=0).mean())(members)
+    error = jax.grad(lambda x: jnp.abs(x - truth[None]).mean())(members)
     pair = jax.grad(whole)(members) - error
     found = jax.grad(detached)(members) - error
     np.testing.assert_allclose(detached(members), whole(members), rtol=1e-5)
@@ -387,5 +387,5 @@ def test_spread_grows_from_a_network_whose_members_are_equal():
         progress=False,
     )
     assert 0.2 < spread(trained) < 0.7  # the noise of the targets is 0.5
-    loss = np.asarray(log.metrics["loss"])
-    assert loss[-30:].mean() < 0.6 * loss[:5].mean()
+    # Without spread no better than 0.5 sqrt(2 / pi) = 0.4; at best 0.5 / sqrt(pi).
+    assert 0.27 < np.asarray(log.metrics["loss"])[-40:].mean() < 0.32

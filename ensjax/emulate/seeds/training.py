@@ -43,6 +43,11 @@ class SeedsLoss:
     loss: Any
     takes_hyper = True
 
+    @property
+    def axis(self) -> str | None:
+        """The mesh axis over which the loss splits members, if any."""
+        return getattr(self.loss, "axis", None)
+
     def __call__(self, model, batch, key, weight=None, *, hyper):
         """The mean loss of the batch; `weight` `[batch]` weighs its cases."""
         cases = jax.tree.map(lambda x: x[:, hyper["task"]], batch)
