@@ -1,9 +1,9 @@
 """Speed at equal skill: a diffusion sampler against a network with noise inside.
 
-`_claims.py` beside it judges. One table on the archive of `seeds.py`: the trained denoiser sampled with ever more Heun
+One table on the archive of `seeds.py`: the trained denoiser sampled with ever more Heun
 levels, and networks of the same trunk that were trained on the almost fair CRPS of a
 few members and make a member in one call. All columns belong together: a network that
-is trained too little is fast and has too little spread.
+is trained too little is fast and has too little spread. `_claims.py` judges.
 
 How `seeds.py` hooks it in:
 
@@ -110,8 +110,8 @@ def measure(config, run_dir, archives, emulators, log) -> dict[str, np.ndarray]:
         For each name `fair_`, `ssr_` `[seed]`, `power_` `[seed, wavenumber]` relative
         to the other members of the simulator, `rate_` (samples of a case per second,
         the best of the timings), `calls_` of a network for a sample, `training_`
-        (seconds for each model, with its part of the compilation) and `frozen_` (how many models were
-        not finite); `fair_others`.
+        (seconds for each model, with its part of the compilation) and `frozen_` (how
+        many models were not finite); `fair_others`.
     """
     speed = config.speed
     seeds = range(speed.num_seeds)
@@ -124,8 +124,9 @@ def measure(config, run_dir, archives, emulators, log) -> dict[str, np.ndarray]:
         "fair_others": fair_of(archives["test"][: len(seeds)][:, :, K:], archives),
     }
 
-    def add(name, models, sampler, calls, log, trained=len(seeds)):
+    def add(name, models, sampler, calls, log):
         drawn, rate = timed(models, given, sampler, config)
+        trained = len(log.frozen_steps)
         drawn = drawn * sd[: len(seeds)][wide] + mean[: len(seeds)][wide]
         measured = measured_of(drawn, archives)
         measured |= {

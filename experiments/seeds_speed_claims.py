@@ -162,9 +162,9 @@ def add_table(run_dir, config, found) -> None:
         ],
         rows,
         f"Speed at equal skill: {config.speed.num_samples} samples of every test case,"
-        f" {config.speed.num_seeds} seeds; the simulator's other members have a fair CRPS of"
-        f" {found['fair_others'].mean():.3f}. Power is the least and the most over"
-        " wavenumbers above 0. Seeds are trained at once, with compilation.",
+        f" {config.speed.num_seeds} seeds. The simulator's other members have a fair"
+        f" CRPS of {found['fair_others'].mean():.3f}. Power is the least and the most"
+        " over wavenumbers above 0. Seeds are trained at once, with compilation.",
     )
 
 
