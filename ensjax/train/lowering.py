@@ -140,7 +140,7 @@ def abstract_run(
         )
     ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
     mesh = ensembles[0].mesh if mesh is None else mesh
-    arguments.check_fit_mesh(mesh)
+    arguments.check_fit_mesh(mesh, loss)
     arguments.check_seed(seed)
     arguments.check_functions(loss, make_tx, hyper, augment, evaluation_loss)
     averages = arguments.check_averages(averages)
