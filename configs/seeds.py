@@ -43,15 +43,9 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             member_noise=0.3,
         )
     )
-    config.model = ml_collections.ConfigDict(dict(name="residual"))
-    config.model.options = ml_collections.ConfigDict(
-        dict(
-            num_channels=1,
-            num_condition_channels=3,
-            width=32,
-            depth=3,
-            kernel_size=(5,),
-        )
+    config.model = ml_collections.ConfigDict(
+        # In smoke a smaller one, which compiles sooner.
+        dict(name="residual", width=32, depth=1 if smoke else 3, kernel_size=5)
     )
     config.diffusion = "edm"
     total_steps = 20 if smoke else 2_000
@@ -71,23 +65,39 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         dict(num_levels=6 if smoke else 24, low=0.002, high=80.0, rho=7.0)
     )
     config.num_samples = 32 if smoke else 64
-    config.samples_at_once = 16  # of a case, in one call of the sampler
+    config.samples_at_once = 8 if smoke else 16  # of a case, in a call of the sampler
     # Distillation: the same denoiser in a few calls.
-    total_steps = 10 if smoke else 1_000
+    total_steps = 10 if smoke else 400
     config.few = ml_collections.ConfigDict(
         dict(
             num_levels=4,
             low=0.2,
             total_steps=total_steps,
-            num_substeps=4,
+            num_substeps=2,
             lowest=0.01,
             learning_rate=5e-4,
             ema_decay=0.9 if smoke else 0.99,
             steps_per_call=total_steps // 10,
-            save_every_steps=total_steps if smoke else 500,
+            save_every_steps=total_steps,
         )
     )
     config.event_sds = 2.0  # tails: beyond the climate's mean by so many deviations
+    # Networks that make a member in one call, beside samplers of ever more levels.
+    config.speed = ml_collections.ConfigDict(
+        dict(
+            num_seeds=1 if smoke else 3 if claims else 2,
+            num_samples=8 if smoke else 48 if claims else 16,
+            num_levels=(6,) if smoke else (4, 6, 12, 24),
+            num_timings=3 if claims else 1,
+            # A network each: its members in training, steps and rate.
+            crps_members=(4, 2) if claims else (2,),
+            crps_steps=(10,) if smoke else (1_500, 4_500) if claims else (1_500,),
+            crps_learning_rates=(2e-3, 3e-3) if claims else (3e-3,),
+            num_noise_channels=4,
+            alpha=0.95,
+            ema_decay=0.9 if smoke else 0.999,
+        )
+    )
     # All cores for one network, or a core for each of several.
     mesh = dict(member=1 if smoke else -1, data=1, model=1)
     config.mesh = ml_collections.ConfigDict(mesh)
@@ -112,11 +122,9 @@ def _paper():
             space=(6, 48, 48),  # the cubed sphere, about 2 degrees
         )
     )
-    config.model = ml_collections.ConfigDict(dict(name="axial"))
-    config.model.options = ml_collections.ConfigDict(
+    config.model = ml_collections.ConfigDict(
         dict(
-            num_fields=8,
-            space=(6, 48, 48),
+            name="axial",
             patch_size=(12, 12),
             levels=(0, 1, 2, 2, 3, 2, 4, 3),  # sea, 2 m, 850 hPa, 500 hPa, column
             width=768,

@@ -13,6 +13,8 @@ from ensjax.experiment.stages import run_stages
 training = load_beside(__file__, "seeds_training")
 scores = load_beside(__file__, "seeds_scores")
 verdicts = load_beside(__file__, "seeds_claims")
+speed = load_beside(__file__, "seeds_speed")
+verdicts_of_speed = load_beside(__file__, "seeds_speed_claims")
 
 K = training.K
 training_job = training.training_job
@@ -33,6 +35,7 @@ def validate(config):
     )
     if archive.source == "lorenz96":
         check_numbers(config, ("few.total_steps", "few.num_levels"), above=0)
+        speed.validate(config)
 
 
 def run(config, run_dir):
@@ -46,6 +49,7 @@ def run(config, run_dir):
         "simulate": lambda done: training.simulate(config),
         "emulate": lambda done: emulate(config, run_dir, done["simulate"]),
         "scores": lambda done: measure(config, done["simulate"], done["emulate"]),
+        "speed": lambda done: measure_speed(config, run_dir, done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
     verdicts.add_tables(run_dir, config, done)
@@ -64,11 +68,11 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
     Returns:
         `generated` by Heun steps and `few` by the distilled denoiser, `[seed, sample,
         case, site]`; seconds that one sample of one case takes with each, and one
-        member with the simulator; and `frozen_steps` `[seed]`.
+        member with the simulator `[seed]`; and `frozen_steps` `[seed]`.
     """
-    emulators, frozen_steps = training.train(config, run_dir, archives)
+    emulators, log = training.train(config, run_dir, archives)
     students = training.distil(config, run_dir, emulators, archives)
-    found = {"frozen_steps": frozen_steps}
+    found = {"frozen_steps": np.asarray(log.frozen_steps)}
     few = diffusion.Euler(training.few_levels(config))
     for name, models, sampler in (
         ("generated", emulators, training.heun(config)),
@@ -76,8 +80,7 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
     ):
         samples, seconds = training.draw(config, models, archives, sampler)
         found |= {name: samples, f"seconds_{name}": np.array(seconds)}
-    seconds = training.simulator_seconds(config, archives)
-    return found | {"seconds_simulated": np.array(seconds)}
+    return found | {"seconds_simulated": training.simulator_seconds(config, archives)}
 
 
 def measure(config, archives, drawn) -> dict[str, np.ndarray]:
@@ -97,3 +100,9 @@ def measure(config, archives, drawn) -> dict[str, np.ndarray]:
         event = mean + config.event_sds * sd
         rows.append(scores.measure(ensembles, archives["truth"][seed], event))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def measure_speed(config, run_dir, archives) -> dict[str, np.ndarray]:
+    """The table of `seeds_speed.py`, with the trained denoisers read back."""
+    emulators, log = training.train(config, run_dir, archives)
+    return speed.measure(config, run_dir, archives, emulators, log)

@@ -147,14 +147,7 @@ def measure(config, run_dir, archives, emulators, log) -> dict[str, np.ndarray]:
         levels = diffusion.rho_levels(
             count, low=settings.low, high=settings.high, rho=settings.rho
         )
-        add(
-            name,
-            denoisers,
-            diffusion.Heun(levels),
-            2 * count - 1,
-            log,
-            config.num_seeds,
-        )
+        add(name, denoisers, diffusion.Heun(levels), 2 * count - 1, log)
     for number, name in enumerate(network_names(config)):
         networks, own_log = train_network(config, run_dir, train, name, number)
         add(name, networks, None, 1, own_log)

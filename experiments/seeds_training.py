@@ -19,16 +19,11 @@ from ensjax.emulate.seeds import (
 from ensjax.emulate.trajectories import forecast_twins
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose
-from ensjax.train import TrainingJob
+from ensjax.train import TrainingJob, TrainingLog
 from ensjax.weight_space import EMA, averaged
 
 K = 2  # seeds of a case
 
-# A network, and how it is told the seeds.
-NETWORKS = {
-    "residual": (ensjax.nn.ResidualDenoiser, "moments"),
-    "axial": (ensjax.nn.AxialDenoiser, "sequence"),
-}
 # A parametrisation, and the noise of its training.
 DIFFUSIONS = {
     "edm": (diffusion.EDM(), diffusion.LogNormalNoise()),
@@ -84,10 +79,43 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
     )
 
 
+def _residual(config, rngs):
+    model = config.model
+    return ensjax.nn.ResidualDenoiser(
+        1,
+        num_condition_channels=3,  # of two seeds' moments
+        width=model.width,
+        depth=model.depth,
+        kernel_size=(model.kernel_size,),
+        rngs=rngs,
+    )
+
+
+def _axial(config, rngs):
+    model, archive = config.model, config.archive
+    return ensjax.nn.AxialDenoiser(
+        len(archive.fields),
+        space=archive.space,
+        patch_size=model.patch_size,
+        levels=model.levels,
+        width=model.width,
+        depths=model.depths,
+        num_heads=model.num_heads,
+        mlp_width=model.mlp_width,
+        dtype=model.dtype,
+        remat=model.remat,
+        rngs=rngs,
+    )
+
+
+# A network of a config, and how it is told the seeds.
+NETWORKS = {"residual": (_residual, "moments"), "axial": (_axial, "sequence")}
+
+
 def make_model(config, rngs):
     """One network, from `nnx.Rngs`."""
-    network, _ = choose("model.name", config.model.name, NETWORKS)
-    return network(**config.model.options.to_dict(), rngs=rngs)
+    build, _ = choose("model.name", config.model.name, NETWORKS)
+    return build(config, rngs)
 
 
 def draw_of(config) -> DrawSeeds:
@@ -183,8 +211,8 @@ def system_of(config) -> Lorenz96:
     return Lorenz96(num_sites=archive.num_sites, forcing=archive.forcing)
 
 
-def train(config, run_dir, archives) -> tuple[SeedsEmulators, np.ndarray]:
-    """Trained denoisers, one for each seed, and `frozen_steps` `[seed]`.
+def train(config, run_dir, archives) -> tuple[SeedsEmulators, TrainingLog]:
+    """Trained denoisers, one for each seed, and the log.
 
     Where the training is finished, its checkpoint is read.
     """
@@ -196,7 +224,7 @@ def train(config, run_dir, archives) -> tuple[SeedsEmulators, np.ndarray]:
     parametrisation, _ = parts_of(config)
     tasks = np.asarray(job.hyper["task"])
     emulators = SeedsEmulators(own, tasks, draw_of(config), parametrisation)
-    return emulators, np.asarray(log.frozen_steps)
+    return emulators, log
 
 
 def distil(config, run_dir, emulators, archives) -> SeedsEmulators:
@@ -274,18 +302,18 @@ def draw(config, emulators, archives, sampler) -> tuple[np.ndarray, float]:
     return samples * sd + mean, float(seconds / parts[0][..., 0].size)
 
 
-def simulator_seconds(config, archives) -> float:
-    """Of one member from its start to the lead, as many at once as the test has.
+def simulator_seconds(config, archives) -> np.ndarray:
+    """Of a member from its start to the lead, among as many as the test has, `[seed]`.
 
     The program is that of the test's archive. The states are others of the climate.
     """
     archive = config.archive
 
-    def simulate_once():
+    def simulate_once(states):
         start = time.perf_counter()
         forecast_twins(
             system_of(config),
-            archives["truth"][0],
+            states,
             np.arange(archive.num_test_cases),
             num_members=archive.num_test_members,
             lead_steps=(archive.lead_steps,),
@@ -295,6 +323,6 @@ def simulator_seconds(config, archives) -> float:
         )
         return time.perf_counter() - start
 
-    simulate_once()  # compiles, if it was not in this process that they were made
-    seconds = np.median([simulate_once() for _ in range(3)])
-    return float(seconds / (archive.num_test_cases * (1 + archive.num_test_members)))
+    simulate_once(archives["truth"][0])  # compiles, after a resume
+    seconds = np.array([simulate_once(states) for states in archives["truth"]])
+    return seconds / (archive.num_test_cases * (1 + archive.num_test_members))
