@@ -116,6 +116,7 @@ def lorenz96_job(config, run_dir, model):
         variable=system.variable,
         space=system.space,
         source=f"{system.name}, seed {config.seed + number}",
+        seed=config.seed,
         truth=lambda row: archives["truth"][number][row][None, None],
         sampler=sampler,
     )

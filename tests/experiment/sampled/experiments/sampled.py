@@ -57,7 +57,7 @@ def sample_job(config, run_dir, model):
         source="a normal distribution",
         truth=middle,
         seed=config.seed,
-        sampler=SamplerSettings("heun", 12),
+        sampler=SamplerSettings("heun", 40),
         members_at_once=4,
     )
 
