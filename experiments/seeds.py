@@ -14,7 +14,7 @@ training = load_beside(__file__, "seeds_training")
 scores = load_beside(__file__, "seeds_scores")
 verdicts = load_beside(__file__, "seeds_claims")
 speed = load_beside(__file__, "seeds_speed")
-verdicts_of_speed = load_beside(__file__, "seeds_speed_claims")
+figures = load_beside(__file__, "seeds_figures")
 kept = load_beside(__file__, "seeds_emulators")
 
 K = training.K
@@ -55,6 +55,7 @@ def run(config, run_dir):
     }
     done = run_stages(run_dir, config, stages)
     verdicts.add_tables(run_dir, config, done)
+    figures.add_figures(run_dir, config, done)
     run_dir.finish(
         title=config.title,
         summary=verdicts.describe(config, done),
@@ -102,7 +103,14 @@ def measure(config, archives, drawn) -> dict[str, np.ndarray]:
         }
         mean, sd = (float(x[seed]) for x in climate)
         event = mean + config.event_sds * sd
-        rows.append(scores.measure(ensembles, archives["truth"][seed], event))
+        rows.append(
+            scores.measure(
+                ensembles,
+                archives["truth"][seed],
+                event,
+                sizes=scores.curve_sizes(len(members) - K, config.num_samples),
+            )
+        )
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from ensjax import Ensemble, make_mesh
 from ensjax.emulate.diffusion import EDM, VE
@@ -38,7 +39,7 @@ def emulators(parametrisation, num_models=2):
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     """What a run keeps: two networks, and one that was distilled."""
-    run_dir = types.SimpleNamespace(path=tmp_path_factory.mktemp("run"))
+    run_dir = types.SimpleNamespace(path=epath.Path(tmp_path_factory.mktemp("run")))
     for _ in range(2):  # the second time as after a stage that broke
         stored.keep(run_dir, "generated", emulators(EDM(0.5)))
         stored.keep(run_dir, "few", emulators(VE(), num_models=1))
@@ -69,7 +70,7 @@ def test_names_of_networks(run_dir):
 
 
 def test_runs_without_emulators_and_damaged_ones(tmp_path, run_dir):
-    empty = types.SimpleNamespace(path=tmp_path)
+    empty = types.SimpleNamespace(path=epath.Path(tmp_path))
     with pytest.raises(ConfigError, match="keeps no emulator"):
         stored.kept(empty, ("generated",), None)
     with pytest.raises(FileNotFoundError, match="holds no emulators"):
