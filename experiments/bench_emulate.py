@@ -263,7 +263,7 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     table = rich.table.Table(
         title="sampling, simulating and scoring ensembles, float32",
         caption="Rates: members a second (crps: million values a second), from the"
-        " median \\[quartiles] of the repetitions. Ratio: of sampling and crps, our rate"
+        " median \\[quartiles] of repetitions. Ratio: of sampling and crps, our rate"
         " over the way's (above 1 ours is faster); of cost, what a member costs over"
         " what a simulated one costs. Networks have random weights.",
     )
