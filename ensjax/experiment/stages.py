@@ -116,6 +116,19 @@ def run_stages(
     return done
 
 
+def read_stage(
+    run_dir: RunDirectory, config: ml_collections.ConfigDict, name: str
+) -> dict[str, np.ndarray] | None:
+    """What a stage of an earlier run gave, or None if it is not whole any more.
+
+    Args:
+        run_dir: the run.
+        config: of the run.
+        name: of the stage.
+    """
+    return _read(run_dir.path / "stages" / f"{name}.npz", _digest(config))
+
+
 def _digest(config):
     """Of everything but the mesh, which may be another at every start."""
     settings = normalise_config(config)
