@@ -9,7 +9,8 @@ The result is a dataset of xarray that still reads lazily. Its dimensions are th
     lead     timedelta64[ns], or a simulator's own time
     level    ascending
     lat      degrees north, ascending
-    lon      degrees east in [0, 360), ascending
+    lon      degrees east in [0, 360), ascending; those of a region that crosses
+             Greenwich begin at its western end, as -20 to 20
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ensjax.emulate.gridded.grids import largest_gap
 from ensjax.emulate.gridded.layout import (
     GriddedError,
     find_layout,
@@ -331,6 +333,10 @@ def _with_longitudes(dataset, layout, name, report):
         if report is not None:
             report(f"{name}: longitude {lon[-1]:g} repeats {lon[0]:g} and is left out")
         dataset, turned = dataset.isel(lon=slice(None, -1)), turned[:-1]
+    ordered = np.sort(turned)
+    at, is_open = largest_gap(ordered)
+    if is_open and at < len(ordered) - 1:  # the region crosses Greenwich
+        turned = np.where(turned > ordered[at], turned - 360.0, turned)
     return _put(dataset, "lon", turned, where)
 
 
