@@ -204,7 +204,7 @@ def describe(config, done) -> str:
         f" the simulator's (the Gaussian's up to {mean['gaussian_power'].max():.2f})."
         f" {config.few.num_levels} calls of the distilled network: CRPS"
         f" {mean['few_crps']:.3f}, spread-skill ratio {mean['few_ssr']:.2f}. A"
-        f" simulated member costs {cost_ratio(done).mean():.2g} generated ones: this simulator is"
-        " a toy, and the claim of cost is about one that is not."
+        f" simulated member costs {cost_ratio(done).mean():.2g} generated ones: this"
+        " simulator is a toy, and the claim of cost is about one that is not."
         + speed.describe(config, done["speed"])
     )

@@ -12,7 +12,7 @@ from flax import nnx
 
 import ensjax
 from ensjax.nn import BERT, Llama
-from ensjax.weight_space import alpha_path, mix, sweep
+from ensjax.weight_space import alpha_path, mix_members, sweep
 
 WORDS = 13
 bert = functools.partial(
@@ -373,7 +373,7 @@ def test_a_tied_embedding_is_one_leaf_of_every_mixture():
     names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(params)]
     assert sum("words" in name for name in names) == 1
     assert not any("['head']" in name for name in names)
-    soup = mix(ensemble, jnp.array([[0.5, 0.5]]))[0]
+    soup = mix_members(ensemble, jnp.array([[0.5, 0.5]]))[0]
     expected = 0.75 * model.words.embedding[...]
     np.testing.assert_allclose(soup.words.embedding[...], expected, atol=1e-6)
     data = {"rows": ((TOKENS, MASK), TOKENS)}

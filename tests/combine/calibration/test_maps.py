@@ -194,7 +194,7 @@ def test_what_cannot_be_fitted_is_nan_or_refused():
     assert np.isnan(
         fitted_on(combine.fit_isotonic_map, wrong, weight).functions.y
     ).all()
-    with pytest.raises(ValueError, match="at least one held-out row"):
+    with pytest.raises(ValueError, match="there must be at least one row"):
         combine.calibrate_ensemble(
             combine.fit_platt, np.zeros((2, 0, 3)), np.zeros(0, int)
         )
