@@ -157,7 +157,8 @@ def add_tables(run_dir, config, done) -> None:
          "unreliability", "pilot: CRPS / fair / RMSE / SSR"],
         rows,
         f"In deviations of the climate. {archive.num_test_cases} test cases,"
-        f" {config.num_seeds} seeds (mean and 95 % interval), {config.num_samples} generated members. The standard CRPS has few"
+        f" {config.num_seeds} seeds (mean and 95 % interval),"
+        f" {config.num_samples} generated members. The standard CRPS has few"
         " members pay for being few; the fair one has not: the two seeds are draws of"
         " the simulator itself. Spread pattern: correlation over cases and sites with"
         " the spread of the others. Unreliability of ranks: about 1 is reliable if"
