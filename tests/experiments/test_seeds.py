@@ -139,7 +139,8 @@ def test_too_little_spread_fails_the_check_of_spread(perfect):
     assert len(good) == 9 + 8  # 8 of speed
     assert all(v for name, v in good.items() if not name.startswith("(e)"))
     assert not narrow["(b) spread-skill ratio, low"]
-    assert narrow["(b) spread-skill ratio, high"] and narrow["(c) most power"]
+    assert narrow["(b) spread-skill ratio, high"]
+    assert not narrow["(c) least power, of the full one's"]
 
 
 def test_claims_follow_their_numbers(perfect):
