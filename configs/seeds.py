@@ -9,6 +9,13 @@ two members of five and learns to sample another; then it makes 64 from two, bes
 the 29 others that the simulator has. Every seed has an archive and a network of its
 own, and all networks are trained as one stack. The paper's system is GEFS: toy scale.
 
+On 2 CPU cores small takes 4 min 41 s (456 s of CPU time), smoke 64 s of CPU time. In
+small (2 seeds, deviations of the climate) the two seeds have a CRPS of 0.644, a
+Gaussian at each site 0.599, 64 generated members 0.499, the 29 others 0.441; fair CRPS
+0.491 against 0.426. All acceptance but one: the network that makes a member in one
+call, 12 times as fast as 12 Heun levels, has a spread-skill ratio of 0.848 (from 0.85).
+A simulated member costs 0.01 generated ones. claims has not been run.
+
 `paper` has the published sizes: eight fields on a cubed sphere, two seeds, one network
 for each of six leads. Its reforecasts are not at hand, so that it is planned, not run.
 Not published and assumed: heads, optimizer, learning rate, and b of the noise.
