@@ -339,7 +339,8 @@ def test_probes_differ_by_member_and_case_and_blocks_change_nothing(exact):
     x = np.repeat(np.repeat(x[:, :1, :1], 4, axis=1), 3, axis=2)
     likelihood = diffusion.FlowLikelihood(low=0.01, high=2e4, num_steps=64)
     found = emulators.log_likelihoods(given, x, likelihood=likelihood)
-    assert len(np.unique(np.asarray(found)[0])) == 12
+    # Signs in three dimensions, and their opposites: four values at most.
+    assert all(len(np.unique(row)) > 1 for row in (found[0, 0], found[0, :, 0]))
     error = np.asarray(found)[0].std() / np.sqrt(12)
     exact_value = density(given, x, 0.01)[0, 0, 0]
     assert np.asarray(found)[0].mean() == pytest.approx(exact_value, abs=4 * error)

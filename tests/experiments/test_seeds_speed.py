@@ -68,7 +68,7 @@ def test_the_best_network_is_compared_with_the_cheapest_sampler_of_equal_skill()
     assert best.cheapest == best.near == "levels_2"
     assert best.ratio == pytest.approx(0.50 / 0.51) and best.is_equal
     assert best.faster == pytest.approx(18.0)
-    assert all(check["passed"] for check in verdicts.make_checks(config, found))
+    assert all(check["pass"] for check in verdicts.make_checks(config, found))
     assert "18.0 times as many" in verdicts.describe(config, found)
     scalars = verdicts.summarise(config, found)
     assert scalars["speed_least_power_crps_2_6"] == pytest.approx(0.6)
@@ -77,7 +77,7 @@ def test_the_best_network_is_compared_with_the_cheapest_sampler_of_equal_skill()
 
 def failing(fair, ssr, rate):
     checks = verdicts.make_checks(*found_of(fair, ssr, rate))
-    return {check["name"] for check in checks if not check["passed"]}
+    return {check["name"] for check in checks if not check["pass"]}
 
 
 def test_each_check_fails_where_it_should():
