@@ -140,7 +140,7 @@ def test_too_little_spread_fails_the_check_of_spread(perfect):
     assert all(v for name, v in good.items() if not name.startswith("(e)"))
     assert not narrow["(b) spread-skill ratio, low"]
     assert narrow["(b) spread-skill ratio, high"]
-    assert not narrow["(c) least power, of the full one's"]
+    assert narrow["(c) most power, of the full one's"]  # most of it is the case's own
 
 
 def test_claims_follow_their_numbers(perfect):
