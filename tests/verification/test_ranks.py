@@ -132,8 +132,28 @@ def test_how_large_an_ensemble_brackets_the_truth():
     assert (wide.high - wide.low > narrow.high - narrow.low).all()
 
 
+def test_missing_members_are_not_below_a_threshold():
+    key, nan = jax.random.key(0), np.nan
+    x = np.array([[nan, nan, nan], [5, 0, nan], [5, 5, nan], [5, 5, nan]], np.float32)
+    got = v.exceedance_interval(key, x, 1.0, 2)
+    np.testing.assert_allclose(got.estimate, [1, 2 / 3, nan], rtol=1e-6)
+    np.testing.assert_allclose(got.low, [1, 0, nan])
+    np.testing.assert_allclose(got.high, [1, 1, nan])
+    level = np.array([nan, 1.0, 1.0], np.float32)
+    assert np.isnan(v.exceedance_interval(key, x, level, 2).estimate[0])
+    # Two of twelve are missing, and none of the twenty draws is without some of them.
+    x = np.concatenate([np.full((2, 3), nan), np.tile([[-1.0], [1]], (5, 3))])
+    x[:, 2] = nan
+    y = np.array([0.0, 3.0, 0.0], np.float32)
+    np.testing.assert_array_equal(v.satisfactory(key, x, y, 20), [True, False, False])
+
+
 def test_gain_of_equal_members_is_undefined():
     assert np.isnan(v.gain(jnp.ones((3, 2)))).all()
+    # Of two members, half of the resamples of two draw one of them twice.
+    pair = np.array([[0.0, 1], [1, 1]], np.float32)
+    got = v.gain_of_size(jax.random.key(0), pair, 2)
+    np.testing.assert_allclose(got, [1, np.nan], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
