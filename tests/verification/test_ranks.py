@@ -72,6 +72,22 @@ def test_elements_that_lack_members_have_no_rank_but_a_transform(score):
     assert np.isnan(none.shares).all()
 
 
+@pytest.mark.parametrize("number", [2, 5])
+def test_another_number_of_members_is_refused(number):
+    with pytest.raises(ValueError, match=f"needs a forecast of {number} members"):
+        v.rank_histogram(number)(np.zeros((3, 4)), np.ones(4))
+
+
+def test_a_member_that_is_missing_everywhere_leaves_no_rank(score):
+    x = np.array([[0.0, 0], [1, 1], [np.nan, np.nan]], np.float32)
+    y = np.array([0.5, 2.0], np.float32)
+    sums = v.rank_histogram(3).sums(x, y)
+    got = v.rank_histogram(3).finish(sums)
+    assert v.scored_share(sums) == 0 and not got.counts.any()
+    assert np.isnan(got.outliers) and np.isnan(got.unreliability)
+    np.testing.assert_allclose(score(v.rank_histogram(2), x[:2], y).counts, [0, 1, 1])
+
+
 def test_the_transform_is_uniform_for_any_number_of_members(exchangeable, score):
     x, y = exchangeable
     mask = np.random.default_rng(2).random(x.shape) < 0.6
