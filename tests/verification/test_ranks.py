@@ -72,6 +72,20 @@ def test_elements_that_lack_members_have_no_rank_but_a_transform(score):
     assert np.isnan(none.shares).all()
 
 
+@pytest.mark.parametrize(
+    "metric", [v.rank_histogram(3), v.event_table((0.0,), num_bins=2)]
+)
+def test_no_cases_have_no_counts(metric):
+    x, y = np.zeros((3, 0, 2), np.float32), np.zeros((0, 2), np.float32)
+    for axis, kept in ((0, 1), ()), ((0,), (2,)), ((1,), (0,)):
+        sums = metric.over(*axis).sums(x, y)
+        assert all(not total.any() for total in sums.total.values())
+        found = metric.over(*axis).finish(sums)[0]
+        assert found.shape[: len(kept)] == kept
+    whole = v.rank_histogram(3)(x, y)
+    assert not whole.counts.any() and np.isnan(whole.outliers)
+
+
 @pytest.mark.parametrize("number", [2, 5])
 def test_another_number_of_members_is_refused(number):
     with pytest.raises(ValueError, match=f"needs a forecast of {number} members"):
