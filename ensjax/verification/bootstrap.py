@@ -195,10 +195,11 @@ def _bootstrap(key, metrics, sums, function, settings, confidence):
 
     def score(count):
         """The function of the scores where each date counts so often."""
-        of = [
-            jax.tree.map(lambda x: jnp.einsum("d,d...->...", count, x), total)
-            for total in totals
-        ]
+
+        def summed(x):
+            return jnp.einsum("d,d...->...", count, x, precision="highest")
+
+        of = [jax.tree.map(summed, total) for total in totals]
         zeros = [jax.tree.map(jnp.zeros_like, total) for total in of]
         scores = [
             metric.finish(Sums(total, lost))

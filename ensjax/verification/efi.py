@@ -15,6 +15,8 @@ Nothing is integrated numerically; a trapezoid over p = 0.01..0.99 saturates at 
 Source: Lalaurie 2003 and Zsoter 2006 (the index); the closed form is derived here.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,14 +101,20 @@ def climate_probability(
             f" got {quantiles.shape}."
         )
     undefined = jnp.any(jnp.isnan(quantiles), axis=0)
-    # A loop over levels: members times levels need not exist together.
-    probability = jnp.where(forecast > quantiles[-1][None], 1.0, 0.0)
-    for i in range(len(levels) - 1):
-        low, high = quantiles[i][None], quantiles[i + 1][None]
-        is_here = (forecast > low) & (forecast <= high)
-        width = jnp.where(high > low, high - low, 1.0)
-        place = jnp.clip((forecast - low) / width, 0.0, 1.0)
-        here = levels[i] + (levels[i + 1] - levels[i]) * place
-        probability = jnp.where(is_here, here, probability)
+    # A search in the quantiles of each element: members times levels never exist.
+    search = jax.vmap(jnp.searchsorted, in_axes=1, out_axes=1)
+    found = search(
+        quantiles.reshape(len(levels), math.prod(forecast.shape[1:])),
+        forecast.reshape(len(forecast), math.prod(forecast.shape[1:])),
+    ).reshape(forecast.shape)  # the first quantile at or above the value
+    upper = jnp.clip(found, 1, len(levels) - 1)
+    low = jnp.take_along_axis(quantiles, upper - 1, axis=0)
+    high = jnp.take_along_axis(quantiles, upper, axis=0)
+    place = (forecast - low) / jnp.where(high > low, high - low, 1.0)
+    starts = jnp.asarray(levels, forecast.dtype)[upper - 1]
+    steps = jnp.asarray(np.diff(levels), forecast.dtype)[upper - 1]
+    probability = starts + steps * jnp.clip(place, 0.0, 1.0)
+    probability = jnp.where(found == 0, 0.0, probability)
+    probability = jnp.where(found == len(levels), 1.0, probability)
     missing = jnp.isnan(forecast) | undefined[None]
     return jnp.where(missing, jnp.nan, probability)

@@ -1,6 +1,7 @@
 """What only a huge ensemble can do: reach far, come close, and bracket the truth.
 
-Functions of the size of an ensemble draw subsets of that size with replacement.
+Functions of the size of an ensemble draw subsets of that size with replacement. A
+member that is NaN is missing: it may be drawn, and that subset is smaller there.
 """
 
 import functools
@@ -88,6 +89,8 @@ def gain_of_size(
 ) -> jax.Array:
     """The mean `gain` of resamples of `size` members, `[...]`.
 
+    Resamples whose members are all equal have none and are left out.
+
     Args:
         key: random key.
         forecast: `[member, ...]`.
@@ -98,7 +101,7 @@ def gain_of_size(
         ValueError: if a number is below 1.
     """
     _check_size(size, num_resamples)
-    return jnp.mean(_resample(key, forecast, size, num_resamples, gain), axis=0)
+    return jnp.nanmean(_resample(key, forecast, size, num_resamples, gain), axis=0)
 
 
 def satisfactory(
@@ -112,11 +115,12 @@ def satisfactory(
 ) -> jax.Array:
     """Whether more than `share` of resamples of a size bracket the truth, `[...]` bool.
 
-    The satisfactory size of an element is the smallest of which this holds.
+    The satisfactory size of an element is the smallest of which this holds. False where
+    the truth or every member is missing.
 
     Args:
         key: random key.
-        forecast: `[member, *truth]`.
+        forecast: `[member, *truth]`; NaN: the member is missing.
         truth: `[...]`.
         size: members of a resample.
         num_resamples: how many.
@@ -129,7 +133,10 @@ def satisfactory(
     forecast, truth, _ = check_forecast(forecast, truth, None)
 
     def inside(members):
-        return (jnp.min(members, axis=0) < truth) & (jnp.max(members, axis=0) > truth)
+        is_there = ~jnp.isnan(members)
+        low = jnp.min(members, axis=0, where=is_there, initial=jnp.inf)
+        high = jnp.max(members, axis=0, where=is_there, initial=-jnp.inf)
+        return (low < truth) & (high > truth)
 
     inside = _resample(key, forecast, size, num_resamples, inside)
     return jnp.mean(inside * 1.0, axis=0) > share
@@ -156,11 +163,14 @@ def exceedance_interval(
 
     Args:
         key: random key.
-        forecast: `[member, ...]`.
+        forecast: `[member, ...]`; NaN: the member is missing.
         threshold: a number, or `[...]`.
         size: members of a resample.
-        num_resamples: how many.
+        num_resamples: how many; one that has no member of an element is left out there.
         confidence: of the percentile interval, in (0, 1).
+
+    Returns:
+        NaN where no member is there, or no threshold.
 
     Raises:
         ValueError: if a number is out of range.
@@ -172,11 +182,14 @@ def exceedance_interval(
     level = jnp.broadcast_to(jnp.asarray(threshold, forecast.dtype), forecast.shape[1:])
 
     def share(members):
-        return jnp.mean((members > level[None]) * 1.0, axis=0)
+        count = jnp.sum(~jnp.isnan(members), axis=0)
+        is_known = (count > 0) & ~jnp.isnan(level)
+        above = jnp.sum(members > level[None], axis=0)
+        return above / jnp.where(is_known, count, jnp.nan)
 
     draws = _resample(key, forecast, size, num_resamples, share)
     tail = (1 - confidence) / 2
-    low, high = jnp.quantile(draws, jnp.asarray([tail, 1 - tail]), axis=0)
+    low, high = jnp.nanquantile(draws, jnp.asarray([tail, 1 - tail]), axis=0)
     return Probability(share(forecast), low, high)
 
 

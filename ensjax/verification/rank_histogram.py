@@ -5,6 +5,7 @@ values are equal, as in rain that is often 0, the rank is one of several, each w
 same chance: counting ties as below, or as above, tilts the histogram.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -46,11 +47,15 @@ def rank_histogram(num_members: int, *, seed: int = 0) -> Metric:
 
     Args:
         num_members: M. An element that lacks a member has no rank among M and is not
-            scored; `pit_histogram` takes any number.
+            scored, so that with a member that is missing everywhere nothing is: then
+            counts are 0, shares NaN, and `scored_share` is 0. Score the others by the
+            histogram of their number, or all by `pit_histogram`, which takes any.
         seed: of the draws.
 
     Raises:
-        ValueError: if there is no member; on the call, if M differs.
+        ValueError: if there is no member; on the call, if the forecast has another
+            number of rows than M, masked ones included. States of another number of
+            folded members score nothing.
 
     Source: Hamill 2001, Monthly Weather Review 129, section 2; Candille and Talagrand
     2005, QJRMS 131, section 3 (unreliability).
@@ -84,7 +89,17 @@ def _ranks(num_members, seed):
             mean["rank"][..., 0] + mean["rank"][..., -1],
         )
 
-    return Metric(PLACE, statistics, final, best="none")
+    def of_members(forecast, truth, mask, reference, vector_axes):
+        if len(forecast) != num_members:
+            raise ValueError(
+                f"rank_histogram({num_members}) needs a forecast of {num_members}"
+                f" members; got {len(forecast)}. Give it that number, or use"
+                " pit_histogram where the number of members varies."
+            )
+        return PLACE.of_members(forecast, truth, mask, reference, vector_axes)
+
+    ingredient = dataclasses.replace(PLACE, of_members=of_members)
+    return Metric(ingredient, statistics, final, best="none")
 
 
 def case_uniforms(seed: int, reference: object, shape: tuple[int, ...]) -> jax.Array:

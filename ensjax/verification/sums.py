@@ -7,6 +7,7 @@ Each sum is held as two float32 numbers, itself and what rounding took from it, 
 a long stream does not drift.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +88,8 @@ def _rows_last(x, axes):
     """`[kept..., rows]`, where a row is an element that is summed over."""
     kept = [a for a in range(x.ndim) if a not in axes]
     moved = jnp.transpose(x, [*kept, *axes])
-    return moved.reshape(*(x.shape[a] for a in kept), -1)
+    number = math.prod(x.shape[a] for a in axes)  # -1 is not known of no element
+    return moved.reshape(*(x.shape[a] for a in kept), number)
 
 
 def _sum(x, axes):
@@ -110,6 +112,8 @@ def _sum_bins(statistic, axes):
         _rows_last(x, axes) if axes else x[..., None]
         for x in (statistic.values, statistic.index)
     )
+    if not values.size:
+        return jnp.zeros((*values.shape[:-1], statistic.num_bins), values.dtype)
     return bin_sum(values, index, statistic.num_bins)
 
 

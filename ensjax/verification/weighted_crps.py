@@ -83,7 +83,7 @@ class OutcomeWeighted(NamedTuple):
     """The outcome-weighted CRPS, and what it must not be read without.
 
     Attributes:
-        crps: mean over the events, in the unit of the values.
+        crps: mean over the events that have one, in the unit of the values.
         brier: Brier score of the event over all elements (0-1).
         event_rate: share of elements that were events.
     """
@@ -104,7 +104,9 @@ def outcome_weighted_crps(
 
     Args:
         threshold: t for all elements; None: `reference["threshold"]`, `[*truth]`.
-        estimator: as in `crps`; the fair form leaves out events with one member above.
+        estimator: as in `crps`; the fair forms have no CRPS of an event with one member
+            above. `crps` leaves it out, `brier` and `event_rate` do not, and neither
+            does `scored_share`.
         alpha: as in `crps`.
 
     Raises:
@@ -126,20 +128,25 @@ def _outcome_weighted(threshold, fair):
         is_above = members.mask & (members.values > level[None])
         terms = CRPS.of_members(members.values, truth, is_above, None, 0)
         largest = jnp.max(members.values, axis=0, where=members.mask, initial=-jnp.inf)
-        is_none = ~jnp.any(is_above, axis=0)
-        score = jnp.where(is_none, jnp.abs(largest - truth), crps_values(terms, fair))
+        above = jnp.sum(is_above, axis=0)
+        score = crps_values(terms, fair)
+        score = jnp.where(above == 0, jnp.abs(largest - truth), score)
         count = jnp.sum(members.mask, axis=0)
-        share = jnp.sum(is_above, axis=0) / jnp.where(count > 0, count, jnp.nan)
-        event = jnp.where(jnp.isnan(truth), jnp.nan, (truth > level) * 1.0)
+        share = above / jnp.where(count > 0, count, jnp.nan)
+        undefined = jnp.isnan(truth) | jnp.isnan(level)
+        event = jnp.where(undefined, jnp.nan, (truth > level) * 1.0)
+        # An event without a CRPS still has a Brier score: its own weight, not NaN.
+        has_crps = event * ((above != 1) | (fair == 0))
         return {
-            "crps": jnp.where(event == 0, 0.0, score),
+            "crps": jnp.where(has_crps == 0, 0.0, score),
+            "has_crps": has_crps,
             "event": event,
             "brier": (share - event) ** 2,
         }
 
     def final(mean):
-        rate = mean["event"]
-        score = mean["crps"] / jnp.where(rate > 0, rate, jnp.nan)
+        rate, scored = mean["event"], mean["has_crps"]
+        score = mean["crps"] / jnp.where(scored > 0, scored, jnp.nan)
         return OutcomeWeighted(score, mean["brier"], rate)
 
     return Metric(

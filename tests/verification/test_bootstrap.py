@@ -39,6 +39,20 @@ def test_the_mean_length_of_stationary_blocks():
     assert abs(together - 0.801) < 0.01
 
 
+def test_resampled_sums_are_not_rounded_by_devices_that_multiply_in_fewer_bits():
+    """TF32 and bfloat16 keep 10 and 7 bits: less than a count of cases needs."""
+    metric = v.bias().over(1)
+    sums = metric.sums(np.ones((1, 4, 2), np.float32), np.zeros((4, 2), np.float32))
+    program = jax.make_jaxpr(
+        lambda s: v.bootstrap_score(
+            jax.random.key(0), metric, s, block_length=2, num_resamples=3
+        )
+    )(sums)
+    products = str(program).split("dot_general[")[1:]
+    assert products
+    assert all("HIGHEST" in product.split("] ")[0] for product in products)
+
+
 def series(key, cases, dates, phi):
     """Errors of successive dates that are correlated, `[case, date]`, variance 1."""
     noise = jax.random.normal(key, (cases, dates))

@@ -1,5 +1,6 @@
 """Scores that need a climate: the extreme forecast index and SEEPS."""
 
+import jax
 import numpy as np
 import pytest
 from scipy import integrate, stats
@@ -64,6 +65,27 @@ def test_no_rain_in_a_dry_climate_has_the_lowest_level():
     quantiles = np.maximum(LEVELS - 0.6, 0).astype(np.float32)[:, None]
     p = v.climate_probability(np.array([[0.0], [0.2]], np.float32), quantiles, LEVELS)
     np.testing.assert_allclose(np.asarray(p)[:, 0], [0.0, 0.8], atol=1e-5)
+
+
+def test_the_program_does_not_grow_with_levels():
+    """And says the same as the definition, level by level."""
+    rng = np.random.default_rng(2)
+    x = np.round(rng.normal(size=(6, 2, 3)), 1).astype(np.float32)
+    sizes = []
+    for number in (5, 60):
+        levels = np.linspace(0.02, 0.97, number)
+        q = np.round(np.sort(rng.normal(size=(number, 2, 3)), axis=0), 1)
+        q = q.astype(np.float32)
+        program = jax.make_jaxpr(lambda x, q: v.climate_probability(x, q, levels))  # noqa: B023
+        sizes.append(len(str(program(x, q)).splitlines()))
+        expected = np.where(x > q[-1], 1.0, 0.0)
+        for i in range(number - 1):
+            width = np.where(q[i + 1] > q[i], q[i + 1] - q[i], 1)
+            here = levels[i] + np.diff(levels)[i] * (x - q[i]) / width
+            expected = np.where((x > q[i]) & (x <= q[i + 1]), here, expected)
+        got = v.climate_probability(x, q, levels)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert sizes[0] == sizes[1]
 
 
 def test_the_index_streams_over_members():

@@ -257,6 +257,38 @@ def test_outcome_weights_fall_back_on_the_largest_member(score):
     np.testing.assert_allclose(got.event_rate, 0.5)
 
 
+@pytest.mark.parametrize("estimator", ["fair", "almost_fair"])
+def test_events_without_a_fair_crps_keep_their_brier_score(estimator, score):
+    """One member above: the CRPS of such events is left out, and nothing else."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(5, 400)).astype(np.float32)
+    y = rng.normal(size=400).astype(np.float32)
+    metric, above = outcome_weighted_crps(1.0, estimator=estimator), (x > 1).sum(0)
+    got = score(metric, x, y)
+    assert ((y > 1) & (above == 1)).sum() > 20
+    np.testing.assert_allclose(got.event_rate, (y > 1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        got.brier, ((above / 5 - (y > 1)) ** 2).mean(), rtol=1e-5
+    )
+    events = (y > 1) & (above != 1)
+    each = [
+        score(crps(estimator), x[x[:, i] > 1, i][:, None], y[[i]])
+        if above[i]
+        else y[i] - x[:, i].max()
+        for i in np.flatnonzero(events)
+    ]
+    np.testing.assert_allclose(got.crps, np.mean(each), rtol=1e-5)
+
+
+def test_where_the_threshold_is_missing_nothing_is_scored(score):
+    level = np.array([1.0, np.nan], np.float32)
+    x, y = np.array([[0.0, 0], [2, 2]], np.float32), np.array([2.5, 2.5], np.float32)
+    metric = outcome_weighted_crps()
+    got = score(metric, x, y, reference={"threshold": level})
+    np.testing.assert_allclose(got.event_rate, 1.0)
+    np.testing.assert_allclose(got.crps, 0.5)
+
+
 @pytest.mark.parametrize(
     "call, words",
     [

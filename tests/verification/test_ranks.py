@@ -72,6 +72,36 @@ def test_elements_that_lack_members_have_no_rank_but_a_transform(score):
     assert np.isnan(none.shares).all()
 
 
+@pytest.mark.parametrize(
+    "metric", [v.rank_histogram(3), v.event_table((0.0,), num_bins=2)]
+)
+def test_no_cases_have_no_counts(metric):
+    x, y = np.zeros((3, 0, 2), np.float32), np.zeros((0, 2), np.float32)
+    for axis, kept in ((0, 1), ()), ((0,), (2,)), ((1,), (0,)):
+        sums = metric.over(*axis).sums(x, y)
+        assert all(not total.any() for total in sums.total.values())
+        found = metric.over(*axis).finish(sums)[0]
+        assert found.shape[: len(kept)] == kept
+    whole = v.rank_histogram(3)(x, y)
+    assert not whole.counts.any() and np.isnan(whole.outliers)
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_another_number_of_members_is_refused(number):
+    with pytest.raises(ValueError, match=f"needs a forecast of {number} members"):
+        v.rank_histogram(number)(np.zeros((3, 4)), np.ones(4))
+
+
+def test_a_member_that_is_missing_everywhere_leaves_no_rank(score):
+    x = np.array([[0.0, 0], [1, 1], [np.nan, np.nan]], np.float32)
+    y = np.array([0.5, 2.0], np.float32)
+    sums = v.rank_histogram(3).sums(x, y)
+    got = v.rank_histogram(3).finish(sums)
+    assert v.scored_share(sums) == 0 and not got.counts.any()
+    assert np.isnan(got.outliers) and np.isnan(got.unreliability)
+    np.testing.assert_allclose(score(v.rank_histogram(2), x[:2], y).counts, [0, 1, 1])
+
+
 def test_the_transform_is_uniform_for_any_number_of_members(exchangeable, score):
     x, y = exchangeable
     mask = np.random.default_rng(2).random(x.shape) < 0.6
@@ -132,8 +162,28 @@ def test_how_large_an_ensemble_brackets_the_truth():
     assert (wide.high - wide.low > narrow.high - narrow.low).all()
 
 
+def test_missing_members_are_not_below_a_threshold():
+    key, nan = jax.random.key(0), np.nan
+    x = np.array([[nan, nan, nan], [5, 0, nan], [5, 5, nan], [5, 5, nan]], np.float32)
+    got = v.exceedance_interval(key, x, 1.0, 2)
+    np.testing.assert_allclose(got.estimate, [1, 2 / 3, nan], rtol=1e-6)
+    np.testing.assert_allclose(got.low, [1, 0, nan])
+    np.testing.assert_allclose(got.high, [1, 1, nan])
+    level = np.array([nan, 1.0, 1.0], np.float32)
+    assert np.isnan(v.exceedance_interval(key, x, level, 2).estimate[0])
+    # Two of twelve are missing, and none of the twenty draws is without some of them.
+    x = np.concatenate([np.full((2, 3), nan), np.tile([[-1.0], [1]], (5, 3))])
+    x[:, 2] = nan
+    y = np.array([0.0, 3.0, 0.0], np.float32)
+    np.testing.assert_array_equal(v.satisfactory(key, x, y, 20), [True, False, False])
+
+
 def test_gain_of_equal_members_is_undefined():
     assert np.isnan(v.gain(jnp.ones((3, 2)))).all()
+    # Of two members, half of the resamples of two draw one of them twice.
+    pair = np.array([[0.0, 1], [1, 1]], np.float32)
+    got = v.gain_of_size(jax.random.key(0), pair, 2)
+    np.testing.assert_allclose(got, [1, np.nan], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
