@@ -292,6 +292,9 @@ def member_states(
 
     For `ensjax.reduce.fold_members`, which runs a function of one member, or a stack,
     block by block over devices; then `Metric.sums_of_reduced` of the folded states.
+    Members must be whole: a state counts them once for all elements, so that one where
+    a folded member is NaN is not scored (`scored_share` tells). The forecast itself is
+    scored there by the members that it has.
 
     Args:
         metrics: an iterable of `Metric`.

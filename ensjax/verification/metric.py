@@ -7,7 +7,8 @@ roots and ratios are of aggregated sums, never averages of roots and ratios.
 
 A value that is NaN is missing: a member's, and it is left out there, so that
 coefficients use the local number of members; an observation's, and the element is not
-scored. What is not scored is counted (`scored_share`).
+scored. What is not scored is counted (`scored_share`). Members that are folded into a
+reduction must be whole: an element that lacks one of them is not scored.
 """
 
 import dataclasses
@@ -117,7 +118,8 @@ class Metric:
     ) -> Sums:
         """The sums of cases whose members were folded in by `ensjax.reduce`.
 
-        The members never exist together; see `member_states`.
+        The members never exist together; see `member_states`. An element where one of
+        them is NaN is not scored, while `sums` scores it by the others.
 
         Args:
             reduced: states of reductions by name, with all members folded in.

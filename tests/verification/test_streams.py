@@ -200,6 +200,33 @@ def test_members_that_never_exist_together(fields, whole):
     agree(folded, whole, FOLDED)
 
 
+def test_an_element_that_lacks_a_folded_member_is_left_out():
+    """Only there: all else as the forecast itself, with no weight where one lacks."""
+    rng = np.random.default_rng(0)
+    forecast = rng.normal(size=(5, 6)).astype(np.float32)
+    truth = rng.normal(size=6).astype(np.float32)
+    forecast[3, 2] = np.nan
+    is_whole = ~np.isnan(forecast).any(axis=0)
+    metrics = [v.crps("fair"), v.spread_skill(), v.brier_score((0.0,)), v.bracketed()]
+    states = v.member_states(metrics, truth, max_members=5)
+    mesh = make_mesh(member=1, devices=jax.devices()[:1])
+    states = reduce.fold_members(_itself, forecast, states, block=5, mesh=mesh)
+
+    @jax.jit
+    def found(states):
+        folded = [m.sums_of_reduced(states, truth) for m in metrics]
+        direct = [m.sums(forecast, truth) for m in metrics]
+        there = [m(forecast, truth, weights=is_whole) for m in metrics]
+        return folded, direct, there
+
+    for metric, folded, direct, there in zip(metrics, *found(states), strict=True):
+        np.testing.assert_allclose(v.scored_share(folded), 5 / 6, rtol=1e-6)
+        np.testing.assert_allclose(v.scored_share(direct), 1.0)
+        got = jax.tree.leaves(metric.finish(folded))
+        for one, other in zip(got, jax.tree.leaves(there), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def _itself(values):
     return values
 
