@@ -45,7 +45,7 @@ def stacks_of(ensemble: Ensemble | Group) -> tuple[Ensemble, ...]:
     return ensembles
 
 
-def check_fit_mesh(mesh: Mesh, loss: Any) -> None:
+def check_fit_mesh(mesh: Mesh, loss: Any = None) -> None:
     """Raises `ValueError` for a mesh on which devices would repeat others' work.
 
     A loss whose `axis` is "model" splits its own work over it (`train.NoiseCrps`).

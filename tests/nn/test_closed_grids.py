@@ -164,7 +164,8 @@ def test_axial_blocks_computed_again_have_the_same_gradient_over_a_batch():
         options = dict(space=(4, 4), patch_size=(2, 2), width=8, depths=(1, 0, 1))
         rngs = nnx.Rngs(**RNGS)
         network = AxialDenoiser(1, num_heads=2, remat=remat, rngs=rngs, **options)
-        network.head.kernel[...] += 0.1  # zeros would pass nothing on
+        kernel = network.head.kernel  # zeros would pass nothing on
+        kernel[...] = 0.1 * jax.random.normal(jax.random.key(1), kernel.shape)
         graph, params = nnx.split(network)
 
         def loss(params):
