@@ -29,13 +29,14 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.archive = ml_collections.ConfigDict(
         dict(
             source="held_suarez",
-            num_train_parts=6 if claims else 1,
-            num_train_cases=8 if smoke else 40,  # of a part
+            num_train_parts=8 if claims else 1,
+            num_train_cases=8 if smoke else 24,  # of a part
+            num_train_runs=2,  # of a part, which its cases are dealt to
             num_train_members=5,
             num_test_parts=5 if claims else 1,
             num_test_cases=2 if smoke else 4,  # of a part
+            num_test_runs=1,
             num_test_members=6 if smoke else 31,
-            num_runs=2,  # of a part, which its cases are dealt to
             num_levels=2 if smoke else 5,
             step_minutes=120 if smoke else 60,
             spin_up_days=4 if smoke else 150,

@@ -39,8 +39,8 @@ def validate(config):
     least = max(K * config.num_seeds, K + 2)
     check_numbers(config, ("archive.num_test_members",), at_least=least)
     check_numbers(config, ("num_samples",), at_least=archive.num_test_members - K)
-    counts = ("num_train_parts", "num_train_cases", "num_test_parts", "num_test_cases",
-              "num_runs", "gap_days")  # fmt: skip
+    counts = ("num_train_parts", "num_train_cases", "num_train_runs", "num_test_parts",
+              "num_test_cases", "num_test_runs", "gap_days")  # fmt: skip
     check_numbers(config, [f"archive.{name}" for name in counts], at_least=1)
     days = ("archive.spin_up_days", "archive.settle_days", "archive.lead_days")
     check_numbers(config, days, at_least=0)
@@ -72,12 +72,9 @@ def run(config, run_dir):
             archives = done["simulate"]
             emulators, frozen = training.train(config, run_dir, archives)
             samples, seconds = training.draw(config, emulators, archives, num_levels)
-            # Beside the samples, so that both have the machine in the same state.
-            simulated = training.simulator_seconds(config)
             return {
                 "samples": samples,
                 "seconds": np.array(seconds),
-                "seconds_simulated": np.array(simulated),
                 "frozen_steps": frozen,
             }
 
@@ -87,6 +84,10 @@ def run(config, run_dir):
     stages = {
         "simulate": lambda done: training.simulate(config),
         "generated": generate(config.sampler.num_levels),
+        # Timed between the samplers, so that all have the machine in the same state.
+        "simulator": lambda done: {
+            "seconds": np.array(training.simulator_seconds(config))
+        },
         "few": generate(config.sampler.few_levels),
         "scores": lambda done: measure(config, done),
     }

@@ -23,8 +23,7 @@ def gap_closed(found, name="generated") -> np.ndarray:
 
 def cost_ratio(done, name) -> float:
     """What the simulator costs for a member, in samples."""
-    times = done[name]
-    return float(times["seconds_simulated"] / times["seconds"])
+    return float(done["simulator"]["seconds"] / done[name]["seconds"])
 
 
 def compared_power(config, found, name) -> np.ndarray:
@@ -174,7 +173,7 @@ def add_tables(run_dir, config, done) -> None:
             f"Heun, {levels} levels",
             2 * levels - 1,
             f"{1 / done[name]['seconds']:.3g}",
-            f"{1 / done[name]['seconds_simulated']:.3g}",
+            f"{1 / done['simulator']['seconds']:.3g}",
             f"{cost_ratio(done, name):.3g}",
             f"{found[f'{name}_fair'].mean():.3f}",
             f"{found[f'{name}_ssr'].mean():.3f}",

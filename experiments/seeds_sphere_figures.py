@@ -51,9 +51,8 @@ def add_figures(run_dir, config, done, ensembles) -> None:
     run_dir.add_figure(
         "spread_skill",
         _spread_skill(found),
-        "Error of the ensemble mean in bins of spread, by area; mean over seeds. Bins"
-        " have equal numbers of places by the other members' spread. A reliable"
-        " ensemble of many members is on the dashed line.",
+        "Error of the ensemble mean in bins of spread, by area; mean over seeds. A"
+        " reliable ensemble of many members is on the dashed line.",
     )
     run_dir.add_figure(
         "crps_by_size",
@@ -193,7 +192,8 @@ def _spread_skill(found):
     ax = fig.subplots()
     top = 0.0
     for marker, (name, color) in zip(MARKERS, COLORS.items()):
-        spread, skill = np.nanmean(found[f"{name}_binned"], axis=0)
+        binned = np.ma.masked_invalid(found[f"{name}_binned"])
+        spread, skill = binned.mean(axis=0).filled(np.nan)
         style = dict(color=color, marker=marker, ms=5, lw=1.2)
         ax.plot(spread, skill, label=verdicts.NAMES[name], **style)
         top = max(top, np.nanmax(spread), np.nanmax(skill))

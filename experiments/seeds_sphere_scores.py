@@ -6,12 +6,15 @@ over places has the weights of their areas.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ensjax import verification
 from ensjax.verification import SphericalGrid, gauss_weights, spherical_power
 
+# Between bins of spread, in units of the climate.
+SPREAD_EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.25)
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of which the CRPS is computed
 
 
@@ -46,50 +49,60 @@ def measure(ensembles, truth, sd, *, event_sds: float) -> dict[str, np.ndarray]:
         area), `_outliers`, `_by_size` `[size]` (CRPS of the first members, NaN where
         there are not so many) and `_binned` `[spread and skill, bin]`.
     """
-    weights = area_weights(truth)
-    full = ensembles["full"]
-    full_power, full_tail = power(full * sd), tail(full, event_sds)
-    edges = verification.spread_quantiles(full, num_bins=8)
+    weights, full = area_weights(truth), ensembles["full"]
+    rows = {
+        name: jax.device_get(
+            _measure(members, truth, np.asarray(sd), weights, num_equal=len(full))
+        )
+        for name, members in ensembles.items()
+    }
+    full_tail = tail(full, event_sds)
     found = {}
     for name, members in ensembles.items():
-        score = functools.partial(_score, members, truth, weights)
-        equal = functools.partial(_score, members[: len(full)], truth, weights)
-        skill = score(verification.spread_skill())
-        ranks = equal(verification.rank_histogram(min(len(members), len(full))))
-        binned = score(verification.binned_spread_skill(edges))
-        by_variable = verification.crps().over(0, 2, 3)
-        values = {
-            "crps": score(verification.crps()),
-            "crps_equal": equal(verification.crps()),
-            "crps_own": by_variable(members * sd, truth * sd, weights=weights),
-            "fair": score(verification.crps("fair")),
-            "rmse": skill.skill,
-            "ssr": skill.ratio,
-            "spread": skill.spread / _spread(full, weights),
+        values = rows[name] | {
+            "spread": rows[name]["spread"] / rows["full"]["spread"],
             "pattern": pattern(members, full, weights),
-            "power": power(members * sd) / full_power,
-            "power_own": power(members * sd),
-            "tail": tail(members, event_sds) / np.maximum(full_tail, 1e-9),
-            "ranks": ranks.counts / ranks.expected,
-            "outliers": ranks.outliers * len(ranks.counts) / 2,
-            "by_size": [
-                _score(members[:size], truth, weights, verification.crps())
-                if size <= len(members)
-                else np.nan
-                for size in SIZES
-            ],
-            "binned": jnp.stack([binned.spread, binned.skill]),
+            "power": rows[name]["power_own"] / rows["full"]["power_own"],
+            "tail": tail(members, event_sds) / max(full_tail, 1e-9),
         }
         found |= {f"{name}_{key}": np.asarray(v) for key, v in values.items()}
     return found
 
 
-def _score(members, truth, weights, metric):
+@functools.partial(jax.jit, static_argnames="num_equal")
+def _measure(members, truth, sd, weights, *, num_equal):
+    """What is of one ensemble alone, as one program."""
+    score = functools.partial(_score, truth=truth, weights=weights)
+    crps = verification.crps()
+    equal = members[:num_equal]
+    ranks = score(verification.rank_histogram(len(equal)), equal)
+    skill = score(verification.spread_skill(), members)
+    binned = score(verification.binned_spread_skill(SPREAD_EDGES), members)
+    sd = sd[None]
+
+    def of_size(size):
+        mask = jnp.arange(len(members)) < size
+        value = crps(members, truth, weights=weights, member_mask=mask)
+        return jnp.where(size <= len(members), value, jnp.nan)
+
+    return {
+        "crps": score(crps, members),
+        "crps_equal": score(crps, equal),
+        "crps_own": _score(crps.over(0, 2, 3), members * sd[None], truth * sd, weights),
+        "fair": score(verification.crps("fair"), members),
+        "rmse": skill.skill,
+        "ssr": skill.ratio,
+        "spread": skill.spread,
+        "power_own": power(members * sd[None]),
+        "ranks": ranks.counts / ranks.expected,
+        "outliers": ranks.outliers * (len(equal) + 1) / 2,
+        "by_size": jax.lax.map(of_size, jnp.asarray(SIZES)),
+        "binned": jnp.stack([binned.spread, binned.skill]),
+    }
+
+
+def _score(metric, members, truth, weights):
     return metric(members, truth, weights=weights)
-
-
-def _spread(members, weights):
-    return np.sqrt((members.var(axis=0, ddof=1) * weights).mean())
 
 
 def pattern(members, full, weights) -> float:
@@ -112,10 +125,10 @@ def tail(members, event_sds: float) -> float:
     return float((is_event * area_weights(members)).mean())
 
 
-def power(fields) -> np.ndarray:
+def power(fields) -> jax.Array:
     """Mean power of members by degree of spherical harmonics, `[variable, degree]`.
 
     Degree 0, the mean over the globe, is left out.
     """
     grid = SphericalGrid(*fields.shape[-2:])
-    return np.asarray(spherical_power(fields, grid)).mean(axis=(0, 1))[:, 1:]
+    return spherical_power(fields, grid).mean(axis=(0, 1))[:, 1:]

@@ -176,8 +176,8 @@ def simulate(config) -> dict[str, np.ndarray]:
             held_suarez_archive(
                 num_cases=archive[f"num_{kind}_cases"],
                 num_members=members,
-                first_run=first_run + part * archive.num_runs,
-                num_runs=archive.num_runs,
+                first_run=first_run + part * archive[f"num_{kind}_runs"],
+                num_runs=archive[f"num_{kind}_runs"],
                 system=system_of(config),
                 lead_days=archive.lead_days,
                 spin_up_days=archive.spin_up_days,
