@@ -2,22 +2,26 @@
 
     ensjax run configs/seeds.py
     ensjax run configs/seeds.py:claims
+    ensjax plan configs/seeds.py:paper        # shapes only, without running
 
 Members and truth start from one analysis and are two time units old. A denoiser sees
 two members of five and learns to sample another; then it makes 64 from two, beside
 the 29 others that the simulator has. Every seed has an archive and a network of its
 own, and all networks are trained as one stack. The paper's system is GEFS: toy scale.
 
-`smoke` has been run to its report: 164 s on a shared machine (stages 23, 121 and 12 s).
-It trains too little to say anything. `small` and `claims` have not been run yet.
+`paper` has the published sizes: eight fields on a cubed sphere, two seeds, one network
+for each of six leads. Its reforecasts are not at hand, so that it is planned, not run.
+Not published and assumed: heads, optimizer, learning rate, and b of the noise.
 """
 
 import ml_collections
 
 
-def get_config(preset="small"):  # smoke | small | claims
+def get_config(preset="small"):  # smoke | small | claims | paper
+    if preset == "paper":
+        return _paper()
     if preset not in ("smoke", "small", "claims"):
-        raise ValueError(f"presets are smoke, small and claims; got {preset!r}.")
+        raise ValueError(f"presets are smoke, small, claims and paper; got {preset!r}.")
     smoke, claims = preset == "smoke", preset == "claims"
     config = ml_collections.ConfigDict(dict(experiment="seeds"))
     config.title = "SEEDS on Lorenz-96: an ensemble continued from two members"
@@ -26,6 +30,7 @@ def get_config(preset="small"):  # smoke | small | claims
     config.num_seeds = 1 if smoke else 5 if claims else 2
     config.archive = ml_collections.ConfigDict(
         dict(
+            source="lorenz96",
             num_train_cases=200 if smoke else 10_000,
             num_train_members=5,
             num_test_cases=16 if smoke else 200,
@@ -38,31 +43,112 @@ def get_config(preset="small"):  # smoke | small | claims
             member_noise=0.3,
         )
     )
-    config.model = ml_collections.ConfigDict(dict(width=32, depth=3, kernel_size=5))
+    config.model = ml_collections.ConfigDict(
+        # In smoke a smaller one, which compiles sooner.
+        dict(name="residual", width=32, depth=1 if smoke else 3, kernel_size=5)
+    )
+    config.diffusion = "edm"
+    total_steps = 20 if smoke else 2_000
     config.training = ml_collections.ConfigDict(
         dict(
-            total_steps=20 if smoke else 2_000,
+            total_steps=total_steps,
             batch_size=64,
             learning_rate=2e-3,
             ema_decay=0.9 if smoke else 0.999,
+            sampling="independent",  # every network has its own order of cases
+            steps_per_call=total_steps // 10,
+            save_every_steps=total_steps if smoke else 1_000,
+            block="auto",
         )
     )
     config.sampler = ml_collections.ConfigDict(
         dict(num_levels=6 if smoke else 24, low=0.002, high=80.0, rho=7.0)
     )
     config.num_samples = 32 if smoke else 64
+    config.samples_at_once = 8 if smoke else 16  # of a case, in a call of the sampler
     # Distillation: the same denoiser in a few calls.
+    total_steps = 10 if smoke else 400
     config.few = ml_collections.ConfigDict(
         dict(
             num_levels=4,
             low=0.2,
-            total_steps=10 if smoke else 1_000,
-            num_substeps=4,
+            total_steps=total_steps,
+            num_substeps=2,
             lowest=0.01,
             learning_rate=5e-4,
             ema_decay=0.9 if smoke else 0.99,
+            steps_per_call=total_steps // 10,
+            save_every_steps=total_steps,
         )
     )
     config.event_sds = 2.0  # tails: beyond the climate's mean by so many deviations
+    # Networks that make a member in one call, beside samplers of ever more levels.
+    config.speed = ml_collections.ConfigDict(
+        dict(
+            num_seeds=1 if smoke else 3 if claims else 2,
+            num_samples=8 if smoke else 48 if claims else 16,
+            num_levels=(6,) if smoke else (4, 6, 12, 24),
+            num_timings=3 if claims else 1,
+            # A network each: its members in training, steps and rate.
+            crps_members=(4, 2) if claims else (2,),
+            crps_steps=(10,) if smoke else (1_500, 4_500) if claims else (1_500,),
+            crps_learning_rates=(2e-3, 3e-3) if claims else (3e-3,),
+            num_noise_channels=4,
+            alpha=0.95,
+            ema_decay=0.9 if smoke else 0.999,
+        )
+    )
+    # All cores for one network, or a core for each of several.
+    mesh = dict(member=1 if smoke else -1, data=1, model=1)
+    config.mesh = ml_collections.ConfigDict(mesh)
+    return config
+
+
+def _paper():
+    """Six leads of GEFS reforecasts; nobody has run it. Sampler: that of the demo."""
+    config = ml_collections.ConfigDict(dict(experiment="seeds", scale="full"))
+    config.title = "SEEDS at full size: GEFS reforecasts continued from two members"
+    config.seed = 0
+    config.num_seeds = 1
+    config.archive = ml_collections.ConfigDict(
+        dict(
+            source="gefs",
+            num_train_cases=7_305,  # 00 UTC of every day from 2000 to 2019
+            num_train_members=5,
+            num_test_cases=349,  # to 2022-12-15
+            num_test_members=31,
+            lead_days=(1, 4, 7, 10, 13, 16),
+            fields=("mslp", "t2m", "u850", "v850", "z500", "t850", "tcwv", "q500"),
+            space=(6, 48, 48),  # the cubed sphere, about 2 degrees
+        )
+    )
+    config.model = ml_collections.ConfigDict(
+        dict(
+            name="axial",
+            patch_size=(12, 12),
+            levels=(0, 1, 2, 2, 3, 2, 4, 3),  # sea, 2 m, 850 hPa, 500 hPa, column
+            width=768,
+            depths=(6, 4, 6),
+            num_heads=12,
+            mlp_width=4 * 768,
+            dtype="bfloat16",
+            remat=True,
+        )
+    )
+    config.diffusion = "ve"  # g(t) = 25^t
+    config.training = ml_collections.ConfigDict(
+        dict(
+            total_steps=200_000,
+            batch_size=128,
+            learning_rate=1e-4,
+            ema_decay=0.9999,
+            sampling="shared",  # all leads of a start are read together
+            steps_per_call=100,
+            save_every_steps=10_000,
+            block=1,
+        )
+    )
+    config.sampler = ml_collections.ConfigDict(dict(num_steps=600, last_time=1e-3))
+    config.num_samples = 512
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
     return config

@@ -1,4 +1,4 @@
-"""The command `ensjax`: run, plan, replay, export, soup, verify, report, list, ...
+"""The command `ensjax`: run, plan, replay, export, soup, sample, verify, report, ...
 
 Exit codes of `ensjax run`; after all but 0 and 2 the same command goes on from the last
 committed step:
@@ -37,6 +37,7 @@ from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
 from ensjax.experiment.parser import OneLineParser
 from ensjax.experiment.processes import ProcessFlags, check_flags, detect_cluster
+from ensjax.experiment.sample_options import add_sample_arguments
 from ensjax.experiment.soup_options import add_soup_arguments, join_numbers
 from ensjax.experiment.supervisor import is_child, prepare_child, run_in_child
 from ensjax.experiment.verify_options import add_verify_arguments
@@ -75,6 +76,7 @@ def _main(arguments: list[str]) -> int:
         "replay": _replay,
         "export": _export,
         "soup": _soup,
+        "sample": _sample,
         "verify": _verify,
         "report": _report,
         "list": _list,
@@ -217,6 +219,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_soup_arguments(soup)
+
+    sample = commands.add_parser(
+        "sample",
+        help="members of an ensemble by a run's trained emulator, to zarr or netCDF",
+        allow_abbrev=False,
+    )
+    add_sample_arguments(sample)
 
     verify = commands.add_parser(
         "verify",
@@ -367,6 +376,12 @@ def _soup(options: argparse.Namespace) -> int:
     from ensjax.experiment.soup import soup
 
     return soup(options)
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from ensjax.experiment.sample import sample
+
+    return sample(options)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -6,10 +6,17 @@
 
 The kernel `[row, row']` of an MLP (784-256-10) and of a small convolutional net (28 x
 28, 8-16-16 channels), traced over 10 outputs, float32, in several ways (`ntk_ways`)
-that are compared before anything is timed. All run on the first device. Repetitions
+that are compared before anything is timed; torch has both its forms, contracted
+Jacobians and products with vectors, in chunks. All run on the first device. Repetitions
 take turns, medians are compared, and compilation is apart. FLOP/s are those that the
 kernels need (every Jacobian once, half of the products) over the time, beside what one
 large product of this device reaches at full float32 precision.
+
+The sizes are the largest at which all ways and five repetitions are meant to take at
+most 6 minutes on two idle cores. Work grows with members x rows^2: at mlp:16x128 it is
+16 times as much, and a repetition with torch takes minutes. With 64 rows a member's
+Jacobians are 0.5 GB, far beyond any cache, and members of this size run one at a time
+in all ways but "all at once": more of them take longer and change no ratio.
 """
 
 import os
@@ -28,6 +35,7 @@ from ensjax.experiment import exit_codes
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.parser import OneLineParser
 from ensjax.experiment.versions import collect_versions
+from ensjax.train.progress import duration
 
 
 def _load(name):
@@ -38,7 +46,7 @@ files = _load("benchmark_files")
 ways = _load("ntk_ways")
 
 SUITE = "ntk"
-SIZES = ("mlp:16x128", "cnn:8x128")
+SIZES = ("mlp:4x64", "cnn:4x64")
 DTYPE = "float32"
 
 
@@ -58,7 +66,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     if not options.results:
         rate = ways.matmul_rate(options.matmul_size)
         console.print(f"one product of {options.matmul_size:,}: {rate / 1e9:,.1f} GF/s")
-        for size in options.sizes:
+        for number, size in enumerate(options.sizes):
+            rest = [f"{m}:{n}x{r}" for m, n, r in options.sizes[number + 1 :]]
+            then = f"; then {', '.join(rest)}" if rest else ""
+            console.print(f"size {number + 1} of {len(options.sizes)}{then}")
             row = measure_row(*size, options, console)
             report["rows"].append(row | {"matmul_flop_per_second": rate})
             files.write_report(options.json, report, arguments)
@@ -98,7 +109,7 @@ def _options(arguments):
             numbers = ()
         if model not in ways.MODELS or len(numbers) != 2 or min(numbers) < 1:
             parser.error(
-                "--size is model:members x rows, such as mlp:16x128, of"
+                "--size is model:members x rows, such as mlp:4x64, of"
                 f" {' and '.join(ways.MODELS)}; got {text!r}"
             )
         options.sizes.append((model, *numbers))
@@ -124,12 +135,12 @@ def measure_row(
         the largest entry, `memory` of ours in bytes, `missing` ways and why, `flop`,
         `compilations` after the first call, and `ratios` of time to ours.
     """
+    size = f"{model}:{num_members}x{num_rows}"
     task = ways.make_task(model, num_members, num_rows, options.block_rows)
     asked = ways.WAYS if options.ways is None else options.ways
     names = [ways.OURS, *(way for way in asked if way != ways.OURS)]
     calls, first, differences, missing = {}, {}, {}, {}
     for name in names:
-        console.print(f"{model} {num_members}x{num_rows}: first call of {name}")
         try:
             call = ways.WAYS[name](task)
         except ImportError as error:
@@ -139,18 +150,26 @@ def measure_row(
         start = time.perf_counter()
         found = call()
         first[name] = time.perf_counter() - start
+        console.print(
+            f"{size}: first call of {name}, {len(first)} of up to {len(names)}:"
+            f" {duration(first[name])}"
+        )
         if name == ways.OURS:
             ours = found
         differences[name] = ways.compare(name, found, ours)
     times: dict[str, list[float]] = {name: [] for name in calls}
     before = ways.num_programs()
     for number in range(options.repetitions):
-        order = list(calls)
+        order, began = list(calls), time.perf_counter()
         for name in order[number % len(order) :] + order[: number % len(order)]:
             start = time.perf_counter()
             calls[name]()
             times[name].append(time.perf_counter() - start)
-        console.print(f"repetition {number + 1} of {options.repetitions}")
+        spent, rest = time.perf_counter() - began, options.repetitions - number - 1
+        console.print(
+            f"{size}: repetition {number + 1} of {options.repetitions}:"
+            f" {duration(spent)} | {duration(rest * spent)} left of this size"
+        )
     compilations = ways.num_programs() - before
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {

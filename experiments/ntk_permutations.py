@@ -1,8 +1,8 @@
 """Permutations of bits, learned from basis vectors alone: mean, variance, members.
 
 `ntk_permutations_theory.py` has what is exact, `_draws.py` infinite networks,
-`_networks.py` finite ones; `_claims.py` and `_checks.py` judge, `_figures.py` and
-`_tables.py` show.
+`_networks.py` finite ones, `_widths.py` what their width does; `_claims.py` and
+`_checks.py` judge, `_figures.py`, `_tables.py` and `_summary.py` show.
 """
 
 from ensjax.experiment import ConfigError
@@ -15,7 +15,9 @@ from ensjax.ntk.two_layer import KINDS
 theory = load_beside(__file__, "ntk_permutations_theory")
 draws = load_beside(__file__, "ntk_permutations_draws")
 networks = load_beside(__file__, "ntk_permutations_networks")
+widths = load_beside(__file__, "ntk_permutations_widths")
 verdicts = load_beside(__file__, "ntk_permutations_claims")
+summary = load_beside(__file__, "ntk_permutations_summary")
 bounds = load_beside(__file__, "ntk_permutations_checks")
 tables = load_beside(__file__, "ntk_permutations_tables")
 figures = load_beside(__file__, "ntk_permutations_figures")
@@ -66,9 +68,15 @@ def validate(config):
     check_numbers(config, sizes, at_least=1)
     bits = ("tasks.copy_bits", "tasks.addition_bits", "tasks.multiplication_bits")
     check_numbers(config, bits, at_least=1, at_most=_MOST_TASK_BITS)
-    check_numbers(config, ("tasks.num_padding",), at_least=0)
+    check_numbers(config, ("tasks.num_padding", "tasks.num_networks"), at_least=0)
+    check_numbers(config, ("tasks.width",), at_least=1)
+    if config.tasks.num_networks == 1:
+        raise ConfigError(
+            "config.tasks.num_networks is 0, or at least 2 to have a variance; got 1."
+        )
     for section in _SECTIONS:
         _check_whole(config, section)
+    networks.block_of(config)
     names = config.widths.parameterisations
     known = set(names) <= set(PARAMETERISATIONS)
     if not names or len(set(names)) < len(names) or not known:
@@ -90,10 +98,9 @@ def validate(config):
         )
 
 
-def training_job(config, *, shapes_only=False):
-    """The networks of the largest k, as one call of `fit`, for `ensjax plan`."""
-    del shapes_only  # the data are the basis vectors
-    return networks.training_job(config)
+def mapped_job(config):
+    """The networks of the first law and the largest k, for `ensjax plan`."""
+    return networks.mapped_job(config)
 
 
 def run(config, run_dir):
@@ -104,7 +111,9 @@ def run(config, run_dir):
     }
     for k in config.networks.num_bits:
         stages[f"networks-{k}"] = networks.stage(config, run_dir, k)
-    stages["widths"] = lambda done: networks.measure_widths(config)
+    if config.tasks.num_networks:
+        stages["trained-task"] = lambda done: networks.measure_task(config)
+    stages["widths"] = lambda done: widths.measure_widths(config)
     for k in config.curve.num_bits:
         stages[f"curve-{k}"] = lambda done, k=k: draws.measure_curve(config, k)
     for k in config.cube.num_bits:
@@ -116,7 +125,7 @@ def run(config, run_dir):
     figures.add_figures(run_dir, config, found)
     run_dir.finish(
         title=config.title,
-        summary=verdicts.describe(config, found),
+        summary=summary.describe(config, found),
         scalars=verdicts.summarise(config, found),
         claims=verdicts.make_claims(config, found),
         checks=bounds.make_checks(config, found),

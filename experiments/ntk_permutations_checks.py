@@ -148,8 +148,24 @@ def _growth_checks(config, found):
 def _other_checks(config, found):
     stream = found["stream"]
     shares = verdicts.sure_shares(config, found)[:, theory.SURE.index(0.001)]
-    right = found["tasks"]["right"].min()
-    return [
+    right, checks = found["tasks"]["right"].min(), []
+    if (trained := found["trained_task"]) is not None:
+        label = f"addition by {config.tasks.num_networks} trained networks"
+        share = trained["right"].min()
+        checks += [
+            check(
+                f"{label}: share of right sums",
+                bound="1",
+                measured=share,
+                passed=share == 1,
+            ),
+            check_at_most(
+                f"{label}: variance over the law's, |mean ratio - 1|, largest",
+                np.abs(trained["variance"] - 1).max(),
+                0.06,
+            ),
+        ]
+    return checks + [
         check_at_least(
             "a: share right at the N of 0.999, all draws, smallest over k and laws",
             shares.mean(axis=-1).min(),

@@ -1,4 +1,4 @@
-"""What `ntk_permutations.py` concludes: scalars, claims and the summary."""
+"""What `ntk_permutations.py` concludes: scalars and claims."""
 
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ def gather(config, done) -> dict[str, Any]:
     found = {
         "theory": done["theory"],
         "tasks": done["tasks"],
+        "trained_task": done.get("trained-task"),
         "widths": done["widths"],
         "stream": done["stream"],
         "networks": {k: done[f"networks-{k}"] for k in config.networks.num_bits},
@@ -243,8 +244,18 @@ def summarise(config, found) -> dict[str, float]:
     for p, name in enumerate(config.widths.parameterisations):
         for width, drift in zip(config.widths.sizes, widths["drift"][p]):
             scalars[f"drift_{name}_{width}"] = drift.mean()
-    for width, mean in zip(config.widths.sizes, widths["mean"]):
-        scalars[f"width_{width}_f0"], scalars[f"width_{width}_f1"] = mean
+    for j, width in enumerate(config.widths.sizes):
+        scalars[f"width_{width}_f0"], scalars[f"width_{width}_f1"] = widths["mean"][j]
+        for place, name in enumerate(("f0", "f1")):
+            at = f"width_{width}_{name}_bias"
+            scalars[at] = widths["bias"][j, place]
+            scalars[f"{at}_error"] = widths["bias_error"][j, place]
+    if (fit := bias_fit(config, found)) is not None:
+        scalars["width_f1_bias_slope"] = fit.slope
+    if (trained := found["trained_task"]) is not None:
+        for name in ("largest", "rms", "variance", "right", "stays", "members"):
+            for i, kind in enumerate(config.kinds):
+                scalars[f"{kind}_trained_task_{name}"] = trained[name][i]
     return {name: float(value) for name, value in scalars.items()}
 
 
@@ -346,74 +357,8 @@ def midpoint_gain(config, found, kind, k) -> float:
     return float(sign / midpoint)
 
 
-def describe(config, found) -> str:
-    """The summary: what was done, what came out, what it does not show."""
-    exact = found["theory"]
-    parts = [
-        "Closed forms have the values of kernel algebra to"
-        f" {exact['form_errors'].max():.1g}, and f0 < 0 < f1 for all m >= 2 and k to"
-        f" {config.forms.max_bits}."
-    ]
-    k = shown_bits(config)
-    away = np.nanmax(np.abs(distances(config, found, k)))
-    ratio = variance_ratios(config, found, k).mean(axis=1)
-    parts.append(
-        f"{config.num_seeds} x {config.networks.num_members} networks of width"
-        f" {config.networks.width} at k = {k}: means within {away:.1f} standard errors"
-        f" of that law, variances {np.nanmin(ratio):.3f} to {np.nanmax(ratio):.3f} of"
-        " it."
-    )
-    widths, bits = found["widths"], config.widths.num_bits
-    law = two_layer.ntk_law(bits, 2)
-    excess = ", ".join(
-        f"{mean[1] - law.on_one:+.4f} (width {width})"
-        for width, mean in zip(config.widths.sizes, widths["mean"])
-    )
-    parts.append(
-        f"With the NTK, f1 at two ones and k = {bits} is off the law by {excess}: a"
-        " bias of finite width."
-    )
-    for kind in config.kinds:
-        row = cube_row(found, kind)
-        errors = ", ".join(f"{law} {error:.2f}" for law, error in row.errors.items())
-        parts.append(
-            f"Whole cube, {kind}: N50 {row.numbers[0]:.0f} at k = {row.num_bits[0]} and"
-            f" {row.numbers[-1]:.0f} at k = {row.num_bits[-1]}, exponent"
-            f" {row.fit.slope:.2f} ({row.fit.low:.2f} to {row.fit.high:.2f}); held-out"
-            f" errors {errors}: nearest is {row.nearest}."
-        )
-    first = f"one input, error {config.growth.deltas[0]:g}"
-    for row in found["growth"]:
-        if row.quantity.startswith((first, "published")):
-            parts.append(
-                f"{row.quantity[0].upper()}{row.quantity[1:]}, {row.kind}: exponent"
-                f" {row.fit.slope:.2f}, nearest is {row.nearest}."
-            )
-    first, last = config.cube.num_bits[0], config.cube.num_bits[-1]
-    gains = ", ".join(
-        f"{midpoint_gain(config, found, kind, first):.0f} to"
-        f" {midpoint_gain(config, found, kind, last):.0f} ({kind})"
-        for kind in config.kinds
-    )
-    laws = "; ".join(
-        f"{row.kind} exponent {row.fit.slope:.2f} ({row.fit.low:.2f} to"
-        f" {row.fit.high:.2f}), nearest {row.nearest}"
-        for row in (cube_row(found, kind, rule="midpoint") for kind in config.kinds)
-    )
-    hardest = np.unique(np.concatenate([exact["hardest"], exact["hardest_large"]], -1))
-    parts.append(
-        "Rounding at the midpoint needs fewer networks by a factor that goes from"
-        f" {gains} as k goes from {first} to {last}; its N50 on the cube grows too:"
-        f" {laws}. The input that needs most has"
-        f" {' or '.join(f'{m:.0f}' for m in hardest)} ones, for every k and error; k (k"
-        " - 1) / 2 of the 2^k - 1 inputs have two."
-    )
-    parts.append(
-        "So the paper's k^2 for all inputs is a bound that holds and no rate of growth."
-        if all(cube_row(found, kind).fit.high < 2 for kind in config.kinds)
-        else "Whether k^2 is the rate of growth is not decided by these draws."
-    )
-    parts.append(
-        "The published table has one trial for each k; its bound was read off a figure."
-    )
-    return " ".join(parts)
+def bias_fit(config, found) -> ntk.PowerLaw | None:
+    """How f1's bias of finite width falls with the width; None for fewer than 3."""
+    if len(config.widths.sizes) < 3:
+        return None
+    return ntk.fit_power_law(config.widths.sizes, np.abs(found["widths"]["bias"][:, 1]))

@@ -1,4 +1,4 @@
-"""Finite networks of `ntk_permutations.py`: means, variances, and what width does."""
+"""Finite networks of `ntk_permutations.py`: means, variances, and how they add."""
 
 import time
 
@@ -7,8 +7,11 @@ import numpy as np
 
 import ensjax
 from ensjax import ntk
+from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
+from ensjax.mesh import fetch
 from ensjax.ntk import two_layer
+from ensjax.planning import MappedJob
 
 draws = load_beside(__file__, "ntk_permutations_draws")
 theory = load_beside(__file__, "ntk_permutations_theory")
@@ -33,23 +36,36 @@ def schedule_of(config, parameterisation, k, width, fraction=None):
     )
 
 
-def training_job(config):
-    """The networks of the first law and the largest k, kept as weights.
+def mapped_job(config, kind=None, k=None) -> MappedJob:
+    """The networks of all seeds, of one law and k, as one program: what runs.
 
-    For `ensjax plan`. The run itself asks each network for its outputs and forgets it,
-    and gives each seed its own permutation.
+    By default of the first law and the largest k, which `ensjax plan` shows: with the
+    NTK all layers learn, and a step costs most.
     """
-    k, own = max(config.networks.num_bits), config.networks
-    task = draws.task_of(config, 0, k)
-    return ntk.network_job(
-        spec_of(config.kinds[0]),
-        (task.train_inputs, task.train_targets),
-        width=own.width,
-        member_ids=member_ids(config).tolist(),
-        schedule=schedule_of(config, config.kinds[0], k, own.width),
-        seed=config.seed,
+    own, kind = config.networks, config.kinds[0] if kind is None else kind
+    k = max(own.num_bits) if k is None else k
+    schedule = schedule_of(config, kind, k, own.width)
+    train = ntk.TrainNetwork(spec_of(kind), own.width, schedule.steps)
+    targets = [
+        draws.task_of(config, s, k).train_targets for s in range(config.num_seeds)
+    ]
+    return MappedJob(
+        fn=train,
+        kinds=("member", *("shared",) * 3, "member", "shared"),
+        arguments=(
+            member_ids(config),
+            np.int32(config.seed),
+            np.float32(schedule.learning_rate),
+            np.eye(k, dtype=np.float32),
+            np.repeat(np.stack(targets), own.num_members, axis=0),
+            inputs_of(config, k),
+        ),
         mesh_sizes=config.mesh.to_dict(),
         block=block_of(config),
+        params=train.abstract_params(k, k),
+        steps=schedule.steps,
+        written_out=train.written_out,
+        block_field="networks.block",
     )
 
 
@@ -61,8 +77,20 @@ def member_ids(config) -> np.ndarray:
 
 
 def block_of(config):
-    """Members of a device that run at once, as `map_members` takes it."""
-    return None if config.networks.block == "all" else config.networks.block
+    """Members of a device that run at once, as `map_members` takes it.
+
+    Raises:
+        ConfigError: if the field is neither "auto", "all" nor a number above 0.
+    """
+    block = config.networks.block
+    if block in ("auto", "all"):
+        return None if block == "all" else "auto"
+    if not block.isdecimal() or int(block) < 1:
+        raise ConfigError(
+            'config.networks.block is "auto", "all" (members of a device at once), or'
+            f" how many, at least 1; got {block!r}."
+        )
+    return int(block)
 
 
 def inputs_of(config, k) -> np.ndarray:
@@ -84,32 +112,17 @@ def stage(config, run_dir, k):
         own = config.networks
         inputs = inputs_of(config, k)
         tasks = [draws.task_of(config, seed, k) for seed in range(config.num_seeds)]
-        ids = member_ids(config)
-        targets = np.stack([task.train_targets for task in tasks])
         found, speeds = {}, {}
         for kind in config.kinds:
-            schedule = schedule_of(config, kind, k, own.width)
-            train = ensjax.map_members(
-                ntk.TrainNetwork(spec_of(kind), own.width, schedule.steps),
-                kinds=("member", *("shared",) * 3, "member", "shared"),
-                mesh=ensjax.make_mesh(**config.mesh.to_dict()),
-                block=block_of(config),
-            )
-            arguments = (
-                ids,
-                jnp.int32(config.seed),
-                np.float32(schedule.learning_rate),
-                np.eye(k, dtype=np.float32),
-                np.repeat(targets, own.num_members, axis=0),
-                inputs,
-            )
-            program = train.lower(*arguments).compile()
+            job = mapped_job(config, kind, k)
+            mesh = job.mesh()
+            program, arguments = job.compile(mesh), job.placed_arguments(mesh)
             start = time.perf_counter()
-            outputs = np.asarray(program(*arguments))
+            outputs = fetch(program(*arguments))
             speed = draws.speed_of(
                 run_dir,
                 f"networks-{k}-{kind}",
-                len(ids),
+                job.num_members,
                 time.perf_counter() - start,
                 program.memory_analysis(),
             )
@@ -189,88 +202,77 @@ def _same(outputs):
     return outputs
 
 
-def measure_widths(config) -> dict[str, np.ndarray]:
-    """How mean and kernel depend on the width, and the kernel matrix itself.
+def measure_task(config) -> dict[str, np.ndarray]:
+    """Finite networks that add, against the law: theory's other tasks, trained.
+
+    They are asked for every input that occurs while all pairs of numbers are added.
 
     Returns:
-        "mean", "error" `[width, bit value]` at two ones, with the NTK; "drift"
-        `[parameterisation, width, member]`: |K - K_0| / |K_0| over training; "theory",
-        "empirical" `[row, row']`: tangent kernels of all inputs, sorted by number of
-        ones; "matrix_ones" `[row]`.
+        `[kind]`: "largest", "rms" of the means' distances from the law in standard
+        errors, over unseen inputs and outputs that some rule sets; "variance": over
+        the law's, mean; "right": share of sums that the rounded mean of all networks
+        has right at every step; "stays": N from which all are; "members": N of the
+        hardest input by the law; "inputs": how many.
     """
-    own = config.widths
-    task = draws.task_of(config, 0, own.num_bits)
-    inputs = draws.pairs(own.num_bits)
-    means, errors, drifts = [], [], []
-    for width in own.sizes:
-        schedule = schedule_of(config, "ntk", own.num_bits, width)
-        train = ensjax.map_members(
-            ntk.TrainNetwork(spec_of("ntk"), width, schedule.steps),
-            kinds=("member", *("shared",) * 5),
+    own = config.tasks
+    task, operands = theory.make_tasks(config)[1]
+    met = []
+
+    def right(inputs):
+        met.append(inputs)
+        return task.targets(inputs)
+
+    task.execute(task.start(*operands), right)
+    rows, place = np.unique(np.concatenate(met), axis=0, return_inverse=True)
+    place = place.reshape(len(met), -1)  # [step, operand]
+    some, unseen, used = rows.any(axis=1), rows.sum(axis=1) > 1, task.set_outputs
+    expected, found = task.targets(rows), {}
+    for kind in config.kinds:
+        schedule = ntk.training_schedule(
+            spec_of(kind),
+            task.train_inputs,
+            residual=config.networks.residual,
+            fraction=config.networks.rate_fraction,
         )
-        outputs = np.asarray(
+        train = ensjax.map_members(
+            ntk.TrainNetwork(spec_of(kind), own.width, schedule.steps),
+            kinds=("member", *("shared",) * 5),
+            mesh=ensjax.make_mesh(**config.mesh.to_dict()),
+        )
+        outputs = fetch(
             train(
-                np.arange(own.num_members, dtype=np.int32),
+                np.arange(own.num_networks, dtype=np.int32),
                 jnp.int32(config.seed),
                 np.float32(schedule.learning_rate),
                 task.train_inputs,
                 task.train_targets,
-                inputs,
+                rows,
             )
         )
-        targets = task.targets(inputs)
-        by_member = np.array(
-            [outputs[:, targets == value].mean(axis=1) for value in (0, 1)]
+        mean = np.zeros(expected.shape)
+        mean[some] = theory.cube_weights(kind, rows[some]) @ task.train_targets
+        law = two_layer.law(
+            rows.shape[1], rows[unseen].sum(axis=1).astype(int), kind=kind
         )
-        means.append(by_member.mean(axis=1))
-        errors.append(by_member.std(axis=1, ddof=1) / np.sqrt(len(outputs)))
-    for parameterisation in own.parameterisations:
-        drifts.append(
-            [_drift(config, task, parameterisation, width) for width in own.sizes]
-        )
-    return {
-        "mean": np.array(means),
-        "error": np.array(errors),
-        "drift": np.array(drifts),
-        **_matrices(config),
-    }
-
-
-def _drift(config, task, parameterisation, width):
-    """How far the kernels of some networks move while they train, `[member]`."""
-    own = config.widths
-    fraction = own.mup_fraction if parameterisation == "mup" else None
-    schedule = schedule_of(config, parameterisation, own.num_bits, width, fraction)
-    job = ntk.network_job(
-        spec_of(parameterisation),
-        (task.train_inputs, task.train_targets),
-        width=width,
-        member_ids=range(own.num_drift_members),
-        schedule=schedule,
-        seed=config.seed,
-    )
-    initial = job.ensemble()
-    trained, _ = job.fit(progress=False)
-    return np.asarray(ntk.kernel_drift(initial, trained, task.train_inputs).change)
-
-
-def _matrices(config):
-    own = config.widths
-    inputs = ntk.cube_inputs(own.matrix_bits)
-    order = np.argsort(inputs.sum(axis=1), kind="stable")
-    inputs = inputs[order]
-    job = ntk.network_job(
-        spec_of("ntk"),
-        (inputs, np.zeros((len(inputs), 2), np.float32)),
-        width=own.matrix_width,
-        member_ids=range(own.matrix_members),
-        schedule=ntk.Schedule(1.0, 1, 1.0),
-        seed=config.seed,
-    )
-    empirical = ntk.empirical_ntk(job.ensemble(), inputs)
-    return {
-        "theory": np.asarray(ntk.kernel(spec_of("ntk"), inputs).ntk),
-        "empirical": np.asarray(empirical).mean(axis=0),
-        "empirical_sd": np.asarray(empirical).std(axis=0, ddof=1),
-        "matrix_ones": inputs.sum(axis=1).astype(int),
+        chosen = outputs[:, unseen][:, :, used]
+        error = chosen.std(axis=0, ddof=1) / np.sqrt(len(chosen))
+        away = (chosen.mean(axis=0) - mean[unseen][:, used]) / error
+        limits = ntk.sign_thresholds(TOLERANCE * config.networks.residual)
+        counts = np.arange(1, len(outputs) + 1)[:, None, None]
+        bits = np.asarray(ntk.round_bits(np.cumsum(outputs, axis=0) / counts, limits))
+        is_right = (bits == expected)[:, :, used].all(axis=2)  # [N, row]
+        sums = is_right[:, place].all(axis=1)  # [N, operand]
+        _, stays = ntk.members_to_reach(sums.all(axis=1), 1.0)
+        values = {
+            "largest": np.abs(away).max(),
+            "rms": np.sqrt(np.mean(away**2)),
+            "variance": (chosen.var(axis=0, ddof=1) / law.variance[:, None]).mean(),
+            "right": sums[-1].mean(),
+            "stays": stays,
+            "members": theory.members_of_hardest(config, kind, task, rows[unseen]),
+        }
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: np.array(value) for name, value in found.items()} | {
+        "inputs": np.array(len(rows))
     }

@@ -67,6 +67,35 @@ def add_tables(run_dir, config, found):
         " Outputs that no rule sets are 0 by the definition of a task, for any number"
         " of networks: they are neither asked nor counted.",
     )
+    _add_trained_task(run_dir, config, found)
+
+
+def _add_trained_task(run_dir, config, found):
+    own, tasks = found["trained_task"], config.tasks
+    if own is None:
+        return
+    names = ("right", "stays", "members", "rms", "largest", "variance")
+    run_dir.add_table(
+        "trained_task",
+        (
+            "law",
+            "right (%)",
+            "N, stays",
+            "N by the law",
+            "distance, rms",
+            "largest",
+            "variance ratio",
+        ),
+        [
+            (kind, 100 * own["right"][i], *(own[name][i] for name in names[1:]))
+            for i, kind in enumerate(config.kinds)
+        ],
+        f"Addition of {tasks.addition_bits} bits by {tasks.num_networks} trained"
+        f" networks of width {tasks.width}: sums that their rounded mean has right at"
+        " every step, N from which it has all, and N that the law gives the hardest of"
+        f" the {own['inputs']} inputs for an error of {config.delta:g}; means of unseen"
+        " inputs from the law in standard errors, and variance over the law's.",
+    )
 
 
 def _add_curve(run_dir, config, found):

@@ -187,7 +187,9 @@ def measure_tasks(config) -> dict[str, np.ndarray]:
                 mean[some] = weights @ task.train_targets
                 unseen = inputs.sum(axis=1) > 1
                 if unseen.any():
-                    needed.append(_needed(config, kind, task, inputs[unseen]))
+                    needed.append(
+                        members_of_hardest(config, kind, task, inputs[unseen])
+                    )
                 return np.asarray(ntk.round_bits(mean, ntk.sign_thresholds()))
 
             answers = task.read(task.execute(task.start(*operands), predict))
@@ -200,7 +202,7 @@ def measure_tasks(config) -> dict[str, np.ndarray]:
     }
 
 
-def _needed(config, kind, task, inputs):
+def members_of_hardest(config, kind, task, inputs) -> float:
     """N of the hardest of some inputs, for outputs that some rule sets.
 
     Others are 0 by the definition of the task (`Task.set_outputs`), and executed so:

@@ -23,6 +23,7 @@ OURS = "ours"
 TOLERANCE = 5e-4
 MODELS = ("mlp", "cnn")
 NUM_OUTPUTS = 10
+TORCH_ROWS = 8  # at once, of products: 80 vectors of as many numbers as weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +146,8 @@ def with_jacobian(task: Task) -> Callable[[], Any]:
     return _looped(task, _by_batch)
 
 
-def with_torch(task: Task) -> Callable[[], Any]:
-    """`torch.func`: per-row `jacrev` of all members of an MLP, `vmap` over both.
+def _in_torch(task):
+    """`forward(params, rows)`, the members' parameters and the inputs, in torch.
 
     Raises:
         ImportError: without torch, or for a network that is not the MLP.
@@ -164,22 +165,67 @@ def with_torch(task: Task) -> Callable[[], Any]:
         name: torch.from_numpy(np.array(arrays[leaf])).to(device)
         for name, leaf in names.items()
     }
-    x = torch.from_numpy(task.x).to(device)
 
-    def forward(params, row):
-        hidden = torch.relu(row @ params["w1"] + params["b1"])
+    def forward(params, rows):
+        hidden = torch.relu(rows @ params["w1"] + params["b1"])
         return hidden @ params["w2"] + params["b2"]
 
-    def kernel(params):
-        rows = torch.func.vmap(torch.func.jacrev(forward), (None, 0))(params, x)
-        flat = [leaf.reshape(len(x), -1) for leaf in rows.values()]
-        return sum(leaf @ leaf.T for leaf in flat) / NUM_OUTPUTS
+    return torch, forward, params, torch.from_numpy(task.x).to(device)
+
+
+def _of_every_member(torch, kernel, params):
+    """A call of `kernel` of each member, one at a time as memory wants it."""
 
     def run():
         found = torch.func.vmap(kernel, chunk_size=1)(params)
         return found.cpu().numpy()
 
     return run
+
+
+def with_torch(task: Task) -> Callable[[], Any]:
+    """`torch.func`: per-row `jacrev` of an MLP under `vmap`, contracted.
+
+    Raises:
+        ImportError: as `_in_torch`.
+    """
+    torch, forward, params, x = _in_torch(task)
+
+    def kernel(params):
+        rows = torch.func.vmap(torch.func.jacrev(forward), (None, 0))(params, x)
+        flat = [leaf.reshape(len(x), -1) for leaf in rows.values()]
+        return sum(leaf @ leaf.T for leaf in flat) / NUM_OUTPUTS
+
+    return _of_every_member(torch, kernel, params)
+
+
+def with_torch_products(task: Task) -> Callable[[], Any]:
+    """`torch.func`: products of the kernel with vectors, a few rows at a time.
+
+    The vector is pulled back through one row and pushed forward through all of them, so
+    that no Jacobian exists: a product of `vjp` and `jvp` for each row and output.
+
+    Raises:
+        ImportError: as `_in_torch`.
+    """
+    torch, forward, params, x = _in_torch(task)
+    basis = torch.eye(NUM_OUTPUTS, device=x.device)
+
+    def kernel(params):
+        def of_row(row):
+            _, pull = torch.func.vjp(lambda p: forward(p, row), params)
+
+            def of_output(vector):
+                (tangent,) = pull(vector)
+                batch = functools.partial(forward, rows=x)
+                _, pushed = torch.func.jvp(batch, (params,), (tangent,))
+                return pushed @ vector
+
+            return torch.func.vmap(of_output)(basis).sum(0) / NUM_OUTPUTS
+
+        return torch.func.vmap(of_row, chunk_size=TORCH_ROWS)(x)
+
+    return _of_every_member(torch, kernel, params)
 
 
 WAYS = {
@@ -189,6 +235,7 @@ WAYS = {
     "jitted loop": with_loop,
     "jax.jacobian": with_jacobian,
     "torch.func": with_torch,
+    "torch.func, products": with_torch_products,
 }
 
 

@@ -3,7 +3,10 @@
 import numpy as np
 
 from ensjax.experiment import check_at_least, check_at_most, claim
-from ensjax.experiment.claims import Part, claim_of_all
+from ensjax.experiment.claims import Part, claim_of_all, interval_text
+from ensjax.experiment.fields import load_beside
+
+speed = load_beside(__file__, "seeds_speed_claims")
 
 PAPER = "Li et al. 2024, Science Advances 10(13), eadk4489"
 NAMES = {
@@ -15,16 +18,29 @@ NAMES = {
 }
 
 
+SCALARS = ("crps", "crps_equal", "fair", "rmse", "ssr", "spread", "pattern", "tail")
+# CRPS, fair CRPS, RMSE and SSR of a pilot of the same setting with one seed.
+PILOT = {
+    "seeds": (0.647, 0.433, 0.993, 0.99),
+    "gaussian": (0.602, None, None, None),
+    "generated": (0.508, 0.500, 0.907, 1.02),
+    "full": (0.450, 0.436, 0.829, 0.98),
+}
+
+
 def gap_closed(found) -> np.ndarray:
     """How much of the CRPS between seeds and full ensemble is gained, `[seed]`."""
     seeds, full = found["seeds_crps"], found["full_crps"]
     return (seeds - found["generated_crps"]) / (seeds - full)
 
 
-def cost_ratio(done) -> float:
-    """What the simulator costs for a member, in samples of the Heun sampler."""
+def cost_ratio(done) -> np.ndarray:
+    """What the simulator costs for a member, in samples of the Heun sampler, `[seed]`.
+
+    The sampler is timed once, with all seeds at once.
+    """
     times = done["emulate"]
-    return float(times["seconds_simulated"] / times["seconds_generated"])
+    return times["seconds_simulated"] / times["seconds_generated"]
 
 
 def summarise(config, done) -> dict[str, float]:
@@ -32,9 +48,13 @@ def summarise(config, done) -> dict[str, float]:
     found = done["scores"]
     scalars = {}
     for name in NAMES:
-        for score in ("crps", "fair", "rmse", "ssr", "pattern", "tail"):
+        for score in SCALARS:
             scalars[f"{name}_{score}"] = float(found[f"{name}_{score}"].mean())
+        mean_power = found[f"{name}_power"].mean(axis=0)
+        scalars[f"{name}_least_power"] = float(mean_power.min())
+        scalars[f"{name}_most_power"] = float(mean_power.max())
     frozen = done["emulate"]["frozen_steps"]
+    scalars |= speed.summarise(config, done["speed"])
     return scalars | {
         "gap_closed": float(gap_closed(found).mean()),
         "num_members_not_finite": int((frozen >= 0).sum()),
@@ -54,6 +74,10 @@ def make_claims(config, done) -> list[dict]:
         ("least power, of the full one's", power.min(axis=-1)),
         ("most power, of the full one's", power.max(axis=-1)),
         ("share above the event, of the full one's", found["generated_tail"]),
+        (
+            "correlation of spreads, of the full one's halves",
+            found["generated_pattern_equal"] / found["full_pattern_equal"],
+        ),
     ):
         if text.startswith("spread-skill"):
             values = values / found["full_ssr"]
@@ -79,11 +103,11 @@ def make_claims(config, done) -> list[dict]:
             **about,
         ),
         claim(
-            "19.d: the simulator costs more than 10 times as much per member",
+            "19.d: cost of a simulated member over that of a generated one (simulator"
+            " timed for each seed, sampler once for all)",
             source="abstract",
-            expected="less than a tenth of the cost",
-            # One timing of all seeds together: it never decides.
-            values_by_seed=[cost_ratio(done)],
+            expected="more than 10",
+            values_by_seed=cost_ratio(done),
             side=">",
             bound=10.0,
             **about,
@@ -92,56 +116,95 @@ def make_claims(config, done) -> list[dict]:
 
 
 def make_checks(config, done) -> list[dict]:
-    """Acceptance (a) to (e): means over seeds."""
+    """Acceptance (a) to (e), means over seeds, and that of the table of speed."""
     found = done["scores"]
     mean = {name: values.mean(axis=0) for name, values in found.items()}
     pattern = mean["generated_pattern"] - mean["seeds_pattern"]
     excess = mean["generated_fair"] - mean["full_fair"]
+    ssr, power = float(mean["generated_ssr"]), mean["generated_power"]
+    gaussian = float(mean["gaussian_power"].max())
+    frozen = int((done["emulate"]["frozen_steps"] >= 0).sum())
     return [
-        check_at_least("(a) gap closed between seeds and full", gap(mean), 0.5),
         check_at_least(
-            "(b) spread-skill ratio, low", float(mean["generated_ssr"]), 0.9
+            "(a) gap closed between seeds and full", float(gap_closed(mean)), 0.5
         ),
-        check_at_most(
-            "(b) spread-skill ratio, high", float(mean["generated_ssr"]), 1.1
-        ),
-        check_at_least("(c) least power", float(mean["generated_power"].min()), 0.7),
-        check_at_most("(c) most power", float(mean["generated_power"].max()), 1.3),
-        check_at_least(
-            "(c) most power of the Gaussian", float(mean["gaussian_power"].max()), 1.8
-        ),
+        check_at_least("(b) spread-skill ratio, low", ssr, 0.9),
+        check_at_most("(b) spread-skill ratio, high", ssr, 1.1),
+        check_at_least("(c) least power, of the full one's", float(power.min()), 0.7),
+        check_at_most("(c) most power, of the full one's", float(power.max()), 1.3),
+        check_at_least("(c) most power of the Gaussian", gaussian, 1.8),
         check_at_least("(d) spread pattern above the seeds'", float(pattern), 0.05),
         check_at_least("(e) fair CRPS above the full one's", float(excess), 0.0),
+        check_at_most("networks not finite", frozen, 0),
+        *speed.make_checks(config, done["speed"]),
     ]
-
-
-def gap(mean) -> float:
-    """`gap_closed` of means over seeds."""
-    return float(gap_closed(mean))
 
 
 def add_tables(run_dir, config, done) -> None:
-    """Every ensemble's scores, means over seeds."""
+    """Every ensemble's scores beside the pilot's, cost, and speed at equal skill."""
     found = done["scores"]
-    columns = ("crps", "fair", "rmse", "ssr", "pattern")
-    rows = [
-        [NAMES[name], *(f"{found[f'{name}_{c}'].mean():.3f}" for c in columns)]
-        for name in NAMES
-    ]
+    columns = ("crps", "fair", "rmse", "ssr", "pattern", "unreliability")
+    rows = []
+    for name, label in NAMES.items():
+        pilot = PILOT.get(name, (None,) * 4)
+        texts = [interval_text(found[f"{name}_{column}"]) for column in columns]
+        beside = ["" if value is None else f"{value:.3g}" for value in pilot]
+        rows.append([label, *texts, " / ".join(beside).strip(" /") or "-"])
+    archive = config.archive
     run_dir.add_table(
         "ensembles",
-        ["ensemble", "CRPS", "fair CRPS", "RMSE", "SSR", "spread pattern"],
+        ["ensemble", "CRPS", "fair CRPS", "RMSE", "SSR", "spread pattern",
+         "unreliability", "pilot: CRPS / fair / RMSE / SSR"],
         rows,
-        f"Test cases of {config.num_seeds} seeds, {config.num_samples} samples each.",
+        f"{archive.num_test_cases} test cases, {config.num_seeds} seeds (mean and 95 %"
+        f" interval), {config.num_samples} generated members. The standard CRPS has few"
+        " members pay for being few; the fair one has not: the two seeds are draws of"
+        " the simulator itself. Spread pattern: correlation over cases and sites with"
+        " the spread of the others. Unreliability of ranks: about 1 is reliable if"
+        " elements were independent, which neighbours are not.",
+    )  # fmt: skip
+    times = done["emulate"]
+    rows = [
+        [label, f"{1 / float(seconds):,.0f}"]
+        for label, seconds in (
+            ("simulator", times["seconds_simulated"].mean()),
+            (
+                f"sampler, {config.sampler.num_levels} levels",
+                times["seconds_generated"],
+            ),
+            (f"distilled, {config.few.num_levels} calls", times["seconds_few"]),
+        )
+    ]
+    run_dir.add_table(
+        "cost",
+        ["members made by", "members/s"],
+        rows,
+        f"Of a case, many at once, on this machine. The simulator's are"
+        f" {archive.lead_steps} steps of {archive.num_sites} numbers: no emulator of"
+        " such a system can be cheap beside it.",
     )
+    speed.add_table(run_dir, config, done["speed"])
 
 
 def describe(config, done) -> str:
-    """A sentence for the report."""
+    """The summary: what was done, what came out, what it does not show."""
     found = done["scores"]
+    mean = {name: values.mean(axis=0) for name, values in found.items()}
+    power = mean["generated_power"]
     return (
-        f"From two members, {config.num_samples} generated ones have a CRPS of"
-        f" {found['generated_crps'].mean():.3f}; the two have"
-        f" {found['seeds_crps'].mean():.3f}, the others of the simulator"
-        f" {found['full_crps'].mean():.3f}."
+        f"{config.num_seeds} seeds of Lorenz-96, each with an archive and a network of"
+        f" its own. From two members, {config.num_samples} generated ones have a CRPS"
+        f" of {mean['generated_crps']:.3f}; the two have {mean['seeds_crps']:.3f}, a"
+        f" Gaussian at each place {mean['gaussian_crps']:.3f}, the"
+        f" {config.archive.num_test_members - 2} others of the simulator"
+        f" {mean['full_crps']:.3f} ({mean['full_fair']:.3f} against"
+        f" {mean['generated_fair']:.3f} by the fair CRPS, which two seeds cannot give"
+        " away). Spread-skill ratio"
+        f" {mean['generated_ssr']:.2f}; power {power.min():.2f} to {power.max():.2f} of"
+        f" the simulator's (the Gaussian's up to {mean['gaussian_power'].max():.2f})."
+        f" {config.few.num_levels} calls of the distilled network: CRPS"
+        f" {mean['few_crps']:.3f}, spread-skill ratio {mean['few_ssr']:.2f}. A"
+        f" simulated member costs {cost_ratio(done).mean():.2g} generated ones: this simulator is"
+        " a toy, and the claim of cost is about one that is not."
+        + speed.describe(config, done["speed"])
     )

@@ -25,6 +25,8 @@ data = load_beside(__file__, "seeds_rainfall_data")
 measures = load_beside(__file__, "seeds_rainfall_scores")
 verdicts = load_beside(__file__, "seeds_rainfall_claims")
 figures = load_beside(__file__, "seeds_rainfall_figures")
+kept = load_beside(__file__, "seeds_emulators")
+sample_job = kept.rain_job  # of `ensjax sample`
 
 
 def validate(config):
@@ -118,6 +120,7 @@ def _generate(config, run_dir, kind, train, test, done):
         mesh=ensjax.make_mesh(**config.mesh.to_dict()),
         fit_options={"logger": run_dir.logger(kind)},
     )
+    kept.keep(run_dir, kind, emulators)
     seeds = data.given(config, test, scale)
     levels = diffusion.rho_levels(config.num_levels, high=config.sigma_high)
     z = emulators.sample(

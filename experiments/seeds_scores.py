@@ -1,8 +1,12 @@
 """What `seeds.py` measures of ensembles of one field on a ring."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from ensjax import verification
+
+# Between the bins of spread; the climate's deviation is about 3.6.
+SPREAD_EDGES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 
 
 def gaussian(seeds, num_samples: int, seed: int) -> np.ndarray:
@@ -11,35 +15,88 @@ def gaussian(seeds, num_samples: int, seed: int) -> np.ndarray:
     return (seeds.mean(0) + seeds.std(0, ddof=1) * draw).astype(np.float32)
 
 
-def measure(ensembles, truth, event: float) -> dict[str, np.ndarray]:
+def measure(ensembles, truth, event: float, *, sizes) -> dict[str, np.ndarray]:
     """Scores of ensembles `[member, case, site]` by name, against truth `[case, site]`.
 
+    Args:
+        ensembles: by name, "full" among them.
+        truth: what came true.
+        event: what a site exceeds in it.
+        sizes: numbers of members of the curve.
+
     Returns:
-        For each ensemble `<name>_crps`, `_fair`, `_rmse`, `_ssr`, `_spread` (mean),
-        `_pattern` (correlation of its spread with that of "full" over cases and sites),
-        `_power` `[wavenumber]` relative to "full", without 0, and `_tail` (share of
-        members above the event relative to "full"); `_crps_equal` has as many members
-        as "full".
+        For each ensemble `<name>_crps`, `_fair`, `_rmse`, `_ssr`; `_crps_equal` (of as
+        many members as "full" has; fewer where there are fewer) and `_curve` `[size]`
+        (NaN where there are fewer), both the mean over all subsets; relative to "full"
+        `_spread` (mean), `_power` `[wavenumber]` without 0 and `_tail` (share of
+        members above the event); `_pattern`, the correlation of its spread with that of
+        "full" over cases and sites, and `_pattern_equal`, the same of half as many
+        members as "full" has with the second half of "full"; `_counts` `[rank]` and
+        `_unreliability` of at most as many members as "full" has; `_reliability` `[3,
+        bin]` (probability, frequency, weight) of the event; and `_binned` `[3, bin]`
+        (spread, skill, weight).
     """
     found = {}
     full = ensembles["full"]
-    full_spread, full_power = full.std(0, ddof=1), power(full)
+    half = len(full) // 2
+    full_spread, other_spread = full.std(0, ddof=1), full[half:].std(0, ddof=1)
+    full_power, full_tail = power(full), max(np.mean(full > event), 1e-9)
+    table = verification.event_table(num_bins=10)
+    levels = {"thresholds": jnp.full((1,), event, jnp.float32)}
     for name, members in ensembles.items():
-        skill = verification.spread_skill()(members, truth)
+        parts = verification.crps_parts("fair")(members, truth)
         spread = members.std(0, ddof=1)
+        number = min(len(members), len(full))
+        ranks = verification.rank_histogram(number)(members[:number], truth)
+        diagram = verification.reliability_diagram(
+            table(members, truth, reference=levels)
+        )
         values = {
-            "crps": verification.crps()(members, truth),
-            "crps_equal": verification.crps()(members[: len(full)], truth),
-            "fair": verification.crps("fair")(members, truth),
+            "crps": expected_crps(parts, len(members)),
+            "crps_equal": expected_crps(parts, number),
+            "curve": [
+                expected_crps(parts, size) if size <= len(members) else np.nan
+                for size in sizes
+            ],
+            "fair": parts.crps,
             "rmse": np.sqrt(np.mean((members.mean(0) - truth) ** 2)),
-            "ssr": skill[2],
+            "ssr": verification.spread_skill()(members, truth)[2],
             "spread": spread.mean() / full_spread.mean(),
-            "pattern": np.corrcoef(spread.ravel(), full_spread.ravel())[0, 1],
+            "pattern": correlation(spread, full_spread),
+            "pattern_equal": correlation(members[:half].std(0, ddof=1), other_spread),
             "power": power(members) / full_power,
-            "tail": np.mean(members > event) / max(np.mean(full > event), 1e-9),
+            "tail": np.mean(members > event) / full_tail,
+            "counts": ranks.counts,
+            "unreliability": ranks.unreliability,
+            "reliability": [np.asarray(x)[0] for x in diagram],
+            "binned": verification.binned_spread_skill(SPREAD_EDGES)(members, truth),
         }
-        found |= {f"{name}_{key}": np.asarray(v) for key, v in values.items()}
+        found |= {
+            f"{name}_{key}": np.asarray(v, np.float64) for key, v in values.items()
+        }
     return found
+
+
+def curve_sizes(num_full: int, num_samples: int) -> list[int]:
+    """Numbers of members of `_curve`, up to `num_samples`."""
+    sizes = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, num_full, num_samples}
+    return sorted(size for size in sizes if size <= num_samples)
+
+
+def expected_crps(parts, num_members: int) -> float:
+    """The standard CRPS of so many members, the mean over all subsets of them.
+
+    Args:
+        parts: of the fair CRPS of all members.
+        num_members: of a subset.
+    """
+    share = 1 - 1 / num_members
+    return float(parts.skill) - share * float(parts.spread) / 2
+
+
+def correlation(first, second) -> float:
+    """Of two fields over cases and sites."""
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
 
 
 def power(members) -> np.ndarray:

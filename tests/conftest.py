@@ -11,6 +11,7 @@ import time
 
 import jax
 import pytest
+from jax._src import compiler
 
 jax.config.update("jax_platforms", "cpu")  # else libtpu, where installed, is locked
 jax.config.update("jax_num_cpu_devices", 8)
@@ -36,9 +37,52 @@ def pytest_runtest_setup(item):
 
 
 # What these modules look at is what the compiler makes of a program, in full.
-COMPILED_IN_FULL = re.compile(
+LOOKS_AT_PROGRAMS = re.compile(
     r"as_text|memory_analysis|cost_analysis|collectives|log_compiles"
 )
+FEW_OPTIMIZATIONS = "jax_disable_most_optimizations"
+# The compiler takes half the time without its emitters of fused loops (it has no others
+# from JAX 0.11 on), and less with the whole of a program in one piece.
+QUICK = (
+    {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+    if jax.__version_info__[:2] == (0, 10)
+    else {}
+)
+
+
+def _compile_quickly(patch):
+    options_of_jax = compiler.get_compile_options
+
+    def get_compile_options(*args, **kwargs):
+        options = options_of_jax(*args, **kwargs)
+        if jax.config.read(FEW_OPTIMIZATIONS):
+            options.env_option_overrides += list(QUICK.items())
+        return options
+
+    patch.setattr(compiler, "get_compile_options", get_compile_options)
+    jax.config.update(FEW_OPTIMIZATIONS, True)
+
+
+def _compile_quickly_in_children(patch):
+    patch.setenv(FEW_OPTIMIZATIONS.upper(), "1")
+    flags = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
+    patch.setenv("XLA_FLAGS", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]))
+
+
+def _compile_in_full_what_is_lowered(patch):
+    """`lower(...).compile()`, which is how one looks at a program."""
+    compile_lowered = jax.stages.Lowered.compile
+
+    def compile(lowered, compiler_options=None, **kwargs):
+        # An option of its own, XLA's usual level: else it may be the program of a call.
+        options = {"xla_backend_optimization_level": 3, **(compiler_options or {})}
+        jax.config.update(FEW_OPTIMIZATIONS, False)
+        try:
+            return compile_lowered(lowered, options, **kwargs)
+        finally:
+            jax.config.update(FEW_OPTIMIZATIONS, True)
+
+    patch.setattr(jax.stages.Lowered, "compile", compile)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,20 +90,22 @@ def _compiled_programs(request):
     """Programs of tests are compiled with few optimizations, which takes less time.
 
     Not with ENSJAX_TESTS_OPTIMIZED=1 (as in most parts of `.ci/run`, the slow tests
-    among them), nor in modules that look at what was compiled. Compiled programs map
-    memory, and all tests together run out of mappings: each module forgets its own.
+    among them), nor what a module looks at as a program. Compiled programs map memory,
+    and all tests together run out of mappings: each module forgets its own.
     """
     in_full = (
         "ENSJAX_TESTS_OPTIMIZED" in os.environ
         or request.path.name == "test_parity.py"  # guards against the compiler itself
-        or COMPILED_IN_FULL.search(request.path.read_text())
     )
     with pytest.MonkeyPatch.context() as patch:
         if not in_full:
-            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-            jax.config.update("jax_disable_most_optimizations", True)
+            _compile_quickly(patch)
+            if LOOKS_AT_PROGRAMS.search(request.path.read_text()):
+                _compile_in_full_what_is_lowered(patch)
+            else:
+                _compile_quickly_in_children(patch)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update(FEW_OPTIMIZATIONS, False)
     jax.clear_caches()
 
 

@@ -256,6 +256,12 @@ from ensjax.combine.rules.pools import (
 from ensjax.combine.rules.priors import (
     adjust_prior,
 )
+from ensjax.combine.rules.runs import (
+    RunAgreement,
+    majority_of_runs,
+    run_agreement,
+    stack_runs,
+)
 from ensjax.combine.rules.vote import (
     accuracy_weights,
     majority_vote,
@@ -304,6 +310,7 @@ __all__ = [
     "PseudoLabels",
     "QuantileAggregator",
     "RapsScore",
+    "RunAgreement",
     "Selection",
     "SigmaScale",
     "StackedRegression",
@@ -388,6 +395,7 @@ __all__ = [
     "leave_one_out",
     "level_one_features",
     "load_imbalance",
+    "majority_of_runs",
     "majority_vote",
     "mask_nan",
     "max_probs",
@@ -420,12 +428,14 @@ __all__ = [
     "rank_sum",
     "rank_windows",
     "recentre_windows",
+    "run_agreement",
     "run_compacted",
     "run_with_capacity",
     "sigmoid_gate",
     "softmax_gate",
     "softmin_weights",
     "stack_columns",
+    "stack_runs",
     "stage_scores",
     "team_weights",
     "top_k_gate",

@@ -41,7 +41,8 @@ class TrainingDomain:
         Args:
             x_train: inputs or features, `[row, feature]`.
             metric: "cosine", "euclidean" or "mahalanobis" (Euclidean between rows whose
-                covariance is made the identity).
+                covariance is made the identity). For the first two a feature that is
+                constant here has no scale and counts in its own units.
             num_neighbors: how many training rows the distance is a mean over.
 
         Raises:

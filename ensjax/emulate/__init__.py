@@ -19,6 +19,11 @@ from ensjax.emulate.lorenz96 import (
 )
 from ensjax.emulate.packaged_glosea import glosea4_temperature, read_pp
 from ensjax.emulate.packaged_rain import innsbruck_rain, innsbruck_table
+from ensjax.emulate.sample_job import (
+    SampleJob,
+    SamplerSettings,
+    sample_blocks,
+)
 from ensjax.emulate.trajectories import (
     System,
     climate_states,
@@ -31,6 +36,8 @@ __all__ = [
     "Archive",
     "HeldSuarez",
     "Lorenz96",
+    "SampleJob",
+    "SamplerSettings",
     "Standardiser",
     "System",
     "TwoScaleLorenz96",
@@ -49,6 +56,7 @@ __all__ = [
     "read_pp",
     "run_climate",
     "run_trajectories",
+    "sample_blocks",
     "twin_archive",
     "two_scale_tendency",
 ]

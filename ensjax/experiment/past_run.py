@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -41,15 +42,32 @@ class PastRun(NamedTuple):
         return self.run.checkpoints / self.job.stage
 
 
-def open_past_run(path: str | os.PathLike) -> PastRun:
-    """The run at `path`, with its training as its experiment describes it now.
+class PastExperiment(NamedTuple):
+    """A run directory and the experiment that made it.
+
+    Attributes:
+        run: for reading.
+        config: as it was run.
+        module: the experiment, loaded.
+        file: of the module.
+        is_same_file: as in `PastRun`.
+    """
+
+    run: RunDirectory
+    config: ml_collections.ConfigDict
+    module: ModuleType
+    file: Path
+    is_same_file: bool | None
+
+
+def load_past_experiment(path: str | os.PathLike) -> PastExperiment:
+    """The run at `path` and its experiment as it is now.
 
     The experiment is the file that the run was made with, wherever this is called; if
     it has moved, one of its name here (`find_experiment`).
 
     Raises:
-        ConfigError: if there is no run, its experiment is not here any more, or it
-            does not say what it trains.
+        ConfigError: if there is no run, or its experiment is not here any more.
     """
     run = existing_run(path)
     try:
@@ -64,14 +82,25 @@ def open_past_run(path: str | os.PathLike) -> PastRun:
     if not file.is_file():
         file = find_experiment(source, config)
     digest = versions.get("experiment_sha256")
-    experiment = load_module(file, "experiment")
+    module = load_module(file, "experiment")
+    is_same = None if digest is None else digest == file_digest(file)
+    return PastExperiment(run, config, module, file, is_same)
+
+
+def open_past_run(path: str | os.PathLike) -> PastRun:
+    """The run at `path`, with its training as its experiment describes it now.
+
+    Raises:
+        ConfigError: as `load_past_experiment`, or if the experiment does not say what
+            it trains.
+    """
+    run, config, experiment, file, is_same = load_past_experiment(path)
     if not hasattr(experiment, "training_job"):
         raise ConfigError(
             f"the experiment {config.experiment!r} defines no training_job(config), so"
             " its members cannot be made again."
         )
     job = experiment.training_job(config)
-    is_same = None if digest is None else digest == file_digest(file)
     return PastRun(run, config, job, file, is_same)
 
 

@@ -65,9 +65,10 @@ def _print_plan(console, report):
     plan = Plan.from_json(report["plan"])
     mesh = ", ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
     where = report["topology"] or plan.device_kind
+    batch = "" if plan.batch_size is None else f" batch {plan.batch_size},"
     console.print(
-        f"{plan.num_members} members on {plan.num_devices} x {where} ({mesh}), batch"
-        f" {plan.batch_size}, jax {report['versions']['jax']}"
+        f"{plan.num_members} members on {plan.num_devices} x {where} ({mesh}),{batch}"
+        f" jax {report['versions']['jax']}"
     )
     if report["structure_only"]:
         console.print(
@@ -97,8 +98,11 @@ def _table(title, *columns) -> rich.table.Table:
 
 
 def _print_member(console, plan):
-    member = plan.member
-    table = _table("One member", "what", "bytes", "all members")
+    member, together = plan.member, plan.num_rows
+    label = "all members"
+    if plan.batch_size is None and plan.step is not None:  # others do not exist yet
+        together, label = plan.step.block, "at once on a device"
+    table = _table("One member", "what", "bytes", label)
     rows = {
         f"{_count(member.parameters)} parameters": member.params_bytes,
         "statistics, random keys": member.rest_bytes,
@@ -108,7 +112,7 @@ def _print_member(console, plan):
     }
     for name, size in rows.items():
         if size:
-            table.add_row(name, show_bytes(size), show_bytes(size * plan.num_rows))
+            table.add_row(name, show_bytes(size), show_bytes(size * together))
     console.print(table)
 
 
@@ -153,6 +157,19 @@ def _print_step(console, plan):
         show_bytes(step.bytes_moved / local * shards),
     )
     table.add_row("local members at once", f"{step.block} of {local:.0f}", "")
+    if plan.beside is not None:
+        rest = plan.beside
+        table.add_row(
+            "the rest of the call: operations",
+            _count(rest.flops),
+            _count(rest.flops / local * shards),
+        )
+        whole = rest.flops + plan.steps * step.flops
+        table.add_row(
+            f"the call, {plan.steps:,} steps: operations",
+            _count(whole),
+            _count(whole / local * shards),
+        )
     console.print(table)
     if step.has_loop:
         console.print(
@@ -175,9 +192,10 @@ def _print_step(console, plan):
 
 def _print_run(console, plan):
     table = _table("The run", "what", "")
-    table.add_row(
-        "steps", f"{plan.steps:,} in {plan.num_calls:,} calls of {plan.steps_per_call}"
-    )
+    calls = f"{plan.num_calls:,} calls of {plan.steps_per_call}"
+    if plan.batch_size is None:
+        calls = "one call"
+    table.add_row("steps", f"{plan.steps:,} in {calls}")
     table.add_row("evaluations", f"{plan.num_evaluations:,}")
     table.add_row("compilation here", show_seconds(plan.compile_seconds))
     if plan.num_checkpoints:

@@ -1,4 +1,4 @@
-"""`ensjax plan`: what a config's training needs and does, without running it."""
+"""`ensjax plan`: what a config's job needs and does, without running it."""
 
 import contextlib
 import copy
@@ -32,6 +32,8 @@ from ensjax.experiment.plan_options import (
 
 # The child that plans for stand-in devices writes what it found into this file.
 _CHILD = "ENSJAX_PLAN_FILE"
+# What an experiment describes: a call of `fit`, or else one of `map_members`.
+_JOBS = ("training_job", "mapped_job")
 # Of `ops.Conv`: those that any convolution may take.
 _FORMS = ("auto", "plain", "patches", "mixed")
 
@@ -165,6 +167,12 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
         trial = "never"
     say = _progress()
     job = _make_job(experiment, config)
+    is_mapped = isinstance(job, planning.MappedJob)
+    if is_mapped and (options.tune or options.trial):
+        raise ConfigError(
+            f"{path} describes a mapped_job(config), whose steps are inside one call:"
+            " --tune and --trial need a training_job(config)."
+        )
     save_every_steps = config.get("save_every_steps", 0)
     report = {
         "config": source.name,
@@ -242,9 +250,10 @@ def _load_experiment(config, path, mesh):
         experiment = load_module(path, "experiment")
     except ImportError as error:
         raise ConfigError(f"{path} needs a package: {one_line(error)}") from error
-    if not hasattr(experiment, "training_job"):
+    if not any(hasattr(experiment, name) for name in _JOBS):
         raise ConfigError(
-            f"{path} defines no training_job(config), so there is nothing to plan."
+            f"{path} defines no {' and no '.join(f'{name}(config)' for name in _JOBS)},"
+            " so there is nothing to plan."
         )
     validate = getattr(experiment, "validate", None)
     if validate is not None:
@@ -258,7 +267,8 @@ def _load_experiment(config, path, mesh):
 
 def _make_job(experiment, config):
     """The job of a config; data that are not at hand stay shapes if it can do so."""
-    make = experiment.training_job
+    name = next(name for name in _JOBS if hasattr(experiment, name))
+    make = getattr(experiment, name)
     if "shapes_only" in inspect.signature(make).parameters:
         return make(config, shapes_only=True)
     return make(config)
@@ -270,19 +280,25 @@ def _make_job(experiment, config):
 def _find_choices(experiment, config, job, mesh, *, memory_bytes, known, say):
     from ensjax import planning
 
-    remat_field = _field_ending(config, "remat")
-    block = job.options.get("block", "auto")
-    settings = planning.Settings(
-        block=block,
-        remat=None
-        if remat_field is None
-        else dict(flatten_fields(config))[remat_field],
-        batch_size=job.options.get("batch_size", 64),
-    )
-    rows = math.ceil(len(job.member_ids) / mesh.shape["member"])
+    block_field = "block"
+    if isinstance(job, planning.MappedJob):
+        # Neither batches nor derivatives are known of it: its block is what can change.
+        settings = planning.Settings(block=job.block, remat=None, batch_size=1)
+        num_members, block_field = job.num_members, job.block_field
+    else:
+        remat_field = _field_ending(config, "remat")
+        settings = planning.Settings(
+            block=job.options.get("block", "auto"),
+            remat=None
+            if remat_field is None
+            else dict(flatten_fields(config))[remat_field],
+            batch_size=job.options.get("batch_size", 64),
+        )
+        num_members = len(job.member_ids)
+    rows = math.ceil(num_members / mesh.shape["member"])
 
     def make_job(new):
-        pinned = _fields_of(config, settings, new)
+        pinned = _fields_of(config, settings, new, block_field)
         changed = copy.deepcopy(config)
         with changed.unlocked():
             apply_overrides(changed, list(pinned.items()))
@@ -299,18 +315,19 @@ def _find_choices(experiment, config, job, mesh, *, memory_bytes, known, say):
     )
     fields = {}
     if choices.best is not None:
-        fields = _fields_of(config, settings, choices.best.settings)
+        best = choices.best.settings
+        fields = _fields_of(config, settings, best, block_field)
     return {
         "choices": dataclasses.asdict(choices),
         "fields": [f"--config.{name}={value}" for name, value in fields.items()],
     }
 
 
-def _fields_of(config, old, new) -> dict[str, str]:
+def _fields_of(config, old, new, block_field) -> dict[str, str]:
     """The fields of a config that turn one kind of settings into another."""
     fields = {}
     if new.block != old.block:
-        fields["block"] = "all" if new.block is None else str(new.block)
+        fields[block_field] = "all" if new.block is None else str(new.block)
     if new.remat != old.remat:
         fields[_field_ending(config, "remat")] = str(new.remat).lower()
     if new.batch_size != old.batch_size:

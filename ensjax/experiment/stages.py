@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping
 
 import ml_collections
 import numpy as np
+from etils import epath
 
 from ensjax.experiment.configs import normalise_config
+from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.json_files import write_bytes
 from ensjax.experiment.processes import everywhere, on_first_process, process_index
 from ensjax.experiment.run_directory import RunDirectory
@@ -27,6 +29,27 @@ from ensjax.train.progress import duration
 Arrays = Mapping[str, np.ndarray]
 _CONFIG = "__config__"
 _CRC_BYTES = 4
+
+
+class StoredStage(dict):
+    """The arrays of a stage that was read back.
+
+    Code that has changed since may ask for one that the file does not hold. That is no
+    mistake in the code, and the file cannot be mended: it says so.
+    """
+
+    def __init__(self, arrays: Arrays, path: epath.Path):
+        super().__init__(arrays)
+        self._path = path
+
+    def __missing__(self, name):
+        held = ", ".join(sorted(self)) or "nothing"
+        raise ConfigError(
+            f"{self._path} is a stage of an older version of this experiment: it has no"
+            f" {name!r} (it has {held}). Delete {self._path} and run the same command"
+            " again, which computes it and the stages after it anew; or give another"
+            " --workdir."
+        )
 
 
 def run_stages(
@@ -38,7 +61,7 @@ def run_stages(
 
     One line is printed for each stage, with the time that is left; the seconds are
     logged in the phase "stages". A file that cannot be read, or that another config
-    has written, is computed again, and so are the stages after it.
+    has written, is computed again, and so are the stages after it; a line says so.
 
     Args:
         run_dir: the run.
@@ -49,7 +72,8 @@ def run_stages(
             Times it may return make no scalar of the results.
 
     Returns:
-        `{stage: {name: array}}`.
+        `{stage: {name: array}}`. Asked for an array that it does not hold, a stage that
+        was read back raises `ConfigError`, which names its file and what to do.
 
     Raises:
         ValueError: if a name cannot name a file, or no stage is given.
@@ -74,7 +98,8 @@ def run_stages(
             lambda path=path: _read(path, digest) is not None
         )
         if is_stored:
-            done[name] = everywhere(lambda path=path: _read(path, digest))
+            stored = everywhere(lambda path=path: _read(path, digest, say=False))
+            done[name] = StoredStage(stored, path)
             _say(f"{label}: read back")
             continue
         is_fresh = True
@@ -89,6 +114,19 @@ def run_stages(
         left = f" | {duration(rest * sum(spent) / len(spent))} left" if rest else ""
         _say(f"{label}: {duration(spent[-1])}{left}")
     return done
+
+
+def read_stage(
+    run_dir: RunDirectory, config: ml_collections.ConfigDict, name: str
+) -> dict[str, np.ndarray] | None:
+    """What a stage of an earlier run gave, or None if it is not whole any more.
+
+    Args:
+        run_dir: the run.
+        config: of the run.
+        name: of the stage.
+    """
+    return _read(run_dir.path / "stages" / f"{name}.npz", _digest(config))
 
 
 def _digest(config):
@@ -122,18 +160,23 @@ def _pack(arrays, digest):
     return data + zlib.crc32(data).to_bytes(_CRC_BYTES, "big")
 
 
-def _read(path, digest):
+def _read(path, digest, *, say=True):
     """The arrays, or None if the file is absent, damaged or of another config."""
+    again = f"{path} is {{}}; computing it again"
     if not path.exists():
         return None
     content = path.read_bytes()
     data, crc = content[:-_CRC_BYTES], content[-_CRC_BYTES:]
     if zlib.crc32(data).to_bytes(_CRC_BYTES, "big") != crc:
-        _say(f"{path} is damaged; computing it again")
+        _say(again.format("damaged"))
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    return arrays if str(arrays.pop(_CONFIG, "")) == digest else None
+    if str(arrays.pop(_CONFIG, "")) == digest:
+        return arrays
+    if say:
+        _say(again.format("of another config"))
+    return None
 
 
 def _say(text):

@@ -88,6 +88,7 @@ def _scores(gridded: Any, asked: VerifyOptions, progress: ReadProgress) -> Any:
         variables=asked.variables,
         thresholds=asked.thresholds or None,
         names=names,
+        check_units=asked.check_units,
         report=progress.report,
     )
 
@@ -103,6 +104,8 @@ def _tell(scores: Any) -> None:
         f"{about['forecast']}: {about['num_cases']} starts, {about['num_members']}"
         f" members, against {about['truth']}"
     )
+    for line in _share_lines(scores):
+        print(line)
     leads = _shown(scores.sizes["lead"])
     for region in scores["region"].values:
         for variable in scores["variable"].values:
@@ -117,6 +120,46 @@ def _tell(scores: Any) -> None:
                 if any(cells):
                     table.add_row(str(score), *cells)
             console.print(table)
+
+
+def _share_lines(scores):
+    """What could not be scored for want of truth or forecast, in a line a variable."""
+    import numpy as np
+
+    lines = []
+    texts = [_lead_text(lead) for lead in scores["lead"].values]
+    for variable in scores["variable"].values:
+        part = scores["scored"].sel(variable=variable)
+        # Scores of the same share go together; the worst region speaks for all.
+        groups: dict[tuple[float, ...], list[str]] = {}
+        for score in scores["score"].values:
+            share = part.sel(score=score).min("region").values  # [lead]
+            if not np.isnan(share).all():  # percent, rounded down
+                key = tuple(np.floor(1000 * np.nan_to_num(share, nan=1.0) + 1e-3) / 10)
+                groups.setdefault(key, []).append(str(score))
+        for shares, names in groups.items():
+            if min(shares) >= 100:
+                continue
+            which = "" if len(groups) == 1 else f" ({_some(names)})"
+            low, high = np.argmin(shares), np.argmax(shares)
+            text = f"{shares[low]:g} % at lead {texts[low]}"
+            if shares[low] == shares[high]:
+                text = f"{shares[low]:g} %"
+            elif len(shares) <= _SHOWN_LEADS:
+                text = ", ".join(f"{s:g} % at {t}" for s, t in zip(shares, texts))
+            else:
+                text += f" to {shares[high]:g} % at {texts[high]}"
+            place = "" if scores.sizes["region"] == 1 else ", in the worst region"
+            lines.append(
+                f"{variable}{which}: only a part could be scored{place}: {text}; the"
+                " rest of truth or forecast is missing"
+            )
+    return lines
+
+
+def _some(names):
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _shown(count):

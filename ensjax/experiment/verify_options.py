@@ -21,16 +21,18 @@ class VerifyOptions(NamedTuple):
         bootstrap: arguments of `gridded.Bootstrap`; None: no intervals.
         out: where scores are written, or None.
         overwrite: whether that may be replaced.
+        check_units: whether units that differ are an error.
     """
 
     paths: dict[str, str]
-    mappings: dict[str, dict[str, str]]
+    mappings: dict[str, dict[str, str | None]]
     variables: list[str] | None
     regions: dict[str, dict[str, tuple[float, float]] | None]
     thresholds: dict[str, list[float]]
     bootstrap: dict[str, Any] | None
     out: str | None
     overwrite: bool
+    check_units: bool
 
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +87,14 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE:WORD=NAME",
-        help="where a guess fails, such as forecast:time=init or truth:lat=y; FILE is"
-        f" one of {', '.join(_ROLES)}; repeatable",
+        help="where a guess fails, such as forecast:time=init or truth:lat=y; NAME"
+        f" none: there is no such; FILE is one of {', '.join(_ROLES)}; repeatable",
+    )
+    parser.add_argument(
+        "--ignore_units",
+        "--ignore-units",
+        action="store_true",
+        help="score also where units differ by what the files say",
     )
     parser.add_argument(
         "--bootstrap",
@@ -115,7 +123,7 @@ def read_verify_options(options: argparse.Namespace) -> VerifyOptions:
         ConfigError: if a flag cannot be read, or two do not go together.
     """
     paths = {role: getattr(options, role) for role in _ROLES if getattr(options, role)}
-    mappings: dict[str, dict[str, str]] = {role: {} for role in paths}
+    mappings: dict[str, dict[str, str | None]] = {role: {} for role in paths}
     for text in options.map:
         role, _, pair = text.partition(":")
         word, equals, name = pair.partition("=")
@@ -124,7 +132,7 @@ def read_verify_options(options: argparse.Namespace) -> VerifyOptions:
                 f"--map takes FILE:WORD=NAME with FILE one of {', '.join(paths)}; got"
                 f" {text!r}."
             )
-        mappings[role][word] = name
+        mappings[role][word] = None if name == "none" else name
     thresholds = {}
     for text in options.threshold:
         name, equals, numbers = text.partition("=")
@@ -160,6 +168,7 @@ def read_verify_options(options: argparse.Namespace) -> VerifyOptions:
         bootstrap,
         options.out,
         options.overwrite,
+        not options.ignore_units,
     )
 
 

@@ -33,6 +33,9 @@ from ensjax.nn.neighbors import (
     NearestNeighbors,
     nearest_rows,
 )
+from ensjax.nn.noise_net import (
+    ResidualGenerator,
+)
 from ensjax.nn.recurrent import (
     Recurrent,
 )
@@ -67,6 +70,7 @@ __all__ = [
     "Recurrent",
     "ResNet",
     "ResidualDenoiser",
+    "ResidualGenerator",
     "ShiftedConv",
     "UNetDenoiser",
     "ViT",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ensjax.nn.denoiser_net import fourier_features
-from ensjax.nn.layers import normal_002, run_block
+from ensjax.nn.layers import normal_002
 from ensjax.nn.vit import TransformerBlock
 
 AXES = ("space", "field", "sequence")
@@ -205,5 +205,17 @@ def _along(axis, block, tokens, *, remat):
     sizes.pop(axis)
     there = _LAYOUTS[axis]
     before, after = there.split(" -> ")
-    found = run_block(block, einops.rearrange(tokens, there), remat=remat)
+    rows = einops.rearrange(tokens, there)
+    found = _rematerialised(block, rows) if remat else block(rows)
     return einops.rearrange(found, f"{after} -> {before}", **sizes)
+
+
+def _rematerialised(block, x):
+    # Not `nnx.remat`: it writes parameters back, which it cannot where a batch is made
+    # of the network by `jax.vmap`, outside which they were built.
+    graph, state = nnx.split(block)
+
+    def call(state, x):
+        return nnx.merge(graph, state)(x)
+
+    return jax.checkpoint(call)(state, x)

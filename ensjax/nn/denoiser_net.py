@@ -56,6 +56,8 @@ def fourier_features(noise: jax.Array, num_frequencies: int) -> jax.Array:
 class FilmBlock(nnx.Module):
     """shortcut(x) + conv(act(a * conv(act(norm(x))) + b)), a and b by the embedding.
 
+    The embedding is `[width]`, the same everywhere, or `[*space, width]`.
+
     Source: Perez et al. 2018, arXiv:1709.07871, equation 2 (FiLM).
     """
 
@@ -84,7 +86,7 @@ class FilmBlock(nnx.Module):
 
     def __call__(self, x, embedding):
         y = self.conv1(nnx.gelu(_normed(self.norm, x)))
-        scale, shift = jnp.split(self.film(nnx.silu(embedding)), 2)
+        scale, shift = jnp.split(self.film(nnx.silu(embedding)), 2, axis=-1)
         y = _along_channels(1 + scale, y) * y + _along_channels(shift, y)
         return maybe(self.shortcut, x) + self.conv2(nnx.gelu(y))
 
@@ -278,7 +280,7 @@ def _normed(norm, x):
 
 
 def _along_channels(vector, x):
-    return vector.reshape(*(1,) * (x.ndim - 1), -1)
+    return vector.reshape(*(1,) * (x.ndim - vector.ndim), *vector.shape)
 
 
 def _halved(x, axes):

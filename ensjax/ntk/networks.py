@@ -226,12 +226,32 @@ class TrainNetwork:
         width: of each hidden layer.
         steps: of gradient descent.
         activation: as for `WideNetwork`.
+        unroll: write every step into the program, without a loop: to count what a step
+            costs, which the compiler cannot in a loop.
     """
 
     spec: FullyConnected
     width: int
     steps: int
     activation: Callable[[jax.Array], jax.Array] | None = None
+    unroll: bool = False
+
+    def written_out(self, steps: int) -> "TrainNetwork":
+        """The same with so many steps and no loop, as `planning.MappedJob` counts.
+
+        Weights that do not learn may be drawn again in every step that is counted: of
+        "readout" the count is an upper bound.
+        """
+        return dataclasses.replace(self, steps=steps, unroll=True)
+
+    def abstract_params(self, in_features: int, num_outputs: int) -> Any:
+        """Shapes of the weights of one network; nothing is allocated."""
+
+        def make():
+            key = jax.random.key(0)
+            return nnx.state(self._make(key, in_features, num_outputs), nnx.Param)
+
+        return jax.eval_shape(make)
 
     def __call__(self, member_id, seed, learning_rate, x_train, y_train, x):
         """Outputs of the trained network, `[row, output]`.
@@ -245,14 +265,7 @@ class TrainNetwork:
             x: `[row, feature]`.
         """
         key = jax.random.fold_in(member_key(seed, "init", member_id), 0)
-        model = WideNetwork(
-            self.spec,
-            in_features=x_train.shape[1],
-            width=self.width,
-            num_outputs=y_train.shape[1],
-            activation=self.activation,
-            rngs=nnx.Rngs(params=key),
-        )
+        model = self._make(key, x_train.shape[1], y_train.shape[1])
         graph, params = nnx.split(model)
         rates = _rates(params, model.scales)
 
@@ -269,8 +282,18 @@ class TrainNetwork:
             )
             return moved, None
 
-        params, _ = jax.lax.scan(step, params, length=self.steps)
+        params, _ = jax.lax.scan(step, params, length=self.steps, unroll=self.unroll)
         return nnx.merge(graph, params)(x)
+
+    def _make(self, key, in_features, num_outputs):
+        return WideNetwork(
+            self.spec,
+            in_features=in_features,
+            width=self.width,
+            num_outputs=num_outputs,
+            activation=self.activation,
+            rngs=nnx.Rngs(params=key),
+        )
 
 
 def _rates(params, scales):

@@ -1,4 +1,4 @@
-"""Planning: what a training job needs before it runs, what fits, what is fast.
+"""Planning: what a job needs before it runs, what fits, what is fast.
 
 from ensjax.planning import plan
 print(plan(job).peak_bytes)
@@ -6,8 +6,10 @@ print(plan(job).peak_bytes)
 
 from ensjax.planning.choices import Choice, Choices, Settings, find_choices
 from ensjax.planning.collectives import Collective, read_collectives
+from ensjax.planning.mapped_job import MappedJob
 from ensjax.planning.memory import DoesNotFit, ProgramMemory
-from ensjax.planning.plan import MemberSize, Plan, plan
+from ensjax.planning.plan import plan
+from ensjax.planning.planned import MemberSize, Plan
 from ensjax.planning.step_cost import StepCost
 from ensjax.planning.topology import NoTopology, topology_devices
 from ensjax.planning.trial import Trial
@@ -18,6 +20,7 @@ __all__ = [
     "Choices",
     "Collective",
     "DoesNotFit",
+    "MappedJob",
     "MemberSize",
     "NoTopology",
     "Plan",

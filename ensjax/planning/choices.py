@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from jax.sharding import Mesh
 
+from ensjax.planning.mapped_job import MappedJob
 from ensjax.planning.memory import DoesNotFit
-from ensjax.planning.plan import Plan, plan
+from ensjax.planning.plan import plan
+from ensjax.planning.planned import Plan
 from ensjax.train.job import TrainingJob
 
 
@@ -59,7 +61,7 @@ class Choices:
 
 
 def find_choices(
-    make_job: Callable[[Settings], TrainingJob],
+    make_job: Callable[[Settings], TrainingJob | MappedJob],
     settings: Settings,
     *,
     mesh: Mesh,

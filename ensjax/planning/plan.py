@@ -1,172 +1,31 @@
-"""`plan`: what a training job needs and does, before it runs."""
+"""`plan`: what a job needs and does, before it runs."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from ensjax.ensemble import Ensemble
 from ensjax.mesh import AXES, platform
-from ensjax.planning.collectives import Collective
+from ensjax.planning.mapped_job import MappedJob
+from ensjax.planning.mapped_plan import plan_mapped
 from ensjax.planning.memory import (
-    ProgramMemory,
     compile_lowered,
     device_bytes,
     program_memory,
     tree_bytes,
 )
-from ensjax.planning.step_cost import StepCost, step_cost
-from ensjax.planning.trial import Trial, is_at_hand, measure, why_no_trial
+from ensjax.planning.planned import MemberSize, Plan
+from ensjax.planning.step_cost import step_cost
+from ensjax.planning.trial import is_at_hand, measure, why_no_trial
 from ensjax.train.job import TrainingJob
 from ensjax.train.lowering import AbstractRun, abstract_run
 
-# `Checkpoints` keeps this many, and removes the oldest when a new one is whole.
-_CHECKPOINTS_KEPT = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class MemberSize:
-    """What one member holds.
-
-    Attributes:
-        parameters: numbers that are trained.
-        params_bytes: theirs.
-        rest_bytes: of what is not trained by gradients (batch statistics, random keys).
-        optimizer_bytes: of the optimizer's state.
-        best_bytes: of the best weights so far, where they are kept.
-        state_bytes: of all that a checkpoint holds of a member.
-    """
-
-    parameters: int
-    params_bytes: int
-    rest_bytes: int
-    optimizer_bytes: int
-    best_bytes: int
-    state_bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a training job needs and does. All bytes are of one device unless said.
-
-    Attributes:
-        platform: "cpu", "gpu" or "tpu": whose compiler this is from.
-        device_kind: such as "TPU v5 lite".
-        mesh: devices along "member", "data" and "model".
-        num_members: members in all.
-        num_rows: rows of the stack in all; what is above `num_members` is padding.
-        batch_size: examples of the global batch of each member.
-        member: sizes of one member.
-        arrays: bytes on a device by what they are, by their shapes; a TPU pads some.
-        programs: "training", "evaluation" (where there is one) and "initial state".
-        step: one step; None if it was not asked for.
-        steps: optimizer steps in all.
-        steps_per_call: of one call of the compiled program.
-        num_calls: calls of it.
-        num_evaluations: of the whole run.
-        num_checkpoints: saves of the whole run.
-        checkpoint_bytes: of one checkpoint, all members, without compression.
-        trial: what was measured; None if nothing was.
-        why_no_trial: in words; empty if there was one.
-    """
-
-    platform: str
-    device_kind: str
-    mesh: dict[str, int]
-    num_members: int
-    num_rows: int
-    batch_size: int
-    member: MemberSize
-    arrays: dict[str, int]
-    programs: tuple[ProgramMemory, ...]
-    step: StepCost | None
-    steps: int
-    steps_per_call: int
-    num_calls: int
-    num_evaluations: int
-    num_checkpoints: int
-    checkpoint_bytes: int
-    trial: Trial | None
-    why_no_trial: str
-
-    @property
-    def num_devices(self) -> int:
-        """Devices of the mesh."""
-        return math.prod(self.mesh.values())
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most that is on a device at any time, with everything that stays there.
-
-        Not in it: what a compiler takes while it tries variants of a kernel, and what
-        an allocator cannot use.
-        """
-        return max(program.peak_bytes for program in self.programs)
-
-    @property
-    def padding(self) -> float:
-        """The share of the work that is done for padding, from 0 to 1."""
-        return 1 - self.num_members / self.num_rows
-
-    @property
-    def checkpoint_directory_bytes(self) -> int:
-        """Of the checkpoints that are kept, without compression.
-
-        While one is written, there is one more.
-        """
-        return _CHECKPOINTS_KEPT * self.checkpoint_bytes
-
-    @property
-    def compile_seconds(self) -> float:
-        """To lower and compile all programs once, on the machine of the plan."""
-        return sum(p.lower_seconds + p.compile_seconds for p in self.programs)
-
-    @property
-    def wall_seconds(self) -> float | None:
-        """An estimate of the run, with compilation; None without a trial.
-
-        Not in it: loading data, writing checkpoints, and what comes after training.
-        """
-        if self.trial is None:
-            return None
-        return (
-            self.compile_seconds
-            + self.steps * self.trial.seconds_per_step
-            + self.num_calls * self.trial.seconds_per_call
-            + self.num_evaluations * self.trial.seconds_per_evaluation
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON has it, with the properties under "derived"."""
-        derived = ("num_devices", "peak_bytes", "padding", "checkpoint_directory_bytes")
-        derived += ("compile_seconds", "wall_seconds")
-        return dataclasses.asdict(self) | {
-            "derived": {name: getattr(self, name) for name in derived}
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Plan":
-        """The plan of `to_json`, also after it was written and read."""
-        fields = {f.name: value[f.name] for f in dataclasses.fields(cls)}
-        fields["member"] = MemberSize(**value["member"])
-        fields["programs"] = tuple(ProgramMemory(**p) for p in value["programs"])
-        if value["step"] is not None:
-            found = [
-                Collective(**{**c, "axes": tuple(c["axes"])})
-                for c in value["step"]["collectives"]
-            ]
-            fields["step"] = StepCost(**{**value["step"], "collectives": tuple(found)})
-        if value["trial"] is not None:
-            fields["trial"] = Trial(**value["trial"])
-        return cls(**fields)
-
 
 def plan(
-    job: TrainingJob,
+    job: TrainingJob | MappedJob,
     *,
     mesh: Mesh | None = None,
     save_every_steps: int | None = 0,
@@ -176,8 +35,9 @@ def plan(
 ) -> Plan:
     """What `job.fit()` would need and do, from its compiled programs.
 
-    The programs are those that `fit` would run, with all their steps in one call. They
-    are lowered from shapes and compiled; nothing is allocated unless there is a trial.
+    The programs are those that `fit` would run, with all their steps in one call, or
+    the one of a `MappedJob`. They are lowered from shapes and compiled; nothing is
+    allocated unless there is a trial.
 
     Args:
         job: what is to be trained. Its data may be shapes.
@@ -189,7 +49,7 @@ def plan(
         trial: "always": a few steps are run on the devices of the mesh, and timed,
             which allocates what `fit` would; "auto": if they are there, the job fits
             and a step is short; "never". Where the job has only shapes, the data are
-            zeros.
+            zeros. Of a `MappedJob`, whose steps are inside its one call: never.
         say: is told what is being done, a line at a time.
 
     Returns:
@@ -197,8 +57,8 @@ def plan(
 
     Raises:
         DoesNotFit: if the compiler finds that the training program does not fit.
-        TypeError, ValueError: as `fit`, for a job that cannot work; or for a trial on
-            devices that are not there.
+        TypeError, ValueError: as `fit` or `map_members`, for a job that cannot work; or
+            for a trial on devices that are not there, or of a `MappedJob`.
 
     Example:
         >>> import jax, numpy as np, optax
@@ -220,6 +80,8 @@ def plan(
         raise ValueError(f'trial is "always", "auto" or "never"; got {trial!r}.')
     say = say or (lambda text: None)
     mesh = job.mesh() if mesh is None else mesh
+    if isinstance(job, MappedJob):
+        return plan_mapped(job, mesh, costs=costs, trial=trial, say=say)
     if trial == "always" and not is_at_hand(mesh):
         raise ValueError("A trial needs the devices of the mesh, which are not here.")
     say("tracing the programs")

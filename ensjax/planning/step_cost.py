@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from ensjax.blocks import Blocks, inner_jaxprs
 from ensjax.mapping import MeshProgram, members_at_once
@@ -66,7 +66,7 @@ def step_cost(run: AbstractRun, *, say: Callable[[str], None] = print) -> StepCo
         lowered, rounds = _lower_step(run, block), local_rows // block
     say("compiling one step, to count what it does")
     sizes = [run.mesh.shape[axis] for axis in AXES]
-    program, text = _compile_with_text(lowered, run.mesh)
+    program, text = compile_with_text(lowered.lowered, run.mesh, "StepAlone")
     counts = program.cost_analysis()
     collectives = read_collectives(text, sizes)
     return StepCost(
@@ -223,37 +223,42 @@ def _lower_alone(alone, run, stacks, rows_shape, *, drawn):
     )
     rows = (None if drawn else rows,) * len(run.num_rows)
     traced = MeshProgram(alone, run.mesh).jitted.trace(*stacks, rows, run.data, 0, 0)
-    return _Lowered(traced.lower(), _has_loop(traced.jaxpr.jaxpr, in_loop=False))
+    return _Lowered(traced.lower(), has_loop(traced.jaxpr.jaxpr))
 
 
 def _resized(x, num_rows):
     return jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype, sharding=x.sharding)
 
 
-def _has_loop(jaxpr, *, in_loop) -> bool:
+def has_loop(jaxpr: Any, *, in_loop: bool = False) -> bool:
     """Whether a matrix product or a convolution runs inside a loop."""
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if in_loop and name in ("dot_general", "conv_general_dilated"):
             return True
-        inside = in_loop or name in ("while", "scan")
-        if any(_has_loop(inner, in_loop=inside) for inner, _ in inner_jaxprs(eqn)):
+        is_loop = name == "while"
+        if name == "scan":  # one that is written out is none
+            is_loop = eqn.params["unroll"] < eqn.params["length"]
+        inside = in_loop or is_loop
+        if any(has_loop(inner, in_loop=inside) for inner, _ in inner_jaxprs(eqn)):
             return True
     return False
 
 
-def _compile_with_text(lowered, mesh) -> tuple[Any, str]:
-    """The compiled program, and its text.
+def compile_with_text(
+    lowered: jax.stages.Lowered, mesh: Mesh, name: str
+) -> tuple[Any, str]:
+    """The compiled program, and its text; `name` ends that of its jitted function.
 
     `as_text` cannot read operations of a TPU compiler that is newer than jaxlib
     ("Unknown opcode"), so there the compiler writes the text itself.
     """
     if platform(mesh) != "tpu":
-        program, _ = compile_lowered(lowered.lowered)
+        program, _ = compile_lowered(lowered)
         return program, program.as_text()
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        program, _ = compile_lowered(lowered.lowered, options)
-        name = "*StepAlone*after_optimizations.txt"
-        (written,) = Path(folder).glob(name)
+        program, _ = compile_lowered(lowered, options)
+        pattern = f"*{name}*after_optimizations.txt"
+        (written,) = Path(folder).glob(pattern)
         return program, written.read_text()

@@ -5,6 +5,10 @@ log-probabilities) or `Predictions`, votes included. `mask` leaves members out;
 `sample_weight` weighs the rows. Members count equally, whatever their weights inside
 `Predictions`; one of weight 0 does not count, as if it were masked. Matrices are
 `[member, member]`, NaN in the row and column of a member that does not count.
+
+Measures that take no labels (here and in `uncertainty`) compare members with each other
+and do not ask who has seen the rows; those with labels, and all of
+`evaluate_diversity`, do.
 """
 
 import jax

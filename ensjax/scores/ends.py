@@ -53,7 +53,7 @@ _INSIDE = {
         *("nll", "brier", "rps", "mae", "rmse", "median_absolute_error", "max_error"),
         *("pinball", "crps_quantiles", "crps_gaussian", "crps_samples", "ence"),
         *("weighted_interval_score", "weighted_error_score", "width", "size"),
-        *("interval_score", "cwc", "spread_skill"),
+        *("interval_score", "cwc", "spread_skill", "normalized_disagreement"),
     ),
     (-np.inf, 1.0): ("r2",),
 }

@@ -93,8 +93,9 @@ def evaluate(
             `confidence` says (95 % ends of the ECE of 200 rows in 94 % of samples, and
             all that miss lie below the truth), and are wide near 0; those of
             "smooth_ece" and "debiased_calibration_error" (basic bootstrap) may miss
-            values near 0, and those of "mce" miss the truth whenever a few rows in a
-            bin decide it.
+            values near 0. "mce" is decided by a few rows in one bin: its 95 % ends are
+            0.2 to 0.5 wide, and those of a calibrated model, whose mce is 0, lay above
+            it in 31 of 100 samples of 2,000 rows (of 300 rows in none).
         confidence: of the intervals.
         seed: of the resamples.
         allow_seen: scores also rows that members were trained or fitted on, to look at
@@ -244,9 +245,9 @@ def evaluate_points(
     """Scores of real-valued predictions, of the members' mean and of each member.
 
     Args:
-        points: `[member, batch]`, or `Predictions` of points; one model becomes an
-            ensemble of one with `points[None]`.
-        targets: `[batch]`.
+        points: `[member, batch]` or `[member, batch, target]`, or `Predictions` of
+            points; one model becomes an ensemble of one with `points[None]`.
+        targets: `[batch]`, or `[batch, target]`.
         metrics: names of `POINT_METRICS`, or of `STATED_METRICS` where the predictions
             state a `scale` or `lower` and `upper`; or name -> `score(points, targets,
             *, sample_weight) -> [...]`. None: all of `POINT_METRICS`.
@@ -258,6 +259,10 @@ def evaluate_points(
     oracle is the member nearest to the target in each row; a slope is best at 1. The
     ensemble's stated scale is the standard deviation of the mixture
     (`mixture_moments`), its ends are the weighted means of the members'.
+
+    Several targets are scored one by one on the same resamples, and not averaged, as
+    their units may differ. Each name then begins with that of its target in `columns`,
+    or "target0", "target1", ...: "target0_mae", "target0_mae_low".
     """
     known = POINT_METRICS | STATED_METRICS
     functions = chosen_metrics(metrics, known, tuple(POINT_METRICS))
@@ -265,10 +270,19 @@ def evaluate_points(
     if isinstance(points, Predictions):
         weights, mask = predictions.weights, predictions.mask
     points = predictions.points
-    if points.ndim != 2:
-        raise ValueError(
-            f"points must be [member, batch]; got shape {points.shape}. Score targets"
-            " one by one."
+    if points.ndim == 3:
+        return _of_each_target(
+            predictions,
+            targets,
+            metrics,
+            larger_is_better=larger_is_better,
+            chosen_member=chosen_member,
+            sample_weight=sample_weight,
+            groups=groups,
+            bootstrap=bootstrap,
+            confidence=confidence,
+            seed=seed,
+            allow_seen=allow_seen,
         )
     stated = stated_of(predictions)
     functions = of_stated(functions, tuple(stated))
@@ -341,6 +355,30 @@ def evaluate_quantiles(
         With.of(oracle_quantiles, levels=levels),
         Best(larger_is_better, chosen_member, predictions.names),
     )
+
+
+def _of_each_target(predictions, targets, metrics, **told):
+    """`evaluate_points` of points `[member, batch, target]`, target by target."""
+    shape, targets = predictions.points.shape, jnp.asarray(targets)
+    if targets.shape != shape[1:]:
+        raise ValueError(
+            f"targets must be [batch, target] = {shape[1:]}; got shape {targets.shape}."
+        )
+    names = predictions.columns or [f"target{place}" for place in range(shape[2])]
+    if not names or len(set(map(str, names))) < len(names):
+        raise ValueError(f"targets need different names; got {tuple(names)}.")
+    found, common = {}, {}
+    for place, name in enumerate(names):
+        parts = {
+            part: value[..., place]
+            for part in ("values", "scale", "lower", "upper")
+            if (value := getattr(predictions, part)) is not None
+        }
+        one = predictions.replace(columns=(name,), **parts)
+        scored = evaluate_points(one, targets[:, place], metrics, **told)
+        common = {key: scored.pop(key) for key in ("num_members", "num_rows")}
+        found |= {f"{name}_{key}": value for key, value in scored.items()}
+    return found | common
 
 
 def _by_row(predictions):

@@ -28,6 +28,7 @@ from ensjax.scores.diversity import (
     kappa,
     label_probability_variance,
     mean_pairwise_kl,
+    normalized_disagreement,
     pairwise_mean,
     q_statistic,
 )
@@ -84,6 +85,7 @@ def _predictive_entropy(predictions):
 # `score(predictions, labels, *, sample_weight)` to a scalar.
 DIVERSITY_METRICS = {
     "disagreement": _without_labels(disagreement),
+    "normalized_disagreement": normalized_disagreement,
     "kappa": _kappa,
     "error_correlation": _pairs(error_correlation),
     "q_statistic": _pairs(q_statistic),

@@ -6,7 +6,9 @@ from ensjax.train.fit import fit
 from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
 from ensjax.train.job import TrainingJob
+from ensjax.train.kernel_crps import kernel_crps
 from ensjax.train.lowering import lower_step
+from ensjax.train.noise_members import NoiseCrps, WhiteNoise
 from ensjax.train.objectives import (
     Joint,
     NegativeCorrelation,
@@ -27,12 +29,15 @@ __all__ = [
     "Health",
     "Joint",
     "NegativeCorrelation",
+    "NoiseCrps",
     "SoftLabels",
     "TrainingJob",
     "TrainingLog",
+    "WhiteNoise",
     "call_on_inputs",
     "ensemble_nll",
     "fit",
+    "kernel_crps",
     "losses",
     "lower_step",
     "masked_mean",

@@ -45,14 +45,17 @@ def stacks_of(ensemble: Ensemble | Group) -> tuple[Ensemble, ...]:
     return ensembles
 
 
-def check_fit_mesh(mesh: Mesh) -> None:
-    """Raises `ValueError` for a mesh on which devices would repeat others' work."""
+def check_fit_mesh(mesh: Mesh, loss: Any) -> None:
+    """Raises `ValueError` for a mesh on which devices would repeat others' work.
+
+    A loss whose `axis` is "model" splits its own work over it (`train.NoiseCrps`).
+    """
     check_mesh(mesh)
-    if mesh.shape["model"] > 1:
+    if mesh.shape["model"] > 1 and getattr(loss, "axis", None) != "model":
         raise ValueError(
             f"fit does not split one member: model={mesh.shape['model']} devices would"
             " all compute the same. Use more of member or data; shard_state=True splits"
-            " the state over data."
+            ' the state over data, and NoiseCrps(axis="model") its members over model.'
         )
 
 

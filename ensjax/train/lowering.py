@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -108,6 +108,7 @@ def abstract_run(
     evaluation_batch_size: int = 512,
     early_stopping: EarlyStopping | None = None,
     keep_best: bool = False,
+    averages: Mapping[str, Any] | None = None,
     health: str | Health = "freeze",
     steps_per_call: int | None = None,
     log_every_steps: int | None = None,
@@ -139,9 +140,10 @@ def abstract_run(
         )
     ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
     mesh = ensembles[0].mesh if mesh is None else mesh
-    arguments.check_fit_mesh(mesh)
+    arguments.check_fit_mesh(mesh, loss)
     arguments.check_seed(seed)
     arguments.check_functions(loss, make_tx, hyper, augment, evaluation_loss)
+    averages = arguments.check_averages(averages)
     arguments.check_sampling(sampling, weights, loss_weights, is_resident=is_arrays)
     arguments.check_evaluation(
         evaluation,
@@ -216,6 +218,7 @@ def abstract_run(
         num_examples=num_examples,
         augment=augment,
         keep_best=keep_best or early_stopping is not None,
+        averages=averages,
         healths=Health.of(health).for_stacks(ensembles),
         max_steps=schedule.steps_per_call,
         weights_kind=weights_kind,

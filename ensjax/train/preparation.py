@@ -67,7 +67,7 @@ def prepare_run(
     health = Health.of(health)
     healths = health.for_stacks(ensembles)
     mesh = ensembles[0].mesh if mesh is None else mesh
-    arguments.check_fit_mesh(mesh)
+    arguments.check_fit_mesh(mesh, loss)
     seed = arguments.check_seed(seed)
     arguments.check_functions(loss, make_tx, hyper, augment, evaluation_loss)
     arguments.check_sampling(

@@ -1,6 +1,7 @@
 """Everything that reduces over members gives the same on one device and on eight."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -22,6 +23,13 @@ RULES = {
     "mean_ranks": lambda x: combine.mean_ranks(x[..., 0], WEIGHTS),
     "majority_vote": lambda x: combine.majority_vote(x, ties="probability"),
     "weighted_vote": lambda x: combine.weighted_vote(x, WEIGHTS),
+    "majority_of_runs": lambda x: combine.majority_vote(
+        combine.majority_of_runs(jnp.stack([x, -x, 2 - x**2], axis=1))
+    ),
+    "stack_runs": lambda x: combine.mean_probs(
+        combine.stack_runs(jnp.stack([x, -x], axis=1))
+    ),
+    "run_agreement": lambda x: combine.run_agreement(jnp.stack([x, -x], axis=1)),
     "temperature": lambda x: combine.calibrate(x, LABELS)(x),
     "member_temperatures": lambda x: combine.calibrate_members(x, LABELS)(x),
     "stage_scores": lambda x: combine.stage_scores(x, ((0, 9), (3, 12, 15))),

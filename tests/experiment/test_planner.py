@@ -52,6 +52,20 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_program_that_is_no_fit_is_planned_and_its_block_is_what_can_change(capsys):
+    spec = ("ntk_permutations:smoke", "--mesh", "member=2")
+    tiny = ("--config.networks.num_members=4", "--config.networks.block=all")
+    assert run(*spec, *tiny, "--memory", "100KiB") == 2
+    assert "nothing that was tried fits 100KiB" in capsys.readouterr().err
+    assert run(*spec, *tiny, "--memory", "400KiB") == 0
+    printed = capsys.readouterr().out
+    assert "8 members on 2 x cpu" in printed and "in one call" in printed
+    assert "--config.networks.block=" in printed
+    assert run(*spec, "--trial") == 2
+    assert "--tune and --trial need" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_more_devices_than_there_are_stand_in(tmp_path, capfd):
     file = tmp_path / "plan.json"
     arguments = (DIGITS, *TINY, "--config.num_members=16", "--devices", "16")

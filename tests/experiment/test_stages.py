@@ -73,7 +73,7 @@ def test_a_damaged_stage_and_those_after_it_are_computed_again(tmp_path, capsys)
     assert capsys.readouterr().out.count("computing it again") == 5
 
 
-def test_a_stage_of_other_members_is_not_read_and_of_another_mesh_is(tmp_path):
+def test_a_stage_of_other_members_is_not_read_and_of_another_mesh_is(tmp_path, capsys):
     stages = Stages()
     settings = config(num_members=2, mesh={"member": 1})
     with open_run(tmp_path / "run", settings, versions={}) as run_dir:
@@ -82,9 +82,38 @@ def test_a_stage_of_other_members_is_not_read_and_of_another_mesh_is(tmp_path):
         settings.mesh.member = 2
         run_stages(run_dir, settings, table)
         assert stages.calls == ["first", "second"]
+        capsys.readouterr()
         settings.num_members = 3
         run_stages(run_dir, settings, table)
         assert stages.calls == ["first", "second"] * 2
+        said = capsys.readouterr().out
+        assert "first.npz is of another config; computing it again" in said
+
+
+def test_a_stage_of_older_code_says_which_file_lacks_what(tmp_path):
+    stages = Stages()
+    stages.run(tmp_path / "run", config())
+    # The next version of the second stage asks the first for more.
+    stages.second = lambda done: {"y": done["first"]["speed"]}
+    (tmp_path / "run/stages/second.npz").unlink()
+    with pytest.raises(ConfigError) as caught:
+        stages.run(tmp_path / "run", config())
+    text, file = str(caught.value), tmp_path / "run/stages/first.npz"
+    assert f"{file} is a stage of an older version" in text
+    assert "has no 'speed' (it has name, x)" in text
+    assert f"Delete {file} and run the same command" in text and "\n" not in text
+    # What it says helps: the stage is computed by the new code.
+    stages.first = lambda done: {"x": np.arange(3), "speed": np.float64(2.0)}
+    file.unlink()
+    found = stages.run(tmp_path / "run", config())
+    assert float(found["second"]["y"]) == 2.0
+    # After the last stage, too, and not where the code itself is wrong.
+    again = stages.run(tmp_path / "run", config())
+    with pytest.raises(ConfigError, match="second.npz is a stage of an older version"):
+        again["second"]["z"]
+    assert "z" not in again["second"] and again["second"].get("z") is None
+    with pytest.raises(KeyError, match="z"):
+        found["second"]["z"]
 
 
 def test_what_a_stage_may_be(tmp_path):

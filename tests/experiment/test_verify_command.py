@@ -165,3 +165,24 @@ def test_a_missing_package_says_what_to_install(files, capsys, monkeypatch):
     monkeypatch.chdir(files)
     assert run("f.zarr", "truth.nc") == 2
     assert "pip install 'ensjax[weather]'" in capsys.readouterr().err
+
+
+def test_what_was_not_scored_is_said(files, tmp_path, capsys):
+    truth = xr.open_dataset(files / "truth.nc", engine="h5netcdf").load()
+    truth.isel(time=[0, 1]).to_netcdf(tmp_path / "few.nc", engine="h5netcdf")
+    start = ["--map", "forecast:time=begin"]
+    assert run(files / "f.zarr", tmp_path / "few.nc", *start) == 0
+    printed = capsys.readouterr().out
+    assert "t2m: only a part could be scored: 40 % at 0 d, 20 % at 1 d" in printed
+    (truth * np.nan).to_netcdf(tmp_path / "none.nc", engine="h5netcdf")
+    out = tmp_path / "scores.nc"
+    assert run(files / "f.zarr", tmp_path / "none.nc", *start, "-o", out) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "could be scored" in error
+    assert not out.exists()
+    truth.t2m.attrs["units"] = "degC"
+    truth.to_netcdf(tmp_path / "warm.nc", engine="h5netcdf")
+    assert run(files / "f.zarr", tmp_path / "warm.nc", *start) == 2
+    assert "'t2m' in 'K'" in capsys.readouterr().err
+    assert run(files / "f.zarr", tmp_path / "warm.nc", *start, "--ignore-units") == 0
+    assert "only a part" not in capsys.readouterr().out

@@ -49,8 +49,13 @@ def test_kernels_are_those_by_hand_and_of_torch():
     ours = np.asarray(ways.WAYS[ways.OURS](task)())
     assert np.abs(ours / expected - 1).max() < 1e-5
     pytest.importorskip("torch")
-    found = ways.WAYS["torch.func"](task)()
-    assert ways.compare("torch.func", found, ours) < ways.TOLERANCE
+    for name in ("torch.func", "torch.func, products"):
+        found = ways.WAYS[name](task)()
+        assert ways.compare(name, found, ours) < ways.TOLERANCE
+    # Its rows are a whole number of times those at once, and not.
+    task = ways.make_task("mlp", 1, ways.TORCH_ROWS + 1)
+    found = ways.WAYS["torch.func, products"](task)()
+    assert np.abs(found / by_hand(task) - 1).max() < 1e-5
 
 
 def test_the_arithmetic_is_counted_by_hand():
@@ -75,6 +80,8 @@ def test_a_report_is_written_compared_and_shown(tmp_path, capsys):
     assert row["memory"]["ours"]["result_bytes"] == 4 * 2 * 5 * 5
     assert main(["bench", "ntk", "--results", str(path), "--compare", str(path)]) == 0
     shown = capsys.readouterr().out
+    for text in ("size 1 of 1", "first call of ours", "0 s left of this size"):
+        assert text in shown
     assert "mlp:2x5" in shown and "0 of 2 measurements" in shown
     console = rich.console.Console(width=160, record=True)
     console.print(bench.make_table([row]))

@@ -1,6 +1,7 @@
 """Coloured digits in experiments: the theory, who sees which colours, their runs."""
 
 import functools
+import itertools
 import json
 import math
 from pathlib import Path
@@ -320,5 +321,21 @@ def test_the_full_size_says_what_it_needs_and_runs_on_small_files(tmp_path):
     images, labels, classes = full.read_set(config, "a")
     logits = np.asarray(zero_shot[0](np.asarray(images)))[:, list(classes)]
     expected = 100 * np.mean(logits.argmax(axis=1) == labels)
+    scalars = results["scalars"]
     for recipe in config.recipes:
-        assert results["scalars"][f"{recipe}_a_0"] == pytest.approx(expected)
+        assert scalars[f"{recipe}_a_0"] == pytest.approx(expected)
+        # The output ensemble of the ends is each of them where it has all the weight.
+        for test, end in itertools.product(config.tests, (0, 1)):
+            of_outputs = scalars[f"{recipe}_{test}_outputs_{end}"]
+            assert of_outputs == pytest.approx(scalars[f"{recipe}_{test}_{end}"])
+    # Between them it mixes probabilities, not weights.
+    others = ensjax.Ensemble.init(
+        lambda rngs: make(rngs=rngs), num_members=4, seed=1, mesh=zero_shot.mesh
+    )
+    stack = zero_shot.concatenate(others)
+    found = full.measure(config, stack, {"a": full.read_set(config, "a")})
+    probs = np.asarray(jax.nn.softmax(stack(np.asarray(images))))[..., list(classes)]
+    for recipe, (place, alpha) in itertools.product(range(4), enumerate(config.alphas)):
+        mixed = (1 - alpha) * probs[0] + alpha * probs[1 + recipe]
+        expected = np.mean(mixed.argmax(axis=1) == labels)
+        assert found["outputs"][0, recipe, place] == pytest.approx(expected)

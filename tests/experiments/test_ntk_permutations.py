@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from ensjax import make_mesh, ntk
+from ensjax import ntk
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
 from ensjax.ntk import two_layer
+from ensjax.planning import MappedJob, plan
 
 ROOT = Path(__file__).parents[2]
 experiment = load_module(ROOT / "experiments" / "ntk_permutations.py", "experiment")
@@ -84,6 +86,7 @@ def test_means_of_pairs_are_one_row_of_the_cube():
         ([("tasks.num_padding", "-1")], "tasks.num_padding must be"),
         ([("networks.ones", "(0, 2)")], "networks.ones must be numbers at least 1"),
         ([("networks.ones", "(9,)")], "number of ones that inputs of every k"),
+        ([("networks.block", "none")], "networks.block is"),
         ([("networks.num_inputs", "0")], "networks.num_inputs must be"),
     ],
 )
@@ -92,14 +95,52 @@ def test_mistakes_are_found_before_the_run(overrides, message):
         experiment.validate(config_of(*overrides))
 
 
-def test_the_published_size_is_a_job_of_shapes():
+def test_the_plan_of_the_published_size_is_of_whole_blocks():
     config = config_of(preset="paper")
     experiment.validate(config)
-    job = experiment.training_job(config)
-    mesh = make_mesh(member=8, devices=jax.devices()[:8])
-    shapes = jax.tree.leaves(job.abstract_ensemble(mesh).params)
-    assert [x.shape for x in shapes] == [(5_000, 30, 50_000), (5_000, 50_000, 30)]
-    assert job.options["batch_size"] == 30 and job.options["steps"] < 100
+    job = experiment.mapped_job(config)
+    assert (job.num_members, job.fn.width, job.steps) == (5_000, 50_000, 52)
+    assert [x.shape for x in jax.tree.leaves(job.params)] == [(30, 50_000)] + [
+        (50_000, 30)
+    ]
+    assert 5_000 % (8 * job.block) == 0  # no row is padding on 8 devices
+
+
+def test_what_is_planned_is_what_the_stage_runs(monkeypatch):
+    """The program of the stage, as it is called, against the plan of the config."""
+    config = config_of(("networks.num_members", "3"), ("kinds", "('ntk',)"))
+    ran, compile_job = [], MappedJob.compile
+
+    class Watched:
+        def __init__(self, program):
+            self.program = program
+
+        def __call__(self, *arguments):
+            ran.append(self.program)
+            return self.program(*arguments)
+
+        def memory_analysis(self):
+            return self.program.memory_analysis()
+
+    monkeypatch.setattr(
+        MappedJob, "compile", lambda job, mesh: Watched(compile_job(job, mesh))
+    )
+    logs = SimpleNamespace(logger=lambda phase: SimpleNamespace(write=lambda *a: None))
+    found = experiment.networks.stage(config, logs, 6)({})
+    assert found["mean"].shape == (1, 2, 3, 2)
+    (program,) = ran
+    job = experiment.mapped_job(config)
+    planned = plan(job, mesh=job.mesh(), costs=False)
+    stats = program.memory_analysis()
+    taken = (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        + stats.temp_size_in_bytes
+        - stats.alias_size_in_bytes
+    )
+    assert planned.peak_bytes == pytest.approx(taken, rel=0.05)
+    assert planned.member.parameters == 2 * 6 * config.networks.width
+    assert program.as_text() == job.compile(job.mesh()).program.as_text()
 
 
 @pytest.mark.slow

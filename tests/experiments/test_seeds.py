@@ -3,9 +3,11 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
+from ensjax import planning
 from ensjax.experiment import ConfigError
 from ensjax.experiment.configs import load_config
 from ensjax.experiment.fields import load_beside
@@ -126,9 +128,34 @@ def test_mistakes_are_one_line_before_anything_is_written(field, value, message)
         experiment.validate(config_of("smoke", (field, value)))
 
 
-@pytest.mark.parametrize("preset", ["smoke", "small", "claims"])
+@pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
 def test_presets_are_valid(preset):
     experiment.validate(config_of(preset))
+
+
+def test_the_published_sizes_are_planned_and_not_run(tmp_path):
+    config = config_of("paper")
+    job = experiment.training_job(config, shapes_only=True)
+    assert job.data["members"].shape == (7305, 6, 5, 6, 48, 48, 8)
+    ensemble = job.abstract_ensemble(job.mesh(jax.devices()[:1]))
+    sizes = [x.size for x in jax.tree.leaves(ensemble.params)]
+    # 113,777,296 are published.
+    assert ensemble.num_members == 6 and sum(sizes) == 6 * 113_765_520
+    for call in (experiment.training_job, lambda c: experiment.run(c, tmp_path)):
+        with pytest.raises(ConfigError, match="ensjax plan configs/seeds.py:paper"):
+            call(config)
+
+
+def test_plans_have_the_shapes_of_what_is_simulated():
+    config = config_of("smoke")
+    shape = experiment.training_job(config, shapes_only=True).data["members"].shape
+    members = np.zeros((1, 200, 5, 40), np.float32)
+    members[:, :100] = 1
+    job = experiment.training_job(config, {"train": members})
+    assert job.data["members"].shape == shape
+    assert job.data["members"].std() == pytest.approx(1)
+    plan = planning.plan(job, mesh=job.mesh(jax.devices()[:1]))
+    assert plan.member.parameters == 45_217 and plan.steps == 20
 
 
 @pytest.mark.slow

@@ -183,3 +183,42 @@ def test_a_schedule_that_cannot_be_is_refused():
         ntk.training_schedule(spec, np.eye(3), residual=1e-3, fraction=0)
     with pytest.raises(ValueError, match="width must be positive or None; got 0"):
         ntk.training_schedule(spec, np.eye(3), residual=1e-3, width=0)
+
+
+def bias_of_f1(activation, width, num_members):
+    """Mean over ones of inputs with two, minus that of infinite width, and its error.
+
+    What a network of infinite width keeps of its first outputs has mean 0 and is nearly
+    all of the spread, so it is taken off.
+    """
+    spec = ntk.FullyConnected(activation=activation)
+    schedule = ntk.training_schedule(spec, TASK.train_inputs, residual=1e-6)
+    pairs = INPUTS[num_ones == 2]
+    with jax.enable_x64(True):
+        predictor = ntk.predictor(spec, TASK.train_inputs, pairs.astype(float))
+        weights = np.asarray(ntk.weights(predictor))
+    x = np.concatenate([TASK.train_inputs, pairs])
+    ids = range(num_members)
+    trained = train(spec, width, ids, schedule, x)[:, K:]
+    new = train(spec, width, ids, schedule._replace(steps=0), x)
+    kept = new[:, K:] - np.einsum("ri,mio->mro", weights, new[:, :K])
+    away = (trained - kept - weights @ TASK.train_targets)[:, TASK.targets(pairs)]
+    each = away.mean(axis=1)
+    return each.mean(), each.std(ddof=1) / np.sqrt(num_members)
+
+
+@pytest.mark.slow
+def test_the_bias_of_width_falls_like_its_root_for_relu_and_itself_for_erf():
+    """ReLU units that are off at a basis vector learn nothing: none goes on again."""
+    narrow, wide, members = 128, 2_048, 400
+    (first, _), (second, error) = (
+        bias_of_f1("relu", width, members) for width in (narrow, wide)
+    )
+    assert second > 5 * error
+    assert first / second == pytest.approx(4, rel=0.35)  # the root of 16
+    (first, first_error), (second, error) = (
+        bias_of_f1("erf", width, members) for width in (narrow, wide)
+    )
+    assert first > 5 * first_error
+    assert abs(second - first / 16) < 4 * np.hypot(error, first_error / 16)
+    assert abs(second - first / 4) > 4 * np.hypot(error, first_error / 4)

@@ -153,6 +153,23 @@ def test_ends_of_calibration_errors_cover_as_often_as_they_say(sharpness):
     assert min(found.values()) >= 0.905, found
 
 
+@pytest.mark.slow
+def test_ends_of_the_largest_gap_miss_as_often_as_evaluate_says():
+    for num_rows, num_repeats, least, most in ((300, 40, 0, 2), (2000, 100, 20, 42)):
+        rng, missed, widths = np.random.default_rng(1), 0, []
+        for repeat in range(num_repeats):
+            logits, labels = calibrated(rng, num_rows, 1.0)
+            found = scores.evaluate(
+                logits[None], labels, ["mce"], bootstrap=100, seed=repeat
+            )
+            low, high = ends_of(found, "mce")
+            missed += low > 0
+            widths.append(high - low)
+        # 31 of 100 as measured, within two standard deviations of 4.6.
+        assert least <= missed <= most, (num_rows, missed)
+        assert 0.15 < np.mean(widths) < 0.5
+
+
 def test_the_number_of_bins_is_told():
     few = functools.partial(scores.ece, num_bins=5)
     found = scores.evaluate(LOGITS, LABELS, {"ece": few, "nll": scores.nll})

@@ -305,6 +305,29 @@ def test_points_are_scored_as_by_the_scores(points_case):
     assert json.loads(json.dumps(found)) == found
 
 
+def test_several_targets_are_scored_one_by_one_on_the_same_resamples(points_case):
+    points, targets = points_case
+    both = np.stack([points, 2 * points + 1], axis=-1)
+    truth = np.stack([targets, 2 * targets + 1], axis=-1)
+    told = dict(bootstrap=20, chosen_member=1)
+    alone = scores.evaluate_points(points, targets, ["mae"], **told)
+    given = Predictions.from_points(both, scale=both**2, columns=("x", "y"))
+    found = scores.evaluate(given, truth, ["mae"], **told)
+    assert {key: found[f"x_{key}"] for key in alone if key[:3] == "mae"} == {
+        key: value for key, value in alone.items() if key[:3] == "mae"
+    }
+    for key in ("mae", "mae_low", "mae_high", "mae_gain", "mae_best_member"):
+        assert found[f"y_{key}"] == pytest.approx(2 * alone[key], rel=1e-4, abs=1e-5)
+    assert found["num_members"] == MEMBERS and found["num_rows"] == ROWS
+    assert len(found) == 2 * (len(alone) - 2) + 2
+    plain = scores.evaluate_points(both, truth, ["mae"], **told)
+    assert plain["target1_mae"] == found["y_mae"]
+    with pytest.raises(ValueError, match=r"targets must be \[batch, target\]"):
+        scores.evaluate_points(both, targets)
+    with pytest.raises(ValueError, match="different names"):
+        scores.evaluate(given.replace(columns=("x", "x")), truth)
+
+
 @pytest.mark.slow
 def test_points_of_groups_have_wider_intervals_and_masks_remove(points_case):
     points, targets = points_case

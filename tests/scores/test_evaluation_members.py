@@ -111,8 +111,14 @@ def vote_shares(logits):
     return np.eye(CLASSES)[logits.argmax(-1)].mean(0)
 
 
+def normalized_disagreement(logits, labels):
+    differs = pairs(lambda a, b, y: (a != b).mean())(logits, labels)
+    return differs / (logits.argmax(-1) != labels[:, 0]).mean()
+
+
 DIVERSITY = {
     "disagreement": pairs(lambda a, b, y: (a != b).mean()),
+    "normalized_disagreement": normalized_disagreement,
     "kappa": pairs(lambda a, b, y: cohen_kappa_score(a, b)),
     "error_correlation": pairs(correlation),
     "q_statistic": pairs(q_statistic),

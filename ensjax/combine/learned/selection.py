@@ -71,9 +71,10 @@ class Pruning:
 
     Attributes:
         mask: `[member]`, True for those that are kept.
-        losses: `[round + 1]`, of all members and after each round; the last repeats
-            where nothing was dropped any more. Of `keep_best_members`: `[member]`, of
-            each alone, NaN for one that does not count.
+        losses: `[round + 1]`, of all members (but those that are NaN) and after each
+            round; the last repeats where nothing was dropped any more. Of
+            `keep_best_members`: `[member]`, of each alone, NaN for one that does not
+            count.
         fitted_rows: the rows it was decided on, where they are known.
     """
 
@@ -200,7 +201,8 @@ def prune_members(
 
     Each round drops the member without which the ensemble's loss is least, and ends
     where that loss is above the last one. At least one member stays. Equal members: the
-    first goes.
+    first goes. Before all rounds go members whose own loss is NaN (a row that counts is
+    NaN), unless that of all is: with one of them nothing could be compared.
 
     Args:
         logits, labels, loss, mask, sample_weight: as for `greedy_select`.
@@ -230,7 +232,8 @@ def prune_members(
         current = jnp.where(goes_on, losses[place], current)
         return (kept, current, goes_on), current
 
-    kept = pool.is_present
+    is_sound = pool.is_present & ~jnp.isnan(jax.vmap(pool.loss_of)(pool.shares))
+    kept = jnp.where(jnp.any(is_sound), is_sound, pool.is_present)
     first = pool.loss_of(pool.sum_of(kept))
     start = (kept, first, jnp.asarray(True))
     (kept, *_), losses = jax.lax.scan(drop, start, length=members - 1)

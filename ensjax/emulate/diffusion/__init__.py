@@ -15,7 +15,12 @@ from ensjax.emulate.diffusion.distillation import (
     finish_distillation,
     start_distillation,
 )
-from ensjax.emulate.diffusion.likelihood import FlowLikelihood, log_likelihoods
+from ensjax.emulate.diffusion.likelihood import (
+    FlowLikelihood,
+    bits_per_dimension,
+    log_likelihoods,
+    log_likelihoods_each,
+)
 from ensjax.emulate.diffusion.losses import DenoisingLoss, denoising_loss
 from ensjax.emulate.diffusion.noise import (
     LevelNoise,
@@ -63,9 +68,11 @@ __all__ = [
     "UniformTimeNoise",
     "VE",
     "VarianceExploding",
+    "bits_per_dimension",
     "denoising_loss",
     "finish_distillation",
     "log_likelihoods",
+    "log_likelihoods_each",
     "one_denoiser",
     "rho_levels",
     "sample",

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ensjax.blocks import Blocks
 from ensjax.emulate.diffusion.denoisers import as_pytree
-from ensjax.mapping import map_members
+from ensjax.emulate.diffusion.sampling import ids_of_cases, map_cases
+from ensjax.mapping import map_local, map_members
 from ensjax.members import member_key, num_members
 
 
@@ -151,3 +153,108 @@ class _OfRow:
     def __call__(self, row, x, condition, denoiser, seed):
         key = member_key(seed, "noise", row)
         return self.likelihood(denoiser, x, condition, key)
+
+
+def log_likelihoods_each(
+    denoisers: Any,
+    x: jax.Array,
+    conditions: Any,
+    *,
+    likelihood: FlowLikelihood,
+    case_ids: Any = None,
+    seed: int = 0,
+    block: int | str | None = "auto",
+    member_block: int | str | None = "auto",
+    case_block: int | None = None,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """Log-density of members of many cases under several stacked models (compiled).
+
+    Args:
+        denoisers: a pytree of stacked models, leaves `[model, ...]`.
+        x: `[model, member, case, *shape]`, as `sample_each` returns it.
+        conditions: leaves `[model, case, ...]`.
+        likelihood: how it is computed.
+        case_ids: integers `[case]`; 0, 1, ... by default.
+        seed: of the probes, which differ by member and case.
+        block: models of a device that run at once.
+        member_block: members of a model that run at once.
+        case_block: cases of a member that run at once; None: all.
+        mesh: from `make_mesh`; models are split over the axis "member".
+
+    Returns:
+        `[model, member, case]`, in nats.
+
+    Raises:
+        TypeError: if the denoisers cannot be called.
+        ValueError: if shapes or ids do not fit.
+    """
+    x = jnp.asarray(x)
+    for path, leaf in jax.tree.leaves_with_path(conditions):
+        if x.ndim < 3 or jnp.shape(leaf)[:2] != (x.shape[0], x.shape[2]):
+            raise ValueError(
+                "x must be [model, member, case, *shape] and conditions [model, case,"
+                f" ...]; got {x.shape}, and conditions{jax.tree_util.keystr(path)}"
+                f" {jnp.shape(leaf)}."
+            )
+    ids = ids_of_cases(case_ids, x.shape[2])
+    mapped = map_members(
+        _OfModel(_OfCases(likelihood, case_block), Blocks(member_block)),
+        kinds=("member", "member", "member", "shared", "shared"),
+        mesh=mesh,
+        block=block,
+    )
+    return mapped(as_pytree(denoisers), x, conditions, ids, jnp.int32(seed))
+
+
+def bits_per_dimension(
+    log_likelihood: jax.Array, size: int, *, sd: jax.Array | float = 1.0
+) -> jax.Array:
+    """-log2 p(x) / size of each log-density, `[...]`; less is better.
+
+        -log p(z) / (size ln 2) + log2 sd,   x = mean + sd z
+
+    Args:
+        log_likelihood: log p(z) of standardised values, in nats.
+        size: numbers in a sample.
+        sd: of the standardisation, in the unit in which the density is wanted; where it
+            differs by element, its geometric mean.
+
+    Raises:
+        ValueError: if the size is not positive.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1; got {size}.")
+    return -jnp.asarray(log_likelihood) / (size * math.log(2)) + jnp.log2(sd)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfModel:
+    """All members of one model, `[member, case]`."""
+
+    one: "_OfCases"
+    blocks: Blocks
+
+    def __call__(self, denoiser, x, conditions, case_ids, seed):
+        kinds = ("member", "member", *("shared",) * 4)
+        mapped = map_local(self.one, kinds=kinds, blocks=self.blocks)
+        ids = jnp.arange(x.shape[0], dtype=jnp.int32)
+        return mapped(ids, x, denoiser, conditions, case_ids, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfCases:
+    """All cases of one member, `[case]`."""
+
+    likelihood: FlowLikelihood
+    case_block: int | None
+
+    def __call__(self, member_id, x, denoiser, conditions, case_ids, seed):
+        key = member_key(seed, "noise", member_id)
+
+        def of_case(case):
+            case_id, x, condition = case
+            own = jax.random.fold_in(key, case_id)
+            return self.likelihood(denoiser, x, condition, own)
+
+        return map_cases(of_case, (case_ids, x, conditions), self.case_block)

@@ -5,7 +5,7 @@ are those of few, on any mesh and in any block.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ class SampleCases:
             own = jax.random.fold_in(key, case_id)
             return self.sampler(denoise, own, self.shape)
 
-        return _map_cases(of_case, (case_ids, conditions), self.case_block)
+        return map_cases(of_case, (case_ids, conditions), self.case_block)
 
 
 def sample(
@@ -111,7 +111,7 @@ def sample(
         mesh=mesh,
         block=block,
     )
-    ids = _checked_ids("member_ids", member_ids)
+    ids = checked_ids("member_ids", member_ids)
     cases = jnp.full((1,), case_id, jnp.int32)
     return mapped(ids, as_pytree(denoiser), conditions, cases, jnp.int32(seed))[:, 0]
 
@@ -153,7 +153,7 @@ def sample_cases(
             `case_block`.
     """
     count = num_cases(conditions)
-    ids = _case_ids(case_ids, count)
+    ids = ids_of_cases(case_ids, count)
     mapped = map_members(
         SampleCases(sampler, tuple(shape), case_block),
         kinds=("member", "shared", "batch", "batch", "shared"),
@@ -161,7 +161,7 @@ def sample_cases(
         mesh=mesh,
         block=block,
     )
-    members = _checked_ids("member_ids", member_ids)
+    members = checked_ids("member_ids", member_ids)
     return mapped(members, as_pytree(denoiser), conditions, ids, jnp.int32(seed))
 
 
@@ -203,7 +203,7 @@ def sample_each(
     leaves = jax.tree.leaves(conditions)
     if not leaves or np.ndim(leaves[0]) < 2:
         raise ValueError("conditions must have leaves [model, case, ...].")
-    ids = _case_ids(case_ids, leaves[0].shape[1])
+    ids = ids_of_cases(case_ids, leaves[0].shape[1])
     one = SampleCases(sampler, tuple(shape), case_block)
     mapped = map_members(
         _SampleModel(one, Blocks(member_block)),
@@ -211,7 +211,7 @@ def sample_each(
         mesh=mesh,
         block=block,
     )
-    members = _checked_ids("member_ids", member_ids)
+    members = checked_ids("member_ids", member_ids)
     return mapped(as_pytree(denoisers), conditions, members, ids, jnp.int32(seed))
 
 
@@ -243,7 +243,19 @@ def num_cases(conditions: Any) -> int:
     return sizes.pop()[0]
 
 
-def _map_cases(of_case, cases, case_block):
+def map_cases(
+    of_case: Callable[[Any], Any], cases: tuple[Any, ...], case_block: int | None
+) -> Any:
+    """`of_case` of every case of a member, `case_block` at a time.
+
+    Args:
+        of_case: of one case, a tuple like `cases` without their leading axis.
+        cases: the first is an array `[case]`, others have leaves `[case, ...]`.
+        case_block: cases that run at once; None: all.
+
+    Raises:
+        ValueError: if the cases are no whole blocks.
+    """
     count = cases[0].shape[0]
     if count == 1:  # a single case is not mapped: its products stay plain ones
         return of_case(jax.tree.map(lambda x: x[0], cases))[None]
@@ -257,15 +269,25 @@ def _map_cases(of_case, cases, case_block):
     return jax.lax.map(of_case, cases, batch_size=case_block)
 
 
-def _case_ids(case_ids, count):
+def ids_of_cases(case_ids: Any, count: int) -> jax.Array:
+    """Ids int32 `[case]`; 0, 1, ... for None.
+
+    Raises:
+        ValueError: if they are not integers `[case]` of `count` cases.
+    """
     ids = np.arange(count) if case_ids is None else case_ids
-    ids = _checked_ids("case_ids", ids)
+    ids = checked_ids("case_ids", ids)
     if ids.shape[0] != count:
         raise ValueError(f"there are {count} cases, but {ids.shape[0]} case_ids.")
     return ids
 
 
-def _checked_ids(name, ids):
+def checked_ids(name: str, ids: Any) -> jax.Array:
+    """Ids as int32 `[...]`.
+
+    Raises:
+        ValueError: if they are not integers of one axis, or there are none.
+    """
     ids = jnp.asarray(ids)
     if ids.ndim != 1 or not ids.size or not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(

@@ -15,6 +15,7 @@ from ensjax.emulate.gridded.grids import (
 from ensjax.emulate.gridded.layout import GriddedError, Layout, find_layout
 from ensjax.emulate.gridded.opening import open_gridded, open_raw
 from ensjax.emulate.gridded.overlaps import cell_overlaps
+from ensjax.emulate.gridded.pairing import pair
 from ensjax.emulate.gridded.regions import REGIONS, region_weights
 from ensjax.emulate.gridded.regridding import (
     RegridWeights,
@@ -30,9 +31,9 @@ from ensjax.emulate.gridded.streaming import (
     Pairs,
     case_block,
     channels_of,
-    pair,
     stream_cases,
 )
+from ensjax.emulate.gridded.units import is_same_unit
 from ensjax.emulate.gridded.verifying import Bootstrap, verify
 from ensjax.emulate.gridded.writing import (
     check_place,
@@ -65,6 +66,7 @@ __all__ = [
     "forecast_writer",
     "gaussian_grid",
     "grid_of",
+    "is_same_unit",
     "open_gridded",
     "open_raw",
     "pair",

@@ -5,16 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from ensjax.emulate.gridded import units
 from ensjax.emulate.gridded.layout import GriddedError
+from ensjax.emulate.gridded.pairing import pair
+from ensjax.emulate.gridded.same_grid import on_same_grid
 from ensjax.emulate.gridded.standard import standard_dataset
-from ensjax.emulate.gridded.streaming import Pairs, on_same_grid, pair, read_channels
-from ensjax.emulate.gridded.times import positions, valid_times
+from ensjax.emulate.gridded.streaming import Pairs, read_channels
+from ensjax.emulate.gridded.times import positions, valid_times, whole_seconds
 
 SEASONS = ("dayofyear", "month", "hour")
 
 
 def climatology_reader(
-    climatology: Any, pairs: Pairs, *, name: str = "climatology"
+    climatology: Any,
+    pairs: Pairs,
+    *,
+    name: str = "climatology",
+    check_units: bool = True,
 ) -> Callable[[Pairs], np.ndarray]:
     """How to read the climatology of a part of the pairs.
 
@@ -25,6 +32,8 @@ def climatology_reader(
             Or a standardiser with `mean_at`, its variables as those of the pairs.
         pairs: the forecasts.
         name: of the file, for errors.
+        check_units: whether units other than the forecasts' or the truth's are an
+            error, as in `pair`.
 
     Returns:
         `read(part) -> [case, lead, variable, *space]`, float32, at the valid times.
@@ -39,7 +48,17 @@ def climatology_reader(
     if has_time:
         wanted = list(dict.fromkeys(c.variable for c in pairs.channels))
         names = (pairs.names[0], name)
-        by_time = pair(pairs.forecast, climatology, variables=wanted, names=names)
+        by_time = pair(
+            pairs.forecast,
+            climatology,
+            variables=wanted,
+            names=names,
+            check_units=check_units,
+        )
+        if check_units and pairs.truth is not None:
+            units.check_units(
+                wanted, pairs.truth, by_time.truth, (pairs.names[1], name)
+            )
         return lambda part: _by_valid_time(by_time, part)
     dataset = standard_dataset(climatology, seasons=seasons or ["season"], name=name)
     missing = {c.variable for c in pairs.channels} - set(map(str, dataset.data_vars))
@@ -49,6 +68,11 @@ def climatology_reader(
             f" {', '.join(map(str, dataset.data_vars))}."
         )
     dataset = on_same_grid(pairs.forecast, dataset, (pairs.names[0], name))
+    if check_units:
+        wanted = {c.variable: None for c in pairs.channels}
+        for of, whose in zip((pairs.forecast, pairs.truth), pairs.names):
+            if of is not None:
+                units.check_units(wanted, of, dataset, (whose, name))
     for season in seasons:
         if season not in dataset.coords:
             raise GriddedError(f"{name}: {season!r} has no coordinate, only a length.")
@@ -89,6 +113,7 @@ def _of_standardiser(climatology, part, name):
 
 def _of_seasons(dataset, seasons, part, name):
     valid = valid_times(part.forecast["time"].values, part.forecast["lead"].values)
+    valid = whole_seconds(valid)
     chosen, back = {}, []
     for season in seasons:
         at = _season_rows(dataset[season].values, season, valid.reshape(-1), name)

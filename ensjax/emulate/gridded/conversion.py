@@ -9,7 +9,7 @@ import numpy as np
 from ensjax.emulate.archive import Archive
 from ensjax.emulate.gridded.layout import SPACE_DIMS
 from ensjax.emulate.gridded.packages import optional_package
-from ensjax.emulate.gridded.streaming import pair
+from ensjax.emulate.gridded.pairing import pair
 from ensjax.emulate.gridded.times import from_hours_since
 
 # What CF says of coordinates, by our names.

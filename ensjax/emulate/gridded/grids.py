@@ -244,15 +244,36 @@ def _half_way(centres):
     return np.concatenate([[first], inner, [last]])
 
 
+def largest_gap(lon: np.ndarray) -> tuple[int, bool]:
+    """Behind which of ascending longitudes the widest gap is, and whether it is open.
+
+    It is open, so that the grid has an end there, where it is wider than 1.5 times the
+    wider of the steps beside it.
+    """
+    steps = np.diff(np.append(lon, lon[0] + 360.0))
+    # Of equal gaps, that behind the last: a grid that goes around stays as it is.
+    at = len(steps) - 1 - int(np.argmax(steps[::-1] >= steps.max() - 1e-6))
+    beside = max(steps[at - 1], steps[(at + 1) % len(steps)])
+    return at, bool(steps[at] > 1.5 * beside)
+
+
 def _around(lon):
     """Bounds of longitudes; a gap as wide as the others is closed around the sphere."""
-    gap = lon[0] + 360.0 - lon[-1]
-    steps = np.diff(lon)
-    if len(lon) > 1 and gap <= 1.5 * steps.max():
-        first = lon[0] - gap / 2
-        inner = (lon[1:] + lon[:-1]) / 2
-        return np.concatenate([[first], inner, [first + 360.0]])
-    return _half_way(lon)
+    if len(lon) == 1:
+        return _half_way(lon)
+    at, is_open = largest_gap(lon)
+    if is_open and at < len(lon) - 1:
+        raise GriddedError(
+            f"lon has a gap from {lon[at]:g} to {lon[at + 1]:g} and none around the"
+            " circle: a region that crosses Greenwich is counted from its western end,"
+            f" {lon[at + 1] - 360:g} to {lon[at]:g}. Order the columns so (standard_"
+            "dataset does), or give lon_bounds."
+        )
+    if is_open:
+        return _half_way(lon)
+    first = lon[0] - (lon[0] + 360.0 - lon[-1]) / 2
+    inner = (lon[1:] + lon[:-1]) / 2
+    return np.concatenate([[first], inner, [first + 360.0]])
 
 
 def _on_faces(tangents):

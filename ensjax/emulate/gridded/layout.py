@@ -222,8 +222,9 @@ def _guess(dataset, role, taken, name):
     # A dimension that varies counts before a number that stands beside.
     for rank in sorted(ranked):
         candidates = [c for c in ranked[rank] if c in dataset.dims] or ranked[rank]
-        if role == "level":  # heights of two kinds of fields are no axis of both
-            candidates = [c for c in candidates if c in dataset.dims]
+        is_beside = not set(candidates) & set(dataset.dims)
+        if role == "level" and is_beside and len(candidates) > 1:
+            continue  # heights of two kinds of fields are no level of both
         if len(candidates) > 1:
             raise GriddedError(
                 f"{name}: {_WORDS[role]} could be any of"

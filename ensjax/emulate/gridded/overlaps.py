@@ -44,9 +44,12 @@ def _rectangles(first, second):
 
     sines = [np.sin(np.deg2rad(g.lat_bounds)) for g in (first, second)]
     heights = _interval_overlaps(*sines) / 2
-    turns = (-360.0, 0.0, 360.0)
+    # Longitudes of the two may be counted from anywhere.
+    least = (first.lon_bounds[0] - second.lon_bounds[-1]) / 360
+    most = (first.lon_bounds[-1] - second.lon_bounds[0]) / 360
     widths = sum(
-        _interval_overlaps(first.lon_bounds, second.lon_bounds + turn) for turn in turns
+        _interval_overlaps(first.lon_bounds, second.lon_bounds + 360.0 * turn)
+        for turn in range(int(np.floor(least)), int(np.ceil(most)) + 1)
     )
     return sparse.kron(
         sparse.csr_matrix(heights), sparse.csr_matrix(widths / 360), format="csr"

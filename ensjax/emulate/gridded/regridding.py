@@ -250,6 +250,8 @@ def regrid_dataset(
     dataset = standard_dataset(dataset)
     weights = methods[method](grid_of(dataset), target)
     outer = {d: dataset[d] for d in dataset.dims if d not in ("lat", "lon")}
+    if "level" in dataset.coords:  # also one that stands beside
+        outer["level"] = dataset["level"]
     found = xarray.Dataset(coords=outer, attrs=dataset.attrs)
     for name, array in dataset.data_vars.items():
         dims = tuple(d for d in array.dims if d not in ("lat", "lon"))

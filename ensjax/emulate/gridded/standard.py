@@ -7,9 +7,10 @@ The result is a dataset of xarray that still reads lazily. Its dimensions are th
              a dataset without leads, what the fields are of
     member   ids, integers
     lead     timedelta64[ns], or a simulator's own time
-    level    ascending
+    level    ascending; or a number beside, where all is at one
     lat      degrees north, ascending
-    lon      degrees east in [0, 360), ascending
+    lon      degrees east in [0, 360), ascending; those of a region that crosses
+             Greenwich begin at its western end, as -20 to 20
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ensjax.emulate.gridded.grids import largest_gap
 from ensjax.emulate.gridded.layout import (
     GriddedError,
     find_layout,
@@ -81,7 +83,7 @@ def standard_dataset(
     _check_dims(dataset, [*seasons, *space], name)
     order = [d for d in (*seasons, *DIMS, *space) if d in dataset.dims]
     dataset = dataset.transpose(*order)
-    extra = [c for c in dataset.coords if c not in order]
+    extra = [c for c in dataset.coords if c not in (*order, "level")]
     dataset = dataset.drop_vars(extra)
     return dataset.assign_attrs({_MARK: "standard", CHUNK: chunk})
 
@@ -89,6 +91,21 @@ def standard_dataset(
 def is_forecast(dataset: Any) -> bool:
     """Whether a standard dataset has leads."""
     return "lead" in dataset.dims
+
+
+def space_of(dataset: Any) -> list[str]:
+    """Dimensions of space of a standard dataset, in the order of its fields."""
+    inside = [d for d in dataset.dims if d not in DIMS[:4]]
+    return [d for d in ("lat", "lon") if d in inside] + [
+        d for d in inside if d not in ("lat", "lon")
+    ]
+
+
+def coordinate(dataset: Any, dim: str) -> np.ndarray:
+    """Labels of a dimension; positions where it has none."""
+    if dim in dataset.coords:
+        return dataset[dim].values
+    return np.arange(dataset.sizes[dim])
 
 
 def _chunk_of(dataset, dim):
@@ -299,10 +316,10 @@ def _member_ids(ids, where):
 
 def _with_levels(dataset, layout, name):
     if layout.level is None:
-        return dataset
-    if layout.level not in dataset.dims:
-        return dataset.drop_vars(layout.level)
+        return dataset.drop_vars("level", errors="ignore")
     dataset = _rename(dataset, layout.level, "level", name)
+    if "level" not in dataset.dims:  # one number for all of it
+        return dataset
     where = f"{name}, level {layout.level!r}"
     return _put(dataset, "level", _labels(dataset, "level", where), where)
 
@@ -331,6 +348,10 @@ def _with_longitudes(dataset, layout, name, report):
         if report is not None:
             report(f"{name}: longitude {lon[-1]:g} repeats {lon[0]:g} and is left out")
         dataset, turned = dataset.isel(lon=slice(None, -1)), turned[:-1]
+    ordered = np.sort(turned)
+    at, is_open = largest_gap(ordered)
+    if is_open and at < len(ordered) - 1:  # the region crosses Greenwich
+        turned = np.where(turned > ordered[at], turned - 360.0, turned)
     return _put(dataset, "lon", turned, where)
 
 

@@ -1,4 +1,4 @@
-"""Forecasts paired with what came true, read a block of cases at a time.
+"""Pairs of forecasts and what came true, read a block of cases at a time.
 
 The whole is never in memory: `stream_cases` yields an `Archive` for each block, of the
 size that the file is chunked in, or that is asked for.
@@ -12,18 +12,8 @@ import numpy as np
 
 from ensjax.emulate.archive import Archive
 from ensjax.emulate.gridded.layout import GriddedError
-from ensjax.emulate.gridded.standard import (
-    CHUNK,
-    DIMS,
-    is_forecast,
-    standard_dataset,
-)
-from ensjax.emulate.gridded.times import (
-    calendar_of,
-    hours_since,
-    positions,
-    valid_times,
-)
+from ensjax.emulate.gridded.standard import CHUNK, DIMS, coordinate, space_of
+from ensjax.emulate.gridded.times import hours_since
 
 # Of one block of forecasts, if nothing else is asked for.
 _BLOCK_BYTES = 256 * 2**20
@@ -72,7 +62,7 @@ class Pairs:
     @property
     def space(self) -> dict[str, np.ndarray]:
         """Coordinates of the axes of space."""
-        return {d: _coordinate(self.forecast, d) for d in _space_of(self.forecast)}
+        return {d: coordinate(self.forecast, d) for d in space_of(self.forecast)}
 
     def select(
         self,
@@ -107,7 +97,7 @@ class Pairs:
         units |= {c.name: _units(self.forecast, c) for c in self.channels}
         units |= {
             d: self.forecast[d].attrs["units"]
-            for d in _space_of(self.forecast)
+            for d in space_of(self.forecast)
             if d in self.forecast.coords and "units" in self.forecast[d].attrs
         }
         return Archive(
@@ -147,58 +137,6 @@ class Pairs:
         leads = np.broadcast_to(self.lead_rows[None, :], self.rows.shape)
         truth[is_known] = found[place[is_known], leads[is_known]]
         return truth
-
-
-def pair(
-    forecast: Any,
-    truth: Any = None,
-    *,
-    variables: Sequence[str] | None = None,
-    names: tuple[str, str] = ("forecast", "truth"),
-) -> Pairs:
-    """Forecasts with the truth at the valid time of each case and lead; reads nothing.
-
-    Args:
-        forecast: a dataset of xarray with leads, in any layout that can be guessed.
-        truth: by valid time; or with leads, for the same starts; or None.
-        variables: those to keep, by default all that both have.
-        names: of both, for errors.
-
-    Returns:
-        The pairs. Where the truth has no such time its values will be NaN.
-
-    Raises:
-        GriddedError: if grids, levels or calendars differ, no variable is in both, or
-            no valid time of the forecasts is in the truth.
-    """
-    forecast = standard_dataset(forecast, variables=variables, name=names[0])
-    if not is_forecast(forecast):
-        raise GriddedError(
-            f"{names[0]} has no dimension of leads, so it is no forecast; there are"
-            f" {', '.join(map(str, forecast.dims))}. Say mapping={{'lead': ...}}."
-        )
-    if truth is None:
-        return Pairs(forecast, None, channels_of(forecast), None, None, names)
-    truth = standard_dataset(truth, name=names[1])
-    if "member" in truth.dims:
-        if truth.sizes["member"] > 1:
-            raise GriddedError(
-                f"{names[1]} has {truth.sizes['member']} members; the truth is one:"
-                " choose with truth.isel(member=0)."
-            )
-        truth = truth.squeeze("member", drop=True)
-    shared = [v for v in forecast.data_vars if v in truth.data_vars]
-    missing = [v for v in variables or () if v not in shared]
-    if missing or not shared:
-        raise GriddedError(
-            f"{names[1]} has not"
-            f" {', '.join(map(repr, missing or forecast.data_vars))}; it has"
-            f" {', '.join(map(repr, truth.data_vars))}. Rename what is the same."
-        )
-    forecast, truth = forecast[shared], truth[shared]
-    truth = on_same_grid(forecast, truth, names)
-    rows, lead_rows = _truth_rows(forecast, truth, names)
-    return Pairs(forecast, truth, channels_of(forecast), rows, lead_rows, names)
 
 
 def stream_cases(pairs: Pairs, *, cases: int | None = None) -> Iterator[Archive]:
@@ -265,7 +203,7 @@ def read_channels(
         GriddedError: if the file cannot be read there.
     """
     outer = list(outer) or [d for d in DIMS[:3] if d in dataset.dims]
-    inner = [d for d in _space_of(dataset) if d not in outer]
+    inner = [d for d in space_of(dataset) if d not in outer]
     sizes = dataset.sizes
     shape = [sizes[d] for d in outer] + [len(channels)] + [sizes[d] for d in inner]
     values = np.empty(shape, np.float32)
@@ -298,19 +236,6 @@ def _as_slice(rows):
     return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
 
 
-def _space_of(dataset):
-    inside = [d for d in dataset.dims if d not in DIMS[:4]]
-    return [d for d in ("lat", "lon") if d in inside] + [
-        d for d in inside if d not in ("lat", "lon")
-    ]
-
-
-def _coordinate(dataset, dim):
-    if dim in dataset.coords:
-        return dataset[dim].values
-    return np.arange(dataset.sizes[dim])
-
-
 def _units(dataset, channel):
     return str(dataset[channel.variable].attrs.get("units", ""))
 
@@ -322,75 +247,3 @@ def _archive_times(dataset):
     # NumPy has no dates of this calendar: hours, and the units say since when.
     hours, units = hours_since(time)
     return hours, lead / np.timedelta64(1, "h"), {"case": units, "lead": "hours"}
-
-
-def on_same_grid(forecast: Any, truth: Any, names: tuple[str, str]) -> Any:
-    """`truth` with the levels of the forecast, if both are on one grid.
-
-    Raises:
-        GriddedError: if they are not; names both, and the dimension.
-    """
-    for dim in [d for d in ("level", *_space_of(forecast)) if d in forecast.dims]:
-        if dim not in truth.dims:
-            raise GriddedError(
-                f"{names[1]} has no dimension {dim!r}, but {names[0]} has;"
-                f" it has {', '.join(map(str, truth.dims))}."
-            )
-        ours, theirs = _coordinate(forecast, dim), _coordinate(truth, dim)
-        if (
-            dim == "level"
-            and theirs.dtype.kind in "iuf"
-            and not np.array_equal(ours, theirs)
-        ):
-            rows = positions_of_numbers(ours, theirs)
-            if np.all(rows >= 0):
-                truth, theirs = truth.isel(level=rows), theirs[rows]
-        is_same = len(ours) == len(theirs) and (
-            np.allclose(ours, theirs, rtol=0, atol=1e-4)
-            if ours.dtype.kind in "iuf" and theirs.dtype.kind in "iuf"
-            else np.array_equal(ours, theirs)
-        )
-        if not is_same:
-            raise GriddedError(
-                f"{names[0]} and {names[1]} differ in {dim}: {_describe(ours)} against"
-                f" {_describe(theirs)}. Bring one to the other's grid with"
-                " regrid_dataset, or select the levels that both have."
-            )
-    return truth
-
-
-def positions_of_numbers(wanted: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """Where each number is among others, -1 where it is not."""
-    is_equal = np.isclose(wanted[:, None], available[None, :], rtol=1e-6, atol=0)
-    return np.where(is_equal.any(axis=1), is_equal.argmax(axis=1), -1)
-
-
-def _describe(values):
-    if len(values) < 4:
-        return f"{values.tolist()}"
-    return f"{len(values)} from {values[0]} to {values[-1]}"
-
-
-def _truth_rows(forecast, truth, names):
-    time, lead = forecast["time"].values, forecast["lead"].values
-    times = truth["time"].values
-    ours, theirs = calendar_of(time), calendar_of(times)
-    if ours != theirs:
-        raise GriddedError(
-            f"{names[0]} counts time in the calendar {ours!r}, {names[1]} in"
-            f" {theirs!r}: their valid times cannot be compared."
-        )
-    if not is_forecast(truth):
-        rows, lead_rows = positions(valid_times(time, lead), times), None
-    else:
-        starts = positions(time, times)
-        lead_rows = positions(lead, truth["lead"].values)
-        rows = np.repeat(starts[:, None], len(lead), axis=1)
-        rows[:, lead_rows < 0] = -1
-    if not np.any(rows >= 0):
-        raise GriddedError(
-            f"no valid time of {names[0]} (starts {time[0]} to {time[-1]}, leads"
-            f" {lead[0]} to {lead[-1]}) is among the times of {names[1]} ({times[0]} to"
-            f" {times[-1]})."
-        )
-    return rows, lead_rows

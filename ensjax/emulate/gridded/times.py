@@ -11,6 +11,8 @@ from ensjax.emulate.gridded.packages import optional_package
 _GREGORIAN = ("standard", "gregorian", "proleptic_gregorian")
 # The standard calendar is the Gregorian one from this day on.
 _REFORM = (1582, 10, 15)
+# Times that are less than a second apart are the same.
+_SAME_NANOSECONDS = 10**9
 
 
 def read_times(values: Any, *, where: str) -> np.ndarray:
@@ -78,11 +80,51 @@ def _nanoseconds(step: datetime.timedelta) -> np.timedelta64:
 def positions(wanted: np.ndarray, available: np.ndarray) -> np.ndarray:
     """Where each wanted time (or lead) is among the available, -1 where it is not.
 
-    Both must be of one calendar; `wanted` has any shape, `available` is `[time]`.
+    Times less than a second apart are the same: hours or days in floating point do not
+    come back to the microsecond. Counted starts and a simulator's own leads must be
+    equal.
+
+    Args:
+        wanted: of any shape.
+        available: `[time]`, of the same calendar.
     """
-    place = {_key(t): i for i, t in enumerate(available)}
-    found = [place.get(_key(t), -1) for t in wanted.reshape(-1)]
-    return np.array(found, np.int64).reshape(wanted.shape)
+    if not len(available) or not wanted.size:
+        return np.full(wanted.shape, -1, np.int64)
+    flat = wanted.reshape(-1)
+    ours, theirs = _in_nanoseconds(flat, flat[0]), _in_nanoseconds(available, flat[0])
+    if ours is None or theirs is None:
+        place = {_key(t): i for i, t in enumerate(available)}
+        found = np.array([place.get(_key(t), -1) for t in flat], np.int64)
+        return found.reshape(wanted.shape)
+    order = np.argsort(theirs, kind="stable")
+    ascending = theirs[order]
+    after = np.clip(np.searchsorted(ascending, ours), 0, len(order) - 1)
+    before = np.maximum(after - 1, 0)
+    is_nearer = np.abs(ours - ascending[before]) < np.abs(ascending[after] - ours)
+    nearest = np.where(is_nearer, before, after)
+    is_there = np.abs(ours - ascending[nearest]) < _SAME_NANOSECONDS
+    return np.where(is_there, order[nearest], -1).reshape(wanted.shape)
+
+
+def whole_seconds(times: np.ndarray) -> np.ndarray:
+    """Dates at the nearest second, of which the hour and day can be told."""
+    if times.dtype.kind == "M":
+        return (times + np.timedelta64(500, "ms")).astype("datetime64[s]")
+    half = datetime.timedelta(milliseconds=500)
+    return np.array([t + half for t in times.flat], object).reshape(times.shape)
+
+
+def _in_nanoseconds(times, first):
+    """Dates of cftime since `first`; None for what is counted, or another kind."""
+    if times.dtype.kind in "mM":
+        is_same_kind = getattr(first, "dtype", np.dtype("O")).kind == times.dtype.kind
+        unit = f"{'timedelta64' if times.dtype.kind == 'm' else 'datetime64'}[ns]"
+        return times.astype(unit).astype(np.int64) if is_same_kind else None
+    calendar = getattr(first, "calendar", None)
+    if calendar is None or any(getattr(t, "calendar", "") != calendar for t in times):
+        return None
+    steps = [t - first for t in times]
+    return np.array([_nanoseconds(s).astype(np.int64) for s in steps], np.int64)
 
 
 def _key(time):

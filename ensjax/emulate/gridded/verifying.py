@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ensjax.emulate.gridded import units
 from ensjax.emulate.gridded.climatologies import climatology_reader
 from ensjax.emulate.gridded.layout import GriddedError
+from ensjax.emulate.gridded.pairing import pair
 from ensjax.emulate.gridded.regions import region_weights
 from ensjax.emulate.gridded.row_sums import VerifyJob
+from ensjax.emulate.gridded.same_grid import check_lone_levels
 from ensjax.emulate.gridded.score_list import score_list
-from ensjax.emulate.gridded.streaming import pair
 from ensjax.emulate.gridded.tidy_scores import finish_scores, tidy_dataset
 from ensjax.emulate.gridded.times import positions
 from ensjax.mesh import default_mesh
@@ -60,6 +62,7 @@ def verify(
         "climatology",
         "compare_to",
     ),
+    check_units: bool = True,
     block_bytes: int = 2**28,
     report: Callable[[int, int], None] | None = None,
     mesh: Mesh | None = None,
@@ -81,6 +84,7 @@ def verify(
             being above them.
         areas: of the cells, as in `region_weights`.
         names: of the four datasets, for errors.
+        check_units: whether units that differ between them are an error, as in `pair`.
         block_bytes: of forecasts that are in memory at a time; at least one field of
             each member is.
         report: is told how many bytes of forecasts are done, and of how many.
@@ -94,7 +98,8 @@ def verify(
         coordinate `best` says which scores are better low, high or near one.
 
     Raises:
-        GriddedError: if files do not fit each other; names them and the dimension.
+        GriddedError: if files do not fit each other; names them and the dimension. Or
+            if nothing at all could be scored.
         ValueError: if a number is out of range.
 
     Example:
@@ -106,15 +111,18 @@ def verify(
     Source: the order of operations (sums over area and cases first, roots and ratios
     last) is that of Rasp et al. 2024, arXiv:2308.15560.
     """
-    pairs = pair(forecast, truth, variables=variables, names=names[:2])
+    pairing = dict(variables=variables, check_units=check_units)
+    pairs = pair(forecast, truth, names=names[:2], **pairing)
     other = None
     if compare_to is not None:
-        other = pair(compare_to, truth, variables=variables, names=(names[3], names[1]))
-        pairs, other = _in_common(pairs, other)
+        other = pair(compare_to, truth, names=(names[3], names[1]), **pairing)
+        pairs, other = _in_common(pairs, other, check_units)
     weights = region_weights(pairs, regions, areas=areas)
     read_climate = None
     if climatology is not None:
-        read_climate = climatology_reader(climatology, pairs, name=names[2])
+        read_climate = climatology_reader(
+            climatology, pairs, name=names[2], check_units=check_units
+        )
     levels = _thresholds(pairs, thresholds)
     if bootstrap is not None:
         bootstrap = _with_block_length(bootstrap, pairs)
@@ -132,7 +140,13 @@ def verify(
     )
     sums = job.run(report)
     found = finish_scores(job, sums, bootstrap)
-    return tidy_dataset(job, found, list(weights), thresholds, bootstrap)
+    scores = tidy_dataset(job, found, list(weights), thresholds, bootstrap)
+    if not np.any(scores["scored"].values > 0):
+        raise GriddedError(
+            f"nothing of {names[0]} could be scored against {names[1]}: at every"
+            " start and lead one of them is missing (NaN) where the regions are."
+        )
+    return scores
 
 
 def _scores_of(pairs, read_climate, levels):
@@ -143,7 +157,7 @@ def _scores_of(pairs, read_climate, levels):
     )
 
 
-def _in_common(pairs, other):
+def _in_common(pairs, other, check_units):
     """Both forecasts on the starts, leads and channels that both have."""
     names = (pairs.names[0], other.names[0])
     ours, theirs = ([c.name for c in p.channels] for p in (pairs, other))
@@ -156,6 +170,10 @@ def _in_common(pairs, other):
             raise GriddedError(f"{names[0]} and {names[1]} share no {dim}.")
     if not shared:
         raise GriddedError(f"{names[0]} and {names[1]} share no variable.")
+    check_lone_levels(pairs.forecast, other.forecast, names)
+    if check_units:
+        of = dict.fromkeys(c.variable for c in pairs.channels if c.name in shared)
+        units.check_units(of, pairs.forecast, other.forecast, names)
     sizes = [{k: len(v) for k, v in p.space.items()} for p in (pairs, other)]
     if sizes[0] != sizes[1]:
         raise GriddedError(

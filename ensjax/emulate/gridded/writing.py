@@ -6,8 +6,11 @@ already is replaced only when that is asked for.
 
 import contextlib
 import datetime
+import errno
 import importlib.metadata
+import math
 import os
+import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,10 +95,10 @@ def forecast_writer(
     attributes: Mapping[str, str] | None = None,
     member_chunk: int = 1,
 ) -> Iterator[Callable[..., None]]:
-    """A zarr that members are written into block by block, there when all went well.
+    """A file that members are written into block by block, there when all went well.
 
     Args:
-        path: ends in .zarr.
+        path: ends in .zarr or, through h5netcdf, in .nc.
         case, member, lead, variable, space, units: as of the `Archive` of everything.
         overwrite: replace what is there.
         attributes: more of the file.
@@ -107,7 +110,7 @@ def forecast_writer(
         default all. What is never written is NaN.
 
     Raises:
-        GriddedError: if the place is taken, the path is no .zarr, or values have
+        GriddedError: if the place is taken, the path ends otherwise, or values have
             another shape.
 
     Example:
@@ -116,9 +119,6 @@ def forecast_writer(
                 rows = slice(start, start + 64)
                 write(sample(ids[rows]), member=rows)
     """
-    zarr = optional_package("zarr")
-    if Path(path).suffix != ".zarr":
-        raise GriddedError(f"members are written block by block to .zarr; got {path}.")
     named = {k: v for k, v in (units or {}).items() if k not in variable}
     coordinates = forecast_coordinates(
         case=case, member=member, lead=lead, space=space, units=named
@@ -128,41 +128,82 @@ def forecast_writer(
     shape = tuple(coordinates.sizes[d] for d in dims)
     chunks = (1, min(member_chunk, shape[1]), *shape[2:])
     coordinates.attrs.update(_made_now(attributes or {}))
-    coordinates.attrs[VARIABLE_ORDER] = " ".join(variable)
+    about = {}
+    for name in variable:
+        unit = (units or {}).get(name)
+        about[name] = {"long_name": name} | ({"units": unit} if unit else {})
     with whole_output(path, overwrite=overwrite) as place:
-        coordinates.to_zarr(place, mode="a", consolidated=False)
-        group = zarr.open_group(place, mode="r+")
-        arrays = []
-        for name in variable:
-            unit = (units or {}).get(name)
-            about = {"long_name": name} | ({"units": unit} if unit else {})
-            arrays.append(
-                group.create_array(
-                    name,
-                    shape=shape,
-                    chunks=chunks,
-                    dtype="float32",
-                    fill_value=np.nan,
-                    dimension_names=dims,
-                    attributes=about,
-                )
+        opened = _open_netcdf if place.suffix == ".nc" else _open_zarr
+        with opened(place, coordinates, about, dims, chunks) as arrays:
+
+            def write(values, *, case=slice(None), member=slice(None)):
+                values = np.asarray(values, np.float32)
+                cases = len(range(*case.indices(shape[0])))
+                members = len(range(*member.indices(shape[1])))
+                wanted = (cases, members, shape[2], len(arrays), *shape[3:])
+                if values.shape != wanted:
+                    raise GriddedError(
+                        f"{path}: values of these cases and members must be [case,"
+                        f" member, lead, variable, *space] = {wanted}; got"
+                        f" {values.shape}."
+                    )
+                for i, array in enumerate(arrays):
+                    array[case, member] = values[:, :, :, i]
+
+            yield write
+
+
+@contextlib.contextmanager
+def _open_zarr(place, coordinates, about, dims, chunks):
+    """The variables of a new zarr, to be written into."""
+    zarr = optional_package("zarr")
+    coordinates.attrs[VARIABLE_ORDER] = " ".join(about)
+    coordinates.to_zarr(place, mode="a", consolidated=False)
+    group = zarr.open_group(place, mode="r+")
+    arrays = []
+    for name, attributes in about.items():
+        array = group.create_array(
+            name,
+            shape=tuple(coordinates.sizes[d] for d in dims),
+            chunks=chunks,
+            dtype="float32",
+            fill_value=np.nan,
+            dimension_names=dims,
+            attributes=attributes,
+        )
+        arrays.append(array)
+    yield arrays
+    _consolidate(zarr, place)
+
+
+@contextlib.contextmanager
+def _open_netcdf(place, coordinates, about, dims, chunks):
+    """The variables of a new netCDF file, to be written into."""
+    h5netcdf, h5py = (optional_package(name) for name in ("h5netcdf", "h5py"))
+    sizes = [coordinates.sizes[d] for d in dims]
+    _check_space(place, 4 * len(about) * math.prod(sizes) + coordinates.nbytes)
+    coordinates.to_netcdf(place, engine="h5netcdf")
+    others = [str(c) for c in coordinates.coords if c not in coordinates.dims]
+    with h5netcdf.File(place, "a") as file:
+        for name, attributes in about.items():
+            array = file.create_variable(
+                name, dims, "float32", fillvalue=np.float32(np.nan), chunks=chunks
             )
+            array.attrs.update(attributes)
+            if others:
+                array.attrs["coordinates"] = " ".join(others)
+    with h5py.File(place, "r+") as file:
+        yield [file[name] for name in about]
 
-        def write(values, *, case=slice(None), member=slice(None)):
-            values = np.asarray(values, np.float32)
-            cases = len(range(*case.indices(shape[0])))
-            members = len(range(*member.indices(shape[1])))
-            wanted = (cases, members, shape[2], len(arrays), *shape[3:])
-            if values.shape != wanted:
-                raise GriddedError(
-                    f"{path}: values of these cases and members must be [case, member,"
-                    f" lead, variable, *space] = {wanted}; got {values.shape}."
-                )
-            for i, array in enumerate(arrays):
-                array[case, member] = values[:, :, :, i]
 
-        yield write
-        _consolidate(zarr, place)
+def _check_space(place, num_bytes):
+    """Raises `OSError` where the disk is too full.
+
+    If it fills up later, HDF5 may end the process; the place stays as it was even so.
+    """
+    free = shutil.disk_usage(place.parent).free
+    if free < num_bytes:
+        raise OSError(errno.ENOSPC, f"No space left on device ({free:,} bytes)")
 
 
 def _consolidate(zarr, place):

@@ -224,6 +224,17 @@ def test_where_no_loss_is_finite_nothing_is_chosen():
     logits[0], logits[1, 0, 0], logits[2, 1, 0] = np.nan, -np.inf, -np.inf
     found = greedy_select(logits, labels, rounds=3)
     np.testing.assert_allclose(found.weights, [0, 0.5, 0.5], rtol=1e-6)
+    pruned = prune_members(logits, labels)
+    np.testing.assert_array_equal(pruned.mask, [False, True, True])
+    np.testing.assert_allclose(pruned.losses, 2 * np.log(2) * 3 / 4, rtol=1e-6)
+    # Two that are NaN do not hide each other, and NaN in a row of weight 0 is none.
+    logits[1], logits[2] = np.nan, 0.0
+    logits[2, 0] = np.nan
+    np.testing.assert_array_equal(prune_members(logits, labels).mask, True)
+    weight = np.array([0, 1, 1, 1], np.float32)
+    pruned = prune_members(logits, labels, sample_weight=weight)
+    np.testing.assert_array_equal(pruned.mask, [False, False, True])
+    np.testing.assert_allclose(pruned.losses, np.log(2), rtol=1e-6)
 
 
 def test_mistakes_are_named_and_seen_rows_refused():

@@ -137,3 +137,26 @@ def test_a_block_of_another_shape_is_refused(tmp_path):
         writer(tmp_path / "out.zarr") as write,
     ):
         write(archive().values[:, :2], member=slice(0, 1))
+
+
+def test_blocks_go_into_netcdf_as_into_zarr(tmp_path, monkeypatch):
+    whole = archive().values
+    for ending in ("zarr", "nc"):
+        with writer(tmp_path / f"out.{ending}", member_chunk=2) as write:
+            write(whole[:, :2], member=slice(0, 2))
+            assert not (tmp_path / f"out.{ending}").exists()
+            write(whole[:1, 2:], case=slice(0, 1), member=slice(2, 3))
+    found = []
+    for ending in ("zarr", "nc"):
+        with xr.open_dataset(tmp_path / f"out.{ending}", decode_timedelta=True) as ds:
+            found.append(ds.load().drop_attrs(deep=False))
+    xr.testing.assert_identical(*found)
+    assert np.isnan(found[1].t2m.values[1, 2]).all()  # never written
+    # A disk that is too full is refused before anything is written.
+    full = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(
+        "ensjax.emulate.gridded.writing.shutil.disk_usage", lambda place: full
+    )
+    with pytest.raises(OSError, match="No space left"), writer(tmp_path / "b.nc"):
+        pass
+    assert {p.name for p in tmp_path.iterdir()} == {"out.zarr", "out.nc"}

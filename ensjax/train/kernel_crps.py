@@ -1,0 +1,127 @@
+"""The kernel CRPS of members as a training loss, in two forms with exact gradients.
+
+    standard      mean_m |x_m - y| - 1 / (2 M^2)          sum_{m,l} |x_m - x_l|
+    fair          mean_m |x_m - y| - 1 / (2 M (M - 1))    sum_{m,l} |x_m - x_l|
+    almost fair   alpha fair + (1 - alpha) standard
+
+The values are those of `verification.crps`. What a loss asks for beside that: sums that
+do not cancel, members of low precision, and derivatives that treat members alike also
+where two are equal. Differences are taken in float32 at least, of what the members are;
+|0| has derivative 0, so that equal members are not pushed apart by their order.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.verification.crps import weight_of_fair
+
+FORMS = ("auto", "pairs", "sorted")
+# Pairs cost M / 2 passes over the members, a sort about the same from here on.
+_MOST_IN_PAIRS = 8
+
+
+def kernel_crps(
+    members: jax.Array,
+    truth: jax.Array,
+    *,
+    estimator: str = "almost_fair",
+    alpha: float = 0.95,
+    form: str = "auto",
+) -> jax.Array:
+    """The CRPS of every element, `[...]`, in the unit of the values.
+
+    Args:
+        members: `[member, ...]`, of any floating type.
+        truth: `[...]`.
+        estimator: "standard", "fair" or "almost_fair".
+        alpha: of the almost fair form, from 0 (standard) to 1 (fair).
+        form: "pairs" (every term is 0 or more; work grows with the square of the number
+            of members), "sorted" (M log M), or "auto": pairs of at most 8 members.
+
+    Returns:
+        float32, or float64 for such members.
+
+    Raises:
+        ValueError: if shapes do not fit, a word is unknown, `alpha` is out of range, or
+            there is one member and the estimator is not the standard one, which then is
+            the absolute error.
+
+    Source: Lang et al. 2024, arXiv:2412.15832, equation 4 and its stable form; Ferro
+    2014, QJRMS 140, equation 5 (fair). The optimum of the fair form with two members
+    does not hold one of them where the other is right: hence the almost fair one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ensjax.train.kernel_crps import kernel_crps
+        >>> members = jnp.array([[0.1], [0.4], [0.9], [1.6], [2.5]])  # [member, case]
+        >>> kernel_crps(members, jnp.array([0.7]), estimator="fair").round(4)
+        Array([0.16], dtype=float32)
+    """
+    members, truth = jnp.asarray(members), jnp.asarray(truth)
+    if members.ndim < 1 or members.shape[1:] != truth.shape:
+        raise ValueError(
+            f"members must be [member, ...] and truth [...]; got {members.shape} and"
+            f" {truth.shape}."
+        )
+    fair = fair_weight(estimator, alpha, members.shape[0])
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
+    dtype = jnp.promote_types(jnp.result_type(members, truth), jnp.float32)
+    away = members.astype(dtype) - truth.astype(dtype)[None]
+    count = len(away)
+    if count == 1:
+        return jnp.abs(away[0])
+    # What a pair's distance counts beside its two errors; e of the source is 1 - kept.
+    kept = 1 - (1 - fair) / count
+    if form == "pairs" or (form == "auto" and count <= _MOST_IN_PAIRS):
+        return _of_pairs(away, kept)
+    return jnp.mean(jnp.abs(away), axis=0) - _spread(away) * kept
+
+
+def fair_weight(estimator: str, alpha: float, num_members: int) -> float:
+    """`weight_of_fair`, for this many members.
+
+    Raises:
+        ValueError: as there, or for one member unless the weight is 0.
+    """
+    fair = weight_of_fair(estimator, alpha)
+    if num_members < 1 or (num_members < 2 and fair > 0):
+        raise ValueError(
+            f"the {estimator} CRPS needs at least two members; got {num_members}. One"
+            ' member has the estimator "standard", which is its absolute error.'
+        )
+    return fair
+
+
+def _of_pairs(away, kept):
+    """1 / (M (M - 1)) sum_{m<l} |a_m| + |a_l| - kept |a_m - a_l|, no term below 0."""
+    count = len(away)
+    error = jnp.abs(away)
+    total = 0.0
+    # Member m and the one `shift` further on: half of the shifts meet every pair once.
+    for shift in range(1, count // 2 + 1):
+        distance = jnp.abs(away - jnp.roll(away, shift, axis=0))
+        terms = error + jnp.roll(error, shift, axis=0) - kept * distance
+        twice = 2 * shift == count  # then m meets l and l meets m
+        total += jnp.sum(terms, axis=0) * (0.5 if twice else 1.0)
+    return total / (count * (count - 1))
+
+
+def _spread(away):
+    """sum_{m<l} |a_m - a_l| / (M (M - 1)) by one sort."""
+    count = len(away)
+    ordered = jnp.sort(away, axis=0)
+    place = jnp.arange(count).reshape(-1, *(1,) * (away.ndim - 1))
+    place = jnp.broadcast_to(place, away.shape)
+    is_new = jnp.diff(ordered, axis=0) > 0
+    edge = jnp.ones((1, *away.shape[1:]), bool)
+    first = jnp.where(jnp.concatenate([edge, is_new]), place, 0)
+    last = jnp.where(jnp.concatenate([is_new, edge]), place, count)
+    # How many members are below, less how many are above: equal members count alike.
+    below = jax.lax.cummax(first, axis=0)
+    above = count - 1 - jax.lax.cummin(last, axis=0, reverse=True)
+    factor = (below - above).astype(away.dtype)
+    # The factors sum to 0, so that any place may be the origin; in the middle nothing
+    # large cancels.
+    origin = jax.lax.stop_gradient(ordered[count // 2])
+    return jnp.sum(factor * (ordered - origin[None]), axis=0) / (count * (count - 1))

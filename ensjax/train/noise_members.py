@@ -1,0 +1,180 @@
+"""One network with noise inside, trained on the CRPS of the members that it makes.
+
+Members share all parameters and differ by the noise that is fed in: one forward pass is
+one member. The science is written for one network and one case; `fit` stacks networks
+and splits cases, and `NoiseCrps` maps the noise and scores across it.
+
+Source: Lang et al. 2024, arXiv:2412.15832 (AIFS-CRPS), section 2.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ensjax.train.kernel_crps import FORMS, fair_weight, kernel_crps
+from ensjax.train.losses import example_keys, weighted_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class WhiteNoise:
+    """Independent normal numbers at every place of the grid.
+
+    Attributes:
+        num_channels: at each place.
+    """
+
+    num_channels: int = 4
+
+    def __post_init__(self):
+        if self.num_channels < 1:
+            raise ValueError(
+                f"num_channels must be at least 1; got {self.num_channels}."
+            )
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """`[*space, num_channels]` for a sample of shape `[*space, channel]`."""
+        return jax.random.normal(key, (*shape[:-1], self.num_channels))
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseCrps:
+    """A loss of `fit`: the CRPS of several members that one network makes of noise.
+
+    Called as `loss(model, batch, key)`, where `batch` is `(condition, target)` with
+    leaves `[batch, ...]`; the condition may be any pytree or None. The model is a
+    network of one sample, `model(noise, condition) -> [*space, channel]`.
+
+    The noise of a member depends on the case's place in the global batch and on the
+    member's number alone: the first two of four members are those of two, on any mesh.
+    Elements whose target is NaN do not count and have no gradient.
+
+    Attributes:
+        num_members: M, in training; any number can be made afterwards.
+        noise: `noise(key, shape of the target) -> array`, such as `WhiteNoise(4)`.
+        estimator, alpha, form: of `kernel_crps`.
+        axis: a mesh axis that splits the members, "model" (along which `fit` splits
+            nothing else); each device then makes M / size of them. None: all members of
+            a case are made by the device that has the case.
+
+    Raises:
+        ValueError: for words and numbers that do not fit; on the call, if the members
+            do not divide over the axis.
+    """
+
+    num_members: int
+    noise: Callable[[jax.Array, tuple[int, ...]], jax.Array] = WhiteNoise()
+    estimator: str = "almost_fair"
+    alpha: float = 0.95
+    form: str = "auto"
+    axis: str | None = None
+
+    def __post_init__(self):
+        fair_weight(self.estimator, self.alpha, self.num_members)
+        if self.form not in FORMS:
+            raise ValueError(
+                f"form must be one of {', '.join(FORMS)}; got {self.form!r}."
+            )
+        if self.axis not in (None, "model"):
+            raise ValueError(f'axis must be None or "model"; got {self.axis!r}.')
+
+    def __call__(self, model, batch, key, weight=None):
+        """The mean loss of the batch; `weight` `[batch]` weighs its rows."""
+        condition, target = batch
+        keys = example_keys(key, target.shape[0])
+        model = self.prepare(model)
+        losses = jax.vmap(lambda *one: self.of_one(model, *one))(
+            keys, target, condition
+        )
+        return weighted_mean(losses, weight)
+
+    def prepare(self, model: Any) -> Any:
+        """The model that `of_one` is given: its derivative sums over the axis."""
+        if self.axis is None:
+            return model
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        return nnx.merge(graph, _summed_back(self.axis, params), rest)
+
+    def of_one(
+        self, model: Any, key: jax.Array, target: jax.Array, condition: Any
+    ) -> jax.Array:
+        """The loss of one case: the mean over its elements that have a target."""
+        members = self.members(model, key, target.shape, condition)
+        is_there = ~jnp.isnan(target)
+        # Before and after: a NaN that is only masked afterwards has a NaN derivative.
+        target = jnp.where(is_there, target, 0.0)
+        options = dict(estimator=self.estimator, alpha=self.alpha, form=self.form)
+        values = kernel_crps(members, target, **options)
+        total = jnp.sum(jnp.where(is_there, values, 0.0))
+        return total / jnp.maximum(jnp.sum(is_there), 1)
+
+    def members(
+        self, model: Any, key: jax.Array, shape: tuple[int, ...], condition: Any
+    ) -> jax.Array:
+        """All members of one case, `[member, *shape]`, on every device of the axis."""
+        ids = jnp.arange(self.num_members)
+        if self.axis is not None:
+            size = jax.lax.axis_size(self.axis)
+            if self.num_members % size:
+                raise ValueError(
+                    f"{self.num_members} members do not divide over {size} devices of"
+                    f" the mesh axis {self.axis!r}."
+                )
+            local = self.num_members // size
+            ids = jax.lax.axis_index(self.axis) * local + jnp.arange(local)
+
+        def of_member(member_id):
+            noise = self.noise(jax.random.fold_in(key, member_id), shape)
+            return model(noise, condition)
+
+        own = jax.vmap(of_member)(ids)
+        return own if self.axis is None else _gathered(self.axis, own)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed_back(axis, tree):
+    """`tree`, the same on all devices of an axis, whose cotangents are summed over it.
+
+    Each device goes back through its own members only.
+    """
+    return tree
+
+
+def _summed_back_fwd(axis, tree):
+    return tree, None
+
+
+def _summed_back_bwd(axis, _, cotangents):
+    return (jax.lax.psum(cotangents, axis),)
+
+
+_summed_back.defvjp(_summed_back_fwd, _summed_back_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(axis, own):
+    """The members of all devices, `[member, ...]`, of each one's own.
+
+    Every device holds the derivative of the whole score with respect to every member,
+    and goes back through its own. (Gathering others' members without a derivative would
+    halve that of each pair: both sides of |x_m - x_l| move.)
+    """
+    return jax.lax.all_gather(own, axis, axis=0, tiled=True)
+
+
+def _gathered_fwd(axis, own):
+    return _gathered(axis, own), None
+
+
+def _gathered_bwd(axis, _, cotangents):
+    size = jax.lax.axis_size(axis)
+    local = cotangents.shape[0] // size
+    first = jax.lax.axis_index(axis) * local
+    return (jax.lax.dynamic_slice_in_dim(cotangents, first, local, axis=0),)
+
+
+_gathered.defvjp(_gathered_fwd, _gathered_bwd)

@@ -1,0 +1,313 @@
+"""Sampling an ensemble and scoring it, against loops, a simulator and other packages.
+
+    ensjax bench emulate
+    ensjax bench emulate --part sampling --levels 24 --members 512 --json emulate.json
+    ensjax bench emulate --part crps --size 50x721x1440
+    ensjax bench emulate --compare emulate.json
+
+Three parts (`emulate_ways`), every way in a process of its own; its first call, with
+compilation, is apart, and ways of a row are compared before they are timed:
+
+- sampling: members per second of one start of Lorenz-96 (40 sites; a network of 3
+  residual blocks of 32 channels with random weights, which cost what trained ones do;
+  Heun steps), in one program, one by one, by a loop over steps and by `lax.map`.
+- cost: members per second that are emulated and simulated, from the perturbed start to
+  the lead: Lorenz-96 (2 time units) and, with the package dinosaur, Held-Suarez T21 (7
+  days; a U-Net of 16 and 32 channels with random weights).
+- crps: the mean standard CRPS of normal values, members first for ours and last for
+  others, which is what each prefers. scoringrules sorts ("qd"), on every backend that
+  is here; `jax` is jitted.
+
+Repetitions take turns; medians are compared. All is float32.
+"""
+
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+
+from ensjax.experiment import exit_codes
+from ensjax.experiment.configs import load_module
+from ensjax.experiment.parser import OneLineParser
+from ensjax.experiment.versions import collect_versions, package_version
+
+
+def _load(name):
+    return load_module(Path(__file__).with_name(f"{name}.py"), "bench")
+
+
+clocks = _load("emulate_clock")
+files = _load("benchmark_files")
+ways = _load("emulate_ways")
+
+SUITE = "emulate"
+SIZES = ("50x721x1440", "1024x64x32")
+PACKAGES = ("scoringrules", "xskillscore", "numba", "torch", "dinosaur")
+# Members by other programs differ by rounding, which 24 steps from noise 80 carry on;
+# scores by that of sums of float32.
+TOLERANCES = {"sampling": 1e-2, "cost": float("inf"), "crps": 1e-4}
+# What the rates of a part are over: the first of these in a row.
+REFERENCE = {"sampling": ways.OURS, "cost": "simulated", "crps": ways.OURS}
+COST_TARGET = 0.1  # "below 1/10 of the operational system", Li et al. 2024, abstract
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Runs the parts asked for, prints the table; returns the exit code.
+
+    Raises:
+        ConfigError: for a file that cannot be compared with, before anything is run.
+    """
+    options = _options(arguments)
+    console = rich.console.Console()
+    wide = rich.console.Console(width=max(console.width, 120))
+    report, show = files.begin(
+        options,
+        SUITE,
+        lambda: collect_versions() | {name: package_version(name) for name in PACKAGES},
+        measurements_of,
+        make_table,
+    )
+    console.print(files.describe(report["versions"]))
+    if not options.results:
+        for part, name, numbers in _tasks(options):
+            report["rows"].append(measure_row(part, name, numbers, options, console))
+            files.write_report(options.json, report, arguments)
+    wide.print(make_table(report["rows"]))
+    show(wide)
+    return exit_codes.FINISHED
+
+
+def _options(arguments):
+    parser = OneLineParser(prog="ensjax bench emulate", allow_abbrev=False)
+    parser.add_argument(
+        "--part",
+        default=",".join(ways.PARTS),
+        help="of %(default)s; several with commas",
+    )
+    parser.add_argument(
+        "--system",
+        default=",".join(ways.SYSTEMS),
+        help="of the part cost, of %(default)s; several with commas",
+    )
+    parser.add_argument("--levels", type=int, default=24, help="of noise")
+    parser.add_argument("--members", type=int, default=512, help="of Lorenz-96")
+    parser.add_argument("--sphere-members", type=int, default=16, help="of Held-Suarez")
+    parser.add_argument(
+        "--alone-members", type=int, default=32, help="that are sampled one by one"
+    )
+    parser.add_argument(
+        "--size",
+        default=",".join(SIZES),
+        help="of crps: members x values, of %(default)s; several with commas",
+    )
+    every = [way for part in ways.PARTS.values() for way in part]
+    parser.add_argument(
+        "--ways", help=f"with commas, beside the first, of {', '.join(every)}"
+    )
+    parser.add_argument("--repetitions", type=int, default=5)
+    files.add_options(parser)
+    options = parser.parse_args(list(arguments))
+    for name, known in (
+        ("part", list(ways.PARTS)),
+        ("system", list(ways.SYSTEMS)),
+        ("ways", every),
+    ):
+        text = getattr(options, name)
+        chosen = None if text is None else [x for x in text.split(",") if x]
+        for word in chosen or ():
+            if word not in known:
+                parser.error(f"--{name} takes {', '.join(known)}; got {word!r}")
+        setattr(options, name, chosen)
+    options.sizes = []
+    for text in options.size.split(","):
+        try:
+            size = tuple(int(part) for part in text.split("x"))
+        except ValueError:
+            size = ()
+        if len(size) < 2 or min(size) < 1:
+            parser.error(
+                f"--size is members x values, such as 50x721x1440; got {text!r}"
+            )
+        options.sizes.append(size)
+    if options.levels < 2 or options.repetitions < 1:
+        parser.error("--levels is at least 2 and --repetitions at least 1")
+    least = ways.NUM_COMPARED
+    for name in ("members", "sphere_members", "alone_members"):
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
+    return options
+
+
+def _tasks(options):
+    """Of each row: its part, its name, and the numbers that its ways are given."""
+    tasks = []
+    for part in options.part:
+        if part == "crps":
+            tasks += [(part, "x".join(map(str, s)), list(s)) for s in options.sizes]
+            continue
+        for system in ["lorenz96"] if part == "sampling" else options.system:
+            is_sphere = system == "held_suarez"
+            members = options.sphere_members if is_sphere else options.members
+            numbers = [system, options.levels, members, options.alone_members]
+            tasks.append((part, f"{system} {members}x{options.levels}", numbers))
+    return tasks
+
+
+def measure_row(
+    part: str,
+    name: str,
+    numbers: Sequence[Any],
+    options: Any,
+    console: rich.console.Console,
+) -> dict[str, Any]:
+    """The times of all ways of one row.
+
+    Returns:
+        What the table shows and the JSON holds: `made` by one call (members, or
+        values), `seconds` (medians of a call), `all_seconds`, `first_seconds` (with
+        compilation), `rates` (made a second), `ratios` of rates (of the reference over
+        the way's), `largest_difference` from the first way, and `missing` ways, why.
+
+    Raises:
+        RuntimeError: if a way gives something else than the first one.
+    """
+    own = ways.PARTS[part]
+    first_way, *others = own
+    if options.ways is not None and part != "cost":
+        others = [way for way in others if way in options.ways]
+    processes, first, made, differences, missing = {}, {}, {}, {}, {}
+    compared: np.ndarray = np.zeros(0)
+    try:
+        for way in (first_way, *others):
+            console.print(f"{part} {name}: first call of {way}", highlight=False)
+            on_all = way in ways.ON_ALL_DEVICES
+            process = clocks.Way(part, way, numbers, on_all=on_all)
+            answer = process.prepare()
+            if "missing" in answer:
+                console.print(f"not measured: {answer['missing']}", highlight=False)
+                missing[way] = answer["missing"]
+                process.close()
+                continue
+            processes[way] = process
+            first[way], made[way] = answer["seconds"], answer["made"]
+            found = np.asarray(answer["compared"])
+            compared = found if way == first_way else compared
+            differences[way] = _difference(part, way, found, compared)
+        times: dict[str, list[float]] = {way: [] for way in processes}
+        for number in range(options.repetitions):
+            order = list(processes)
+            for way in order[number % len(order) :] + order[: number % len(order)]:
+                times[way].append(processes[way].seconds())
+            console.print(f"repetition {number + 1} of {options.repetitions}")
+    finally:
+        for process in processes.values():
+            process.close()
+    seconds = {way: statistics.median(values) for way, values in times.items()}
+    rates = {way: made[way] / value for way, value in seconds.items()}
+    reference = rates.get(REFERENCE[part])
+    return {
+        "part": part,
+        "name": name,
+        "numbers": list(numbers),
+        "dtype": "float32",
+        "weights": None if part == "crps" else "random",
+        "made": made,
+        "seconds": seconds,
+        "all_seconds": times,
+        "first_seconds": first,
+        "rates": rates,
+        "ratios": {w: reference / rate for w, rate in rates.items()}
+        if reference
+        else {},
+        "largest_difference": differences,
+        "missing": missing,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _difference(part, way, found, first) -> float:
+    """The largest difference from what the first way gives.
+
+    Raises:
+        RuntimeError: if it is not the same, which would make times meaningless.
+    """
+    if part == "cost":
+        return float("nan")  # a network with random weights is no simulator
+    difference = float(np.abs(found - first).max()) if found.size else 0.0
+    scale = float(np.abs(first).max()) if first.size else 1.0
+    if found.shape != first.shape or not difference <= TOLERANCES[part] * scale:
+        raise RuntimeError(
+            f"{way} gives something else than the first way of {part}: they differ by"
+            f" {difference:.3g}, where the largest value is {scale:.3g}."
+        )
+    return difference
+
+
+def measurements_of(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a row and what is compared of it: the times of all ways."""
+    return f"{row['part']} {row['name']}", {
+        way: files.Measurement(tuple(times), "s")
+        for way, times in row["all_seconds"].items()
+    }
+
+
+def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
+    """All rows: rates of every way with their quartiles, and ratios."""
+    table = rich.table.Table(
+        title="sampling, simulating and scoring ensembles, float32",
+        caption="Rates: members a second (crps: million values a second), from the"
+        " median \\[quartiles] of repetitions. Ratio: of sampling and crps, our rate"
+        " over the way's (above 1 ours is faster); of cost, what a member costs over"
+        " what a simulated one costs. Networks have random weights.",
+    )
+    for column in ("row", "way", "rate", "ratio", "made a call", "first call s"):
+        table.add_column(column)
+    for row in rows:
+        title = f"{row['part']} {row['name']}"
+        scale = 1e6 if row["part"] == "crps" else 1
+        for way, rate in row["rates"].items():
+            made = row["made"][way]
+            low, high = np.percentile(row["all_seconds"][way], [25, 75])
+            table.add_row(
+                title,
+                way,
+                f"{rate / scale:.4g} [{made / high / scale:.4g},"
+                f" {made / low / scale:.4g}]".replace("[", "\\["),
+                f"{row['ratios'][way]:.3g}" if way in row["ratios"] else "-",
+                f"{made:,}",
+                f"{row['first_seconds'][way]:.1f}",
+            )
+        for way, reason in row["missing"].items():
+            table.add_row(title, way, f"not measured: {reason}")
+        verdict = _verdict(row)
+        if verdict:
+            table.add_row("", verdict)
+        table.add_section()
+    return table
+
+
+def _verdict(row):
+    """One line on a row: the strongest of the others, or what a member costs."""
+    ratios = row["ratios"]
+    if row["part"] == "cost":
+        if not {"emulated", "simulated"} <= set(ratios):
+            return ""
+        cost = ratios["emulated"]
+        words = "below" if cost < COST_TARGET else "not below"
+        return f"an emulated member costs {cost:.3g} simulated ones: {words} a tenth"
+    others = {way: ratio for way, ratio in ratios.items() if way != ways.OURS}
+    if not others:
+        return ""
+    best = min(others, key=others.get)
+    return f"{others[best]:.3g} x the fastest other way, {best}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""Clocks of `bench_emulate`: each way in a process of its own, with its own devices."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ensjax.experiment.configs import load_module
+
+
+class Way:
+    """One way of `emulate_ways.PARTS` in another process.
+
+    On a CPU a way of `ON_ALL_DEVICES` sees one device for each core, others see one.
+    """
+
+    def __init__(self, part: str, name: str, numbers: Sequence[Any], *, on_all: bool):
+        cores = str(min(os.cpu_count() or 1, 8)) if on_all else "1"
+        environment = {
+            "JAX_NUM_CPU_DEVICES": cores,
+            # Several processes share an accelerator's memory.
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            **os.environ,
+        }
+        arguments = [part, name, json.dumps(list(numbers))]
+        self._name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, *arguments],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def prepare(self) -> dict[str, Any]:
+        """The first call: `seconds`, `made`, `compared`; or `missing` and why."""
+        return self._ask("prepare")
+
+    def seconds(self) -> float:
+        """Time of one more call."""
+        return self._ask("seconds")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _ask(self, request):
+        self._process.stdin.write(f"{request}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(
+                f"The process of {self._name!r} ended with exit code"
+                f" {self._process.wait()}; its last words are above."
+            )
+        return json.loads(answer)
+
+
+def serve(part: str, name: str, numbers: Sequence[Any]) -> None:
+    """Answers one request a line until stdin is closed."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    ways = load_module(Path(__file__).with_name("emulate_ways.py"), "bench")
+    call: Any = None
+    for line in sys.stdin:
+        answer: Any
+        if line.strip() == "prepare":
+            try:
+                call = ways.PARTS[part][name](*numbers)
+            except ImportError as error:
+                answer = {"missing": str(error)}
+            else:
+                start = time.perf_counter()
+                found = call.run()
+                answer = {
+                    "seconds": time.perf_counter() - start,
+                    "made": call.made,
+                    "compared": call.compared(found).ravel().tolist(),
+                }
+        else:
+            start = time.perf_counter()
+            call.run()
+            answer = time.perf_counter() - start
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))

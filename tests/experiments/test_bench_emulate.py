@@ -1,0 +1,155 @@
+"""`ensjax bench emulate`: ways give the same, and the report says what it means."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from ensjax import verification
+from ensjax.experiment.configs import load_module
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+bench = load_module(EXPERIMENTS / "bench_emulate.py", "bench")
+ways = bench.ways
+
+
+def row(part, seconds, made, **others):
+    rates = {way: made[way] / value for way, value in seconds.items()}
+    reference = rates[bench.REFERENCE[part]]
+    return {
+        "part": part,
+        "name": "x",
+        "seconds": seconds,
+        "all_seconds": {way: [v, v] for way, v in seconds.items()},
+        "first_seconds": seconds,
+        "made": made,
+        "rates": rates,
+        "ratios": {way: reference / rate for way, rate in rates.items()},
+        "missing": {},
+    } | others
+
+
+def test_the_table_says_what_ratios_mean():
+    ours = {ways.OURS: 2.0, "one by one": 1.0, "lax.map": 2.0}
+    made = {ways.OURS: 512, "one by one": 32, "lax.map": 32}
+    cost = row("cost", {"emulated": 4.0, "simulated": 1.0}, dict.fromkeys(ways.COST, 8))
+    cheap = row("cost", {"emulated": 1.0, "simulated": 20.0}, cost["made"])
+    crps = row(
+        "crps",
+        {ways.OURS: 1.0, "xskillscore": 3.0},
+        dict.fromkeys((ways.OURS, "xskillscore"), 2_000_000),
+        missing={"scoringrules numba": "numba is not installed"},
+    )
+    console = rich.console.Console(width=250, record=True)
+    console.print(bench.make_table([row("sampling", ours, made), cost, cheap, crps]))
+    text = console.export_text()
+    assert "8 x the fastest other way, one by one" in text  # 256 a second over 32
+    assert "an emulated member costs 4 simulated ones: not below a tenth" in text
+    assert "an emulated member costs 0.05 simulated ones: below a tenth" in text
+    assert "3 x the fastest other way, xskillscore" in text
+    assert "not measured: numba is not installed" in text
+    assert "256 [256, 256]" in text and "median [quartiles]" in text
+    name, measured = bench.measurements_of(cost)
+    assert name == "cost x" and measured["emulated"].values == (4.0, 4.0)
+
+
+def test_a_way_that_gives_something_else_is_not_timed():
+    one = np.array([1.0, 2.0])
+    assert bench._difference("crps", "xskillscore", one, one) == 0
+    with pytest.raises(RuntimeError, match="xskillscore gives something else"):
+        bench._difference("crps", "xskillscore", one + 1e-3, one)
+    with pytest.raises(RuntimeError, match="differ by 0.03"):
+        bench._difference("sampling", "lax.map", one + 0.03, one)
+    with pytest.raises(RuntimeError, match="something else"):
+        bench._difference("crps", "xskillscore", one * np.nan, one)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--part", "flops"], "--part takes sampling, cost, crps"),
+        (["--system", "mars"], "--system takes lorenz96, held_suarez"),
+        (["--ways", "R"], "--ways takes ensjax, one by one"),
+        (["--size", "3"], "--size is members x values"),
+        (["--levels", "1"], "--levels is at least 2"),
+        (["--members", "2"], "--members must be at least 8"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(options, words, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(options)
+    assert words in capsys.readouterr().err
+
+
+def test_ways_of_scoring_give_the_mean_of_the_same_values():
+    size = (7, 5, 6)
+    forecast, truth = ways.make_forecast(*size)
+    wanted = float(verification.crps()(forecast, truth))
+    for name, way in ways.CRPS.items():
+        try:
+            call = way(*size)
+        except ImportError as error:
+            assert "not installed" in str(error) and name != ways.OURS
+            continue
+        assert call.made == 7 * 5 * 6
+        with jax.numpy_rank_promotion("allow"):  # scoringrules relies on it
+            assert call.run() == pytest.approx(wanted, rel=1e-5), name
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(ways.importlib.util, "find_spec", lambda name: None)
+    for name, way in ways.CRPS.items():
+        if name != ways.OURS:
+            with pytest.raises(ImportError, match="is not installed"):
+                way(2, 3)
+    with pytest.raises(ImportError, match="dinosaur is not installed"):
+        ways.simulated("held_suarez", 4, 8, 8)
+
+
+def test_ways_of_sampling_give_the_same_members():
+    found = {}
+    for name, way in ways.SAMPLING.items():
+        call = way("lorenz96", 3, 10, 8)
+        found[name] = call.compared(call.run())
+        assert call.made == (10 if name in (ways.OURS, "loop over steps") else 8)
+    for name, values in found.items():
+        assert values.shape == (ways.NUM_COMPARED, 16)
+        bench._difference("sampling", name, values, found[ways.OURS])
+    # The weights are random: another condition or noise would be another sample.
+    assert np.abs(found[ways.OURS][0] - found[ways.OURS][1]).max() > 0.1
+
+
+def test_the_simulator_makes_as_many_members_as_it_says(monkeypatch):
+    asked = []
+
+    def forecast_twins(system, states, cases, *, num_members, **options):
+        asked.append(num_members)
+
+    trajectories = types.ModuleType("trajectories")
+    trajectories.climate_states = lambda *_, **__: np.zeros((1, 1, 40))
+    trajectories.forecast_twins = forecast_twins
+    monkeypatch.setitem(sys.modules, "ensjax.emulate.trajectories", trajectories)
+    call = ways.simulated("lorenz96", 4, 12, 8)
+    call.run()
+    assert call.made == 12 and asked == [11]  # and the truth
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_report_that_compares_with_itself(tmp_path, capsys):
+    path = tmp_path / "emulate.json"
+    small = ["--part", "cost,crps", "--system", "lorenz96", "--levels", "3"]
+    small += ["--members", "8", "--size", "5x6", "--repetitions", "2"]
+    small += ["--ways", "scoringrules numpy", "--json", str(path)]
+    assert bench.main(small) == 0
+    report = json.loads(path.read_text())
+    cost, crps = report["rows"]
+    assert cost["weights"] == "random" and cost["made"]["simulated"] == 8
+    assert crps["made"][ways.OURS] == 30 and crps["dtype"] == "float32"
+    assert all(len(v) == 2 for r in report["rows"] for v in r["all_seconds"].values())
+    assert bench.main(["--results", str(path), "--compare", str(path)]) == 0
+    assert "0 of" in capsys.readouterr().out
