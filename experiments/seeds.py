@@ -54,6 +54,7 @@ def run(config, run_dir):
         "speed": lambda done: measure_speed(config, run_dir, done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
+    done["speed"] = in_deviations(done["speed"], done["simulate"])
     verdicts.add_tables(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
     run_dir.finish(
@@ -89,25 +90,27 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
 
 
 def measure(config, archives, drawn) -> dict[str, np.ndarray]:
-    """Scores `[seed]` of the seeds, a Gaussian, what was generated, and the others."""
+    """Scores `[seed]` of the seeds, a Gaussian, what was generated, and the others.
+
+    All in deviations of the climate, as `archives["train"]` of the seed has it.
+    """
     rows = []
-    climate = training.climate(archives["train"])
     for seed in range(config.num_seeds):
-        members = np.moveaxis(archives["test"][seed], 1, 0)  # [member, case, site]
+        mean, sd = (x[seed] for x in training.climate(archives["train"]))
+        # [member, case, site]
+        members = (np.moveaxis(archives["test"][seed], 1, 0) - mean) / sd
         ensembles = {
             "seeds": members[:K],
             "gaussian": scores.gaussian(members[:K], config.num_samples, seed),
-            "generated": drawn["generated"][seed],
-            "few": drawn["few"][seed],
+            "generated": (drawn["generated"][seed] - mean) / sd,
+            "few": (drawn["few"][seed] - mean) / sd,
             "full": members[K:],
         }
-        mean, sd = (float(x[seed]) for x in climate)
-        event = mean + config.event_sds * sd
         rows.append(
             scores.measure(
                 ensembles,
-                archives["truth"][seed],
-                event,
+                (archives["truth"][seed] - mean) / sd,
+                config.event_sds,
                 sizes=scores.curve_sizes(len(members) - K, config.num_samples),
             )
         )
@@ -118,3 +121,12 @@ def measure_speed(config, run_dir, archives) -> dict[str, np.ndarray]:
     """The table of `seeds_speed.py`, with the trained denoisers read back."""
     emulators, log = training.train(config, run_dir, archives)
     return speed.measure(config, run_dir, archives, emulators, log)
+
+
+def in_deviations(found, archives) -> dict[str, np.ndarray]:
+    """What `speed.measure` found, CRPS in deviations of the climate."""
+    _, sd = training.climate(archives["train"])
+    return {
+        name: value / sd[: len(value)] if name.startswith("fair_") else value
+        for name, value in found.items()
+    }

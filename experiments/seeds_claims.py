@@ -156,8 +156,9 @@ def add_tables(run_dir, config, done) -> None:
         ["ensemble", "CRPS", "fair CRPS", "RMSE", "SSR", "spread pattern",
          "unreliability", "pilot: CRPS / fair / RMSE / SSR"],
         rows,
-        f"{archive.num_test_cases} test cases, {config.num_seeds} seeds (mean and 95 %"
-        f" interval), {config.num_samples} generated members. The standard CRPS has few"
+        f"In deviations of the climate. {archive.num_test_cases} test cases,"
+        f" {config.num_seeds} seeds (mean and 95 % interval),"
+        f" {config.num_samples} generated members. The standard CRPS has few"
         " members pay for being few; the fair one has not: the two seeds are draws of"
         " the simulator itself. Spread pattern: correlation over cases and sites with"
         " the spread of the others. Unreliability of ranks: about 1 is reliable if"
@@ -193,18 +194,18 @@ def describe(config, done) -> str:
     power = mean["generated_power"]
     return (
         f"{config.num_seeds} seeds of Lorenz-96, each with an archive and a network of"
-        f" its own. From two members, {config.num_samples} generated ones have a CRPS"
-        f" of {mean['generated_crps']:.3f}; the two have {mean['seeds_crps']:.3f}, a"
+        f" its own; errors in deviations of the climate. From two members,"
+        f" {config.num_samples} generated ones have a CRPS of"
+        f" {mean['generated_crps']:.3f}; the two have {mean['seeds_crps']:.3f}, a"
         f" Gaussian at each place {mean['gaussian_crps']:.3f}, the"
         f" {config.archive.num_test_members - 2} others of the simulator"
-        f" {mean['full_crps']:.3f} ({mean['full_fair']:.3f} against"
-        f" {mean['generated_fair']:.3f} by the fair CRPS, which two seeds cannot give"
-        " away). Spread-skill ratio"
+        f" {mean['full_crps']:.3f}. Fair CRPS: generated {mean['generated_fair']:.3f},"
+        f" others {mean['full_fair']:.3f}. Spread-skill ratio"
         f" {mean['generated_ssr']:.2f}; power {power.min():.2f} to {power.max():.2f} of"
         f" the simulator's (the Gaussian's up to {mean['gaussian_power'].max():.2f})."
         f" {config.few.num_levels} calls of the distilled network: CRPS"
         f" {mean['few_crps']:.3f}, spread-skill ratio {mean['few_ssr']:.2f}. A"
-        f" simulated member costs {cost_ratio(done).mean():.2g} generated ones: this simulator is"
-        " a toy, and the claim of cost is about one that is not."
+        f" simulated member costs {cost_ratio(done).mean():.2g} generated ones: this"
+        " simulator is a toy, and the claim of cost is about one that is not."
         + speed.describe(config, done["speed"])
     )

@@ -14,6 +14,7 @@ _COLORS = dict(zip(("seeds", "gaussian", "generated", "few", "full"), PALETTE))
 _COLORS["full"] = "#000000"
 _MARKERS = dict(zip(_COLORS, MARKERS))
 _VALUE = "x (units of Lorenz-96)"
+_SD = "deviations of the climate"
 
 
 def add_figures(run_dir, config, done):
@@ -125,19 +126,21 @@ def _plume(archives, drawn, case):
             ax.fill_between(site, low, high, color=color, alpha=alpha, lw=0)
         label = f"median, {verdicts.NAMES[name]}"
         ax.plot(site, np.median(fields, axis=0), color=color, lw=1.5, label=label)
-        ax.plot(site, members[0], ".", color=PALETTE[1], ms=5, label="seeds")
-        ax.plot(site, members[1], ".", color=PALETTE[1], ms=5)
+        dots = dict(color=_COLORS["seeds"], ms=6)
+        ax.plot(site, members[0], ".", label="seeds", **dots)
+        ax.plot(site, members[1], ".", **dots)
         truth = archives["truth"][0][case]
-        ax.plot(site, truth, "x", color=PALETTE[2], ms=5, label="truth")
-        finish(ax, x="", y=_VALUE, legend=True, legend_above=True, starts_at_zero=False)
-        ax.get_legend().set_ncols(3)
+        ax.plot(site, truth, "x", color=PALETTE[1], ms=6, label="truth")
+        finish(ax, x="", y=_VALUE, starts_at_zero=False)
+        above = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+        ax.legend(fontsize=10, **above)
     axes[-1].set_xlabel("site")
     return fig
 
 
 def _ranks(found):
     fig = new_figure(5.2, width=8.0)
-    axes = fig.subplots(2, 2, sharey=True)
+    axes = fig.subplots(2, 2)
     for ax, name in zip(axes.flat, ("seeds", "gaussian", "generated", "full")):
         counts = found[f"{name}_counts"].mean(axis=0)
         ranks = np.arange(len(counts))
@@ -192,8 +195,9 @@ def _spectra(found):
             ax.plot(wave, values, _MARKERS[name], color=_COLORS[name], ms=3, alpha=0.5)
         label = verdicts.NAMES[name]
         ax.plot(wave, power.mean(axis=0), color=_COLORS[name], lw=1.5, label=label)
-    finish(ax, x="wavenumber", y="power / simulator's", legend=True)
     ax.set_ylim(bottom=0)
+    ax.set_xticks([1, 5, 10, 15, 20])
+    finish(ax, x="wavenumber", y="power / simulator's", legend=True)
     return fig
 
 
@@ -209,7 +213,7 @@ def _spread_skill(found):
         areas = 220 * weight / weight.sum()
         ax.scatter(spread, skill, s=areas, color=_COLORS[name], alpha=0.35, lw=0)
     ax.plot([0, top], [0, top], color=GREY, lw=1, ls="--")
-    finish(ax, x="spread", y="error of the mean", legend=True)
+    finish(ax, x=f"spread ({_SD})", y=f"error of the mean ({_SD})", legend=True)
     return fig
 
 
@@ -228,5 +232,5 @@ def _crps_by_size(sizes, found):
     ticks = [1, 2, 4, 8, 16, 32, 64]
     ticks = [tick for tick in ticks if tick <= sizes[-1]]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
-    finish(ax, x="members (logarithmic)", y=f"CRPS, {_VALUE}", legend=True)
+    finish(ax, x="members (logarithmic)", y=f"CRPS ({_SD})", legend=True)
     return fig

@@ -5,8 +5,8 @@ import numpy as np
 
 from ensjax import verification
 
-# Between the bins of spread; the climate's deviation is about 3.6.
-SPREAD_EDGES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
+# Between the bins of spread, in deviations of the climate.
+SPREAD_EDGES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 
 
 def gaussian(seeds, num_samples: int, seed: int) -> np.ndarray:

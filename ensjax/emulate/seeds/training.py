@@ -124,17 +124,22 @@ def train_seeds(
     """
     parametrisation = EDM() if parametrisation is None else parametrisation
     noise = LogNormalNoise() if noise is None else noise
+    draw = DrawSeeds() if draw is None else draw
     return _train(
         make_model,
         cases,
-        DrawSeeds() if draw is None else draw,
-        DenoisingLoss(parametrisation, noise),
-        parametrisation,
-        tasks,
-        ema_decay,
-        dict(learning_rate=learning_rate),
-        dict(steps=steps, batch_size=batch_size, seed=seed, mesh=mesh),
-        fit_options,
+        SeedsLoss(draw, DenoisingLoss(parametrisation, noise)),
+        parametrisation=parametrisation,
+        tasks=tasks,
+        ema_decay=ema_decay,
+        learning_rate=learning_rate,
+        options=dict(
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            mesh=mesh,
+            **(fit_options or {}),
+        ),
     )
 
 
@@ -173,17 +178,22 @@ def train_generators(
         ValueError: as `train_seeds`.
     """
     loss = NoiseCrps(4) if loss is None else loss
+    draw = DrawSeeds() if draw is None else draw
     return _train(
         make_model,
         cases,
-        DrawSeeds() if draw is None else draw,
-        loss,
-        OneCall(loss.noise),
-        tasks,
-        ema_decay,
-        dict(learning_rate=learning_rate),
-        dict(steps=steps, batch_size=batch_size, seed=seed, mesh=mesh),
-        fit_options,
+        SeedsLoss(draw, loss),
+        parametrisation=OneCall(loss.noise),
+        tasks=tasks,
+        ema_decay=ema_decay,
+        learning_rate=learning_rate,
+        options=dict(
+            steps=steps,
+            batch_size=batch_size,
+            seed=seed,
+            mesh=mesh,
+            **(fit_options or {}),
+        ),
     )
 
 
@@ -229,16 +239,16 @@ def distil_seeds(
         start_distillation(emulators.ensemble),
         cases,
         SeedsLoss(emulators.draw, loss),
-        emulators.tasks,
-        ema_decay,
-        dict(learning_rate=learning_rate),
-        dict(
+        tasks=emulators.tasks,
+        ema_decay=ema_decay,
+        learning_rate=learning_rate,
+        options=dict(
             steps=steps,
             batch_size=batch_size,
             seed=seed,
             mesh=emulators.ensemble.mesh,
+            **(fit_options or {}),
         ),
-        fit_options,
     )
     students = finish_distillation(students)
     return dataclasses.replace(emulators, ensemble=students), log
@@ -247,47 +257,49 @@ def distil_seeds(
 def _train(
     make_model,
     cases,
-    draw,
     loss,
+    *,
     parametrisation,
     tasks,
     ema_decay,
-    hyper,
-    settings,
-    fit_options,
+    learning_rate,
+    options,
 ):
-    num_tasks = check_cases(cases, draw)
+    """New networks, trained; `options` are those of `fit`."""
+    num_tasks = check_cases(cases, loss.draw)
     tasks = np.arange(num_tasks) if tasks is None else np.asarray(tasks)
     if tasks.ndim != 1 or not len(tasks) or tasks.min() < 0 or tasks.max() >= num_tasks:
         raise ValueError(
             f"tasks are integers [model] from 0 to {num_tasks - 1}; got {tasks}."
         )
     ensemble = Ensemble.init(
-        make_model,
-        num_members=len(tasks),
-        seed=settings["seed"],
-        mesh=settings["mesh"],
+        make_model, num_members=len(tasks), seed=options["seed"], mesh=options["mesh"]
     )
-    loss = SeedsLoss(draw, loss)
     trained, log = _fit_averaged(
-        ensemble, cases, loss, tasks, ema_decay, hyper, settings, fit_options
+        ensemble,
+        cases,
+        loss,
+        tasks=tasks,
+        ema_decay=ema_decay,
+        learning_rate=learning_rate,
+        options=options,
     )
-    return SeedsEmulators(trained, tasks, draw, parametrisation), log
+    return SeedsEmulators(trained, tasks, loss.draw, parametrisation), log
 
 
-def _fit_averaged(
-    ensemble, cases, loss, tasks, ema_decay, hyper, settings, fit_options
-):
+def _fit_averaged(ensemble, cases, loss, *, tasks, ema_decay, learning_rate, options):
     """The trained ensemble with averaged weights, and the log."""
     ema = EMA(ema_decay)
     trained, log = fit(
         ensemble,
         cases,
         loss=loss,
-        make_tx=CosineAdam(settings["steps"]),
-        hyper=hyper | {"task": tuple(np.asarray(tasks).tolist())},
+        make_tx=CosineAdam(options["steps"]),
+        hyper={
+            "learning_rate": learning_rate,
+            "task": tuple(np.asarray(tasks).tolist()),
+        },
         averages={"ema": ema},
-        **settings,
-        **(fit_options or {}),
+        **options,
     )
     return averaged(trained, ema, log.averages["ema"]), log
