@@ -74,8 +74,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     )
     config.sampler = ml_collections.ConfigDict(
         dict(
-            num_levels=4 if smoke else 12,
-            few_levels=3 if smoke else 6,
+            num_levels=3 if smoke else 12,
+            few_levels=3 if smoke else 6,  # those of smoke are one program
             low=0.01,
             high=40.0,
             rho=7.0,
@@ -108,13 +108,11 @@ def _paper():
             space=(6, 48, 48),  # the cubed sphere, about 2 degrees
         )
     )
-    config.model = ml_collections.ConfigDict(dict(name="axial"))
-    config.model.options = ml_collections.ConfigDict(
+    config.model = ml_collections.ConfigDict(
         dict(
-            num_fields=8,
-            space=(6, 48, 48),
+            name="axial",
             patch_size=(12, 12),
-            levels=(0, 0, 1, 1, 2, 1, 0, 2),  # surface or column, 850 hPa, 500 hPa
+            levels=(0, 1, 2, 2, 3, 2, 4, 3),  # sea, 2 m, 850 hPa, 500 hPa, column
             width=768,
             depths=(6, 4, 6),
             num_heads=12,
@@ -123,7 +121,7 @@ def _paper():
             remat=True,
         )
     )
-    config.diffusion = "ve"
+    config.diffusion = "ve"  # g(t) = 25^t
     config.training = ml_collections.ConfigDict(
         dict(
             total_steps=200_000,
@@ -136,6 +134,7 @@ def _paper():
             block=1,
         )
     )
+    config.sampler = ml_collections.ConfigDict(dict(num_steps=600, last_time=1e-3))
     config.num_samples = 512
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
     return config

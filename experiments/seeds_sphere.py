@@ -67,28 +67,10 @@ def validate(config):
 def run(config, run_dir):
     """Simulates, trains, samples, scores and judges; resumes by stages."""
 
-    def generate(num_levels):
-        def compute(done):
-            archives = done["simulate"]
-            emulators, frozen = training.train(config, run_dir, archives)
-            samples, seconds = training.draw(config, emulators, archives, num_levels)
-            return {
-                "samples": samples,
-                "seconds": np.array(seconds),
-                "frozen_steps": frozen,
-            }
-
-        return compute
-
     training.check_at_hand(config)
     stages = {
         "simulate": lambda done: training.simulate(config),
-        "generated": generate(config.sampler.num_levels),
-        # Timed between the samplers, so that all have the machine in the same state.
-        "simulator": lambda done: {
-            "seconds": np.array(training.simulator_seconds(config))
-        },
-        "few": generate(config.sampler.few_levels),
+        "emulate": lambda done: emulate(config, run_dir, done["simulate"]),
         "scores": lambda done: measure(config, done),
     }
     done = run_stages(run_dir, config, stages)
@@ -103,12 +85,36 @@ def run(config, run_dir):
     )
 
 
+def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
+    """Trains, and samples from the two members of every test case that a seed is given.
+
+    Returns:
+        `generated` and `few` (fewer noise levels), standardised `[seed, sample, case,
+        variable, lat, lon]`; the seconds of one sample with each, and of one member in
+        the simulator; and `frozen_steps` `[seed]`.
+    """
+    emulators, frozen = training.train(config, run_dir, archives)
+    sampler = config.sampler
+    generated, seconds = training.draw(config, emulators, archives, sampler.num_levels)
+    # Timed between the samplers, so that all have the machine in the same state.
+    simulated = training.simulator_seconds(config)
+    few, seconds_few = training.draw(config, emulators, archives, sampler.few_levels)
+    return {
+        "generated": generated,
+        "few": few,
+        "seconds_generated": np.array(seconds),
+        "seconds_few": np.array(seconds_few),
+        "seconds_simulated": np.array(simulated),
+        "frozen_steps": frozen,
+    }
+
+
 def ensembles_of(config, done, seed):
     """Standardised ensembles of a seed by name, `[member, case, variable, lat, lon]`.
 
     "full" are the members that the seed was not given.
     """
-    archives = done["simulate"]
+    archives, drawn = done["simulate"], done["emulate"]
     test = training.standardised(archives, archives["test"])
     members = np.moveaxis(test, 1, 0)
     pair = training.given(config)[seed]
@@ -116,8 +122,8 @@ def ensembles_of(config, done, seed):
     return {
         "seeds": seeds,
         "gaussian": scores.gaussian(seeds, config.num_samples, config.seed + seed),
-        "generated": done["generated"]["samples"][seed],
-        "few": done["few"]["samples"][seed],
+        "generated": drawn["generated"][seed],
+        "few": drawn["few"][seed],
         "full": np.delete(members, pair, axis=0),
     }
 

@@ -23,7 +23,8 @@ def gap_closed(found, name="generated") -> np.ndarray:
 
 def cost_ratio(done, name) -> float:
     """What the simulator costs for a member, in samples."""
-    return float(done["simulator"]["seconds"] / done[name]["seconds"])
+    times = done["emulate"]
+    return float(times["seconds_simulated"] / times[f"seconds_{name}"])
 
 
 def compared_power(config, found, name) -> np.ndarray:
@@ -46,7 +47,7 @@ def summarise(config, done) -> dict[str, float]:
         archives["lead_days"], archives["spread_by_lead"], archives["climate_sd"]
     ):
         scalars[f"spread_of_climate_day_{lead}"] = float(own[0] / climate[0])
-    frozen = done["generated"]["frozen_steps"]
+    frozen = done["emulate"]["frozen_steps"]
     return scalars | {
         "gap_closed": float(gap_closed(found).mean()),
         "gap_closed_few": float(gap_closed(found, "few").mean()),
@@ -168,12 +169,13 @@ def add_tables(run_dir, config, done) -> None:
         f" degrees 1 to {config.truncation}, least and most over degrees and"
         " variables.",
     )  # fmt: skip
+    times = done["emulate"]
     rows = [
         [
             f"Heun, {levels} levels",
             2 * levels - 1,
-            f"{1 / done[name]['seconds']:.3g}",
-            f"{1 / done['simulator']['seconds']:.3g}",
+            f"{1 / times[f'seconds_{name}']:.3g}",
+            f"{1 / times['seconds_simulated']:.3g}",
             f"{cost_ratio(done, name):.3g}",
             f"{found[f'{name}_fair'].mean():.3f}",
             f"{found[f'{name}_ssr'].mean():.3f}",

@@ -68,15 +68,14 @@ def found_of(spread):
 
 
 def done_of(spread):
-    drawn = {"seconds": np.array(1.0), "frozen_steps": np.full(NUM_SEEDS, -1)}
+    times = dict(seconds_generated=1.0, seconds_few=1.0, seconds_simulated=20.0)
+    frozen = {"frozen_steps": np.full(NUM_SEEDS, -1)}
     by_lead = np.ones((2, 2))
     growth = dict(spread_by_lead=by_lead, climate_sd=by_lead, error_by_lead=by_lead)
     return {
         "simulate": growth | {"lead_days": np.arange(2)},
         "scores": found_of(spread),
-        "generated": drawn,
-        "few": drawn,
-        "simulator": {"seconds": np.array(20.0)},
+        "emulate": times | frozen,
     }
 
 
