@@ -49,7 +49,7 @@ def validate(config):
     check_numbers(config, levels, at_least=2)
     check_numbers(config, ("sampler.high",), above=config.sampler.low)
     check_numbers(config, ("sampler.cases_per_call",), at_least=1)
-    check_numbers(config, ("truncation",), at_least=1, at_most=31)
+    check_numbers(config, ("last_degree",), at_least=1, at_most=30)
     leads = tuple(archive.lead_days)
     if any(a >= b for a, b in zip(leads, leads[1:])):
         raise ConfigError(f"config.archive.lead_days must rise; got {leads}.")

@@ -38,9 +38,9 @@ def add_figures(run_dir, config, done, ensembles) -> None:
         "spectra",
         _spectra(config, found),
         "Power of members by degree of spherical harmonics, mean over members, cases"
-        " and seeds; below, over that of the other members of the simulator. Its"
-        f" truncation, {config.truncation}, is dotted: beyond it there is nothing to"
-        " compare with.",
+        " and seeds; below, over that of the other members of the simulator, with all"
+        f" degrees beyond {config.last_degree} as one: the simulator's filter leaves"
+        " little there. Grey: 0.7 to 1.3.",
     )
     run_dir.add_figure(
         "ranks",
@@ -154,20 +154,24 @@ def _stamps(archives, ensembles, variable):
 def _spectra(config, found):
     fig = new_figure(6.0, width=10.0)
     axes = fig.subplots(2, 2, sharex=True, gridspec_kw={"height_ratios": [3, 2]})
+    last = config.last_degree
     for column, (variable, unit) in enumerate(zip(VARIABLES, UNITS)):
         above, below = axes[:, column]
         for name, color in COLORS.items():
-            own = found[f"{name}_power_own"].mean(axis=0)[column]
-            ratio = found[f"{name}_power"].mean(axis=0)[column]
+            own = found[f"{name}_power"].mean(axis=0)[column]
+            ratio = verdicts.compared_power(config, found, name)
+            ratio = ratio.mean(axis=0)[column]
             degree = np.arange(1, len(own) + 1)
-            label = verdicts.NAMES[name]
-            above.plot(degree, own, color=color, label=label, lw=1.6)
-            shown = degree <= config.truncation
-            below.plot(degree[shown], ratio[shown], color=color, lw=1.6)
+            above.plot(degree, own, color=color, label=verdicts.NAMES[name], lw=1.6)
+            below.plot(degree[:last], ratio[:-1], color=color, lw=1.6)
+            beyond = [last + 1, len(own)]
+            below.plot(beyond, [ratio[-1]] * 2, color=color, lw=1.6)
         below.axhspan(0.7, 1.3, color=GREY, alpha=0.15, lw=0)
         for ax in (above, below):
-            ax.axvline(config.truncation, color=GREY, lw=1, ls=":")
+            ax.axvline(last + 0.5, color=GREY, lw=1, ls=":")
             ax.set_yscale("log")
+        top = found["full_power"].mean(axis=0)[column].max()
+        above.set_ylim(1e-4 * top, 3 * top)
         unit = f"power, {unit}$^2$"
         finish(above, x="", y=unit, title=variable, legend=column == 0)
         finish(below, x="degree of spherical harmonics", y="over the other members'")

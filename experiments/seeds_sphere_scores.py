@@ -44,10 +44,11 @@ def measure(ensembles, truth, sd, *, event_sds: float) -> dict[str, np.ndarray]:
         `_crps_equal` of as many members as "full"; `_crps_own` in the units of
         `[variable]`; `_spread` (root of the mean variance, relative to "full"),
         `_pattern` (correlation of its spread with that of "full" over cases, variables
-        and areas), `_power` `[variable, degree]` from degree 1 on and `_tail` (share of
-        events) relative to "full", `_power_own` in squared units, `_ranks` (counts of
-        area), `_outliers`, `_by_size` `[size]` (CRPS of the first members, NaN where
-        there are not so many) and `_binned` `[spread and skill, bin]`.
+        and areas), `_tail` (share of events) relative to "full", `_power` `[variable,
+        degree]` in squared units from degree 1 on, `_ranks` (area of each rank over
+        that of a reliable ensemble), `_outliers` likewise, `_by_size` `[size]` (CRPS of
+        the first members, NaN where there are not so many) and `_binned` `[spread and
+        skill, bin]`.
     """
     weights, full = area_weights(truth), ensembles["full"]
     rows = {
@@ -62,7 +63,6 @@ def measure(ensembles, truth, sd, *, event_sds: float) -> dict[str, np.ndarray]:
         values = rows[name] | {
             "spread": rows[name]["spread"] / rows["full"]["spread"],
             "pattern": pattern(members, full, weights),
-            "power": rows[name]["power_own"] / rows["full"]["power_own"],
             "tail": tail(members, event_sds) / max(full_tail, 1e-9),
         }
         found |= {f"{name}_{key}": np.asarray(v) for key, v in values.items()}
@@ -93,7 +93,7 @@ def _measure(members, truth, sd, weights, *, num_equal):
         "rmse": skill.skill,
         "ssr": skill.ratio,
         "spread": skill.spread,
-        "power_own": power(members * sd[None]),
+        "power": power(members * sd[None]),
         "ranks": ranks.counts / ranks.expected,
         "outliers": ranks.outliers * (len(equal) + 1) / 2,
         "by_size": jax.lax.map(of_size, jnp.asarray(SIZES)),
