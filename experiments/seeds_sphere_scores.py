@@ -1,0 +1,134 @@
+"""What `seeds_sphere.py` measures of ensembles of fields on a Gaussian grid.
+
+Values are in units of the climate, `[member, case, variable, lat, lon]`; every mean
+over places has the weights of their areas.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax import verification
+from ensjax.verification import SphericalGrid, gauss_weights, spherical_power
+
+# Between bins of spread, in units of the climate.
+SPREAD_EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.25)
+SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of which the CRPS is computed
+
+
+def area_weights(fields) -> np.ndarray:
+    """Of mean 1, float32 `[lat, 1]`."""
+    return gauss_weights(fields.shape[-2])[:, None].astype(np.float32)
+
+
+def gaussian(seeds, num_samples: int, seed: int) -> np.ndarray:
+    """Samples of a normal distribution at each place, from the seeds' mean and sd."""
+    draw = np.random.default_rng(seed).normal(size=(num_samples, *seeds.shape[1:]))
+    return (seeds.mean(0) + seeds.std(0, ddof=1) * draw).astype(np.float32)
+
+
+def measure(ensembles, truth, sd, *, event_sds: float) -> dict[str, np.ndarray]:
+    """Scores of ensembles by name, against truth `[case, variable, lat, lon]`.
+
+    Args:
+        ensembles: `[member, case, variable, lat, lon]`; "full" is what others are
+            compared with.
+        truth: in the same units.
+        sd: the climate's, `[variable, lat, 1]`, for what is in units of the variables.
+        event_sds: an event is so many deviations or more off the climate's mean.
+
+    Returns:
+        For each ensemble `<name>_crps`, `_fair`, `_rmse` and `_ssr` over variables;
+        `_crps_equal` of as many members as "full"; `_crps_own` in the units of
+        `[variable]`; `_spread` (root of the mean variance, relative to "full"),
+        `_pattern` (correlation of its spread with that of "full" over cases, variables
+        and areas), `_tail` (share of events) relative to "full", `_power` `[variable,
+        degree]` in squared units from degree 1 on, `_ranks` (area of each rank over
+        that of a reliable ensemble), `_outliers` likewise, `_by_size` `[size]` (CRPS of
+        the first members, NaN where there are not so many) and `_binned` `[spread and
+        skill, bin]`.
+    """
+    weights, full = area_weights(truth), ensembles["full"]
+    rows = {
+        name: jax.device_get(
+            _measure(members, truth, np.asarray(sd), weights, num_equal=len(full))
+        )
+        for name, members in ensembles.items()
+    }
+    full_tail = tail(full, event_sds)
+    found = {}
+    for name, members in ensembles.items():
+        values = rows[name] | {
+            "spread": rows[name]["spread"] / rows["full"]["spread"],
+            "pattern": pattern(members, full, weights),
+            "tail": tail(members, event_sds) / max(full_tail, 1e-9),
+        }
+        found |= {f"{name}_{key}": np.asarray(v) for key, v in values.items()}
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="num_equal")
+def _measure(members, truth, sd, weights, *, num_equal):
+    """What is of one ensemble alone, as one program."""
+    score = functools.partial(_score, truth=truth, weights=weights)
+    crps = verification.crps()
+    equal = members[:num_equal]
+    ranks = score(verification.rank_histogram(len(equal)), equal)
+    skill = score(verification.spread_skill(), members)
+    binned = score(verification.binned_spread_skill(SPREAD_EDGES), members)
+    sd = sd[None]
+
+    def of_size(size):
+        mask = jnp.arange(len(members)) < size
+        value = crps(members, truth, weights=weights, member_mask=mask)
+        return jnp.where(size <= len(members), value, jnp.nan)
+
+    return {
+        "crps": score(crps, members),
+        "crps_equal": score(crps, equal),
+        "crps_own": _score(crps.over(0, 2, 3), members * sd[None], truth * sd, weights),
+        "fair": score(verification.crps("fair"), members),
+        "rmse": skill.skill,
+        "ssr": skill.ratio,
+        "spread": skill.spread,
+        "power": power(members * sd[None]),
+        "ranks": ranks.counts / ranks.expected,
+        "outliers": ranks.outliers * (len(equal) + 1) / 2,
+        "by_size": jax.lax.map(of_size, jnp.asarray(SIZES)),
+        "binned": jnp.stack([binned.spread, binned.skill]),
+    }
+
+
+def _score(metric, members, truth, weights):
+    return metric(members, truth, weights=weights)
+
+
+def pattern(members, full, weights) -> float:
+    """Correlation of two ensembles' spreads over cases, variables and areas."""
+    one, other = (x.std(axis=0, ddof=1) for x in (members, full))
+    weights = np.broadcast_to(weights, one.shape)
+    one, other = (x - np.average(x, weights=weights) for x in (one, other))
+
+    def product(a, b):
+        return np.average(a * b, weights=weights)
+
+    return float(
+        product(one, other) / np.sqrt(product(one, one) * product(other, other))
+    )
+
+
+def tail(members, event_sds: float) -> float:
+    """The share of members and areas that are beyond the event on either side."""
+    is_event = np.abs(members) >= event_sds
+    return float((is_event * area_weights(members)).mean())
+
+
+def power(fields) -> jax.Array:
+    """Mean power of members by degree of spherical harmonics, `[variable, degree]`.
+
+    Degree 0, the mean over the globe, is left out.
+    """
+    grid = SphericalGrid(*fields.shape[-2:])
+    return spherical_power(fields, grid).mean(axis=(0, 1))[:, 1:]
