@@ -51,7 +51,8 @@ def add_figures(run_dir, config, done, ensembles) -> None:
     run_dir.add_figure(
         "spread_skill",
         _spread_skill(found),
-        "Error of the ensemble mean in bins of spread, by area; mean over seeds. A"
+        "Error of the ensemble mean in bins of spread, by area, that hold 1 % of it or"
+        " more; mean over seeds. A"
         " reliable ensemble of many members is on the dashed line.",
     )
     run_dir.add_figure(
@@ -186,7 +187,8 @@ def _ranks(found):
         ranks = found[f"{name}_ranks"].mean(axis=0)
         ax.bar(np.arange(len(ranks)), ranks, color=COLORS[name], width=0.9)
         ax.axhline(1, color=GREY, lw=1, ls="--")
-        title = f"{verdicts.NAMES[name]} ({len(ranks) - 1})"
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        title = f"{verdicts.NAMES[name]} (of {len(ranks) - 1} members)"
         finish(ax, x="rank of the truth", y="area / expected", title=title)
     return fig
 

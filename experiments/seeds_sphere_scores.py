@@ -48,7 +48,7 @@ def measure(ensembles, truth, sd, *, event_sds: float) -> dict[str, np.ndarray]:
         degree]` in squared units from degree 1 on, `_ranks` (area of each rank over
         that of a reliable ensemble), `_outliers` likewise, `_by_size` `[size]` (CRPS of
         the first members, NaN where there are not so many) and `_binned` `[spread and
-        skill, bin]`.
+        skill, bin]` (NaN in bins of less than 1 % of the area).
     """
     weights, full = area_weights(truth), ensembles["full"]
     rows = {
@@ -78,12 +78,16 @@ def _measure(members, truth, sd, weights, *, num_equal):
     ranks = score(verification.rank_histogram(len(equal)), equal)
     skill = score(verification.spread_skill(), members)
     binned = score(verification.binned_spread_skill(SPREAD_EDGES), members)
+    is_filled = binned.weight >= 0.01 * binned.weight.sum()
     sd = sd[None]
 
     def of_size(size):
         mask = jnp.arange(len(members)) < size
-        value = crps(members, truth, weights=weights, member_mask=mask)
-        return jnp.where(size <= len(members), value, jnp.nan)
+        return crps(members, truth, weights=weights, member_mask=mask)
+
+    sizes = [size for size in SIZES if size <= len(members)]
+    by_size = jax.lax.map(of_size, jnp.asarray(sizes))
+    missing = (0, len(SIZES) - len(sizes))
 
     return {
         "crps": score(crps, members),
@@ -96,8 +100,8 @@ def _measure(members, truth, sd, weights, *, num_equal):
         "power": power(members * sd[None]),
         "ranks": ranks.counts / ranks.expected,
         "outliers": ranks.outliers * (len(equal) + 1) / 2,
-        "by_size": jax.lax.map(of_size, jnp.asarray(SIZES)),
-        "binned": jnp.stack([binned.spread, binned.skill]),
+        "by_size": jnp.pad(by_size, missing, constant_values=jnp.nan),
+        "binned": jnp.where(is_filled[None], jnp.stack(binned[:2]), jnp.nan),
     }
 
 

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "seeds_sphere.py"
 experiment = load_beside(str(ROOT / "experiments" / "x.py"), "seeds_sphere")
 training, scores = experiment.training, experiment.scores
-NUM_SEEDS, CASES, SAMPLES = 5, 16, 32
+NUM_SEEDS, CASES, SAMPLES = 5, 10, 32
 GRID = SphericalGrid(16, 32)  # to degree 15
 SD = np.ones((2, 16, 1), np.float32)
 
@@ -103,6 +103,10 @@ def test_members_of_the_same_distribution_have_the_full_ensembles_scores(perfect
     np.testing.assert_allclose(found["full_pattern"], 1, rtol=1e-5)
     # Independent places put power where the smooth fields have little.
     assert power[..., -1].min() > 2
+    by_size = found["generated_by_size"]
+    at = scores.SIZES.index(SAMPLES)
+    assert by_size[at] == pytest.approx(found["generated_crps"], rel=1e-4)
+    assert (np.diff(by_size[: at + 1]) < 0).all() and np.isnan(by_size[at + 1 :]).all()
     assert found["full_ranks"].shape == (30,) and found["seeds_ranks"].shape == (3,)
     assert found["generated_ranks"].mean() == pytest.approx(1, rel=1e-5)
 
