@@ -138,7 +138,9 @@ def test_a_small_summary_keeps_its_bound_through_any_updates_and_merges(data):
     """Widths of 8: every carry of the binary addition happens within 200 members."""
     sizes = dict(max_members=200, rank_error=0.25)
     assert sketch_size(**sizes) == (5, 8)
-    number = st.integers(-3, 3) | st.floats(-100, 100, width=32)
+    # Subnormal numbers compare as 0 in compiled programs on the CPU.
+    floats = st.floats(-100, 100, width=32, allow_subnormal=False)
+    number = st.integers(-3, 3) | floats
     block = st.lists(number, min_size=1, max_size=20)
     states, members = [], []
     for _ in range(data.draw(st.integers(1, 5))):
