@@ -14,24 +14,19 @@ committed step:
 """
 
 import argparse
-import ast
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import ensjax
 from ensjax.experiment import exit_codes
 from ensjax.experiment.compilation_cache import check_choice
 from ensjax.experiment.configs import (
     PRESETS,
-    find_config,
     load_module,
     names_in,
     packaged_folder,
-    presets_by_config,
 )
 from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.overrides import join_names, name_nearest, split_overrides
@@ -392,76 +387,16 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     del options
-    import rich.console
-    import rich.table
+    from ensjax.experiment.packaged import show_all
 
-    from ensjax.experiment.results import read_published, verdict_counts
-
-    published = read_published()
-    table = rich.table.Table()
-    for column in ("config", "what it asks", "presets", "paper", "last results"):
-        table.add_column(column, overflow="fold")
-    for name, presets in presets_by_config().items():
-        what, experiment = _describe(packaged_folder("configs") / f"{name}.py")
-        entries = [entry for entry in published if entry["config"] == name]
-        runs = [f"{entry['preset']}: {verdict_counts(entry)}" for entry in entries]
-        missing = set(presets) - {entry["preset"] for entry in entries} - {"smoke"}
-        runs += [f"{preset}: not run" for preset in presets if preset in missing]
-        path = packaged_folder("experiments") / f"{experiment or name}.py"
-        row = (name, what, ", ".join(presets), _paper(path), "\n".join(runs))
-        table.add_row(*row)
-    rich.console.Console().print(table)
-    print("Run one: ensjax run NAME:PRESET")
+    show_all()
     return exit_codes.FINISHED
 
 
-def _describe(config: Path) -> tuple[str, str | None]:
-    """The first line of a config's docstring, and the experiment it names."""
-    tree = ast.parse(config.read_text())
-    what = (ast.get_docstring(tree) or "").partition("\n")[0]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            target = node.targets[0]
-            if isinstance(target, ast.Attribute) and target.attr == "experiment":
-                return what, node.value.value
-        if isinstance(node, ast.keyword) and node.arg == "experiment":
-            return what, getattr(node.value, "value", None)
-    return what, None
-
-
-def _paper(experiment: Path) -> str:
-    """The string `PAPER` of an experiment, read without importing it."""
-    if experiment.is_file():
-        for node in ast.parse(experiment.read_text()).body:
-            is_constant = isinstance(node, ast.Assign) and isinstance(
-                node.value, ast.Constant
-            )
-            if is_constant and getattr(node.targets[0], "id", None) == "PAPER":
-                return str(node.value.value)
-    return "-"
-
-
 def _copy(options: argparse.Namespace) -> int:
-    source = find_config(options.name)
-    packaged = packaged_folder("configs").resolve()
-    if source.path.resolve().parent != packaged:
-        raise ConfigError(
-            f"ensjax copy takes a name ({join_names(names_in('configs'))});"
-            f" got {options.name!r}."
-        )
-    _, experiment = _describe(source.path)
-    experiment = packaged_folder("experiments") / f"{experiment or source.name}.py"
-    parts = sorted(experiment.parent.glob(f"{experiment.stem}_*.py"))
-    targets = {source.path: Path("configs") / source.path.name}
-    targets |= {part: Path("experiments") / part.name for part in (experiment, *parts)}
-    for target in targets.values():
-        if target.exists():
-            raise ConfigError(f"{target} is there already; nothing was copied.")
-    for origin, target in targets.items():
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(origin, target)
-        print(f"wrote {target}")
-    print(f"Change them, then: ensjax run {targets[source.path]}")
+    from ensjax.experiment.packaged import copy
+
+    copy(options.name)
     return exit_codes.FINISHED
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import ensjax
 from ensjax import cli
-from ensjax.experiment import configs, results
+from ensjax.experiment import configs, packaged, results
 
 ROOT = Path(__file__).parents[1]
 TOY_FOLDER = Path(__file__).parent / "experiment" / "toy"
@@ -32,7 +32,7 @@ def command(folder, *arguments):
 @pytest.fixture
 def packaged_toy(monkeypatch, tmp_path):
     """The toy stands in for what a wheel carries."""
-    for module in (configs, cli, results):
+    for module in (configs, cli, packaged, results):
         monkeypatch.setattr(module, "packaged_folder", lambda kind: TOY_FOLDER / kind)
     monkeypatch.chdir(tmp_path)
 
@@ -187,6 +187,16 @@ def test_copy_writes_both_files_once_and_they_run(packaged_toy, capsys, tmp_path
     done = command(tmp_path, "run", "configs/toy.py:smoke")
     assert done.returncode == 0, done.stderr
     assert "Dice" in (tmp_path / "runs/toy-smoke/report.html").read_text()
+
+
+def test_copy_takes_what_is_loaded_and_no_other_experiment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["copy", "seeds_sphere"]) == 0
+    found = {path.name for path in (tmp_path / "experiments").iterdir()}
+    assert {"seeds_sphere.py", "seeds_sphere_claims.py", "seeds_training.py"} <= found
+    assert not any("rainfall" in name for name in found)
+    done = command(tmp_path, "run", "configs/seeds_sphere.py:paper", "--workdir", "run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_bench_finds_its_suites_beside_the_experiments(tmp_path, capsys, monkeypatch):
