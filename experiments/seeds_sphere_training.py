@@ -13,14 +13,14 @@ from ensjax.data.splits import check_disjoint
 from ensjax.emulate import HeldSuarez, fit_standardiser, held_suarez_archive
 from ensjax.emulate.climatology import Standardiser
 from ensjax.emulate.diffusion import Heun, rho_levels
-from ensjax.emulate.seeds import CosineAdam, SeedsEmulators, SeedsLoss
+from ensjax.emulate.seeds import SeedsEmulators, SeedsLoss
 from ensjax.emulate.trajectories import climate_states, forecast_twins
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose, load_beside
 from ensjax.mesh import fetch
 from ensjax.train import TrainingJob
 from ensjax.verification import gauss_weights
-from ensjax.weight_space import EMA, averaged
+from ensjax.weight_space import averaged
 
 full_size = load_beside(__file__, "seeds_training")
 
@@ -85,33 +85,13 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
         cases = case_shapes(config)
     else:
         cases = training_cases(simulate(config) if archives is None else archives)
-    training, count = config.training, config.num_seeds
-    parts = full_size.parts_of(config)
-    return TrainingJob(
-        make_model=functools.partial(make_model, config),
-        member_ids=tuple(range(count)),
-        init_seed=config.seed,
-        data=cases,
-        hyper={
-            "learning_rate": np.full(count, training.learning_rate, np.float32),
-            "task": np.zeros(count, np.int32),  # all have the same archive
-        },
-        mesh_sizes=config.mesh.to_dict(),
-        options=dict(
-            loss=SeedsLoss(draw_of(), AreaLoss(*parts)),
-            make_tx=CosineAdam(training.total_steps),
-            steps=training.total_steps,
-            batch_size=training.batch_size,
-            augment=turned,
-            averages={"ema": EMA(training.ema_decay)},
-            seed=config.seed,
-            sampling=training.sampling,
-            steps_per_call=training.steps_per_call,
-            log_every_steps=training.steps_per_call,
-            save_every_steps=training.save_every_steps,
-            block=training.block,
-        ),
-        stage="train",
+    return full_size.job_of(
+        config,
+        functools.partial(make_model, config),
+        cases,
+        [0] * config.num_seeds,  # all have the same archive
+        SeedsLoss(draw_of(), AreaLoss(*full_size.parts_of(config))),
+        augment=turned,
     )
 
 

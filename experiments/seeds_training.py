@@ -49,21 +49,26 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
         cases = case_shapes(config)
     else:
         cases = training_cases(simulate(config) if archives is None else archives)
+    loss = SeedsLoss(draw_of(config), diffusion.DenoisingLoss(*parts_of(config)))
+    tasks = range(cases["members"].shape[1])
+    return job_of(config, functools.partial(make_model, config), cases, tasks, loss)
+
+
+def job_of(config, make_model, cases, tasks, loss, **more) -> TrainingJob:
+    """A network for each of `tasks`, trained as the config says; `more` is of `fit`."""
     training = config.training
-    num_tasks = cases["members"].shape[1]
-    tasks = np.arange(num_tasks, dtype=np.int32)
     return TrainingJob(
-        make_model=functools.partial(make_model, config),
-        member_ids=tuple(range(num_tasks)),
+        make_model=make_model,
+        member_ids=tuple(range(len(tasks))),
         init_seed=config.seed,
         data=cases,
         hyper={
-            "learning_rate": np.full(num_tasks, training.learning_rate, np.float32),
-            "task": tasks,
+            "learning_rate": np.full(len(tasks), training.learning_rate, np.float32),
+            "task": np.asarray(tasks, np.int32),
         },
         mesh_sizes=config.mesh.to_dict(),
         options=dict(
-            loss=SeedsLoss(draw_of(config), diffusion.DenoisingLoss(*parts_of(config))),
+            loss=loss,
             make_tx=CosineAdam(training.total_steps),
             steps=training.total_steps,
             batch_size=training.batch_size,
@@ -74,6 +79,7 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
             log_every_steps=training.steps_per_call,
             save_every_steps=training.save_every_steps,
             block=training.block,
+            **more,
         ),
         stage="train",
     )
