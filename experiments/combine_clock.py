@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,55 +10,28 @@ from typing import Any
 import numpy as np
 
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.fields import load_beside
 
 
-class Way:
+class Way(load_beside(__file__, "clocks").Clock):
     """One way of `combine_ways.WAYS` in another process, on logits of one size.
 
     On a CPU ours sees one device for each core, so that rows are split over them.
+    `prepare` gives the first call's `seconds` and scalar `scores`; None if the package
+    is not installed.
     """
 
     def __init__(self, name: str, size: tuple[int, int, int]):
         cores = str(os.cpu_count() or 1)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, name, *map(str, size)],
-            env={"JAX_NUM_CPU_DEVICES": cores, **os.environ},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._name = name
-
-    def prepare(self) -> dict[str, Any] | None:
-        """The first call's `seconds` and scalar `scores`; None if not installed."""
-        return self._ask("prepare")
-
-    def seconds(self) -> float:
-        """Time of one more call."""
-        return self._ask("seconds")
+        environment = {"JAX_NUM_CPU_DEVICES": cores, **os.environ}
+        super().__init__(name, __file__, [name, *map(str, size)], environment)
 
     def peak_mib(self) -> float | None:
         """Most resident memory since the first call, above that with the logits alone.
 
         None where the system does not say it (Linux does).
         """
-        return self._ask("peak")
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _ask(self, request):
-        self._process.stdin.write(f"{request}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(
-                f"The process of {self._name!r} ended with exit code"
-                f" {self._process.wait()}; its last words are above."
-            )
-        return json.loads(answer)
+        return self.ask("peak")
 
 
 def serve(name: str, size: tuple[int, int, int]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -10,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.fields import load_beside
 
 
-class Way:
+class Way(load_beside(__file__, "clocks").Clock):
     """One way of `emulate_ways.PARTS` in another process.
 
     On a CPU a way of `ON_ALL_DEVICES` sees one device for each core, others see one.
+    `prepare` gives `seconds`, `made` and `compared` of the first call; or `missing` and
+    why.
     """
 
     def __init__(self, part: str, name: str, numbers: Sequence[Any], *, on_all: bool):
@@ -27,38 +29,7 @@ class Way:
             **os.environ,
         }
         arguments = [part, name, json.dumps(list(numbers))]
-        self._name = name
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__, *arguments],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def prepare(self) -> dict[str, Any]:
-        """The first call: `seconds`, `made`, `compared`; or `missing` and why."""
-        return self._ask("prepare")
-
-    def seconds(self) -> float:
-        """Time of one more call."""
-        return self._ask("seconds")
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _ask(self, request):
-        self._process.stdin.write(f"{request}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(
-                f"The process of {self._name!r} ended with exit code"
-                f" {self._process.wait()}; its last words are above."
-            )
-        return json.loads(answer)
+        super().__init__(name, __file__, arguments, environment)
 
 
 def serve(part: str, name: str, numbers: Sequence[Any]) -> None:
