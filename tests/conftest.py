@@ -11,7 +11,6 @@ import time
 
 import jax
 import pytest
-from jax._src import compiler
 
 jax.config.update("jax_platforms", "cpu")  # else libtpu, where installed, is locked
 jax.config.update("jax_num_cpu_devices", 8)
@@ -42,7 +41,9 @@ LOOKS_AT_PROGRAMS = re.compile(
 )
 FEW_OPTIMIZATIONS = "jax_disable_most_optimizations"
 # The compiler takes half the time without its emitters of fused loops (it has no others
-# from JAX 0.11 on), and less with the whole of a program in one piece.
+# from JAX 0.11 on), and less with the whole of a program in one piece. XLA_FLAGS say so
+# for a process; JAX has no public word for some modules of one, which is why these
+# versions alone are asked through a private one.
 QUICK = (
     {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
     if jax.__version_info__[:2] == (0, 10)
@@ -51,6 +52,11 @@ QUICK = (
 
 
 def _compile_quickly(patch):
+    jax.config.update(FEW_OPTIMIZATIONS, True)
+    if not QUICK:
+        return
+    from jax._src import compiler
+
     options_of_jax = compiler.get_compile_options
 
     def get_compile_options(*args, **kwargs):
@@ -60,7 +66,6 @@ def _compile_quickly(patch):
         return options
 
     patch.setattr(compiler, "get_compile_options", get_compile_options)
-    jax.config.update(FEW_OPTIMIZATIONS, True)
 
 
 def _compile_quickly_in_children(patch):
