@@ -142,7 +142,8 @@ def _arrays(stage, values):
             f"the stage {stage!r} must return a mapping of arrays; got"
             f" {type(values).__name__}."
         )
-    arrays = {str(name): np.asarray(value) for name, value in values.items()}
+    # In the order in which they are read back: sums over another round otherwise.
+    arrays = {str(name): np.asarray(x, order="C") for name, x in values.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "biufU":
             raise TypeError(

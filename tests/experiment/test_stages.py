@@ -50,6 +50,14 @@ def test_a_stage_is_computed_once(tmp_path, capsys):
     assert "stage 1/2 first: read back" in capsys.readouterr().out
 
 
+def test_arrays_lie_in_memory_as_they_are_read_back(tmp_path):
+    """Sums over another order of memory round otherwise."""
+    moved = {"turned": np.ones((2, 3)).T, "every": np.ones((4, 6))[:, ::2]}
+    with open_run(tmp_path / "run", config(), versions={}) as run_dir:
+        found = run_stages(run_dir, config(), {"only": lambda done: moved})["only"]
+    assert all(x.flags.c_contiguous for x in found.values())
+
+
 def test_a_run_that_dies_goes_on_with_the_stage_that_it_was_in(tmp_path):
     stages = Stages()
     stages.second = lambda done: (_ for _ in ()).throw(KeyboardInterrupt)
