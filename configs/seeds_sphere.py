@@ -13,8 +13,6 @@ user's cache; a seed has a network of its own, and other members are given to it
 
 import ml_collections
 
-from ensjax.experiment.fields import load_beside
-
 
 def get_config(preset="small"):  # smoke | small | claims | paper
     if preset == "paper":
@@ -94,7 +92,50 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
 
 def _paper():
-    """Six leads of GEFS reforecasts on the cubed sphere: those of `seeds.py:paper`."""
-    config = load_beside(__file__, "seeds").get_config("paper")
-    config.experiment = "seeds_sphere"
+    """Six leads of GEFS reforecasts on the cubed sphere, as in `seeds.py:paper`."""
+    config = ml_collections.ConfigDict(dict(experiment="seeds_sphere", scale="full"))
+    config.title = "SEEDS at full size: GEFS reforecasts continued from two members"
+    config.seed = 0
+    config.num_seeds = 1
+    config.archive = ml_collections.ConfigDict(
+        dict(
+            source="gefs",
+            num_train_cases=7_305,  # 00 UTC of every day from 2000 to 2019
+            num_train_members=5,
+            num_test_cases=349,  # to 2022-12-15
+            num_test_members=31,
+            lead_days=(1, 4, 7, 10, 13, 16),
+            fields=("mslp", "t2m", "u850", "v850", "z500", "t850", "tcwv", "q500"),
+            space=(6, 48, 48),  # the cubed sphere, about 2 degrees
+        )
+    )
+    config.model = ml_collections.ConfigDict(
+        dict(
+            name="axial",
+            patch_size=(12, 12),
+            levels=(0, 1, 2, 2, 3, 2, 4, 3),  # sea, 2 m, 850 hPa, 500 hPa, column
+            width=768,
+            depths=(6, 4, 6),
+            num_heads=12,
+            mlp_width=4 * 768,
+            dtype="bfloat16",
+            remat=True,
+        )
+    )
+    config.diffusion = "ve"  # g(t) = 25^t
+    config.training = ml_collections.ConfigDict(
+        dict(
+            total_steps=200_000,
+            batch_size=128,
+            learning_rate=1e-4,
+            ema_decay=0.9999,
+            sampling="shared",  # all leads of a start are read together
+            steps_per_call=100,
+            save_every_steps=10_000,
+            block=1,
+        )
+    )
+    config.sampler = ml_collections.ConfigDict(dict(num_steps=600, last_time=1e-3))
+    config.num_samples = 512
+    config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
     return config
