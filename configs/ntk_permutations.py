@@ -88,7 +88,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     # C: infinite networks added one by one, on all inputs with two ones.
     config.curve = ml_collections.ConfigDict(
         dict(
-            num_bits=(4, 6) if smoke else (5, 10, 15, 20, 25, 30),
+            num_bits=(6,) if smoke else (5, 10, 15, 20, 25, 30),
             num_repetitions=3 if smoke else 20,
             targets=(0.9, 0.999),
             # Networks: so many times what one input needs at the second target.
