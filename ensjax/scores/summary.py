@@ -4,6 +4,8 @@ It gives what the functions of this room give one by one, but reads the logits o
 (`row_pass`) and sorts confidences once (`row_order`).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -106,8 +108,24 @@ def score_summary(
     values, labels = _check(predictions, labels, num_bins, top_k, block)
     is_split = axis_name is not None
     check_scored(predictions, sample_weight, allow_seen, is_split=is_split)
+    return _summarise(
+        values,
+        labels,
+        predictions.normalized_weights.astype(values.dtype),
+        sample_weight,
+        num_bins=num_bins,
+        top_k=top_k,
+        block=block,
+        axis_name=axis_name,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("num_bins", "top_k", "block", "axis_name"))
+def _summarise(
+    values, labels, mixture, sample_weight, *, num_bins, top_k, block, axis_name
+):
+    """What `score_summary` returns, of arguments that were checked."""
     row_weight = row_weights(sample_weight, values.shape[1:2])
-    mixture = predictions.normalized_weights.astype(values.dtype)
     found = read_rows(
         values,
         labels,
