@@ -22,6 +22,7 @@ from ensjax.member_arrays import (
     votes,
 )
 from ensjax.members import member_rows
+from ensjax.ops.limits import at_least, at_most
 from ensjax.provenance import Provenance
 
 # Rows of probabilities sum to 1 to the rounding of bfloat16, or of printed decimals,
@@ -156,7 +157,7 @@ class Predictions:
             )
         if not 0.0 < smallest < 1.0:
             raise ValueError(f"smallest must lie between 0 and 1; got {smallest}.")
-        values = log_probs(jnp.log(jnp.maximum(probs, smallest)))
+        values = log_probs(jnp.log(at_least(probs, smallest)))
         told = (weights, mask, names, provenance)
         made = _predictions(cls, values, "log_probs", probs.shape[2], *told, columns)
         _check_probs(probs, made)
@@ -510,9 +511,8 @@ def predictive_log_probs(
     peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0.0))
     # Not logsumexp(log w + log p): its gradient in w is NaN at w = 0, where that of
     # logsumexp(b=w) is silently wrong. A member without weight may exceed the peak.
-    # `where`, since jnp.minimum(NaN, 80) is 80 in compiled programs of jax 0.12 on CPU.
     excess = values - peak
-    ratio = jnp.exp(jnp.where(excess > 80.0, 80.0, excess))
+    ratio = jnp.exp(at_most(excess, 80.0))
     return jnp.log(jnp.sum(weights * ratio, axis=0)) + peak[0]
 
 

@@ -175,7 +175,8 @@ def probe_nan() -> list[Finding]:
         return [Finding("ok", "NaN: compiled minima keep it")]
     text = (
         "NaN: this JAX turns it into a number in compiled jnp.minimum and jnp.maximum."
-        " Scores and health checks of ensjax do without them; a ReLU may hide a NaN"
+        " Scores, combiners and health checks of ensjax keep it (ensjax.ops.limits);"
+        " a ReLU may hide it"
     )
     return [Finding("warning", text)]
 

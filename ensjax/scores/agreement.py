@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.limits import larger
 from ensjax.scores.rows import floating, row_weights, same_shape, weigh
 
 
@@ -117,7 +118,7 @@ def gain_parts(table: jax.Array) -> GainParts:
     only_better = jnp.where(second_better, table[..., 0, 1, :], table[..., 1, 0, :])
     only_worse = jnp.where(second_better, table[..., 1, 0, :], table[..., 0, 1, :])
     return GainParts(
-        gain=accuracy[2] - jnp.maximum(accuracy[0], accuracy[1]),
+        gain=accuracy[2] - larger(accuracy[0], accuracy[1]),
         false_false_true=table[..., 0, 0, 1],
         true_true_false=table[..., 1, 1, 0],
         followed=only_worse[..., 1],

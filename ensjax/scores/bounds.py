@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.limits import at_least
 from ensjax.scores.rows import (
     bin_sum,
     broadcast_rows,
@@ -92,7 +93,7 @@ def interval_score(
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha must lie between 0 and 1; got {alpha}.")
     lower, upper, targets, weight = _check(lower, upper, targets, sample_weight)
-    outside = jnp.maximum(lower - targets, 0) + jnp.maximum(targets - upper, 0)
+    outside = at_least(lower - targets, 0) + at_least(targets - upper, 0)
     return weighted_mean(upper - lower + (2 / alpha) * outside, weight)
 
 
@@ -247,7 +248,7 @@ def weighted_error_score(
         raise ValueError(f"min_width must not be negative; got {min_width}.")
     lower, upper, targets, weight = _check(lower, upper, targets, sample_weight)
     point = same_shape("point", point, "lower", lower)
-    width = jnp.maximum(upper - lower, min_width)
+    width = at_least(upper - lower, min_width)
     sureness = jnp.where(width > 0, 1 / jnp.where(width > 0, width, 1.0), jnp.nan)
     sureness = jnp.where(weight == 0, 0.0, sureness)
     return weighted_mean(jnp.abs(point - targets), sureness * weight)

@@ -27,6 +27,7 @@ from ensjax.scores.intervals import Interval
 from ensjax.scores.metrics import chosen_metrics
 from ensjax.scores.ood import auprc, auroc, fpr_at_tpr
 from ensjax.scores.programs import With, score_one
+from ensjax.scores.rows import as_kinds
 from ensjax.scores.uncertainty import (
     expected_entropy,
     margin,
@@ -90,6 +91,7 @@ def evaluate_ood(
 
     Source: Hendrycks and Gimpel 2017, arXiv:1610.02136.
     """
+    is_ood = as_kinds("is_ood", is_ood)
     if isinstance(doubts, Mapping):
         doubts = {
             name: doubt if callable(doubt) else functools.partial(_given, doubt)
@@ -108,7 +110,8 @@ def evaluate_ood(
                 f"doubt {name!r} must give [batch] = {size}; got {told[name].shape}."
             )
 
-    weight, is_positive = np.asarray(rows.weight), np.asarray(is_ood).astype(bool)
+    weight = np.asarray(rows.weight)
+    is_positive = np.asarray(is_ood)
     area = functools.partial(_auroc_ends, weight=weight, is_positive=is_positive)
     found = score_one(
         With.of(_ood_values, names=tuple(functions)),

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ops.limits import at_least, at_most
+
 
 class Interval(NamedTuple):
     """An estimate and the ends of its interval, arrays of one shape."""
@@ -46,8 +48,8 @@ def wilson_interval(
     center = share + z**2 / (2 * trials)
     half = z * jnp.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
     scale = 1 + z**2 / trials
-    low = jnp.clip((center - half) / scale, min=0.0)
-    return Interval(share, low, jnp.clip((center + half) / scale, max=1.0))
+    low = at_least((center - half) / scale, 0.0)
+    return Interval(share, low, at_most((center + half) / scale, 1.0))
 
 
 def exact_interval(

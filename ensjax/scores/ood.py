@@ -8,7 +8,7 @@ order of the numbers, and treat ties as ties: no result depends on the order of 
 import jax
 import jax.numpy as jnp
 
-from ensjax.scores.rows import broadcast_rows, row_weights
+from ensjax.scores.rows import as_kinds, broadcast_rows, row_weights
 
 _TOLERANCE = 1e-6
 
@@ -130,13 +130,8 @@ def split_rows(
     if scores.ndim < 1:
         raise ValueError("scores must be [..., batch]; got a scalar.")
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    is_positive = jnp.asarray(is_positive)
-    if jnp.issubdtype(is_positive.dtype, jnp.floating):
-        raise TypeError(
-            f"is_positive must be bool or 0 and 1; got {is_positive.dtype}. The"
-            " scores come first, then the kinds."
-        )
-    is_positive = broadcast_rows("is_positive", is_positive.astype(bool), scores.shape)
+    is_positive = as_kinds("is_positive", is_positive)
+    is_positive = broadcast_rows("is_positive", is_positive, scores.shape)
     weight = row_weights(sample_weight, scores.shape, scores.dtype)
     return (
         scores,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.predictions import log_probs as normalize
 from ensjax.predictions import votes
@@ -69,6 +70,29 @@ def broadcast_rows(name: str, values: jax.Array, rows: tuple[int, ...]) -> jax.A
             f" got {values.shape}."
         )
     return jnp.broadcast_to(values, rows)
+
+
+def as_kinds(name: str, values: jax.Array) -> jax.Array:
+    """`values`, which say of two kinds which one each row is, as bool.
+
+    Raises:
+        TypeError: if they are floats, as scores in their place would be.
+        ValueError: if a number is neither 0 nor 1, where values are known.
+    """
+    values = jnp.asarray(values)
+    if not (values.dtype == bool or jnp.issubdtype(values.dtype, jnp.integer)):
+        raise TypeError(
+            f"{name} must be bool or 0 and 1; got {values.dtype}. The scores come"
+            " first, then the kinds."
+        )
+    if not isinstance(values, jax.core.Tracer):
+        others = np.setdiff1d(np.asarray(values), [0, 1])
+        if len(others):
+            raise ValueError(
+                f"{name} must be bool or 0 and 1; got {others[:5].tolist()} as well."
+                f" Say which are positive, as {name} == {others[0]}."
+            )
+    return values.astype(bool)
 
 
 def row_weights(

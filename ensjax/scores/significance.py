@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ensjax.scores.intervals import Interval
+from ensjax.scores.rows import as_kinds
 
 
 class TestResult(NamedTuple):
@@ -116,7 +117,7 @@ def delong(
     from scipy import stats
 
     scores = np.stack([np.asarray(first, float), np.asarray(second, float)])
-    kind = np.asarray(is_positive).astype(bool)
+    kind = np.asarray(as_kinds("is_positive", is_positive))
     if scores.ndim != 2 or kind.shape != scores.shape[1:]:
         raise ValueError(
             "first, second and is_positive must all be [batch]; got"

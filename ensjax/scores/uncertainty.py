@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.member_arrays import counting_members
+from ensjax.ops.limits import at_least
 from ensjax.predictions import (
     ABSTAIN,
     Predictions,
@@ -87,7 +88,7 @@ def mutual_information(
     """
     predictions = as_predictions(logits, weights=weights, mask=mask)
     total = predictive_entropy(predictive_log_probs(predictions))
-    return jnp.maximum(total - expected_entropy(predictions), 0.0)
+    return at_least(total - expected_entropy(predictions), 0.0)
 
 
 def max_prob(log_probs: jax.Array) -> jax.Array:

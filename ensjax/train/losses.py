@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.data import sampling
+from ensjax.ops.limits import at_least
 
 
 def example_keys(key: jax.Array, num_examples: int) -> jax.Array:
@@ -122,7 +123,7 @@ class FocalLoss:
         log_probs = label_log_probs(logits, labels)
         # 1 - p = -expm1(log p), which keeps its digits where p is near 1. The power of
         # 0 has no gradient in floating point for gamma below 1.
-        missing = jnp.maximum(-jnp.expm1(log_probs), jnp.finfo(jnp.float32).tiny)
+        missing = at_least(-jnp.expm1(log_probs), jnp.finfo(jnp.float32).tiny)
         losses = -(missing**self.gamma) * log_probs
         correct = jnp.argmax(logits, axis=1) == labels
         return weighted_mean(losses, weight), {

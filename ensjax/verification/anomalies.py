@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.limits import between
 from ensjax.verification.frozen import Frozen, freeze
 from ensjax.verification.ingredients import MOMENTS, Ingredient, needed
 from ensjax.verification.metric import Metric
@@ -129,7 +130,7 @@ def _centred(vector_axes, weights: Frozen | None):
         f, y = predicted - mean(predicted), observed - mean(observed)
         both = jnp.sqrt(mean(f**2) * mean(y**2))
         r = mean(f * y) / jnp.where(both > 0, both, jnp.nan)
-        r = jnp.clip(r.reshape(truth.shape[: truth.ndim - vector_axes]), -1, 1)
+        r = between(r.reshape(truth.shape[: truth.ndim - vector_axes]), -1, 1)
         return {"z": jnp.arctanh(r * (1 - 1e-6))}
 
     ingredient = Ingredient(MOMENTS.name, of_members, of_state, MOMENTS.init_state)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ops.limits import between
 from ensjax.scores.ood import auroc
 from ensjax.verification.events import EventTable
 
@@ -86,7 +87,7 @@ def sedi(table: EventTable) -> jax.Array:
     """
     curve = roc(table)
     hits, alarms = (
-        jnp.clip(x[..., -2:0:-1], _LEAST_RATE, 1 - _LEAST_RATE) for x in curve
+        between(x[..., -2:0:-1], _LEAST_RATE, 1 - _LEAST_RATE) for x in curve
     )
     log_h, log_f = jnp.log(hits), jnp.log(alarms)
     log_miss, log_quiet = jnp.log1p(-hits), jnp.log1p(-alarms)

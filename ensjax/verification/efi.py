@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ops.limits import between
 from ensjax.scores.rows import floating
 
 
@@ -113,7 +114,7 @@ def climate_probability(
     place = (forecast - low) / jnp.where(high > low, high - low, 1.0)
     starts = jnp.asarray(levels, forecast.dtype)[upper - 1]
     steps = jnp.asarray(np.diff(levels), forecast.dtype)[upper - 1]
-    probability = starts + steps * jnp.clip(place, 0.0, 1.0)
+    probability = starts + steps * between(place, 0.0, 1.0)
     probability = jnp.where(found == 0, 0.0, probability)
     probability = jnp.where(found == len(levels), 1.0, probability)
     missing = jnp.isnan(forecast) | undefined[None]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.limits import at_least
 from ensjax.verification.ingredients import needed, shares
 from ensjax.verification.metric import Metric
 from ensjax.verification.sums import InBins
@@ -147,7 +148,7 @@ def _log(thresholds, clip):
             yes, no = share, 1 - share
         else:
             # The clip may be less than the distance of 1 to the next number below.
-            yes, no = jnp.maximum(share, clip), jnp.maximum(1 - share, clip)
+            yes, no = at_least(share, clip), at_least(1 - share, clip)
         score = -jnp.log(jnp.where(event == 1, yes, no))
         return {"log": jnp.where(jnp.isnan(event), jnp.nan, score)}
 

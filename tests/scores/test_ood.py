@@ -129,3 +129,16 @@ def test_auroc_depends_on_order_alone_and_flips_with_the_sign(seed, levels):
     area = scores.auroc(values, positive)
     np.testing.assert_allclose(scores.auroc(values**3 - 5, positive), area, atol=1e-6)
     np.testing.assert_allclose(scores.auroc(-values, positive), 1 - area, atol=1e-6)
+
+
+def test_kinds_are_two():
+    x = np.arange(4.0)
+    named = (
+        (scores.auroc, (x, [0, 1, 2, 1])),
+        (scores.delong, (x, -x, [0, 1, 2, 1])),
+        (scores.evaluate_ood, (x[None, :, None] * np.ones(3), [0, 1, 2, 1])),
+    )
+    for function, arguments in named:
+        with pytest.raises(ValueError, match=r"bool or 0 and 1; got \[2\] as well"):
+            function(*arguments)
+    assert scores.auroc(x, np.array([0, 0, 1, 1], np.uint8)) == 1.0

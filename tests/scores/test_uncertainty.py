@@ -166,3 +166,12 @@ def test_row_scores_equal_numpy_also_for_large_logits():
         scores.margin(np.zeros((3, 1), np.float32))
     with pytest.raises(TypeError, match="floating point"):
         scores.energy(np.zeros((3, 2), int))
+
+
+def test_a_broken_row_of_many_stays_nan_in_one_program():
+    """jax 0.12.0.1 loses a NaN in a compiled `jnp.maximum` on CPU, not of few rows."""
+    logits = np.random.default_rng(0).normal(size=(3, 4_096, 4)).astype(np.float32)
+    logits[1, 4, 2] = np.nan
+    rows = jax.jit(scores.mutual_information)(logits)
+    assert np.isnan(rows[4]) and np.isfinite(np.delete(rows, 4)).all()
+    assert np.isnan(jax.jit(lambda z: scores.mutual_information(z).mean())(logits))

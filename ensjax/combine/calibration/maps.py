@@ -15,6 +15,7 @@ from ensjax.combine.calibration.isotonic_regression import (
     fit_isotonic,
 )
 from ensjax.combine.calibration.newton import minimize_convex
+from ensjax.ops.limits import at_least, at_most, between
 from ensjax.predictions import log_probs as normalize
 from ensjax.scores.rows import label_log_probs, weigh, weighted_mean
 
@@ -39,7 +40,7 @@ class AffineMap:
 
     def __call__(self, log_probs: jax.Array) -> jax.Array:
         """`[batch, class]` log-probabilities of `[batch, class]`."""
-        log_probs = jnp.maximum(normalize(log_probs), _SMALLEST_LOG_PROB)
+        log_probs = at_least(normalize(log_probs), _SMALLEST_LOG_PROB)
         if self.kernel.ndim == 1:
             scaled = log_probs * self.kernel[None]
         else:
@@ -201,7 +202,7 @@ class IsotonicMap:
         total = jnp.sum(mapped, axis=-1, keepdims=True)
         # Every class may be mapped to 0: then nothing is known.
         mapped = jnp.where(total == 0, 1 / probs.shape[-1], mapped / total)
-        return normalize(jnp.log(jnp.maximum(mapped, _SMALLEST_PROB)))
+        return normalize(jnp.log(at_least(mapped, _SMALLEST_PROB)))
 
 
 def fit_isotonic_map(
@@ -233,5 +234,5 @@ def _one_vs_rest(log_probs, labels, weight):
 
 def _log_odds(log_probs):
     log_probs = normalize(log_probs)
-    rest = jnp.log(-jnp.expm1(jnp.minimum(log_probs, -1e-8)))
-    return jnp.clip(log_probs - rest, -_LARGEST_LOG_ODDS, _LARGEST_LOG_ODDS)
+    rest = jnp.log(-jnp.expm1(at_most(log_probs, -1e-8)))
+    return between(log_probs - rest, -_LARGEST_LOG_ODDS, _LARGEST_LOG_ODDS)

@@ -14,6 +14,7 @@ from ensjax.combine.calibration.fitting import (
     check_some_count,
     check_use,
 )
+from ensjax.ops.limits import between
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.predictions import log_probs as normalize
 from ensjax.provenance import FittedRows
@@ -126,7 +127,7 @@ def _log_odds(predictions):
 
 def _fit(odds, labels, weight):
     # Rows without weight go last, beyond every row that counts.
-    odds = jnp.where(weight == 0, jnp.inf, jnp.clip(odds, -80.0, 80.0))
+    odds = jnp.where(weight == 0, jnp.inf, between(odds, -80.0, 80.0))
     order = jnp.argsort(odds)
     odds, labels, weight = odds[order], labels[order], weight[order]
     last = jnp.max(jnp.where(weight == 0, -jnp.inf, odds))

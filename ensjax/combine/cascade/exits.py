@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from ensjax.combine.calibration.fitting import (
@@ -84,6 +85,8 @@ class Cascade:
             `low` and `high`; "threshold": iff it lies below `high`.
         confidence: "max_probability" (by its log-odds) and "negative_entropy" of the
             mean probability, or the members' mean "max_logit" or "energy".
+        is_weighted: whether the windows were fitted on members of unequal weights, or
+            on some that were masked: what runs the members then needs the weights.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,6 +103,7 @@ class Cascade:
     stages: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
     exit_rule: str = struct.field(pytree_node=False, default="window")
     confidence: str = struct.field(pytree_node=False, default="max_probability")
+    is_weighted: bool = struct.field(pytree_node=False, default=False)
 
     def __post_init__(self):
         stages = tuple(tuple(int(i) for i in stage) for stage in self.stages)
@@ -255,6 +259,7 @@ def fit_cascade(
         ]
     )
     options = dict(sample_weight=weight[:-1], provenance=about)
+    is_weighted = _are_unequal(_raw_weights(predictions)[np.asarray(upto[-1])])
 
     def of_members(windows):
         """Stages are positions: members must stay in their order."""
@@ -263,12 +268,14 @@ def fit_cascade(
 
     if task == "threshold":
         windows = fit_single_threshold(scores[:-1], share=level, **options)
-        return Cascade(of_members(windows), stages, "threshold", confidence)
+        return Cascade(
+            of_members(windows), stages, "threshold", confidence, is_weighted
+        )
     correct = is_correct(log_probs, labels)
     windows = fit_windows(
         scores[:-1], correct[:-1], task, level=level, width=width, **options
     )
-    return Cascade(of_members(windows), stages, "window", confidence)
+    return Cascade(of_members(windows), stages, "window", confidence, is_weighted)
 
 
 def stage_scores(
@@ -385,6 +392,13 @@ def running_pools(
         pool = pool_members(predictions.values[rows], confidence, weights[rows])
         pools.append(add_pools(pools[-1], pool) if pools else pool)
     return pools
+
+
+def _are_unequal(weights):
+    """Whether members differ in weight; False in a program that makes the weights."""
+    if isinstance(weights, jax.core.Tracer):
+        return False
+    return bool(np.any(np.asarray(weights) != np.asarray(weights[:1, :1])))
 
 
 def _raw_weights(predictions):

@@ -37,6 +37,7 @@ def run_compacted(
     *,
     batch_size: int = 512,
     smallest: int = 32,
+    weights: jax.Array | None = None,
 ) -> CascadeOutput:
     """The cascade's answers, each stage run on the rows that reach it.
 
@@ -55,14 +56,19 @@ def run_compacted(
         x: inputs, leaves `[row, ...]`.
         batch_size: rows at a time.
         smallest: the smallest padded size.
+        weights: `[member]` by position, non-negative, as of the `Predictions` that the
+            windows were fitted on; None: equal ones. A member of weight 0 is run, and
+            changes nothing.
 
     Returns:
         `CascadeOutput` of `[row, ...]`, NumPy arrays.
 
     Raises:
-        ValueError: if the number of models, of their members, or of rows does not fit.
+        ValueError: if the number of models, of their members, or of rows does not fit,
+            or `weights` do not, or they are missing (`cascade.is_weighted`).
     """
     models = _check_models(cascade, models)
+    weights = _weights_of_stages(cascade, weights)
     num_rows = _count_rows(x)
     if batch_size < 1 or smallest < 1:
         raise ValueError(
@@ -85,7 +91,7 @@ def run_compacted(
             if pool is not None:
                 at = np.arange(start, start + len(part))
                 earlier = jax.tree.map(lambda leaf: _take(leaf, at, size), pool)  # noqa: B023
-            result = _add_stage(earlier, logits, cascade.confidence)
+            result = _add_stage(earlier, logits, weights[stage], cascade.confidence)
             parts.append(
                 jax.tree.map(lambda leaf: np.asarray(leaf)[: len(part)], result)  # noqa: B023
             )
@@ -113,6 +119,7 @@ def run_with_capacity(
     x: Any,
     *,
     share: float | Sequence[float],
+    weights: jax.Array | None = None,
 ) -> CascadeOutput:
     """The cascade's answers where a fixed share of the batch goes on.
 
@@ -135,19 +142,23 @@ def run_with_capacity(
         x: inputs of one batch, leaves `[batch, ...]`.
         share: of the batch that reaches each later stage, in (0, 1]: a number, or one
             for each boundary, none larger than the one before.
+        weights: `[member]` by position, non-negative, as of the `Predictions` that the
+            windows were fitted on; None: equal ones. A member of weight 0 is run, and
+            changes nothing.
 
     Returns:
         `CascadeOutput` of `[batch, ...]`.
 
     Raises:
         ValueError: if a share is out of range, or the number of models, of their
-            members, or of rows does not fit.
+            members, or of rows does not fit, or `weights` as in `run_compacted`.
     """
     models = _check_models(cascade, models)
+    weights = _weights_of_stages(cascade, weights)
     num_rows = _count_rows(x)
     counts = _capacities(share, num_rows, len(models) - 1)
     x = jax.tree.map(jnp.asarray, x)
-    pool = pool_members(_logits_of(cascade, 0, models[0], x), cascade.confidence)
+    pool = _pool(_logits_of(cascade, 0, models[0], x), weights[0], cascade.confidence)
     output = first_output(pool, cascade.confidence)
     rows, confidence = jnp.arange(num_rows), output.confidence
     for stage, (model, count) in enumerate(zip(models[1:], counts), start=1):
@@ -161,7 +172,7 @@ def run_with_capacity(
         inputs = jax.tree.map(lambda leaf: _take(leaf, rows, size), x)  # noqa: B023
         logits = _logits_of(cascade, stage, model, inputs)[:, :count]
         pool = jax.tree.map(lambda leaf: leaf[chosen], pool)  # noqa: B023
-        pool = add_pools(pool, pool_members(logits, cascade.confidence))
+        pool = add_pools(pool, _pool(logits, weights[stage], cascade.confidence))
         log_probs, confidence = read_pool(pool, cascade.confidence)
         output = CascadeOutput(
             output.log_probs.at[rows].set(log_probs),
@@ -190,12 +201,38 @@ def next_to_threshold(
     return jax.lax.dynamic_slice_in_dim(order, start, count)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _add_stage(earlier, logits, confidence):
-    pool = pool_members(logits, confidence)
+@functools.partial(jax.jit, static_argnums=3)
+def _add_stage(earlier, logits, weights, confidence):
+    pool = _pool(logits, weights, confidence)
     if earlier is not None:
         pool = add_pools(earlier, pool)
     return pool, read_pool(pool, confidence)
+
+
+def _pool(logits, weights, confidence):
+    weights = jnp.broadcast_to(weights[:, None], logits.shape[:2])
+    return pool_members(logits, confidence, weights)
+
+
+def _weights_of_stages(cascade, weights):
+    """The weights `[member]` of each stage's members."""
+    named = [i for stage in cascade.stages for i in stage]
+    if weights is None:
+        if cascade.is_weighted:
+            raise ValueError(
+                "the windows were fitted on members of unequal weights, and hold for"
+                " their weighted mean; give weights=, [member]."
+            )
+        weights = jnp.ones(max(named) + 1)
+    weights = jnp.asarray(weights, jnp.float32)
+    if weights.ndim != 1 or weights.shape[0] <= max(named):
+        raise ValueError(
+            f"weights must be [member], of {max(named) + 1} members or more; got shape"
+            f" {weights.shape}."
+        )
+    # As in the dense form, a negative weight makes NaN.
+    weights = jnp.where(weights < 0, jnp.nan, weights)
+    return [weights[np.asarray(stage)] for stage in cascade.stages]
 
 
 def _check_models(cascade, models):

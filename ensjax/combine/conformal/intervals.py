@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ensjax.ops.limits import larger, smaller
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
 from ensjax.scores.rows import (
     broadcast_rows,
@@ -249,7 +250,7 @@ class ConformalBand:
         upper = same_shape("upper", upper, "lower", lower)
         low = lower - _of_groups(self.below, groups, lower.shape)
         high = upper + _of_groups(self.above, groups, lower.shape)
-        return jnp.minimum(low, high), jnp.maximum(low, high)
+        return smaller(low, high), larger(low, high)
 
 
 def fit_conformal_band(
@@ -284,7 +285,7 @@ def fit_conformal_band(
     )
     lower, targets, _ = check_targets("lower", lower, targets)
     upper = same_shape("upper", upper, "lower", lower)
-    scores = jnp.maximum(lower - targets, targets - upper)
+    scores = larger(lower - targets, targets - upper)
     moved = _threshold(scores, alpha, row_mask, groups, num_groups)
     return ConformalBand(moved, moved, fitted_rows)
 

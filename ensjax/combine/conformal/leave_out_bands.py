@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ensjax.combine.conformal.leave_out import cv_plus_ends
+from ensjax.ops.limits import larger, smaller
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
 from ensjax.scores.rows import broadcast_rows, floating, same_shape
 
@@ -74,7 +75,7 @@ class CvPlusBand:
         low, high = cv_plus_ends(
             lower, upper, self.errors, self.fold_of_row, alpha, rows_at_once
         )
-        return jnp.minimum(low, high), jnp.maximum(low, high)
+        return smaller(low, high), larger(low, high)
 
 
 def fit_cv_plus_band(
@@ -125,5 +126,5 @@ def fit_cv_plus_band(
         )
     upper = same_shape("upper", upper, "lower", lower)
     targets = broadcast_rows("targets", floating(targets), lower.shape)
-    errors = jnp.maximum(lower - targets, targets - upper)
+    errors = larger(lower - targets, targets - upper)
     return CvPlusBand(errors, fold_of_row, fitted_rows)

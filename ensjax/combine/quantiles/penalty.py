@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ops.limits import at_least
 from ensjax.scores.rows import floating
 
 
@@ -48,7 +49,7 @@ def crossing_penalty(
     fall = fall + margin.reshape((1,) * (quantiles.ndim - 1) + margin.shape)
     lower = np.triu(np.ones((size, size), np.float32), 1)
     lower = lower.reshape((1,) * (quantiles.ndim - 1) + lower.shape)
-    total = jnp.sum(jnp.maximum(fall, 0.0) * lower, axis=(-2, -1))
+    total = jnp.sum(at_least(fall, 0.0) * lower, axis=(-2, -1))
     return total / (size * (size - 1) / 2)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.combine.rules.points import mean_points, median_points
+from ensjax.ops.limits import between
 from ensjax.predictions import Predictions
 from ensjax.scores.rows import sort_or_nan
 
@@ -189,4 +190,4 @@ def _cdf(knots, masses, x):
     above = x[None, :, None] - knots[..., :-1]
     # A segment without width is a jump.
     share = jnp.where(width > 0, above / jnp.where(width > 0, width, 1.0), above >= 0)
-    return jnp.sum(masses[None, None] * jnp.clip(share, 0.0, 1.0), axis=-1)
+    return jnp.sum(masses[None, None] * between(share, 0.0, 1.0), axis=-1)

@@ -9,6 +9,8 @@ compared with a slack of 1e-6.
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.limits import between, larger
+
 _SLACK = 1e-6
 _HUBER_STEPS = 30
 _SD_OVER_MAD = 1.4826  # of a normal distribution
@@ -78,7 +80,7 @@ def winsorize_members(
     low = _first(values, ends > share + _SLACK)
     # From the other end, so that the two cuts mirror each other.
     high = _first(values[::-1], ((starts < 1 - share - _SLACK) & (weights > 0))[::-1])
-    return jnp.clip(values, low[None], high[None]), weights
+    return between(values, low[None], high[None]), weights
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
@@ -109,10 +111,10 @@ def huber_mean(values: jax.Array, weights: jax.Array, threshold: float) -> jax.A
     def step(_, mean):
         away = values - mean[None]
         size = jnp.abs(away)
-        pull = weights * jnp.where(size > reach, reach / jnp.maximum(size, reach), 1.0)
+        pull = weights * jnp.where(size > reach, reach / larger(size, reach), 1.0)
         # From the mean, as 0 times infinity would stand in a mean of the values.
-        moved = jnp.sum(weights * jnp.clip(away, -reach, reach), axis=0)
-        return jnp.clip(mean + moved / jnp.sum(pull, axis=0), lowest, highest)
+        moved = jnp.sum(weights * between(away, -reach, reach), axis=0)
+        return between(mean + moved / jnp.sum(pull, axis=0), lowest, highest)
 
     mean = jax.lax.fori_loop(0, _HUBER_STEPS, step, center)
     return jnp.where(scale > 0, mean, center)

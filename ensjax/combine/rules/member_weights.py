@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 
 from ensjax.combine.calibration.fitting import check_predictions, check_use
-from ensjax.predictions import Predictions, as_predictions
+from ensjax.predictions import ABSTAIN, Predictions, as_predictions
 from ensjax.provenance import FittedRows, check_fitting_rows
 from ensjax.scores.diversity import error_correlation
 from ensjax.scores.proper import nll
@@ -176,7 +176,8 @@ def cluster_weights(
             group of its own.
 
     Raises:
-        ValueError: if a shape or `threshold` does not fit, or masks are by row.
+        ValueError: if a shape or `threshold` does not fit, masks are by row, a target
+            is not finite or no class, or a member that is not masked has such a row.
         TypeError: for predictions of another kind.
         LeakageError: if members were trained on these rows, or they are test rows.
 
@@ -200,10 +201,21 @@ def cluster_weights(
         errors = np.asarray(predictions.points, np.float64) - np.asarray(targets)
         if errors.ndim != 2:
             raise ValueError("cluster_weights takes points [member, batch].")
+        _check_known(
+            ~np.isfinite(np.asarray(targets, float)),
+            ~np.isfinite(errors) & mask[:, None],
+            predictions,
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
             correlation = np.corrcoef(errors[kept])
         correlation = np.atleast_2d(correlation)
     else:
+        chosen, labels = np.asarray(predictions.votes), np.asarray(targets)
+        _check_known(
+            (labels < 0) | (labels >= predictions.num_classes),
+            (chosen == ABSTAIN) & mask[:, None],
+            predictions,
+        )
         correlation = np.asarray(error_correlation(predictions, targets), np.float64)
         correlation = correlation[np.ix_(kept, kept)]
     groups = np.arange(len(kept))
@@ -242,3 +254,19 @@ def distance_weights(distances: jax.Array, *, cutoff: float = 3.0) -> jax.Array:
     far = counts & (distances > limit)
     weights = jnp.where(far, limit / jnp.where(far, distances, 1.0), counts * 1.0)
     return weights / jnp.sum(weights)
+
+
+def _check_known(bad_targets, bad_outputs, predictions):
+    """Raises where one row would make all correlations NaN."""
+    if bad_targets.any():
+        raise ValueError(
+            f"targets of rows {np.flatnonzero(bad_targets)[:5].tolist()} are not finite"
+            " or no class; leave these rows out."
+        )
+    bad = np.flatnonzero(bad_outputs.any(axis=1))
+    if len(bad):
+        rows = np.flatnonzero(bad_outputs[bad[0]])[:5].tolist()
+        raise ValueError(
+            f"member {predictions.names[bad[0]]!r} says nothing, or NaN, in rows {rows}; mask it"
+            " or leave these rows out."
+        )

@@ -244,8 +244,10 @@ def mean_ranks(
     def ranks(values, counts):
         ascending = jnp.sort(jnp.where(counts, values, jnp.inf))
         below = jnp.searchsorted(ascending, values, side="left")
+        # What is masked stands behind, as equals of a score of infinity.
+        number = jnp.sum(counts)
         up_to = jnp.searchsorted(ascending, values, side="right")
-        rank = (below + up_to) / (2 * jnp.sum(counts))
+        rank = (below + jnp.minimum(up_to, number)) / (2 * number)
         return jnp.where(jnp.isnan(values), jnp.nan, rank)
 
     ranked = jax.vmap(ranks)(values, weights > 0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.member_arrays import counting_members
+from ensjax.ops.limits import between
 from ensjax.predictions import (
     ABSTAIN,
     Predictions,
@@ -130,7 +131,7 @@ def accuracy_weights(
         raise ValueError(f"num_classes must be at least 2; got {num_classes}.")
     if not 0.0 < clip < 0.5:
         raise ValueError(f"clip must lie in (0, 0.5); got {clip}.")
-    accuracy = jnp.clip(jnp.asarray(accuracy, jnp.float32), clip, 1 - clip)
+    accuracy = between(jnp.asarray(accuracy, jnp.float32), clip, 1 - clip)
     return jnp.log((num_classes - 1) * accuracy / (1 - accuracy))
 
 

@@ -17,6 +17,7 @@ from ensjax.combine.calibration.fitting import (
 from ensjax.combine.rules.average import mean_probs
 from ensjax.combine.rules.pool import give_back_pool
 from ensjax.combine.rules.vote import accuracy_weights
+from ensjax.ops.limits import at_least, between
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import check_rows, is_correct, weighted_mean
@@ -93,7 +94,7 @@ def fit_accuracy_vote(
     accuracy, mask, classes, _, fitted_rows = _measure(
         logits, labels, mask, sample_weight
     )
-    gain = jnp.maximum(accuracy - 1 / classes, 0.0)
+    gain = at_least(accuracy - 1 / classes, 0.0)
     return WeightedVote(_normalise(gain, mask), accuracy, fitted_rows)
 
 
@@ -116,8 +117,8 @@ def fit_log_odds_vote(
         logits, labels, mask, sample_weight
     )
     clip = jnp.minimum(0.25, 0.5 / jnp.maximum(rows, 1))
-    odds = accuracy_weights(jnp.clip(accuracy, clip, 1 - clip), classes, clip=_LEAST)
-    return WeightedVote(_normalise(jnp.maximum(odds, 0.0), mask), accuracy, fitted_rows)
+    odds = accuracy_weights(between(accuracy, clip, 1 - clip), classes, clip=_LEAST)
+    return WeightedVote(_normalise(at_least(odds, 0.0), mask), accuracy, fitted_rows)
 
 
 def _measure(logits, labels, mask, sample_weight):

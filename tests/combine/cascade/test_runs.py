@@ -9,6 +9,7 @@ import pytest
 
 from ensjax import Ensemble, Group, combine, make_mesh
 from ensjax.combine.cascade import runs as cascade_runs
+from ensjax.predictions import Predictions
 
 MEMBERS, CLASSES, ROWS = 4, 3, 200
 STAGES = ((0,), (2, 1), (3,))
@@ -51,6 +52,35 @@ def test_compaction_gives_the_answers_of_the_dense_form(ensemble, inputs, dense)
         # program depend on the size of the batch.
         for ours, theirs in zip(output[:2], dense[:2]):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_of_members_count_in_every_way_to_run(ensemble, inputs):
+    labels = np.random.default_rng(2).integers(0, CLASSES, ROWS)
+    weights = np.array([0.2, 1.0, 3.0, 0.5], np.float32)
+    logits = ensemble(inputs)
+    said = Predictions.from_logits(logits, weights=weights)
+    options = dict(stages=STAGES, level=0.3, width=0.4)
+    cascade = combine.fit_cascade(said, labels, **options)
+    assert cascade.is_weighted
+    assert not combine.fit_cascade(logits, labels, **options).is_weighted
+    dense = cascade(said, allow_seen=True)
+    assert not np.allclose(dense.log_probs, cascade(logits).log_probs)
+    models = cascade.split_members(ensemble)
+    with pytest.raises(ValueError, match="unequal weights.*give weights="):
+        combine.run_compacted(cascade, models, inputs)
+    with pytest.raises(ValueError, match=r"must be \[member\], of 4 members"):
+        combine.run_compacted(cascade, models, inputs, weights=weights[:3])
+    found = combine.run_compacted(cascade, models, inputs, weights=weights)
+    np.testing.assert_array_equal(found.exit_stage, dense.exit_stage)
+    assert len(set(found.exit_stage.tolist())) > 1
+    for ours, theirs in zip(found[:2], dense[:2], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    # With room for all rows, those that all go on have seen all members.
+    found = combine.run_with_capacity(
+        cascade, models, inputs, share=1.0, weights=weights
+    )
+    whole, _ = combine.stage_scores(said, STAGES)
+    np.testing.assert_allclose(found.log_probs, whole[-1], rtol=1e-5, atol=1e-6)
 
 
 def test_each_stage_computes_its_own_rows_in_few_programs(ensemble, inputs, dense):

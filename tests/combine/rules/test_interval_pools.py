@@ -91,6 +91,9 @@ def test_mean_ranks_are_mid_ranks_among_the_rows_that_a_member_has():
     # Monotone changes of a member's scores change nothing.
     again = ranked(np.exp(broken), mask=mask)
     np.testing.assert_allclose(again, got)
+    # A score of infinity is no equal of the rows that are masked.
+    top = ranked(np.array([[1, np.inf, 5]]), mask=np.array([[True, True, False]]))
+    np.testing.assert_allclose(top, [0.25, 0.75, np.nan])
 
 
 def test_a_nan_at_one_level_moves_no_other_level():

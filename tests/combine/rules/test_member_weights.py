@@ -84,6 +84,29 @@ def test_members_whose_errors_go_together_count_as_one():
     np.testing.assert_allclose(got, [0.25, 0.25, 0.5, 0])
 
 
+def test_what_would_make_every_correlation_nan_is_refused():
+    """Not equal weights, as if no errors went together."""
+    truth = RNG.normal(size=50)
+    points = (truth + RNG.normal(size=(3, 50))).astype(np.float32)
+    said = Predictions.from_points(points, names=("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"targets of rows \[5\] are not finite"):
+        combine.cluster_weights(said, np.where(np.arange(50) == 5, np.nan, truth))
+    points[1, 7] = np.nan
+    said = Predictions.from_points(points, names=("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"member 'b' says .* in rows \[7\]; mask it"):
+        combine.cluster_weights(said, truth)
+    masked = said.replace(mask=jnp.asarray([True, False, True]))
+    assert combine.cluster_weights(masked, truth).weights[1] == 0
+    with pytest.raises(ValueError, match=r"rows \[3\] .* no class"):
+        combine.cluster_weights(
+            Predictions.from_logits(LOGITS), np.where(np.arange(40) == 3, -1, LABELS)
+        )
+    broken = LOGITS.copy()
+    broken[2, 4, 1] = np.nan
+    with pytest.raises(ValueError, match=r"member .member 2. says .* in rows \[4\]"):
+        combine.cluster_weights(Predictions.from_logits(broken), LABELS)
+
+
 @pytest.mark.slow
 def test_classifiers_that_fail_on_the_same_rows_count_as_one():
     votes = np.stack([LABELS, LABELS, LABELS, LABELS])
