@@ -267,6 +267,6 @@ def _check_known(bad_targets, bad_outputs, predictions):
     if len(bad):
         rows = np.flatnonzero(bad_outputs[bad[0]])[:5].tolist()
         raise ValueError(
-            f"member {predictions.names[bad[0]]!r} says nothing, or NaN, in rows {rows}; mask it"
-            " or leave these rows out."
+            f"member {predictions.names[bad[0]]!r} says nothing, or NaN, in rows"
+            f" {rows}; mask it or leave these rows out."
         )
