@@ -134,7 +134,9 @@ def accuracy_program(
         ValueError: as `accuracy_by_members`.
     """
     if np.ndim(targets) != 2:
-        raise ValueError(f"targets must be [row, output]; got shape {np.shape(targets)}.")
+        raise ValueError(
+            f"targets must be [row, output]; got shape {np.shape(targets)}."
+        )
     check_bits(targets, "targets")
     targets = np.asarray(targets) > 0
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.ensemble import Ensemble
-from ensjax.ntk.kernels import check_finite
 from ensjax.ntk.kernel_sums import Strip, sum_over_kernels
+from ensjax.ntk.kernels import check_finite
 from ensjax.ntk.tangents import check_rows, num_rows
 
 

@@ -167,8 +167,7 @@ def nearest_law(errors: dict[str, float]) -> str:
     wrong = [name for name, error in errors.items() if not np.isfinite(error)]
     if wrong or not errors:
         raise ValueError(
-            "the errors of laws must be finite, of one law at least; got"
-            f" {errors}."
+            f"the errors of laws must be finite, of one law at least; got {errors}."
         )
     return min(errors, key=errors.__getitem__)
 

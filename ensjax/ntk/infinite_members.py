@@ -42,8 +42,9 @@ def infinite_members(
             variance of every row.
 
     Raises:
-        ValueError: if the tolerance is not from 0 to below 1, shapes do not fit, a value is not finite, the covariance is not
-            symmetric, or has an eigenvalue that is negative beyond rounding.
+        ValueError: if the tolerance is not from 0 to below 1, shapes do not fit, a
+            value is not finite, the covariance is not symmetric, or has an eigenvalue
+            that is negative beyond rounding.
 
     Example:
         >>> import jax.numpy as jnp
