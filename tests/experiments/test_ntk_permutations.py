@@ -145,6 +145,16 @@ def test_what_is_planned_is_what_the_stage_runs(monkeypatch):
     assert program.as_text() == job.compile(job.mesh()).program.as_text()
 
 
+@pytest.mark.parametrize("sizes, steps", [("(6,)", 0), ("(5, 6)", 2)])
+def test_one_curve_has_no_step_to_be_checked(sizes, steps):
+    config = config_of(("curve.num_bits", sizes))
+    shape = (2, 2, 3, len(config.curve.num_bits))
+    found = {"curve": {"first": np.arange(np.prod(shape)).reshape(shape) + 1.0}}
+    checks = experiment.bounds._curve_checks(config, found)
+    named = [entry["pass"] for entry in checks if "increases in k" in entry["name"]]
+    assert named == [True] * steps
+
+
 @pytest.mark.slow
 def test_the_smoke_preset_runs_and_runs_again_from_its_stages(tmp_path):
     spec = f"{ROOT}/configs/ntk_permutations.py:smoke"
