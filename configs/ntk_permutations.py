@@ -60,7 +60,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         dict(
             num_bits=tuple(range(2, 31)) if paper else (6,) if smoke else (8,),
             width=50_000 if paper else 256 if smoke else 4_096,
-            num_members=1_000 if paper else 40 if smoke else 200,  # of a seed
+            num_members=5_000 if paper else 40 if smoke else 200,  # of a seed
             cube_bits=10,
             num_inputs=1_000,
             rate_fraction=0.9,  # of the critical learning rate

@@ -201,7 +201,7 @@ def slopes_by_seed(config, found, i) -> np.ndarray:
 
 
 def summarise(config, found) -> dict[str, float]:
-    """Flat scalars."""
+    """Flat scalars: a function of the config, without speeds and memory."""
     exact, stream, widths = found["theory"], found["stream"], found["widths"]
     scalars = {"form_error": exact["form_errors"].max()}
     for i, kind in enumerate(config.kinds):
@@ -235,12 +235,6 @@ def summarise(config, found) -> dict[str, float]:
     scalars["stream_first_exact"], scalars["stream_stays_exact"] = stream["sign_first"]
     scalars["stream_mean_error"] = stream["mean_error"]
     scalars["stream_variance_ratio"] = stream["variance_ratio"].mean()
-    for name in draws.SPEED:
-        scalars[f"stream_{name}"] = stream[name]
-    for k in config.networks.num_bits:
-        for name in draws.SPEED:
-            for i, kind in enumerate(config.kinds):
-                scalars[f"{kind}_networks_{k}_{name}"] = found["networks"][k][name][i]
     for p, name in enumerate(config.widths.parameterisations):
         for width, drift in zip(config.widths.sizes, widths["drift"][p]):
             scalars[f"drift_{name}_{width}"] = drift.mean()

@@ -68,6 +68,34 @@ def add_tables(run_dir, config, found):
         " of networks: they are neither asked nor counted.",
     )
     _add_trained_task(run_dir, config, found)
+    _add_speed(run_dir, config, found)
+
+
+def _add_speed(run_dir, config, found):
+    """Measured, so that it is in the report and `metrics.jsonl`, not in results."""
+    own, rows = config.networks, []
+    for k in own.num_bits:
+        for i, kind in enumerate(config.kinds):
+            speed = [found["networks"][k][name][i] for name in draws.SPEED]
+            count = config.num_seeds * own.num_members
+            what = f"trained, {kind}, width {own.width:,}"
+            rows.append((what, str(k), f"{count:,}", *map(float, speed)))
+    stream = config.stream
+    rows.append(
+        (
+            f"infinite, {config.kinds[0]}, whole cube",
+            str(stream.num_bits),
+            f"{stream.num_members:,}",
+            *(float(found["stream"][name]) for name in draws.SPEED),
+        )
+    )
+    run_dir.add_table(
+        "speed",
+        ("networks", "k", "how many", "a second", "beside arguments (MiB)", "output"),
+        rows,
+        "Networks made and asked in a second, without compilation, and what their"
+        " program takes beside its arguments and for its output.",
+    )
 
 
 def _add_trained_task(run_dir, config, found):

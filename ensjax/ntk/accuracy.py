@@ -19,6 +19,7 @@ from ensjax.blocks import Blocks
 from ensjax.mapping import MeshProgram, map_local, mesh_program
 from ensjax.members import num_members, pad_members
 from ensjax.mesh import check_mesh, default_mesh
+from ensjax.ntk.permutations import check_bits
 from ensjax.ntk.rounding import round_bits
 from ensjax.reduce import (
     Moments,
@@ -82,8 +83,8 @@ def accuracy_by_members(
         members (`ensjax.reduce.finish_moments`).
 
     Raises:
-        ValueError: if shapes do not fit, the block is not positive, or there are more
-            members than 2^24, which float32 cannot count.
+        ValueError: if shapes do not fit, targets are no bits, the block is not
+            positive, or there are more members than 2^24, which float32 cannot count.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np
@@ -132,9 +133,12 @@ def accuracy_program(
     Raises:
         ValueError: as `accuracy_by_members`.
     """
+    if np.ndim(targets) != 2:
+        raise ValueError(
+            f"targets must be [row, output]; got shape {np.shape(targets)}."
+        )
+    check_bits(targets, "targets")
     targets = np.asarray(targets) > 0
-    if targets.ndim != 2:
-        raise ValueError(f"targets must be [row, output]; got shape {targets.shape}.")
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
         raise ValueError(f"block must be a positive integer; got {block!r}.")
     try:

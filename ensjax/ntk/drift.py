@@ -12,6 +12,7 @@ import numpy as np
 
 from ensjax.ensemble import Ensemble
 from ensjax.ntk.kernel_sums import Strip, sum_over_kernels
+from ensjax.ntk.kernels import check_finite
 from ensjax.ntk.tangents import check_rows, num_rows
 
 
@@ -125,8 +126,8 @@ def kernel_alignment(
         method, params, block_rows, block, precision: as in `empirical_ntk`.
 
     Raises:
-        ValueError: if targets are not `[row, output]` of the same rows, and as
-            `empirical_ntk`.
+        ValueError: if targets are not `[row, output]` of the same rows or not finite,
+            and as `empirical_ntk`.
         TypeError: if a parameter that counts is not real floating point; names it.
 
     Source: as `ntk.alignment`.
@@ -140,6 +141,7 @@ def kernel_alignment(
                 f"targets must be [row, output] with {rows} rows, such as one-hot"
                 f" labels; got shape {targets.shape}."
             )
+        check_finite(targets, "targets")
         targets = targets.astype(jnp.promote_types(targets.dtype, jnp.float32))
         centre = jnp.mean(targets, axis=0, keepdims=True)
         own = {"labels": targets, "labels_centred": targets - centre}

@@ -8,6 +8,7 @@ correlation has lost half of them, and ReLU's derivative kernel is linear in the
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,11 +41,14 @@ class Dual:
             broadcast against each other.
         check: `check(variance) -> E[phi(u)^2]`, on the host, which warns where
             `forward` is off at that variance; None where it is right at any.
+        fn: the activation itself, elementwise: what networks of finite width apply.
+            None for moments alone.
     """
 
     name: str
     forward: Callable[[jax.Array, jax.Array, jax.Array], DualMoments]
     check: Callable[[float], float] | None = None
+    fn: Callable[[jax.Array], jax.Array] | None = None
 
     def moments(self, k11: Any, k12: Any, k22: Any) -> DualMoments:
         """The moments for pairs of variances `k11`, `k22` and covariance `k12`.
@@ -70,6 +74,36 @@ class Dual:
         scale = jnp.sqrt(k11 * k22)
         cosine = jnp.where(scale > 0, k12 / jnp.where(scale > 0, scale, 1), 1)
         return self.forward(k11, k22, jnp.arccos(jnp.clip(cosine, -1, 1)))
+
+
+@functools.lru_cache(maxsize=64)
+def check_function(dual: Dual, fn: Callable[[jax.Array], jax.Array]) -> None:
+    """Raises `ValueError` where `fn` is not the function that a dual is of.
+
+    The same function in other words will do: values and slopes are compared at some
+    places between -20 and 20, none of them whole, to 1e-4.
+
+    Args:
+        dual: with a function.
+        fn: elementwise.
+    """
+    if fn is dual.fn:
+        return
+    places = np.linspace(-20, 20, 330, dtype=np.float32)
+    with jax.ensure_compile_time_eval():
+        x, one = jnp.asarray(places), jnp.ones_like(places)
+        found, own = (np.array(jax.jvp(f, (x,), (one,))) for f in (fn, dual.fn))
+    close = np.isclose(found, own, rtol=1e-4, atol=1e-4, equal_nan=True)
+    if close.all():
+        return
+    which, place = np.argwhere(~close)[0]
+    raise ValueError(
+        f"activation= is another function than {dual.name!r} of the spec: its"
+        f" {('value', 'slope')[which]} at {places[place]:.4g} is"
+        f" {found[which, place]:.6g} and not {own[which, place]:.6g}, so that networks"
+        " would not follow the spec's kernels. Leave activation= out, or make the spec"
+        " with activation=ntk.dual(fn)."
+    )
 
 
 def _check_moments(k11, k12, k22):
@@ -139,8 +173,12 @@ def _identity(k11, k22, angle):
     )
 
 
-relu = Dual("relu", _relu)
-erf = Dual("erf", _erf)
-identity = Dual("identity", _identity)
+def _same(x):
+    return x
+
+
+relu = Dual("relu", _relu, fn=jax.nn.relu)
+erf = Dual("erf", _erf, fn=jax.lax.erf)
+identity = Dual("identity", _identity, fn=_same)
 
 DUALS = {"relu": relu, "erf": erf, "identity": identity}

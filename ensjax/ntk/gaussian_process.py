@@ -194,12 +194,35 @@ def critical_learning_rate(eigenvalues: Any) -> jax.Array:
     Above it gradient descent becomes slower, and diverges from 2 / largest on.
 
     Args:
-        eigenvalues: of the training rows' tangent kernel, in any order, `[train]`.
+        eigenvalues: of the training rows' tangent kernel, in any order, `[train]`;
+            `np.linalg.eigvalsh` has them of a matrix.
+
+    Raises:
+        ValueError: if they are not `[train]`, there is none, or one that is not
+            positive or not finite; traced values are not looked at.
 
     Source: Lee et al. 2019, arXiv:1902.06720, theorem 2.1.
     """
+    _check_eigenvalues(eigenvalues)
     eigenvalues = jnp.asarray(eigenvalues)
     return 2 / (eigenvalues.min() + eigenvalues.max())
+
+
+def _check_eigenvalues(eigenvalues):
+    if np.ndim(eigenvalues) != 1 or not np.size(eigenvalues):
+        raise ValueError(
+            "eigenvalues must be [train] with at least one; got shape"
+            f" {np.shape(eigenvalues)}. Those of a kernel matrix are"
+            " np.linalg.eigvalsh(matrix)."
+        )
+    if isinstance(eigenvalues, jax.core.Tracer):
+        return
+    values = np.sort(np.asarray(eigenvalues, float))
+    if not values[0] > 0 or not np.isfinite(values[-1]):
+        raise ValueError(
+            f"eigenvalues must be positive; got {values[0]:.6g} to {values[-1]:.6g}:"
+            " what a mode of 0 misses is never learnt."
+        )
 
 
 def steps_to(residual: float, eigenvalues: Any, learning_rate: Any = None) -> int:
@@ -218,17 +241,8 @@ def steps_to(residual: float, eigenvalues: Any, learning_rate: Any = None) -> in
     """
     if not 0 < residual < 1:
         raise ValueError(f"residual must be between 0 and 1; got {residual}.")
+    _check_eigenvalues(eigenvalues)
     eigenvalues = np.sort(np.asarray(eigenvalues, float))
-    if eigenvalues.ndim != 1 or not eigenvalues.size:
-        raise ValueError(
-            "eigenvalues must be [train] with at least one; got shape"
-            f" {eigenvalues.shape}."
-        )
-    if not eigenvalues[0] > 0 or not np.isfinite(eigenvalues[-1]):
-        raise ValueError(
-            f"eigenvalues must be positive; got {eigenvalues[0]:.6g} to"
-            f" {eigenvalues[-1]:.6g}: what a mode of 0 misses is never learnt."
-        )
     if learning_rate is None:
         learning_rate = 2 / (eigenvalues[0] + eigenvalues[-1])
     check_schedule(None, None, learning_rate)

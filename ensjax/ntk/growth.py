@@ -48,11 +48,12 @@ def fit_power_law(
 
     Args:
         k: `[size]`, different, at least 3.
-        num_members: N, `[size]`, positive.
+        num_members: N, `[size]`, positive and finite.
         level: of the interval.
 
     Raises:
-        ValueError: if there are fewer than 3 sizes or a number is not positive.
+        ValueError: if there are fewer than 3 sizes, or a number is not positive or not
+            finite; names its k.
     """
     log_k, log_n = _logs(k, num_members)
     intercept, slope, residuals = _least_squares(log_k, log_n)
@@ -81,14 +82,16 @@ def bootstrap_power_law(
 
     Args:
         k: `[size]`, different, at least 3.
-        draws: N*, `[size, draw]`, positive; sizes are independent.
+        draws: N*, `[size, draw]`, finite and not negative, and above 0 from below the
+            quantile on; sizes are independent.
         quantile: 0.5 for N50, 0.9 for N90.
         num_resamples: how often.
         level: of the interval.
         seed: of the resamples.
 
     Raises:
-        ValueError: if shapes do not fit or a number is not positive.
+        ValueError: if shapes do not fit, a draw is not finite, or a quantile of the
+            draws or of a resample is not positive; names its k.
 
     Source: Efron and Tibshirani 1993, chapter 13 (percentile interval).
     """
@@ -97,6 +100,8 @@ def bootstrap_power_law(
         raise ValueError(
             f"draws are [size, draw], at least 2 for each k; got {draws.shape}."
         )
+    if len(draws) == len(k):
+        _check_numbers(k, draws, positive=False)
     point = np.quantile(draws, quantile, axis=1)
     log_k, log_n = _logs(k, point)
     intercept, slope, residuals = _least_squares(log_k, log_n)
@@ -105,6 +110,7 @@ def bootstrap_power_law(
     for number in range(num_resamples):
         chosen = rng.integers(0, draws.shape[1], draws.shape)
         again = np.quantile(np.take_along_axis(draws, chosen, axis=1), quantile, axis=1)
+        _check_numbers(k, again)
         slopes[number] = _least_squares(log_k, np.log(again))[1]
     low, high = np.quantile(slopes, [(1 - level) / 2, (1 + level) / 2])
     error = np.sqrt(np.mean(residuals**2))
@@ -121,19 +127,21 @@ def held_out_errors(
 
     Args:
         k: `[size]`, different, above 1.
-        num_members: N, `[size]`, positive.
+        num_members: N, `[size]`, positive and finite.
         fitted_up_to: the largest k of the fit.
 
     Raises:
-        ValueError: if there is no k on one of the sides, or a number is not positive.
+        ValueError: if there is no k on one of the sides, or a number is not positive or
+            not finite; names its k.
     """
     k, num_members = np.asarray(k, np.float64), np.asarray(num_members, np.float64)
     if k.shape != num_members.shape or k.ndim != 1:
         raise ValueError(
             f"k and num_members are [size]; got {k.shape} and {num_members.shape}."
         )
-    if not (k > 1).all() or not (num_members > 0).all():
-        raise ValueError(f"k must be above 1 and N above 0; got {k}, {num_members}.")
+    if not (np.isfinite(k) & (k > 1)).all():
+        raise ValueError(f"k must be above 1, and finite; got {k}.")
+    _check_numbers(k, num_members)
     inside = k <= fitted_up_to
     if inside.all() or not inside.any():
         raise ValueError(
@@ -150,7 +158,17 @@ def held_out_errors(
 
 
 def nearest_law(errors: dict[str, float]) -> str:
-    """The law with the least held-out error."""
+    """The law with the least held-out error.
+
+    Raises:
+        ValueError: if there is no law, or an error that is not finite: of such, none is
+            the least.
+    """
+    wrong = [name for name, error in errors.items() if not np.isfinite(error)]
+    if wrong or not errors:
+        raise ValueError(
+            f"the errors of laws must be finite, of one law at least; got {errors}."
+        )
     return min(errors, key=errors.__getitem__)
 
 
@@ -161,9 +179,24 @@ def _logs(k, num_members):
             "a slope with an interval needs at least 3 different k and one N for each;"
             f" got {k} and {num_members}."
         )
-    if not (k > 0).all() or not (num_members > 0).all():
-        raise ValueError(f"k and N must be above 0; got {k}, {num_members}.")
+    if not (np.isfinite(k) & (k > 0)).all():
+        raise ValueError(f"k must be above 0, and finite; got {k}.")
+    _check_numbers(k, num_members)
     return np.log(k), np.log(num_members)
+
+
+def _check_numbers(k, numbers, *, positive=True):
+    """Raises, with the k, where N `[size, ...]` has no logarithm."""
+    numbers = numbers.reshape(len(numbers), -1)
+    wrong = ~(np.isfinite(numbers) & (numbers > 0 if positive else numbers >= 0))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"N must be {'above' if positive else 'at least'} 0 and finite; got"
+            f" {numbers[row, column]:.6g} at k = {np.asarray(k)[row]:g}. Where N is"
+            " infinite a mean lies on the wrong side of its threshold, and no law"
+            " describes it: leave that k out, and say so."
+        )
 
 
 def _least_squares(x, y):

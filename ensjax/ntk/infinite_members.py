@@ -29,19 +29,22 @@ def infinite_members(
 ) -> InfiniteMembers:
     """Members of a Gaussian process, whose outputs are independent.
 
-    The covariance is factorised once, on the host in float64; modes that hold none of
-    it are left out. Then `sample_member` gives any member from its id.
+    The covariance is factorised once, on the host in float64, with rows scaled to like
+    variances; modes that hold next to none of any row are left out. So a row of small
+    variance, such as a short input, is drawn as well as one of large. Then
+    `sample_member` gives any member from its id.
 
     Args:
         mean: over members, `[row, output]`; its dtype is that of the members.
         covariance: between rows, the same for every output, `[row, row']`.
         seed: of the ensemble.
         tolerance: the modes that are left out hold together at most this share of the
-            sum of all variances.
+            variance of every row.
 
     Raises:
-        ValueError: if shapes do not fit, a value is not finite, the covariance is not
-            symmetric, or has an eigenvalue that is negative beyond rounding.
+        ValueError: if the tolerance is not from 0 to below 1, shapes do not fit, a
+            value is not finite, the covariance is not symmetric, or has an eigenvalue
+            that is negative beyond rounding.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,7 +58,7 @@ def infinite_members(
     mean = jnp.asarray(mean)
     if not jnp.issubdtype(mean.dtype, jnp.floating):
         mean = mean.astype(jnp.result_type(float))
-    matrix = np.asarray(covariance, np.float64)
+    matrix = np.asarray(covariance)
     rows = mean.shape[0] if mean.ndim == 2 else -1
     if rows < 1 or matrix.shape != (rows, rows):
         raise ValueError(
@@ -72,20 +75,33 @@ def infinite_members(
 
 
 def low_rank_factor(covariance: np.ndarray, tolerance: float) -> np.ndarray:
-    """F of shape `[row, mode]` with F F' the covariance but for a share of its trace.
+    """F of shape `[row, mode]` with F F' the covariance but for a share of each row.
+
+    Of the whole matrix the modes of rows of small variance are its smallest, and would
+    go first. So rows are scaled to variances between 1/2 and 2 before.
 
     Args:
-        covariance: `[row, row']`, float64.
-        tolerance: the share of the trace that may be left out.
+        covariance: `[row, row']`; its dtype says what it is rounded to.
+        tolerance: the share of the variance of a row that may be left out.
+
+    Returns:
+        float64; 0 in rows whose variance is 0, or negative by rounding.
 
     Raises:
-        ValueError: if it is not symmetric or not positive semi-definite, beyond the
-            rounding of float32.
+        ValueError: if the tolerance is not from 0 to below 1, or the covariance is not
+            symmetric or not positive semi-definite, beyond the rounding of float32.
     """
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance is a share, from 0 to below 1; got {tolerance}.")
+    covariance = np.asarray(covariance)
+    is_float = np.issubdtype(covariance.dtype, np.floating)
+    epsilon = np.finfo(covariance.dtype if is_float else np.float64).eps
+    covariance = covariance.astype(np.float64)
     largest = np.abs(covariance).max(initial=0)
     if np.abs(covariance - covariance.T).max(initial=0) > 1e-5 * largest:
         raise ValueError("The covariance is not symmetric.")
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    covariance = (covariance + covariance.T) / 2
+    values = np.linalg.eigvalsh(covariance)
     # Rounding of float32 kernels leaves small negative eigenvalues.
     if values[0] < -1e-5 * max(values[-1], largest):
         raise ValueError(
@@ -93,10 +109,24 @@ def low_rank_factor(covariance: np.ndarray, tolerance: float) -> np.ndarray:
             " it is none. Compute the kernels in float64, or at matmul precision"
             ' "highest".'
         )
-    values = np.maximum(values, 0)
-    dropped = np.searchsorted(np.cumsum(values), tolerance * values.sum(), "right")
+    variance = np.diag(covariance)
+    # Where variances are no more than rounding, covariances are no more either: scaled
+    # to 1 they would be of no covariance.
+    floor = max(64 * epsilon * largest, -4 * values[0], np.finfo(np.float64).tiny)
+    # Powers of two scale without rounding.
+    scale = 2.0 ** np.round(np.log2(np.maximum(variance, floor)) / 2)
+    scale = np.where(variance > 0, scale, np.inf)
+    scaled = covariance / scale[:, None] / scale[None, :]
+    values, vectors = np.linalg.eigh(scaled)
+    rounding = len(values) * np.finfo(np.float64).eps * values[-1]
+    values = np.where(values > rounding, values, 0)
+    shares = np.cumsum(values * vectors**2, axis=1)
+    enough = tolerance * np.maximum(shares[:, -1:], np.diag(scaled)[:, None])
+    is_none = (variance <= 0)[:, None]
+    dropped = np.sum((is_none | (shares <= enough)).all(axis=0))
     kept = slice(min(dropped, len(values) - 1), None)
-    return vectors[:, kept] * np.sqrt(values[kept])
+    factor = vectors[:, kept] * np.sqrt(values[kept])
+    return factor * np.where(variance > 0, scale, 0)[:, None]
 
 
 def sample_member(member_id: Any, members: InfiniteMembers) -> jax.Array:

@@ -1,6 +1,7 @@
 """Kernels of infinitely wide fully connected networks, by recursion over the layers."""
 
 import dataclasses
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,10 @@ class FullyConnected:
         width: of the hidden layers, where a parameterisation has terms of order
             1 / width that shall be kept; None for the limit.
 
+    Raises:
+        TypeError: if a variance is no real number.
+        ValueError: for any other field that is not as described; names it.
+
     Source: Jacot et al. 2018, arXiv:1806.07572; Lee et al. 2019, arXiv:1902.06720,
     appendix F for "standard"; Yang and Hu 2021, arXiv:2011.14522, section 3 for "mup".
     """
@@ -77,11 +82,14 @@ class FullyConnected:
             raise ValueError(
                 f"hidden_layers must be a positive integer; got {layers!r}."
             )
-        if not isinstance(self.activation, Dual) and self.activation not in DUALS:
+        known = isinstance(self.activation, str) and self.activation in DUALS
+        if not isinstance(self.activation, Dual) and not known:
             raise ValueError(
                 f"Unknown activation {self.activation!r}; known: {', '.join(DUALS)}, or"
                 " any other as ntk.dual(fn)."
             )
+        for name in ("weight_variance", "bias_variance"):
+            _check_real(getattr(self, name), name)
         if not (np.isfinite(self.weight_variance) and self.weight_variance > 0):
             raise ValueError(
                 f"weight_variance must be positive; got {self.weight_variance!r}."
@@ -95,8 +103,12 @@ class FullyConnected:
                 f"Unknown parameterisation {self.parameterisation!r}; known:"
                 f" {', '.join(PARAMETERISATIONS)}."
             )
-        if self.width is not None and self.width < 1:
-            raise ValueError(f"width must be positive or None; got {self.width!r}.")
+        if self.width is not None:
+            whole = isinstance(self.width, (int, np.integer))
+            if isinstance(self.width, bool) or not whole or self.width < 1:
+                raise ValueError(
+                    f"width must be a positive integer or None; got {self.width!r}."
+                )
 
     @property
     def dual(self) -> Dual:
@@ -104,6 +116,11 @@ class FullyConnected:
         if isinstance(self.activation, Dual):
             return self.activation
         return DUALS[self.activation]
+
+
+def _check_real(value, name):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number; got {value!r}.")
 
 
 def kernel(spec: FullyConnected, x: Any, z: Any = None) -> Kernels:

@@ -20,6 +20,7 @@ from scipy.special import log_ndtr, logsumexp, ndtri
 
 from ensjax.mapping import map_members
 from ensjax.ntk.infinite_members import infinite_members, sample_member
+from ensjax.ntk.kernels import check_finite
 from ensjax.ntk.permutations import check_count
 from ensjax.ntk.rounding import gaps
 
@@ -50,10 +51,15 @@ def log_probability(
             one that a row lacks.
 
     Raises:
-        ValueError: if shapes do not fit, or a variance is negative.
+        ValueError: if shapes do not fit, a mean is not finite, targets are no bits, a
+            variance is negative or not finite, or a number of members is not positive
+            and finite.
     """
     margin = _standardised(mean, variance, targets, thresholds)
-    root = np.sqrt(np.broadcast_to(num_members, margin.shape[:1]))[:, None]
+    numbers = np.asarray(num_members, np.float64)
+    if not (np.isfinite(numbers) & (numbers > 0)).all():
+        raise ValueError(f"num_members must be positive and finite; got {num_members}.")
+    root = np.sqrt(np.broadcast_to(numbers, margin.shape[:1]))[:, None]
     return _sum_of_logs(root * margin, np.broadcast_to(counts, margin.shape))
 
 
@@ -161,8 +167,8 @@ def members_by_worst_bit(
         delta: the chance of an error, between 0 and 1.
 
     Raises:
-        ValueError: for a delta that is no such chance, no event, or a negative
-            variance.
+        ValueError: for a delta that is no such chance, no event, a negative variance,
+            or a gap that is NaN.
     """
     _check_delta(delta)
     gap, variance, events = (
@@ -172,6 +178,8 @@ def members_by_worst_bit(
         raise ValueError(f"num_events must be at least 1; got {events.min()}.")
     if not (variance >= 0).all():
         raise ValueError(f"a variance is at least 0; got {np.nanmin(variance)}.")
+    if np.isnan(gap).any():
+        raise ValueError("a gap is NaN: the mean that it is of is not finite.")
     z = np.maximum(-ndtri(delta / events), 0.0)
     needed = variance / np.where(gap > 0, gap, 1.0) ** 2 * z**2
     return np.where(gap > 0, needed, np.inf)
@@ -219,13 +227,16 @@ def members_for_all(
     *,
     num_draws: int,
     seed: int = 0,
+    tolerance: float = 1e-7,
     block: int | str | None = "auto",
     mesh: Mesh | None = None,
 ) -> jax.Array:
     """N* of draws of the members' deviation: all rows right at once; float32 `[draw]`.
 
     The share of draws below N is the chance that an ensemble of N is right on all rows,
-    so that their median is N50.
+    so that their median is N50. The covariance is taken at its word: where rows do not
+    vary, such as training rows, compute it in float64, so that rounding is not taken
+    for a spread.
 
     Args:
         mean: of one member, `[row, output]`.
@@ -235,11 +246,14 @@ def members_for_all(
         thresholds: of the rounding rule; broadcast against the mean.
         num_draws: how many.
         seed: of the draws.
+        tolerance: share of the variance of any row that may be left out, as in
+            `infinite_members`: no N is too small by more than about that share.
         block: draws of a device that are made at once.
         mesh: from `make_mesh`; all devices by default.
 
     Raises:
-        ValueError: if shapes do not fit, and as `infinite_members`.
+        ValueError: if shapes do not fit, a mean is not finite, targets are no bits, and
+            as `infinite_members`.
 
     Example:
         >>> import numpy as np
@@ -252,7 +266,10 @@ def members_for_all(
     """
     check_count(num_draws, "num_draws")
     members = infinite_members(
-        np.zeros(np.shape(mean), np.float32), covariance, seed=seed
+        np.zeros(np.shape(mean), np.float32),
+        covariance,
+        seed=seed,
+        tolerance=tolerance,
     )
     ids = np.arange(num_draws, dtype=np.int32)
     options = dict(shared=(members,), block=block, mesh=mesh)
@@ -287,7 +304,7 @@ def members_for_draws(
         mesh: from `make_mesh`; all devices by default.
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit, a mean is not finite, or targets are no bits.
     """
     gap = gaps(mean, targets, thresholds)
     sign = np.where(np.asarray(targets) > 0, 1.0, -1.0)
@@ -311,6 +328,8 @@ def _standardised(mean, variance, targets, thresholds):
         )
     if variance.ndim == 1:
         variance = np.broadcast_to(variance[:, None], gap.shape)
+    if not np.isfinite(variance).all():
+        check_finite(variance, "variance")
     if not (variance >= 0).all():
         raise ValueError(
             f"a variance is at least 0; got {np.nanmin(variance)}. Of covariances that"

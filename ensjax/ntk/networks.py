@@ -18,12 +18,12 @@ import optax
 from flax import nnx
 
 from ensjax.members import member_key
+from ensjax.ntk.duals import check_function
 from ensjax.ntk.gaussian_process import check_positive, steps_to
 from ensjax.ntk.kernels import FullyConnected, kernel
+from ensjax.ntk.permutations import check_count
 from ensjax.ntk.schedules import warn_above_critical
 from ensjax.train import TrainingJob
-
-ACTIVATIONS = {"relu": nnx.relu, "erf": jax.lax.erf, "identity": lambda x: x}
 
 
 class LayerScale(NamedTuple):
@@ -60,12 +60,11 @@ def layer_scales(
         width: of each hidden layer.
 
     Raises:
+        TypeError: if a size is no integer.
         ValueError: if a size is below 1.
     """
-    if min(in_features, width) < 1:
-        raise ValueError(
-            f"in_features and width are at least 1; got {in_features} and {width}."
-        )
+    check_count(in_features, "in_features")
+    check_count(width, "width")
     last, scales = spec.hidden_layers, []
     for layer in range(last + 1):
         fan_in = width if layer else in_features
@@ -94,11 +93,14 @@ class WideNetwork(nnx.Module):
         in_features: inputs.
         width: of each hidden layer.
         num_outputs: outputs.
-        activation: where the spec names none of relu, erf and identity; defined once.
+        activation: where the dual of the spec has no function (`Dual.fn`), which one
+            that is made by hand may lack; defined once.
         rngs: stream `params`.
 
     Raises:
-        ValueError: if a size is below 1, or the activation is not known.
+        TypeError: if a size is no integer.
+        ValueError: if a size is below 1, the activation is not known, or the one given
+            is another than the spec's.
     """
 
     def __init__(
@@ -111,8 +113,7 @@ class WideNetwork(nnx.Module):
         activation: Callable[[jax.Array], jax.Array] | None = None,
         rngs: nnx.Rngs,
     ):
-        if num_outputs < 1:
-            raise ValueError(f"num_outputs is at least 1; got {num_outputs}.")
+        check_count(num_outputs, "num_outputs")
         self.activation = _activation(spec, activation)
         self.scales = layer_scales(spec, in_features=in_features, width=width)
         sizes = (in_features, *(width,) * spec.hidden_layers, num_outputs)
@@ -148,15 +149,16 @@ class WideNetwork(nnx.Module):
 
 
 def _activation(spec, activation):
-    if activation is not None:
-        return activation
-    name = spec.activation if isinstance(spec.activation, str) else spec.activation.name
-    if name not in ACTIVATIONS:
+    """The function that the spec's kernels are about."""
+    dual = spec.dual
+    if dual.fn is None and activation is None:
         raise ValueError(
-            f"the function of the activation {name!r} is not known here; give it as"
-            f" activation=. Known: {', '.join(ACTIVATIONS)}."
+            f"the function of the activation {dual.name!r} is not known here: its dual"
+            " has none. Give it as activation=, or make the dual by ntk.dual(fn)."
         )
-    return ACTIVATIONS[name]
+    if dual.fn is not None and activation is not None:
+        check_function(dual, activation)
+    return dual.fn if activation is None else activation
 
 
 class Schedule(NamedTuple):
@@ -228,6 +230,9 @@ class TrainNetwork:
         activation: as for `WideNetwork`.
         unroll: write every step into the program, without a loop: to count what a step
             costs, which the compiler cannot in a loop.
+
+    Raises:
+        TypeError, ValueError: as `WideNetwork`.
     """
 
     spec: FullyConnected
@@ -235,6 +240,10 @@ class TrainNetwork:
     steps: int
     activation: Callable[[jax.Array], jax.Array] | None = None
     unroll: bool = False
+
+    def __post_init__(self):
+        check_count(self.width, "width")
+        _activation(self.spec, self.activation)
 
     def written_out(self, steps: int) -> "TrainNetwork":
         """The same with so many steps and no loop, as `planning.MappedJob` counts.
@@ -263,7 +272,11 @@ class TrainNetwork:
             x_train: `[train, feature]`.
             y_train: `[train, output]`.
             x: `[row, feature]`.
+
+        Raises:
+            ValueError: if training rows are not of these shapes.
         """
+        _check_rows(x_train.shape, y_train.shape, "x_train", "y_train")
         key = jax.random.fold_in(member_key(seed, "init", member_id), 0)
         model = self._make(key, x_train.shape[1], y_train.shape[1])
         graph, params = nnx.split(model)
@@ -296,6 +309,19 @@ class TrainNetwork:
         )
 
 
+def _check_rows(inputs, targets, name, of_targets):
+    """Raises unless both are two-dimensional, with as many rows: none broadcasts."""
+    if len(inputs) != 2 or len(targets) != 2 or inputs[0] != targets[0]:
+        raise ValueError(
+            f"{name} must be [train, feature] and {of_targets} [train, output], with"
+            f" one row of targets for each of inputs; got {inputs} and {targets}."
+        )
+    if not (inputs[0] and inputs[1] and targets[1]):
+        raise ValueError(
+            f"{name} and {of_targets} must not be empty; got {inputs} and {targets}."
+        )
+
+
 def _rates(params, scales):
     """The rate of every leaf, by the number of its layer."""
 
@@ -321,10 +347,20 @@ class HalfSquares:
     num_rows: int
 
     def __call__(self, model, batch, key):
-        """The loss of `(x, y)`, leaves `[batch, ...]`, and no metrics."""
+        """The loss of `(x, y)`, leaves `[batch, ...]`, and no metrics.
+
+        Raises:
+            ValueError: if targets have another shape than the outputs.
+        """
         del key
         x, y = batch
-        rows = jnp.sum((model(x) - y) ** 2, axis=1) / 2
+        outputs = model(x)
+        if y.shape != outputs.shape:
+            raise ValueError(
+                f"targets must have the shape of outputs, {outputs.shape}; got"
+                f" {y.shape}."
+            )
+        rows = jnp.sum((outputs - y) ** 2, axis=1) / 2
         return self.num_rows * rows.mean(), {}
 
 
@@ -377,8 +413,14 @@ def network_job(
         mesh_sizes: devices along "member", "data" and "model".
         activation: as for `WideNetwork`.
         block: see `map_members`.
+
+    Raises:
+        TypeError: if a size is no integer.
+        ValueError: if data are not of these shapes, and as `WideNetwork`.
     """
     x, y = data
+    _check_rows(tuple(x.shape), tuple(y.shape), "data[0]", "data[1]")
+    _activation(spec, activation)
     make_model = functools.partial(
         _make_network, spec, x.shape[1], width, y.shape[1], activation
     )

@@ -86,6 +86,8 @@ def check_bits(values: np.ndarray, name: str, num_columns: int | None = None):
     width = "bit" if num_columns is None else num_columns
     if values.ndim != 2 or num_columns not in (None, values.shape[1]):
         raise ValueError(f"{name} must be [row, {width}]; got shape {values.shape}.")
+    if values.dtype == bool:
+        return
     wrong = ~np.isin(values, (0, 1))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ntk.kernels import check_finite
 from ensjax.ntk.permutations import check_bits
 
 # A training row's zero bits have mean 0 and variance 0: float noise must not decide.
@@ -88,11 +89,12 @@ def gaps(mean: np.ndarray, targets: np.ndarray, thresholds: np.ndarray) -> np.nd
 
     Args:
         mean: `[..., row, output]`, with axes in front for several predictors.
-        targets: what is right, `[row, output]`.
+        targets: what is right, booleans or zeros and ones, `[row, output]`.
         thresholds: broadcast against the means.
 
     Raises:
-        ValueError: if means and targets differ in rows or outputs.
+        ValueError: if means and targets differ in rows or outputs, a mean is not finite
+            or a threshold is NaN, or targets are no bits; names the row.
     """
     mean, targets = np.asarray(mean, np.float64), np.asarray(targets)
     if mean.shape[-2:] != targets.shape or targets.ndim != 2:
@@ -100,4 +102,9 @@ def gaps(mean: np.ndarray, targets: np.ndarray, thresholds: np.ndarray) -> np.nd
             "mean is [..., row, output] and targets [row, output]; got"
             f" {mean.shape} and {targets.shape}."
         )
+    check_bits(targets, "targets")
+    if not np.isfinite(mean).all():
+        check_finite(np.moveaxis(mean, -2, 0), "mean")
+    if np.isnan(thresholds).any():
+        raise ValueError("thresholds must be numbers; got NaN.")
     return np.where(targets > 0, 1.0, -1.0) * (mean - np.asarray(thresholds))

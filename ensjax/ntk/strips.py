@@ -36,6 +36,14 @@ def make_tangents(ensemble: Ensemble, params: str) -> Tangents:
     return tangents
 
 
+def check_block_rows(block_rows: int) -> None:
+    """Raises `ValueError` unless `block_rows` is an integer of 1 or more."""
+    if isinstance(block_rows, bool) or not isinstance(block_rows, (int, np.integer)):
+        raise ValueError(f"block_rows must be a positive integer; got {block_rows!r}.")
+    if block_rows < 1:
+        raise ValueError(f"block_rows must be at least 1; got {block_rows}.")
+
+
 def make_strips(
     ensemble: Ensemble,
     tangents: Tangents,
@@ -60,10 +68,8 @@ def make_strips(
         alone = min(_MEMBER_JACOBIAN_BYTES // row_bytes, _FEWEST_ROWS)
         together = min(_JACOBIAN_BYTES // (row_bytes * local), _MOST_ROWS)
         block_rows = max(1, alone, together)
-    elif isinstance(block_rows, bool) or not isinstance(block_rows, (int, np.integer)):
-        raise ValueError(f"block_rows must be a positive integer; got {block_rows!r}.")
-    elif block_rows < 1:
-        raise ValueError(f"block_rows must be at least 1; got {block_rows}.")
+    else:
+        check_block_rows(block_rows)
     return Strips(tangents, method, full, num_outputs, int(block_rows))
 
 

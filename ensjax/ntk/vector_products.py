@@ -9,7 +9,7 @@ import numpy as np
 
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import map_members
-from ensjax.ntk.strips import make_tangents, pad_rows
+from ensjax.ntk.strips import check_block_rows, make_tangents, pad_rows
 from ensjax.ntk.tangents import Tangents, check_rows, num_rows
 
 
@@ -61,8 +61,7 @@ def ntk_vector_product(
             f"vectors must be [member, row', output], here {expected}; got"
             f" {np.shape(vectors)}."
         )
-    if block_rows < 1:
-        raise ValueError(f"block_rows must be at least 1; got {block_rows}.")
+    check_block_rows(block_rows)
     shards = ensemble.mesh.shape["data"]
     count = num_rows(x)
     sizes = [min(block_rows, -(-num_rows(rows) // shards)) for rows in (x, z)]

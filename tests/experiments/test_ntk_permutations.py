@@ -99,11 +99,13 @@ def test_the_plan_of_the_published_size_is_of_whole_blocks():
     config = config_of(preset="paper")
     experiment.validate(config)
     job = experiment.mapped_job(config)
-    assert (job.num_members, job.fn.width, job.steps) == (5_000, 50_000, 52)
+    # As many as the published runs may take, of each of five permutations.
+    assert (config.num_seeds, config.networks.num_members) == (5, 5_000)
+    assert (job.num_members, job.fn.width, job.steps) == (25_000, 50_000, 52)
     assert [x.shape for x in jax.tree.leaves(job.params)] == [(30, 50_000)] + [
         (50_000, 30)
     ]
-    assert 5_000 % (8 * job.block) == 0  # no row is padding on 8 devices
+    assert 25_000 % (8 * job.block) == 0  # no row is padding on 8 devices
 
 
 def test_what_is_planned_is_what_the_stage_runs(monkeypatch):
@@ -143,6 +145,16 @@ def test_what_is_planned_is_what_the_stage_runs(monkeypatch):
     assert program.as_text() == job.compile(job.mesh()).program.as_text()
 
 
+@pytest.mark.parametrize("sizes, steps", [("(6,)", 0), ("(5, 6)", 2)])
+def test_one_curve_has_no_step_to_be_checked(sizes, steps):
+    config = config_of(("curve.num_bits", sizes))
+    shape = (2, 2, 3, len(config.curve.num_bits))
+    found = {"curve": {"first": np.arange(np.prod(shape)).reshape(shape) + 1.0}}
+    checks = experiment.bounds._curve_checks(config, found)
+    named = [entry["pass"] for entry in checks if "increases in k" in entry["name"]]
+    assert named == [True] * steps
+
+
 @pytest.mark.slow
 def test_the_smoke_preset_runs_and_runs_again_from_its_stages(tmp_path):
     spec = f"{ROOT}/configs/ntk_permutations.py:smoke"
@@ -152,6 +164,13 @@ def test_the_smoke_preset_runs_and_runs_again_from_its_stages(tmp_path):
     named = {entry["name"].split(":")[0].split(",")[0] for entry in results["claims"]}
     assert named == {f"permutation-ntk.{letter}" for letter in "abde"}
     checks = {entry["name"]: entry["pass"] for entry in results["checks"]}
+    measured = ("per_second", "_mib", "seconds")  # no function of the config
+    assert not [name for name in results["scalars"] if name.endswith(measured)]
+    contents = json.loads((tmp_path / "report.json").read_text())
+    (speed,) = (t for t in contents["tables"] if t["name"] == "speed")
+    assert len(speed["rows"]) == 3 and min(row[3] for row in speed["rows"]) > 0
+    logged = (tmp_path / "metrics.jsonl").read_text()
+    assert logged.count("members_per_second") == 3
     for label, passed in checks.items():
         if label.startswith(("A:", "E:", "other tasks", "stream: variance")):
             assert passed, label

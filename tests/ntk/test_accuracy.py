@@ -156,6 +156,9 @@ def test_what_does_not_fit_is_refused():
         ntk.accuracy_by_members(
             member, ids, TARGETS, LIMITS, block=2, shared=(MEANS[:2],)
         )
+    with pytest.raises(ValueError, match="zeros and ones; got 7.* in row 2, column 1"):
+        wrong = np.where(np.arange(18).reshape(6, 3) == 7, 7.0, TARGETS)
+        ntk.accuracy_by_members(member, ids, wrong, LIMITS, block=2)
     like = jax.ShapeDtypeStruct((2, 2), jnp.float32)
     with pytest.raises(ValueError, match=r"moments are of members \(2, 2\)"):
         score(ids, moments=ensjax.reduce.init_moments(like))

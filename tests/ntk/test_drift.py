@@ -153,6 +153,8 @@ def test_mistakes_are_told_before_any_work(members, moved):
         ntk.kernel_alignment(members, X, TARGETS[:5])
     with pytest.raises(ValueError, match="targets must be"):
         ntk.kernel_alignment(members, X, TARGETS.argmax(axis=1))
+    with pytest.raises(ValueError, match="targets must be finite; rows 0, 1, 2"):
+        ntk.kernel_alignment(members, X, np.full(TARGETS.shape, np.nan))
     with pytest.raises(ValueError, match="method is one of"):
         ntk.kernel_alignment(members, X, method="finite")
     with pytest.raises(ValueError, match="found in the name of no parameter"):

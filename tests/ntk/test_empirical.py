@@ -239,6 +239,9 @@ def test_products_with_vectors_are_those_of_the_kernel(members):
     check_close(found, expected)
     with pytest.raises(ValueError, match=r"vectors must be .* \(4, 10, 2\)"):
         ntk.ntk_vector_product(members, ROWS, OTHERS, vectors[:2])
+    for rows in (2.5, True, 0):
+        with pytest.raises(ValueError, match="block_rows must be"):
+            ntk.ntk_vector_product(members, ROWS, OTHERS, vectors, block_rows=rows)
 
 
 def test_trees_of_inputs_and_scalar_outputs():

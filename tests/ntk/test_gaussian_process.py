@@ -274,10 +274,27 @@ def test_the_order_of_eigenvalues_does_not_matter():
     values = np.array([0.5, 3.0, 1.0])
     assert float(ntk.critical_learning_rate(values)) == pytest.approx(2 / 3.5)
     assert ntk.steps_to(1e-3, values) == ntk.steps_to(1e-3, np.sort(values))
+
+
+@pytest.mark.parametrize(
+    "fn", [ntk.critical_learning_rate, functools.partial(ntk.steps_to, 0.1)]
+)
+def test_rates_need_the_eigenvalues_of_a_kernel(fn):
     with pytest.raises(ValueError, match=r"at least one; got shape \(0,\)"):
-        ntk.steps_to(0.1, [])
-    with pytest.raises(ValueError, match="must be positive; got 0 to 1"):
-        ntk.steps_to(0.1, [1.0, 0.0])
+        fn([])
+    with pytest.raises(
+        ValueError, match=r"shape \(5, 5\). Those of a kernel matrix are"
+    ):
+        fn(ntk.kernel(ntk.FullyConnected(), np.eye(5)).ntk)
+    for values, ends in (([1.0, 0.0], "0 to 1"), ([2.0, -1.0], "-1 to 2")):
+        with pytest.raises(ValueError, match=f"must be positive; got {ends}"):
+            fn(values)
+    for value in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="must be positive; got 1 to"):
+            fn([value, 1.0])
+    with pytest.raises(ValueError, match=r"got shape \(\)"):
+        jax.jit(ntk.critical_learning_rate)(1.0)
+    assert jax.jit(ntk.critical_learning_rate)(np.ones(2)) == 1
 
 
 def test_a_row_of_zeros_is_learnt_where_the_activation_is_not_0_there():

@@ -62,11 +62,45 @@ def test_a_factor_holds_all_but_the_share_that_may_be_dropped():
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     covariance = basis * [4, 1, 1e-3, 1e-5, 1e-9, 0] @ basis.T
-    for tolerance, rank in ((1e-12, 5), (1e-8, 4), (1e-4, 3), (0.1, 2), (0.9, 1)):
+    for tolerance, rank in ((1e-12, 5), (1e-7, 4), (1e-3, 3), (0.3, 2)):
         factor = low_rank_factor(covariance, tolerance)
         assert factor.shape == (6, rank)
-        lost = np.trace(covariance - factor @ factor.T)
-        assert lost <= tolerance * np.trace(covariance) + 1e-14
+        lost = np.diag(covariance - factor @ factor.T)
+        assert (lost <= tolerance * np.diag(covariance) + 1e-14).all()
+    with pytest.raises(ValueError, match="from 0 to below 1; got 1"):
+        low_rank_factor(covariance, 1)
+
+
+def test_rows_of_small_variance_keep_it_and_their_correlations():
+    """Whole rows of 1e-8 of the largest variance were dropped."""
+    rng = np.random.default_rng(1)
+    root = rng.normal(size=(5, 5))
+    scale = np.array([1.0, 1e-4, 1e-8, 3e-5, 1.0])
+    unit = root @ root.T
+    covariance = unit * scale[:, None] * scale[None]
+    factor = low_rank_factor(covariance, 1e-7) / scale[:, None]
+    np.testing.assert_allclose(factor @ factor.T, unit, rtol=2e-6, atol=2e-6)
+    # Of float32 with what its rounding makes of a row that is certain.
+    rounded = np.float32(covariance)
+    length = np.where(np.arange(5) == 1, 1, scale)
+    rounded[1], rounded[:, 1] = 2e-8 * length, 2e-8 * length
+    factor = low_rank_factor(rounded, 1e-7)
+    others = [0, 3, 4]
+    found = (factor @ factor.T)[np.ix_(others, others)]
+    own = np.sqrt(np.diag(covariance))[others]
+    away = (found - covariance[np.ix_(others, others)]) / own[:, None] / own[None]
+    assert np.abs(away).max() < 3e-3
+
+
+def test_rows_alike_have_the_factor_of_the_matrix_as_it_is():
+    """Scaling is exact, so that draws do not depend on it."""
+    root = np.random.default_rng(2).normal(size=(6, 6))
+    unit = root @ root.T
+    unit /= np.sqrt(np.diag(unit))[:, None] * np.sqrt(np.diag(unit))[None]
+    covariance = 0.013 * (unit + unit.T) / 2
+    values, vectors = np.linalg.eigh(covariance)
+    factor = low_rank_factor(covariance, 1e-7)
+    np.testing.assert_array_equal(factor, vectors * np.sqrt(values))
 
 
 def test_what_is_no_covariance_is_refused():

@@ -349,11 +349,16 @@ def test_bad_input_is_named():
         (dict(weight_variance=0.0), "weight_variance must be positive"),
         (dict(bias_variance=-1.0), "bias_variance must be 0 or positive"),
         (dict(parameterisation="ntk2"), "known: ntk, readout, standard, mup"),
-        (dict(width=0), "width must be positive or None"),
+        (dict(width=0), "width must be a positive integer or None; got 0"),
+        (dict(width=3.5), "width must be a positive integer or None; got 3.5"),
+        (dict(width=True), "width must be a positive integer or None; got True"),
+        (dict(activation=["relu"]), r"Unknown activation \['relu'\]"),
+        (dict(weight_variance="2"), "weight_variance must be a real number; got '2'"),
+        (dict(bias_variance=None), "bias_variance must be a real number; got None"),
     ],
 )
 def test_bad_networks_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         ntk.FullyConnected(**options)
 
 

@@ -1,6 +1,8 @@
 """Finite networks: parameterisations, rates of the kernel, and the law they follow."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +77,13 @@ def test_parameterisations_are_numbers_for_each_layer():
     assert last[:3] == (pytest.approx(0.01), 1.0, 100.0)
     first, _ = scales("standard", bias_variance=0.25)
     assert first[3:] == (1.0, 0.5)
-    with pytest.raises(ValueError, match="at least 1; got 9 and 0"):
+    with pytest.raises(ValueError, match="width must be at least 1; got 0"):
         ntk.layer_scales(ntk.FullyConnected(), in_features=9, width=0)
+    for width in (2.5, True):
+        with pytest.raises(TypeError, match=f"width must be an integer; got {width}"):
+            ntk.layer_scales(ntk.FullyConnected(), in_features=9, width=width)
+        with pytest.raises(TypeError, match=f"width must be an integer; got {width}"):
+            ntk.TrainNetwork(ntk.FullyConnected(), width, 3)
 
 
 @pytest.mark.slow
@@ -170,8 +177,98 @@ def test_other_activations_are_given_as_functions():
     assert model(INPUTS).shape == (15, K)
     with pytest.raises(ValueError, match=r"must be \[batch, 4\]; got \(2, 3\)"):
         model(jnp.ones((2, 3)))
-    with pytest.raises(ValueError, match="num_outputs is at least 1; got 0"):
+    with pytest.raises(ValueError, match="num_outputs must be at least 1; got 0"):
         make(ntk.FullyConnected(), num_outputs=0)
+
+
+def relu(x):
+    """A user's own, with the name of another."""
+    return 2**0.5 * jax.nn.relu(x)
+
+
+OWN_RELU = ntk.dual(relu, kinks=(0.0,))
+
+
+def test_networks_apply_the_function_of_the_dual_and_not_one_of_its_name():
+    """The empirical kernel is the law's; with JAX's relu it would be about half."""
+    spec = ntk.FullyConnected(activation=OWN_RELU)
+    x = INPUTS[:6]
+
+    def make_model(rngs):
+        return make(spec, width=1_024, num_outputs=1, rngs=rngs)
+
+    ensemble = ensjax.Ensemble.init(make_model, num_members=2, seed=0)
+    found = np.asarray(ntk.empirical_ntk(ensemble, x)).mean(axis=0)
+    np.testing.assert_allclose(found, ntk.kernel(spec, x).ntk, rtol=0.2)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_trained_networks_apply_the_function_of_the_dual(kept):
+    """Trained by a function of the same values under another name, they are alike."""
+
+    def lifted(x):
+        return 2**0.5 * jax.nn.relu(x)
+
+    outputs = []
+    activations = (OWN_RELU, ntk.dual(lifted, kinks=(0.0,)), "relu")
+    for activation in activations[: 2 if kept else 3]:
+        spec = ntk.FullyConnected(activation=activation)
+        schedule = ntk.Schedule(0.2, 3, 1.0)
+        if kept:
+            data = (TASK.train_inputs, TASK.train_targets)
+            options = dict(width=16, member_ids=(0, 1), schedule=schedule)
+            ensemble, _ = ntk.network_job(spec, data, **options).fit(progress=False)
+            outputs.append(np.asarray(ensemble(INPUTS)))
+        else:
+            outputs.append(train(spec, 16, (0, 1), schedule))
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-6)
+    assert np.abs(outputs[0] - outputs[-1]).max() > 0.05 or kept
+
+
+def test_an_activation_that_contradicts_the_spec_is_refused():
+    spec, data = ntk.FullyConnected(), (TASK.train_inputs, TASK.train_targets)
+    with pytest.raises(ValueError, match="another function than 'relu' of the spec"):
+        make(spec, activation=jnp.tanh)
+    with pytest.raises(ValueError, match="its value at 0.06079 is 0.0607903 and not"):
+        ntk.TrainNetwork(
+            dataclasses.replace(spec, activation=OWN_RELU), 8, 1, jax.nn.relu
+        )
+    with pytest.raises(ValueError, match="its slope at"):
+        make(spec, activation=lambda x: jax.nn.relu(x) + jnp.sin(1e4 * x) * 1e-5)
+    with pytest.raises(ValueError, match="another function"):
+        schedule = ntk.Schedule(0.2, 3, 1.0)
+        ntk.network_job(
+            spec,
+            data,
+            width=8,
+            member_ids=(0,),
+            schedule=schedule,
+            activation=jnp.tanh,
+        )
+    own = functools.partial(jnp.maximum, 0.0)  # the same function, in other words
+    model = jax.jit(lambda: nnx.state(make(spec, activation=own)))()
+    assert jax.tree.leaves(model)[0].shape == (K, 32)
+
+
+def test_training_rows_and_targets_of_other_shapes_are_refused():
+    """Of targets [1, output] every row would learn the same."""
+    spec, schedule = ntk.FullyConnected(), ntk.Schedule(0.2, 3, 1.0)
+    net = ntk.TrainNetwork(spec, 8, 1)
+    eye, rest = jnp.eye(K), (jnp.int32(0), 0.1)
+    for targets in (eye[:1], eye[:3], eye[0]):
+        message = re.escape(f"got (4, 4) and {targets.shape}")
+        with pytest.raises(ValueError, match=message):
+            net(0, *rest, eye, targets, eye)
+        with pytest.raises(ValueError, match=message):
+            ntk.network_job(
+                spec, (eye, targets), width=8, member_ids=(0,), schedule=schedule
+            )
+    with pytest.raises(ValueError, match=r"x_train must be \[train, feature\]"):
+        net(0, *rest, eye[0], eye, eye)
+    with pytest.raises(ValueError, match="must not be empty"):
+        net(0, *rest, eye[:0], eye[:0], eye)
+    with pytest.raises(ValueError, match=r"shape of outputs, \(15, 4\); got \(1, 4\)"):
+        ntk.HalfSquares(15)(make(spec), (INPUTS, eye[:1]), None)
 
 
 def test_a_schedule_that_cannot_be_is_refused():
@@ -181,7 +278,8 @@ def test_a_schedule_that_cannot_be_is_refused():
             ntk.training_schedule(spec, x, residual=1e-3)
     with pytest.raises(ValueError, match="fraction must be positive; got 0"):
         ntk.training_schedule(spec, np.eye(3), residual=1e-3, fraction=0)
-    with pytest.raises(ValueError, match="width must be positive or None; got 0"):
+    message = "width must be a positive integer or None; got 0"
+    with pytest.raises(ValueError, match=message):
         ntk.training_schedule(spec, np.eye(3), residual=1e-3, width=0)
 
 

@@ -1,5 +1,10 @@
 """Tasks as rules: what is right, and that exact predictors carry them out."""
 
+import ast
+import pathlib
+import re
+
+import jax
 import numpy as np
 import pytest
 
@@ -25,6 +30,21 @@ def test_a_permutation_moves_every_bit_to_its_place():
     assert task.solve(np.array([3])).tolist() == [5]
     states = task.execute(task.start(np.array([3])), task.targets)
     assert task.read(states).tolist() == [5]
+
+
+def test_the_readme_permutes_as_the_library_does_and_says_what_comes_out():
+    text = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (block,) = (block for block in blocks if "cube_members" in block)
+    *lines, last = block.strip().splitlines()
+    call, said = last.split("#")
+    names = {}
+    with jax.numpy_rank_promotion("allow"):  # a user's default
+        exec("\n".join([*lines, f"found = {call.strip()}"]), names)
+    assert names["found"] == ast.literal_eval(said.strip())
+    places, inputs = ntk.draw_permutation(6, seed=0), ntk.cube_inputs(6)
+    bits = np.asarray(names["members"].mean) > 1e-6
+    np.testing.assert_array_equal(bits[:, places], inputs > 0)
 
 
 @pytest.mark.parametrize("num_bits", [1, 2, 4])
