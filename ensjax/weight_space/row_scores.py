@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.member_arrays import wide_labels
 from ensjax.members import pad_members
 
 # A score of rows: fn(outputs [batch, ...], targets [batch, ...]) -> [batch].
@@ -16,6 +17,7 @@ RowScore = Callable[[jax.Array, jax.Array], jax.Array]
 
 def _of_classes(values, logits, labels):
     """`values` `[batch]`, NaN where the label is no class."""
+    labels = wide_labels(labels)
     is_class = (labels >= 0) & (labels < logits.shape[-1])
     return jnp.where(is_class, values, jnp.nan)
 
@@ -33,7 +35,7 @@ def _error(logits, labels):
 
 
 def _nll(logits, labels):
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    log_probs, labels = jax.nn.log_softmax(logits, axis=-1), wide_labels(labels)
     # Without the mode, -1 would be the last class.
     at_label = jnp.take_along_axis(log_probs, labels[:, None], axis=-1, mode="clip")
     return _of_classes(-at_label[:, 0], logits, labels)
@@ -41,7 +43,7 @@ def _nll(logits, labels):
 
 def _brier(logits, labels):
     probs = jax.nn.softmax(logits, axis=-1)
-    one_hot = jax.nn.one_hot(labels, probs.shape[-1])
+    one_hot = jax.nn.one_hot(wide_labels(labels), probs.shape[-1])
     values = jnp.sum(jnp.square(probs - one_hot), axis=-1)
     return _of_classes(values, logits, labels)
 
