@@ -123,7 +123,7 @@ def depends_on(program: Program, inputs: set[int]) -> set[int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Features:
-    """Activations of one member by group: means `[unit]`, deviations `[unit, sample]`."""
+    """One member's activations: means `[unit]`, deviations `[unit, sample]` by group."""
 
     graph: Any
 

@@ -56,8 +56,9 @@ def repair(
 
     with mean and standard deviation over all examples and positions of `x`. Layers are
     put right one after the other, so that each sees those before it as they will be: in
-    a single forward of at most `batch_size` examples; of more, in one for each layer. A layer is a bias with one other leaf beside it in its module (the
-    kernel of a linear layer or convolution, the scale of a norm), whose channels are
+    a single forward where `batch_size` holds all examples, else in one for each layer.
+    A layer is a bias with one other leaf beside it in its module (the kernel of a
+    linear layer or convolution, the scale of a norm), whose channels are
     interchangeable; that leaves out the last one. Batch statistics are not touched: of
     networks with batch norm reset those instead.
 

@@ -123,8 +123,13 @@ def row_scores(
     """Names and functions of scores that are given as `sweep` takes them.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: if a name is unknown, or there is none.
     """
+    if not scores:
+        raise ValueError(
+            f"give at least one score: of {', '.join(ROW_SCORES)}, or functions by"
+            " name."
+        )
     if isinstance(scores, Mapping):
         return tuple(scores.items())
     names = [scores] if isinstance(scores, str) else scores

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ensjax import make_mesh
+from ensjax import Ensemble, make_mesh
 from ensjax.mapping import mesh_program
 from ensjax.mesh import place
 from ensjax.planning import read_collectives
@@ -395,7 +395,7 @@ def test_activations_in_parts_are_those_of_all_rows(reference):
     # Far from 0 and drifting, so that parts have other means than the whole.
     x = rng.normal(size=(23, 4)).astype(np.float32) + np.arange(23)[:, None] / 4
     seen = set()
-    ensemble = ensjax.Ensemble.from_apply(seen_rows(seen), params)
+    ensemble = Ensemble.from_apply(seen_rows(seen), params)
     parts = match_activations(
         ensemble, x.astype(np.float32), reference=reference, batch_size=7
     )
