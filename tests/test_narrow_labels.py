@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ensjax
-from ensjax import combine, data, scores, weight_space
+from ensjax import combine, data, nn, scores, weight_space
 from ensjax.combine.learned.logistic import fit_logistic
 from ensjax.data.multicolor import patch_colors
 from ensjax.member_arrays import wide_labels
@@ -120,7 +120,7 @@ def test_the_summary_and_evaluations(num_classes, kind):
             scores.evaluate(votes, labels, ["accuracy"]),
             scores.evaluate_diversity(logits, labels, ["double_fault"]),
             scores.evaluate_sets(logits[0] > 0, labels, nominal=0.9),
-            scores.score_summary(logits, labels)._asdict(),
+            scores.score_summary(logits, labels),
         ]
         return jax.tree.map(np.asarray, jax.tree.leaves(found))
 
@@ -144,13 +144,11 @@ def test_what_is_fitted_on_labels(num_classes, kind):
             combine.fit_conformal_sets_by_class(
                 combine.LacScore(), logits, labels, alpha=0.5
             ).threshold,
-            combine.fit_accuracy_vote(logits, labels).weights,
-            combine.greedy_select(logits, labels, num_steps=2).weights,
-            combine.fit_dynamic_selection(logits, x, labels, num_neighbours=2)(
-                logits, x
-            ),
+            combine.fit_accuracy_vote(logits, labels).accuracy,
+            combine.greedy_select(logits, labels, rounds=2).losses,
+            combine.fit_dynamic_selection(logits, labels, x, num_neighbours=2).labels,
             combine.fit_convex_weights(logits, labels, loss="brier").weights,
-            combine.bma_weights(logits, labels),
+            combine.bma_weights(logits, labels).weights,
             scores.fit_gaussians(x, labels, num_classes=num_classes, ridge=1.0).means,
             data.f_scores(x, labels, weight, num_classes),
         ]
@@ -178,12 +176,16 @@ def test_logistic_regression(kind):
 
 
 def make_model(num_classes):
-    return lambda rngs: ensjax.nn.MLP(2, (3,), num_classes, rngs=rngs)
+    return lambda rngs: nn.MLP(
+        in_features=2, hidden=(3,), num_outputs=num_classes, rngs=rngs
+    )
 
 
 @of_every_type
 def test_weight_space(num_classes, kind):
     ensemble = ensjax.Ensemble.init(make_model(num_classes), num_members=2, seed=0)
+    mesh = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
+    ensemble = ensemble.on_mesh(mesh)
     x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
     path = weight_space.alpha_path(3)
     names = ("accuracy", "error", "nll", "brier")

@@ -123,7 +123,7 @@ def depends_on(program: Program, inputs: set[int]) -> set[int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Features:
-    """One member's activations: means `[unit]`, deviations `[unit, sample]` by group."""
+    """Means `[unit]` and deviations `[unit, sample]` of one member, by group."""
 
     graph: Any
 

@@ -211,8 +211,8 @@ def _check_datasets(datasets):
         )
     if not datasets:
         raise ValueError(
-            "datasets is empty: there is nothing to score the mixtures on. Give pairs of"
-            ' inputs and targets by name, such as {"test": (x, y)}.'
+            "datasets is empty: there is nothing to score the mixtures on. Give pairs"
+            ' of inputs and targets by name, such as {"test": (x, y)}.'
         )
 
 
