@@ -305,7 +305,8 @@ def describe(config, done) -> str:
             f" before and {after:.3f} after; the mean of all weights has"
             f" {soups[0]:.1f} % test accuracy before, {soups[1]:.1f} % after{repaired},"
             f" the members {100 * member_accuracy(joint).mean():.1f} %, the mean of"
-            f" their probabilities {100 * joint['joint_ensemble'][:, 1, 1].mean():.1f} %."
+            " their probabilities"
+            f" {100 * joint['joint_ensemble'][:, 1, 1].mean():.1f} %."
         )
     if config.resnet.norm == "batch":
         sentences.append(

@@ -18,14 +18,13 @@ from ensjax.scores.metrics import METRICS, VOTE_METRICS
 from ensjax.train import SoftLabels, losses, smooth_labels
 
 KINDS = {"uint8": [0, 40, 200, 255, 43, 1], "int8": [0, 40, 100, 127, 43, 1]}
-# Every type at every number of classes; two of the four are enough for the fast suite.
-CASES = [
-    pytest.param(256, "uint8"),
-    pytest.param(300, "int8"),
-    pytest.param(256, "int8", marks=pytest.mark.slow),
-    pytest.param(300, "uint8", marks=pytest.mark.slow),
-]
-of_every_type = pytest.mark.parametrize("num_classes, kind", CASES)
+# Every type at every number of classes, of which two or one are in the fast suite.
+CASES = [(256, "uint8"), (300, "int8"), (256, "int8"), (300, "uint8")]
+
+
+def of_every_type(num_fast):
+    rest = (pytest.param(*case, marks=pytest.mark.slow) for case in CASES[num_fast:])
+    return pytest.mark.parametrize("num_classes, kind", [*CASES[:num_fast], *rest])
 
 
 def logits_of(num_classes, num_members=2):
@@ -51,7 +50,7 @@ def test_only_narrow_integers_become_wider(kind):
     assert wide_labels(jnp.arange(3, dtype=jnp.uint32)).dtype == jnp.uint32
 
 
-@of_every_type
+@of_every_type(2)
 def test_losses(num_classes, kind):
     logits = jnp.asarray(logits_of(num_classes)[0])
     own = [
@@ -80,14 +79,14 @@ def of_metrics(names, logits):
 
 
 @pytest.mark.slow  # a program of all scores for each type
-@of_every_type
+@of_every_type(1)
 def test_every_score_by_name(num_classes, kind):
     # 44,850 pairs of 300 classes in one of them, whose labels are read as in the others
     names = sorted(set(METRICS) - {"hand_till_auroc"})
     equal_to_wide(of_metrics(names, jnp.asarray(logits_of(num_classes))), kind)
 
 
-@of_every_type
+@of_every_type(2)
 def test_scores(num_classes, kind):
     logits = jnp.asarray(logits_of(num_classes))
     votes, sets = jnp.argmax(logits, -1), logits > 0
@@ -109,7 +108,7 @@ def test_scores(num_classes, kind):
     equal_to_wide(all_scores, kind)
 
 
-@of_every_type
+@of_every_type(1)
 def test_the_summary_and_evaluations(num_classes, kind):
     logits = jnp.asarray(logits_of(num_classes))
 
@@ -127,7 +126,7 @@ def test_the_summary_and_evaluations(num_classes, kind):
     equal_to_wide(evaluations, kind)
 
 
-@of_every_type
+@of_every_type(1)
 def test_what_is_fitted_on_labels(num_classes, kind):
     logits = jnp.asarray(logits_of(num_classes))
     x = jnp.arange(12.0).reshape(6, 2)
@@ -181,7 +180,7 @@ def make_model(num_classes):
     )
 
 
-@of_every_type
+@of_every_type(1)
 def test_weight_space(num_classes, kind):
     ensemble = ensjax.Ensemble.init(make_model(num_classes), num_members=2, seed=0)
     mesh = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
@@ -201,7 +200,7 @@ def test_weight_space(num_classes, kind):
     equal_to_wide(everything, kind)
 
 
-@of_every_type
+@of_every_type(1)
 def test_training(num_classes, kind):
     ensemble = ensjax.Ensemble.init(make_model(num_classes), num_members=2, seed=0)
     x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
