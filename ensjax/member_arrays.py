@@ -59,6 +59,23 @@ def votes(logits: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), ABSTAIN, choice)
 
 
+def wide_labels(labels: jax.Array) -> jax.Array:
+    """Class indices of at least 32 bits; what is no integer stays as it is.
+
+    JAX turns the number it compares with into the array's type: `labels < 300` is
+    `labels < 44` of uint8. Labels of a narrow type go through this first.
+
+    Args:
+        labels: integers of any shape, `[...]`.
+
+    Returns:
+        `[...]`; int8, int16, uint8 and uint16 become int32.
+    """
+    labels = jnp.asarray(labels)
+    is_narrow = jnp.issubdtype(labels.dtype, jnp.integer) and labels.dtype.itemsize < 4
+    return labels.astype(jnp.int32) if is_narrow else labels
+
+
 def plain_label(label: Any) -> Any:
     """A NumPy scalar as Python's value, so that equal labels have equal hashes."""
     return label.item() if isinstance(label, np.generic) else label

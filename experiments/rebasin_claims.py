@@ -59,6 +59,16 @@ def removed(done, width, *, test="test") -> np.ndarray:
     )
 
 
+def rise(config) -> str:
+    """What is measured of two members of a set: on three points it is no barrier yet.
+
+    The loss may rise further elsewhere on the path than at its midpoint.
+    """
+    if config.num_matrix_alphas == 3:
+        return "rise at the midpoint"
+    return f"barrier on {config.num_matrix_alphas} points"
+
+
 def set_barriers(joint) -> np.ndarray:
     """Mean over all pairs of a set, before and after, `[set, 2]`."""
     matrix = joint["joint_matrix"]
@@ -193,8 +203,8 @@ def make_claims(config, done) -> list[dict]:
             ),
         ),
         claim(
-            "git-re-basin.resnet: mean test-loss barrier of residual networks, aligned"
-            " jointly minus as trained (nats)",
+            f"git-re-basin.resnet: mean test-loss {rise(config)} of two residual"
+            " networks, aligned jointly minus as trained (nats)",
             values_by_seed=np.diff(set_barriers(resnet), axis=1)[:, 0],
             **about(REBASIN, "section 5.1, ResNet-20", "< 0", "<", 0.0),
         ),
@@ -291,11 +301,12 @@ def describe(config, done) -> str:
         kind = "MLPs" if name == "mlp" else f"ResNet-{config.resnet.depth}"
         sentences.append(
             f"{config[name].num_members} {kind} aligned jointly"
-            f" ({config.num_sets} set(s)): mean barrier of two {before:.3f} before and"
-            f" {after:.3f} after; the mean of all weights has {soups[0]:.1f} % test"
-            f" accuracy before, {soups[1]:.1f} % after{repaired}, the members"
-            f" {100 * member_accuracy(joint).mean():.1f} %, the mean of their"
-            f" probabilities {100 * joint['joint_ensemble'][:, 1, 1].mean():.1f} %."
+            f" ({config.num_sets} set(s)): mean {rise(config)} of two {before:.3f}"
+            f" before and {after:.3f} after; the mean of all weights has"
+            f" {soups[0]:.1f} % test accuracy before, {soups[1]:.1f} % after{repaired},"
+            f" the members {100 * member_accuracy(joint).mean():.1f} %, the mean of"
+            " their probabilities"
+            f" {100 * joint['joint_ensemble'][:, 1, 1].mean():.1f} %."
         )
     if config.resnet.norm == "batch":
         sentences.append(
@@ -303,9 +314,9 @@ def describe(config, done) -> str:
             " mixture, before as after."
         )
     sentences.append(
-        f"A barrier below {ZERO:g} nats counts as none. Barriers of sets are read at"
-        f" {config.num_matrix_alphas} points of a path, of pairs at"
-        f" {config.num_alphas}. All pairs and sets share their rows and the split of"
-        " them."
+        f"A barrier below {ZERO:g} nats counts as none. On the paths of pairs there are"
+        f" {config.num_alphas} points, on those of two members of a set"
+        f" {config.num_matrix_alphas}: of these it is the {rise(config)}. All pairs and"
+        " sets share their rows and the split of them."
     )
     return " ".join(sentences)

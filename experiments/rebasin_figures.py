@@ -99,7 +99,7 @@ def _matrices(config, done):
             ax.set_xticks(ticks)
             ax.set_yticks(ticks)
         bar = fig.colorbar(image, ax=axes, shrink=0.9)
-        bar.set_label("test-loss barrier (nats)")
+        bar.set_label(f"test-loss {verdicts.rise(config)} (nats)")
     return fig
 
 
@@ -156,8 +156,9 @@ FIGURES = {
         _widths,
     ),
     "matrices": (
-        "Barriers between all members of the first set, before and after joint"
-        " alignment, on one colour scale a row.",
+        "Barriers between all members of the first set (on three points of a path: the"
+        " rise at its midpoint), before and after joint alignment, on one colour scale"
+        " a row.",
         _matrices,
     ),
     "soups": (
@@ -232,7 +233,7 @@ def add_tables(run_dir, config, done):
         "sets",
         (
             "members",
-            "mean barrier",
+            f"mean {verdicts.rise(config)}",
             "after",
             "agreement",
             "after",
@@ -242,7 +243,8 @@ def add_tables(run_dir, config, done):
             "rounds",
         ),
         rows,
-        "Joint alignment: mean test-loss barrier (nats) of two members, inner product"
+        f"Joint alignment: mean test-loss {verdicts.rise(config)} (nats) of two"
+        " members, inner product"
         " of a member's weights and the others' mean, test accuracy of the mean of all"
         " weights.",
     )

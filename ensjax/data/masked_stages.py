@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from ensjax.data.partition import Split
+from ensjax.member_arrays import wide_labels
 
 _ROUNDING = 1e-6  # of float32, relative to the mean: less spread than this is none
 
@@ -43,7 +44,7 @@ def f_scores(
     Source: as `sklearn.feature_selection.f_classif`.
     """
     x, weight = _kept(x, weight)
-    labels = jnp.asarray(labels)
+    labels = wide_labels(labels)
     is_stray = (weight != 0) & ((labels < 0) | (labels >= num_classes))
     if not isinstance(is_stray, jax.core.Tracer):
         _check_labels(np.asarray(labels), np.asarray(weight) != 0, num_classes)

@@ -24,6 +24,7 @@ from ensjax.data.datasets import digits, mnist5k
 from ensjax.data.image_files import mnist_idx
 from ensjax.data.provenance import Dataset
 from ensjax.data.sampling import example_keys
+from ensjax.member_arrays import wide_labels
 
 NUM_PATCHES = 32
 COLORS = {
@@ -130,7 +131,7 @@ def patch_colors(
         return uniform < agreement, anything
 
     keeps, anything = jax.vmap(draw)(example_keys(key, positions))
-    return jnp.where(keeps, colors.T[labels], anything)
+    return jnp.where(keeps, colors.T[wide_labels(labels)], anything)
 
 
 def paint_border(centers: jax.Array, patch_colors: jax.Array) -> jax.Array:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from ensjax.interop.small_files import check_not_quantized
 from ensjax.interop.tensor_blocks import Blocks, memory_for_blocks
 from ensjax.interop.tensor_choice import TensorChoice
 from ensjax.interop.tensor_types import WeightsError
@@ -63,7 +62,6 @@ class MergeInputs(NamedTuple):
         """Opens them until the stack is closed."""
 
         def opened(path):
-            check_not_quantized(path)
             return stack.enter_context(open_weights(path))
 
         members = [opened(folder) for folder in folders]

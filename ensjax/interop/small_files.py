@@ -190,17 +190,6 @@ def read_config(folder: str | Path) -> dict[str, Any] | None:
     return config
 
 
-def check_not_quantized(folder: str | Path) -> None:
-    """Raises `WeightsError` if weights are numbers that need scales beside them."""
-    config = read_config(folder) or {}
-    if config.get("quantization_config"):
-        raise WeightsError(
-            f"{folder} is quantized (config.json has a quantization_config): its"
-            " numbers mean nothing without their scales. Merge the models before"
-            " they are quantized."
-        )
-
-
 def differences(folders: Sequence[str | Path]) -> list[str]:
     """What configurations and tokenizers of folders say differently from the first's.
 

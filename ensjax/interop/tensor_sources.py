@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.interop.small_files import check_not_quantized
 from ensjax.interop.weight_folders import WeightFolder, open_weights
+from ensjax.interop.whole_weights import check_names
 
 Source = str | os.PathLike | Mapping[str, Any]
 
@@ -50,13 +50,14 @@ def open_source(source: Source) -> Iterator[Tensors]:
 
     Raises:
         TypeError: if `source` is something else.
-        ValueError: if there are no weights, they are damaged, or they are quantized.
+        ValueError: if there are no weights, they are damaged, quantized, or factors
+            of an adapter.
     """
     if isinstance(source, Mapping):
+        check_names("the mapping", source)
         shapes = {name: tuple(np.shape(x)) for name, x in source.items()}
         yield Tensors(shapes, lambda name: _as_numpy(name, source[name]))
     elif isinstance(source, (str, os.PathLike)):
-        check_not_quantized(source)
         with open_weights(source) as folder:
             yield Tensors(_folder_shapes(folder), folder.read, folder.ties)
     else:

@@ -5,7 +5,7 @@ Nothing is read but headers until a tensor is asked for.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from ensjax.interop.tensor_files import TensorFile, open_tensor_file
 from ensjax.interop.tensor_types import TensorSpec, WeightsError
+from ensjax.interop.whole_weights import check_configs, check_names
 
 # In the order in which they are looked for; safetensors before pickles.
 _NAMES = (
@@ -125,7 +126,9 @@ def open_weights(path: str | os.PathLike) -> WeightFolder:
 
     Raises:
         WeightsError: if there are no weights or several, a shard is missing, files and
-            index disagree, a file is damaged or unsafe, or a package is missing.
+            index disagree, a file is damaged or unsafe, a package is missing, or
+            numbers are factors of an adapter or quantized: by adapter_config.json or
+            config.json in the folder or beside the file, or by a tensor's name.
 
     Example:
         >>> with open_weights("seed0/") as weights:
@@ -140,23 +143,19 @@ def open_weights(path: str | os.PathLike) -> WeightFolder:
             raise WeightsError(
                 f"{given} must be a folder, or a file {', '.join(_SUFFIXES)}."
             )
-    elif place.is_dir():
-        place = _find(given, place)
-    else:
+    elif not place.is_dir():
         raise WeightsError(f"there is no folder or file {given}.")
+    check_configs(given)
+    if place.is_dir():
+        place = _find(given, place)
     if place.name.endswith(".index.json"):
         return _open_sharded(given, place)
     file = open_tensor_file(place)
-    _check_any(given, file.specs)
+    _check_tensors(given, [*file.specs, *file.ties])
     return WeightFolder(given, [place], {name: file for name in file.specs})
 
 
 def _find(given: str, folder: Path) -> Path:
-    if (folder / "adapter_config.json").exists():
-        raise WeightsError(
-            f"{given} holds a LoRA adapter; the mean of its factors is not the mean of"
-            " the weights. Merge it into its model and save that first."
-        )
     for pattern in _NAMES:
         found = sorted(
             path
@@ -207,7 +206,7 @@ def _open_sharded(given: str, index: Path) -> WeightFolder:
                 f"{index.name} of {given} says that {file} holds {name!r}, but it does"
                 " not."
             )
-    _check_any(given, homes)
+    _check_tensors(given, shards)
     paths = [index, *(home.path for home in opened.values())]
     return WeightFolder(given, paths, homes)
 
@@ -225,6 +224,7 @@ def _read_index(index: Path) -> dict[str, str]:
     return shards
 
 
-def _check_any(given: str, specs: Mapping[str, Any]) -> None:
-    if not specs:
+def _check_tensors(given: str, names: Collection[str]) -> None:
+    if not names:
         raise WeightsError(f"{given} holds no tensor.")
+    check_names(given, names)

@@ -8,6 +8,7 @@ what a perfect choice of members would still gain.
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import wide_labels
 from ensjax.predictions import ABSTAIN, votes
 from ensjax.predictions import log_probs as normalize
 from ensjax.scores.regression import pinball
@@ -86,7 +87,8 @@ def oracle_votes(votes: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers [batch]; got {labels.dtype}.")
-    labels = broadcast_rows("labels", labels, votes.shape[1:]).astype(votes.dtype)
+    labels = broadcast_rows("labels", wide_labels(labels), votes.shape[1:])
+    labels = labels.astype(votes.dtype)
     right = counts & (votes == labels[None])
     first = jnp.take_along_axis(votes, jnp.argmax(counts, axis=0)[None], axis=0)[0]
     first = jnp.where(jnp.any(counts, axis=0), first, ABSTAIN)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ensjax.member_arrays import TIE_TOLERANCE
+from ensjax.member_arrays import TIE_TOLERANCE, wide_labels
 from ensjax.predictions import votes
 from ensjax.scores.rows import (
     bin_sum,
@@ -106,7 +106,7 @@ def count_choices(
 
     All three are `[..., batch]`. A NaN among the weights spoils every number.
     """
-    labels = labels.astype(jnp.int32)  # a product of 8-bit labels would wrap
+    labels = wide_labels(labels)  # also for the product below
     counted = (choice >= 0) & (labels >= 0) & (labels < num_classes)
     place = jnp.where(counted, labels * num_classes + choice, 0)
     sums = bin_sum(jnp.where(counted, weight, 0.0), place, num_classes**2)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ensjax.member_arrays import wide_labels
 from ensjax.nn.neighbors import nearest_rows
 from ensjax.provenance import FittedRows, Provenance, check_fitting_rows
 from ensjax.scores.rows import floating
@@ -173,6 +174,7 @@ def fit_gaussians(
         raise TypeError(f"labels must be integers; got {labels.dtype}.")
     if labels.shape != rows:
         raise ValueError(f"labels must be [row] = {rows}; got {labels.shape}.")
+    labels = wide_labels(labels)
     num_classes = _number_of_classes(labels, num_classes)
     is_stray = jnp.any((labels < 0) | (labels >= num_classes))
     labels = jnp.clip(labels, 0, num_classes - 1)

@@ -14,7 +14,7 @@ and do not ask who has seen the rows; those with labels, and all of
 import jax
 import jax.numpy as jnp
 
-from ensjax.member_arrays import counting_members
+from ensjax.member_arrays import counting_members, wide_labels
 from ensjax.predictions import ABSTAIN, Predictions, as_predictions
 from ensjax.scores.evaluation_rows import check_scored
 from ensjax.scores.rows import (
@@ -98,7 +98,7 @@ def normalized_disagreement(
         raise ValueError(
             f"labels must be [batch] = {chosen.shape[1:2]}; got {labels.shape}."
         )
-    num_classes = chosen.shape[2]
+    labels, num_classes = wide_labels(labels), chosen.shape[2]
     right = jnp.sum(chosen * jax.nn.one_hot(labels, num_classes)[None], axis=(0, 2))
     voters = jnp.sum(votes_at, axis=(0, 2))
     is_stray = (row_weight != 0) & ((labels < 0) | (labels >= num_classes))

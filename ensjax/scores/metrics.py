@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import wide_labels
 from ensjax.scores.calibration import (
     adaptive_ece,
     classwise_ece,
@@ -145,7 +146,7 @@ def _with_abstention(votes, labels, num_classes):
     said = 50.0 * jax.nn.one_hot(votes, num_classes + 1)
     # A vote for what is no class is as wrong as a label of none.
     said = jnp.where(votes[..., None] > num_classes, jnp.nan, said)
-    labels = jnp.asarray(labels)
+    labels = wide_labels(labels)
     return said, jnp.where(labels >= num_classes, -1, labels)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.member_arrays import wide_labels
 from ensjax.predictions import log_probs as normalize
 from ensjax.predictions import votes
 from ensjax.scores.ties import share_bin
@@ -53,7 +54,7 @@ def check_rows(
             f" shape {labels.shape}. One-hot labels: labels.argmax(-1)."
         )
     rows = log_probs.shape[:-1]
-    labels = broadcast_rows("labels", labels, rows)
+    labels = broadcast_rows("labels", wide_labels(labels), rows)
     return log_probs, labels, row_weights(sample_weight, rows, log_probs.dtype)
 
 
@@ -172,6 +173,7 @@ def label_log_probs(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
     Compiled programs cannot raise on values, and indexing would wrap -1 to the last
     class.
     """
+    labels = wide_labels(labels)
     known = (labels >= 0) & (labels < log_probs.shape[-1])
     index = jnp.where(known, labels, 0)[..., None]
     picked = jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]

@@ -6,6 +6,7 @@ A set is a row of bools, True for the classes that it holds.
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import wide_labels
 from ensjax.scores.rows import broadcast_rows, row_weights, weighted_mean
 
 
@@ -127,7 +128,7 @@ def _check(sets, labels, sample_weight):
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers; got {labels.dtype}.")
     rows = sets.shape[:-1]
-    labels = broadcast_rows("labels", labels, rows)
+    labels = broadcast_rows("labels", wide_labels(labels), rows)
     known = (labels >= 0) & (labels < sets.shape[-1])
     index = jnp.where(known, labels, 0)[..., None]
     covered = jnp.take_along_axis(sets, index, axis=-1)[..., 0].astype(jnp.float32)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.data import sampling
+from ensjax.member_arrays import wide_labels
 from ensjax.ops.limits import at_least
 
 
@@ -195,6 +196,7 @@ def label_log_probs(logits: jax.Array, labels: jax.Array) -> jax.Array:
         `[..., batch]`, float32.
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    labels = wide_labels(labels)
     # One-hot instead of a gather: the gradient of a gather is a scatter, which is slow
     # under vmap.
     chosen = labels[:, None] == jnp.arange(logits.shape[-1])[None]

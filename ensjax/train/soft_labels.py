@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ensjax.member_arrays import wide_labels
 from ensjax.train.losses import example_keys, weighted_mean
 
 MEASURES = ("cross_entropy", "squared_error")
@@ -47,6 +48,7 @@ def smooth_labels(
             "label smoothing needs integer labels [batch]; got"
             f" {labels.dtype} of shape {labels.shape}."
         )
+    labels = wide_labels(labels)
     one_hot = labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None]
     strength = jnp.asarray(strength, jnp.float32)
     targets = jnp.where(one_hot, 1 - strength, 0.0) + strength / num_classes

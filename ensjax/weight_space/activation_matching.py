@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,12 @@ from ensjax.weight_space.permutations import (
     identity_permutations,
 )
 from ensjax.weight_space.programs import Constant, Program
+from ensjax.weight_space.row_parts import (
+    Moments,
+    join_products,
+    moments_of_parts,
+    row_parts,
+)
 
 _CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
@@ -35,6 +41,7 @@ def match_activations(
     *,
     reference: int | Sequence[int] = 0,
     solver: str = "auto",
+    batch_size: int = 512,
 ) -> Matching:
     """Permutations that pair each member's units with another's by their response.
 
@@ -46,17 +53,19 @@ def match_activations(
 
     Args:
         ensemble: the members; groups are those of `infer_permutations(ensemble, x)`.
-        x: inputs, leaves `[batch, ...]`, whole on every device.
+        x: inputs, leaves `[example, ...]`.
         reference: the member to which the others are matched, or one for each,
             `[member]`.
         solver: "host", "device" or "auto", as in `match_weights`.
+        batch_size: rows at a time, whole on every device.
 
     Returns:
         A `Matching`, for `apply_permutations` with the inferred spec; `before` and
         `after` are mean correlations of paired units.
 
     Raises:
-        ValueError: if the reference does not exist or the solver is unknown.
+        ValueError: if the reference does not exist, the solver is unknown, or there is
+            no example.
 
     Source: Li et al. 2016, arXiv:1511.07543; Ainsworth et al. 2023,
     arXiv:2209.04836, section 3.1.
@@ -64,20 +73,26 @@ def match_activations(
     members, mesh = ensemble.num_members, ensemble.mesh
     references = check_references(reference, members)
     each = len(references) > 1
-    spec = _spec(ensemble.graph, _one_shape(ensemble.state), _shapes(x))
+    parts = row_parts(x, batch_size)
+    spec = _spec(ensemble.graph, _one_shape(ensemble.state), _shapes(parts[0]))
     features = map_members(
         _Features(ensemble.graph), kinds=("member", "shared"), mesh=mesh
     )
     rows = jax.tree.map(lambda leaf: take_rows(leaf, references[:1]), ensemble.state)
-    target = features(ensemble.state if each else rows, x)
-    rows = references if each else 0
-    target = jax.tree.map(lambda leaf: take_rows(leaf, rows), target)
     correlate = map_members(
-        _Correlations(ensemble.graph),
+        _CrossMoments(ensemble.graph),
         kinds=("member", "shared", "member" if each else "shared"),
         mesh=mesh,
     )
-    scores = correlate(ensemble.state, x, target)
+
+    def measure(part):
+        target = features(ensemble.state if each else rows, part)
+        chosen = references if each else 0
+        target = jax.tree.map(lambda leaf: take_rows(leaf, chosen), target)
+        return correlate(ensemble.state, part, target)
+
+    crossed = moments_of_parts(measure, parts)
+    scores = {name: _correlations(own) for name, own in crossed.items()}
     if choose_solver(solver, mesh) == "host":
         assigned = {name: assign_on_host(s) for name, s in fetch(scores).items()}
     else:
@@ -108,7 +123,7 @@ def depends_on(program: Program, inputs: set[int]) -> set[int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Features:
-    """Standardised activations of one member, `[unit, sample]` by group."""
+    """Means `[unit]` and deviations `[unit, sample]` of one member, by group."""
 
     graph: Any
 
@@ -139,30 +154,70 @@ class _Features:
                 for index in positions(term, name)
             ]
             if rows:
-                features[name] = _standardised(jnp.concatenate(rows, axis=1))
+                features[name] = _centered(jnp.concatenate(rows, axis=1))
         return features
 
 
+class CrossMoments(NamedTuple):
+    """Of a member's units and its reference's, `[member, ...]`.
+
+    Attributes:
+        own: moments of the member's units, `[member, unit]`.
+        other: of the reference's.
+        product: mean product of deviations, `[member, reference's unit, unit]`.
+    """
+
+    own: Moments
+    other: Moments
+    product: jax.Array
+
+    def joined(self, other: "CrossMoments", share: jax.Array) -> "CrossMoments":
+        """Those of both sets of rows; `share` of all rows are the other's."""
+        away = other.own.mean - self.own.mean
+        other_away = other.other.mean - self.other.mean
+        product = join_products(
+            self.product, other.product, away[:, None], other_away[:, :, None], share
+        )
+        return CrossMoments(
+            self.own.joined(other.own, share),
+            self.other.joined(other.other, share),
+            product,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
-class _Correlations:
-    """Correlations with the reference's activations, `[unit, unit]` by group."""
+class _CrossMoments:
+    """`CrossMoments` of one member with the reference's activations, by group."""
 
     graph: Any
 
     def __call__(self, state, x, target):
-        mine = _Features(self.graph)(state, x)
-        return {
-            name: jnp.matmul(target[name], rows.T, precision="highest") / rows.shape[1]
-            for name, rows in mine.items()
-        }
+        found = {}
+        for name, (mean, rows) in _Features(self.graph)(state, x).items():
+            other_mean, other_rows = target[name]
+            product = jnp.matmul(other_rows, rows.T, precision="highest")
+            found[name] = CrossMoments(
+                Moments(mean, jnp.mean(rows**2, axis=1)),
+                Moments(other_mean, jnp.mean(other_rows**2, axis=1)),
+                product / rows.shape[1],
+            )
+        return found
 
 
-def _standardised(rows):
+@jax.jit
+def _correlations(moments):
+    """Correlations with the reference's units `[member, unit, unit]`."""
+    own, other = (
+        jnp.where(variance > 0, jax.lax.rsqrt(variance), 0.0)
+        for variance in (moments.own.variance, moments.other.variance)
+    )
+    return moments.product * own[:, None] * other[:, :, None]
+
+
+def _centered(rows):
     rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-    rows = rows - jnp.mean(rows, axis=1, keepdims=True)
-    variance = jnp.mean(rows**2, axis=1, keepdims=True)
-    varies = variance > 0
-    return jnp.where(varies, rows / jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+    mean = jnp.mean(rows, axis=1)
+    return mean, rows - mean[:, None]
 
 
 def _spec(graph, state, x) -> PermutationSpec:

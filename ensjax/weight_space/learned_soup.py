@@ -17,6 +17,7 @@ import optax
 from ensjax.ensemble import Ensemble
 from ensjax.graphs import Forward
 from ensjax.mapping import map_members, mesh_program
+from ensjax.member_arrays import wide_labels
 from ensjax.members import num_members, pad_members
 from ensjax.mesh import fetch
 from ensjax.weight_space.leaves import is_mixed, leaf_names, wide
@@ -241,7 +242,7 @@ class _Learn:
             x, labels = batch
             logits = self.graph.merge(treedef.unflatten(cast), train=False)(x)
             losses = optax.softmax_cross_entropy_with_integer_labels(
-                scale * logits, labels
+                scale * logits, wide_labels(labels)
             )
             return jnp.mean(losses)
 

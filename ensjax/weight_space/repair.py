@@ -22,6 +22,7 @@ from ensjax.weight_space.inference import read_axes
 from ensjax.weight_space.leaves import leaf_name
 from ensjax.weight_space.mix import Rows
 from ensjax.weight_space.programs import Constant
+from ensjax.weight_space.row_parts import Moments, moments_of_parts, row_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +42,23 @@ class BiasedLayer:
     weight: int
 
 
-def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
+def repair(
+    merged: Ensemble,
+    ends: Ensemble,
+    weights: Any,
+    x: Any,
+    *,
+    batch_size: int = 512,
+) -> Ensemble:
     """Merged networks whose hidden pre-activations have the statistics of their ends.
 
         y <- (y - mu) / sigma * sum_m w_m sigma_m + sum_m w_m mu_m    for each channel
 
     with mean and standard deviation over all examples and positions of `x`. Layers are
-    put right one after the other in a single forward, so that each sees those before it
-    as they will be. A layer is a bias with one other leaf beside it in its module (the
-    kernel of a linear layer or convolution, the scale of a norm), whose channels are
+    put right one after the other, so that each sees those before it as they will be: in
+    a single forward where `batch_size` holds all examples, else in one for each layer.
+    A layer is a bias with one other leaf beside it in its module (the kernel of a
+    linear layer or convolution, the scale of a norm), whose channels are
     interchangeable; that leaves out the last one. Batch statistics are not touched: of
     networks with batch norm reset those instead.
 
@@ -58,14 +67,16 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
         ends: the networks `[member]` that they are merged of, aligned.
         weights: `[mixture, member]`, with which each was merged; rows are normalised. A
             weight of 0 removes a member, also one that is not finite.
-        x: inputs, leaves `[batch, ...]`, whole on every device.
+        x: inputs, leaves `[example, ...]`.
+        batch_size: rows at a time, whole on every device.
 
     Returns:
         `merged` with other kernels or scales and biases.
 
     Raises:
         ValueError: if the architectures differ, the weights have another shape or a
-            row of them has the sum 0 or one not finite, or no layer is found.
+            row of them has the sum 0 or one not finite, there is no example, or no
+            layer is found.
 
     Source: Jordan et al. 2023 (REPAIR), arXiv:2211.08403, for two ends; the layers are
     convolutions and linear layers there, here norms as well.
@@ -81,7 +92,9 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
     state = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), ends.state
     )
-    if not biased_layers(merged.graph, state, _shapes(x))[1]:
+    parts = row_parts(x, batch_size)
+    layers = biased_layers(merged.graph, state, _shapes(parts[0]))[1]
+    if not layers:
         raise ValueError(
             "no hidden layer has a bias that could be put right: a bias [channel] with"
             " one other leaf in its module, whose last axis is the channel."
@@ -97,15 +110,24 @@ def repair(merged: Ensemble, ends: Ensemble, weights: Any, x: Any) -> Ensemble:
     measure = map_members(
         _Statistics(ends.graph), kinds=("member", "shared"), mesh=ends.mesh
     )
-    means, deviations = fetch(measure(ends.state, x))  # the meshes may differ
+    moments = moments_of_parts(lambda part: measure(ends.state, part), parts)
     targets = [
-        tuple(np.asarray(Rows.of(moment).mixed(weights)) for moment in pair)
-        for pair in zip(means, deviations)
+        tuple(
+            np.asarray(Rows.of(moment).mixed(weights))
+            for moment in (mean, np.sqrt(variance))
+        )
+        for mean, variance in fetch(moments)  # the meshes may differ
     ]
-    mend = map_members(
-        _Repair(merged.graph), kinds=("member", "shared", "member"), mesh=merged.mesh
+    if len(parts) == 1:
+        kinds = ("member", "shared", "member")
+        find = map_members(_Changes(merged.graph), kinds=kinds, mesh=merged.mesh)
+        changes = find(merged.state, x, targets)
+    else:
+        changes = _changes_by_layer(merged, parts, targets)
+    change = map_members(
+        _Changed(tuple(layers)), kinds=("member", "member"), mesh=merged.mesh
     )
-    return dataclasses.replace(merged, state=mend(merged.state, x, targets))
+    return dataclasses.replace(merged, state=change(merged.state, changes))
 
 
 def biased_layers(graph: Any, state: Any, x: Any) -> tuple[Any, list[BiasedLayer]]:
@@ -175,48 +197,58 @@ def _module(name: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Statistics:
-    """Means and deviations `[channel]` of one member's hidden layers."""
+    """`Moments` `[channel]` of one member's hidden layers, `changes` made to each."""
 
     graph: Any
 
-    def __call__(self, state, x):
+    def __call__(self, state, x, changes=None):
         program, layers = biased_layers(self.graph, _shapes(state), _shapes(x))
-        watch = {layer.value for layer in layers}
-        _, values = program.run(jax.tree.leaves((state, x)), watch=watch)
-        pairs = [_moments(values[layer.value], layer.channel) for layer in layers]
-        return [mean for mean, _ in pairs], [deviation for _, deviation in pairs]
+        found = []
+
+        def edit(layer, change):
+            def run(value):
+                found.append(_moments(value, layer.channel))
+                return value if change is None else _changed(value, layer, change)
+
+            return run
+
+        changes = [None] * len(layers) if changes is None else changes
+        edits = {layer.value: edit(layer, c) for layer, c in zip(layers, changes)}
+        program.run(jax.tree.leaves((state, x)), edit=edits)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
-class _Repair:
-    """One network with the statistics that are asked for."""
+class _Changes:
+    """Factor and shift of each layer, of all rows at once: a single forward."""
 
     graph: Any
 
     def __call__(self, state, x, targets):
         program, layers = biased_layers(self.graph, _shapes(state), _shapes(x))
-        leaves, structure = jax.tree.flatten(state)
-        changes = {}
+        changes = []
 
         def edit(layer, target):
             def run(value):
-                mean, deviation = _moments(value, layer.channel)
-                new_mean, new_deviation = target
-                # A channel that never varies stays as it is but for its mean.
-                varies = deviation > 1e-6 * (jnp.abs(mean) + 1e-6)
-                factor = new_deviation / jnp.where(varies, deviation, 1.0)
-                factor = jnp.where(varies, factor, 1.0)
-                changes[layer] = factor, new_mean - factor * mean
-                shape = [1] * value.ndim
-                shape[layer.channel] = -1
-                factor, shift = (x.reshape(shape) for x in changes[layer])
-                return (value * factor + shift).astype(value.dtype)
+                changes.append(_change(_moments(value, layer.channel), target))
+                return _changed(value, layer, changes[-1])
 
             return run
 
         edits = {layer.value: edit(layer, t) for layer, t in zip(layers, targets)}
-        program.run([*leaves, *jax.tree.leaves(x)], edit=edits)
-        for layer, (factor, shift) in changes.items():
+        program.run(jax.tree.leaves((state, x)), edit=edits)
+        return changes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Changed:
+    """One network whose layers have factors and shifts in their weights."""
+
+    layers: tuple[BiasedLayer, ...]
+
+    def __call__(self, state, changes):
+        leaves, structure = jax.tree.flatten(state)
+        for layer, (factor, shift) in zip(self.layers, changes, strict=True):
             bias, weight = leaves[layer.bias], leaves[layer.weight]
             leaves[layer.bias] = (bias * factor + shift).astype(bias.dtype)
             factor = factor.reshape((1,) * (weight.ndim - 1) + (-1,))
@@ -224,11 +256,49 @@ class _Repair:
         return jax.tree.unflatten(structure, leaves)
 
 
+def _changes_by_layer(merged, parts, targets):
+    """As `_Changes`, of rows in parts: all parts run once for each layer.
+
+    The statistics of a layer are known when all parts have come to it, and what comes
+    after it is to see it changed.
+    """
+    measure = map_members(
+        _Statistics(merged.graph),
+        kinds=("member", "shared", "member"),
+        mesh=merged.mesh,
+    )
+    changes = [(jnp.ones_like(m), jnp.zeros_like(m)) for m, _ in targets]
+    for number, target in enumerate(targets):
+        moments = moments_of_parts(
+            lambda part: [measure(merged.state, part, changes)[number]],  # noqa: B023
+            parts,
+        )
+        changes[number] = jax.jit(_change)(moments[0], target)
+    return changes
+
+
+def _change(moments, target):
+    """The factor and shift that give a layer's channels the target's statistics."""
+    deviation, (new_mean, new_deviation) = jnp.sqrt(moments.variance), target
+    # A channel that never varies stays as it is but for its mean.
+    varies = deviation > 1e-6 * (jnp.abs(moments.mean) + 1e-6)
+    factor = new_deviation / jnp.where(varies, deviation, 1.0)
+    factor = jnp.where(varies, factor, 1.0)
+    return factor, new_mean - factor * moments.mean
+
+
+def _changed(value, layer, change):
+    shape = [1] * value.ndim
+    shape[layer.channel] = -1
+    factor, shift = (x.reshape(shape) for x in change)
+    return (value * factor + shift).astype(value.dtype)
+
+
 def _moments(value, channel):
-    """Mean and standard deviation of each channel, `[channel]`, in float32 or wider."""
+    """Moments of each channel, `[channel]`, in float32 or wider."""
     value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
     others = tuple(axis for axis in range(value.ndim) if axis != channel)
-    return jnp.mean(value, others), jnp.std(value, others)
+    return Moments(jnp.mean(value, others), jnp.var(value, others))
 
 
 def _shapes(tree):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.member_arrays import wide_labels
 from ensjax.members import pad_members
 
 # A score of rows: fn(outputs [batch, ...], targets [batch, ...]) -> [batch].
@@ -16,6 +17,7 @@ RowScore = Callable[[jax.Array, jax.Array], jax.Array]
 
 def _of_classes(values, logits, labels):
     """`values` `[batch]`, NaN where the label is no class."""
+    labels = wide_labels(labels)
     is_class = (labels >= 0) & (labels < logits.shape[-1])
     return jnp.where(is_class, values, jnp.nan)
 
@@ -33,7 +35,7 @@ def _error(logits, labels):
 
 
 def _nll(logits, labels):
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    log_probs, labels = jax.nn.log_softmax(logits, axis=-1), wide_labels(labels)
     # Without the mode, -1 would be the last class.
     at_label = jnp.take_along_axis(log_probs, labels[:, None], axis=-1, mode="clip")
     return _of_classes(-at_label[:, 0], logits, labels)
@@ -41,7 +43,7 @@ def _nll(logits, labels):
 
 def _brier(logits, labels):
     probs = jax.nn.softmax(logits, axis=-1)
-    one_hot = jax.nn.one_hot(labels, probs.shape[-1])
+    one_hot = jax.nn.one_hot(wide_labels(labels), probs.shape[-1])
     values = jnp.sum(jnp.square(probs - one_hot), axis=-1)
     return _of_classes(values, logits, labels)
 
@@ -121,8 +123,13 @@ def row_scores(
     """Names and functions of scores that are given as `sweep` takes them.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: if a name is unknown, or there is none.
     """
+    if not scores:
+        raise ValueError(
+            f"give at least one score: of {', '.join(ROW_SCORES)}, or functions by"
+            " name."
+        )
     if isinstance(scores, Mapping):
         return tuple(scores.items())
     names = [scores] if isinstance(scores, str) else scores

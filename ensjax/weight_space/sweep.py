@@ -76,10 +76,22 @@ class Sweep:
                 name it must be said.
 
         Raises:
-            ValueError: if the score of every mixture is NaN, or it is not known whether
-                it is to be large.
+            ValueError: if there is no such dataset or score, the score of every mixture
+                is NaN, or it is not known whether it is to be large.
         """
-        values = np.asarray(self.values["weights"][dataset][score])
+        of_datasets = self.values["weights"]
+        if dataset not in of_datasets:
+            raise ValueError(
+                f"{dataset!r} is no dataset of this sweep; there are"
+                f" {', '.join(map(repr, of_datasets))}."
+            )
+        if score not in of_datasets[dataset]:
+            raise ValueError(
+                f"{score!r} is no score of this sweep; on {dataset!r} there are"
+                f" {', '.join(map(repr, of_datasets[dataset]))}. Others are asked for"
+                " with sweep(..., scores=)."
+            )
+        values = np.asarray(of_datasets[dataset][score])
         largest = is_better_large(score, largest)
         if np.isnan(values).all():
             raise ValueError(
@@ -133,10 +145,11 @@ def sweep(
         `Sweep`; with `evaluate` the dataset is called "evaluate".
 
     Raises:
+        TypeError: if datasets, or what evaluate returns, are not by name.
         ValueError: if neither or both of datasets and evaluate are given, evaluate has
-            an argument that is none of its own, a name is unknown, a shape does not
-            fit, or a score gives anything but one number a row (labels must be
-            integers `[row]`); names score, dataset and shape.
+            an argument that is none of its own, there is no dataset or score, a name is
+            unknown, a shape does not fit, or a score gives anything but one number a
+            row (labels must be integers `[row]`); names score, dataset and shape.
     """
     if (datasets is None) == (evaluate is None):
         raise ValueError("give either datasets or evaluate.")
@@ -145,6 +158,7 @@ def sweep(
         _check_nothing_else(*own)
         stacked = ensemble.state if isinstance(ensemble, Ensemble) else ensemble
         return _on_host(stacked, coefficients, per_leaf, keep, evaluate)
+    _check_datasets(datasets)
     scores = row_scores(scores)
     unknown = set(output_space) - set(RULES)
     if unknown or isinstance(output_space, str):
@@ -185,6 +199,21 @@ def sweep(
             for space, of_space in rows.items()
         }
     return Sweep(matrices[0], values, rows if per_row else None)
+
+
+def _check_datasets(datasets):
+    """Raises unless these are datasets by name, and at least one."""
+    if not isinstance(datasets, Mapping):
+        raise TypeError(
+            "datasets are pairs of inputs and targets by name; got"
+            f" {type(datasets).__name__}. One data set goes in as"
+            ' {"test": (x, y)}.'
+        )
+    if not datasets:
+        raise ValueError(
+            "datasets is empty: there is nothing to score the mixtures on. Give pairs"
+            ' of inputs and targets by name, such as {"test": (x, y)}.'
+        )
 
 
 def _check_nothing_else(scores, output_space, statistics, per_row, batch_size, block):
@@ -379,6 +408,11 @@ def _on_host(stacked, coefficients, per_leaf, keep, evaluate):
             stacked, [m[i : i + 1] for m in rows], patterns=patterns, keep=int(keep)
         )
         values = evaluate(jax.device_get(weights))
+        if not isinstance(values, Mapping) or not values:
+            raise TypeError(
+                'evaluate must return numbers by name, such as {"accuracy": 0.9}; got'
+                f" {values!r} for mixture {i}."
+            )
         if found and set(values) != set(found[0]):
             raise ValueError(
                 f"evaluate returned {sorted(values)} for mixture {i}, but"

@@ -9,6 +9,7 @@ import pytest
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
 from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.weight_space import barrier
 
 ROOT = Path(__file__).parents[2]
 rebasin = load_module(ROOT / "experiments" / "rebasin.py", "experiment")
@@ -44,6 +45,16 @@ def test_a_sets_barrier_is_the_mean_of_all_pairs():
     matrix = matrix + np.swapaxes(matrix, 2, 3)
     found = verdicts.set_barriers({"joint_matrix": matrix})
     np.testing.assert_allclose(found, [[3, 0]])
+
+
+def test_a_rise_at_the_midpoint_is_not_called_a_barrier():
+    config = config_of(preset="small")
+    assert config.num_matrix_alphas == 3
+    assert verdicts.rise(config) == "rise at the midpoint"
+    # A loss that is largest elsewhere: the barrier is above the rise.
+    losses = np.array([0.0, 3.0, 1.0, 0.0, 0.0])
+    assert float(barrier(losses[::2])) == 1.0 < float(barrier(losses)) == 3.0
+    assert verdicts.rise(config_of(preset="paper")) == "barrier on 25 points"
 
 
 def test_scores_of_rows_equal_a_loop():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ensjax import make_mesh
+from ensjax import Ensemble, make_mesh
 from ensjax.mapping import mesh_program
 from ensjax.mesh import place
 from ensjax.planning import read_collectives
@@ -374,6 +374,52 @@ def test_activations_find_a_planted_permutation():
         for own, o, i in ((moved, pairs.permutations, 2), (moved, {}, 1))
     )
     assert models.largest_difference(last, target).max() == 0
+
+
+def seen_rows(seen):
+    """A bare function as a model, which notes how many rows it is traced with."""
+
+    def apply(params, x):
+        seen.add(x.shape[0])
+        return jax.nn.relu(x @ params["in"] + params["bias"][None]) @ params["out"]
+
+    return apply
+
+
+@pytest.mark.parametrize("reference", [0, [0, 0, 1]])
+def test_activations_in_parts_are_those_of_all_rows(reference):
+    rng = np.random.default_rng(0)
+    shapes = {"in": (3, 4, 6), "bias": (3, 6), "out": (3, 6, 2)}
+    params = {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    params["in"][:, :, 5], params["bias"][:, 5] = 0.0, -1.0  # a unit that never varies
+    # Far from 0 and drifting, so that parts have other means than the whole.
+    x = rng.normal(size=(23, 4)).astype(np.float32) + np.arange(23)[:, None] / 4
+    seen = set()
+    ensemble = Ensemble.from_apply(seen_rows(seen), params)
+    parts = match_activations(
+        ensemble, x.astype(np.float32), reference=reference, batch_size=7
+    )
+    assert seen == {6, 5}  # as few parts as can be: 6, 6, 6 and 5
+    whole = match_activations(
+        ensemble, jnp.asarray(x, jnp.float32), reference=reference
+    )
+    assert 23 in seen
+    for found, expected in zip(jax.tree.leaves(parts), jax.tree.leaves(whole)):
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    expected = np.maximum(x @ params["in"][1] + params["bias"][1], 0)
+    target = np.maximum(x @ params["in"][0] + params["bias"][0], 0)
+    with np.errstate(invalid="ignore"):
+        pairs = [np.corrcoef(a, b)[0, 1] for a, b in zip(expected.T, target.T)]
+    np.testing.assert_allclose(parts.before[1], np.nansum(pairs) / 6, rtol=1e-5)
+
+
+def test_rows_that_are_none_are_refused():
+    _, _, moved, _ = planted("mlp", 2)
+    x = jnp.ones((4, 8))
+    with pytest.raises(ValueError, match="batch_size at least 1; got .* and 0"):
+        match_activations(moved, x, batch_size=0)
+    with pytest.raises(ValueError, match="at least one row"):
+        match_activations(moved, x[:0])
 
 
 @SLOW

@@ -82,12 +82,50 @@ def test_an_end_of_weight_zero_that_is_not_finite_plays_no_part():
     assert models.largest_difference(mended, repair(whole, ends, weights, X)).max() == 0
 
 
+@pytest.mark.parametrize("batch_size", [32, 23])  # equal parts; 22, 22 and 20 rows
+def test_parts_of_the_rows_give_what_all_rows_give(batch_size):
+    ends = models.ensemble_of(models.mlp, 3)
+    weights = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+    middle = merged(ends, weights)
+    drifting = X + jnp.arange(64.0)[:, None] / 16
+    whole = repair(middle, ends, weights, drifting)
+    parts = repair(middle, ends, weights, drifting, batch_size=batch_size)
+    assert models.largest_difference(parts, whole).max() < 1e-5
+    assert models.largest_difference(parts, middle).max() > 1e-2
+
+
+def test_no_forward_sees_more_rows_than_a_batch():
+    seen = set()
+
+    def apply(params, x):
+        seen.add(x.shape[0])
+        for name in ("a", "b"):
+            layer = params[name]
+            x = jax.nn.relu(x @ layer["kernel"] + layer["bias"][None])
+        return x @ params["head"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (2, 8, 8), "bias": (2, 8)}
+    params = {
+        name: {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+        for name in ("a", "b")
+    } | {"head": rng.normal(size=(2, 8, 3)).astype(np.float32)}
+    ends = Ensemble.from_apply(apply, params)
+    middle = merged(ends, [[0.5, 0.5]])
+    mended = repair(middle, ends, [[0.5, 0.5]], np.asarray(X), batch_size=16)
+    assert seen == {16}
+    whole = repair(middle, ends, [[0.5, 0.5]], X)
+    assert models.largest_difference(mended, whole).max() < 1e-5
+
+
 def test_errors_say_what_is_expected():
     ends = models.ensemble_of(models.mlp, 2)
     with pytest.raises(ValueError, match=r"\[mixture, member\] = \(2, 2\)"):
         repair(ends, ends, np.ones((1, 2)), X)
     with pytest.raises(ValueError, match="row 1 of weights has the sum 0 and"):
         repair(ends, ends, np.diag([1.0, 0.0]), X)
+    with pytest.raises(ValueError, match="at least one row"):
+        repair(ends, ends, np.eye(2), X[:0])
     other = models.ensemble_of(models.cnn, 2)
     with pytest.raises(ValueError, match="different architecture"):
         repair(ends, other, np.eye(2), X)

@@ -14,6 +14,7 @@ from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.planning.collectives import read_collectives
 from ensjax.weight_space import (
     ROW_SCORES,
+    Sweep,
     alpha_path,
     barrier,
     connectivity,
@@ -366,6 +367,8 @@ def test_own_scores_and_regression():
             dict(datasets={"a": (np.ones((2, 8, 8, 1)), np.ones(3, int))}),
             "equal length",
         ),
+        (dict(datasets={}), r'datasets is empty.*\{"test": \(x, y\)\}'),
+        (dict(scores=()), "at least one score"),
         (dict(block=0), "block must be at least 1"),
         (dict(batch_size=0), "batch_size be at least 1"),
     ],
@@ -374,6 +377,30 @@ def test_mistakes_are_named_before_anything_is_compiled(rows, change, words):
     arguments = dict(datasets={"all": rows}) | change
     with pytest.raises(ValueError, match=words):
         sweep(ensemble_on(1, 1), alpha_path(2, num_members=3), **arguments)
+
+
+@pytest.mark.parametrize("measure", [sweep, connectivity])
+def test_datasets_without_names_are_refused(rows, measure):
+    path = () if measure is connectivity else (alpha_path(2, num_members=3),)
+    with pytest.raises(TypeError, match=r'got tuple.*as \{"test": \(x, y\)\}'):
+        measure(ensemble_on(1, 1), *path, rows)
+
+
+def test_the_best_of_what_is_not_there_says_what_there_is():
+    values = {"weights": {"test": {"accuracy": np.ones(2), "nll": np.ones(2)}}}
+    found = Sweep(jnp.eye(2), values)
+    with pytest.raises(ValueError, match="'q' is no dataset .*; there are 'test'"):
+        found.best("q", "nll")
+    with pytest.raises(ValueError, match="'accurcy' .* there are 'accuracy', 'nll'"):
+        found.best("test", "accurcy")
+    assert found.best("test", "nll") == 0
+
+
+@pytest.mark.parametrize("value", [0.5, {}])
+def test_a_host_function_returns_numbers_by_name(value):
+    tree = {"w": np.ones((2, 3), np.float32)}
+    with pytest.raises(TypeError, match="numbers by name.* for mixture 0"):
+        sweep(tree, alpha_path(3), evaluate=lambda t: value)
 
 
 def test_models_without_batch_norm_have_no_statistics_to_measure():

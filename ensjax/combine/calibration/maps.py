@@ -15,6 +15,7 @@ from ensjax.combine.calibration.isotonic_regression import (
     fit_isotonic,
 )
 from ensjax.combine.calibration.newton import minimize_convex
+from ensjax.member_arrays import wide_labels
 from ensjax.ops.limits import at_least, at_most, between
 from ensjax.predictions import log_probs as normalize
 from ensjax.scores.rows import label_log_probs, weigh, weighted_mean
@@ -226,7 +227,7 @@ def fit_isotonic_map(
 
 def _one_vs_rest(log_probs, labels, weight):
     """`[batch, class]` 0 or 1, and the weights, NaN where a label is out of range."""
-    classes = log_probs.shape[-1]
+    labels, classes = wide_labels(labels), log_probs.shape[-1]
     known = (labels >= 0) & (labels < classes)
     weight = weigh(jnp.where(known, 1.0, jnp.nan), weight)
     return jax.nn.one_hot(labels, classes), weight

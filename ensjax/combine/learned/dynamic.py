@@ -19,7 +19,7 @@ from ensjax.combine.calibration.fitting import (
 from ensjax.combine.learned.level_one import point_features, unpack_points
 from ensjax.combine.rules.pool import give_back
 from ensjax.combine.rules.vote import weighted_vote
-from ensjax.member_arrays import member_mask_and_weights
+from ensjax.member_arrays import member_mask_and_weights, wide_labels
 from ensjax.nn.neighbors import nearest_rows
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows, Provenance
@@ -273,7 +273,7 @@ def fit_dynamic_selection(
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers [row]; got {labels.dtype}.")
     votes = predictions.votes
-    labels = broadcast_rows("labels", labels, votes.shape[1:])
+    labels = broadcast_rows("labels", wide_labels(labels), votes.shape[1:])
     counts = predictions.mask.reshape(predictions.num_members, -1)
     return DynamicSelection(
         _check_x(x, votes.shape[1]),

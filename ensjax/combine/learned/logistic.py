@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.combine.calibration.newton import minimize_convex
+from ensjax.member_arrays import wide_labels
 
 
 class LogisticWeights(NamedTuple):
@@ -49,6 +50,7 @@ def fit_logistic(
     """
     columns = 1 if num_classes == 2 else num_classes
     features = jnp.where(sample_weight[:, None] == 0, 0.0, features)
+    labels = wide_labels(labels)
     known = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(known, labels, 0)
     total = jnp.sum(sample_weight)

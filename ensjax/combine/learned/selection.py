@@ -18,6 +18,7 @@ from ensjax.combine.calibration.fitting import (
 )
 from ensjax.combine.rules.average import mean_probs
 from ensjax.combine.rules.pool import give_back_pool
+from ensjax.member_arrays import wide_labels
 from ensjax.predictions import Predictions, as_predictions
 from ensjax.provenance import FittedRows
 from ensjax.scores.rows import broadcast_rows, row_weights, weigh
@@ -339,7 +340,7 @@ class _Pool:
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"labels must be integers [batch]; got {labels.dtype}.")
         rows = values.shape[1:2]
-        self.labels = broadcast_rows("labels", labels, rows)
+        self.labels = broadcast_rows("labels", wide_labels(labels), rows)
         self.weight = row_weights(sample_weight, rows, values.dtype)
         self.loss, self.uniform = loss, 1 / values.shape[-1]
         mask = self.predictions.mask
