@@ -6,6 +6,7 @@ A run keeps them in `emulators/<kind>`, each a stack of networks. By name a netw
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from ensjax.emulate.lorenz96 import Lorenz96
@@ -71,16 +72,35 @@ def kept(run_dir, kinds, model):
     return one, kind, number
 
 
-def conditions_of(emulators, seeds):
-    """`condition` of a `SampleJob` from seeds `[case, seed, *space, channel]`."""
+def conditions_of(emulators, seeds, base=None):
+    """`condition` of a `SampleJob` from seeds `[case, seed, *space, channel]`.
+
+    Args:
+        emulators: of a single task.
+        seeds: of every case.
+        base: the same for all cases, `[*space, more]`; None where training had none.
+    """
+    base = None if base is None else base[None, None]
 
     def condition(row):
-        import jax
-
-        found = emulators.conditions(seeds[None, row : row + 1])
+        found = emulators.conditions(seeds[None, row : row + 1], base)
         return jax.tree.map(lambda x: x[:, 0], found)
 
     return condition
+
+
+def simulated(run_dir, config):
+    """What the run's simulator made.
+
+    Raises:
+        ConfigError: if it is damaged.
+    """
+    archives = read_stage(run_dir, config, "simulate")
+    if archives is None:
+        raise ConfigError(
+            f"{run_dir.path}/stages/simulate.npz is not whole: the starts are lost."
+        )
+    return archives
 
 
 def lorenz96_job(config, run_dir, model):
@@ -90,11 +110,7 @@ def lorenz96_job(config, run_dir, model):
         ConfigError: as `kept`, or if the run's archive is damaged.
     """
     emulators, kind, number = kept(run_dir, ("generated", "few"), model)
-    archives = read_stage(run_dir, config, "simulate")
-    if archives is None:
-        raise ConfigError(
-            f"{run_dir.path}/stages/simulate.npz is not whole: the starts are lost."
-        )
+    archives = simulated(run_dir, config)
     archive, few = config.archive, config.few
     train, test = archives["train"][number], archives["test"][number]
     mean, sd = (f(train, axis=(0, 1, 2)) for f in (np.mean, np.std))
@@ -119,6 +135,44 @@ def lorenz96_job(config, run_dir, model):
         seed=config.seed,
         truth=lambda row: archives["truth"][number][row][None, None],
         sampler=sampler,
+    )
+
+
+def sphere_job(config, run_dir, model):
+    """Of `seeds_sphere.py`: the test cases, given the two members of one seed.
+
+    Its members are those that the run made, and more: cases and ids say their noise.
+
+    Raises:
+        ConfigError: as `kept`, or if the run's archive is damaged.
+    """
+    emulators, _, number = kept(run_dir, ("generated",), model)
+    archives = simulated(run_dir, config)
+    training = load_beside(__file__, "seeds_sphere_training")
+    climate, system = training.climate(archives), training.system_of(config)
+    test = training.to_channels(training.standardised(archives, archives["test"]))
+    seeds, base = test[:, training.given(config)[number]], training.base_of(archives)
+    sampler = config.sampler
+    return SampleJob(
+        denoisers=emulators.denoisers,
+        condition=conditions_of(emulators, seeds, base),
+        shape=seeds.shape[2:],
+        restore=lambda samples, row: climate.restore(training.from_channels(samples)),
+        case=archives["case"],
+        lead=archives["lead_days"][-1:].astype("timedelta64[D]"),
+        variable=system.variable,
+        space={"lat": archives["lat"], "lon": archives["lon"]},
+        units=system.units,
+        source=f"{system.name}, seed {config.seed + number}",
+        truth=lambda row: archives["truth"][row][None],
+        seed=config.seed,
+        sampler=SamplerSettings(
+            "heun",
+            sampler.num_levels,
+            low=sampler.low,
+            high=sampler.high,
+            rho=sampler.rho,
+        ),
     )
 
 

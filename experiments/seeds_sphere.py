@@ -16,9 +16,11 @@ training = load_beside(__file__, "seeds_sphere_training")
 scores = load_beside(__file__, "seeds_sphere_scores")
 verdicts = load_beside(__file__, "seeds_sphere_claims")
 figures = load_beside(__file__, "seeds_sphere_figures")
+kept = load_beside(__file__, "seeds_emulators")
 
 K = training.K
 training_job = training.training_job
+sample_job = kept.sphere_job  # of `ensjax sample`
 
 
 def validate(config):
@@ -66,7 +68,6 @@ def validate(config):
 
 def run(config, run_dir):
     """Simulates, trains, samples, scores and judges; resumes by stages."""
-
     training.check_at_hand(config)
     stages = {
         "simulate": lambda done: training.simulate(config),
@@ -94,6 +95,7 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
         the simulator; and `frozen_steps` `[seed]`.
     """
     emulators, frozen = training.train(config, run_dir, archives)
+    kept.keep(run_dir, "generated", emulators)
     sampler = config.sampler
     generated, seconds = training.draw(config, emulators, archives, sampler.num_levels)
     # Timed between the samplers, so that all have the machine in the same state.

@@ -140,10 +140,10 @@ def simulate(config) -> dict[str, np.ndarray]:
     """The archive of all seeds, at the last lead; fields `[..., variable, lat, lon]`.
 
     Returns:
-        `train` and `test` `[case, member, ...]`, `truth` `[case, ...]` of the test
-        cases, `lat` and `lon` in degrees; and by lead (`lead_days`) `spread_by_lead`,
-        `error_by_lead` of the mean, and `climate_sd`, roots of area means of squares
-        `[lead, variable]`.
+        `train` and `test` `[case, member, ...]`, `truth` `[case, ...]` and numbers
+        (`case`) of the test cases, `lat` and `lon` in degrees; and by lead
+        (`lead_days`) `spread_by_lead`, `error_by_lead` of the mean, and `climate_sd`,
+        roots of area means of squares `[lead, variable]`.
 
     Raises:
         ConfigError: for a source that is not at hand.
@@ -188,6 +188,7 @@ def simulate(config) -> dict[str, np.ndarray]:
         "train": train[:, :, -1],
         "test": test[:, :, -1],
         "truth": truth[:, -1],
+        "case": test_rows,
         "lat": space["lat"],
         "lon": space["lon"],
         "lead_days": np.asarray(archive.lead_days),
