@@ -6,7 +6,6 @@
 
 import numpy as np
 
-from ensjax.emulate import diffusion
 from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
 
@@ -79,12 +78,11 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
     kept.keep(run_dir, "generated", emulators)
     kept.keep(run_dir, "few", students)
     found = {"frozen_steps": np.asarray(log.frozen_steps)}
-    few = diffusion.Euler(training.few_levels(config))
     for name, models, sampler in (
-        ("generated", emulators, training.heun(config)),
-        ("few", students, few),
+        ("generated", emulators, training.sampler_of(config)),
+        ("few", students, training.few_sampler(config)),
     ):
-        samples, seconds = training.draw(config, models, archives, sampler)
+        samples, seconds = training.draw(config, models, archives, sampler.make())
         found |= {name: samples, f"seconds_{name}": np.array(seconds)}
     return found | {"seconds_simulated": training.simulator_seconds(config, archives)}
 

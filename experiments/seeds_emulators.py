@@ -9,7 +9,6 @@ import dataclasses
 import jax
 import numpy as np
 
-from ensjax.emulate.lorenz96 import Lorenz96
 from ensjax.emulate.packaged_rain import innsbruck_rain
 from ensjax.emulate.sample_job import SampleJob, SamplerSettings
 from ensjax.emulate.stored_emulators import load_emulators, save_emulators
@@ -111,17 +110,13 @@ def lorenz96_job(config, run_dir, model):
     """
     emulators, kind, number = kept(run_dir, ("generated", "few"), model)
     archives = simulated(run_dir, config)
-    archive, few = config.archive, config.few
+    archive = config.archive
     train, test = archives["train"][number], archives["test"][number]
     mean, sd = (f(train, axis=(0, 1, 2)) for f in (np.mean, np.std))
     seeds = (test[:, : emulators.draw.num_seeds, :, None] - mean) / sd
-    system = Lorenz96(num_sites=archive.num_sites, forcing=archive.forcing)
-    common = dict(high=config.sampler.high, rho=config.sampler.rho)
-    if kind == "few":
-        sampler = SamplerSettings("euler", few.num_levels, low=few.low, **common)
-    else:
-        number_of_levels, low = config.sampler.num_levels, config.sampler.low
-        sampler = SamplerSettings("heun", number_of_levels, low=low, **common)
+    training = load_beside(__file__, "seeds_training")
+    system = training.system_of(config)
+    sampler = training.few_sampler if kind == "few" else training.sampler_of
     return SampleJob(
         denoisers=emulators.denoisers,
         condition=conditions_of(emulators, seeds),
@@ -134,7 +129,7 @@ def lorenz96_job(config, run_dir, model):
         source=f"{system.name}, seed {config.seed + number}",
         seed=config.seed,
         truth=lambda row: archives["truth"][number][row][None, None],
-        sampler=sampler,
+        sampler=sampler(config),
     )
 
 
@@ -152,7 +147,6 @@ def sphere_job(config, run_dir, model):
     climate, system = training.climate(archives), training.system_of(config)
     test = training.to_channels(training.standardised(archives, archives["test"]))
     seeds, base = test[:, training.given(config)[number]], training.base_of(archives)
-    sampler = config.sampler
     return SampleJob(
         denoisers=emulators.denoisers,
         condition=conditions_of(emulators, seeds, base),
@@ -166,13 +160,7 @@ def sphere_job(config, run_dir, model):
         source=f"{system.name}, seed {config.seed + number}",
         truth=lambda row: archives["truth"][row][None],
         seed=config.seed,
-        sampler=SamplerSettings(
-            "heun",
-            sampler.num_levels,
-            low=sampler.low,
-            high=sampler.high,
-            rho=sampler.rho,
-        ),
+        sampler=training.sampler_of(config, config.sampler.num_levels),
     )
 
 

@@ -48,8 +48,8 @@ import numpy as np
 
 import ensjax
 from ensjax import verification
-from ensjax.emulate import diffusion
-from ensjax.emulate.seeds import train_generators
+from ensjax.emulate.sample_job import SamplerSettings
+from ensjax.emulate.seeds import train_seeds
 from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
 
@@ -142,12 +142,10 @@ def measure(config, run_dir, archives, emulators, log) -> dict[str, np.ndarray]:
         ensemble=emulators.ensemble.select(list(seeds)),
         tasks=np.asarray(emulators.tasks)[: len(seeds)],
     )
-    settings = config.sampler
     for name, count in zip(sampler_names(config), speed.num_levels, strict=True):
-        levels = diffusion.rho_levels(
-            count, low=settings.low, high=settings.high, rho=settings.rho
-        )
-        add(name, denoisers, diffusion.Heun(levels), 2 * count - 1, log)
+        settings = config.sampler.to_dict() | {"num_levels": count}
+        sampler = SamplerSettings("heun", **settings).make()
+        add(name, denoisers, sampler, sampler.num_calls, log)
     for number, name in enumerate(network_names(config)):
         networks, own_log = train_network(config, run_dir, train, name, number)
         add(name, networks, None, 1, own_log)
@@ -177,7 +175,7 @@ def train_network(config, run_dir, train, name, number):
         noise=ensjax.train.WhiteNoise(speed.num_noise_channels),
         alpha=speed.alpha,
     )
-    return train_generators(
+    return train_seeds(
         make_model,
         {"members": standard.swapaxes(0, 1)[..., None]},
         steps=speed.crps_steps[number],

@@ -1,6 +1,5 @@
 """Archive, networks, training and sampling of `seeds_sphere.py`."""
 
-import dataclasses
 import functools
 import time
 
@@ -12,7 +11,8 @@ import ensjax
 from ensjax.data.splits import check_disjoint
 from ensjax.emulate import HeldSuarez, fit_standardiser, held_suarez_archive
 from ensjax.emulate.climatology import Standardiser
-from ensjax.emulate.diffusion import Heun, rho_levels
+from ensjax.emulate.diffusion import DenoisingLoss
+from ensjax.emulate.sample_job import SamplerSettings
 from ensjax.emulate.seeds import SeedsEmulators, SeedsLoss
 from ensjax.emulate.trajectories import climate_states, forecast_twins
 from ensjax.experiment import ConfigError
@@ -29,28 +29,6 @@ NETWORKS = {"unet": ensjax.nn.UNetDenoiser, "residual": ensjax.nn.ResidualDenois
 # Runs of the test archive have numbers from here on, whatever is trained on.
 _FIRST_TEST_RUN = 1_000
 _TIMED_DAYS, _TIMED_MEMBERS = 1, 8
-
-
-@dataclasses.dataclass(frozen=True)
-class AreaLoss:
-    """The denoising loss `[lat, lon, variable]` with every place's area on a sphere.
-
-    Attributes:
-        parametrisation, noise: as of `DenoisingLoss`, which counts places alike.
-    """
-
-    parametrisation: object
-    noise: object
-
-    def of_one(self, model, key, x0, condition):
-        """The loss of one example."""
-        sigma_key, noise_key = jax.random.split(key)
-        sigma = self.noise(sigma_key)
-        noisy = x0 + sigma * jax.random.normal(noise_key, x0.shape, x0.dtype)
-        found = self.parametrisation.denoise(model, noisy, sigma, condition)
-        area = jnp.asarray(gauss_weights(x0.shape[0]), jnp.float32)[:, None, None]
-        squared = jnp.square((found - x0).astype(jnp.float32))
-        return self.parametrisation.weight(sigma) * jnp.mean(area * squared)
 
 
 def turned(key, case):
@@ -90,7 +68,7 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
         functools.partial(make_model, config),
         cases,
         [0] * config.num_seeds,  # all have the same archive
-        SeedsLoss(draw_of(), AreaLoss(*full_size.parts_of(config))),
+        SeedsLoss(draw_of(), loss_of(config, cases["members"].shape[-3])),
         augment=turned,
     )
 
@@ -99,6 +77,12 @@ def make_model(config, rngs):
     """One network, from `nnx.Rngs`."""
     network = choose("model.name", config.model.name, NETWORKS)
     return network(**config.model.options.to_dict(), rngs=rngs)
+
+
+def loss_of(config, num_lat) -> DenoisingLoss:
+    """Of samples `[lat, lon, variable]`; every place counts as much as its area."""
+    areas = tuple(gauss_weights(num_lat).tolist())
+    return DenoisingLoss(*full_size.parts_of(config), place_weights=areas)
 
 
 def draw_of():
@@ -278,6 +262,12 @@ def train(config, run_dir, archives) -> tuple[SeedsEmulators, np.ndarray]:
     return emulators, np.asarray(log.frozen_steps)
 
 
+def sampler_of(config, num_levels) -> SamplerSettings:
+    """Heun's method with so many of the config's levels."""
+    ends = {name: config.sampler[name] for name in ("low", "high", "rho")}
+    return SamplerSettings("heun", num_levels, **ends)
+
+
 def draw(config, emulators, archives, num_levels) -> tuple[np.ndarray, float]:
     """Samples `[seed, sample, case, variable, lat, lon]` in units of the climate.
 
@@ -285,11 +275,10 @@ def draw(config, emulators, archives, num_levels) -> tuple[np.ndarray, float]:
         The samples, and the seconds that one of them takes: the median over calls
         behind the first, which compiles.
     """
-    sampler = config.sampler
-    levels = rho_levels(num_levels, low=sampler.low, high=sampler.high, rho=sampler.rho)
+    sampler = sampler_of(config, num_levels).make()
     test = to_channels(standardised(archives, archives["test"]))
     seeds = np.stack([test[:, pair] for pair in given(config)])  # [seed, case, 2, ...]
-    cases, at_once = seeds.shape[1], sampler.cases_per_call
+    cases, at_once = seeds.shape[1], config.sampler.cases_per_call
     base = np.broadcast_to(base_of(archives), (len(seeds), at_once, *seeds.shape[3:]))
 
     def call(rows):
@@ -297,7 +286,7 @@ def draw(config, emulators, archives, num_levels) -> tuple[np.ndarray, float]:
         drawn = emulators.sample(
             seeds[:, rows],
             np.arange(config.num_samples),
-            sampler=Heun(levels),
+            sampler=sampler,
             base=base,
             case_ids=rows,
             seed=config.seed,

@@ -185,26 +185,13 @@ def test_the_climate_is_that_of_the_latitude_in_both_hemispheres():
     assert (area * base**2).mean() == pytest.approx(1, rel=1e-4)
 
 
-def test_the_loss_of_a_perfect_denoiser_is_none_and_areas_count():
-    class Exact:
-        """The clean sample but for an error at one latitude."""
-
-        def __init__(self, row):
-            self.row = row
-
-        def denoise(self, model, x, sigma, condition):
-            return condition.at[self.row].add(1.0)
-
-        def weight(self, sigma):
-            return 1.0
-
-    x0 = jax.numpy.ones((16, 32, 2))
-    key = jax.random.key(0)
-    weights = gauss_weights(16)
-    for row in (0, 7):
-        loss = training.AreaLoss(Exact(row), lambda key: 1.0)
-        found = loss.of_one(None, key, x0, x0)
-        assert found == pytest.approx(weights[row] / 16, rel=1e-5)
+def test_the_loss_counts_places_by_their_areas():
+    job = training.training_job(config_of("smoke"), shapes_only=True)
+    areas = job.options["loss"].loss.place_weights
+    np.testing.assert_array_equal(areas, gauss_weights(32))
+    assert hash(job.options["loss"]) == hash(
+        training.training_job(config_of("small"), shapes_only=True).options["loss"]
+    )
 
 
 def test_every_seed_is_given_other_members():
@@ -225,7 +212,9 @@ def test_too_little_spread_fails_the_checks_of_spread_and_power(perfect, narrow)
     # Draws of one distribution have the same fair CRPS: either may be smaller.
     assert all(v for name, v in good.items() if not name.startswith("(e)"))
     assert not bad["(b) spread-skill ratio, low"]
-    assert bad["(b) spread-skill ratio, high"] and bad["(c) most power"]
+    assert (
+        bad["(b) spread-skill ratio, high"] and bad["(c) most power, of the full one's"]
+    )
 
 
 def test_claims_follow_their_numbers(perfect, narrow):
