@@ -188,5 +188,10 @@ def rain_job(config, run_dir, model):
         truth=lambda row: test.observed[row][None, None],
         case_ids=test.rows,
         seed=config.seed,
-        sampler=SamplerSettings("heun", config.num_levels, high=config.sigma_high),
+        sampler=rain_sampler(config),
     )
+
+
+def rain_sampler(config) -> SamplerSettings:
+    """Of `seeds_rainfall.py`."""
+    return SamplerSettings("heun", config.num_levels, high=config.sigma_high)

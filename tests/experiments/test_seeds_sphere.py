@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from ensjax import cli
 from ensjax.experiment import ConfigError
 from ensjax.experiment.configs import load_config
 from ensjax.experiment.fields import load_beside
@@ -291,3 +292,23 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path, monkeypatch
     assert run_and_report(options) == 0
     assert json.loads(path.read_text()) == first
     assert not list((tmp_path / "cache").rglob("*.npz"))
+    xr = pytest.importorskip("xarray")
+    pytest.importorskip("zarr")
+    out = tmp_path / "members.zarr"
+    sample = ["sample", str(tmp_path / "run"), "--init", "all", "--members", "9"]
+    assert cli.main([*sample, "-o", str(out), "--truth", f"{tmp_path}/truth.zarr"]) == 0
+    with xr.open_zarr(out, decode_timedelta=True) as found:
+        assert found.temperature.dims == ("case", "member", "lead", "lat", "lon")
+        assert found.temperature.attrs["units"] == "K"
+        assert found.lat.attrs["units"] == "degrees_north" and found.sizes["lat"] == 32
+        assert found.member.attrs["standard_name"] == "realization"
+        assert found.member.values.tolist() == list(range(9))
+        made = np.load(tmp_path / "run" / "stages" / "emulate.npz")["generated"][0]
+        stage = dict(np.load(tmp_path / "run" / "stages" / "simulate.npz"))
+        wanted = training.climate(stage).restore(made)[:, :, 0]  # temperature
+        np.testing.assert_allclose(
+            found.temperature[:, :8, 0].transpose("member", "case", ...),
+            wanted,
+            rtol=1e-4,
+        )
+    assert cli.main(["verify", str(out), f"{tmp_path}/truth.zarr"]) == 0
