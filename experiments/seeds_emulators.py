@@ -17,6 +17,7 @@ from ensjax.experiment.fields import load_beside
 from ensjax.experiment.overrides import join_names
 from ensjax.experiment.processes import on_first_process
 from ensjax.experiment.stages import read_stage
+from ensjax.mesh import make_mesh
 
 
 def keep(run_dir, kind, emulators) -> None:
@@ -32,6 +33,12 @@ def keep(run_dir, kind, emulators) -> None:
 
     on_first_process(remove)
     save_emulators(place, emulators)
+
+
+def load(config, run_dir, kind):
+    """The stack that `keep` has kept, on the mesh of the config."""
+    mesh = make_mesh(**config.mesh.to_dict())
+    return load_emulators(run_dir.path / "emulators" / kind, mesh=mesh)
 
 
 def kept(run_dir, kinds, model):

@@ -280,19 +280,11 @@ def draw(config, emulators, archives, sampler) -> tuple[np.ndarray, float]:
         a case without compilation, which are NaN if all came from one call.
     """
     given = standardised(archives, "test")[:, :, :K, :, None]
-    conditions = jax.jit(emulators.conditions)(given)
     parts, times = [], []
     for first in range(0, config.num_samples, config.samples_at_once):
+        ids = np.arange(first, first + config.samples_at_once)
         start = time.perf_counter()
-        drawn = diffusion.sample_each(
-            emulators.denoisers,
-            np.arange(first, first + config.samples_at_once),
-            conditions,
-            shape=given.shape[3:],
-            sampler=sampler,
-            seed=config.seed,
-            mesh=emulators.ensemble.mesh,
-        )
+        drawn = emulators.sample(given, ids, sampler=sampler, seed=config.seed)
         parts.append(ensjax.mesh.fetch(drawn)[..., 0])
         times.append(time.perf_counter() - start)
     samples = np.concatenate(parts, axis=1)[:, : config.num_samples]

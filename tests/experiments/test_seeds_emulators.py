@@ -141,7 +141,7 @@ def test_members_on_the_sphere_are_those_that_the_experiment_draws(tmp_path):
     drawn, _ = sphere.training.draw(config, emulators, archives, 2)
     job = sphere.sample_job(config, run_dir, "1")
     assert job.rows_of(["10000001"]).tolist() == [1]
-    blocks = sample_blocks(job, [0, 1], np.arange(3), mesh=mesh)
+    blocks = sample_blocks(job, [0, 1], np.arange(3))
     found = np.stack([values[:, 0] for _, _, values in blocks], axis=1)
     climate = sphere.training.climate(archives)
     np.testing.assert_allclose(found, climate.restore(drawn[1]), rtol=1e-5)
@@ -174,7 +174,7 @@ def test_rain_of_a_run_is_what_the_experiment_draws(tmp_path):
     run_dir = types.SimpleNamespace(path=epath.Path(tmp_path))
     stored.keep(run_dir, "half_half", emulators)
     job = rain.sample_job(config, run_dir, None)
-    blocks = sample_blocks(job, rows, np.arange(11), mesh=mesh)
+    blocks = sample_blocks(job, rows, np.arange(11))
     found = np.stack([values[:, 0, 0] for _, _, values in blocks], axis=1)
     wanted = rain.draw(config, emulators, test, scale)[0][:, rows]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)

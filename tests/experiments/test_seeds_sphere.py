@@ -235,7 +235,7 @@ def test_claims_follow_their_numbers(perfect, narrow):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("num_samples", "3", "config.num_samples must be a number at least 4"),
+        ("num_samples", "2", "config.num_samples must be a number at least 3"),
         ("num_seeds", "4", "config.archive.num_test_members must be a number"),
         ("archive.num_train_members", "2", "config.archive.num_train_members"),
         ("archive.lead_days", "(1, 0)", "lead_days must rise"),
@@ -307,7 +307,7 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path, monkeypatch
         stage = dict(np.load(tmp_path / "run" / "stages" / "simulate.npz"))
         wanted = training.climate(stage).restore(made)[:, :, 0]  # temperature
         np.testing.assert_allclose(
-            found.temperature[:, :8, 0].transpose("member", "case", ...),
+            found.temperature[:, :3, 0].transpose("member", "case", ...),
             wanted,
             rtol=1e-4,
         )
