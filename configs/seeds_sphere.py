@@ -52,7 +52,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         dict(
             num_channels=2,
             num_condition_channels=3 * 2 + 2,  # of the seeds, and of the climate
-            widths=(8, 16) if smoke else (16, 32, 64),
+            widths=(8,) if smoke else (16, 32, 64),  # of one grid: sooner compiled
             depth=1,
             kernel_size=(3, 3),
             padding="lat_lon",
@@ -83,7 +83,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             cases_per_call=1,
         )
     )
-    # In smoke and small as many as the others of the simulator: one program scores both.
+    # In smoke and small as many as the simulator's others: one program scores both.
     config.num_samples = 3 if smoke else 48 if claims else 29
     config.event_sds = 2.0  # tails: so many deviations off the climate's mean
     # Beyond it the simulator's filter leaves little: spectra are compared in one band.
