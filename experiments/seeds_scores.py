@@ -95,15 +95,14 @@ def curve_sizes(num_full: int, num_samples: int) -> list[int]:
     return sorted(size for size in sizes if size <= num_samples)
 
 
-def expected_crps(parts, num_members: int) -> float:
+def expected_crps(parts, num_members: int):
     """The standard CRPS of so many members, the mean over all subsets of them.
 
     Args:
         parts: of the fair CRPS of all members.
         num_members: of a subset.
     """
-    share = 1 - 1 / num_members
-    return float(parts.skill) - share * float(parts.spread) / 2
+    return parts.skill - (1 - 1 / num_members) * parts.spread / 2
 
 
 def correlation(first, second) -> float:

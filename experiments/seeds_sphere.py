@@ -36,7 +36,7 @@ def validate(config):
     if archive.source == "gefs":
         return
     choose("model.name", config.model.name, training.NETWORKS)
-    choose("diffusion", config.diffusion, training.full_size.DIFFUSIONS)
+    choose("diffusion", config.diffusion, {"edm": None})
     # Seeds are given different members, and two others are left.
     least = max(K * config.num_seeds, K + 2)
     check_numbers(config, ("archive.num_test_members",), at_least=least)
@@ -46,7 +46,8 @@ def validate(config):
     check_numbers(config, [f"archive.{name}" for name in counts], at_least=1)
     days = ("archive.spin_up_days", "archive.settle_days", "archive.lead_days")
     check_numbers(config, days, at_least=0)
-    check_numbers(config, ("archive.noise", "event_sds", "sampler.low"), above=0)
+    positive = ("archive.noise", "event_sds", "noise.sd", "sampler.low")
+    check_numbers(config, positive, above=0)
     levels = ("sampler.num_levels", "sampler.few_levels")
     check_numbers(config, levels, at_least=2)
     check_numbers(config, ("sampler.high",), above=config.sampler.low)

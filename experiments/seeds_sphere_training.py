@@ -11,7 +11,7 @@ import ensjax
 from ensjax.data.splits import check_disjoint
 from ensjax.emulate import HeldSuarez, fit_standardiser, held_suarez_archive
 from ensjax.emulate.climatology import Standardiser
-from ensjax.emulate.diffusion import DenoisingLoss
+from ensjax.emulate.diffusion import DenoisingLoss, LogNormalNoise
 from ensjax.emulate.sample_job import SamplerSettings
 from ensjax.emulate.seeds import SeedsEmulators, SeedsLoss
 from ensjax.emulate.trajectories import forecast_twins, run_trajectories
@@ -80,8 +80,12 @@ def make_model(config, rngs):
 
 def loss_of(config, num_lat) -> DenoisingLoss:
     """Of samples `[lat, lon, variable]`; every place counts as much as its area."""
-    areas = tuple(gauss_weights(num_lat).tolist())
-    return DenoisingLoss(*full_size.parts_of(config), place_weights=areas)
+    parametrisation, _ = full_size.parts_of(config)
+    return DenoisingLoss(
+        parametrisation,
+        LogNormalNoise(**config.noise.to_dict()),
+        place_weights=tuple(gauss_weights(num_lat).tolist()),
+    )
 
 
 def draw_of():

@@ -188,11 +188,11 @@ def test_the_climate_is_that_of_the_latitude_in_both_hemispheres():
 
 def test_the_loss_counts_places_by_their_areas():
     job = training.training_job(config_of("smoke"), shapes_only=True)
-    areas = job.options["loss"].loss.place_weights
-    np.testing.assert_array_equal(areas, gauss_weights(32))
-    assert hash(job.options["loss"]) == hash(
-        training.training_job(config_of("small"), shapes_only=True).options["loss"]
-    )
+    loss = job.options["loss"].loss
+    np.testing.assert_array_equal(loss.place_weights, gauss_weights(32))
+    assert (loss.noise.mean, loss.noise.sd) == (0.3, 1.4)
+    again = training.training_job(config_of("small"), shapes_only=True).options["loss"]
+    assert again == job.options["loss"] and hash(again) == hash(job.options["loss"])
 
 
 def test_every_seed_is_given_other_members():
@@ -241,6 +241,8 @@ def test_claims_follow_their_numbers(perfect, narrow):
         ("archive.lead_days", "(1, 0)", "lead_days must rise"),
         ("archive.step_minutes", "7", "step_minutes must divide a day"),
         ("sampler.few_levels", "1", "config.sampler.few_levels"),
+        ("noise.sd", "0.0", "config.noise.sd must be"),
+        ("diffusion", "ve", "config.diffusion is one of edm"),
         ("model.name", "'axial'", "config.model.name is one of residual, unet"),
     ],
 )
