@@ -38,10 +38,12 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.archive = ml_collections.ConfigDict(
         dict(
             source="lorenz96",
-            num_train_cases=200 if smoke else 10_000,
+            # In smoke as many trajectories in both, of which one program is made: a
+            # truth and 5 members of 88 cases, a truth and 10 members of 48.
+            num_train_cases=88 if smoke else 10_000,
             num_train_members=5,
-            num_test_cases=16 if smoke else 200,
-            num_test_members=31,
+            num_test_cases=48 if smoke else 200,
+            num_test_members=10 if smoke else 31,
             num_sites=40,
             forcing=8.0,
             lead_steps=40,
@@ -71,8 +73,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.sampler = ml_collections.ConfigDict(
         dict(num_levels=6 if smoke else 24, low=0.002, high=80.0, rho=7.0)
     )
-    config.num_samples = 32 if smoke else 64
-    config.samples_at_once = 8 if smoke else 16  # of a case, in a call of the sampler
+    config.num_samples = 8 if smoke else 64
+    config.samples_at_once = 4 if smoke else 16  # of a case, in a call of the sampler
     # Distillation: the same denoiser in a few calls.
     total_steps = 10 if smoke else 400
     config.few = ml_collections.ConfigDict(
@@ -93,7 +95,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.speed = ml_collections.ConfigDict(
         dict(
             num_seeds=1 if smoke else 3 if claims else 2,
-            num_samples=8 if smoke else 48 if claims else 16,
+            num_samples=4 if smoke else 48 if claims else 16,
             num_levels=(6,) if smoke else (4, 6, 12, 24),
             num_timings=3 if claims else 1,
             # A network each: its members in training, steps and rate.

@@ -6,7 +6,6 @@
 
 import numpy as np
 
-from ensjax.emulate import diffusion
 from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
 
@@ -31,7 +30,7 @@ def validate(config):
     check_numbers(config, ("num_seeds", "num_samples"), at_least=1)
     check_numbers(config, ("archive.num_train_members",), at_least=K + 1)
     check_numbers(config, ("archive.num_test_members",), at_least=K + 2)
-    check_numbers(config, ("num_samples",), at_least=archive.num_test_members)
+    check_numbers(config, ("num_samples",), at_least=archive.num_test_members - K)
     check_numbers(
         config, ("training.total_steps", "training.steps_per_call"), at_least=1
     )
@@ -51,7 +50,7 @@ def run(config, run_dir):
         "simulate": lambda done: training.simulate(config),
         "emulate": lambda done: emulate(config, run_dir, done["simulate"]),
         "scores": lambda done: measure(config, done["simulate"], done["emulate"]),
-        "speed": lambda done: measure_speed(config, run_dir, done["simulate"]),
+        "speed": lambda done: measure_speed(config, run_dir, done),
     }
     done = run_stages(run_dir, config, stages)
     done["speed"] = in_deviations(done["speed"], done["simulate"])
@@ -72,19 +71,22 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
     Returns:
         `generated` by Heun steps and `few` by the distilled denoiser, `[seed, sample,
         case, site]`; seconds that one sample of one case takes with each, and one
-        member with the simulator `[seed]`; and `frozen_steps` `[seed]`.
+        member with the simulator `[seed]`; `frozen_steps` `[seed]`; and the seconds
+        that the training of one network took.
     """
     emulators, log = training.train(config, run_dir, archives)
     students = training.distil(config, run_dir, emulators, archives)
     kept.keep(run_dir, "generated", emulators)
     kept.keep(run_dir, "few", students)
-    found = {"frozen_steps": np.asarray(log.frozen_steps)}
-    few = diffusion.Euler(training.few_levels(config))
+    found = {
+        "frozen_steps": np.asarray(log.frozen_steps),
+        "training_seconds": np.array(speed.training_seconds(emulators, log)),
+    }
     for name, models, sampler in (
-        ("generated", emulators, training.heun(config)),
-        ("few", students, few),
+        ("generated", emulators, training.sampler_of(config)),
+        ("few", students, training.few_sampler(config)),
     ):
-        samples, seconds = training.draw(config, models, archives, sampler)
+        samples, seconds = training.draw(config, models, archives, sampler.make())
         found |= {name: samples, f"seconds_{name}": np.array(seconds)}
     return found | {"seconds_simulated": training.simulator_seconds(config, archives)}
 
@@ -117,10 +119,10 @@ def measure(config, archives, drawn) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def measure_speed(config, run_dir, archives) -> dict[str, np.ndarray]:
-    """The table of `seeds_speed.py`, with the trained denoisers read back."""
-    emulators, log = training.train(config, run_dir, archives)
-    return speed.measure(config, run_dir, archives, emulators, log)
+def measure_speed(config, run_dir, done) -> dict[str, np.ndarray]:
+    """The table of `seeds_speed.py`, with the denoisers that the run has kept."""
+    emulators = kept.load(config, run_dir, "generated")
+    return speed.measure(config, run_dir, done["simulate"], emulators, done["emulate"])
 
 
 def in_deviations(found, archives) -> dict[str, np.ndarray]:

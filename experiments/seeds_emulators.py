@@ -6,9 +6,9 @@ A run keeps them in `emulators/<kind>`, each a stack of networks. By name a netw
 
 import dataclasses
 
+import jax
 import numpy as np
 
-from ensjax.emulate.lorenz96 import Lorenz96
 from ensjax.emulate.packaged_rain import innsbruck_rain
 from ensjax.emulate.sample_job import SampleJob, SamplerSettings
 from ensjax.emulate.stored_emulators import load_emulators, save_emulators
@@ -17,6 +17,7 @@ from ensjax.experiment.fields import load_beside
 from ensjax.experiment.overrides import join_names
 from ensjax.experiment.processes import on_first_process
 from ensjax.experiment.stages import read_stage
+from ensjax.mesh import make_mesh
 
 
 def keep(run_dir, kind, emulators) -> None:
@@ -32,6 +33,12 @@ def keep(run_dir, kind, emulators) -> None:
 
     on_first_process(remove)
     save_emulators(place, emulators)
+
+
+def load(config, run_dir, kind):
+    """The stack that `keep` has kept, on the mesh of the config."""
+    mesh = make_mesh(**config.mesh.to_dict())
+    return load_emulators(run_dir.path / "emulators" / kind, mesh=mesh)
 
 
 def kept(run_dir, kinds, model):
@@ -71,16 +78,35 @@ def kept(run_dir, kinds, model):
     return one, kind, number
 
 
-def conditions_of(emulators, seeds):
-    """`condition` of a `SampleJob` from seeds `[case, seed, *space, channel]`."""
+def conditions_of(emulators, seeds, base=None):
+    """`condition` of a `SampleJob` from seeds `[case, seed, *space, channel]`.
+
+    Args:
+        emulators: of a single task.
+        seeds: of every case.
+        base: the same for all cases, `[*space, more]`; None where training had none.
+    """
+    base = None if base is None else base[None, None]
 
     def condition(row):
-        import jax
-
-        found = emulators.conditions(seeds[None, row : row + 1])
+        found = emulators.conditions(seeds[None, row : row + 1], base)
         return jax.tree.map(lambda x: x[:, 0], found)
 
     return condition
+
+
+def simulated(run_dir, config):
+    """What the run's simulator made.
+
+    Raises:
+        ConfigError: if it is damaged.
+    """
+    archives = read_stage(run_dir, config, "simulate")
+    if archives is None:
+        raise ConfigError(
+            f"{run_dir.path}/stages/simulate.npz is not whole: the starts are lost."
+        )
+    return archives
 
 
 def lorenz96_job(config, run_dir, model):
@@ -90,22 +116,14 @@ def lorenz96_job(config, run_dir, model):
         ConfigError: as `kept`, or if the run's archive is damaged.
     """
     emulators, kind, number = kept(run_dir, ("generated", "few"), model)
-    archives = read_stage(run_dir, config, "simulate")
-    if archives is None:
-        raise ConfigError(
-            f"{run_dir.path}/stages/simulate.npz is not whole: the starts are lost."
-        )
-    archive, few = config.archive, config.few
+    archives = simulated(run_dir, config)
+    archive = config.archive
     train, test = archives["train"][number], archives["test"][number]
     mean, sd = (f(train, axis=(0, 1, 2)) for f in (np.mean, np.std))
     seeds = (test[:, : emulators.draw.num_seeds, :, None] - mean) / sd
-    system = Lorenz96(num_sites=archive.num_sites, forcing=archive.forcing)
-    common = dict(high=config.sampler.high, rho=config.sampler.rho)
-    if kind == "few":
-        sampler = SamplerSettings("euler", few.num_levels, low=few.low, **common)
-    else:
-        number_of_levels, low = config.sampler.num_levels, config.sampler.low
-        sampler = SamplerSettings("heun", number_of_levels, low=low, **common)
+    training = load_beside(__file__, "seeds_training")
+    system = training.system_of(config)
+    sampler = training.few_sampler if kind == "few" else training.sampler_of
     return SampleJob(
         denoisers=emulators.denoisers,
         condition=conditions_of(emulators, seeds),
@@ -118,7 +136,38 @@ def lorenz96_job(config, run_dir, model):
         source=f"{system.name}, seed {config.seed + number}",
         seed=config.seed,
         truth=lambda row: archives["truth"][number][row][None, None],
-        sampler=sampler,
+        sampler=sampler(config),
+    )
+
+
+def sphere_job(config, run_dir, model):
+    """Of `seeds_sphere.py`: the test cases, given the two members of one seed.
+
+    Its members are those that the run made, and more: cases and ids say their noise.
+
+    Raises:
+        ConfigError: as `kept`, or if the run's archive is damaged.
+    """
+    emulators, _, number = kept(run_dir, ("generated",), model)
+    archives = simulated(run_dir, config)
+    training = load_beside(__file__, "seeds_sphere_training")
+    climate, system = training.climate(archives), training.system_of(config)
+    test = training.to_channels(training.standardised(archives, archives["test"]))
+    seeds, base = test[:, training.given(config)[number]], training.base_of(archives)
+    return SampleJob(
+        denoisers=emulators.denoisers,
+        condition=conditions_of(emulators, seeds, base),
+        shape=seeds.shape[2:],
+        restore=lambda samples, row: climate.restore(training.from_channels(samples)),
+        case=archives["case"],
+        lead=archives["lead_days"][-1:].astype("timedelta64[D]"),
+        variable=system.variable,
+        space={"lat": archives["lat"], "lon": archives["lon"]},
+        units=system.units,
+        source=f"{system.name}, seed {config.seed + number}",
+        truth=lambda row: archives["truth"][row][None],
+        seed=config.seed,
+        sampler=training.sampler_of(config, config.sampler.num_levels),
     )
 
 
@@ -146,5 +195,10 @@ def rain_job(config, run_dir, model):
         truth=lambda row: test.observed[row][None, None],
         case_ids=test.rows,
         seed=config.seed,
-        sampler=SamplerSettings("heun", config.num_levels, high=config.sigma_high),
+        sampler=rain_sampler(config),
     )
+
+
+def rain_sampler(config) -> SamplerSettings:
+    """Of `seeds_rainfall.py`."""
+    return SamplerSettings("heun", config.num_levels, high=config.sigma_high)

@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 
 import ensjax
-from ensjax.emulate import diffusion
 from ensjax.emulate.seeds import DrawSeeds, train_seeds
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
@@ -121,17 +120,20 @@ def _generate(config, run_dir, kind, train, test, done):
         fit_options={"logger": run_dir.logger(kind)},
     )
     kept.keep(run_dir, kind, emulators)
+    return {
+        "rain": draw(config, emulators, test, scale).astype(np.float32),
+        "frozen_steps": np.asarray(log.frozen_steps),
+    }
+
+
+def draw(config, emulators, test, scale):
+    """Rain in mm of every network and test case, `[model, member, case]`."""
     seeds = data.given(config, test, scale)
-    levels = diffusion.rho_levels(config.num_levels, high=config.sigma_high)
     z = emulators.sample(
-        np.broadcast_to(seeds, (config.num_seeds, *seeds.shape)),
+        np.broadcast_to(seeds, (emulators.ensemble.num_members, *seeds.shape)),
         np.arange(config.num_samples),
-        sampler=diffusion.Heun(levels),
+        sampler=kept.rain_sampler(config).make(),
         case_ids=test.rows,
         seed=config.seed,
     )
-    z = np.asarray(ensjax.mesh.fetch(jax.block_until_ready(z)))[..., 0]
-    return {
-        "rain": scale.restore(z).astype(np.float32),
-        "frozen_steps": np.asarray(log.frozen_steps),
-    }
+    return scale.restore(ensjax.mesh.fetch(jax.block_until_ready(z))[..., 0])

@@ -1,5 +1,8 @@
 """What `seeds.py` measures of ensembles of one field on a ring."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,16 +44,11 @@ def measure(ensembles, truth, event: float, *, sizes) -> dict[str, np.ndarray]:
     half = len(full) // 2
     full_spread, other_spread = full.std(0, ddof=1), full[half:].std(0, ddof=1)
     full_power, full_tail = power(full), max(np.mean(full > event), 1e-9)
-    table = verification.event_table(num_bins=10)
-    levels = {"thresholds": jnp.full((1,), event, jnp.float32)}
     for name, members in ensembles.items():
-        parts = verification.crps_parts("fair")(members, truth)
         spread = members.std(0, ddof=1)
         number = min(len(members), len(full))
-        ranks = verification.rank_histogram(number)(members[:number], truth)
-        diagram = verification.reliability_diagram(
-            table(members, truth, reference=levels)
-        )
+        verified = jax.device_get(_verified(members, truth, event, number=number))
+        parts = verified.pop("parts")
         values = {
             "crps": expected_crps(parts, len(members)),
             "crps_equal": expected_crps(parts, number),
@@ -60,21 +58,35 @@ def measure(ensembles, truth, event: float, *, sizes) -> dict[str, np.ndarray]:
             ],
             "fair": parts.crps,
             "rmse": np.sqrt(np.mean((members.mean(0) - truth) ** 2)),
-            "ssr": verification.spread_skill()(members, truth)[2],
             "spread": spread.mean() / full_spread.mean(),
             "pattern": correlation(spread, full_spread),
             "pattern_equal": correlation(members[:half].std(0, ddof=1), other_spread),
             "power": power(members) / full_power,
             "tail": np.mean(members > event) / full_tail,
-            "counts": ranks.counts,
-            "unreliability": ranks.unreliability,
-            "reliability": [np.asarray(x)[0] for x in diagram],
-            "binned": verification.binned_spread_skill(SPREAD_EDGES)(members, truth),
+            **verified,
         }
         found |= {
             f"{name}_{key}": np.asarray(v, np.float64) for key, v in values.items()
         }
     return found
+
+
+@functools.partial(jax.jit, static_argnames="number")
+def _verified(members, truth, event, *, number):
+    """What is of one ensemble alone, as one program; ranks of `number` members."""
+    ranks = verification.rank_histogram(number)(members[:number], truth)
+    levels = {"thresholds": jnp.full((1,), event, jnp.float32)}
+    table = verification.event_table(num_bins=10)(members, truth, reference=levels)
+    diagram = verification.reliability_diagram(table)
+    binned = verification.binned_spread_skill(SPREAD_EDGES)(members, truth)
+    return {
+        "parts": verification.crps_parts("fair")(members, truth),
+        "ssr": verification.spread_skill()(members, truth).ratio,
+        "counts": ranks.counts,
+        "unreliability": ranks.unreliability,
+        "reliability": jnp.stack([x[0] for x in diagram]),
+        "binned": jnp.stack(binned),
+    }
 
 
 def curve_sizes(num_full: int, num_samples: int) -> list[int]:
@@ -83,15 +95,14 @@ def curve_sizes(num_full: int, num_samples: int) -> list[int]:
     return sorted(size for size in sizes if size <= num_samples)
 
 
-def expected_crps(parts, num_members: int) -> float:
+def expected_crps(parts, num_members: int):
     """The standard CRPS of so many members, the mean over all subsets of them.
 
     Args:
         parts: of the fair CRPS of all members.
         num_members: of a subset.
     """
-    share = 1 - 1 / num_members
-    return float(parts.skill) - share * float(parts.spread) / 2
+    return parts.skill - (1 - 1 / num_members) * parts.spread / 2
 
 
 def correlation(first, second) -> float:

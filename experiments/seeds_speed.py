@@ -12,14 +12,13 @@ How `seeds.py` hooks it in:
 
     speed.validate(config)                               # in validate
     "speed": lambda done: speed.measure(                 # a stage after "emulate"
-        config, run_dir, done["simulate"], emulators, log)
+        config, run_dir, done["simulate"], emulators, done["emulate"])
     verdicts_of_speed.add_table(run_dir, config, done["speed"])
     checks += verdicts_of_speed.make_checks(config, done["speed"])
     scalars |= verdicts_of_speed.summarise(config, done["speed"])  # no times in it
     summary += verdicts_of_speed.describe(config, done["speed"])
 
-`emulators` and `log` are what `train_seeds` returned for the archive of every seed. The
-same call again with its checkpoint directory, finished, reads them back. The config has
+`emulators` are the trained denoisers of every seed. The config has
 
     config.speed = ml_collections.ConfigDict(
         dict(
@@ -48,8 +47,8 @@ import numpy as np
 
 import ensjax
 from ensjax import verification
-from ensjax.emulate import diffusion
-from ensjax.emulate.seeds import train_generators
+from ensjax.emulate.sample_job import SamplerSettings
+from ensjax.emulate.seeds import train_seeds
 from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
 
@@ -95,7 +94,7 @@ def network_names(config) -> list[str]:
     return [f"crps_{members}_{steps}" for members, steps in pairs]
 
 
-def measure(config, run_dir, archives, emulators, log) -> dict[str, np.ndarray]:
+def measure(config, run_dir, archives, emulators, trained) -> dict[str, np.ndarray]:
     """Trains the networks; scores and times both kinds.
 
     Args:
@@ -104,7 +103,7 @@ def measure(config, run_dir, archives, emulators, log) -> dict[str, np.ndarray]:
         archives: "train" and "test" `[seed, case, member, site]`, "truth" `[seed, case,
             site]`.
         emulators: of every seed, trained denoisers.
-        log: of their training.
+        trained: of them `training_seconds` of one and `frozen_steps` `[seed]`.
 
     Returns:
         For each name `fair_`, `ssr_` `[seed]`, `power_` `[seed, wavenumber]` relative
@@ -124,16 +123,15 @@ def measure(config, run_dir, archives, emulators, log) -> dict[str, np.ndarray]:
         "fair_others": fair_of(archives["test"][: len(seeds)][:, :, K:], archives),
     }
 
-    def add(name, models, sampler, calls, log):
+    def add(name, models, sampler, calls, trained):
         drawn, rate = timed(models, given, sampler, config)
-        trained = len(log.frozen_steps)
         drawn = drawn * sd[: len(seeds)][wide] + mean[: len(seeds)][wide]
         measured = measured_of(drawn, archives)
         measured |= {
             "rate": rate,
             "calls": calls,
-            "training": log.times.device_seconds / models.ensemble.mesh.size / trained,
-            "frozen": int((np.asarray(log.frozen_steps) >= 0).sum()),
+            "training": trained["training_seconds"],
+            "frozen": int((np.asarray(trained["frozen_steps"]) >= 0).sum()),
         }
         found.update({f"{key}_{name}": np.asarray(v) for key, v in measured.items()})
 
@@ -142,16 +140,24 @@ def measure(config, run_dir, archives, emulators, log) -> dict[str, np.ndarray]:
         ensemble=emulators.ensemble.select(list(seeds)),
         tasks=np.asarray(emulators.tasks)[: len(seeds)],
     )
-    settings = config.sampler
     for name, count in zip(sampler_names(config), speed.num_levels, strict=True):
-        levels = diffusion.rho_levels(
-            count, low=settings.low, high=settings.high, rho=settings.rho
-        )
-        add(name, denoisers, diffusion.Heun(levels), 2 * count - 1, log)
+        settings = config.sampler.to_dict() | {"num_levels": count}
+        sampler = SamplerSettings("heun", **settings).make()
+        add(name, denoisers, sampler, sampler.num_calls, trained)
     for number, name in enumerate(network_names(config)):
-        networks, own_log = train_network(config, run_dir, train, name, number)
-        add(name, networks, None, 1, own_log)
+        networks, log = train_network(config, run_dir, train, name, number)
+        own = {
+            "training_seconds": training_seconds(networks, log),
+            "frozen_steps": log.frozen_steps,
+        }
+        add(name, networks, None, 1, own)
     return found
+
+
+def training_seconds(emulators, log) -> float:
+    """Of one network of a stack, with its part of the compilation, on one device."""
+    seconds = log.times.device_seconds / emulators.ensemble.mesh.size
+    return seconds / emulators.ensemble.num_members
 
 
 def train_network(config, run_dir, train, name, number):
@@ -177,7 +183,7 @@ def train_network(config, run_dir, train, name, number):
         noise=ensjax.train.WhiteNoise(speed.num_noise_channels),
         alpha=speed.alpha,
     )
-    return train_generators(
+    return train_seeds(
         make_model,
         {"members": standard.swapaxes(0, 1)[..., None]},
         steps=speed.crps_steps[number],
@@ -214,10 +220,10 @@ def measured_of(drawn, archives) -> dict[str, np.ndarray]:
     """Scores of samples `[seed, sample, case, site]`."""
     found = {"fair": [], "ssr": [], "power": []}
     for seed, members in enumerate(drawn):
-        truth = archives["truth"][seed]
         others = np.moveaxis(archives["test"][seed][:, K:], 1, 0)
-        found["fair"].append(verification.crps("fair")(members, truth))
-        found["ssr"].append(verification.spread_skill()(members, truth)[2])
+        fair, ratio = _fair_and_ratio(members, archives["truth"][seed])
+        found["fair"].append(fair)
+        found["ssr"].append(ratio)
         found["power"].append(scores.power(members) / scores.power(others))
     return {name: np.stack(values) for name, values in found.items()}
 
@@ -226,7 +232,14 @@ def fair_of(members, archives) -> np.ndarray:
     """The fair CRPS `[seed]` of members `[seed, case, member, site]`."""
     return np.stack(
         [
-            verification.crps("fair")(np.moveaxis(x, 1, 0), archives["truth"][seed])
+            _fair_and_ratio(np.moveaxis(x, 1, 0), archives["truth"][seed])[0]
             for seed, x in enumerate(members)
         ]
     )
+
+
+@jax.jit
+def _fair_and_ratio(members, truth):
+    """As one program: the fair CRPS, and spread over skill."""
+    fair = verification.crps("fair")(members, truth)
+    return fair, verification.spread_skill()(members, truth).ratio

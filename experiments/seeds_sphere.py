@@ -16,9 +16,11 @@ training = load_beside(__file__, "seeds_sphere_training")
 scores = load_beside(__file__, "seeds_sphere_scores")
 verdicts = load_beside(__file__, "seeds_sphere_claims")
 figures = load_beside(__file__, "seeds_sphere_figures")
+kept = load_beside(__file__, "seeds_emulators")
 
 K = training.K
 training_job = training.training_job
+sample_job = kept.sphere_job  # of `ensjax sample`
 
 
 def validate(config):
@@ -34,7 +36,7 @@ def validate(config):
     if archive.source == "gefs":
         return
     choose("model.name", config.model.name, training.NETWORKS)
-    choose("diffusion", config.diffusion, training.full_size.DIFFUSIONS)
+    choose("diffusion", config.diffusion, {"edm": None})
     # Seeds are given different members, and two others are left.
     least = max(K * config.num_seeds, K + 2)
     check_numbers(config, ("archive.num_test_members",), at_least=least)
@@ -44,7 +46,8 @@ def validate(config):
     check_numbers(config, [f"archive.{name}" for name in counts], at_least=1)
     days = ("archive.spin_up_days", "archive.settle_days", "archive.lead_days")
     check_numbers(config, days, at_least=0)
-    check_numbers(config, ("archive.noise", "event_sds", "sampler.low"), above=0)
+    positive = ("archive.noise", "event_sds", "noise.sd", "sampler.low")
+    check_numbers(config, positive, above=0)
     levels = ("sampler.num_levels", "sampler.few_levels")
     check_numbers(config, levels, at_least=2)
     check_numbers(config, ("sampler.high",), above=config.sampler.low)
@@ -66,7 +69,6 @@ def validate(config):
 
 def run(config, run_dir):
     """Simulates, trains, samples, scores and judges; resumes by stages."""
-
     training.check_at_hand(config)
     stages = {
         "simulate": lambda done: training.simulate(config),
@@ -94,6 +96,7 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
         the simulator; and `frozen_steps` `[seed]`.
     """
     emulators, frozen = training.train(config, run_dir, archives)
+    kept.keep(run_dir, "generated", emulators)
     sampler = config.sampler
     generated, seconds = training.draw(config, emulators, archives, sampler.num_levels)
     # Timed between the samplers, so that all have the machine in the same state.

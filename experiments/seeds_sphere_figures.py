@@ -58,7 +58,8 @@ def add_figures(run_dir, config, done, ensembles) -> None:
     run_dir.add_figure(
         "crps_by_size",
         _by_size(config, found),
-        "CRPS of the first members of each ensemble, mean over seeds and variables.",
+        "CRPS against the number of members, over all subsets; mean over seeds and"
+        " variables.",
     )
     run_dir.add_figure(
         "growth",

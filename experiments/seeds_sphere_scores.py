@@ -11,8 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax import verification
+from ensjax.experiment.fields import load_beside
 from ensjax.verification import SphericalGrid, gauss_weights, spherical_power
 
+ring = load_beside(__file__, "seeds_scores")
+
+gaussian = ring.gaussian
 # Between bins of spread, in units of the climate.
 SPREAD_EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0, 1.25)
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of which the CRPS is computed
@@ -21,12 +25,6 @@ SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of which the CRPS is computed
 def area_weights(fields) -> np.ndarray:
     """Of mean 1, float32 `[lat, 1]`."""
     return gauss_weights(fields.shape[-2])[:, None].astype(np.float32)
-
-
-def gaussian(seeds, num_samples: int, seed: int) -> np.ndarray:
-    """Samples of a normal distribution at each place, from the seeds' mean and sd."""
-    draw = np.random.default_rng(seed).normal(size=(num_samples, *seeds.shape[1:]))
-    return (seeds.mean(0) + seeds.std(0, ddof=1) * draw).astype(np.float32)
 
 
 def measure(ensembles, truth, sd, *, event_sds: float) -> dict[str, np.ndarray]:
@@ -41,14 +39,14 @@ def measure(ensembles, truth, sd, *, event_sds: float) -> dict[str, np.ndarray]:
 
     Returns:
         For each ensemble `<name>_crps`, `_fair`, `_rmse` and `_ssr` over variables;
-        `_crps_equal` of as many members as "full"; `_crps_own` in the units of
-        `[variable]`; `_spread` (root of the mean variance, relative to "full"),
-        `_pattern` (correlation of its spread with that of "full" over cases, variables
-        and areas), `_tail` (share of events) relative to "full", `_power` `[variable,
-        degree]` in squared units from degree 1 on, `_ranks` (area of each rank over
-        that of a reliable ensemble), `_outliers` likewise, `_by_size` `[size]` (CRPS of
-        the first members, NaN where there are not so many) and `_binned` `[spread and
-        skill, bin]` (NaN in bins of less than 1 % of the area).
+        `_crps_equal` of as many members as "full" has (fewer where there are fewer) and
+        `_by_size` `[size]` (NaN where there are fewer), both the mean over all subsets;
+        `_crps_own` in the units of `[variable]`; `_spread` (root of the mean variance,
+        relative to "full"), `_pattern` (correlation of its spread with that of "full"
+        over cases, variables and areas), `_tail` (share of events) relative to "full",
+        `_power` `[variable, degree]` in squared units from degree 1 on, `_ranks` (area
+        of each rank over that of a reliable ensemble), `_outliers` likewise, and
+        `_binned` `[spread and skill, bin]` (NaN in bins of less than 1 % of the area).
     """
     weights, full = area_weights(truth), ensembles["full"]
     rows = {
@@ -73,34 +71,31 @@ def measure(ensembles, truth, sd, *, event_sds: float) -> dict[str, np.ndarray]:
 def _measure(members, truth, sd, weights, *, num_equal):
     """What is of one ensemble alone, as one program."""
     score = functools.partial(_score, truth=truth, weights=weights)
-    crps = verification.crps()
     equal = members[:num_equal]
     ranks = score(verification.rank_histogram(len(equal)), equal)
     skill = score(verification.spread_skill(), members)
     binned = score(verification.binned_spread_skill(SPREAD_EDGES), members)
     is_filled = binned.weight >= 0.01 * binned.weight.sum()
     sd = sd[None]
-
-    def of_size(size):
-        mask = jnp.arange(len(members)) < size
-        return crps(members, truth, weights=weights, member_mask=mask)
-
-    sizes = [size for size in SIZES if size <= len(members)]
-    by_size = jax.lax.map(of_size, jnp.asarray(sizes))
-    missing = (0, len(SIZES) - len(sizes))
-
+    parts = score(verification.crps_parts("fair"), members)
+    each = verification.crps().over(0, 2, 3)
+    own = _score(each, members * sd[None], truth * sd, weights)
+    by_size = [
+        ring.expected_crps(parts, size) if size <= len(members) else jnp.nan
+        for size in SIZES
+    ]
     return {
-        "crps": score(crps, members),
-        "crps_equal": score(crps, equal),
-        "crps_own": _score(crps.over(0, 2, 3), members * sd[None], truth * sd, weights),
-        "fair": score(verification.crps("fair"), members),
+        "crps": ring.expected_crps(parts, len(members)),
+        "crps_equal": ring.expected_crps(parts, len(equal)),
+        "crps_own": own,
+        "fair": parts.crps,
         "rmse": skill.skill,
         "ssr": skill.ratio,
         "spread": skill.spread,
         "power": power(members * sd[None]),
         "ranks": ranks.counts / ranks.expected,
         "outliers": ranks.outliers * (len(equal) + 1) / 2,
-        "by_size": jnp.pad(by_size, missing, constant_values=jnp.nan),
+        "by_size": jnp.stack(by_size),
         "binned": jnp.where(is_filled[None], jnp.stack(binned[:2]), jnp.nan),
     }
 

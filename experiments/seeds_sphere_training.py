@@ -1,6 +1,5 @@
 """Archive, networks, training and sampling of `seeds_sphere.py`."""
 
-import dataclasses
 import functools
 import time
 
@@ -12,9 +11,10 @@ import ensjax
 from ensjax.data.splits import check_disjoint
 from ensjax.emulate import HeldSuarez, fit_standardiser, held_suarez_archive
 from ensjax.emulate.climatology import Standardiser
-from ensjax.emulate.diffusion import Heun, rho_levels
+from ensjax.emulate.diffusion import DenoisingLoss, LogNormalNoise
+from ensjax.emulate.sample_job import SamplerSettings
 from ensjax.emulate.seeds import SeedsEmulators, SeedsLoss
-from ensjax.emulate.trajectories import climate_states, forecast_twins
+from ensjax.emulate.trajectories import forecast_twins, run_trajectories
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose, load_beside
 from ensjax.mesh import fetch
@@ -28,29 +28,6 @@ K = full_size.K  # seeds of a case
 NETWORKS = {"unet": ensjax.nn.UNetDenoiser, "residual": ensjax.nn.ResidualDenoiser}
 # Runs of the test archive have numbers from here on, whatever is trained on.
 _FIRST_TEST_RUN = 1_000
-_TIMED_DAYS, _TIMED_MEMBERS = 1, 8
-
-
-@dataclasses.dataclass(frozen=True)
-class AreaLoss:
-    """The denoising loss `[lat, lon, variable]` with every place's area on a sphere.
-
-    Attributes:
-        parametrisation, noise: as of `DenoisingLoss`, which counts places alike.
-    """
-
-    parametrisation: object
-    noise: object
-
-    def of_one(self, model, key, x0, condition):
-        """The loss of one example."""
-        sigma_key, noise_key = jax.random.split(key)
-        sigma = self.noise(sigma_key)
-        noisy = x0 + sigma * jax.random.normal(noise_key, x0.shape, x0.dtype)
-        found = self.parametrisation.denoise(model, noisy, sigma, condition)
-        area = jnp.asarray(gauss_weights(x0.shape[0]), jnp.float32)[:, None, None]
-        squared = jnp.square((found - x0).astype(jnp.float32))
-        return self.parametrisation.weight(sigma) * jnp.mean(area * squared)
 
 
 def turned(key, case):
@@ -90,7 +67,7 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
         functools.partial(make_model, config),
         cases,
         [0] * config.num_seeds,  # all have the same archive
-        SeedsLoss(draw_of(), AreaLoss(*full_size.parts_of(config))),
+        SeedsLoss(draw_of(), loss_of(config, cases["members"].shape[-3])),
         augment=turned,
     )
 
@@ -99,6 +76,16 @@ def make_model(config, rngs):
     """One network, from `nnx.Rngs`."""
     network = choose("model.name", config.model.name, NETWORKS)
     return network(**config.model.options.to_dict(), rngs=rngs)
+
+
+def loss_of(config, num_lat) -> DenoisingLoss:
+    """Of samples `[lat, lon, variable]`; every place counts as much as its area."""
+    parametrisation, _ = full_size.parts_of(config)
+    return DenoisingLoss(
+        parametrisation,
+        LogNormalNoise(**config.noise.to_dict()),
+        place_weights=tuple(gauss_weights(num_lat).tolist()),
+    )
 
 
 def draw_of():
@@ -140,10 +127,10 @@ def simulate(config) -> dict[str, np.ndarray]:
     """The archive of all seeds, at the last lead; fields `[..., variable, lat, lon]`.
 
     Returns:
-        `train` and `test` `[case, member, ...]`, `truth` `[case, ...]` of the test
-        cases, `lat` and `lon` in degrees; and by lead (`lead_days`) `spread_by_lead`,
-        `error_by_lead` of the mean, and `climate_sd`, roots of area means of squares
-        `[lead, variable]`.
+        `train` and `test` `[case, member, ...]`, `truth` `[case, ...]` and numbers
+        (`case`) of the test cases, `lat` and `lon` in degrees; and by lead
+        (`lead_days`) `spread_by_lead`, `error_by_lead` of the mean, and `climate_sd`,
+        roots of area means of squares `[lead, variable]`.
 
     Raises:
         ConfigError: for a source that is not at hand.
@@ -165,9 +152,7 @@ def simulate(config) -> dict[str, np.ndarray]:
                 settle_days=archive.settle_days,
                 noise=archive.noise,
                 seed=config.seed,
-                cases_per_call=min(
-                    archive[f"num_{kind}_cases"], max(1, 64 // (members + 1))
-                ),
+                cases_per_call=cases_per_call(archive[f"num_{kind}_cases"], members),
             )
             for part in range(archive[f"num_{kind}_parts"])
         ]
@@ -188,6 +173,7 @@ def simulate(config) -> dict[str, np.ndarray]:
         "train": train[:, :, -1],
         "test": test[:, :, -1],
         "truth": truth[:, -1],
+        "case": test_rows,
         "lat": space["lat"],
         "lon": space["lon"],
         "lead_days": np.asarray(archive.lead_days),
@@ -195,6 +181,11 @@ def simulate(config) -> dict[str, np.ndarray]:
         "error_by_lead": _root_mean(squared),
         "climate_sd": _root_mean(np.square(off_climate).mean(axis=2)),
     }
+
+
+def cases_per_call(num_cases, num_members) -> int:
+    """Cases that are simulated at once, each with its members and the truth."""
+    return min(num_cases, max(1, 64 // (num_members + 1)))
 
 
 def _root_mean(squares):
@@ -277,6 +268,12 @@ def train(config, run_dir, archives) -> tuple[SeedsEmulators, np.ndarray]:
     return emulators, np.asarray(log.frozen_steps)
 
 
+def sampler_of(config, num_levels) -> SamplerSettings:
+    """Heun's method with so many of the config's levels."""
+    ends = {name: config.sampler[name] for name in ("low", "high", "rho")}
+    return SamplerSettings("heun", num_levels, **ends)
+
+
 def draw(config, emulators, archives, num_levels) -> tuple[np.ndarray, float]:
     """Samples `[seed, sample, case, variable, lat, lon]` in units of the climate.
 
@@ -284,11 +281,10 @@ def draw(config, emulators, archives, num_levels) -> tuple[np.ndarray, float]:
         The samples, and the seconds that one of them takes: the median over calls
         behind the first, which compiles.
     """
-    sampler = config.sampler
-    levels = rho_levels(num_levels, low=sampler.low, high=sampler.high, rho=sampler.rho)
+    sampler = sampler_of(config, num_levels).make()
     test = to_channels(standardised(archives, archives["test"]))
     seeds = np.stack([test[:, pair] for pair in given(config)])  # [seed, case, 2, ...]
-    cases, at_once = seeds.shape[1], sampler.cases_per_call
+    cases, at_once = seeds.shape[1], config.sampler.cases_per_call
     base = np.broadcast_to(base_of(archives), (len(seeds), at_once, *seeds.shape[3:]))
 
     def call(rows):
@@ -296,7 +292,7 @@ def draw(config, emulators, archives, num_levels) -> tuple[np.ndarray, float]:
         drawn = emulators.sample(
             seeds[:, rows],
             np.arange(config.num_samples),
-            sampler=Heun(levels),
+            sampler=sampler,
             base=base,
             case_ids=rows,
             seed=config.seed,
@@ -318,29 +314,32 @@ def draw(config, emulators, archives, num_levels) -> tuple[np.ndarray, float]:
 
 
 def simulator_seconds(config) -> float:
-    """Of one member from its noise to the last lead, among several in one program.
+    """Of one member from its noise to the last lead, among as many as a call makes.
 
     A day of them is timed, without compilation, and counted as often as there are days.
+    They start from rest, where a step costs what it costs anywhere.
     """
     system, archive = system_of(config), config.archive
-    state = climate_states(system, [0], spin_up_steps=1, seed=config.seed)
+    members = archive.num_train_members
+    cases = np.arange(cases_per_call(archive.num_train_cases, members))
+    states = fetch(run_trajectories(system.start, cases, seed=config.seed))
 
-    def simulate():
+    def simulate_a_day():
         start = time.perf_counter()
         forecast_twins(
             system,
-            jax.tree.map(lambda x: x[:, 0], state),
-            np.zeros(1, int),
-            num_members=_TIMED_MEMBERS,
-            lead_steps=(_TIMED_DAYS * system.steps_per_day,),
+            states,
+            cases,
+            num_members=members,
+            lead_steps=(0, system.steps_per_day),
             analysis_noise=archive.noise,
             member_noise=archive.noise,
             seed=config.seed,
         )
         return time.perf_counter() - start
 
-    simulate()
+    simulate_a_day()  # compiles, where the archive's program was another
+    seconds = np.median([simulate_a_day() for _ in range(3)])
     # The truth is a member more.
-    seconds = np.median([simulate() for _ in range(3)])
-    day = seconds / (_TIMED_DAYS * (_TIMED_MEMBERS + 1))
+    day = seconds / (len(cases) * (members + 1))
     return day * (archive.settle_days + archive.lead_days[-1])

@@ -9,6 +9,7 @@ import numpy as np
 import ensjax
 from ensjax.emulate import diffusion
 from ensjax.emulate.lorenz96 import Lorenz96, lorenz96_archive
+from ensjax.emulate.sample_job import SamplerSettings
 from ensjax.emulate.seeds import (
     CosineAdam,
     DrawSeeds,
@@ -234,12 +235,12 @@ def train(config, run_dir, archives) -> tuple[SeedsEmulators, TrainingLog]:
 
 
 def distil(config, run_dir, emulators, archives) -> SeedsEmulators:
-    """Denoisers that sample in `few.num_levels` calls, by `Euler(few_levels)`."""
+    """Denoisers that sample in `few.num_levels` calls, by `few_sampler`."""
     few = config.few
     students, _ = distil_seeds(
         emulators,
         training_cases(archives),
-        levels=few_levels(config),
+        levels=few_sampler(config).make().levels,
         steps=few.total_steps,
         num_substeps=few.num_substeps,
         low=few.lowest,
@@ -258,24 +259,17 @@ def distil(config, run_dir, emulators, archives) -> SeedsEmulators:
     return students
 
 
-def heun(config, num_levels=None) -> diffusion.Heun:
-    """The sampler of the config, with its number of levels or another one."""
-    sampler = config.sampler
-    levels = diffusion.rho_levels(
-        num_levels or sampler.num_levels,
-        low=sampler.low,
-        high=sampler.high,
-        rho=sampler.rho,
-    )
-    return diffusion.Heun(levels)
+def sampler_of(config, num_levels=None) -> SamplerSettings:
+    """Heun's method with the levels of the config, or with another number of them."""
+    levels = {} if num_levels is None else {"num_levels": num_levels}
+    return SamplerSettings("heun", **config.sampler.to_dict() | levels)
 
 
-def few_levels(config) -> tuple[float, ...]:
-    """Noise levels at which the distilled denoisers are called."""
+def few_sampler(config) -> SamplerSettings:
+    """Of the distilled denoisers, which are called once at each level."""
     few, sampler = config.few, config.sampler
-    return diffusion.rho_levels(
-        few.num_levels, low=few.low, high=sampler.high, rho=sampler.rho
-    )
+    ends = dict(low=few.low, high=sampler.high, rho=sampler.rho)
+    return SamplerSettings("euler", few.num_levels, **ends)
 
 
 def draw(config, emulators, archives, sampler) -> tuple[np.ndarray, float]:
@@ -286,19 +280,11 @@ def draw(config, emulators, archives, sampler) -> tuple[np.ndarray, float]:
         a case without compilation, which are NaN if all came from one call.
     """
     given = standardised(archives, "test")[:, :, :K, :, None]
-    conditions = jax.jit(emulators.conditions)(given)
     parts, times = [], []
     for first in range(0, config.num_samples, config.samples_at_once):
+        ids = np.arange(first, first + config.samples_at_once)
         start = time.perf_counter()
-        drawn = diffusion.sample_each(
-            emulators.denoisers,
-            np.arange(first, first + config.samples_at_once),
-            conditions,
-            shape=given.shape[3:],
-            sampler=sampler,
-            seed=config.seed,
-            mesh=emulators.ensemble.mesh,
-        )
+        drawn = emulators.sample(given, ids, sampler=sampler, seed=config.seed)
         parts.append(ensjax.mesh.fetch(drawn)[..., 0])
         times.append(time.perf_counter() - start)
     samples = np.concatenate(parts, axis=1)[:, : config.num_samples]

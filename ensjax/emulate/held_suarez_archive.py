@@ -12,6 +12,7 @@ from ensjax.emulate.archive import Archive
 from ensjax.emulate.held_suarez import HeldSuarez
 from ensjax.emulate.kept import kept_archive
 from ensjax.emulate.trajectories import check_twins, climate_states, forecast_twins
+from ensjax.mesh import fetch
 from ensjax.train.progress import Pace, duration
 
 # Cases of one run have numbers from run * _RUN_STRIDE on.
@@ -134,10 +135,11 @@ def _make(system, settings, *, cases_per_call, say, mesh, block):
         )
     )
     report.done(spin_up)
-    # [case, ...], the first start of every run before the second of any.
+    # [case, ...], the first start of every run before the second of any. On the host,
+    # where calls of the next program take them from.
     states = jax.tree.map(
         lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[: settings["num_cases"]],
-        states,
+        fetch(states),
     )
     cases = np.arange(per_run)[:, None] + _RUN_STRIDE * (
         settings["first_run"] + np.arange(runs)

@@ -253,7 +253,7 @@ def twin_archive(
     )
     values, truth = forecast_twins(
         system,
-        jax.tree.map(lambda x: x[:, 0], states),
+        jax.tree.map(lambda x: x[:, 0], fetch(states)),
         cases,
         num_members=num_members,
         lead_steps=lead_steps,

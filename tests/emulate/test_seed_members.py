@@ -127,7 +127,7 @@ def test_samplers_are_for_denoisers_only():
 
 
 def train(steps, num_members, mesh=None, axis=None):
-    return seeds.train_generators(
+    return seeds.train_seeds(
         generator,
         {"members": cases(256)},
         steps=steps,

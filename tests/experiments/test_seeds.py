@@ -161,7 +161,7 @@ def test_claims_follow_their_numbers(perfect):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("num_samples", "8", "config.num_samples must be a number at least 31"),
+        ("num_samples", "7", "config.num_samples must be a number at least 8"),
         ("archive.num_train_members", "2", "config.archive.num_train_members"),
         ("few.num_levels", "0", "config.few.num_levels"),
     ],
@@ -192,8 +192,8 @@ def test_the_published_sizes_are_planned_and_not_run(tmp_path):
 def test_plans_have_the_shapes_of_what_is_simulated():
     config = config_of("smoke")
     shape = experiment.training_job(config, shapes_only=True).data["members"].shape
-    members = np.zeros((1, 200, 5, 40), np.float32)
-    members[:, :100] = 1
+    members = np.zeros((1, 88, 5, 40), np.float32)
+    members[:, :44] = 1
     job = experiment.training_job(config, {"train": members})
     assert job.data["members"].shape == shape
     assert job.data["members"].std() == pytest.approx(1)

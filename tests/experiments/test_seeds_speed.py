@@ -165,7 +165,11 @@ def test_a_short_run_fills_the_table(tmp_path):
         fit_options=dict(progress=False),
     )
     run_dir = RunDirectory(tmp_path)
-    found = speed.measure(config, run_dir, archives, emulators, log)
+    trained = {
+        "training_seconds": speed.training_seconds(emulators, log),
+        "frozen_steps": log.frozen_steps,
+    }
+    found = speed.measure(config, run_dir, archives, emulators, trained)
     names = (*speed.sampler_names(config), *speed.network_names(config))
     for name in names:
         assert found[f"fair_{name}"].shape == found[f"ssr_{name}"].shape == (2,)
@@ -179,6 +183,6 @@ def test_a_short_run_fills_the_table(tmp_path):
     verdicts.add_table(run_dir, config, found)
     ((_, columns, rows, _),) = run_dir.tables
     assert len(rows) == 4 and len(rows[0]) == len(columns) == 7
-    again = speed.measure(config, run_dir, archives, emulators, log)
+    again = speed.measure(config, run_dir, archives, emulators, trained)
     for name in speed.network_names(config):  # read back from their checkpoints
         np.testing.assert_allclose(again[f"fair_{name}"], found[f"fair_{name}"])

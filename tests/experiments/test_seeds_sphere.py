@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from ensjax import cli
 from ensjax.experiment import ConfigError
 from ensjax.experiment.configs import load_config
 from ensjax.experiment.fields import load_beside
@@ -185,26 +186,13 @@ def test_the_climate_is_that_of_the_latitude_in_both_hemispheres():
     assert (area * base**2).mean() == pytest.approx(1, rel=1e-4)
 
 
-def test_the_loss_of_a_perfect_denoiser_is_none_and_areas_count():
-    class Exact:
-        """The clean sample but for an error at one latitude."""
-
-        def __init__(self, row):
-            self.row = row
-
-        def denoise(self, model, x, sigma, condition):
-            return condition.at[self.row].add(1.0)
-
-        def weight(self, sigma):
-            return 1.0
-
-    x0 = jax.numpy.ones((16, 32, 2))
-    key = jax.random.key(0)
-    weights = gauss_weights(16)
-    for row in (0, 7):
-        loss = training.AreaLoss(Exact(row), lambda key: 1.0)
-        found = loss.of_one(None, key, x0, x0)
-        assert found == pytest.approx(weights[row] / 16, rel=1e-5)
+def test_the_loss_counts_places_by_their_areas():
+    job = training.training_job(config_of("smoke"), shapes_only=True)
+    loss = job.options["loss"].loss
+    np.testing.assert_array_equal(loss.place_weights, gauss_weights(32))
+    assert (loss.noise.mean, loss.noise.sd) == (0.3, 1.4)
+    again = training.training_job(config_of("small"), shapes_only=True).options["loss"]
+    assert again == job.options["loss"] and hash(again) == hash(job.options["loss"])
 
 
 def test_every_seed_is_given_other_members():
@@ -225,7 +213,9 @@ def test_too_little_spread_fails_the_checks_of_spread_and_power(perfect, narrow)
     # Draws of one distribution have the same fair CRPS: either may be smaller.
     assert all(v for name, v in good.items() if not name.startswith("(e)"))
     assert not bad["(b) spread-skill ratio, low"]
-    assert bad["(b) spread-skill ratio, high"] and bad["(c) most power"]
+    assert (
+        bad["(b) spread-skill ratio, high"] and bad["(c) most power, of the full one's"]
+    )
 
 
 def test_claims_follow_their_numbers(perfect, narrow):
@@ -245,12 +235,14 @@ def test_claims_follow_their_numbers(perfect, narrow):
 @pytest.mark.parametrize(
     "field, value, message",
     [
-        ("num_samples", "3", "config.num_samples must be a number at least 4"),
+        ("num_samples", "2", "config.num_samples must be a number at least 3"),
         ("num_seeds", "4", "config.archive.num_test_members must be a number"),
         ("archive.num_train_members", "2", "config.archive.num_train_members"),
         ("archive.lead_days", "(1, 0)", "lead_days must rise"),
         ("archive.step_minutes", "7", "step_minutes must divide a day"),
         ("sampler.few_levels", "1", "config.sampler.few_levels"),
+        ("noise.sd", "0.0", "config.noise.sd must be"),
+        ("diffusion", "ve", "config.diffusion is one of edm"),
         ("model.name", "'axial'", "config.model.name is one of residual, unet"),
     ],
 )
@@ -302,3 +294,23 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path, monkeypatch
     assert run_and_report(options) == 0
     assert json.loads(path.read_text()) == first
     assert not list((tmp_path / "cache").rglob("*.npz"))
+    xr = pytest.importorskip("xarray")
+    pytest.importorskip("zarr")
+    out = tmp_path / "members.zarr"
+    sample = ["sample", str(tmp_path / "run"), "--init", "all", "--members", "9"]
+    assert cli.main([*sample, "-o", str(out), "--truth", f"{tmp_path}/truth.zarr"]) == 0
+    with xr.open_zarr(out, decode_timedelta=True) as found:
+        assert found.temperature.dims == ("case", "member", "lead", "lat", "lon")
+        assert found.temperature.attrs["units"] == "K"
+        assert found.lat.attrs["units"] == "degrees_north" and found.sizes["lat"] == 32
+        assert found.member.attrs["standard_name"] == "realization"
+        assert found.member.values.tolist() == list(range(9))
+        made = np.load(tmp_path / "run" / "stages" / "emulate.npz")["generated"][0]
+        stage = dict(np.load(tmp_path / "run" / "stages" / "simulate.npz"))
+        wanted = training.climate(stage).restore(made)[:, :, 0]  # temperature
+        np.testing.assert_allclose(
+            found.temperature[:, :3, 0].transpose("member", "case", ...),
+            wanted,
+            rtol=1e-4,
+        )
+    assert cli.main(["verify", str(out), f"{tmp_path}/truth.zarr"]) == 0

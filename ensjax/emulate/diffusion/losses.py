@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.train.losses import example_keys, weighted_mean
 
@@ -17,6 +18,7 @@ def denoising_loss(
     noise: jax.Array,
     *,
     weight: jax.Array | float = 1.0,
+    place_weights: Any = None,
 ) -> jax.Array:
     """weight * mean (D(x0 + sigma noise, sigma) - x0)^2 of one example.
 
@@ -26,14 +28,42 @@ def denoising_loss(
         sigma: the noise level.
         noise: of unit variance, `[*shape]`.
         weight: such as `EDM().weight(sigma)`.
+        place_weights: of the mean, numbers `[*space]` or of its first axes only, such
+            as areas `[lat]` of a sample `[lat, lon, channel]`; None: all alike. They
+            are static, and only their ratios count.
 
     Returns:
         A scalar in float32.
 
+    Raises:
+        ValueError: if weights are not of the sample's shape, negative, not finite, or
+            all 0.
+
     Source: Karras et al. 2022, arXiv:2206.00364, equation 2.
     """
     error = denoise(x0 + sigma * noise, sigma) - x0
-    return weight * jnp.mean(jnp.square(error.astype(jnp.float32)))
+    squared = jnp.square(error.astype(jnp.float32))
+    if place_weights is not None:
+        squared = _of_mean_1(place_weights, x0.shape) * squared
+    return weight * jnp.mean(squared)
+
+
+def _of_mean_1(weights, shape):
+    """Weights of places, float32, that broadcast with a sample of this shape."""
+    weights = np.asarray(weights, np.float64)
+    if not weights.ndim or weights.shape != shape[:-1][: weights.ndim]:
+        raise ValueError(
+            "place_weights must be [*space], or of its first axes, of samples [*space,"
+            f" channel] = {shape}; got shape {weights.shape}."
+        )
+    mean = weights.mean()
+    if not np.isfinite(weights).all() or weights.min() < 0 or mean == 0:
+        raise ValueError(
+            "place_weights must be finite and at least 0, and not all 0; got"
+            f" {weights.min()} to {weights.max()}."
+        )
+    weights = (weights / mean).astype(np.float32)
+    return weights.reshape(*weights.shape, *(1,) * (len(shape) - weights.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +78,23 @@ class DenoisingLoss:
     Attributes:
         parametrisation: `EDM` or `VE`.
         noise: `noise(key) -> sigma`, such as `LogNormalNoise()`.
+        place_weights: of places, as in `denoising_loss`, in (nested) tuples; on a
+            sphere areas of latitudes, `tuple(verification.gauss_weights(num_lat))`.
+
+    Raises:
+        TypeError: if `place_weights` is no tuple: a loss is part of the program.
     """
 
     parametrisation: Any
     noise: Callable[[jax.Array], jax.Array]
+    place_weights: tuple[Any, ...] | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.place_weights, tuple | None):
+            raise TypeError(
+                "place_weights is a tuple of numbers, or of tuples, such as"
+                f" tuple(areas); got {type(self.place_weights).__name__}."
+            )
 
     def __call__(self, model, batch, key, weight=None):
         """The mean loss of the batch; `weight` `[batch]` weighs its rows."""
@@ -70,4 +113,6 @@ class DenoisingLoss:
             return self.parametrisation.denoise(model, x, sigma, condition)
 
         weight = self.parametrisation.weight(sigma)
-        return denoising_loss(denoise, x0, sigma, noise, weight=weight)
+        return denoising_loss(
+            denoise, x0, sigma, noise, weight=weight, place_weights=self.place_weights
+        )

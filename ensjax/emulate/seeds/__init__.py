@@ -6,9 +6,9 @@ continues the ensemble (generative ensemble emulation, GEE); with targets that a
 sometimes drawn from another source, such as analyses, it corrects it as well
 (generative post-processing, GPP).
 
-The network is a denoiser (`train_seeds`), which a sampler calls many times, or has
-noise inside (`train_generators`): trained on the CRPS, it is called once for a member.
-Either way the result is `SeedsEmulators`.
+`train_seeds` makes the network a denoiser, which a sampler calls many times, or, with
+the loss `NoiseCrps`, one with noise inside, which is called once for a member. Either
+way the result is `SeedsEmulators`.
 
 Source: Li et al. 2024, Generative emulation of weather forecast ensembles with
 diffusion models, Science Advances 10(13), eadk4489; arXiv:2306.14066.
@@ -27,7 +27,6 @@ from ensjax.emulate.seeds.training import (
     CosineAdam,
     SeedsLoss,
     distil_seeds,
-    train_generators,
     train_seeds,
 )
 
@@ -43,6 +42,5 @@ __all__ = [
     "draw_seeds",
     "encode_seeds",
     "stack_seeds",
-    "train_generators",
     "train_seeds",
 ]

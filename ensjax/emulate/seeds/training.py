@@ -87,9 +87,8 @@ def train_seeds(
     cases: dict[str, Any],
     *,
     steps: int,
+    loss: DenoisingLoss | NoiseCrps | None = None,
     draw: DrawSeeds | None = None,
-    parametrisation: Any = None,
-    noise: Callable[[jax.Array], jax.Array] | None = None,
     tasks: Sequence[int] | None = None,
     learning_rate: float | Sequence[float] = 2e-3,
     batch_size: int = 64,
@@ -98,22 +97,29 @@ def train_seeds(
     mesh: Any = None,
     fit_options: Mapping[str, Any] | None = None,
 ) -> tuple[SeedsEmulators, TrainingLog]:
-    """Trains a denoiser for every task, all of them as one program (`ensjax.fit`).
+    """Trains a network for every task, all of them as one program (`ensjax.fit`).
+
+    The loss says what it learns to be: a denoiser, which a sampler calls many times, or
+    with `NoiseCrps` a network with noise inside: every step makes a few members of each
+    case from its seeds and scores them against the target; a member later costs one
+    call, and needs no sampler.
 
     Args:
-        make_model: builds a network `network(x, noise, condition)` from `nnx.Rngs`.
+        make_model: builds a network from `nnx.Rngs`: `network(x, noise, condition)`, or
+            `network(noise, condition)` for the noise of a `NoiseCrps`, such as
+            `nn.ResidualGenerator`.
         cases: "members" `[case, task, member, *space, channel]`, standardised; and what
             else `DrawSeeds` takes, with `[case, task]` in front.
         steps: optimizer steps.
+        loss: `DenoisingLoss(EDM(), LogNormalNoise())` by default.
         draw: how seeds and targets are drawn; `DrawSeeds()` by default.
-        parametrisation: `EDM()` by default.
-        noise: of training; `LogNormalNoise()` by default.
         tasks: the task of every model; by default one model for each.
         learning_rate: of all models, or of each.
         batch_size: cases.
         ema_decay: of the averaged weights, which are those of the result.
         seed: of weights, order and draws.
-        mesh: from `make_mesh`; models are split over "member", cases over "data".
+        mesh: from `make_mesh`; models are split over "member", cases over "data". A
+            `NoiseCrps` with `axis="model"` splits its members over that.
         fit_options: more arguments of `fit`: `checkpoint_dir`, `logger`, `block` ...
 
     Returns:
@@ -122,68 +128,20 @@ def train_seeds(
     Raises:
         ValueError: if arrays do not fit, values are missing, or a task does not exist.
     """
-    parametrisation = EDM() if parametrisation is None else parametrisation
-    noise = LogNormalNoise() if noise is None else noise
+    loss = DenoisingLoss(EDM(), LogNormalNoise()) if loss is None else loss
     draw = DrawSeeds() if draw is None else draw
-    return _train(
-        make_model,
-        cases,
-        SeedsLoss(draw, DenoisingLoss(parametrisation, noise)),
-        parametrisation=parametrisation,
-        tasks=tasks,
-        ema_decay=ema_decay,
-        learning_rate=learning_rate,
-        options=dict(
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            mesh=mesh,
-            **(fit_options or {}),
-        ),
-    )
-
-
-def train_generators(
-    make_model: Callable[[nnx.Rngs], nnx.Module],
-    cases: dict[str, Any],
-    *,
-    steps: int,
-    draw: DrawSeeds | None = None,
-    loss: NoiseCrps | None = None,
-    tasks: Sequence[int] | None = None,
-    learning_rate: float | Sequence[float] = 2e-3,
-    batch_size: int = 64,
-    ema_decay: float = 0.999,
-    seed: int = 0,
-    mesh: Any = None,
-    fit_options: Mapping[str, Any] | None = None,
-) -> tuple[SeedsEmulators, TrainingLog]:
-    """Trains a network with noise inside for every task, on the CRPS of a few members.
-
-    Every step makes `loss.num_members` members of each case from its seeds and scores
-    them against the target. A member later costs one call, and needs no sampler.
-
-    Args:
-        make_model: builds a network `network(noise, condition)` from `nnx.Rngs`, such
-            as `nn.ResidualGenerator`, for the noise of the loss.
-        cases, steps, draw, tasks, learning_rate, batch_size, ema_decay, seed,
-            fit_options: as in `train_seeds`.
-        loss: `NoiseCrps(4)` by default.
-        mesh: as in `train_seeds`; a loss with `axis="model"` splits members over it.
-
-    Returns:
-        The emulators, whose `sample` needs no sampler, and the log.
-
-    Raises:
-        ValueError: as `train_seeds`.
-    """
-    loss = NoiseCrps(4) if loss is None else loss
-    draw = DrawSeeds() if draw is None else draw
-    return _train(
-        make_model,
+    num_tasks = check_cases(cases, draw)
+    tasks = np.arange(num_tasks) if tasks is None else np.asarray(tasks)
+    if tasks.ndim != 1 or not len(tasks) or tasks.min() < 0 or tasks.max() >= num_tasks:
+        raise ValueError(
+            f"tasks are integers [model] from 0 to {num_tasks - 1}; got {tasks}."
+        )
+    is_one_call = isinstance(loss, NoiseCrps)
+    parametrisation = OneCall(loss.noise) if is_one_call else loss.parametrisation
+    trained, log = _fit_averaged(
+        Ensemble.init(make_model, num_members=len(tasks), seed=seed, mesh=mesh),
         cases,
         SeedsLoss(draw, loss),
-        parametrisation=OneCall(loss.noise),
         tasks=tasks,
         ema_decay=ema_decay,
         learning_rate=learning_rate,
@@ -195,6 +153,7 @@ def train_generators(
             **(fit_options or {}),
         ),
     )
+    return SeedsEmulators(trained, tasks, draw, parametrisation), log
 
 
 def distil_seeds(
@@ -252,39 +211,6 @@ def distil_seeds(
     )
     students = finish_distillation(students)
     return dataclasses.replace(emulators, ensemble=students), log
-
-
-def _train(
-    make_model,
-    cases,
-    loss,
-    *,
-    parametrisation,
-    tasks,
-    ema_decay,
-    learning_rate,
-    options,
-):
-    """New networks, trained; `options` are those of `fit`."""
-    num_tasks = check_cases(cases, loss.draw)
-    tasks = np.arange(num_tasks) if tasks is None else np.asarray(tasks)
-    if tasks.ndim != 1 or not len(tasks) or tasks.min() < 0 or tasks.max() >= num_tasks:
-        raise ValueError(
-            f"tasks are integers [model] from 0 to {num_tasks - 1}; got {tasks}."
-        )
-    ensemble = Ensemble.init(
-        make_model, num_members=len(tasks), seed=options["seed"], mesh=options["mesh"]
-    )
-    trained, log = _fit_averaged(
-        ensemble,
-        cases,
-        loss,
-        tasks=tasks,
-        ema_decay=ema_decay,
-        learning_rate=learning_rate,
-        options=options,
-    )
-    return SeedsEmulators(trained, tasks, loss.draw, parametrisation), log
 
 
 def _fit_averaged(ensemble, cases, loss, *, tasks, ema_decay, learning_rate, options):

@@ -119,6 +119,80 @@ def test_the_exact_denoiser_has_the_smallest_loss():
     assert values[1] < min(values[0], values[2])
 
 
+class Exact:
+    """A parametrisation whose denoiser errs by 1 in one row, and is exact elsewhere."""
+
+    def __init__(self, row):
+        self.row = row
+
+    def denoise(self, network, x, sigma, condition):
+        return condition.at[self.row].add(1.0)
+
+    def weight(self, sigma):
+        return 1 + 1 / sigma**2
+
+
+WEIGHTS = (0.5, 2.0, 1.0, 4.5)  # of rows: of mean 2
+
+
+def test_a_place_counts_as_much_as_its_weight():
+    x0, key = jax.random.normal(jax.random.key(0), (4, 3, 2)), jax.random.key(1)
+    noise = diffusion.LevelNoise((2.0,))
+    for row in (0, 3):
+        loss = diffusion.DenoisingLoss(Exact(row), noise, WEIGHTS)
+        # An error of 1 in a quarter of all places, and 1 + 1 / sigma^2 = 1.25.
+        wanted = 1.25 * WEIGHTS[row] / 2 / 4
+        assert float(loss.of_one(None, key, x0, x0)) == pytest.approx(wanted, rel=1e-6)
+        places = tuple((w,) * 3 for w in WEIGHTS)
+        loss = diffusion.DenoisingLoss(Exact(row), noise, places)
+        assert float(loss.of_one(None, key, x0, x0)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_equal_weights_are_none_bit_for_bit():
+    x0 = jax.random.normal(jax.random.key(0), (3, 5, 7, 2))
+    values = []
+    for weights in (None, (1.0,) * 5, (0.3,) * 5):
+        loss = diffusion.DenoisingLoss(
+            diffusion.EDM(), diffusion.LogNormalNoise(), weights
+        )
+        values.append(
+            jax.jit(
+                jax.value_and_grad(
+                    lambda gain, loss=loss: loss(
+                        lambda x, noise, condition: gain * x * jnp.cos(noise),
+                        (x0, None),
+                        jax.random.key(1),
+                    )
+                )
+            )(0.7)
+        )
+    for other in values[1:]:
+        np.testing.assert_array_equal(other, values[0])
+
+
+@pytest.mark.parametrize(
+    "weights, words",
+    [
+        ((1.0,) * 4, r"first axes, of samples .* = \(3, 2, 1\); got shape \(4,\)"),
+        (((1.0, 1.0, 1.0),) * 3, r"got shape \(3, 3\)"),
+        (((((1.0,),)),) * 3, "got shape"),
+        ((1.0, -1.0, 1.0), "at least 0"),
+        ((1.0, float("nan"), 1.0), "finite"),
+        ((0.0, 0.0, 0.0), "not all 0"),
+    ],
+)
+def test_wrong_weights_of_places_are_refused(weights, words):
+    loss = diffusion.DenoisingLoss(Exact(0), diffusion.LogNormalNoise(), weights)
+    x0 = jnp.ones((3, 2, 1))
+    with pytest.raises(ValueError, match=words):
+        loss.of_one(None, jax.random.key(0), x0, x0)
+
+
+def test_weights_of_places_are_a_tuple_which_can_be_hashed():
+    with pytest.raises(TypeError, match="is a tuple .* got ndarray"):
+        diffusion.DenoisingLoss(diffusion.EDM(), diffusion.LogNormalNoise(), np.ones(3))
+
+
 def test_wrong_noise_is_refused():
     with pytest.raises(ValueError, match="low > 0 to high"):
         diffusion.rho_levels(5, low=0.0)
