@@ -68,6 +68,7 @@ from ensjax.verification.events import (
     event_table,
     log_score,
 )
+from ensjax.verification.folding import member_states, merge_member_states
 from ensjax.verification.harmonics import (
     SphericalGrid,
     from_harmonics,
@@ -83,7 +84,6 @@ from ensjax.verification.huge import (
     gain_of_size,
     satisfactory,
 )
-from ensjax.verification.ingredients import member_states
 from ensjax.verification.metric import Metric
 from ensjax.verification.multivariate import (
     energy_score,
@@ -183,6 +183,7 @@ __all__ = [
     "member_activity",
     "member_efi",
     "member_states",
+    "merge_member_states",
     "merge_sums",
     "order_weights",
     "outcome_weighted_crps",

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.scores.rows import floating
-from ensjax.verification.ingredients import EXTENT, MEMBERS
+from ensjax.verification.ingredients import EXTENT, of_each
+from ensjax.verification.member_state import OfMembers
 from ensjax.verification.metric import Metric, check_forecast
 
 
@@ -28,23 +29,28 @@ def best_member_error() -> Metric:
     Source: Mahesh et al. 2024, arXiv:2408.01581 (huge ensembles II), section 3.
     """
 
-    def statistics(members, truth, reference):
-        del reference
-        squared = (members.values - truth[None]) ** 2
-        best = jnp.min(squared, axis=0, where=members.mask, initial=jnp.inf)
-        is_known = jnp.any(members.mask, axis=0) & ~jnp.isnan(truth)
-        return {"squared": jnp.where(is_known, best, jnp.nan)}
-
     return Metric(
-        MEMBERS, statistics, lambda mean: jnp.sqrt(mean["squared"]), best="low"
+        _CLOSEST,
+        lambda squared, truth, reference: {"squared": squared},
+        lambda mean: jnp.sqrt(mean["squared"]),
+        best="low",
     )
+
+
+_CLOSEST = of_each(
+    "closest",
+    lambda values, given: OfMembers(
+        lowest={"squared": (values - given["truth"][None]) ** 2}
+    ),
+    lambda found, truth, reference: found.lowest["squared"],
+)
 
 
 @functools.lru_cache(maxsize=1)
 def bracketed() -> Metric:
     """The share of observations strictly between the smallest and largest member.
 
-    (M - 1) / (M + 1) for a reliable ensemble without ties. It streams over members.
+    (M - 1) / (M + 1) for a reliable ensemble without ties.
     """
 
     def statistics(extent, truth, reference):
