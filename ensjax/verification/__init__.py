@@ -2,8 +2,57 @@
 
 A `Metric` scores `forecast [member, case..., space...]` against `truth`: at once by
 calling it, or in chunks of cases (`init`, `update`, `merge`, `finish`), over devices
-(`sum_cases`), or with members that never exist together (`member_states`, and
-`Metric.sums_of_reduced`). NaN is missing: members are counted where they are.
+(`sum_cases`), or with members that never exist together (`member_states`, folded by
+`reduce.fold_members`, then `Metric.sums_of_reduced`). NaN is missing: members are
+counted where they are, whichever way they come.
+
+What each metric streams over; "exact" is but for rounding, in any chunks and order:
+
+    metric                   cases  devices  members
+    anomalies                exact  exact    exact
+    best_member_error        exact  exact    exact
+    bias                     exact  exact    exact
+    binned_spread_skill      exact  exact    exact
+    bracketed                exact  exact    exact
+    brier_score              exact  exact    exact
+    brier_skill_score        exact  exact    exact
+    centred_acc              exact  exact    exact
+    crps                     exact  exact    ordered
+    crps_gaussian            exact  exact    none
+    crps_parts               exact  exact    ordered
+    energy_score             exact  exact    no
+    event_table              exact  exact    exact
+    log_score                exact  exact    exact
+    mean_square_error        exact  exact    exact
+    member_activity          exact  exact    exact
+    outcome_weighted_crps    exact  exact    ordered
+    pit_histogram            exact  exact    exact
+    pooled_crps              exact  exact    ordered
+    rank_histogram           exact  exact    exact
+    root_mean_square_error   exact  exact    exact
+    seeps                    exact  exact    exact
+    spectral_crps            exact  exact    ordered
+    spherical_spectra        exact  exact    exact
+    spread_skill             exact  exact    exact
+    threshold_weighted_crps  exact  exact    ordered
+    variogram_score          exact  exact    exact
+    zonal_spectra            exact  exact    exact
+
+- ordered: it needs the members in order. Exact while all are held (`rank_error=0`, or
+  few); else a summary of bounded size changes the share of members below any value by
+  at most `rank_error` of all that were folded in, and the score by that times their
+  range (`reduce.finish_crps`).
+- no: distances of all pairs of vectors. Hold all members of a few cases.
+- none: its forecast is two numbers, no ensemble.
+
+A state takes memory that members do not change: `variogram_score` moments of all pairs
+of places, those in order what `reduce.init_crps` says, others a few numbers an element.
+
+Read from results: `roc`, `roc_area`, `sedi`, `economic_value`, `reliability_diagram`
+and `brier_decomposition` from an `event_table`, `bias_drift` from `bias` by lead. The
+EFI is a mean over members of `member_efi`: fold it into `reduce.init_moments`. What
+resamples members (`gain_of_size`, `satisfactory`, `exceedance_interval`) holds them
+all, and so do `gain`, `crps_pwm` and `crps_integral`.
 """
 
 from ensjax.verification.anomalies import (
