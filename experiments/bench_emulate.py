@@ -186,8 +186,9 @@ def measure_row(
     Returns:
         What the table shows and the JSON holds: `made` by one call (members, or
         values), `seconds` (medians of a call), `all_seconds`, `first_seconds` (with
-        compilation), `peak_bytes` (memory of its process), `rates` (made a second), `ratios` of rates (of the reference over
-        the way's), `largest_difference` from the first way, and `missing` ways, why.
+        compilation), `peak_bytes` (memory of its process), `rates` (made a second),
+        `ratios` of rates (of the reference over the way's), `largest_difference` from
+        the first way, and `missing` ways, why.
 
     Raises:
         RuntimeError: if a way gives something else than the first one.
@@ -219,7 +220,9 @@ def measure_row(
         times: dict[str, list[float]] = {way: [] for way in processes}
         for number in range(options.repetitions):
             left = [w for w in processes if sum(times[w]) < options.way_seconds]
-            turn = number % max(len(left), 1)
+            if not left:
+                break
+            turn = number % len(left)
             for way in left[turn:] + left[:turn]:
                 with _progress(console, way):
                     times[way].append(processes[way].seconds())
