@@ -68,15 +68,12 @@ def test_ranks_of_elements_that_lack_members_by_hand(score):
     # the last third. Of none: nothing. The whole one has its own rank.
     x = np.array([[2.0, 0, nan, 0], [nan, 1, nan, 1], [nan, nan, nan, 2]], np.float32)
     y = np.array([1.0, 1.5, 1.5, 1.5], np.float32)
-    seen = np.zeros((3, 4))
-    for case in range(20):
-        ids = np.arange(4) + 4 * case
-        more = dict(reference={"case_ids": ids})
-        sums = v.rank_histogram(3).over().sums(x, y, **more)
-        found = np.asarray(sums.total["rank"])
-        assert found[2].sum() == 0 and v.scored_share(sums)[2] == 0
-        np.testing.assert_array_equal(found[3], [0, 0, 1, 0])
-        seen += found[[0, 1, 3]]
+    drawn = jax.jit(v.rank_histogram(3).over().sums)(np.tile(x, 20), np.tile(y, 20))
+    found = np.asarray(drawn.total["rank"]).reshape(20, 4, 4)
+    assert not found[:, 2].any()
+    np.testing.assert_array_equal(np.asarray(v.scored_share(drawn)), [1, 1, 0, 1] * 20)
+    np.testing.assert_array_equal(found[:, 3], np.tile([0, 0, 1, 0], (20, 1)))
+    seen = found.sum(axis=0)
     assert (seen[0, :2] > 0).all() and not seen[0, 2:].any()
     assert (seen[1, 2:] > 0).all() and not seen[1, :2].any()
     assert seen[1, 3] > seen[1, 2]  # 2 + 2/3 to 4

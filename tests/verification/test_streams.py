@@ -76,20 +76,25 @@ def fields():
 
 @pytest.fixture(scope="module")
 def whole(fields):
-    forecast, truth, reference = fields
-    return chunk_program()(forecast, truth, reference)
+    return all_sums()(*fields, np.ones(11, np.float32))
 
 
-def _sums(forecast, truth, reference, weights=None):
-    return {
-        name: metric.sums(forecast, truth, weights=weights, reference=reference)
-        for name, metric in EVERY.items()
-    }
+@functools.lru_cache(maxsize=1)
+def all_sums():
+    """`run(forecast, truth, reference, weights [case])`: one program for all tests."""
 
+    def run(forecast, truth, reference, weights):
+        return {
+            name: metric.sums(
+                forecast,
+                truth,
+                weights=weights.reshape(-1, *(1,) * (2 - metric.vector_axes)),
+                reference=reference,
+            )
+            for name, metric in EVERY.items()
+        }
 
-@functools.lru_cache(maxsize=64)
-def chunk_program():
-    return jax.jit(_sums)
+    return jax.jit(run)
 
 
 def rows(fields, which):
@@ -98,28 +103,26 @@ def rows(fields, which):
     return forecast[:, which], *picked
 
 
-def agree(got, expected, names=None):
-    for name in names or got:
-        one, other = (EVERY[name].finish(s[name]) for s in (got, expected))
+@jax.jit
+def finish_all(sums):
+    return {name: EVERY[name].finish(sums[name]) for name in sums}
+
+
+def agree(got, expected):
+    expected = finish_all({name: expected[name] for name in got})
+    for name, score in finish_all(got).items():
         jax.tree.map(
             lambda a, b, name=name: np.testing.assert_allclose(
                 a, b, rtol=3e-5, atol=2e-6, err_msg=name
             ),
-            one,
-            other,
+            score,
+            expected[name],
         )
 
 
 @settings(max_examples=8, deadline=None)
-@given(
-    cuts=st.sets(st.integers(1, 10), max_size=3),
-    seed=st.integers(0, 10),
-    name=st.sampled_from(sorted(EVERY)),
-)
-def test_any_chunks_in_any_order_equal_all_cases_at_once(
-    cuts, seed, name, fields, whole
-):
-    metric = EVERY[name]
+@given(cuts=st.sets(st.integers(1, 10), max_size=3), seed=st.integers(0, 10))
+def test_any_chunks_in_any_order_equal_all_cases_at_once(cuts, seed, fields, whole):
     ends = [0, *sorted(cuts), 11]
     chunks = [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
     np.random.default_rng(seed).shuffle(chunks)
@@ -128,29 +131,37 @@ def test_any_chunks_in_any_order_equal_all_cases_at_once(
         # Chunks of one size share a program: copies without weight fill them up.
         order = np.concatenate([chunk, np.repeat(chunk[:1], 11 - len(chunk))])
         weights = (np.arange(11) < len(chunk)).astype(np.float32)
-        forecast, truth, reference = rows(fields, order)
-        elements = truth.ndim - metric.vector_axes
-        weights = weights.reshape(-1, *(1,) * (elements - 1))
-        new = _one(metric)(forecast, truth, reference, weights)
-        state = new if state is None else v.merge_sums(state, new)
-    agree({name: state}, whole)
+        new = all_sums()(*rows(fields, order), weights)
+        state = new if state is None else merge_all(state, new)
+    agree(state, whole)
 
 
-@functools.lru_cache(maxsize=64)
-def _one(metric):
-    return jax.jit(lambda x, y, r, w: metric.sums(x, y, weights=w, reference=r))
+@jax.jit
+def merge_all(a, b):
+    return {name: v.merge_sums(a[name], b[name]) for name in a}
 
 
 def test_updates_start_from_nothing(fields, whole):
-    forecast, truth, reference = fields
-    for name in ("crps", "event_table", "spherical_spectra"):
-        metric = EVERY[name]
-        state = metric.init(forecast, truth, reference=reference)
-        assert np.isnan(jax.tree.leaves(metric.finish(state))[0]).all()
-        for chunk in (np.arange(4), np.arange(4, 11)):
-            x, y, r = rows(fields, chunk)
-            state = metric.update(state, x, y, reference=r)
-        agree({name: state}, whole)
+    names = ("crps", "event_table", "spherical_spectra")
+
+    @jax.jit
+    def run(*fields):
+        forecast, truth, reference = fields
+        empty, states = {}, {}
+        for name in names:
+            metric = EVERY[name]
+            state = metric.init(forecast, truth, reference=reference)
+            empty[name] = metric.finish(state)
+            for chunk in (np.arange(4), np.arange(4, 11)):
+                x, y, r = rows(fields, chunk)
+                state = metric.update(state, x, y, reference=r)
+            states[name] = state
+        return empty, states
+
+    empty, states = run(*fields)
+    for name in names:
+        assert np.isnan(jax.tree.leaves(empty[name])[0]).all()
+    agree(states, whole)
 
 
 @pytest.mark.parametrize(
@@ -186,12 +197,12 @@ def test_masks_and_weights_over_devices(gaps, score):
 
 
 def test_the_table_of_the_room_has_every_metric():
-    made = (getattr(v, name) for name in v.__all__)
-    made = {f.__name__ for f in made if inspect.isfunction(f)}
+    public = {name: getattr(v, name) for name in v.__all__}
     made = {
-        n
-        for n in made
-        if inspect.signature(getattr(v, n)).return_annotation is v.Metric
+        name
+        for name, thing in public.items()
+        if not inspect.isclass(thing)
+        and inspect.signature(thing).return_annotation is v.Metric
     }
     assert set(TABLE) == made
     assert {name.split()[0] for name in EVERY} == made - {"crps_gaussian"}
@@ -247,7 +258,7 @@ def sums_of_folded(lacking):
 
 @pytest.fixture(scope="module")
 def whole_lacking(lacking):
-    return chunk_program()(*lacking)
+    return all_sums()(*lacking, np.ones(11, np.float32))
 
 
 @settings(max_examples=5, deadline=None)
@@ -261,7 +272,7 @@ def test_members_that_never_exist_together(
     for part in parts[::-1] if swapped else parts:
         states = folding(states, part)
     folded = sums_of_folded(states)
-    agree(folded, whole_lacking, FOLDED)
+    agree(folded, whole_lacking)
     for name in FOLDED:
         shares = [v.scored_share(s[name]) for s in (folded, whole_lacking)]
         np.testing.assert_allclose(*shares, rtol=1e-6, err_msg=name)
@@ -269,7 +280,7 @@ def test_members_that_never_exist_together(
 
 def test_states_that_were_folded_apart_merge(folding, sums_of_folded, whole_lacking):
     merged = v.merge_member_states(folding(None, [0, 3]), folding(None, [1, 2, 4]))
-    agree(sums_of_folded(merged), whole_lacking, FOLDED)
+    agree(sums_of_folded(merged), whole_lacking)
     with pytest.raises(ValueError, match="of the same metrics"):
         v.merge_member_states(merged, {})
 
@@ -290,9 +301,13 @@ def test_more_members_than_are_kept_stay_within_the_bound():
     states = reduce.fold_members(_itself, forecast, states, block=100, mesh=mesh)
     extent = np.nanmax(forecast, axis=0) - np.nanmin(forecast, axis=0)
     of_those = [(~np.isnan(forecast)).sum(0)] * 2 + [(forecast > 0).sum(0)]
-    for metric, number in zip(metrics, of_those, strict=True):
-        got = metric.finish(metric.sums_of_reduced(states, truth))
-        exact = metric(forecast, truth)
+
+    @jax.jit
+    def scores(states):
+        folded = [m.finish(m.sums_of_reduced(states, truth)) for m in metrics]
+        return folded, [m(forecast, truth) for m in metrics]
+
+    for got, exact, number in zip(*scores(states), of_those, strict=True):
         if isinstance(got, v.OutcomeWeighted):
             np.testing.assert_allclose(got.brier, exact.brier, rtol=1e-5)
             got, exact = got.crps, exact.crps
@@ -331,7 +346,7 @@ def test_too_many_members_for_what_is_kept_in_order_score_nothing():
 
 def test_the_order_of_members_does_not_matter(fields, whole):
     forecast, truth, reference = fields
-    got = chunk_program()(forecast[::-1], truth, reference)
+    got = all_sums()(forecast[::-1], truth, reference, np.ones(11, np.float32))
     agree(got, whole)
 
 
