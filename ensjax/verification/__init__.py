@@ -39,9 +39,10 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
     zonal_spectra            exact  exact    exact
 
 - ordered: it needs the members in order. Exact while all are held (`rank_error=0`, or
-  few); else a summary of bounded size changes the share of members below any value by
+  few); else a summary of bounded size changes the number of members below any value by
   at most `rank_error` of all that were folded in, and the score by that times their
-  range (`reduce.finish_crps`).
+  range (`reduce.finish_crps`), in units of the members that are scored; where some are
+  missing, thrice that. As a rule it is far less.
 - no: distances of all pairs of vectors. Hold all members of a few cases.
 - none: its forecast is two numbers, no ensemble.
 

@@ -155,26 +155,34 @@ def _crps_of_members(forecast, truth, mask, reference, vector_axes):
 
 
 def error_and_order(values: jax.Array, truth: jax.Array, name: str = "") -> OfMembers:
-    """What `known_crps` needs of members `[member, ...]` and `truth` `[...]`."""
+    """What `known_crps` needs of members `[member, ...]` and `truth` `[...]`.
+
+    A member that is missing stands on the observation, where it can be told again.
+    """
+    place = jnp.broadcast_to(jnp.nan_to_num(truth), values.shape)
     return OfMembers(
         moments={f"{name} error": jnp.abs(values - truth[None])},
-        ordered={f"{name} values": values},
+        ordered={f"{name} values": jnp.where(jnp.isnan(values), place, values)},
     )
 
 
-def known_crps(found: Found, name: str = "") -> CrpsTerms:
+def known_crps(found: Found, truth: jax.Array, name: str = "") -> CrpsTerms:
     """The terms of the CRPS of what `error_and_order` was kept of.
 
         sum_{m < l} |x_m - x_l| = sum_k k (M - k) (x_(k+1) - x_(k))
 
-    A summary of sorted runs changes k by its error of rank; see `reduce.finish_crps`.
+    with k the members at or below x_(k), less those that are missing from the
+    observation on. A summary of sorted runs changes k by its error of rank; see
+    `reduce.finish_crps`.
     """
     error, _, count = found.moments[f"{name} error"]
-    values, until = (x[..., :-1] for x in found.ordered[f"{name} values"])
-    above = found.ordered[f"{name} values"][0][..., 1:]
-    is_inside = (until > 0) & (until < count[..., None])
-    gaps = jnp.where(is_inside, above - values, 0.0)
-    share = until / jnp.maximum(count, 1)[..., None]
+    values, until = found.ordered[f"{name} values"]
+    is_behind = values[..., :-1] >= truth[..., None]
+    number, missing = count[..., None], (found.number - count)[..., None]
+    below = until[..., :-1] - jnp.where(is_behind, missing, 0)
+    is_inside = (below > 0) & (below < number)
+    gaps = jnp.where(is_inside, values[..., 1:] - values[..., :-1], 0.0)
+    share = below / jnp.maximum(number, 1)
     pairs = jnp.sum(gaps * share * (1 - share), axis=-1) * count**2.0
     return CrpsTerms(jnp.where(found.is_whole, error, jnp.nan), pairs, count)
 
@@ -183,7 +191,7 @@ CRPS = Ingredient(
     "crps",
     _crps_of_members,
     lambda values, given: error_and_order(values, given["truth"]),
-    lambda found, truth, reference: known_crps(found),
+    lambda found, truth, reference: known_crps(found, truth),
     is_ordered=True,
 )
 

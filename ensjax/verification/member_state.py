@@ -31,7 +31,8 @@ from ensjax.scores.rows import floating
 class OfMembers(NamedTuple):
     """Arrays `[member, ...]` by name, or None, in the way in which they are kept.
 
-    NaN where a member is missing; booleans are False there.
+    NaN where a member is missing; booleans are False there, and what is kept in order
+    has a number in its place (`error_and_order`).
 
     Attributes:
         counts: booleans; how many are True.
@@ -90,9 +91,9 @@ class Found(NamedTuple):
         counts: int32 `[...]`.
         moments: `Moments` by name.
         lowest, highest: `[...]`; NaN where there is no member.
-        ordered: `(values, members at or before them)`, `[..., place]`; those that are
-            missing are infinite and come last.
-        is_whole: False after more members than are kept in order, `[]`.
+        ordered: `(values, members at or before them)`, `[..., place]`.
+        number: of members in them, the missing ones too, int32 `[]`.
+        is_whole: False after more members than the order is for, `[]`.
     """
 
     counts: Any
@@ -100,6 +101,7 @@ class Found(NamedTuple):
     lowest: Any
     highest: Any
     ordered: Any = None
+    number: Any = None
     is_whole: Any = True
 
 
@@ -160,8 +162,9 @@ def find(state: MemberState) -> Found:
         return found
     values, until = sorted_members(state.ordered)
     ordered = {name: (values[name], until[name]) for name in values}
-    is_whole = state.ordered.count <= capacity(state.ordered)
-    return found._replace(ordered=ordered, is_whole=is_whole)
+    number = state.ordered.count
+    is_whole = number <= capacity(state.ordered)
+    return found._replace(ordered=ordered, number=number, is_whole=is_whole)
 
 
 def _found(counts, moments, lowest, highest):
@@ -212,10 +215,7 @@ def _update(state, stacked, mask):
     of_members = state.each(values, state.inputs)
     ordered = state.ordered
     if ordered is not None:
-        kept = jax.tree.map(
-            lambda x: jnp.where(jnp.isnan(x), jnp.inf, x), of_members.ordered
-        )
-        ordered = update_runs(ordered, kept, mask, _one_for_two)
+        ordered = update_runs(ordered, of_members.ordered, mask, _mean_of_two)
     return _together(state, *_of_block(of_members), ordered)
 
 
@@ -243,19 +243,18 @@ def _both(a, b):
     return Running(count, mean, a.squares + b.squares + gap**2 * a.count * share)
 
 
-def _one_for_two(values, merges):
-    """The mean of two neighbours; of one and of what is missing, that one."""
+def _mean_of_two(values, merges):
+    """As `reduce.crps` has it: it keeps the mean, and nearly all distances."""
     del merges
-    pairs = values.reshape(*values.shape[:-1], -1, 2)
-    first, second = pairs[..., 0], pairs[..., 1]
-    return jnp.where(jnp.isinf(second), first, 0.5 * first + 0.5 * second)
+    half = 0.5 * values.reshape(*values.shape[:-1], -1, 2)
+    return half[..., 0] + half[..., 1]
 
 
 def merge_states(a: MemberState, b: MemberState) -> MemberState:
     """The members of both, which were made for the same truth and metrics."""
     ordered = a.ordered
     if ordered is not None:
-        ordered = merge_runs(ordered, b.ordered, _one_for_two)
+        ordered = merge_runs(ordered, b.ordered, _mean_of_two)
     return _together(a, b.counts, b.moments, b.lowest, b.highest, ordered)
 
 
@@ -272,7 +271,7 @@ def _psum(state, axis_name):
         summed = {name: moments(running) for name, running in summed.items()}
     ordered = state.ordered
     if ordered is not None:
-        ordered = psum_runs(ordered, axis_name, _one_for_two)
+        ordered = psum_runs(ordered, axis_name, _mean_of_two)
     return dataclasses.replace(
         state,
         counts=jax.tree.map(lambda x: jax.lax.psum(x, axis_name), state.counts),

@@ -88,6 +88,9 @@ def _threshold_weighted(threshold, tail, fair):
         # The maximum of NaN and a number is NaN: who is missing stays so.
         return error_and_order(chain(values, level[None]), chain(given["truth"], level))
 
+    def known(found, truth, reference):
+        return known_crps(found, chain(truth, _level(threshold, truth, reference)))
+
     def statistics(terms, truth, reference):
         del truth, reference
         return {"crps": crps_values(terms, fair)}
@@ -97,7 +100,7 @@ def _threshold_weighted(threshold, tail, fair):
         f"crps of {tail} tail, {of}",
         of_members,
         each,
-        lambda found, truth, reference: known_crps(found),
+        known,
         _inputs(threshold),
         is_ordered=True,
     )
@@ -180,10 +183,10 @@ def _above(threshold):
         )
 
     def known(found, truth, reference):
-        del truth, reference
+        del reference
         # After too many members nothing is scored, also where none is above.
         count = jnp.where(found.is_whole, found.counts["count"], 0)
-        return _MembersAbove(known_crps(found), count, found.highest["member"])
+        return _MembersAbove(known_crps(found, truth), count, found.highest["member"])
 
     of = "given" if threshold is None else repr(threshold)
     return Ingredient(

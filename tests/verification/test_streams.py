@@ -303,11 +303,12 @@ def test_more_members_than_are_kept_stay_within_the_bound():
     of_those = [(~np.isnan(forecast)).sum(0)] * 2 + [(forecast > 0).sum(0)]
 
     @jax.jit
-    def scores(states):
+    def scores(states, forecast, truth):
         folded = [m.finish(m.sums_of_reduced(states, truth)) for m in metrics]
         return folded, [m(forecast, truth) for m in metrics]
 
-    for got, exact, number in zip(*scores(states), of_those, strict=True):
+    found = scores(states, forecast, truth)
+    for got, exact, number in zip(*found, of_those, strict=True):
         if isinstance(got, v.OutcomeWeighted):
             np.testing.assert_allclose(got.brier, exact.brier, rtol=1e-5)
             got, exact = got.crps, exact.crps
