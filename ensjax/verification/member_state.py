@@ -94,6 +94,7 @@ class Found(NamedTuple):
         ordered: `(values, members at or before them)`, `[..., place]`.
         number: of members in them, the missing ones too, int32 `[]`.
         is_whole: False after more members than the order is for, `[]`.
+        inputs: of the state.
     """
 
     counts: Any
@@ -103,6 +104,7 @@ class Found(NamedTuple):
     ordered: Any = None
     number: Any = None
     is_whole: Any = True
+    inputs: Any = None
 
 
 class Moments(NamedTuple):
@@ -158,6 +160,7 @@ def found_of_block(of_members: OfMembers) -> Found:
 def find(state: MemberState) -> Found:
     """What the members that were folded in come to."""
     found = _found(state.counts, state.moments, state.lowest, state.highest)
+    found = found._replace(inputs=state.inputs)
     if state.ordered is None:
         return found
     values, until = sorted_members(state.ordered)

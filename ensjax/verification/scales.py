@@ -94,25 +94,30 @@ def _metric(name, fields, score, fair):
     def each(values, given):
         values = whole_vectors(values, 2)
         is_there = ~jnp.isnan(values[..., :1, :1])
-        kept, observed = OfMembers(moments={}, ordered={}), fields(given["truth"])
+        kept = OfMembers(moments={}, ordered={})
         for part, found in fields(jnp.where(jnp.isnan(values), 0.0, values)).items():
             found = jnp.where(is_there, found, jnp.nan)
-            own = error_and_order(found, observed[part], part)
+            own = error_and_order(found, given[part], part)
             kept.moments.update(own.moments)
             kept.ordered.update(own.ordered)
         return kept
 
     def known(found, truth, reference):
         del reference
-        observed = fields(truth)
-        return {part: known_crps(found, observed[part], part) for part in observed}
+        # Of the state: other programs would round what comes of the truth otherwise.
+        observed = {part: found.inputs[part] for part in jax.eval_shape(fields, truth)}
+        return {part: known_crps(found, x, part) for part, x in observed.items()}
+
+    def inputs(truth, reference):
+        del reference
+        return fields(truth)
 
     def statistics(terms, truth, reference):
         del reference
         return {"crps": score(terms, truth.shape[-2:])}
 
     return Metric(
-        Ingredient(name, of_members, each, known, is_ordered=True),
+        Ingredient(name, of_members, each, known, inputs, is_ordered=True),
         statistics,
         lambda mean: mean["crps"],
         best="low",

@@ -316,8 +316,7 @@ def test_more_members_than_are_kept_stay_within_the_bound():
         known = ~np.isnan(off)
         assert known.sum() >= 3 and np.abs(off[known]).max() > 0
         bound = 0.05 * 600 / number * extent
-        assert (np.abs(off) <= bound)[known].all()
-        np.testing.assert_allclose(got, exact, rtol=0.02)
+        assert (np.abs(off) <= bound / 20)[known].all()  # as a rule far less
 
 
 def _itself(values):
