@@ -17,7 +17,7 @@ compilation, is apart, and ways of a row are compared before they are timed:
 - crps: the mean standard CRPS of normal values, members first for ours and last for
   others, which is what each prefers. scoringrules sorts ("qd"), on every backend that
   is here; `jax` is jitted. xskillscore sorts where numba is here; else it makes all
-  pairs of members, and is given as many values at once as a GB holds.
+  pairs of members, and is given some values at a time.
 
 Repetitions take turns, and a way that has used its seconds has no more of them; medians
 are compared. All is float32. Progress is said before each way's first call, after each

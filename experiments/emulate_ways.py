@@ -14,7 +14,7 @@ import numpy as np
 OURS = "ensjax"
 NUM_COMPARED = 8  # members
 NUM_SITES = 40
-PAIRS_AT_ONCE = 2**26  # of members; a few arrays of so many float32 are a GB
+PAIRS_AT_ONCE = 2**24  # of members; some arrays of so many float32 exist at once
 
 
 class Call(NamedTuple):

@@ -23,6 +23,7 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
     energy_score             exact  exact    no
     event_table              exact  exact    exact
     log_score                exact  exact    exact
+    mean_gain                exact  exact    exact
     mean_square_error        exact  exact    exact
     member_activity          exact  exact    exact
     outcome_weighted_crps    exact  exact    ordered
@@ -53,7 +54,7 @@ Read from results: `roc`, `roc_area`, `sedi`, `economic_value`, `reliability_dia
 and `brier_decomposition` from an `event_table`, `bias_drift` from `bias` by lead. The
 EFI is a mean over members of `member_efi`: fold it into `reduce.init_moments`. What
 resamples members (`gain_of_size`, `satisfactory`, `exceedance_interval`) holds them
-all, and so do `gain`, `crps_pwm` and `crps_integral`.
+all, and so do `crps_pwm` and `crps_integral`.
 """
 
 from ensjax.verification.anomalies import (
@@ -132,6 +133,7 @@ from ensjax.verification.huge import (
     exceedance_interval,
     gain,
     gain_of_size,
+    mean_gain,
     satisfactory,
 )
 from ensjax.verification.metric import Metric
@@ -228,6 +230,7 @@ __all__ = [
     "inverse_distance_weights",
     "log_score",
     "log_spectral_distance",
+    "mean_gain",
     "mean_square_error",
     "means_of",
     "member_activity",

@@ -74,7 +74,7 @@ def gain(forecast: jax.Array, *, member_mask: jax.Array | None = None) -> jax.Ar
         member_mask: booleans `[member]` or `[member, ...]`.
 
     Returns:
-        NaN where all members are equal.
+        NaN where all members are equal. Of members that stream, see `mean_gain`.
 
     Source: Mahesh et al. 2024, arXiv:2408.01581, and the code that belongs to it.
     """
@@ -88,6 +88,42 @@ def gain(forecast: jax.Array, *, member_mask: jax.Array | None = None) -> jax.Ar
     spread = jnp.sqrt(jnp.sum(away**2, axis=0) / number)
     farthest = jnp.max(jnp.abs(away), axis=0)
     return farthest / jnp.where(spread > 0, spread, jnp.nan)
+
+
+@functools.lru_cache(maxsize=1)
+def mean_gain() -> Metric:
+    """The mean `gain` of the elements; `mean_gain().over()` is its map.
+
+    A property of the members, which stream. The truth only says how elements are laid
+    out. Those whose members are all equal have no gain and are not scored.
+    """
+    return Metric(
+        _REACH,
+        lambda reached, truth, reference: {"gain": reached},
+        lambda mean: mean["gain"],
+        best="none",
+        least_members=2,
+    )
+
+
+def _reached(found, truth, reference):
+    del truth, reference
+    mean, variance, count = found.moments["member"]
+    spread = jnp.sqrt(variance * (count - 1) / count)
+    low, high = found.lowest["member"], found.highest["member"]
+    farthest = jnp.maximum(high - mean, mean - low)
+    return farthest / jnp.where(spread > 0, spread, jnp.nan)
+
+
+_REACH = of_each(
+    "reach",
+    lambda values, given: OfMembers(
+        moments={"member": values},
+        lowest={"member": values},
+        highest={"member": values},
+    ),
+    _reached,
+)
 
 
 def gain_of_size(

@@ -179,8 +179,10 @@ def test_best_member_and_brackets_of_gaussians(score):
         assert abs(got - expected) < 0.02
     got = score(v.bracketed(), drawn[:50], y)
     assert abs(got - 49 / 51) < 0.005
-    reached = np.asarray(v.gain(drawn[:50])).mean()
-    assert abs(reached - 2.51) < 0.02
+    reached = np.asarray(v.gain(drawn[:50]))
+    assert abs(reached.mean() - 2.51) < 0.02
+    mapped = score(v.mean_gain().over(), drawn[:50], y)
+    np.testing.assert_allclose(mapped, reached, rtol=1e-5)
     key = jax.random.key(0)
     # Resampling draws some members twice, so that the farthest is less far.
     smaller = np.asarray(v.gain_of_size(key, drawn[:50, :200], 20, num_resamples=20))
