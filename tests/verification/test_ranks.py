@@ -36,9 +36,13 @@ def test_ties_are_drawn_so_that_exchangeable_members_are_flat(exchangeable, scor
     assert got.unreliability < 4
     np.testing.assert_allclose(got.outliers, 2 / 6, atol=0.015)
     # The expected histogram, of shares instead of draws, is within their error.
-    shares = reduce.finish_ranks(
-        reduce.update_ranks(reduce.init_ranks(y), x), num_members=5
-    )
+
+    @jax.jit
+    def histogram(x, y):
+        ranks = reduce.update_ranks(reduce.init_ranks(y), x)
+        return reduce.finish_ranks(ranks, num_members=5)
+
+    shares = histogram(x, y)
     assert np.abs(shares - got.counts).max() < 5 * np.sqrt(4000)
     other = score(v.rank_histogram(5, seed=1), x, y)
     assert (other.counts != got.counts).any()
@@ -214,17 +218,19 @@ def test_how_large_an_ensemble_brackets_the_truth():
 def test_missing_members_are_not_below_a_threshold():
     key, nan = jax.random.key(0), np.nan
     x = np.array([[nan, nan, nan], [5, 0, nan], [5, 5, nan], [5, 5, nan]], np.float32)
-    got = v.exceedance_interval(key, x, 1.0, 2)
+    interval = jax.jit(lambda x, level: v.exceedance_interval(key, x, level, 2))
+    got = interval(x, np.ones(3, np.float32))
     np.testing.assert_allclose(got.estimate, [1, 2 / 3, nan], rtol=1e-6)
     np.testing.assert_allclose(got.low, [1, 0, nan])
     np.testing.assert_allclose(got.high, [1, 1, nan])
     level = np.array([nan, 1.0, 1.0], np.float32)
-    assert np.isnan(v.exceedance_interval(key, x, level, 2).estimate[0])
+    assert np.isnan(interval(x, level).estimate[0])
     # Two of twelve are missing, and none of the twenty draws is without some of them.
     x = np.concatenate([np.full((2, 3), nan), np.tile([[-1.0], [1]], (5, 3))])
     x[:, 2] = nan
     y = np.array([0.0, 3.0, 0.0], np.float32)
-    np.testing.assert_array_equal(v.satisfactory(key, x, y, 20), [True, False, False])
+    enough = jax.jit(lambda x, y: v.satisfactory(key, x, y, 20))(x, y)
+    np.testing.assert_array_equal(enough, [True, False, False])
 
 
 def test_gain_of_equal_members_is_undefined():
