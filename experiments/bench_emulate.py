@@ -311,7 +311,8 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
         caption="Rates: members a second (crps: million values a second), from the"
         " median \\[quartiles] of repetitions. Ratio: of sampling and crps, our rate"
         " over the way's (above 1 ours is faster); of cost, what a member costs over"
-        " what a simulated one costs. Networks have random weights.",
+        " what a simulated one costs. Networks have random weights. xskillscore sorts"
+        " only where numba is installed.",
     )
     columns = ("row", "way", "rate", "ratio", "made a call", "first call s", "peak GB")
     for column in columns:
