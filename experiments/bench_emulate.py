@@ -16,14 +16,20 @@ compilation, is apart, and ways of a row are compared before they are timed:
   days; a U-Net of 16 and 32 channels with random weights).
 - crps: the mean standard CRPS of normal values, members first for ours and last for
   others, which is what each prefers. scoringrules sorts ("qd"), on every backend that
-  is here; `jax` is jitted.
+  is here; `jax` is jitted. xskillscore sorts where numba is here; else it makes all
+  pairs of members, and is given some values at a time.
 
-Repetitions take turns; medians are compared. All is float32.
+Repetitions take turns, and a way that has used its seconds has no more of them; medians
+are compared. All is float32. Progress is said before each way's first call, after each
+round, and every half minute in between.
 """
 
+import contextlib
 import os
 import statistics
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +60,7 @@ PACKAGES = ("scoringrules", "xskillscore", "numba", "torch", "dinosaur")
 TOLERANCES = {"sampling": 1e-2, "cost": float("inf"), "crps": 1e-4}
 # What the rates of a part are over: the first of these in a row.
 REFERENCE = {"sampling": ways.OURS, "cost": "simulated", "crps": ways.OURS}
+SECONDS_OF_SILENCE = 30.0
 COST_TARGET = 0.1  # "below 1/10 of the operational system", Li et al. 2024, abstract
 
 
@@ -97,7 +104,7 @@ def _options(arguments):
     )
     parser.add_argument("--levels", type=int, default=24, help="of noise")
     parser.add_argument("--members", type=int, default=512, help="of Lorenz-96")
-    parser.add_argument("--sphere-members", type=int, default=16, help="of Held-Suarez")
+    parser.add_argument("--sphere-members", type=int, default=8, help="of Held-Suarez")
     parser.add_argument(
         "--alone-members", type=int, default=32, help="that are sampled one by one"
     )
@@ -111,6 +118,12 @@ def _options(arguments):
         "--ways", help=f"with commas, beside the first, of {', '.join(every)}"
     )
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument(
+        "--way-seconds",
+        type=float,
+        default=15.0,
+        help="after which a way is not repeated again; once it always is",
+    )
     files.add_options(parser)
     options = parser.parse_args(list(arguments))
     for name, known in (
@@ -135,8 +148,10 @@ def _options(arguments):
                 f"--size is members x values, such as 50x721x1440; got {text!r}"
             )
         options.sizes.append(size)
-    if options.levels < 2 or options.repetitions < 1:
-        parser.error("--levels is at least 2 and --repetitions at least 1")
+    if options.levels < 2 or options.repetitions < 1 or options.way_seconds < 0:
+        parser.error(
+            "--levels is at least 2, --repetitions 1 and --way-seconds not negative"
+        )
     least = ways.NUM_COMPARED
     for name in ("members", "sphere_members", "alone_members"):
         if getattr(options, name) < least:
@@ -171,8 +186,9 @@ def measure_row(
     Returns:
         What the table shows and the JSON holds: `made` by one call (members, or
         values), `seconds` (medians of a call), `all_seconds`, `first_seconds` (with
-        compilation), `rates` (made a second), `ratios` of rates (of the reference over
-        the way's), `largest_difference` from the first way, and `missing` ways, why.
+        compilation), `peak_bytes` (memory of its process), `rates` (made a second),
+        `ratios` of rates (of the reference over the way's), `largest_difference` from
+        the first way, and `missing` ways, why.
 
     Raises:
         RuntimeError: if a way gives something else than the first one.
@@ -181,14 +197,15 @@ def measure_row(
     first_way, *others = own
     if options.ways is not None and part != "cost":
         others = [way for way in others if way in options.ways]
-    processes, first, made, differences, missing = {}, {}, {}, {}, {}
+    processes, first, made, differences, missing, peak = {}, {}, {}, {}, {}, {}
     compared: np.ndarray = np.zeros(0)
     try:
         for way in (first_way, *others):
             console.print(f"{part} {name}: first call of {way}", highlight=False)
             on_all = way in ways.ON_ALL_DEVICES
             process = clocks.Way(part, way, numbers, on_all=on_all)
-            answer = process.prepare()
+            with _progress(console, way):
+                answer = process.prepare()
             if "missing" in answer:
                 console.print(f"not measured: {answer['missing']}", highlight=False)
                 missing[way] = answer["missing"]
@@ -196,15 +213,24 @@ def measure_row(
                 continue
             processes[way] = process
             first[way], made[way] = answer["seconds"], answer["made"]
+            peak[way] = answer["peak_bytes"]
             found = np.asarray(answer["compared"])
             compared = found if way == first_way else compared
             differences[way] = _difference(part, way, found, compared)
         times: dict[str, list[float]] = {way: [] for way in processes}
         for number in range(options.repetitions):
-            order = list(processes)
-            for way in order[number % len(order) :] + order[: number % len(order)]:
-                times[way].append(processes[way].seconds())
-            console.print(f"repetition {number + 1} of {options.repetitions}")
+            left = [w for w in processes if sum(times[w]) < options.way_seconds]
+            if not left:
+                break
+            turn = number % len(left)
+            for way in left[turn:] + left[:turn]:
+                with _progress(console, way):
+                    times[way].append(processes[way].seconds())
+            console.print(
+                f"repetition {number + 1} of {options.repetitions}: {len(left)} ways,"
+                f" {sum(times[way][-1] for way in left):.1f} s",
+                highlight=False,
+            )
     finally:
         for process in processes.values():
             process.close()
@@ -221,6 +247,7 @@ def measure_row(
         "seconds": seconds,
         "all_seconds": times,
         "first_seconds": first,
+        "peak_bytes": peak,
         "rates": rates,
         "ratios": {w: reference / rate for w, rate in rates.items()}
         if reference
@@ -230,6 +257,25 @@ def measure_row(
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+@contextlib.contextmanager
+def _progress(console, way):
+    """Says now and then that a way is still at it."""
+    is_done, start = threading.Event(), time.monotonic()
+
+    def tell():
+        while not is_done.wait(SECONDS_OF_SILENCE):
+            seconds = time.monotonic() - start
+            console.print(f"{way}: for {seconds:.0f} s so far", highlight=False)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        teller.join()
 
 
 def _difference(part, way, found, first) -> float:
@@ -265,15 +311,17 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
         caption="Rates: members a second (crps: million values a second), from the"
         " median \\[quartiles] of repetitions. Ratio: of sampling and crps, our rate"
         " over the way's (above 1 ours is faster); of cost, what a member costs over"
-        " what a simulated one costs. Networks have random weights.",
+        " what a simulated one costs. Networks have random weights. xskillscore sorts"
+        " only where numba is installed.",
     )
-    for column in ("row", "way", "rate", "ratio", "made a call", "first call s"):
+    columns = ("row", "way", "rate", "ratio", "made a call", "first call s", "peak GB")
+    for column in columns:
         table.add_column(column)
     for row in rows:
         title = f"{row['part']} {row['name']}"
         scale = 1e6 if row["part"] == "crps" else 1
         for way, rate in row["rates"].items():
-            made = row["made"][way]
+            made, peak = row["made"][way], row.get("peak_bytes", {}).get(way)
             low, high = np.percentile(row["all_seconds"][way], [25, 75])
             table.add_row(
                 title,
@@ -283,6 +331,7 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
                 f"{row['ratios'][way]:.3g}" if way in row["ratios"] else "-",
                 f"{made:,}",
                 f"{row['first_seconds'][way]:.1f}",
+                f"{peak / 1e9:.2f}" if peak else "-",
             )
         for way, reason in row["missing"].items():
             table.add_row(title, way, f"not measured: {reason}")

@@ -16,8 +16,8 @@ class Way(load_beside(__file__, "clocks").Clock):
     """One way of `emulate_ways.PARTS` in another process.
 
     On a CPU a way of `ON_ALL_DEVICES` sees one device for each core, others see one.
-    `prepare` gives `seconds`, `made` and `compared` of the first call; or `missing` and
-    why.
+    `prepare` gives `seconds`, `made` and `compared` of the first call and `peak_bytes`
+    of the process (None where the system does not tell); or `missing` and why.
     """
 
     def __init__(self, part: str, name: str, numbers: Sequence[Any], *, on_all: bool):
@@ -50,6 +50,7 @@ def serve(part: str, name: str, numbers: Sequence[Any]) -> None:
                 answer = {
                     "seconds": time.perf_counter() - start,
                     "made": call.made,
+                    "peak_bytes": _peak_bytes(),
                     "compared": call.compared(found).ravel().tolist(),
                 }
         else:
@@ -57,6 +58,16 @@ def serve(part: str, name: str, numbers: Sequence[Any]) -> None:
             call.run()
             answer = time.perf_counter() - start
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _peak_bytes():
+    """The most memory that this process held so far."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 if __name__ == "__main__":

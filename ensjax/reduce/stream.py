@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from ensjax.reduce.crps import CRPS, Crps
-from ensjax.reduce.devices import FoldBlocks, run_fold
+from ensjax.reduce.devices import Family, FoldBlocks, run_fold
 from ensjax.reduce.exceedances import EXCEEDANCES, Exceedances
 from ensjax.reduce.extremes import EXTREMES, Extremes
 from ensjax.reduce.moments import MOMENTS, Moments
@@ -47,7 +47,8 @@ def fold_members(
         stacked: what tells members apart, leaves `[member, ...]`: their ids, keys, or
             parameters.
         states: named states of any of the reductions, such as `init_moments(like)`,
-            made for the values of one member. Empty, or those of an earlier call.
+            made for the values of one member, or of a kind whose attribute `family`
+            tells how (`verification.member_states`). Empty, or of an earlier call.
         block: members of a device whose values exist together. How many of them run at
             once is the fixed rule of `blocks.auto_block`.
         shared: more arguments of `fn`, whole on every device.
@@ -80,15 +81,19 @@ def fold_members(
         >>> reduce.finish_crps(states["crps"]).shape
         (3,)
     """
-    for name, state in states.items():
-        if type(state) not in _FAMILIES:
-            known = ", ".join(kind.__name__ for kind in _FAMILIES)
-            raise TypeError(
-                f"states[{name!r}] is a {type(state).__name__}, not the state of a"
-                f" reduction; there are {known}, made by init_moments and so on."
-            )
-    families = tuple((name, _FAMILIES[type(state)]) for name, state in states.items())
+    families = tuple((name, _family(name, state)) for name, state in states.items())
     if isinstance(block, bool) or not isinstance(block, int):
         raise ValueError(f"block must be a positive integer; got {block!r}.")
     job = FoldBlocks(fn, families, block)
     return run_fold(job, states, stacked, mask, tuple(shared), mesh)
+
+
+def _family(name, state):
+    family = _FAMILIES.get(type(state), getattr(state, "family", None))
+    if not isinstance(family, Family):
+        known = ", ".join(kind.__name__ for kind in _FAMILIES)
+        raise TypeError(
+            f"states[{name!r}] is a {type(state).__name__}, not the state of a"
+            f" reduction; there are {known}, made by init_moments and so on."
+        )
+    return family

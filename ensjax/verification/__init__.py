@@ -2,8 +2,59 @@
 
 A `Metric` scores `forecast [member, case..., space...]` against `truth`: at once by
 calling it, or in chunks of cases (`init`, `update`, `merge`, `finish`), over devices
-(`sum_cases`), or with members that never exist together (`member_states`, and
-`Metric.sums_of_reduced`). NaN is missing: members are counted where they are.
+(`sum_cases`), or with members that never exist together (`member_states`, folded by
+`reduce.fold_members`, then `Metric.sums_of_reduced`). NaN is missing: members are
+counted where they are, whichever way they come.
+
+What each metric streams over; "exact" is but for rounding, in any chunks and order:
+
+    metric                   cases  devices  members
+    anomalies                exact  exact    exact
+    best_member_error        exact  exact    exact
+    bias                     exact  exact    exact
+    binned_spread_skill      exact  exact    exact
+    bracketed                exact  exact    exact
+    brier_score              exact  exact    exact
+    brier_skill_score        exact  exact    exact
+    centred_acc              exact  exact    exact
+    crps                     exact  exact    ordered
+    crps_gaussian            exact  exact    none
+    crps_parts               exact  exact    ordered
+    energy_score             exact  exact    no
+    event_table              exact  exact    exact
+    log_score                exact  exact    exact
+    mean_gain                exact  exact    exact
+    mean_square_error        exact  exact    exact
+    member_activity          exact  exact    exact
+    outcome_weighted_crps    exact  exact    ordered
+    pit_histogram            exact  exact    exact
+    pooled_crps              exact  exact    ordered
+    rank_histogram           exact  exact    exact
+    root_mean_square_error   exact  exact    exact
+    seeps                    exact  exact    exact
+    spectral_crps            exact  exact    ordered
+    spherical_spectra        exact  exact    exact
+    spread_skill             exact  exact    exact
+    threshold_weighted_crps  exact  exact    ordered
+    variogram_score          exact  exact    exact
+    zonal_spectra            exact  exact    exact
+
+- ordered: it needs the members in order. Exact while all are held (`rank_error=0`, or
+  few); else a summary of bounded size changes the number of members below any value by
+  at most `rank_error` of all that were folded in, and the score by that times their
+  range (`reduce.finish_crps`), in units of the members that are scored; where some are
+  missing, thrice that. As a rule it is far less.
+- no: distances of all pairs of vectors. Hold all members of a few cases.
+- none: its forecast is two numbers, no ensemble.
+
+A state takes memory that members do not change: `variogram_score` moments of all pairs
+of places, those in order what `reduce.init_crps` says, others a few numbers an element.
+
+Read from results: `roc`, `roc_area`, `sedi`, `economic_value`, `reliability_diagram`
+and `brier_decomposition` from an `event_table`, `bias_drift` from `bias` by lead. The
+EFI is a mean over members of `member_efi`: fold it into `reduce.init_moments`. What
+resamples members (`gain_of_size`, `satisfactory`, `exceedance_interval`) holds them
+all, and so do `crps_pwm` and `crps_integral`.
 """
 
 from ensjax.verification.anomalies import (
@@ -68,6 +119,7 @@ from ensjax.verification.events import (
     event_table,
     log_score,
 )
+from ensjax.verification.folding import member_states, merge_member_states
 from ensjax.verification.harmonics import (
     SphericalGrid,
     from_harmonics,
@@ -81,9 +133,9 @@ from ensjax.verification.huge import (
     exceedance_interval,
     gain,
     gain_of_size,
+    mean_gain,
     satisfactory,
 )
-from ensjax.verification.ingredients import member_states
 from ensjax.verification.metric import Metric
 from ensjax.verification.multivariate import (
     energy_score,
@@ -178,11 +230,13 @@ __all__ = [
     "inverse_distance_weights",
     "log_score",
     "log_spectral_distance",
+    "mean_gain",
     "mean_square_error",
     "means_of",
     "member_activity",
     "member_efi",
     "member_states",
+    "merge_member_states",
     "merge_sums",
     "order_weights",
     "outcome_weighted_crps",

@@ -6,6 +6,7 @@ come together: with them the mean squared error is
     MSE = A_f^2 + A_y^2 - 2 A_f A_y ACC
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from ensjax.ops.limits import between
 from ensjax.verification.frozen import Frozen, freeze
-from ensjax.verification.ingredients import MOMENTS, Ingredient, needed
+from ensjax.verification.ingredients import MOMENTS, needed
 from ensjax.verification.metric import Metric
 
 
@@ -112,9 +113,6 @@ def _centred(vector_axes, weights: Frozen | None):
     def of_members(forecast, truth, mask, reference, _):
         return MOMENTS.of_members(forecast, truth, mask, reference, 0)
 
-    def of_state(state, truth, reference):
-        return MOMENTS.of_state(state, truth, reference)
-
     def statistics(moments, truth, reference):
         observed = truth - needed(reference, "climatology", truth.shape)
         predicted = observed + moments.error
@@ -133,7 +131,7 @@ def _centred(vector_axes, weights: Frozen | None):
         r = between(r.reshape(truth.shape[: truth.ndim - vector_axes]), -1, 1)
         return {"z": jnp.arctanh(r * (1 - 1e-6))}
 
-    ingredient = Ingredient(MOMENTS.name, of_members, of_state, MOMENTS.init_state)
+    ingredient = dataclasses.replace(MOMENTS, of_members=of_members)
     return Metric(
         ingredient,
         statistics,

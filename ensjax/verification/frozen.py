@@ -1,5 +1,6 @@
 """Arrays as settings: compared by value, so that equal settings are one program."""
 
+import hashlib
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,11 @@ class Frozen(NamedTuple):
     def array(self) -> np.ndarray:
         """The array, read-only."""
         return np.frombuffer(self.data, np.float32).reshape(self.shape)
+
+    def digest(self) -> str:
+        """A few letters that tell it from other arrays."""
+        content = repr(self.shape).encode() + self.data
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def like(self, shape: tuple[int, ...]) -> jax.Array:
         """The array broadcast to `shape`.

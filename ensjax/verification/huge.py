@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.scores.rows import floating
-from ensjax.verification.ingredients import EXTENT, MEMBERS
+from ensjax.verification.ingredients import EXTENT, of_each
+from ensjax.verification.member_state import OfMembers
 from ensjax.verification.metric import Metric, check_forecast
 
 
@@ -28,23 +29,28 @@ def best_member_error() -> Metric:
     Source: Mahesh et al. 2024, arXiv:2408.01581 (huge ensembles II), section 3.
     """
 
-    def statistics(members, truth, reference):
-        del reference
-        squared = (members.values - truth[None]) ** 2
-        best = jnp.min(squared, axis=0, where=members.mask, initial=jnp.inf)
-        is_known = jnp.any(members.mask, axis=0) & ~jnp.isnan(truth)
-        return {"squared": jnp.where(is_known, best, jnp.nan)}
-
     return Metric(
-        MEMBERS, statistics, lambda mean: jnp.sqrt(mean["squared"]), best="low"
+        _CLOSEST,
+        lambda squared, truth, reference: {"squared": squared},
+        lambda mean: jnp.sqrt(mean["squared"]),
+        best="low",
     )
+
+
+_CLOSEST = of_each(
+    "closest",
+    lambda values, given: OfMembers(
+        lowest={"squared": (values - given["truth"][None]) ** 2}
+    ),
+    lambda found, truth, reference: found.lowest["squared"],
+)
 
 
 @functools.lru_cache(maxsize=1)
 def bracketed() -> Metric:
     """The share of observations strictly between the smallest and largest member.
 
-    (M - 1) / (M + 1) for a reliable ensemble without ties. It streams over members.
+    (M - 1) / (M + 1) for a reliable ensemble without ties.
     """
 
     def statistics(extent, truth, reference):
@@ -68,7 +74,7 @@ def gain(forecast: jax.Array, *, member_mask: jax.Array | None = None) -> jax.Ar
         member_mask: booleans `[member]` or `[member, ...]`.
 
     Returns:
-        NaN where all members are equal.
+        NaN where all members are equal. Of members that stream, see `mean_gain`.
 
     Source: Mahesh et al. 2024, arXiv:2408.01581, and the code that belongs to it.
     """
@@ -82,6 +88,42 @@ def gain(forecast: jax.Array, *, member_mask: jax.Array | None = None) -> jax.Ar
     spread = jnp.sqrt(jnp.sum(away**2, axis=0) / number)
     farthest = jnp.max(jnp.abs(away), axis=0)
     return farthest / jnp.where(spread > 0, spread, jnp.nan)
+
+
+@functools.lru_cache(maxsize=1)
+def mean_gain() -> Metric:
+    """The mean `gain` of the elements; `mean_gain().over()` is its map.
+
+    A property of the members, which stream. The truth only says how elements are laid
+    out. Those whose members are all equal have no gain and are not scored.
+    """
+    return Metric(
+        _REACH,
+        lambda reached, truth, reference: {"gain": reached},
+        lambda mean: mean["gain"],
+        best="none",
+        least_members=2,
+    )
+
+
+def _reached(found, truth, reference):
+    del truth, reference
+    mean, variance, count = found.moments["member"]
+    spread = jnp.sqrt(variance * (count - 1) / count)
+    low, high = found.lowest["member"], found.highest["member"]
+    farthest = jnp.maximum(high - mean, mean - low)
+    return farthest / jnp.where(spread > 0, spread, jnp.nan)
+
+
+_REACH = of_each(
+    "reach",
+    lambda values, given: OfMembers(
+        moments={"member": values},
+        lowest={"member": values},
+        highest={"member": values},
+    ),
+    _reached,
+)
 
 
 def gain_of_size(

@@ -1,8 +1,8 @@
 """What a metric needs to know of the members at each element.
 
-Each ingredient comes from arrays of members, with those that are missing left out, or
-from a reduction of `ensjax.reduce` into which members were folded that never existed
-together. Either way the statistics made of it are the same.
+Each ingredient comes from arrays of members, or from a `MemberState` into which members
+were folded that never existed together. Either way those that are missing are left out,
+and the statistics made of it are the same.
 """
 
 import dataclasses
@@ -13,9 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ensjax import reduce
 from ensjax.scores.decomposition import member_moments
 from ensjax.scores.spread import CrpsTerms, crps_terms
+from ensjax.verification.member_state import (
+    Found,
+    MemberState,
+    OfMembers,
+    find,
+    found_of_block,
+    init_state,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +30,35 @@ class Ingredient:
     """One thing to know of the members, and where it comes from.
 
     Attributes:
-        name: of the reduction it can come from; None: it needs all members at once.
+        name: of the state it can come from; None: it needs all members at once.
         of_members: `(forecast, truth, mask, reference, vector_axes) -> known`.
-        of_state: `(state of the reduction, truth, reference) -> known`.
-        init_state: `(truth, reference, max_members, rank_error) -> state` of no member.
+        each: `(values [member, *truth], inputs) -> OfMembers`, NaN: missing.
+        known: `(found, truth, reference) -> known`, of what the members come to.
+        inputs: `(truth, reference) -> {name: array}`, what `each` takes beside the
+            members and the truth.
+        is_ordered: whether members are kept in order, so that it is exact only while
+            all of them are.
     """
 
     name: str | None
     of_members: Callable[..., Any]
-    of_state: Callable[..., Any] | None = None
-    init_state: Callable[..., Any] | None = None
+    each: Callable[..., OfMembers] | None = None
+    known: Callable[..., Any] | None = None
+    inputs: Callable[..., dict[str, jax.Array]] = lambda truth, reference: {}
+    is_ordered: bool = False
+
+    def init_state(self, truth, reference, max_members, rank_error) -> MemberState:
+        """The state of no members; see `member_states`.
+
+        Raises:
+            ValueError: if the metric needs all members at once.
+        """
+        if self.name is None:
+            raise ValueError(_AT_ONCE)
+        inputs = {"truth": truth} | self.inputs(truth, reference)
+        return init_state(
+            self.each, inputs, max_members=max_members, rank_error=rank_error
+        )
 
     def of_reduced(self, reduced: dict[str, Any], truth: jax.Array, reference: Any):
         """The same of a state in `reduced`.
@@ -41,17 +67,35 @@ class Ingredient:
             ValueError: if there is none, or the metric needs all members at once.
         """
         if self.name is None:
-            raise ValueError(
-                "This metric needs all members of a case at once (in order, or in"
-                " pairs): give it the forecast itself, a few cases at a time."
-            )
+            raise ValueError(_AT_ONCE)
         if self.name not in reduced:
             raise ValueError(
                 f"This metric needs the state {self.name!r} of a reduction; there are"
                 f" {', '.join(map(repr, reduced)) or 'none'}. `member_states` makes all"
                 " that some metrics need."
             )
-        return self.of_state(reduced[self.name], truth, reference)
+        return self.known(find(reduced[self.name]), truth, reference)
+
+
+_AT_ONCE = (
+    "This metric needs all members of a case at once (in pairs): give it the forecast"
+    " itself, a few cases at a time."
+)
+
+
+def of_each(name: str, each, known, inputs=lambda truth, reference: {}) -> Ingredient:
+    """An ingredient of statistics that add up over members, kept in no order.
+
+    Arguments as the attributes of `Ingredient`.
+    """
+
+    def of_members(forecast, truth, mask, reference, vector_axes):
+        del vector_axes
+        given = {"truth": truth} | inputs(truth, reference)
+        values = jnp.where(mask, forecast, jnp.nan)
+        return known(found_of_block(each(values, given)), truth, reference)
+
+    return Ingredient(name, of_members, each, known, inputs)
 
 
 def needed(reference: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
@@ -90,22 +134,16 @@ def _moments_of_members(forecast, truth, mask, reference, vector_axes):
     return EnsembleMoments(shaped[0], shaped[1] ** 2, shaped[2])
 
 
-def _moments_of_state(state, truth, reference):
-    del reference
-    mean, _ = reduce.finish_moments(state)
-    _, variance = reduce.finish_moments(state, ddof=1)
-    return EnsembleMoments(mean - truth, variance, _everywhere(state.count, truth))
-
-
-def _everywhere(count, truth):
-    return jnp.broadcast_to(count, truth.shape)
+def _known_moments(found, truth, reference):
+    del truth, reference
+    return EnsembleMoments(*found.moments["away"])
 
 
 MOMENTS = Ingredient(
     "moments",
     _moments_of_members,
-    _moments_of_state,
-    lambda truth, reference, max_members, rank_error: reduce.init_moments(truth),
+    lambda values, given: OfMembers(moments={"away": values - given["truth"][None]}),
+    _known_moments,
 )
 
 
@@ -116,21 +154,45 @@ def _crps_of_members(forecast, truth, mask, reference, vector_axes):
     return CrpsTerms(*(x.reshape(truth.shape) for x in terms))
 
 
-def _crps_of_state(state, truth, reference):
-    del reference
-    error, _ = reduce.finish_moments(state.error)
-    standard = reduce.finish_crps(state)
-    count = _everywhere(state.count, truth)
-    return CrpsTerms(error, (error - standard) * count**2.0, count)
+def error_and_order(values: jax.Array, truth: jax.Array, name: str = "") -> OfMembers:
+    """What `known_crps` needs of members `[member, ...]` and `truth` `[...]`.
+
+    A member that is missing stands on the observation, where it can be told again.
+    """
+    place = jnp.broadcast_to(jnp.nan_to_num(truth), values.shape)
+    return OfMembers(
+        moments={f"{name} error": jnp.abs(values - truth[None])},
+        ordered={f"{name} values": jnp.where(jnp.isnan(values), place, values)},
+    )
+
+
+def known_crps(found: Found, truth: jax.Array, name: str = "") -> CrpsTerms:
+    """The terms of the CRPS of what `error_and_order` was kept of.
+
+        sum_{m < l} |x_m - x_l| = sum_k k (M - k) (x_(k+1) - x_(k))
+
+    with k the members at or below x_(k), less those that are missing from the
+    observation on. A summary of sorted runs changes k by its error of rank; see
+    `reduce.finish_crps`.
+    """
+    error, _, count = found.moments[f"{name} error"]
+    values, until = found.ordered[f"{name} values"]
+    is_behind = values[..., :-1] >= truth[..., None]
+    number, missing = count[..., None], (found.number - count)[..., None]
+    below = until[..., :-1] - jnp.where(is_behind, missing, 0)
+    is_inside = (below > 0) & (below < number)
+    gaps = jnp.where(is_inside, values[..., 1:] - values[..., :-1], 0.0)
+    share = below / jnp.maximum(number, 1)
+    pairs = jnp.sum(gaps * share * (1 - share), axis=-1) * count**2.0
+    return CrpsTerms(jnp.where(found.is_whole, error, jnp.nan), pairs, count)
 
 
 CRPS = Ingredient(
     "crps",
     _crps_of_members,
-    _crps_of_state,
-    lambda truth, reference, max_members, rank_error: reduce.init_crps(
-        truth, max_members=max_members, rank_error=rank_error
-    ),
+    lambda values, given: error_and_order(values, given["truth"]),
+    lambda found, truth, reference: known_crps(found, truth),
+    is_ordered=True,
 )
 
 
@@ -145,26 +207,24 @@ class Place(NamedTuple):
     count: jax.Array
 
 
-def _place_of_members(forecast, truth, mask, reference, vector_axes):
-    del reference, vector_axes
-    is_below, is_equal = forecast < truth[None], forecast == truth[None]
-    counts = (jnp.sum(x & mask, axis=0) for x in (is_below, is_equal, mask))
-    below, ties, count = counts
+def _each_place(values, given):
+    truth = given["truth"][None]
+    return OfMembers(
+        counts={
+            "below": values < truth,
+            "ties": values == truth,
+            "count": ~jnp.isnan(values),
+        }
+    )
+
+
+def _known_place(found, truth, reference):
+    del reference
+    below, ties, count = (found.counts[name] for name in ("below", "ties", "count"))
     return Place(below, ties, jnp.where(jnp.isnan(truth), 0, count))
 
 
-def _place_of_state(state, truth, reference):
-    del reference
-    count = jnp.where(state.undefined, 0, _everywhere(state.count, truth))
-    return Place(state.below, state.ties, count)
-
-
-PLACE = Ingredient(
-    "ranks",
-    _place_of_members,
-    _place_of_state,
-    lambda truth, reference, max_members, rank_error: reduce.init_ranks(truth),
-)
+PLACE = of_each("ranks", _each_place, _known_place)
 
 
 class Extent(NamedTuple):
@@ -174,19 +234,18 @@ class Extent(NamedTuple):
     maximum: jax.Array
 
 
-def _extent_of_members(forecast, truth, mask, reference, vector_axes):
-    del reference, vector_axes
-    is_any = jnp.any(mask, axis=0) & ~jnp.isnan(truth)
-    low = jnp.min(forecast, axis=0, where=mask, initial=jnp.inf)
-    high = jnp.max(forecast, axis=0, where=mask, initial=-jnp.inf)
-    return Extent(jnp.where(is_any, low, jnp.nan), jnp.where(is_any, high, jnp.nan))
+def _known_extent(found, truth, reference):
+    del reference
+    low, high = found.lowest["member"], found.highest["member"]
+    return Extent(*(jnp.where(jnp.isnan(truth), jnp.nan, x) for x in (low, high)))
 
 
-EXTENT = Ingredient(
+EXTENT = of_each(
     "extremes",
-    _extent_of_members,
-    lambda state, truth, reference: Extent(*reduce.finish_extremes(state)),
-    lambda truth, reference, max_members, rank_error: reduce.init_extremes(truth),
+    lambda values, given: OfMembers(
+        lowest={"member": values}, highest={"member": values}
+    ),
+    _known_extent,
 )
 
 
@@ -227,34 +286,32 @@ def shares(thresholds: tuple[float, ...] | None) -> Ingredient:
     There, they are `[*truth, threshold]`.
     """
 
-    def of_members(forecast, truth, mask, reference, vector_axes):
-        del vector_axes
-        levels = _thresholds(thresholds, truth, reference)
+    def each(values, given):
+        levels = given.get("thresholds")
+        if levels is None:
+            levels = _thresholds(thresholds, given["truth"], None)
         # A loop over thresholds: members times thresholds need not exist together.
-        above = [
-            jnp.sum((forecast > levels[None, ..., i]) & mask, axis=0)
-            for i in range(levels.shape[-1])
-        ]
+        above = {
+            f"above {i}": values > levels[None, ..., i] for i in range(levels.shape[-1])
+        }
+        return OfMembers(counts=above | {"count": ~jnp.isnan(values)})
+
+    def known(found, truth, reference):
+        levels = _thresholds(thresholds, truth, reference)
+        number = levels.shape[-1]
+        above = [found.counts[f"above {i}"] for i in range(number)]
         above = jnp.stack(above, axis=-1)
-        count = jnp.broadcast_to(jnp.sum(mask, axis=0)[..., None], above.shape)
+        count = jnp.broadcast_to(found.counts["count"][..., None], above.shape)
         share = above / jnp.where(count > 0, count, jnp.nan)
         return Shares(share, _event(truth, levels), count)
 
-    def of_state(state, truth, reference):
-        levels = _thresholds(thresholds, truth, reference)
-        share = jnp.moveaxis(reduce.finish_exceedances(state), 0, -1)
-        count = jnp.broadcast_to(state.count, share.shape)
-        return Shares(share, _event(truth, levels), count)
-
-    def init_state(truth, reference, max_members, rank_error):
-        del max_members, rank_error
+    def inputs(truth, reference):
         if thresholds is not None:
-            return reduce.init_exceedances(truth, jnp.asarray(thresholds))
-        levels = _thresholds(None, truth, reference)
-        return reduce.init_exceedances(truth, jnp.moveaxis(levels, -1, 0))
+            return {}
+        return {"thresholds": _thresholds(None, truth, reference)}
 
-    of = "given" if thresholds is None else ", ".join(f"{t:g}" for t in thresholds)
-    return Ingredient(f"exceedances of {of}", of_members, of_state, init_state)
+    of = "given" if thresholds is None else ", ".join(map(repr, thresholds))
+    return of_each(f"exceedances of {of}", each, known, inputs)
 
 
 class Members(NamedTuple):
@@ -280,39 +337,8 @@ def _all_members(forecast, truth, mask, reference, vector_axes):
 MEMBERS = Ingredient(None, _all_members)
 
 
-def member_states(
-    metrics: Any,
-    truth: jax.Array,
-    *,
-    reference: Any = None,
-    max_members: int,
-    rank_error: float = 0.005,
-) -> dict[str, Any]:
-    """Empty reductions over members that these metrics need, by name.
-
-    For `ensjax.reduce.fold_members`, which runs a function of one member, or a stack,
-    block by block over devices; then `Metric.sums_of_reduced` of the folded states.
-    Members must be whole: a state counts them once for all elements, so that one where
-    a folded member is NaN is not scored (`scored_share` tells). The forecast itself is
-    scored there by the members that it has.
-
-    Args:
-        metrics: an iterable of `Metric`.
-        truth: observations of the cases, `[...]`.
-        reference: as in `Metric.sums`.
-        max_members: the most members that will be folded in.
-        rank_error: of the CRPS's summary; 0 keeps all members (`reduce.init_crps`).
-
-    Raises:
-        ValueError: if a metric needs all members at once.
-    """
-    states = {}
-    for metric in metrics:
-        ingredient = metric.ingredient
-        if ingredient.name is None:
-            ingredient.of_reduced({}, truth, reference)
-        if ingredient.name not in states:
-            states[ingredient.name] = ingredient.init_state(
-                truth, reference, max_members, rank_error
-            )
-    return states
+def whole_vectors(values: jax.Array, vector_axes: int) -> jax.Array:
+    """`values`, NaN in all of a vector (the last axes) that lacks one of its values."""
+    vector = tuple(range(values.ndim - vector_axes, values.ndim))
+    lacks = jnp.any(jnp.isnan(values), axis=vector, keepdims=True)
+    return jnp.where(lacks, jnp.nan, values)

@@ -7,8 +7,7 @@ roots and ratios are of aggregated sums, never averages of roots and ratios.
 
 A value that is NaN is missing: a member's, and it is left out there, so that
 coefficients use the local number of members; an observation's, and the element is not
-scored. What is not scored is counted (`scored_share`). Members that are folded into a
-reduction must be whole: an element that lacks one of them is not scored.
+scored. What is not scored is counted (`scored_share`).
 """
 
 import dataclasses
@@ -116,13 +115,13 @@ class Metric:
         weights: jax.Array | None = None,
         reference: Any = None,
     ) -> Sums:
-        """The sums of cases whose members were folded in by `ensjax.reduce`.
+        """The sums of cases whose members were folded in by `reduce.fold_members`.
 
-        The members never exist together; see `member_states`. An element where one of
-        them is NaN is not scored, while `sums` scores it by the others.
+        The members never exist together; see `member_states`. As in `sums`, members
+        that are missing are left out at each element.
 
         Args:
-            reduced: states of reductions by name, with all members folded in.
+            reduced: states by name, with all members folded in.
             truth: as in `sums`; the rest likewise.
 
         Raises:

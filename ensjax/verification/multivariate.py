@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.verification.frozen import Frozen, freeze
-from ensjax.verification.ingredients import MEMBERS, Ingredient
+from ensjax.verification.ingredients import MEMBERS, Ingredient, whole_vectors
+from ensjax.verification.member_state import OfMembers
 from ensjax.verification.metric import Metric
 
 
@@ -149,7 +150,8 @@ def variogram_score(
         power: p, above 0.
         pair_weights: v, non-negative, `[d, d]`; 1 by default. Weights that fall with
             distance keep the signal of near pairs (`inverse_distance_weights`).
-        tile: rows of pairs that exist at once; memory is cases x M x tile x d.
+        tile: rows of pairs that exist at once; memory is cases x M x tile x d. Where
+            members stream, moments of all pairs are kept: cases x 3 x d x d.
 
     Raises:
         ValueError: if an argument is unknown or out of range.
@@ -173,23 +175,25 @@ def variogram_score(
 
 @functools.lru_cache(maxsize=64)
 def _variogram(fair, vector_axes, power, pair_weights, tile):
-    def statistics(members, truth, reference):
-        del reference
+    def steps(x, picked):
+        """Between places `picked` and all others, `[..., picked, d]`."""
+        away = jnp.abs(jnp.take(x, picked, axis=-1)[..., None] - x[..., None, :])
+        return jnp.sqrt(away) if power == 0.5 else away**power
+
+    def weights(size):
+        if pair_weights is None:
+            return jnp.ones((size, size))
+        return pair_weights.like((size, size))
+
+    def of_members(forecast, truth, mask, reference, _):
+        members = MEMBERS.of_members(forecast, truth, mask, reference, vector_axes)
         values, truth, _ = _as_vectors(members, truth, vector_axes, None)
         mask, size = members.mask, truth.shape[-1]
         count = jnp.sum(mask, axis=0).astype(values.dtype)
         number = jnp.where(count > 0, count, jnp.nan)
         rows = min(tile, size)
         blocks = -(-size // rows)
-        if pair_weights is None:
-            share = jnp.ones((size, size))
-        else:
-            share = pair_weights.like((size, size))
-        share = jnp.pad(share, ((0, blocks * rows - size), (0, 0)))
-
-        def steps(x, picked):
-            away = jnp.abs(jnp.take(x, picked, axis=-1)[..., None] - x[..., None, :])
-            return jnp.sqrt(away) if power == 0.5 else away**power
+        share = jnp.pad(weights(size), ((0, blocks * rows - size), (0, 0)))
 
         def of_block(block):
             place = block * rows + jnp.arange(rows)
@@ -206,12 +210,29 @@ def _variogram(fair, vector_axes, power, pair_weights, tile):
             own = jax.lax.dynamic_slice_in_dim(share, block * rows, rows)
             return _weighted_sum(squared, own, "ij")
 
-        score = jnp.sum(jax.lax.map(of_block, jnp.arange(blocks)), axis=0)
-        return {"variogram": score}
+        return jnp.sum(jax.lax.map(of_block, jnp.arange(blocks)), axis=0)
+
+    def all_steps(values):
+        flat = values.reshape(*values.shape[: values.ndim - vector_axes], -1)
+        return steps(flat, jnp.arange(flat.shape[-1]))
+
+    def each(values, given):
+        del given
+        return OfMembers(
+            moments={"steps": all_steps(whole_vectors(values, vector_axes))}
+        )
+
+    def known(found, truth, reference):
+        del reference
+        mean, variance, count = found.moments["steps"]
+        squared = (all_steps(truth) - mean) ** 2
+        if fair:
+            squared = squared - variance / count
+        return _weighted_sum(squared, weights(mean.shape[-1]), "ij")
 
     return Metric(
-        MEMBERS,
-        statistics,
+        Ingredient(f"steps of {vector_axes} axes, {power!r}", of_members, each, known),
+        lambda score, truth, reference: {"variogram": score},
         lambda mean: mean["variogram"],
         best="low",
         is_fair=fair,

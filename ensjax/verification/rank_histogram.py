@@ -2,7 +2,9 @@
 
 Members and observation that are exchangeable give every rank the same chance. Where
 values are equal, as in rain that is often 0, the rank is one of several, each with the
-same chance: counting ties as below, or as above, tilts the histogram.
+same chance: counting ties as below, or as above, tilts the histogram. Where members are
+missing, a rank among fewer covers several of the M + 1 ranks, or parts of them, and one
+is drawn: counting it as its own number, or as the nearest, tilts the histogram too.
 """
 
 import dataclasses
@@ -26,8 +28,8 @@ class RankHistogram(NamedTuple):
         expected: N / (M + 1), N the weight of all, `[...]`.
         unreliability: sum (n_k - N / (M+1))^2 / (N M / (M+1)); about 1 for a reliable
             ensemble and independent elements of weight 1, `[...]`.
-        outliers: share of observations outside of the ensemble, `[...]`; 2 / (M + 1)
-            for a reliable one.
+        outliers: share of the first and the last rank, `[...]`; 2 / (M + 1) for a
+            reliable ensemble. Of whole ones, those are observations outside of it.
     """
 
     counts: jax.Array
@@ -45,20 +47,30 @@ def rank_histogram(num_members: int, *, seed: int = 0) -> Metric:
     `reference["case_ids"]`, integers `[case]`; without them, on the case's number in
     its chunk, so that other chunks draw other ranks.
 
+    A member that is missing, NaN or masked, is left out. Of the n < M others, the
+    transform of `pit_histogram`, uniform if all are exchangeable, is put onto M + 1
+    ranks,
+
+        r = floor((M + 1) u),   u = (#{x_m < y} + U (#{x_m = y} + 1)) / (n + 1)
+
+    so that every rank has the chance 1 / (M + 1) whatever n is, each element is still
+    one count, and the unreliability keeps its distribution; for n = M it is the rank
+    itself. It needs that which members are missing says nothing of the observation. A
+    few members tell little: they flatten a histogram that is not flat. Weights of 0
+    leave out elements that lack some, as other packages do.
+
     Args:
-        num_members: M. An element that lacks a member has no rank among M and is not
-            scored, so that with a member that is missing everywhere nothing is: then
-            counts are 0, shares NaN, and `scored_share` is 0. Score the others by the
-            histogram of their number, or all by `pit_histogram`, which takes any.
+        num_members: M. An element without any member is not scored.
         seed: of the draws.
 
     Raises:
         ValueError: if there is no member; on the call, if the forecast has another
-            number of rows than M, masked ones included. States of another number of
-            folded members score nothing.
+            number of rows than M, masked ones included. Elements of states into which
+            more members were folded are not scored.
 
     Source: Hamill 2001, Monthly Weather Review 129, section 2; Candille and Talagrand
-    2005, QJRMS 131, section 3 (unreliability).
+    2005, QJRMS 131, section 3 (unreliability); Czado, Gneiting and Held 2009,
+    Biometrics 65, equation 1 (u). The ranks of elements that lack members are ours.
     """
     if num_members < 1:
         raise ValueError(f"num_members must be 1 or more; got {num_members}.")
@@ -73,10 +85,13 @@ def _ranks(num_members, seed):
         draw = case_uniforms(seed, reference, truth.shape)
         jump = jnp.floor(draw * (place.ties + 1)).astype(jnp.int32)
         rank = place.below + jnp.minimum(jump, place.ties)
-        is_whole = place.count == num_members
-        one = jnp.where(is_whole, 1.0, jnp.nan)
-        index = jnp.where(is_whole, rank, 0)
-        return {"rank": InBins(one, index, num_bins)}
+        # Whole ensembles count in integers, without rounding.
+        spread = num_bins * pit_values(place, draw)
+        spread = jnp.minimum(jnp.nan_to_num(spread).astype(jnp.int32), num_members)
+        rank = jnp.where(place.count == num_members, rank, spread)
+        is_ranked = (place.count > 0) & (place.count <= num_members)
+        one = jnp.where(is_ranked, 1.0, jnp.nan)
+        return {"rank": InBins(one, jnp.where(is_ranked, rank, 0), num_bins)}
 
     def final(mean):
         total, counts = mean["total"]["weight"], mean["total"]["rank"]
@@ -93,8 +108,8 @@ def _ranks(num_members, seed):
         if len(forecast) != num_members:
             raise ValueError(
                 f"rank_histogram({num_members}) needs a forecast of {num_members}"
-                f" members; got {len(forecast)}. Give it that number, or use"
-                " pit_histogram where the number of members varies."
+                f" members; got {len(forecast)}. Fill up rows that are missing with"
+                " NaN, or use pit_histogram."
             )
         return PLACE.of_members(forecast, truth, mask, reference, vector_axes)
 

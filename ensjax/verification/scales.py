@@ -14,7 +14,15 @@ import numpy as np
 from ensjax.verification.crps import crps_values, weight_of_fair
 from ensjax.verification.frozen import freeze
 from ensjax.verification.harmonics import SphericalGrid, order_weights, to_harmonics
-from ensjax.verification.ingredients import CRPS, MEMBERS
+from ensjax.verification.ingredients import (
+    CRPS,
+    MEMBERS,
+    Ingredient,
+    error_and_order,
+    known_crps,
+    whole_vectors,
+)
+from ensjax.verification.member_state import OfMembers
 from ensjax.verification.metric import Metric
 
 
@@ -50,28 +58,66 @@ def _spectral(grid, fair):
     def moduli(field):
         return jnp.abs(to_harmonics(field, grid)) / np.float32(np.sqrt(4 * np.pi))
 
-    def statistics(members, truth, reference):
-        del reference
-        score = _crps_of(moduli(members.values), moduli(truth), members.mask, fair)
-        return {"crps": _weighted_sum(score, share)}
+    def fields(values):
+        return {"moduli": moduli(values)}
 
-    return _metric(statistics, fair)
+    def score(terms, lat_lon):
+        del lat_lon
+        return _weighted_sum(crps_values(terms["moduli"], fair), share)
+
+    return _metric(f"crps of moduli, {grid}", fields, score, fair)
 
 
 def _weighted_sum(values, weights):
     return jnp.einsum("...ij,ij->...", values, weights, precision="highest")
 
 
-def _crps_of(values, truth, mask, fair):
-    """The CRPS of every entry of vectors, of which members are there or not."""
-    mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
-    mask = jnp.broadcast_to(mask, values.shape)
-    return crps_values(CRPS.of_members(values, truth, mask, None, 0), fair)
+def _metric(name, fields, score, fair):
+    """The metric of the CRPS of entries of `{name: [..., i, j]}` of a field.
 
+    Args:
+        name: of what is known of the members.
+        fields: `(field [..., lat, lon]) -> {name: entries}`.
+        score: `({name: CrpsTerms}, shape of the field) -> [...]`.
+        fair: as in `crps_values`.
+    """
 
-def _metric(statistics, fair):
+    def of_members(forecast, truth, mask, reference, vector_axes):
+        members = MEMBERS.of_members(forecast, truth, mask, reference, vector_axes)
+        terms, observed = {}, fields(truth)
+        for part, values in fields(members.values).items():
+            there = members.mask.reshape(members.mask.shape + (1, 1))
+            there = jnp.broadcast_to(there, values.shape)
+            terms[part] = CRPS.of_members(values, observed[part], there, None, 0)
+        return terms
+
+    def each(values, given):
+        values = whole_vectors(values, 2)
+        is_there = ~jnp.isnan(values[..., :1, :1])
+        kept = OfMembers(moments={}, ordered={})
+        for part, found in fields(jnp.where(jnp.isnan(values), 0.0, values)).items():
+            found = jnp.where(is_there, found, jnp.nan)
+            own = error_and_order(found, given[part], part)
+            kept.moments.update(own.moments)
+            kept.ordered.update(own.ordered)
+        return kept
+
+    def known(found, truth, reference):
+        del reference
+        # Of the state: other programs would round what comes of the truth otherwise.
+        observed = {part: found.inputs[part] for part in jax.eval_shape(fields, truth)}
+        return {part: known_crps(found, x, part) for part, x in observed.items()}
+
+    def inputs(truth, reference):
+        del reference
+        return fields(truth)
+
+    def statistics(terms, truth, reference):
+        del reference
+        return {"crps": score(terms, truth.shape[-2:])}
+
     return Metric(
-        MEMBERS,
+        Ingredient(name, of_members, each, known, inputs, is_ordered=True),
         statistics,
         lambda mean: mean["crps"],
         best="low",
@@ -119,32 +165,46 @@ def pooled_crps(
 
 @functools.lru_cache(maxsize=64)
 def _pooled(sizes, pool, weights, fair):
-    def statistics(members, truth, reference):
-        del reference
-        lat_lon = truth.shape[-2:]
-        area = jnp.ones(lat_lon) if weights is None else weights.like(lat_lon)
-
-        def of_size(size):
+    def areas(lat_lon):
+        """Of the cells, and of the windows of each size."""
+        for size in sizes:
             if lat_lon[0] % size or lat_lon[1] % size:
                 raise ValueError(
                     f"windows of {size} cells do not divide a grid of {lat_lon}."
                 )
-            whole = jnp.sum(_windows(area, size), axis=(-3, -1))
+        area = jnp.ones(lat_lon) if weights is None else weights.like(lat_lon)
+        return area, {
+            size: jnp.sum(_windows(area, size), axis=(-3, -1)) for size in sizes
+        }
 
-            def pooled(field):
-                if pool == "max":
-                    return jnp.max(_windows(field, size), axis=(-3, -1))
-                share = jnp.broadcast_to(area, field.shape)
-                total = jnp.sum(_windows(field * share, size), axis=(-3, -1))
-                divisor = jnp.broadcast_to(whole, total.shape)
-                return total / jnp.where(divisor > 0, divisor, 1.0)
+    def pooled(field, size):
+        if pool == "max":
+            return jnp.max(_windows(field, size), axis=(-3, -1))
+        area, windows = areas(field.shape[-2:])
+        share = jnp.broadcast_to(area, field.shape)
+        total = jnp.sum(_windows(field * share, size), axis=(-3, -1))
+        divisor = jnp.broadcast_to(windows[size], total.shape)
+        return total / jnp.where(divisor > 0, divisor, 1.0)
 
-            score = _crps_of(pooled(members.values), pooled(truth), members.mask, fair)
-            return _weighted_sum(score, whole) / jnp.sum(whole)
+    def fields(values):
+        areas(values.shape[-2:])
+        return {f"size {size}": pooled(values, size) for size in sizes}
 
-        return {"crps": jnp.stack([of_size(size) for size in sizes], axis=-1)}
+    def score(terms, lat_lon):
+        windows = areas(lat_lon)[1]
+        return jnp.stack(
+            [
+                _weighted_sum(crps_values(terms[f"size {size}"], fair), windows[size])
+                / jnp.sum(windows[size])
+                for size in sizes
+            ],
+            axis=-1,
+        )
 
-    return _metric(statistics, fair)
+    name = f"crps of {pool} of {sizes}"
+    if weights is not None and pool == "mean":
+        name += f", areas {weights.digest()}"
+    return _metric(name, fields, score, fair)
 
 
 def _windows(field, size):

@@ -4,7 +4,8 @@ import functools
 
 import jax.numpy as jnp
 
-from ensjax.verification.ingredients import MEMBERS, needed
+from ensjax.verification.ingredients import needed, of_each
+from ensjax.verification.member_state import OfMembers
 from ensjax.verification.metric import Metric
 
 DRY_MM = 0.25  # at most this is dry
@@ -42,17 +43,20 @@ def seeps(*, dry: float = DRY_MM) -> Metric:
 
 @functools.lru_cache(maxsize=8)
 def _seeps(dry):
-    def statistics(members, truth, reference):
-        share = needed(reference, "dry_share", truth.shape)
-        heavy = needed(reference, "heavy", truth.shape)
+    def category(x, level):
+        return jnp.where(x <= dry, 0, jnp.where(x <= level, 1, 2))
+
+    def inputs(truth, reference):
+        return {
+            name: needed(reference, name, truth.shape)
+            for name in ("dry_share", "heavy")
+        }
+
+    def each(values, given):
+        share, heavy, truth = (given[name] for name in ("dry_share", "heavy", "truth"))
         is_scored = (share >= LEAST_DRY_SHARE) & (share <= MOST_DRY_SHARE)
         p = jnp.where(is_scored, share, 0.5)
-
-        def category(x, level):
-            return jnp.where(x <= dry, 0, jnp.where(x <= level, 1, 2))
-
-        forecast = category(members.values, heavy[None])
-        observed = category(truth, heavy)
+        forecast, observed = category(values, heavy[None]), category(truth, heavy)
         zero = jnp.zeros_like(p)
         costs = (
             (zero, 1 / (1 - p), 4 / (1 - p)),
@@ -64,15 +68,27 @@ def _seeps(dry):
             jnp.where(observed == 0, a, jnp.where(observed == 1, b, c)) / 2
             for a, b, c in costs
         ]
-        each = jnp.where(
+        cost = jnp.where(
             forecast == 0,
             rows[0][None],
             jnp.where(forecast == 1, rows[1][None], rows[2][None]),
         )
-        count = jnp.sum(members.mask, axis=0)
-        score = jnp.sum(jnp.where(members.mask, each, 0.0), axis=0)
-        score = score / jnp.where(count > 0, count, jnp.nan)
         undefined = ~is_scored | jnp.isnan(truth) | jnp.isnan(heavy)
-        return {"seeps": jnp.where(undefined, jnp.nan, score)}
+        return OfMembers(
+            moments={
+                "cost": jnp.where(undefined[None] | jnp.isnan(values), jnp.nan, cost)
+            }
+        )
 
-    return Metric(MEMBERS, statistics, lambda mean: mean["seeps"], best="low")
+    ingredient = of_each(
+        f"seeps {dry!r}",
+        each,
+        lambda found, truth, reference: found.moments["cost"].mean,
+        inputs,
+    )
+    return Metric(
+        ingredient,
+        lambda cost, truth, reference: {"seeps": cost},
+        lambda mean: mean["seeps"],
+        best="low",
+    )

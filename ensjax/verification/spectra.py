@@ -13,7 +13,8 @@ import numpy as np
 
 from ensjax.scores.rows import floating
 from ensjax.verification.harmonics import SphericalGrid, order_weights, to_harmonics
-from ensjax.verification.ingredients import MEMBERS
+from ensjax.verification.ingredients import of_each, whole_vectors
+from ensjax.verification.member_state import OfMembers
 from ensjax.verification.metric import Metric
 
 EARTH_RADIUS_KM = 6371.0
@@ -137,7 +138,7 @@ def zonal_spectra() -> Metric:
     Elements are `[..., lat]`: weights of 0 and 1 choose a band of latitudes, and
     `.over(0)` keeps latitudes apart. Any periodic axis will do (Lorenz-96).
     """
-    return _spectra(zonal_power, 1)
+    return _spectra("zonal", zonal_power, 1)
 
 
 @functools.lru_cache(maxsize=32)
@@ -147,21 +148,37 @@ def spherical_spectra(grid: SphericalGrid) -> Metric:
     Args:
         grid: of the fields.
     """
-    return _spectra(functools.partial(spherical_power, grid=grid), 2)
+    power = functools.partial(spherical_power, grid=grid)
+    return _spectra(f"spherical, {grid}", power, 2)
 
 
-def _spectra(power, vector_axes):
+class _FieldPower(NamedTuple):
+    """Mean power of the members `[..., wavenumber]`, and the mean member."""
+
+    power: jax.Array
+    mean: jax.Array
+
+
+def _spectra(name, power, vector_axes):
+    def each(values, given):
+        del given
+        values = whole_vectors(values, vector_axes)
+        is_there = ~jnp.isnan(values)
+        for _ in range(vector_axes - 1):
+            is_there = is_there[..., 0]
+        found = power(jnp.where(jnp.isnan(values), 0.0, values))
+        found = jnp.where(is_there[..., :1], found, jnp.nan)
+        return OfMembers(moments={"power": found, "member": values})
+
+    def known(found, truth, reference):
+        del truth, reference
+        return _FieldPower(*(found.moments[n].mean for n in ("power", "member")))
+
     def statistics(members, truth, reference):
         del reference
-        values, mask = members
-        count = jnp.sum(mask, axis=0)
-        number = jnp.where(count > 0, count, jnp.nan)
-        wide = number.reshape(number.shape + (1,) * vector_axes)
-        mean = jnp.sum(values, axis=0) / wide  # those missing are 0
-        each = jnp.sum(jnp.where(mask[..., None], power(values), 0.0), axis=0)
         return {
-            "members": each / number[..., None],
-            "ensemble_mean": power(mean),
+            "members": members.power,
+            "ensemble_mean": power(members.mean),
             "truth": power(truth),
         }
 
@@ -176,7 +193,8 @@ def _spectra(power, vector_axes):
             log_spectral_distance(mean["members"], mean["truth"]),
         )
 
-    return Metric(MEMBERS, statistics, final, best="none", vector_axes=vector_axes)
+    ingredient = of_each(f"power, {name}", each, known)
+    return Metric(ingredient, statistics, final, best="none", vector_axes=vector_axes)
 
 
 def log_spectral_distance(

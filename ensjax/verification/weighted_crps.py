@@ -10,8 +10,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ensjax.scores.spread import CrpsTerms
 from ensjax.verification.crps import crps_values, weight_of_fair
-from ensjax.verification.ingredients import CRPS, MEMBERS, Ingredient, needed
+from ensjax.verification.ingredients import (
+    CRPS,
+    Ingredient,
+    error_and_order,
+    known_crps,
+    needed,
+)
 from ensjax.verification.metric import Metric
 
 
@@ -25,7 +32,7 @@ def threshold_weighted_crps(
     """The CRPS over thresholds in a tail only: w(z) = 1{z >= t}; in unit of the values.
 
     It is the CRPS of the chained values max(x, t) and max(y, t); min for the lower
-    tail. To stream over members, fold chained members into `reduce.init_crps`.
+    tail.
 
     Args:
         threshold: t for all elements; None: `reference["threshold"]`, `[*truth]`, such
@@ -55,6 +62,17 @@ def _level(threshold, truth, reference):
     return jnp.full(truth.shape, threshold, truth.dtype)
 
 
+def _inputs(threshold):
+    """What each member is compared with, beside the truth."""
+
+    def inputs(truth, reference):
+        if threshold is not None:
+            return {}
+        return {"threshold": needed(reference, "threshold", truth.shape)}
+
+    return inputs
+
+
 @functools.lru_cache(maxsize=256)
 def _threshold_weighted(threshold, tail, fair):
     chain = jnp.maximum if tail == "upper" else jnp.minimum
@@ -65,12 +83,29 @@ def _threshold_weighted(threshold, tail, fair):
             chain(forecast, level[None]), chain(truth, level), mask, None, vector_axes
         )
 
+    def each(values, given):
+        level = _level(threshold, given["truth"], given)
+        # The maximum of NaN and a number is NaN: who is missing stays so.
+        return error_and_order(chain(values, level[None]), chain(given["truth"], level))
+
+    def known(found, truth, reference):
+        return known_crps(found, chain(truth, _level(threshold, truth, reference)))
+
     def statistics(terms, truth, reference):
         del truth, reference
         return {"crps": crps_values(terms, fair)}
 
+    of = "given" if threshold is None else repr(threshold)
+    ingredient = Ingredient(
+        f"crps of {tail} tail, {of}",
+        of_members,
+        each,
+        known,
+        _inputs(threshold),
+        is_ordered=True,
+    )
     return Metric(
-        Ingredient(None, of_members),
+        ingredient,
         statistics,
         lambda mean: mean["crps"],
         best="low",
@@ -121,17 +156,57 @@ def outcome_weighted_crps(
     )
 
 
+class _MembersAbove(NamedTuple):
+    """Terms of the members above t, how many members there are, and the largest."""
+
+    terms: CrpsTerms
+    count: jax.Array
+    largest: jax.Array
+
+
+@functools.lru_cache(maxsize=256)
+def _above(threshold):
+    def of_members(forecast, truth, mask, reference, vector_axes):
+        del vector_axes
+        level = _level(threshold, truth, reference)
+        above = mask & (forecast > level[None])
+        terms = CRPS.of_members(forecast, truth, above, None, 0)
+        largest = jnp.max(forecast, axis=0, where=mask, initial=-jnp.inf)
+        return _MembersAbove(terms, jnp.sum(mask, axis=0), largest)
+
+    def each(values, given):
+        level = _level(threshold, given["truth"], given)
+        above = jnp.where(values > level[None], values, jnp.nan)
+        kept = error_and_order(above, given["truth"])
+        return kept._replace(
+            counts={"count": ~jnp.isnan(values)}, highest={"member": values}
+        )
+
+    def known(found, truth, reference):
+        del reference
+        # After too many members nothing is scored, also where none is above.
+        count = jnp.where(found.is_whole, found.counts["count"], 0)
+        return _MembersAbove(known_crps(found, truth), count, found.highest["member"])
+
+    of = "given" if threshold is None else repr(threshold)
+    return Ingredient(
+        f"crps of members above {of}",
+        of_members,
+        each,
+        known,
+        _inputs(threshold),
+        is_ordered=True,
+    )
+
+
 @functools.lru_cache(maxsize=256)
 def _outcome_weighted(threshold, fair):
     def statistics(members, truth, reference):
         level = _level(threshold, truth, reference)
-        is_above = members.mask & (members.values > level[None])
-        terms = CRPS.of_members(members.values, truth, is_above, None, 0)
-        largest = jnp.max(members.values, axis=0, where=members.mask, initial=-jnp.inf)
-        above = jnp.sum(is_above, axis=0)
+        terms, count, largest = members
+        above = terms.num_members
         score = crps_values(terms, fair)
         score = jnp.where(above == 0, jnp.abs(largest - truth), score)
-        count = jnp.sum(members.mask, axis=0)
         share = above / jnp.where(count > 0, count, jnp.nan)
         undefined = jnp.isnan(truth) | jnp.isnan(level)
         event = jnp.where(undefined, jnp.nan, (truth > level) * 1.0)
@@ -150,7 +225,7 @@ def _outcome_weighted(threshold, fair):
         return OutcomeWeighted(score, mean["brier"], rate)
 
     return Metric(
-        MEMBERS,
+        _above(threshold),
         statistics,
         final,
         best="low",

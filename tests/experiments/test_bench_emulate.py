@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def row(part, seconds, made, **others):
         "seconds": seconds,
         "all_seconds": {way: [v, v] for way, v in seconds.items()},
         "first_seconds": seconds,
+        "peak_bytes": dict.fromkeys(seconds, 1_500_000_000),
         "made": made,
         "rates": rates,
         "ratios": {way: reference / rate for way, rate in rates.items()},
@@ -54,6 +56,7 @@ def test_the_table_says_what_ratios_mean():
     assert "3 x the fastest other way, xskillscore" in text
     assert "not measured: numba is not installed" in text
     assert "256 [256, 256]" in text and "median [quartiles]" in text
+    assert "peak GB" in text and "1.50" in text
     name, measured = bench.measurements_of(cost)
     assert name == "cost x" and measured["emulated"].values == (4.0, 4.0)
 
@@ -131,12 +134,65 @@ def test_the_simulator_makes_as_many_members_as_it_says(monkeypatch):
         asked.append(num_members)
 
     trajectories = types.ModuleType("trajectories")
-    trajectories.climate_states = lambda *_, **__: np.zeros((1, 1, 40))
     trajectories.forecast_twins = forecast_twins
     monkeypatch.setitem(sys.modules, "ensjax.emulate.trajectories", trajectories)
     call = ways.simulated("lorenz96", 4, 12, 8)
     call.run()
     assert call.made == 12 and asked == [11]  # and the truth
+
+
+def test_all_pairs_of_members_are_made_some_values_at_a_time(monkeypatch):
+    """Where there is no numba; sizes of the issue would need 20 GB at once."""
+    shapes = []
+    package = types.ModuleType("xskillscore")
+
+    def crps_ensemble(truth, forecast):
+        shapes.append(forecast.shape)
+        return verification.crps()(forecast.values.T, truth.values)
+
+    package.crps_ensemble = crps_ensemble
+    pytest.importorskip("xarray")
+    monkeypatch.setitem(sys.modules, "xskillscore", package)
+    for has_numba, expected in ((False, [(8, 5), (8, 5), (4, 5)]), (True, [(20, 5)])):
+        here = {"xarray", "xskillscore", "numba"} - {"" if has_numba else "numba"}
+        monkeypatch.setattr(
+            ways.importlib.util,
+            "find_spec",
+            lambda name, here=here: name if name in here else None,
+        )
+        monkeypatch.setattr(ways, "PAIRS_AT_ONCE", 8 * 5**2)
+        shapes.clear()
+        got = ways.crps_xskillscore(5, 4, 5).run()
+        assert shapes == expected
+        wanted = verification.crps()(*ways.make_forecast(5, 4, 5))
+        assert got == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_way_is_not_repeated_after_its_seconds_but_once(monkeypatch):
+    class Way:
+        def __init__(self, part, way, numbers, *, on_all):
+            self.took = 10.0 if way == "xskillscore" else 1.0
+
+        def prepare(self):
+            return {"seconds": 1.0, "made": 5, "compared": [1.0], "peak_bytes": 7}
+
+        def seconds(self):
+            time.sleep(0.05 if self.took > 1 else 0)
+            return self.took
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(bench.clocks, "Way", Way)
+    monkeypatch.setattr(bench, "SECONDS_OF_SILENCE", 0.02)
+    options = types.SimpleNamespace(
+        ways=["xskillscore"], repetitions=4, way_seconds=3.0
+    )
+    console = rich.console.Console(width=200, record=True)
+    found = bench.measure_row("crps", "5", [5], options, console)
+    assert found["all_seconds"] == {ways.OURS: [1.0] * 3, "xskillscore": [10.0]}
+    assert found["ratios"]["xskillscore"] == 10 and found["peak_bytes"][ways.OURS] == 7
+    assert "xskillscore: for 0 s so far" in console.export_text()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ensjax.verification import (
     threshold_weighted_crps,
 )
 
+FORMS = jax.jit(crps_pwm), jax.jit(crps_integral)
 GOLDEN = np.array([0.1, 0.4, 0.9, 1.6, 2.5], np.float32)[:, None]
 
 
@@ -38,13 +39,14 @@ def test_golden_values(metric, expected, score):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_golden_values_of_other_forms():
+def test_golden_values_of_other_forms(score):
     truth = np.array([0.7], np.float32)
-    np.testing.assert_allclose(crps_pwm(GOLDEN, truth), 0.16, atol=1e-6)
-    np.testing.assert_allclose(crps_integral(GOLDEN, truth), 0.28, atol=1e-6)
-    terms = scores.crps_terms(GOLDEN, truth)
+    pwm, integral = (form(GOLDEN, truth) for form in FORMS)
+    np.testing.assert_allclose(pwm, 0.16, atol=1e-6)
+    np.testing.assert_allclose(integral, 0.28, atol=1e-6)
+    terms = jax.jit(scores.crps_terms)(GOLDEN, truth)
     np.testing.assert_allclose(2 * terms.pairs, 24, rtol=1e-6)  # D of the card
-    got = outcome_weighted_crps(1.0)(GOLDEN, np.array([1.8], np.float32))
+    got = score(outcome_weighted_crps(1.0), GOLDEN, np.array([1.8], np.float32))
     np.testing.assert_allclose(got.crps, 0.225, atol=1e-6)
 
 
@@ -86,7 +88,7 @@ def test_local_member_counts_and_weights(gaps, score, estimator, fair):
 
 def test_what_is_not_scored_is_counted(gaps):
     forecast, truth, weights = gaps
-    sums = crps("fair").sums(forecast, truth, weights=weights)
+    sums = jax.jit(crps("fair").sums)(forecast, truth, weights=weights)
     known = ~np.isnan(every_pair(forecast, truth, ~np.isnan(forecast), 1))
     np.testing.assert_allclose(
         verification.scored_share(sums), weights[known].sum() / weights.sum(), rtol=1e-5
@@ -105,7 +107,7 @@ def test_it_equals_scoringrules(members, score):
             reference = scoringrules.crps_ensemble(y64, x64, estimator=name)
             np.testing.assert_allclose(got, reference, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        crps_integral(x, y),
+        FORMS[1](x, y),
         scoringrules.crps_ensemble(y64, x64, estimator="int"),
         rtol=1e-5,
         atol=1e-6,
@@ -173,8 +175,9 @@ def test_member_order_and_forms_agree(values, truth, seed, score):
     y = np.array([truth], np.float32)
     size = np.abs(x).max() + abs(truth) + 1e-6
     fair, standard = score(crps("fair"), x, y), score(crps(), x, y)
-    np.testing.assert_allclose(fair, crps_pwm(x, y)[0], atol=2e-6 * size)
-    np.testing.assert_allclose(standard, crps_integral(x, y)[0], atol=2e-6 * size)
+    pwm, integral = (np.asarray(form(x, y))[0] for form in FORMS)
+    np.testing.assert_allclose(fair, pwm, atol=2e-6 * size)
+    np.testing.assert_allclose(standard, integral, atol=2e-6 * size)
     shuffled = np.random.default_rng(seed).permutation(x)
     np.testing.assert_allclose(score(crps(), shuffled, y), standard, atol=1e-6 * size)
     # The fair form takes M / (M - 1) of the spread that the standard one takes.
@@ -189,9 +192,10 @@ def test_weighted_members_count_as_copies():
     x = np.array([[0.3], [-1.0], [2.0]], np.float32)
     y = np.array([0.5], np.float32)
     copies = np.repeat(x, [2, 1, 3], axis=0)
-    weighted = crps_integral(x, y, member_weights=jnp.array([2.0, 1.0, 3.0]))
-    np.testing.assert_allclose(weighted, crps_integral(copies, y), rtol=1e-5)
-    none = crps_integral(x, y, member_weights=jnp.zeros(3))
+    integral = FORMS[1]
+    weighted = integral(x, y, member_weights=np.array([2.0, 1.0, 3.0], np.float32))
+    np.testing.assert_allclose(weighted, integral(copies, y), rtol=1e-5)
+    none = integral(x, y, member_weights=np.zeros(3, np.float32))
     assert np.isnan(none).all()
 
 
@@ -213,25 +217,24 @@ def test_parts_add_up(gaps, score):
 def test_the_standard_form_rewards_too_little_spread_and_the_fair_one_does_not():
     """The table of the card: M = 4, the spread that minimises each, over the truth's.
 
-    2^18 cases; the minimum is searched on the sampled scores of one set of draws, whose
+    2^16 cases; the minimum is searched on the sampled scores of one set of draws, whose
     curvature near it makes an error of some 1 %.
     """
     key = jax.random.key(0)
     noise = jax.random.normal(key, (4, 2**16))
     truth = jax.random.normal(jax.random.fold_in(key, 1), (2**16,))
     spreads = jnp.linspace(0.4, 1.3, 19)
-    for metric, expected in (
-        (crps(), 0.626),
-        (crps("almost_fair", alpha=0.95), 0.976),
-        (crps("fair"), 1.0),
-    ):
-        by_spread = jax.jit(
-            lambda s, metric=metric: jax.lax.map(lambda t: metric(t * noise, truth), s)
-        )(spreads)
-        best = np.polyfit(spreads, by_spread, 4)
+    metrics = crps(), crps("almost_fair", alpha=0.95), crps("fair")
+
+    @jax.jit
+    def by_spread(spreads, noise, truth):  # one sort for all of them
+        return jax.lax.map(lambda t: [m(t * noise, truth) for m in metrics], spreads)
+
+    found = by_spread(spreads, noise, truth)
+    for of_metric, expected in zip(found, (0.626, 0.976, 1.0), strict=True):
+        best = np.polyfit(spreads, of_metric, 4)
         fine = np.linspace(0.5, 1.2, 701)
-        found = fine[np.argmin(np.polyval(best, fine))]
-        assert abs(found - expected) < 0.03
+        assert abs(fine[np.argmin(np.polyval(best, fine))] - expected) < 0.03
 
 
 def test_thresholds_by_place_come_as_a_reference(score):
@@ -271,13 +274,10 @@ def test_events_without_a_fair_crps_keep_their_brier_score(estimator, score):
         got.brier, ((above / 5 - (y > 1)) ** 2).mean(), rtol=1e-5
     )
     events = (y > 1) & (above != 1)
-    each = [
-        score(crps(estimator), x[x[:, i] > 1, i][:, None], y[[i]])
-        if above[i]
-        else y[i] - x[:, i].max()
-        for i in np.flatnonzero(events)
-    ]
-    np.testing.assert_allclose(got.crps, np.mean(each), rtol=1e-5)
+    fair = {"fair": 1, "almost_fair": 0.95}[estimator]
+    each = every_pair(x, y, x > 1, fair)
+    each = np.where(above == 0, np.abs(y - x.max(axis=0)), each)[events]
+    np.testing.assert_allclose(got.crps, each.mean(), rtol=1e-5)
 
 
 def test_where_the_threshold_is_missing_nothing_is_scored(score):

@@ -1,6 +1,7 @@
 """Every metric in chunks, over members that never exist together, and on 8 devices."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -14,46 +15,46 @@ from ensjax import verification as v
 from ensjax.mesh import make_mesh
 
 GRID = v.SphericalGrid(6, 8, truncation=2)
-POINTS = {  # of single places, by what they need beside the truth
+EVERY = {  # the function that makes it, then what tells it from others of it
     "crps": v.crps(),
-    "fair": v.crps("fair"),
-    "almost": v.crps("almost_fair"),
-    "parts": v.crps_parts(),
-    "tail": v.threshold_weighted_crps(0.5),
-    "outcome": v.outcome_weighted_crps(0.0),
-    "mse": v.mean_square_error(debiased=True),
-    "rmse": v.root_mean_square_error(),
+    "crps fair": v.crps("fair"),
+    "crps almost_fair": v.crps("almost_fair"),
+    "crps_parts": v.crps_parts(),
+    "threshold_weighted_crps": v.threshold_weighted_crps(0.5),
+    "outcome_weighted_crps": v.outcome_weighted_crps(0.0),
+    "mean_square_error": v.mean_square_error(debiased=True),
+    "root_mean_square_error": v.root_mean_square_error(),
     "bias": v.bias(),
     "anomalies": v.anomalies(),
-    "activity": v.member_activity(),
-    "spread": v.spread_skill(),
-    "binned": v.binned_spread_skill((0.5, 1.0)),
-    "ranks": v.rank_histogram(5),
-    "pit": v.pit_histogram(4),
-    "best": v.best_member_error(),
+    "member_activity": v.member_activity(),
+    "spread_skill": v.spread_skill(),
+    "binned_spread_skill": v.binned_spread_skill((0.5003, 1.0007)),
+    "rank_histogram": v.rank_histogram(5),
+    "pit_histogram": v.pit_histogram(4),
+    "best_member_error": v.best_member_error(),
     "bracketed": v.bracketed(),
-    "brier": v.brier_score((0.0, 0.7), fair=True),
-    "skill": v.brier_skill_score((0.0, 0.7)),
-    "log": v.log_score((0.0, 0.7)),
-    "table": v.event_table((0.0, 0.7), num_members=5),
-    "bins": v.event_table((0.0, 0.7), num_bins=10),
+    "mean_gain": v.mean_gain(),
+    "brier_score": v.brier_score((0.0, 0.7), fair=True),
+    "brier_skill_score": v.brier_skill_score((0.0, 0.7)),
+    "log_score": v.log_score((0.0, 0.7)),
+    "event_table": v.event_table((0.0, 0.7), num_members=5),
+    "event_table bins": v.event_table((0.0, 0.7), num_bins=10),
     "seeps": v.seeps(),
+    "energy_score": v.energy_score("fair", vector_axes=2),
+    "variogram_score": v.variogram_score("fair", vector_axes=2, tile=5),
+    "spectral_crps": v.spectral_crps(GRID),
+    "pooled_crps": v.pooled_crps((1, 2)),
+    "zonal_spectra": v.zonal_spectra(),
+    "spherical_spectra": v.spherical_spectra(GRID),
+    "centred_acc": v.centred_acc(),
 }
-FIELDS = {
-    "energy": v.energy_score("fair", vector_axes=2),
-    "variogram": v.variogram_score("fair", vector_axes=2, tile=5),
-    "spectral": v.spectral_crps(GRID),
-    "pooled": v.pooled_crps((1, 2)),
-    "zonal": v.zonal_spectra(),
-    "sphere": v.spherical_spectra(GRID),
-    "centred": v.centred_acc(),
+TABLE = {
+    row[0]: row[1:]
+    for row in map(str.split, v.__doc__.splitlines())
+    if len(row) == 4 and row[1] == "exact"
 }
-EVERY = POINTS | FIELDS
-# Those that members can be folded into, whole ones only.
-FOLDED = (
-    *("crps", "fair", "almost", "parts", "mse", "rmse", "bias", "anomalies"),
-    *("activity", "spread", "binned", "ranks", "pit", "bracketed", "brier"),
-    *("skill", "log", "table", "bins", "centred"),
+FOLDED = tuple(
+    name for name in EVERY if TABLE[name.split()[0]][2] in ("exact", "ordered")
 )
 
 
@@ -76,20 +77,25 @@ def fields():
 
 @pytest.fixture(scope="module")
 def whole(fields):
-    forecast, truth, reference = fields
-    return jax.jit(lambda x, y, r: _sums(x, y, r))(forecast, truth, reference)
+    return all_sums()(*fields, np.ones(11, np.float32))
 
 
-def _sums(forecast, truth, reference, weights=None):
-    return {
-        name: metric.sums(forecast, truth, weights=weights, reference=reference)
-        for name, metric in EVERY.items()
-    }
+@functools.lru_cache(maxsize=1)
+def all_sums():
+    """`run(forecast, truth, reference, weights [case])`: one program for all tests."""
 
+    def run(forecast, truth, reference, weights):
+        return {
+            name: metric.sums(
+                forecast,
+                truth,
+                weights=weights.reshape(-1, *(1,) * (2 - metric.vector_axes)),
+                reference=reference,
+            )
+            for name, metric in EVERY.items()
+        }
 
-@functools.lru_cache(maxsize=64)
-def chunk_program():
-    return jax.jit(_sums)
+    return jax.jit(run)
 
 
 def rows(fields, which):
@@ -98,28 +104,26 @@ def rows(fields, which):
     return forecast[:, which], *picked
 
 
-def agree(got, expected, names=None):
-    for name in names or got:
-        one, other = (EVERY[name].finish(s[name]) for s in (got, expected))
+@jax.jit
+def finish_all(sums):
+    return {name: EVERY[name].finish(sums[name]) for name in sums}
+
+
+def agree(got, expected):
+    expected = finish_all({name: expected[name] for name in got})
+    for name, score in finish_all(got).items():
         jax.tree.map(
             lambda a, b, name=name: np.testing.assert_allclose(
                 a, b, rtol=3e-5, atol=2e-6, err_msg=name
             ),
-            one,
-            other,
+            score,
+            expected[name],
         )
 
 
 @settings(max_examples=8, deadline=None)
-@given(
-    cuts=st.sets(st.integers(1, 10), max_size=3),
-    seed=st.integers(0, 10),
-    name=st.sampled_from(sorted(EVERY)),
-)
-def test_any_chunks_in_any_order_equal_all_cases_at_once(
-    cuts, seed, name, fields, whole
-):
-    metric = EVERY[name]
+@given(cuts=st.sets(st.integers(1, 10), max_size=3), seed=st.integers(0, 10))
+def test_any_chunks_in_any_order_equal_all_cases_at_once(cuts, seed, fields, whole):
     ends = [0, *sorted(cuts), 11]
     chunks = [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
     np.random.default_rng(seed).shuffle(chunks)
@@ -128,29 +132,37 @@ def test_any_chunks_in_any_order_equal_all_cases_at_once(
         # Chunks of one size share a program: copies without weight fill them up.
         order = np.concatenate([chunk, np.repeat(chunk[:1], 11 - len(chunk))])
         weights = (np.arange(11) < len(chunk)).astype(np.float32)
-        forecast, truth, reference = rows(fields, order)
-        elements = truth.ndim - metric.vector_axes
-        weights = weights.reshape(-1, *(1,) * (elements - 1))
-        new = _one(metric)(forecast, truth, reference, weights)
-        state = new if state is None else v.merge_sums(state, new)
-    agree({name: state}, whole)
+        new = all_sums()(*rows(fields, order), weights)
+        state = new if state is None else merge_all(state, new)
+    agree(state, whole)
 
 
-@functools.lru_cache(maxsize=64)
-def _one(metric):
-    return jax.jit(lambda x, y, r, w: metric.sums(x, y, weights=w, reference=r))
+@jax.jit
+def merge_all(a, b):
+    return {name: v.merge_sums(a[name], b[name]) for name in a}
 
 
 def test_updates_start_from_nothing(fields, whole):
-    forecast, truth, reference = fields
-    for name in ("crps", "table", "sphere"):
-        metric = EVERY[name]
-        state = metric.init(forecast, truth, reference=reference)
-        assert np.isnan(jax.tree.leaves(metric.finish(state))[0]).all()
-        for chunk in (np.arange(4), np.arange(4, 11)):
-            x, y, r = rows(fields, chunk)
-            state = metric.update(state, x, y, reference=r)
-        agree({name: state}, whole)
+    names = ("crps", "event_table", "spherical_spectra")
+
+    @jax.jit
+    def run(*fields):
+        forecast, truth, reference = fields
+        empty, states = {}, {}
+        for name in names:
+            metric = EVERY[name]
+            state = metric.init(forecast, truth, reference=reference)
+            empty[name] = metric.finish(state)
+            for chunk in (np.arange(4), np.arange(4, 11)):
+                x, y, r = rows(fields, chunk)
+                state = metric.update(state, x, y, reference=r)
+            states[name] = state
+        return empty, states
+
+    empty, states = run(*fields)
+    for name in names:
+        assert np.isnan(jax.tree.leaves(empty[name])[0]).all()
+    agree(states, whole)
 
 
 @pytest.mark.parametrize(
@@ -185,46 +197,127 @@ def test_masks_and_weights_over_devices(gaps, score):
         )
 
 
-def test_members_that_never_exist_together(fields, whole):
-    """Folded in one at a time on 8 devices; all of them are held, so exactly."""
+def test_the_table_of_the_room_has_every_metric():
+    public = {name: getattr(v, name) for name in v.__all__}
+    made = {
+        name
+        for name, thing in public.items()
+        if not inspect.isclass(thing)
+        and inspect.signature(thing).return_annotation is v.Metric
+    }
+    assert set(TABLE) == made
+    assert {name.split()[0] for name in EVERY} == made - {"crps_gaussian"}
+    assert all(row[:2] == ["exact", "exact"] for row in TABLE.values())
+    kept = {True: "ordered", False: "exact"}
+    for name in FOLDED:
+        ingredient = EVERY[name].ingredient
+        assert TABLE[name.split()[0]][2] == kept[ingredient.is_ordered], name
+    others = [m for m in (*EVERY.values(), v.crps_gaussian()) if not m.ingredient.name]
+    assert len(others) == 2  # what the table says "no" and "none" of
+
+
+@pytest.fixture(scope="module")
+def lacking(fields):
+    """The fields, with members that are missing here, there and everywhere."""
     forecast, truth, reference = fields
+    forecast = forecast.copy()
+    forecast[np.random.default_rng(1).random(forecast.shape) < 0.02] = np.nan
+    forecast[2, 3] = forecast[:, 4] = forecast[1:, 5] = np.nan
+    return forecast, truth, reference
+
+
+@pytest.fixture(scope="module")
+def folding(lacking):
+    """`fold(states or None, members)`: one by one on 8 devices, all of them held."""
+    forecast, truth, reference = lacking
     metrics = [EVERY[name] for name in FOLDED]
     states = v.member_states(metrics, truth, reference=reference, max_members=5)
-    states = reduce.fold_members(_itself, forecast, states, block=1, mesh=make_mesh())
-    folded = jax.jit(
+
+    def fold(folded, members):
+        return reduce.fold_members(
+            _itself,
+            forecast,
+            states if folded is None else folded,
+            block=1,
+            mask=np.isin(np.arange(5), members),
+            mesh=make_mesh(),
+        )
+
+    return fold
+
+
+@pytest.fixture(scope="module")
+def sums_of_folded(lacking):
+    _, truth, reference = lacking
+    return jax.jit(
         lambda s: {
             name: EVERY[name].sums_of_reduced(s, truth, reference=reference)
             for name in FOLDED
         }
-    )(states)
-    agree(folded, whole, FOLDED)
+    )
 
 
-def test_an_element_that_lacks_a_folded_member_is_left_out():
-    """Only there: all else as the forecast itself, with no weight where one lacks."""
+@pytest.fixture(scope="module")
+def whole_lacking(lacking):
+    return all_sums()(*lacking, np.ones(11, np.float32))
+
+
+@settings(max_examples=5, deadline=None)
+@given(first=st.sets(st.integers(0, 4), max_size=4), swapped=st.booleans())
+def test_members_that_never_exist_together(
+    first, swapped, folding, sums_of_folded, whole_lacking
+):
+    """In two calls, in any order, on 8 devices; also where some are missing."""
+    parts = [sorted(first), sorted(set(range(5)) - first)]
+    states = None
+    for part in parts[::-1] if swapped else parts:
+        states = folding(states, part)
+    folded = sums_of_folded(states)
+    agree(folded, whole_lacking)
+    for name in FOLDED:
+        shares = [v.scored_share(s[name]) for s in (folded, whole_lacking)]
+        np.testing.assert_allclose(*shares, rtol=1e-6, err_msg=name)
+
+
+def test_states_that_were_folded_apart_merge(folding, sums_of_folded, whole_lacking):
+    merged = v.merge_member_states(folding(None, [0, 3]), folding(None, [1, 2, 4]))
+    agree(sums_of_folded(merged), whole_lacking)
+    with pytest.raises(ValueError, match="of the same metrics"):
+        v.merge_member_states(merged, {})
+
+
+def test_more_members_than_are_kept_stay_within_the_bound():
+    """600 members, some missing, in a summary that holds about a third of them."""
     rng = np.random.default_rng(0)
-    forecast = rng.normal(size=(5, 6)).astype(np.float32)
-    truth = rng.normal(size=6).astype(np.float32)
-    forecast[3, 2] = np.nan
-    is_whole = ~np.isnan(forecast).any(axis=0)
-    metrics = [v.crps("fair"), v.spread_skill(), v.brier_score((0.0,)), v.bracketed()]
-    states = v.member_states(metrics, truth, max_members=5)
+    forecast = rng.normal(size=(600, 4)).astype(np.float32)
+    truth = np.array([0.3, 2.5, -0.2, 1.0], np.float32)
+    forecast[rng.random(forecast.shape) < 0.3] = np.nan
+    metrics = [metric.over() for metric in (v.crps(), v.threshold_weighted_crps(0.5))]
+    metrics.append(v.outcome_weighted_crps(0.0).over())
+    states = v.member_states(metrics, truth, max_members=600, rank_error=0.05)
+    kept = states["crps"].ordered
+    assert 0 < reduce.rank_error_bound(kept) <= 0.05
+    assert sum(x.size for x in jax.tree.leaves(kept)) < 4 * 600 / 2
     mesh = make_mesh(member=1, devices=jax.devices()[:1])
-    states = reduce.fold_members(_itself, forecast, states, block=5, mesh=mesh)
+    states = reduce.fold_members(_itself, forecast, states, block=100, mesh=mesh)
+    extent = np.nanmax(forecast, axis=0) - np.nanmin(forecast, axis=0)
+    of_those = [(~np.isnan(forecast)).sum(0)] * 2 + [(forecast > 0).sum(0)]
 
     @jax.jit
-    def found(states):
-        folded = [m.sums_of_reduced(states, truth) for m in metrics]
-        direct = [m.sums(forecast, truth) for m in metrics]
-        there = [m(forecast, truth, weights=is_whole) for m in metrics]
-        return folded, direct, there
+    def scores(states, forecast, truth):
+        folded = [m.finish(m.sums_of_reduced(states, truth)) for m in metrics]
+        return folded, [m(forecast, truth) for m in metrics]
 
-    for metric, folded, direct, there in zip(metrics, *found(states), strict=True):
-        np.testing.assert_allclose(v.scored_share(folded), 5 / 6, rtol=1e-6)
-        np.testing.assert_allclose(v.scored_share(direct), 1.0)
-        got = jax.tree.leaves(metric.finish(folded))
-        for one, other in zip(got, jax.tree.leaves(there), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    found = scores(states, forecast, truth)
+    for got, exact, number in zip(*found, of_those, strict=True):
+        if isinstance(got, v.OutcomeWeighted):
+            np.testing.assert_allclose(got.brier, exact.brier, rtol=1e-5)
+            got, exact = got.crps, exact.crps
+        off = np.asarray(got - exact)
+        known = ~np.isnan(off)
+        assert known.sum() >= 3 and np.abs(off[known]).max() > 0
+        bound = 0.05 * 600 / number * extent
+        assert (np.abs(off) <= bound / 20)[known].all()  # as a rule far less
 
 
 def _itself(values):
@@ -237,11 +330,24 @@ def test_members_at_once_are_asked_for_where_they_are_needed(fields):
         v.member_states([v.energy_score()], truth, max_members=5)
     with pytest.raises(ValueError, match="needs the state 'crps'"):
         v.crps().sums_of_reduced({}, truth)
+    with pytest.raises(ValueError, match="a climatology|dry_share"):
+        v.member_states([v.seeps()], truth, max_members=5)
+
+
+def test_too_many_members_for_what_is_kept_in_order_score_nothing():
+    truth = np.zeros(2, np.float32)
+    metrics = [v.crps(), v.outcome_weighted_crps(1.0)]
+    states = v.member_states(metrics, truth, max_members=2, rank_error=0)
+    mesh = make_mesh(member=1, devices=jax.devices()[:1])
+    forecast = np.ones((3, 2), np.float32)
+    states = reduce.fold_members(_itself, forecast, states, block=3, mesh=mesh)
+    sums = jax.jit(lambda s: [m.sums_of_reduced(s, truth) for m in metrics])(states)
+    assert all(v.scored_share(of_metric) == 0 for of_metric in sums)
 
 
 def test_the_order_of_members_does_not_matter(fields, whole):
     forecast, truth, reference = fields
-    got = chunk_program()(forecast[::-1], truth, reference)
+    got = all_sums()(forecast[::-1], truth, reference, np.ones(11, np.float32))
     agree(got, whole)
 
 
