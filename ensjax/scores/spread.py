@@ -4,11 +4,13 @@ Predictions are a `mean` and a standard deviation `std` for each row; or samples
 members forecast, `[member, batch]`, as equally likely values.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.sorting import in_column_blocks, is_worth_a_network, sort_network
 from ensjax.scores.decomposition import member_moments
 from ensjax.scores.rows import (
     bin_sum,
@@ -252,17 +254,25 @@ def crps_terms(
         "targets", jnp.asarray(targets, samples.dtype), samples.shape[1:]
     )
     mask = _member_mask(mask, samples.shape)
+    if is_worth_a_network(samples.shape):
+        terms = functools.partial(_crps_terms, sort=sort_network)
+        return in_column_blocks(terms, samples, targets, mask, members=len(samples))
+    return _crps_terms(samples, targets, mask, sort=functools.partial(jnp.sort, axis=0))
+
+
+def _crps_terms(samples, targets, mask, *, sort):
     count = jnp.sum(mask, axis=0)
+    undefined = jnp.any(jnp.isnan(samples) & mask, axis=0) | jnp.isnan(targets)
     # Differences from the target: sums of large values would cancel.
-    away = jnp.where(mask, samples - targets[None], 0.0)
+    away = jnp.where(mask & ~undefined[None], samples - targets[None], 0.0)
     error = jnp.sum(jnp.abs(away), axis=0) / count
-    ordered = jnp.sort(jnp.where(mask, away, jnp.inf), axis=0)
+    ordered = sort(jnp.where(mask, away, jnp.inf))
     place = jnp.arange(1, len(samples) + 1)[:, None]
     factor = 2 * place - count[None] - 1
     ordered = jnp.where(place <= count[None], ordered, 0.0)
     pairs = jnp.sum(factor * ordered, axis=0)
-    undefined = jnp.any(jnp.isnan(samples) & mask, axis=0)
-    return CrpsTerms(jnp.where(undefined, jnp.nan, error), pairs, count)
+    error, pairs = (jnp.where(undefined, jnp.nan, x) for x in (error, pairs))
+    return CrpsTerms(error, pairs, count)
 
 
 def spread_skill(
