@@ -13,15 +13,17 @@ from pathlib import Path
 from ensjax.interop.small_files import read_config
 from ensjax.interop.tensor_types import WeightsError
 
-# Factors of LoRA as peft, diffusers and kohya write them, then of LoHa and LoKr.
+# Factors of LoRA as peft, diffusers, kohya and torchtune write them, then of LoHa,
+# LoKr, OFT and IA3.
 _FACTORS = re.compile(
-    r"(^|[._])lora[._](A|B|up|down|embedding_A|embedding_B|magnitude_vector)(\.|$)"
-    r"|(^|\.)(hada|lokr)_w\d"
+    r"(^|[._])lora[._](A|B|a|b|up|down|embedding_A|embedding_B|magnitude_vector)(\.|$)"
+    r"|(^|\.)lora_linear_layer\.|(^|\.)(hada|lokr)_w\d|(^|\.)(oft_R|ia3_l)(\.|$)"
 )
-# GPTQ and AWQ, bitsandbytes, compressed-tensors, and eight-bit floats with scales.
+# GPTQ and AWQ, bitsandbytes, compressed-tensors, HQQ, and eight-bit floats with scales.
 _QUANTIZED = re.compile(
-    r"(^|\.)(qweight|qzeros|absmax|nested_absmax|quant_map|SCB|weight_packed"
-    r"|weight_scale|weight_scale_inv)(\.|$)"
+    r"(^|\.)(qweight|qzeros|g_idx|W_q|absmax|nested_absmax|quant_map|SCB|weight_packed"
+    r"|weight_scale|weight_scale_2|weight_scale_inv|weight_zero_point|scale_weight"
+    r"|scaled_fp8)(\.|$)"
 )
 _MERGE_FACTORS = (
     "the mean of its factors is not the mean of the weights. Merge it into its model"
@@ -48,11 +50,19 @@ def check_configs(path: str | os.PathLike) -> None:
             f"{given} holds a LoRA adapter (adapter_config.json{where}); "
             + _MERGE_FACTORS
         )
-    if (read_config(folder) or {}).get("quantization_config"):
-        raise WeightsError(
-            f"{given} is quantized (config.json{where} has a quantization_config): "
-            + _MERGE_BEFORE
-        )
+    try:
+        config = read_config(folder) or {}
+    except WeightsError:
+        if is_folder:
+            raise
+        config = {}  # what lies beside a file may be of something else
+    parts = (config, *(part for part in config.values() if isinstance(part, dict)))
+    for name in ("quantization_config", "compression_config"):
+        if any(part.get(name) for part in parts):
+            raise WeightsError(
+                f"{given} is quantized (config.json{where} has a {name}): "
+                + _MERGE_BEFORE
+            )
 
 
 def check_names(given: str, names: Iterable[str]) -> None:

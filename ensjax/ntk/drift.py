@@ -14,6 +14,7 @@ from ensjax.ensemble import Ensemble
 from ensjax.ntk.kernel_sums import Strip, sum_over_kernels
 from ensjax.ntk.kernels import check_finite
 from ensjax.ntk.tangents import check_rows, num_rows
+from ensjax.ops.limits import at_least
 
 
 class Drift(NamedTuple):
@@ -178,7 +179,7 @@ def _drift(totals):
     first, second = (jnp.sqrt(totals[name]) for name in ("first", "second"))
     growth = totals["growth"] / (first + second)  # |K| - |K_0|
     # 2 |K| |K_0| (1 - cosine), in which nothing is a difference of large sums.
-    apart = jnp.maximum(totals["moved"] - growth**2, 0)
+    apart = at_least(totals["moved"] - growth**2, 0.0)
     return Drift(
         jnp.sqrt(totals["moved"]) / first,
         apart / (2 * first * second),

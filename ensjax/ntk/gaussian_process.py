@@ -23,6 +23,7 @@ from ensjax.ntk.kernels import (
     kernel_diagonal,
 )
 from ensjax.ntk.schedules import check_schedule, warn_above_critical
+from ensjax.ops.limits import at_least
 
 
 class Predictor(NamedTuple):
@@ -199,16 +200,16 @@ def critical_learning_rate(eigenvalues: Any) -> jax.Array:
 
     Raises:
         ValueError: if they are not `[train]`, there is none, or one that is not
-            positive or not finite; traced values are not looked at.
+            finite or negative beyond rounding; traced values are not looked at.
 
     Source: Lee et al. 2019, arXiv:1902.06720, theorem 2.1.
     """
-    _check_eigenvalues(eigenvalues)
+    _check_eigenvalues(eigenvalues, allow_zero=True)
     eigenvalues = jnp.asarray(eigenvalues)
     return 2 / (eigenvalues.min() + eigenvalues.max())
 
 
-def _check_eigenvalues(eigenvalues):
+def _check_eigenvalues(eigenvalues, *, allow_zero=False):
     if np.ndim(eigenvalues) != 1 or not np.size(eigenvalues):
         raise ValueError(
             "eigenvalues must be [train] with at least one; got shape"
@@ -218,7 +219,8 @@ def _check_eigenvalues(eigenvalues):
     if isinstance(eigenvalues, jax.core.Tracer):
         return
     values = np.sort(np.asarray(eigenvalues, float))
-    if not values[0] > 0 or not np.isfinite(values[-1]):
+    least = -1e-5 * values[-1] if allow_zero else np.nextafter(0.0, 1.0)
+    if not (values[0] >= least and 0 < values[-1] < np.inf):
         raise ValueError(
             f"eigenvalues must be positive; got {values[0]:.6g} to {values[-1]:.6g}:"
             " what a mode of 0 misses is never learnt."
@@ -378,4 +380,4 @@ def variance(
     spread = jnp.matmul(w, predictor.train_nngp, precision="highest")
     shared = 2 * jnp.sum(w * predictor.cross.nngp, axis=1)
     result = jnp.diagonal(predictor.test_nngp) + jnp.sum(spread * w, axis=1) - shared
-    return jnp.maximum(result, 0)
+    return at_least(result, 0.0)

@@ -11,28 +11,28 @@ import jax.numpy as jnp
 __all__ = ["at_least", "at_most", "between", "larger", "smaller"]
 
 
-def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+def larger(a: jax.Array | float, b: jax.Array) -> jax.Array:
     """`jnp.maximum`, NaN wherever `a` or `b` is; equal ones pass gradients to `a`."""
     return jnp.where((a >= b) | (a != a), a, b)
 
 
-def smaller(a: jax.Array, b: jax.Array) -> jax.Array:
+def smaller(a: jax.Array | float, b: jax.Array) -> jax.Array:
     """`jnp.minimum`, NaN wherever `a` or `b` is; equal ones pass gradients to `a`."""
     return jnp.where((a <= b) | (a != a), a, b)
 
 
 def at_least(values: jax.Array, low: jax.Array | float) -> jax.Array:
     """`values`, `low` where they are less: a hinge, whose gradient at `low` is 0."""
-    return larger(jnp.asarray(low, values.dtype), values)
+    return larger(low, values)
 
 
 def at_most(values: jax.Array, high: jax.Array | float) -> jax.Array:
     """`values`, `high` where they are more; the gradient at `high` is 0."""
-    return smaller(jnp.asarray(high, values.dtype), values)
+    return smaller(high, values)
 
 
 def between(
     values: jax.Array, low: jax.Array | float, high: jax.Array | float
 ) -> jax.Array:
-    """`jnp.clip`, NaN where `values` are."""
+    """`jnp.clip`, NaN where `values` are; the gradient at both ends is 0."""
     return at_most(at_least(values, low), high)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ensjax.ensemble import Ensemble
 from ensjax.members import member_key, num_members
+from ensjax.ops.limits import at_least
 from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.leaves import check_weights, is_mixed, leaf_name, wide
 from ensjax.weight_space.row_statistics import mean_over_rows
@@ -226,7 +227,7 @@ def fisher_merge(
         means = []
         for x, f in zip(rows, entries):
             x, f = without_absent(x, weights), without_absent(f, weights)
-            f = jnp.maximum(f / rows_of(lengths, f), floor) * rows_of(weights, f)
+            f = at_least(f / rows_of(lengths, f), floor) * rows_of(weights, f)
             means.append(jnp.sum(f * x, axis=0) / jnp.sum(f, axis=0))
         return means
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ensjax.members import num_members
+from ensjax.ops.limits import between
 from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.vectors import Gram, check_scope, inner, lengths, map_together
 
@@ -75,5 +76,5 @@ def shrunken_mean(taus: Sequence[jax.Array], scope: str | Gram) -> list[jax.Arra
 
 def shrinkage(cosine: Any, num_members: int) -> Any:
     """`t = N c / (1 + (N - 1) c)`, clipped to [0, 1]: 0 for `c <= 0`, 1 for `c = 1`."""
-    cosine = jnp.clip(cosine, 0.0, 1.0)
+    cosine = between(cosine, 0.0, 1.0)
     return num_members * cosine / (1.0 + (num_members - 1) * cosine)

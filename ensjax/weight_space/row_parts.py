@@ -1,7 +1,7 @@
 """Rows in parts, and means and (co)variances over all rows from those over parts.
 
 A forward of one part at a time takes the memory of that part. The moments of a part are
-about its own means, so that nothing cancels when they are joined.
+about its own means, so that only what means differ by is squared when they are joined.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,8 +66,11 @@ def row_parts(x: Any, batch_size: int) -> list[Any]:
         Parts with leaves `[row, ...]`; `x` itself where it is one.
 
     Raises:
+        TypeError: if `batch_size` is no integer.
         ValueError: if there is no row, lengths differ, or `batch_size` is below 1.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
+        raise TypeError(f"batch_size must be an integer; got {batch_size!r}.")
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(lengths) != 1 or () in lengths or (0,) in lengths or batch_size < 1:
         raise ValueError(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.members import num_members
+from ensjax.ops.limits import between
 from ensjax.weight_space.ensembles import takes_ensembles
 from ensjax.weight_space.pruning import (
     drop_at_random,
@@ -217,10 +218,10 @@ def nearswap(stacked: Any, *, t: Any, keep: int = 0) -> Any:
         raise ValueError(f"t must be a number; got shape {np.shape(t)}.")
     (step,) = member_knob("t", t, 1, high=np.inf)
 
-    def between(_, rows):
-        return [x[0] + jnp.clip(x[1] - x[0], -step, step) for x in rows]
+    def moved(_, rows):
+        return [x[0] + between(x[1] - x[0], -step, step) for x in rows]
 
-    return map_together(between, stacked, keep=keep)
+    return map_together(moved, stacked, keep=keep)
 
 
 def add_to_base(

@@ -101,6 +101,11 @@ def test_a_file_in_the_working_directory_has_its_configuration_beside_it(
         "model.layers.0.q_proj.weight_scale",
         "model.layers.0.q_proj.weight_scale_inv",
         "model.layers.0.q_proj.SCB",
+        "unet.attn.to_q.lora_linear_layer.up.weight",
+        "layers.0.attn.q_proj.lora_a.weight",
+        "q_proj.W_q",
+        "q_proj.weight_zero_point",
+        "q_proj.scale_weight",
     ],
 )
 def test_one_name_is_enough_in_a_file_alone(tmp_path, name):
@@ -116,3 +121,14 @@ def test_like_names_of_whole_weights_are_read(tmp_path):
     safetensors_numpy.save_file(tensors, tmp_path / "x.safetensors")
     with interop.open_weights(tmp_path / "x.safetensors") as opened:
         assert set(opened.specs) == set(names)
+
+
+def test_what_lies_beside_a_file_may_be_of_something_else(tmp_path):
+    write(tmp_path / "a", WHOLE, {"config.json": [1]}, "model.safetensors")
+    with interop.open_weights(tmp_path / "a" / "model.safetensors") as opened:
+        assert set(opened.specs) == set(WHOLE)
+    nested = {"config.json": {"text_config": {"quantization_config": {"bits": 4}}}}
+    write(tmp_path / "b", WHOLE, nested, "model.safetensors")
+    for place in (tmp_path / "b", tmp_path / "b" / "model.safetensors"):
+        with pytest.raises(WeightsError, match="has a quantization_config"):
+            interop.open_weights(place)

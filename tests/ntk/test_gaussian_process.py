@@ -304,3 +304,14 @@ def test_a_row_of_zeros_is_learnt_where_the_activation_is_not_0_there():
     assert ntk.mean(ntk.predictor(spec, x, x), np.eye(2)).shape == (2, 2)
     with pytest.raises(ValueError, match="Training row 0 is zero"):
         ntk.predictor(ntk.FullyConnected(), x, x)
+
+
+def test_a_critical_rate_needs_no_mode_above_zero():
+    """A singular kernel has zeros, or by rounding less: its rate is defined."""
+    assert ntk.critical_learning_rate([0.0, 1.0, 2.0]) == 1.0
+    np.testing.assert_allclose(ntk.critical_learning_rate([-1e-9, 1.0, 2.0]), 1.0)
+    for wrong in ([-1.0, 2.0], [0.0, 0.0], [np.nan, 1.0]):
+        with pytest.raises(ValueError, match="eigenvalues must be"):
+            ntk.critical_learning_rate(wrong)
+    with pytest.raises(ValueError, match="never learnt"):
+        ntk.steps_to(0.1, [0.0, 1.0])

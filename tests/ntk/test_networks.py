@@ -320,3 +320,23 @@ def test_the_bias_of_width_falls_like_its_root_for_relu_and_itself_for_erf():
     assert first > 5 * first_error
     assert abs(second - first / 16) < 4 * np.hypot(error, first_error / 16)
     assert abs(second - first / 4) > 4 * np.hypot(error, first_error / 4)
+
+
+def test_an_activation_without_a_forward_derivative_is_compared_by_values():
+    @jax.custom_vjp
+    def relu(x):
+        return jnp.maximum(x, 0)
+
+    relu.defvjp(lambda x: (relu(x), x), lambda x, g: (jnp.where(x > 0, g, 0.0),))
+    spec = ntk.FullyConnected(activation="relu")
+    options = dict(in_features=2, width=4, num_outputs=1, rngs=nnx.Rngs(0))
+    ntk.WideNetwork(spec, activation=relu, **options)
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, x):
+            return jnp.tanh(x)
+
+    with pytest.raises(ValueError, match="another function than 'relu'"):
+        ntk.WideNetwork(spec, activation=Unhashable(), **options)

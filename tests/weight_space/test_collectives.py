@@ -74,5 +74,6 @@ def test_a_learned_soup_sums_mixtures_and_gradients_alone(ensemble, sent):
 def test_fisher_information_and_repair_send_nothing(ensemble, sent):
     x = jnp.asarray(ROWS[0])
     assert sent(lambda: fisher_information(ensemble, x)) == [{}]
-    assert sent(lambda: repair(ensemble, ensemble, np.eye(8), x)) == [{}, {}]
+    found = sent(lambda: repair(ensemble, ensemble, np.eye(8), x))
+    assert len(found) > 1 and not any(found), found
     assert len(jax.tree.leaves(ensemble.params)) == LEAVES

@@ -210,7 +210,8 @@ def _add_stage(earlier, logits, weights, confidence):
 
 
 def _pool(logits, weights, confidence):
-    weights = jnp.broadcast_to(weights[:, None], logits.shape[:2])
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    weights = jnp.broadcast_to(weights[:, None].astype(dtype), logits.shape[:2])
     return pool_members(logits, confidence, weights)
 
 
@@ -224,7 +225,7 @@ def _weights_of_stages(cascade, weights):
                 " their weighted mean; give weights=, [member]."
             )
         weights = jnp.ones(max(named) + 1)
-    weights = jnp.asarray(weights, jnp.float32)
+    weights = jnp.asarray(weights, jnp.result_type(float))
     if weights.ndim != 1 or weights.shape[0] <= max(named):
         raise ValueError(
             f"weights must be [member], of {max(named) + 1} members or more; got shape"
