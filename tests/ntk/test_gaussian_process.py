@@ -286,9 +286,8 @@ def test_rates_need_the_eigenvalues_of_a_kernel(fn):
         ValueError, match=r"shape \(5, 5\). Those of a kernel matrix are"
     ):
         fn(ntk.kernel(ntk.FullyConnected(), np.eye(5)).ntk)
-    for values, ends in (([1.0, 0.0], "0 to 1"), ([2.0, -1.0], "-1 to 2")):
-        with pytest.raises(ValueError, match=f"must be positive; got {ends}"):
-            fn(values)
+    with pytest.raises(ValueError, match="must be positive; got -1 to 2"):
+        fn([2.0, -1.0])
     for value in (np.nan, np.inf):
         with pytest.raises(ValueError, match="must be positive; got 1 to"):
             fn([value, 1.0])
