@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ensjax.mesh import tracing_platform
 
-_WORTH_A_NETWORK = 2**21  # numbers; fewer are sorted sooner than it is compiled
+_WORTH_A_NETWORK = 2**20  # numbers; fewer are sorted sooner than it is compiled
 _IN_CACHE = 2**17  # numbers of a block of columns
 
 

@@ -39,6 +39,8 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
     variogram_score          exact  exact    exact
     zonal_spectra            exact  exact    exact
 
+  Ranks and transforms whose ties are drawn: with `reference["case_ids"]` where chunks
+  are merged (`sum_cases` gives them itself).
 - ordered: it needs the members in order. Exact while all are held (`rank_error=0`, or
   few); else a summary of bounded size changes the number of members below any value by
   at most `rank_error` of all that were folded in, and the score by that times their

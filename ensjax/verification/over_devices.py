@@ -62,7 +62,7 @@ def sum_cases(
     if block is not None and (isinstance(block, bool) or block < 1):
         raise ValueError(f"block must be a positive integer or None; got {block!r}.")
     for name, metric in metrics.items():
-        if metric.axis is not None and 0 not in metric.axis:
+        if 0 not in metric._axes(truth.ndim - metric.vector_axes):
             raise ValueError(
                 f"metrics[{name!r}] keeps cases apart (axis {metric.axis}); over"
                 " devices they are summed."
@@ -74,6 +74,9 @@ def sum_cases(
                 f"reference{jax.tree_util.keystr(path)} must be [case, ...] with"
                 f" {cases} cases; got shape {jnp.shape(leaf)}."
             )
+    if reference is None or isinstance(reference, dict):
+        # Numbers of the whole: every part of them would draw the same ranks for ties.
+        reference = {"case_ids": jnp.arange(cases)} | (reference or {})
     mask = None if member_mask is None else jnp.asarray(member_mask)
     whole_mask = mask if mask is not None and mask.ndim == 1 else None
     own_mask = mask if whole_mask is None else None

@@ -45,7 +45,9 @@ def rank_histogram(num_members: int, *, seed: int = 0) -> Metric:
 
     U depends on the seed, on the element's place in its case, and on
     `reference["case_ids"]`, integers `[case]`; without them, on the case's number in
-    its chunk, so that other chunks draw other ranks.
+    what it is called with. `sum_cases` numbers all its cases. Whoever merges chunks
+    with ties, such as rain that is often 0, or with missing members, must give ids:
+    else all chunks draw the same U, and the histogram of a reliable ensemble is bent.
 
     A member that is missing, NaN or masked, is left out. Of the n < M others, the
     transform of `pit_histogram`, uniform if all are exchangeable, is put onto M + 1

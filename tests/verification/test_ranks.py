@@ -66,6 +66,20 @@ def test_without_ties_it_equals_other_packages(score):
     np.testing.assert_array_equal(got, other)
 
 
+def test_ties_are_drawn_apart_in_every_block_and_on_every_device():
+    """Rain that is often 0, of a reliable ensemble: no ids are given."""
+    z = np.random.default_rng(0).normal(size=(6, 400, 1)).astype(np.float32)
+    x = np.where(z < 0.3, 0.0, z)
+    metrics = {"ranks": v.rank_histogram(5), "pit": v.pit_histogram(10)}
+    whole = v.sum_cases(metrics, x[1:], x[0])
+    parts = v.sum_cases(metrics, x[1:], x[0], block=5)
+    for name, metric in metrics.items():
+        found, expected = (metric.finish(s[name]) for s in (parts, whole))
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+    assert float(metrics["ranks"].finish(parts["ranks"]).unreliability) < 3
+
+
 def test_ranks_of_elements_that_lack_members_by_hand(score):
     nan = np.nan
     # Of one member above and none below: the lower half of four ranks. Of two below:

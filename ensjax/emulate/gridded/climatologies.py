@@ -130,8 +130,9 @@ def _season_rows(labels, season, times, name):
     wanted = np.array([_season_of(t, season) for t in times])
     labels = np.asarray(labels)
     if season == "hour":  # the last that is not later
-        rows = np.searchsorted(labels, wanted, side="right") - 1
-        is_there = rows >= 0
+        order = np.argsort(labels)
+        place = np.searchsorted(labels[order], wanted, side="right") - 1
+        rows, is_there = order[place], place >= 0
     else:
         place = {int(v): i for i, v in enumerate(labels)}
         rows = np.array([place.get(v, -1) for v in wanted])
@@ -141,8 +142,8 @@ def _season_rows(labels, season, times, name):
             is_there = rows >= 0
     if not is_there.all():
         raise GriddedError(
-            f"{name} has no {season} {wanted[~is_there][0]}; it has {labels[0]} to"
-            f" {labels[-1]}."
+            f"{name} has no {season} {wanted[~is_there][0]}; it has {labels.min()}"
+            f" to {labels.max()}."
         )
     return rows
 
