@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import numpy as np
@@ -9,17 +10,18 @@ import optax
 import pytest
 from flax import nnx
 
-from ensjax import Ensemble, make_mesh, mapping
+from ensjax import Ensemble, make_mesh
 from ensjax.train import (
     NoiseCrps,
     Rollout,
     Stage,
     StageAdam,
     WhiteNoise,
+    fit,
     stage_rate,
     train_curriculum,
 )
-from ensjax.train.programs import TrainSteps
+from ensjax.train.curriculum import stage_seed
 
 SITES = 3
 SCORE = NoiseCrps(2, noise=WhiteNoise(1))
@@ -70,28 +72,13 @@ def together(emulators):
     return weights(train(emulators)[0])
 
 
-def test_one_program_for_every_length_of_rollout(emulators, together, monkeypatch):
-    del together  # with it everything small around the programs is compiled
-    made = []
-
-    def program(job, mesh, original=mapping.mesh_program.__wrapped__):
-        found = original(job, mesh)
-        if isinstance(job, TrainSteps):
-            made.append(found)
-        return found
-
-    import functools
-
-    from ensjax.train import assembly, run
-
-    counted = functools.lru_cache(program)
-    for module in (assembly, run):
-        if hasattr(module, "mesh_program"):
-            monkeypatch.setattr(module, "mesh_program", counted)
-    train(emulators, tuple(dataclasses.replace(s) for s in STAGES))
-    used = [p for p in made if p.cache_size()]
-    assert len(used) == 2
-    assert [p.cache_size() for p in used] == [1, 1]
+def test_one_program_for_every_length_of_rollout(emulators, caplog):
+    """Three stages of two lengths; their rates and schedules are data."""
+    with jax.log_compiles():
+        # Batches of another size, so that no program is there yet.
+        train(emulators, batch_size=4)
+    found = re.findall(r"Compiling [^ ]*TrainSteps", caplog.text)
+    assert len(found) == 2
 
 
 def test_checkpoints_trained_as_a_stack_are_each_trained_alone(emulators, together):
@@ -110,9 +97,6 @@ def test_stages_hand_over_weights_and_nothing_else(emulators, together):
     """Each stage is a run of its own, from the weights of the one before."""
     ensemble = emulators
     for number, stage in enumerate(STAGES):
-        from ensjax.train import fit
-        from ensjax.train.curriculum import stage_seed
-
         ensemble, _ = fit(
             ensemble,
             windows(),

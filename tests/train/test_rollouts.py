@@ -167,16 +167,14 @@ class OwnPairs(NoiseCrps):
     factor: float = 1.0
 
     def elements(self, model, key, target, condition):
-        members = jax.lax.stop_gradient(
-            self.members(model, key, target.shape, condition)
-        )
-        number = jax.lax.axis_index(self.axis)
-        own = model(
-            self.noise(jax.random.fold_in(key, number), target.shape), condition
-        )
-        count = self.num_members
-        kept = 1 - (1 - self.alpha) / count
+        count, number = self.num_members, jax.lax.axis_index(self.axis)
+        members = self.members(model, key, target.shape, condition)
+        noise = self.noise(jax.random.fold_in(key, number), target.shape)
+        own = model(noise, condition)
+        # Rounding differs between the two programs that make it.
+        members = jax.lax.stop_gradient(members).at[number].set(own)
         distance = jnp.sum(jnp.abs(own[None] - members), axis=0)
+        kept = 1 - (1 - self.alpha) / count
         pairs = self.factor * kept * distance / (2 * count * (count - 1))
         return jnp.abs(own - target) / count - pairs
 
