@@ -332,9 +332,9 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     table = rich.table.Table(
         title="sampling, simulating and scoring ensembles, float32",
         caption="Rates: members a second (crps, loss: million values), from the median"
-        " \\[quartiles] of repetitions. Ratio: of sampling, crps and loss, our rate over"
-        " the way's (above 1 ours is faster); of cost, what a member costs over what a"
-        " simulated one costs. Networks have random weights. xskillscore sorts only"
+        " \\[quartiles] of repetitions. Ratio: of sampling, crps and loss, our rate"
+        " over the way's (above 1 ours is faster); of cost, what a member costs over a"
+        " simulated one. Networks have random weights. xskillscore sorts only"
         " where numba is installed.",
     )
     columns = ("row", "way", "rate", "ratio", "made a call", "first call s", "peak GB")
