@@ -210,11 +210,7 @@ def _check(stages, data):
         given = data if stage.data is None else stage.data
         if given is None:
             raise ValueError(f"stage {number} has no data, and nor has the curriculum.")
-        if hasattr(given, "shape") and len(given.shape) > 1:
-            needed = stage.loss.num_steps + 1
-            if given.shape[1] < needed:
-                raise ValueError(
-                    f"stage {number} has a rollout of {stage.loss.num_steps} steps,"
-                    f" for which windows need {needed} times; they have"
-                    f" {given.shape[1]}."
-                )
+        try:
+            stage.loss.check(given)
+        except ValueError as error:
+            raise ValueError(f"stage {number}: {error}") from None

@@ -86,6 +86,10 @@ class RolloutLoss:
         fair_hyper: the name of a hyperparameter with the weight of the fair estimator
             of every member of the stack (0 standard, 1 fair), in the place of that of
             `score`; members may then differ in it.
+        task_hyper: the name of a hyperparameter that says which of several tasks a
+            member of the stack is trained on; windows are then `[batch, task, time,
+            *space, channel]`. Seeds of an experiment with data of their own are trained
+            as one stack with it.
 
     Raises:
         ValueError: for sizes that do not fit; on the call, for windows that do not.
@@ -104,6 +108,7 @@ class RolloutLoss:
     random_start: bool = True
     fill: float = 0.0
     fair_hyper: str | None = None
+    task_hyper: str | None = None
 
     def __post_init__(self):
         if self.num_steps < 1:
@@ -129,7 +134,7 @@ class RolloutLoss:
     @property
     def takes_hyper(self) -> bool:
         """Whether `fit` is to give the loss the member's hyperparameters."""
-        return self.fair_hyper is not None
+        return not (self.fair_hyper is None and self.task_hyper is None)
 
     @property
     def axis(self) -> str | None:
@@ -138,10 +143,12 @@ class RolloutLoss:
 
     def __call__(self, model, windows, key, weight=None, *, hyper=None):
         """The mean loss of the batch; `weight` `[batch]` weighs its cases."""
-        self._check(windows)
+        self.check(windows)
+        if self.task_hyper is not None:
+            windows = windows[:, hyper[self.task_hyper]]
+        fair = {} if self.fair_hyper is None else {"fair": hyper[self.fair_hyper]}
         if hasattr(self.score, "prepare"):
             model = self.score.prepare(model)
-        fair = {} if hyper is None else {"fair": hyper[self.fair_hyper]}
         sums, weights = jax.vmap(lambda *one: self._of_case(model, *one, **fair))(
             example_keys(key, windows.shape[0]), windows
         )  # [batch, step]
@@ -201,25 +208,28 @@ class RolloutLoss:
         totals = jnp.sum(jnp.where(jnp.isnan(target), 0.0, weights), axis=others)
         return jnp.sum(values * weights, axis=others), totals
 
-    def _check(self, windows):
-        if not hasattr(windows, "shape") or windows.ndim < 3:
+    def check(self, windows: Any) -> None:
+        """Raises `ValueError` for windows that the loss cannot be trained on."""
+        has_tasks = self.task_hyper is not None
+        if not hasattr(windows, "shape") or len(windows.shape) < 3 + has_tasks:
+            axes = "[batch, task, time" if has_tasks else "[batch, time"
             found = getattr(windows, "shape", type(windows).__name__)
             raise ValueError(
-                "a rollout is trained on one array of windows [batch, time, *space,"
+                f"a rollout is trained on one array of windows {axes}, *space,"
                 f" channel]; got {found}."
             )
         if not jnp.issubdtype(windows.dtype, jnp.floating):
             raise ValueError(f"windows must be floating; got {windows.dtype}.")
-        if windows.shape[1] <= self.num_steps:
+        times, *state = windows.shape[1 + has_tasks :]
+        if times <= self.num_steps:
             raise ValueError(
                 f"a rollout of {self.num_steps} steps needs windows of"
-                f" {self.num_steps + 1} times or more; these have {windows.shape[1]}."
+                f" {self.num_steps + 1} times or more; these have {times}."
             )
         if self.element_weights is not None:
             shape = jnp.shape(jnp.asarray(self.element_weights))
-            state = windows.shape[2:]
             try:
-                fits = jnp.broadcast_shapes(shape, state) == state
+                fits = jnp.broadcast_shapes(shape, tuple(state)) == tuple(state)
             except ValueError:
                 fits = False
             if not fits:

@@ -166,7 +166,7 @@ def test_stages_that_do_not_fit_are_refused(emulators):
         Stage(3, 0.0, RolloutLoss(1, SCORE))
     with pytest.raises(ValueError, match="at least one stage"):
         train(emulators, ())
-    with pytest.raises(ValueError, match="stage 1 has a rollout of 4 steps"):
+    with pytest.raises(ValueError, match="stage 1: a rollout of 4 steps needs windows"):
         train(emulators, (STAGES[0], Stage(3, 1e-3, RolloutLoss(4, SCORE))))
     with pytest.raises(ValueError, match="stage 0 has no data"):
         train_curriculum(emulators, None, STAGES)

@@ -212,6 +212,17 @@ def test_the_estimator_may_be_a_hyperparameter():
         )
 
 
+def test_networks_of_a_stack_may_have_data_of_their_own():
+    both = np.stack([windows(), 2 * windows()[::-1]], axis=1)  # [window, task, ...]
+    loss = RolloutLoss(2, SCORE, task_hyper="task")
+    hyper = {"learning_rate": 0.1, "task": (0, 1)}
+    stack = trained(loss, mesh(), data=both, hyper=hyper, make_tx=_sgd)
+    alone = trained(RolloutLoss(2, SCORE), mesh(), data=both[:, 1].copy(), hyper=0.1)
+    np.testing.assert_allclose(weights(stack)[1], weights(alone)[1], atol=1e-6)
+    with pytest.raises(ValueError, match=r"windows \[batch, task, time"):
+        trained(loss, mesh(), data=both[:, 0, :, :, 0], hyper=hyper, make_tx=_sgd)
+
+
 def _sgd(hyper):
     return optax.sgd(hyper["learning_rate"])
 
