@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ensjax.reduce.crps import CRPS, Crps
 from ensjax.reduce.devices import Family, FoldBlocks, run_fold
 from ensjax.reduce.exceedances import EXCEEDANCES, Exceedances
+from ensjax.reduce.extreme_members import EXTREME_MEMBERS, ExtremeMembers
 from ensjax.reduce.extremes import EXTREMES, Extremes
 from ensjax.reduce.moments import MOMENTS, Moments
 from ensjax.reduce.quantiles import QUANTILES, Quantiles
@@ -17,6 +18,7 @@ from ensjax.reduce.ranks import RANKS, Ranks
 _FAMILIES = {
     Moments: MOMENTS,
     Extremes: EXTREMES,
+    ExtremeMembers: EXTREME_MEMBERS,
     Exceedances: EXCEEDANCES,
     Ranks: RANKS,
     Quantiles: QUANTILES,

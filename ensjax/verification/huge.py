@@ -317,7 +317,7 @@ def exceedance_interval(
 
 
 def log_log_slope(sizes: Sequence[float], values: jax.Array) -> jax.Array:
-    """The power of the size that values follow, by least squares of logarithms, `[...]`.
+    """The power of the size that values follow, by least squares of logs, `[...]`.
 
     -1/2 where they are widths of intervals of a mean over independent members.
 

@@ -14,14 +14,13 @@ from ensjax.emulate.product import (
     MemberForecast,
     MemberId,
     _families,
-    _ProductJob,
-    _rows,
     fold_product,
     identity_key,
     product_ids,
     run_product,
     states_by_lead,
 )
+from ensjax.emulate.product_job import ProductJob, product_rows
 from ensjax.emulate.rollout import Rollout, SystemStep, checked_leads
 from ensjax.mapping import mesh_program
 
@@ -112,8 +111,8 @@ def test_a_simulator_is_a_step_too():
 
 def lowered(members, leads, states, families, block=64, share="block"):
     mesh = make_mesh(member=1)
-    job = _ProductJob(families, block, share, False)
-    rows, kept, _ = _rows(job, members, MODELS, starts(), None, None, mesh)
+    job = ProductJob(families, block, share, False)
+    rows, kept, _ = product_rows(job, members, MODELS, starts(), None, None, mesh)
     return mesh_program(job, mesh).lower(
         states, rows, kept, MODELS, starts(), leads, jnp.int32(0), forecast()
     )
@@ -134,7 +133,7 @@ def test_60_and_600_steps_are_as_many_instructions():
 
 
 def test_other_lengths_compile_nothing_new():
-    job = _ProductJob(None, 4, "block", False)
+    job = ProductJob(None, 4, "block", False)
     program = mesh_program(job, make_mesh(member=1))
     members = MemberId(0, 0, 1, 0)
     run(members, (1, 4))
@@ -215,19 +214,20 @@ def test_a_member_is_made_again_alone_bit_for_bit():
     folded = fold(
         members,
         states_by_lead(
-            lambda lead: {"x": {"extremes": reduce.init_extremes(jnp.zeros(SITES))}}, 2
+            lambda lead: {"x": {"who": reduce.init_extreme_members(jnp.zeros(SITES))}},
+            2,
         ),
         lead_steps=leads,
     )
-    _, highest = reduce.finish_extremes(
-        jax.tree.map(lambda x: x[1], folded["x"]["extremes"])
+    highest = jax.tree.map(lambda x: x[1], folded["x"]["who"]).highest
+    np.testing.assert_array_equal(
+        highest.member, np.argmax(np.asarray(kept["x"][:, 1]), axis=0)
     )
-    place = np.argmax(np.asarray(kept["x"][:, 1]), axis=0)
     for site in (0, 5):
-        who = MemberId(*(x[place[site]] for x in members))
-        alone = run(who, leads)
-        np.testing.assert_array_equal(alone["x"][0], kept["x"][place[site]])
-        assert alone["x"][0, 1, site] == highest[site]
+        place = int(highest.member[site])
+        alone = run(MemberId(*(x[place] for x in members)), leads)
+        np.testing.assert_array_equal(alone["x"][0], kept["x"][place])
+        assert alone["x"][0, 1, site] == highest.value[site]
 
 
 def test_a_member_does_not_depend_on_those_beside_it():

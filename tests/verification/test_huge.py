@@ -22,7 +22,7 @@ def test_draws_without_replacement_repeat_nobody():
 
 
 def test_clusters_are_drawn_whole():
-    """Members of a subset are of the drawn clusters, evenly, and of any of their rows."""
+    """Members of a subset are of the drawn clusters, evenly, in any of their rows."""
     drawn, seen = [], set()
     for number in range(40):
         key = jax.random.fold_in(KEY, number)
@@ -43,7 +43,7 @@ def test_clusters_are_drawn_whole():
 
 
 def test_checkpoints_widen_the_interval_of_a_probability():
-    """Members of a checkpoint agree: the interval over checkpoints is the honest one."""
+    """Members of a checkpoint agree; the interval over checkpoints is honest."""
     rng = np.random.default_rng(0)
     bias = np.repeat(rng.normal(size=8), 100)
     x = jnp.asarray(bias + 0.3 * rng.normal(size=800), jnp.float32)[:, None]
