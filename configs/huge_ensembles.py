@@ -60,7 +60,9 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             steps_per_call=total_steps // 10,
             save_every_steps=total_steps,
             block="auto",
-            alone_steps=2 if smoke else 20,  # of checkpoints that are trained alone
+            # Checkpoints of the first seed that are also trained alone, for some steps.
+            num_alone=1 if smoke else 3,
+            alone_steps=2 if smoke else 20,
         )
     )
     config.perturbations = ml_collections.ConfigDict(
@@ -72,16 +74,16 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         )
     )
     # In outputs, so that 10 is a time unit; the first two are for the growth.
-    config.leads = (0, 1, 2, 3) if smoke else (0, 1, 5, 10, 15, 20, 25, 30, 40)
-    config.judged_leads = (1, 2) if smoke else (10, 20)
+    config.leads = (0, 1, 2, 3, 4) if smoke else (0, 1, 5, 10, 15, 20, 25, 30, 40)
+    config.judged_leads = (2, 3) if smoke else (10, 20)
     config.spectral_lead = 3 if smoke else 30
     config.event_quantile = 0.95
     config.efi = ml_collections.ConfigDict(
         dict(
-            num_pairs=1 if smoke else 4,  # of each checkpoint
+            num_pairs=2 if smoke else 4,  # of each checkpoint
             num_members=6 if smoke else 50,  # of the simulator
             noise=0.05,  # of members' starts, in deviations
-            leads=(1, 2, 3) if smoke else (5, 10, 20, 40),
+            leads=(1, 2, 3, 4, 5) if smoke else (5, 10, 20, 40),
             judged_leads=(1, 2, 3) if smoke else (10, 20, 40),
             num_free_starts=4 if smoke else 10,  # of the emulators' own climate
             free_leads=(10, 30, 5) if smoke else (100, 400, 10),  # first, last, gap

@@ -55,6 +55,8 @@ def validate(config):
             f"config.leads must hold judged_leads and spectral_lead, {sorted(wanted)};"
             f" got {leads}."
         )
+    lag = max(ensembles.LAGS)
+    check_numbers(config, ("judged_leads",), at_least=lag)
     if not set(config.efi.judged_leads) <= set(config.efi.leads):
         raise ConfigError("config.efi.leads must hold efi.judged_leads.")
     last = max(*leads, *config.efi.leads)

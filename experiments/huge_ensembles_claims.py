@@ -249,7 +249,7 @@ def add_tables(run_dir, config, done) -> None:
         f"In deviations of the climate, at leads of {' and '.join(leads)} time units;"
         f" {config.num_seeds} seeds (mean and 95 % interval),"
         f" {config.archive.num_starts} starts. SSR: spread over error, with (M + 1) /"
-        " M. RMSE and SSR of 6 and 24 members do not compare fairly; the fair CRPS does."
+        " M. RMSE and SSR of 6 and 24 members do not compare fairly, but the fair CRPS."
         " The simulator's members are perturbed at random.",
     )
     at = _units(config.efi.judged_leads)
@@ -310,6 +310,6 @@ def describe(config, done) -> str:
         f" perturbations of equal norm {pair('random')}. In a step bred vectors grow by"
         f" {found['both_growth'].mean():.3f} (log), random ones by"
         f" {found['random_growth'].mean():.3f}. A two-scale trajectory costs"
-        f" {cost_ratio(done).mean():.2g} emulated ones; this simulator is a toy, and the"
-        " claim of cost is about one that is not."
+        f" {cost_ratio(done).mean():.2g} emulated ones; this simulator is a toy, and"
+        " the claim of cost is about one that is not."
     )

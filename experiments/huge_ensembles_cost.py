@@ -1,4 +1,4 @@
-"""What a trajectory costs: stacked emulators beside the simulators that they imitate."""
+"""What a trajectory costs: stacked emulators beside the simulators they imitate."""
 
 import dataclasses
 import time

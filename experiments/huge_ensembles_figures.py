@@ -30,8 +30,8 @@ def add_figures(run_dir, config, done):
         "spectra",
         _spectra(config, found),
         f"Left: power by wavenumber of members (solid) and of the ensemble mean"
-        f" (dotted) over the truth's at lead {lead:g}. Right: the same in the upper half"
-        f" of the wavenumbers, by lead. Shaded: 0.9 to 1.1; {seeds}.",
+        f" (dotted) over the truth's at lead {lead:g}. Right: the same in the upper"
+        f" half of the wavenumbers, by lead. Shaded: 0.9 to 1.1; {seeds}.",
     )
     last = config.judged_leads[-1] / 10
     run_dir.add_figure(

@@ -99,7 +99,7 @@ def bred_of(config, ensemble, amplitude) -> BredVectors:
 
 
 def by_member(values, members: MemberId) -> np.ndarray:
-    """`[member of a start, start, ...]` of `[member, ...]` as `product_ids` has them."""
+    """`[member of a start, start, ...]` of `[member, ...]` by `product_ids`."""
     starts = len(np.unique(members.start))
     return values.reshape(starts, -1, *values.shape[1:]).swapaxes(0, 1)
 
@@ -145,7 +145,7 @@ def physics(config, archive, fields, seed, amplitude) -> np.ndarray:
 
 
 def lagged(config, ensemble, fields) -> np.ndarray:
-    """The first checkpoint from the starts around each case's own, at `judged_leads`."""
+    """The first checkpoint from starts around each case's own, at `judged_leads`."""
     last = max(config.judged_leads) + max(LAGS)
     states = jnp.asarray(fields, jnp.float32)[..., None]
     now = config.archive.num_before

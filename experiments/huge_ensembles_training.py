@@ -20,7 +20,7 @@ weather = load_beside(__file__, "lorenz96_forecasts")
 
 @dataclasses.dataclass(frozen=True)
 class StepError:
-    """The mean squared error of one step, over windows `[batch, 2, *space, channel]`."""
+    """The mean squared error of one step: windows `[batch, 2, *space, channel]`."""
 
     def __call__(self, model, batch, key, weight=None):
         del key
@@ -148,7 +148,7 @@ def of_seed(archives, seed: int) -> dict[str, np.ndarray]:
 
 
 def train(config, run_dir, archives):
-    """The trained checkpoints of all seeds and the log; read where they are finished."""
+    """The trained checkpoints of all seeds and the log; read where finished."""
     job = training_job(config, archives)
     return job.fit(
         checkpoint_dir=run_dir.checkpoints / job.stage, logger=run_dir.logger("train")
@@ -166,13 +166,14 @@ def alone_difference(config, archives) -> float:
     few = dict(steps=steps, progress=False, save_every_steps=None)
     data = windows_of(config, archives)
     ids = range(config.num_checkpoints)
+    alone = min(config.training.num_alone, config.num_checkpoints)
     stack, _ = job_of(config, ids, data, **few).fit()
     states = jnp.asarray(data[:16, 0, 0])
     together = forecasts(stack, states)
     worst = 0.0
-    for place, number in enumerate(ids):
+    for number in range(alone):
         one, _ = job_of(config, (number,), data, **few).fit()
-        gap = np.abs(forecasts(one, states)[0] - together[place])
+        gap = np.abs(forecasts(one, states)[0] - together[number])
         worst = max(worst, float(gap.max()))
     return worst
 
