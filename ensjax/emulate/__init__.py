@@ -1,4 +1,4 @@
-"""Emulators of physical ensembles: simulators, archives, diffusion and its seeds."""
+"""Emulators of physical ensembles: simulators, archives, forecasts, diffusion."""
 
 from ensjax.emulate.archive import Archive
 from ensjax.emulate.climatology import (
@@ -24,6 +24,25 @@ from ensjax.emulate.lorenz96 import (
 )
 from ensjax.emulate.packaged_glosea import glosea4_temperature, read_pp
 from ensjax.emulate.packaged_rain import innsbruck_rain, innsbruck_table
+from ensjax.emulate.perturb import (
+    BredVectors,
+    GlobalNorm,
+    HemisphericNorm,
+    NoPerturbation,
+    RandomPerturbation,
+    Start,
+    bred_amplitude,
+    lagged_ensemble,
+)
+from ensjax.emulate.product import (
+    MemberForecast,
+    fold_product,
+    product_ids,
+    run_product,
+    states_by_lead,
+)
+from ensjax.emulate.product_job import MemberId
+from ensjax.emulate.rollout import NetworkStep, Rollout, SystemStep
 from ensjax.emulate.sample_job import (
     SampleJob,
     SamplerSettings,
@@ -40,33 +59,50 @@ from ensjax.emulate.windows import OwnTask, windows
 
 __all__ = [
     "Archive",
+    "BredVectors",
     "ClosureLorenz96",
+    "GlobalNorm",
     "HeldSuarez",
+    "HemisphericNorm",
     "Lorenz96",
+    "MemberForecast",
+    "MemberId",
+    "NetworkStep",
+    "NoPerturbation",
     "OwnTask",
+    "RandomPerturbation",
+    "Rollout",
     "SampleJob",
     "SamplerSettings",
     "Standardiser",
+    "Start",
     "System",
+    "SystemStep",
     "TwoScaleLorenz96",
     "archive_folder",
+    "bred_amplitude",
     "climate_states",
     "closure_forecasts",
     "day_of_leap_year",
     "fit_archive_climate",
     "fit_closure",
     "fit_standardiser",
+    "fold_product",
     "glosea4_temperature",
     "held_suarez_archive",
     "innsbruck_rain",
     "innsbruck_table",
     "kept_archive",
+    "lagged_ensemble",
     "lorenz96_archive",
     "lorenz96_tendency",
+    "product_ids",
     "read_pp",
     "run_climate",
+    "run_product",
     "run_trajectories",
     "sample_blocks",
+    "states_by_lead",
     "twin_archive",
     "two_scale_tendency",
     "windows",

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ensjax.reduce.crps import CRPS, Crps
 from ensjax.reduce.devices import Family, FoldBlocks, run_fold
 from ensjax.reduce.exceedances import EXCEEDANCES, Exceedances
+from ensjax.reduce.extreme_members import EXTREME_MEMBERS, ExtremeMembers
 from ensjax.reduce.extremes import EXTREMES, Extremes
 from ensjax.reduce.moments import MOMENTS, Moments
 from ensjax.reduce.quantiles import QUANTILES, Quantiles
@@ -17,6 +18,7 @@ from ensjax.reduce.ranks import RANKS, Ranks
 _FAMILIES = {
     Moments: MOMENTS,
     Extremes: EXTREMES,
+    ExtremeMembers: EXTREME_MEMBERS,
     Exceedances: EXCEEDANCES,
     Ranks: RANKS,
     Quantiles: QUANTILES,
@@ -81,14 +83,15 @@ def fold_members(
         >>> reduce.finish_crps(states["crps"]).shape
         (3,)
     """
-    families = tuple((name, _family(name, state)) for name, state in states.items())
+    families = tuple((name, family_of(name, state)) for name, state in states.items())
     if isinstance(block, bool) or not isinstance(block, int):
         raise ValueError(f"block must be a positive integer; got {block!r}.")
     job = FoldBlocks(fn, families, block)
     return run_fold(job, states, stacked, mask, tuple(shared), mesh)
 
 
-def _family(name, state):
+def family_of(name: str, state: Any) -> Family:
+    """The functions of the kind of a state; `TypeError` where it is none."""
     family = _FAMILIES.get(type(state), getattr(state, "family", None))
     if not isinstance(family, Family):
         known = ", ".join(kind.__name__ for kind in _FAMILIES)

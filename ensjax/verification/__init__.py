@@ -27,6 +27,7 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
     mean_square_error        exact  exact    exact
     member_activity          exact  exact    exact
     outcome_weighted_crps    exact  exact    ordered
+    outliers                 exact  exact    exact
     pit_histogram            exact  exact    exact
     pooled_crps              exact  exact    ordered
     rank_histogram           exact  exact    exact
@@ -55,8 +56,8 @@ of places, those in order what `reduce.init_crps` says, others a few numbers an 
 Read from results: `roc`, `roc_area`, `sedi`, `economic_value`, `reliability_diagram`
 and `brier_decomposition` from an `event_table`, `bias_drift` from `bias` by lead. The
 EFI is a mean over members of `member_efi`: fold it into `reduce.init_moments`. What
-resamples members (`gain_of_size`, `satisfactory`, `exceedance_interval`) holds them
-all, and so do `crps_pwm` and `crps_integral`.
+resamples members (`of_size`, `gain_of_size`, `satisfactory`, `satisfactory_size`,
+`exceedance_interval`) holds them all, and so do `crps_pwm` and `crps_integral`.
 """
 
 from ensjax.verification.anomalies import (
@@ -133,11 +134,17 @@ from ensjax.verification.huge import (
     best_member_error,
     bracketed,
     exceedance_interval,
+    expected_outliers,
     gain,
     gain_of_size,
+    is_outside,
+    log_log_slope,
     mean_gain,
+    outliers,
     satisfactory,
+    satisfactory_size,
 )
+from ensjax.verification.member_draws import draw_members, of_size, resampled_means
 from ensjax.verification.metric import Metric
 from ensjax.verification.multivariate import (
     energy_score,
@@ -219,10 +226,12 @@ __all__ = [
     "crps_parts",
     "crps_pwm",
     "draw_blocks",
+    "draw_members",
     "economic_value",
     "energy_score",
     "event_table",
     "exceedance_interval",
+    "expected_outliers",
     "extreme_forecast_index",
     "from_harmonics",
     "gain",
@@ -230,6 +239,8 @@ __all__ = [
     "gauss_latitudes",
     "gauss_weights",
     "inverse_distance_weights",
+    "is_outside",
+    "log_log_slope",
     "log_score",
     "log_spectral_distance",
     "mean_gain",
@@ -240,17 +251,21 @@ __all__ = [
     "member_states",
     "merge_member_states",
     "merge_sums",
+    "of_size",
     "order_weights",
     "outcome_weighted_crps",
+    "outliers",
     "pit_histogram",
     "pooled_crps",
     "psum_sums",
     "rank_histogram",
     "reliability_diagram",
+    "resampled_means",
     "roc",
     "roc_area",
     "root_mean_square_error",
     "satisfactory",
+    "satisfactory_size",
     "scored_share",
     "sedi",
     "seeps",

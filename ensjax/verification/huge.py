@@ -1,17 +1,21 @@
 """What only a huge ensemble can do: reach far, come close, and bracket the truth.
 
-Functions of the size of an ensemble draw subsets of that size with replacement. A
-member that is NaN is missing: it may be drawn, and that subset is smaller there.
+Functions of the size of an ensemble draw subsets of that size: with replacement by
+default, without, or cluster by cluster (`member_draws`). A member that is NaN is
+missing: it may be drawn, and that subset is smaller there.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.scores.rows import floating
 from ensjax.verification.ingredients import EXTENT, of_each
+from ensjax.verification.member_draws import of_size, resampled_means
 from ensjax.verification.member_state import OfMembers
 from ensjax.verification.metric import Metric, check_forecast
 
@@ -60,6 +64,33 @@ def bracketed() -> Metric:
         return {"inside": jnp.where(undefined, jnp.nan, inside * 1.0)}
 
     return Metric(EXTENT, statistics, lambda mean: mean["inside"], best="none")
+
+
+@functools.lru_cache(maxsize=1)
+def outliers() -> Metric:
+    """The share of observations below all members or above all.
+
+    2 / (M + 1) for a reliable ensemble (`expected_outliers`). An observation that is
+    equal to a member is not outside, as where it does not rain.
+    """
+
+    def statistics(extent, truth, reference):
+        del reference
+        undefined = jnp.isnan(extent.minimum) | jnp.isnan(truth)
+        outside = is_outside(extent.minimum, extent.maximum, truth)
+        return {"outside": jnp.where(undefined, jnp.nan, outside * 1.0)}
+
+    return Metric(EXTENT, statistics, lambda mean: mean["outside"], best="none")
+
+
+def is_outside(minimum: jax.Array, maximum: jax.Array, truth: jax.Array) -> jax.Array:
+    """Whether the truth is strictly beyond all members, `[...]` bool."""
+    return (truth < minimum) | (truth > maximum)
+
+
+def expected_outliers(num_members: int) -> float:
+    """The share outside of a reliable ensemble without ties, 2 / (M + 1)."""
+    return 2.0 / (num_members + 1)
 
 
 def gain(forecast: jax.Array, *, member_mask: jax.Array | None = None) -> jax.Array:
@@ -127,7 +158,13 @@ _REACH = of_each(
 
 
 def gain_of_size(
-    key: jax.Array, forecast: jax.Array, size: int, *, num_resamples: int = 100
+    key: jax.Array,
+    forecast: jax.Array,
+    size: int,
+    *,
+    num_resamples: int = 100,
+    replace: bool = True,
+    clusters: np.ndarray | None = None,
 ) -> jax.Array:
     """The mean `gain` of resamples of `size` members, `[...]`.
 
@@ -138,12 +175,13 @@ def gain_of_size(
         forecast: `[member, ...]`.
         size: members of a resample.
         num_resamples: how many.
+        replace, clusters: as in `draw_members`.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: if a number is out of range.
     """
-    _check_size(size, num_resamples)
-    return jnp.nanmean(_resample(key, forecast, size, num_resamples, gain), axis=0)
+    options = dict(num_resamples=num_resamples, replace=replace, clusters=clusters)
+    return jnp.nanmean(of_size(key, forecast, size, gain, **options), axis=0)
 
 
 def satisfactory(
@@ -154,6 +192,8 @@ def satisfactory(
     *,
     num_resamples: int = 100,
     share: float = 0.95,
+    replace: bool = True,
+    clusters: np.ndarray | None = None,
 ) -> jax.Array:
     """Whether more than `share` of resamples of a size bracket the truth, `[...]` bool.
 
@@ -167,11 +207,11 @@ def satisfactory(
         size: members of a resample.
         num_resamples: how many.
         share: of them that must bracket the truth (0-1).
+        replace, clusters: as in `draw_members`.
 
     Raises:
-        ValueError: if a number is below 1 or a shape does not fit.
+        ValueError: if a number is out of range or a shape does not fit.
     """
-    _check_size(size, num_resamples)
     forecast, truth, _ = check_forecast(forecast, truth, None)
 
     def inside(members):
@@ -180,8 +220,45 @@ def satisfactory(
         high = jnp.max(members, axis=0, where=is_there, initial=-jnp.inf)
         return (low < truth) & (high > truth)
 
-    inside = _resample(key, forecast, size, num_resamples, inside)
+    options = dict(num_resamples=num_resamples, replace=replace, clusters=clusters)
+    inside = of_size(key, forecast, size, inside, **options)
     return jnp.mean(inside * 1.0, axis=0) > share
+
+
+def satisfactory_size(
+    key: jax.Array,
+    forecast: jax.Array,
+    truth: jax.Array,
+    sizes: Sequence[int],
+    *,
+    num_resamples: int = 100,
+    share: float = 0.95,
+    replace: bool = True,
+    clusters: np.ndarray | None = None,
+) -> jax.Array:
+    """The smallest of some sizes that is `satisfactory`, `[...]`; infinite: none is.
+
+    Args:
+        key: random key.
+        forecast, truth: as in `satisfactory`.
+        sizes: that rise, `[size]`.
+        num_resamples, share, replace, clusters: as in `satisfactory`.
+
+    Raises:
+        ValueError: if sizes do not rise, or as `satisfactory`.
+    """
+    sizes = tuple(sizes)
+    if not sizes or any(a >= b for a, b in zip(sizes, sizes[1:])):
+        raise ValueError(f"sizes must rise; got {sizes}.")
+    options = dict(
+        num_resamples=num_resamples, share=share, replace=replace, clusters=clusters
+    )
+    found = jnp.full(jnp.shape(truth), jnp.inf)
+    for number, size in reversed(list(enumerate(sizes))):
+        own = jax.random.fold_in(key, number)
+        is_enough = satisfactory(own, forecast, truth, size, **options)
+        found = jnp.where(is_enough, float(size), found)
+    return found
 
 
 class Probability(NamedTuple):
@@ -200,6 +277,8 @@ def exceedance_interval(
     *,
     num_resamples: int = 100,
     confidence: float = 0.95,
+    replace: bool = True,
+    clusters: np.ndarray | None = None,
 ) -> Probability:
     """The share of members above a threshold, and how it varies with a size.
 
@@ -210,6 +289,7 @@ def exceedance_interval(
         size: members of a resample.
         num_resamples: how many; one that has no member of an element is left out there.
         confidence: of the percentile interval, in (0, 1).
+        replace, clusters: as in `draw_members`.
 
     Returns:
         NaN where no member is there, or no threshold.
@@ -217,38 +297,43 @@ def exceedance_interval(
     Raises:
         ValueError: if a number is out of range.
     """
-    _check_size(size, num_resamples)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1); got {confidence}.")
     forecast = floating(forecast)
     level = jnp.broadcast_to(jnp.asarray(threshold, forecast.dtype), forecast.shape[1:])
-
-    def share(members):
-        count = jnp.sum(~jnp.isnan(members), axis=0)
-        is_known = (count > 0) & ~jnp.isnan(level)
-        above = jnp.sum(members > level[None], axis=0)
-        return above / jnp.where(is_known, count, jnp.nan)
-
-    draws = _resample(key, forecast, size, num_resamples, share)
+    is_unknown = jnp.isnan(forecast) | jnp.isnan(level)[None]
+    above = jnp.where(is_unknown, jnp.nan, (forecast > level[None]) * 1.0)
+    draws = resampled_means(
+        key,
+        above,
+        size,
+        num_resamples=num_resamples,
+        replace=replace,
+        clusters=clusters,
+    )
     tail = (1 - confidence) / 2
     low, high = jnp.nanquantile(draws, jnp.asarray([tail, 1 - tail]), axis=0)
-    return Probability(share(forecast), low, high)
+    return Probability(jnp.nanmean(above, axis=0), low, high)
 
 
-def _check_size(size, num_resamples):
-    if size < 1 or num_resamples < 1:
+def log_log_slope(sizes: Sequence[float], values: jax.Array) -> jax.Array:
+    """The power of the size that values follow, by least squares of logs, `[...]`.
+
+    -1/2 where they are widths of intervals of a mean over independent members.
+
+    Args:
+        sizes: positive, two or more, `[size]`.
+        values: positive, `[size, ...]`.
+
+    Raises:
+        ValueError: if there are fewer than two sizes, or a shape does not fit.
+    """
+    x = np.log(np.asarray(sizes, np.float64))
+    y = jnp.log(floating(values))
+    if x.ndim != 1 or len(set(x.tolist())) < 2 or y.shape[:1] != x.shape:
         raise ValueError(
-            f"size and num_resamples must be 1 or more; got {size}, {num_resamples}."
+            f"values must be [size, ...] of two or more sizes; got {y.shape} and"
+            f" {tuple(sizes)}."
         )
-
-
-def _resample(key, forecast, size, num_resamples, function):
-    """`function` of resamples `[size, ...]` of the members, one after the other."""
-    forecast = floating(forecast)
-
-    def one(number):
-        drawn = jax.random.fold_in(key, number)
-        rows = jax.random.randint(drawn, (size,), 0, len(forecast))
-        return function(forecast[rows])
-
-    return jax.lax.map(one, jnp.arange(num_resamples))
+    away = jnp.asarray(x - x.mean(), y.dtype)
+    return jnp.einsum("s,s...->...", away, y) / jnp.sum(away**2)

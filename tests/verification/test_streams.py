@@ -34,6 +34,7 @@ EVERY = {  # the function that makes it, then what tells it from others of it
     "best_member_error": v.best_member_error(),
     "bracketed": v.bracketed(),
     "mean_gain": v.mean_gain(),
+    "outliers": v.outliers(),
     "brier_score": v.brier_score((0.0, 0.7), fair=True),
     "brier_skill_score": v.brier_skill_score((0.0, 0.7)),
     "log_score": v.log_score((0.0, 0.7)),

@@ -1,0 +1,107 @@
+"""Which sources of spread calibrate an ensemble of deterministic emulators?
+
+    ensjax run configs/huge_ensembles.py
+    ensjax run configs/huge_ensembles.py:claims
+    ensjax plan configs/huge_ensembles.py:paper        # shapes only, without running
+
+Two-scale Lorenz-96, of which networks see the slow variables alone and learn one step
+of 0.1 time units. Ensembles of equal size are made of several checkpoints, of bred
+vectors of one, of both, and of checkpoints with random perturbations; beside them a
+lagged ensemble of one checkpoint and a physical one, of an imperfect simulator. Every
+seed has an archive and checkpoints of its own; all are trained as one stack.
+"""
+
+import ml_collections
+
+
+def get_config(preset="small"):  # smoke | small | claims | paper
+    if preset == "paper":
+        return _paper()
+    if preset not in ("smoke", "small", "claims"):
+        raise ValueError(f"presets are smoke, small, claims and paper; got {preset!r}.")
+    smoke, claims = preset == "smoke", preset == "claims"
+    config = ml_collections.ConfigDict(dict(experiment="huge_ensembles"))
+    config.title = "Huge ensembles I on Lorenz-96: checkpoints and bred vectors"
+    config.scale = "toy"
+    config.seed = 0
+    config.num_seeds = 1 if smoke else 5 if claims else 2
+    config.archive = ml_collections.ConfigDict(
+        dict(
+            source="lorenz96",
+            num_sites=12 if smoke else 36,
+            num_fast=4 if smoke else 10,
+            forcing=10.0,
+            steps_per_output=20,  # of 0.005: an output every 0.1 time units
+            spin_up_steps=400 if smoke else 2_000,
+            num_train_runs=8 if smoke else 64,
+            num_train_outputs=40 if smoke else 300,
+            num_starts=8 if smoke else 64 if claims else 32,
+            num_before=4,
+            num_leads=40,
+        )
+    )
+    config.analysis_noise = 0.03  # in deviations of the climate
+    config.num_checkpoints = 2 if smoke else 6
+    config.model = ml_collections.ConfigDict(
+        dict(
+            name="residual",
+            width=8 if smoke else 32,
+            depth=1 if smoke else 3,
+            kernel_size=5,
+            step_scale=0.4,  # about one output's change, in deviations
+        )
+    )
+    total_steps = 20 if smoke else 800
+    config.training = ml_collections.ConfigDict(
+        dict(
+            total_steps=total_steps,
+            batch_size=64,
+            learning_rate=2e-3,
+            steps_per_call=total_steps // 10,
+            save_every_steps=total_steps,
+            block="auto",
+            # Checkpoints of the first seed that are also trained alone, for some steps.
+            num_alone=1 if smoke else 3,
+            alone_steps=2 if smoke else 20,
+        )
+    )
+    config.perturbations = ml_collections.ConfigDict(
+        dict(
+            share=0.35,  # of the error at `error_leads` outputs
+            error_leads=4,
+            num_cycles=3,
+            num_pairs=2,  # of each checkpoint; of one alone, as many members in all
+        )
+    )
+    # In outputs, so that 10 is a time unit; the first two are for the growth.
+    config.leads = (0, 1, 2, 3, 4) if smoke else (0, 1, 5, 10, 15, 20, 25, 30, 40)
+    config.judged_leads = (2, 3) if smoke else (10, 20)
+    config.spectral_lead = 3 if smoke else 30
+    config.event_quantile = 0.95
+    config.efi = ml_collections.ConfigDict(
+        dict(
+            num_pairs=2 if smoke else 4,  # of each checkpoint
+            num_members=6 if smoke else 50,  # of the simulator
+            noise=0.05,  # of members' starts, in deviations
+            leads=(1, 2, 3, 4, 5) if smoke else (5, 10, 20, 40),
+            judged_leads=(1, 2, 3) if smoke else (10, 20, 40),
+            num_free_starts=4 if smoke else 10,  # of the emulators' own climate
+            free_leads=(10, 30, 5) if smoke else (100, 400, 10),  # first, last, gap
+        )
+    )
+    config.cost = ml_collections.ConfigDict(
+        dict(
+            num_members=64 if smoke else 1_536,
+            num_leads=3 if smoke else 20,
+            num_timings=3 if claims else 1,
+        )
+    )
+    config.block = 8 if smoke else 64  # members that run at once
+    config.mesh = ml_collections.ConfigDict(
+        dict(member=1 if smoke else -1, data=1, model=1)
+    )
+    return config
+
+
+def _paper():
+    raise ValueError("the preset paper is written below")

@@ -1,0 +1,352 @@
+"""Perturbations of a start: bred vectors, random ones of equal norm, lagged forecasts.
+
+A perturbation is of one member, `perturb(model, key, start) -> delta`, and depends on
+nothing but its arguments: a member is made again from its identity alone. Perturbations
+come in pairs, `+delta` and `-delta` (*centred*).
+
+Source: Mahesh et al. 2024, arXiv:2408.03100 (huge ensembles I), section 3, and the code
+that belongs to it; Toth and Kalnay 1993, Bulletin of the AMS 74 (breeding).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.verification.area import cosine_weights
+
+
+class Start(NamedTuple):
+    """Where a forecast begins.
+
+    Attributes:
+        state: the analysis, any pytree; `[*space, channel]` for what scales channels.
+        history: analyses up to the start, the last one being its own, evenly spaced by
+            a cycle of breeding, `[time, *space, channel]`; None where nothing is bred.
+    """
+
+    state: Any
+    history: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalNorm:
+    """Root mean square over all of space, of each channel.
+
+    Attributes:
+        latitudes: in degrees, of the first axis of space, which then weighs by their
+            cosine; None: all places weigh the same.
+    """
+
+    latitudes: tuple[float, ...] | None = None
+
+    def __call__(self, field: jax.Array) -> jax.Array:
+        """`[1..., channel]` of a field `[*space, channel]`."""
+        _check_field(field, self.latitudes)
+        weights = _row_weights(self.latitudes, field.ndim)
+        return _weighted_norm(field, weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class HemisphericNorm:
+    """Root mean square north and south of the tropics, linear in latitude between.
+
+    With one norm for all, the hemisphere that has little to amplify is given as much as
+    the other has.
+
+    Attributes:
+        latitudes: in degrees, of the first axis of space, in any order.
+        tropics: where they end, in degrees.
+
+    Raises:
+        ValueError: if a hemisphere has no latitude beyond the tropics.
+    """
+
+    latitudes: tuple[float, ...]
+    tropics: float = 20.0
+
+    def __post_init__(self):
+        if max(self.latitudes) <= self.tropics or min(self.latitudes) >= -self.tropics:
+            raise ValueError(
+                f"HemisphericNorm needs latitudes beyond {self.tropics:g} degrees on"
+                f" both sides; got {min(self.latitudes):g} to {max(self.latitudes):g}."
+            )
+
+    def __call__(self, field: jax.Array) -> jax.Array:
+        """`[lat, 1..., channel]` of a field `[lat, *space, channel]`."""
+        _check_field(field, self.latitudes)
+        latitudes = np.asarray(self.latitudes, np.float64)
+        weights = _row_weights(self.latitudes, field.ndim)
+        wide = (-1,) + (1,) * (field.ndim - 1)
+        is_north = (latitudes > self.tropics).reshape(wide)
+        is_south = (latitudes < -self.tropics).reshape(wide)
+        north = _weighted_norm(field, weights * is_north)
+        south = _weighted_norm(field, weights * is_south)
+        place = np.clip((latitudes + self.tropics) / (2 * self.tropics), 0.0, 1.0)
+        return south + (north - south) * place.reshape(wide).astype(np.float32)
+
+
+def _check_field(field, latitudes):
+    if latitudes is None:
+        return
+    if field.ndim < 2 or field.shape[0] != len(latitudes):
+        raise ValueError(
+            f"a field must be [lat, *space, channel] with {len(latitudes)} latitudes;"
+            f" got shape {field.shape}."
+        )
+
+
+def _row_weights(latitudes, ndim):
+    if latitudes is None:
+        return np.ones((1,) * ndim, np.float32)
+    weights = np.asarray(cosine_weights(np.asarray(latitudes)))
+    return weights.reshape((-1,) + (1,) * (ndim - 1))
+
+
+def _weighted_norm(field, weights):
+    space = tuple(range(field.ndim - 1))
+    shape = (*field.shape[:-1], 1)
+    weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), shape)
+    squares = jnp.sum(weights * field**2, axis=space, keepdims=True)
+    return jnp.sqrt(squares / jnp.sum(weights))
+
+
+def rescale(delta: jax.Array, amplitude: jax.Array, norm: Any) -> jax.Array:
+    """`delta` with the norm `amplitude` in each channel, `[*space, channel]`.
+
+    A channel whose norm is 0 stays 0.
+
+    Args:
+        delta: `[*space, channel]`.
+        amplitude: `[channel]`, in the unit of the field.
+        norm: `GlobalNorm()` or a `HemisphericNorm`.
+
+    Raises:
+        ValueError: if there is no number for each channel.
+    """
+    amplitude = jnp.asarray(amplitude, delta.dtype)
+    if amplitude.shape != delta.shape[-1:]:
+        raise ValueError(
+            f"amplitude must be [channel] = {delta.shape[-1:]}; got {amplitude.shape}."
+        )
+    size = norm(delta)
+    size = jnp.where(size > 0, size, 1.0)
+    wide = amplitude.reshape((1,) * (delta.ndim - 1) + (-1,))
+    return delta * (wide / size)
+
+
+def bred_amplitude(
+    errors: jax.Array, *, norm: Any = GlobalNorm(), share: float = 0.35
+) -> jax.Array:
+    """How large bred vectors should be: a share of the model's own error, `[channel]`.
+
+    Args:
+        errors: forecast less truth at a short lead (48 hours), `[case, *space,
+            channel]`, of cases that nothing is judged by.
+        norm: its average is over all of space.
+        share: of the root mean square error.
+
+    Raises:
+        ValueError: if there is no case.
+    """
+    errors = jnp.asarray(errors)
+    if errors.ndim < 2 or not len(errors):
+        raise ValueError(
+            f"errors must be [case, *space, channel]; got shape {errors.shape}."
+        )
+    size = jax.vmap(norm)(errors)  # [case, 1..., channel], or [case, lat, 1, channel]
+    axes = tuple(range(size.ndim - 1))
+    return share * jnp.sqrt(jnp.mean(size**2, axis=axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalNoise:
+    """Independent normal numbers everywhere; spherical noise can take its place."""
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """`[*space, channel]`."""
+        return jax.random.normal(key, shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RandomPerturbation:
+    """Noise that has the given norm in every channel, as bred vectors have.
+
+    Attributes:
+        amplitude: `[channel]`.
+        norm: of a perturbation.
+        noise: `noise(key, shape) -> [*space, channel]`.
+    """
+
+    amplitude: jax.Array
+    norm: Any = dataclasses.field(default=GlobalNorm(), metadata={"static": True})
+    noise: Any = dataclasses.field(default=NormalNoise(), metadata={"static": True})
+
+    def __call__(self, model: Any, key: jax.Array, start: Start) -> jax.Array:
+        """`[*space, channel]`; the model has no say."""
+        del model
+        drawn = self.noise(key, start.state.shape)
+        return rescale(drawn, self.amplitude, self.norm)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoPerturbation:
+    """For ensembles whose members differ by checkpoint, or by noise inside."""
+
+    def __call__(self, model: Any, key: jax.Array, start: Start) -> Any:
+        """Zeros like the state."""
+        del model, key
+        return jax.tree.map(jnp.zeros_like, start.state)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BredVectors:
+    """What a model's own forecasts amplify most, by cycles around analyses.
+
+        delta <- rescaled(f(x_k + delta) - f(x_k)),   x_k the analysis of cycle k
+
+    The first delta is noise of the amplitude in `seed_channels`, 0 elsewhere. Noise
+    inside f is the same in both forecasts of a cycle.
+
+    Attributes:
+        amplitude: `[channel]`; see `bred_amplitude`.
+        step: f, as in `Rollout`; a cycle is one step.
+        num_cycles: how many.
+        norm: of a perturbation.
+        noise: `noise(key, shape) -> [*space, channel]`, of unit deviation.
+        seed_channels: which are seeded; None: all. (The authors seed 500 hPa alone.)
+        valid_time_aligned: whether cycles start from the analyses before the start's
+            own, so that the vector is valid at the start. False: from those up to the
+            start's own, as the authors' loop has it; the vector is then valid a cycle
+            later than it is added.
+
+    Raises:
+        ValueError: if there is no cycle; on the call, for a history that is too short.
+    """
+
+    amplitude: jax.Array
+    step: Any = dataclasses.field(metadata={"static": True})
+    num_cycles: int = dataclasses.field(default=3, metadata={"static": True})
+    norm: Any = dataclasses.field(default=GlobalNorm(), metadata={"static": True})
+    noise: Any = dataclasses.field(default=NormalNoise(), metadata={"static": True})
+    seed_channels: tuple[int, ...] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    valid_time_aligned: bool = dataclasses.field(
+        default=True, metadata={"static": True}
+    )
+
+    def __post_init__(self):
+        if self.num_cycles < 1:
+            raise ValueError(f"num_cycles must be at least 1; got {self.num_cycles}.")
+
+    def __call__(self, model: Any, key: jax.Array, start: Start) -> jax.Array:
+        """`[*space, channel]`."""
+        analyses = self.analyses(start)
+        delta = self.noise(jax.random.fold_in(key, 0), start.state.shape)
+        wide = (1,) * (delta.ndim - 1) + (-1,)
+        delta = delta * jnp.asarray(self.amplitude, delta.dtype).reshape(wide)
+        if self.seed_channels is not None:
+            is_seeded = np.zeros(delta.shape[-1], np.float32)
+            is_seeded[list(self.seed_channels)] = 1
+            delta = delta * is_seeded.reshape(wide)
+
+        def cycle(delta, of_cycle):
+            number, analysis = of_cycle
+            own = jax.random.fold_in(key, 1 + number)
+            grown = self.step(model, own, analysis + delta)
+            grown = grown - self.step(model, own, analysis)
+            return rescale(grown, self.amplitude, self.norm), None
+
+        numbers = jnp.arange(self.num_cycles)
+        return jax.lax.scan(cycle, delta, (numbers, analyses))[0]
+
+    def analyses(self, start: Start) -> jax.Array:
+        """Those that the cycles start from, `[cycle, *space, channel]`."""
+        last = 1 if self.valid_time_aligned else 0
+        least = self.num_cycles + last
+        given = 0 if start.history is None else start.history.shape[0]
+        if given < least:
+            raise ValueError(
+                f"{self.num_cycles} cycles need a history of {least} analyses, the last"
+                f" of which is the start's own; got {given}."
+            )
+        return start.history[given - least : given - last]
+
+
+def perturbed(state: Any, delta: Any, sign: Any, floor: Any = None) -> Any:
+    """`state + sign * delta`, never below `floor`.
+
+    Args:
+        state: the analysis, any pytree.
+        delta: of its structure.
+        sign: -1, 0 (the analysis itself, also where delta is not finite) or 1.
+        floor: for one array `[*space, channel]`: the lowest value of each channel, in
+            the unit of the state, `[channel]` (humidity has one, others -inf). None:
+            nothing is clipped.
+    """
+
+    def moved(x, dx):
+        return jnp.where(sign == 0, x, x + jnp.asarray(sign, x.dtype) * dx)
+
+    result = jax.tree.map(moved, state, delta)
+    if floor is None:
+        return result
+    floor = jnp.asarray(floor, result.dtype)
+    return jnp.maximum(result, floor.reshape((1,) * (result.ndim - 1) + (-1,)))
+
+
+class Lagged(NamedTuple):
+    """A lagged ensemble: forecasts of neighbouring starts for the same valid time.
+
+    Attributes:
+        members: `[lag, case, lead, ...]`.
+        cases: positions of the cases among the starts, `[case]`.
+        leads: positions of the leads, counted from each case's own start, `[lead]`.
+    """
+
+    members: jax.Array
+    cases: np.ndarray
+    leads: np.ndarray
+
+
+def lagged_ensemble(
+    values: jax.Array, lags: Sequence[int] = (-2, -1, 0, 1, 2)
+) -> Lagged:
+    """An ensemble of one deterministic model: its starts before and after a case's own.
+
+    So one checkpoint is enough to see whether an architecture can be calibrated.
+
+    Args:
+        values: forecasts from successive starts, a step apart, at leads 0, 1, 2, ... of
+            as long steps: `[start, lead, ...]`.
+        lags: of the members' starts, in steps; that of lag l has lead L - l where the
+            case's own has L.
+
+    Raises:
+        ValueError: if no case or no lead has all lags, or lags repeat.
+
+    Source: Mahesh et al. 2024, arXiv:2408.03100, section 3; Brenowitz et al. 2024,
+    arXiv:2401.15305.
+    """
+    lags = np.asarray(lags, np.int64)
+    if lags.ndim != 1 or not lags.size or len(set(lags.tolist())) != lags.size:
+        raise ValueError(f"lags must be different integers [lag]; got {lags}.")
+    num_starts, num_leads = values.shape[:2]
+    cases = np.arange(max(0, -lags.min()), num_starts - max(0, lags.max()))
+    leads = np.arange(max(0, lags.max()), num_leads + min(0, lags.min()))
+    if not cases.size or not leads.size:
+        raise ValueError(
+            f"lags {tuple(lags.tolist())} need starts and leads on both sides; there"
+            f" are {num_starts} starts and {num_leads} leads."
+        )
+    rows = lags[:, None, None] + cases[None, :, None]
+    columns = leads[None, None, :] - lags[:, None, None]
+    members = jnp.asarray(values)[rows, columns]
+    return Lagged(members, cases, leads)

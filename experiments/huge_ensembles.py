@@ -1,0 +1,150 @@
+"""Huge ensembles I on Lorenz-96: checkpoints x bred vectors of deterministic emulators.
+
+`lorenz96_forecasts.py` simulates, `_training.py` trains, `_members.py` makes ensembles,
+`_scores.py` measures them, `_cost.py` times, `_claims.py` judges, `_figures.py` draws.
+"""
+
+import numpy as np
+
+from ensjax.experiment import ConfigError
+from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.stages import run_stages
+
+weather = load_beside(__file__, "lorenz96_forecasts")
+training = load_beside(__file__, "huge_ensembles_training")
+ensembles = load_beside(__file__, "huge_ensembles_members")
+scores = load_beside(__file__, "huge_ensembles_scores")
+cost = load_beside(__file__, "huge_ensembles_cost")
+verdicts = load_beside(__file__, "huge_ensembles_claims")
+figures = load_beside(__file__, "huge_ensembles_figures")
+
+training_job = training.training_job
+
+
+def validate(config):
+    """Raises `ConfigError` for what would fail later, in one line."""
+    choose("archive.source", config.archive.source, dict.fromkeys(("lorenz96", "era5")))
+    choose("model.name", config.model.name, training.NETWORKS)
+    check_numbers(config, ("num_seeds", "num_checkpoints"), at_least=1)
+    names = ("training.total_steps", "training.steps_per_call", "block")
+    check_numbers(config, names, at_least=1)
+    if config.archive.source != "lorenz96":
+        return
+    weather.validate(config)
+    names = ("num_cycles", "num_pairs", "error_leads")
+    check_numbers(config, [f"perturbations.{n}" for n in names], at_least=1)
+    check_numbers(config, ("perturbations.share", "analysis_noise"), above=0)
+    check_numbers(config, ("event_quantile",), above=0, at_most=1)
+    check_numbers(config, ("efi.num_pairs", "efi.num_free_starts"), at_least=1)
+    check_numbers(config, ("efi.num_members",), at_least=4)
+    check_numbers(
+        config, ("cost.num_members", "cost.num_leads", "cost.num_timings"), at_least=1
+    )
+    least = max(config.perturbations.num_cycles, 2)
+    if config.archive.num_before < least:
+        raise ConfigError(
+            f"config.archive.num_before must be at least {least}: bred vectors and"
+            f" lagged starts are older; got {config.archive.num_before}."
+        )
+    leads = tuple(config.leads)
+    if leads[:2] != (0, 1) or any(a >= b for a, b in zip(leads, leads[1:])):
+        raise ConfigError(f"config.leads must rise from 0 and 1; got {leads}.")
+    wanted = {*config.judged_leads, config.spectral_lead}
+    if not wanted <= set(leads):
+        raise ConfigError(
+            f"config.leads must hold judged_leads and spectral_lead, {sorted(wanted)};"
+            f" got {leads}."
+        )
+    lag = max(ensembles.LAGS)
+    check_numbers(config, ("judged_leads",), at_least=lag)
+    if not set(config.efi.judged_leads) <= set(config.efi.leads):
+        raise ConfigError("config.efi.leads must hold efi.judged_leads.")
+    last = max(*leads, *config.efi.leads)
+    if last > config.archive.num_leads:
+        raise ConfigError(
+            f"config.archive.num_leads must reach the last lead, {last}; got"
+            f" {config.archive.num_leads}."
+        )
+
+
+def run(config, run_dir):
+    """Simulates, trains, forecasts, scores and judges; resumes by stages.
+
+    Raises:
+        ConfigError: for data that are not at hand, before anything is done.
+    """
+    training.check_at_hand(config)
+    stages = {
+        "simulate": lambda done: training.simulate(config),
+        "forecast": lambda done: forecast(config, run_dir, done["simulate"]),
+        "scores": lambda done: measure(config, done["simulate"], done["forecast"]),
+    }
+    done = run_stages(run_dir, config, stages)
+    verdicts.add_tables(run_dir, config, done)
+    figures.add_figures(run_dir, config, done)
+    run_dir.finish(
+        title=config.title,
+        summary=verdicts.describe(config, done),
+        scalars=verdicts.summarise(config, done),
+        claims=verdicts.make_claims(config, done),
+        checks=verdicts.make_checks(config, done),
+    )
+
+
+def forecast(config, run_dir, archives) -> dict[str, np.ndarray]:
+    """Trains the checkpoints and makes all ensembles of all seeds.
+
+    Returns:
+        What `forecasts` and `efi_members` of every seed give, `[seed, ...]`; rates of
+        `_cost.py`; `frozen_steps` `[network]`; and `alone_difference` `[]`.
+    """
+    trained, log = training.train(config, run_dir, archives)
+    parts = []
+    for seed in range(config.num_seeds):
+        own = ensembles.checkpoints_of(config, trained, seed)
+        archive = training.of_seed(archives, seed)
+        parts.append(
+            ensembles.forecasts(config, own, archive, seed)
+            | {
+                f"efi_{name}": values
+                for name, values in ensembles.efi_members(
+                    config, own, archive, seed
+                ).items()
+            }
+        )
+    found = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    return found | {
+        **cost.measure(config, trained, archives),
+        "frozen_steps": np.asarray(log.frozen_steps),
+        "alone_difference": np.array(training.alone_difference(config, archives)),
+    }
+
+
+NAMES = ("checkpoints", "bred", "both", "random", "physics", "lagged")
+
+
+def measure(config, archives, found) -> dict[str, np.ndarray]:
+    """All scores of every seed, `[seed, ...]`."""
+    parts = []
+    for seed in range(config.num_seeds):
+        archive = training.of_seed(archives, seed)
+        climate = (archive["train"] - archive["mean"]) / archive["sd"]
+        event = float(np.quantile(climate, config.event_quantile))
+
+        def truth_at(leads, archive=archive):
+            rows = [config.archive.num_before + lead for lead in leads]
+            return archive["truth"][:, rows].astype(np.float32)
+
+        truth = dict.fromkeys(NAMES, truth_at(config.leads))
+        truth["lagged"] = truth_at(config.judged_leads)
+        members = {name: found[name][seed] for name in NAMES}
+        values = scores.measure(members, truth, event)
+        for name in ("both", "random"):
+            values[f"{name}_growth"] = ensembles.growth(members[name]).mean()
+        efi = {
+            name: found[f"efi_{name}"][seed]
+            for name in ("emulator", "emulator_random", "system", "free")
+        }
+        at_efi = truth_at(config.efi.leads)
+        parts.append(values | scores.measure_efi(efi, archive, event, at_efi))
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,140 @@
+"""What `huge_ensembles.py` measures of ensembles at every lead."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax import verification
+from ensjax.scores import auroc
+
+LEVELS = np.linspace(0, 1, 101)  # of the climate, for the EFI
+
+
+def measure(ensembles, truth, event: float) -> dict[str, np.ndarray]:
+    """Scores by lead of ensembles `[member, start, lead, site]` by name.
+
+    Args:
+        ensembles: by name.
+        truth: `[start, lead, site]`, or by name where an ensemble has its own leads.
+        event: what a site exceeds in it.
+
+    Returns:
+        For each ensemble `<name>_rmse`, `_ssr`, `_fair`, `_crps` `[lead]`; `_power` and
+        `_mean_power` `[lead]`, power in the upper half of the wavenumbers of members
+        and of their mean, over the truth's; `_slope` and `_roc` `[lead]` of the event;
+        `_reliability` `[lead, 3, bin]`; `_spectrum` and `_mean_spectrum` `[lead,
+        wavenumber]` over the truth's, and `_ranks` `[lead, rank]`.
+    """
+    found = {}
+    for name, members in ensembles.items():
+        own = truth[name] if isinstance(truth, dict) else truth
+        values = jax.device_get(_measured(members, own, event, number=len(members)))
+        found |= {f"{name}_{k}": np.asarray(v, np.float64) for k, v in values.items()}
+    return found
+
+
+@functools.partial(jax.jit, static_argnames="number")
+def _measured(members, truth, event, *, number):
+    def score(metric, *axes, reference=None):
+        return metric.over(*axes)(members, truth, reference=reference)
+
+    spread = score(verification.spread_skill(), 0, 2)
+    spectra = score(verification.zonal_spectra(), 0)
+    upper = truth.shape[-1] // 4 + 1  # of half as many wavenumbers as sites
+    truth_power = jnp.sum(spectra.truth[..., upper:], axis=-1)
+    levels = {"thresholds": jnp.full((1,), event, jnp.float32)}
+    options = dict(reference=levels)
+    bins = score(verification.event_table(num_bins=10), 0, 2, **options)
+    table = score(verification.event_table(num_members=number), 0, 2, **options)
+    diagram = verification.reliability_diagram(bins)
+    ranks = score(verification.rank_histogram(number), 0, 2)
+    return {
+        "rmse": spread.skill,
+        "ssr": spread.ratio,
+        "fair": score(verification.crps("fair"), 0, 2),
+        "crps": score(verification.crps(), 0, 2),
+        "power": jnp.sum(spectra.members[..., upper:], axis=-1) / truth_power,
+        "mean_power": jnp.sum(spectra.ensemble_mean[..., upper:], axis=-1)
+        / truth_power,
+        "spectrum": spectra.members_ratio,
+        "mean_spectrum": spectra.mean_ratio,
+        "slope": reliability_slope(diagram)[..., 0],
+        "roc": verification.roc_area(table)[..., 0],
+        "reliability": jnp.stack([x[..., 0, :] for x in diagram], axis=-2),
+        "ranks": ranks.counts,
+    }
+
+
+def reliability_slope(diagram) -> jax.Array:
+    """Of frequency against probability, weighted least squares over bins, `[...]`."""
+    weight = diagram.weight
+    is_full = weight > 0
+    weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
+    x = jnp.where(is_full, diagram.probability, 0.0)
+    y = jnp.where(is_full, diagram.frequency, 0.0)
+    x = x - jnp.sum(weight * x, axis=-1, keepdims=True)
+    y = y - jnp.sum(weight * y, axis=-1, keepdims=True)
+    return jnp.sum(weight * x * y, axis=-1) / jnp.sum(weight * x**2, axis=-1)
+
+
+def efi_of(members, climate) -> np.ndarray:
+    """The EFI of members `[member, start, lead, site]` in a climate of any shape.
+
+    All sites of the ring have one climate.
+    """
+    quantiles = jnp.quantile(jnp.asarray(climate).ravel(), jnp.asarray(LEVELS))
+    shape = members.shape[1:]
+    wide = jnp.broadcast_to(quantiles.reshape(-1, *(1,) * len(shape)), (101, *shape))
+    return np.asarray(_efi(jnp.asarray(members), wide))
+
+
+@jax.jit
+def _efi(members, quantiles):
+    return verification.extreme_forecast_index(members, quantiles, LEVELS)
+
+
+def measure_efi(found, archive, event: float, truth) -> dict[str, np.ndarray]:
+    """The EFI of emulators beside that of the system, each in its own climate.
+
+    Args:
+        found: of `efi_members`.
+        archive: of the seed, whose training runs are the system's climate.
+        event: what a site exceeds in it.
+        truth: `[start, lead, site]` at the EFI's leads.
+
+    Returns:
+        `efi_<name>` `[lead]`, correlation over starts and sites with the system's;
+        `efi_half` that of the system's halves; `efi_<name>_sd` over the system's; and
+        `efi_<name>_auc`, how well it tells events from others.
+    """
+    climate = (archive["train"] - archive["mean"]) / archive["sd"]
+    system = efi_of(found["system"], climate)
+    halves = [efi_of(found["system"][i::2], climate) for i in range(2)]
+    result = {"efi_half": _correlations(*halves)}
+    result["efi_system_auc"] = _areas(system, truth > event)
+    for name in ("emulator", "emulator_random"):
+        own = efi_of(found[name], found["free"])
+        result |= {
+            f"efi_{name}": _correlations(own, system),
+            f"efi_{name}_sd": own.std(axis=(0, 2)) / system.std(axis=(0, 2)),
+            f"efi_{name}_auc": _areas(own, truth > event),
+        }
+    return result | {
+        "efi_pair": np.stack([efi_of(found["emulator"], found["free"]), system])
+    }
+
+
+def _correlations(first, second):
+    leads = range(first.shape[1])
+    return np.array(
+        [np.corrcoef(first[:, i].ravel(), second[:, i].ravel())[0, 1] for i in leads]
+    )
+
+
+def _areas(index, is_event):
+    leads = range(index.shape[1])
+    return np.array(
+        [float(auroc(index[:, i].ravel(), is_event[:, i].ravel())) for i in leads]
+    )
