@@ -59,6 +59,11 @@ resamples members (`gain_of_size`, `satisfactory`, `exceedance_interval`) holds 
 all, and so do `crps_pwm` and `crps_integral`.
 """
 
+from ensjax.ops.sphere import (
+    SphericalGrid,
+    find_grid,
+    order_weights,
+)
 from ensjax.verification.anomalies import (
     Anomalies,
     anomalies,
@@ -123,9 +128,7 @@ from ensjax.verification.events import (
 )
 from ensjax.verification.folding import member_states, merge_member_states
 from ensjax.verification.harmonics import (
-    SphericalGrid,
     from_harmonics,
-    order_weights,
     to_harmonics,
 )
 from ensjax.verification.huge import (
@@ -224,6 +227,7 @@ __all__ = [
     "event_table",
     "exceedance_interval",
     "extreme_forecast_index",
+    "find_grid",
     "from_harmonics",
     "gain",
     "gain_of_size",
