@@ -24,6 +24,9 @@ from ensjax.emulate.sample_job import (
     SamplerSettings,
     sample_blocks,
 )
+from ensjax.emulate.spherical_noise import (
+    SphericalNoise,
+)
 from ensjax.emulate.trajectories import (
     System,
     climate_states,
@@ -38,6 +41,7 @@ __all__ = [
     "Lorenz96",
     "SampleJob",
     "SamplerSettings",
+    "SphericalNoise",
     "Standardiser",
     "System",
     "TwoScaleLorenz96",

@@ -60,7 +60,7 @@ def test_waves_that_are_known(grid):
 
 
 def test_the_derivative_is_the_adjoint_and_vmap_the_loop():
-    """<to(f), w> = <f, from(w)> in the quadrature, so each is the other's derivative."""
+    """<to(f), w> = <f, from(w)> in the quadrature: each is the other's derivative."""
     grid = GRIDS[1]
     rng = np.random.default_rng(1)
     field = jnp.asarray(rng.normal(size=(2, *grid.shape)), jnp.float32)
