@@ -51,6 +51,16 @@ from ensjax.nn.rotary import (
 from ensjax.nn.shifted_conv import (
     ShiftedConv,
 )
+from ensjax.nn.sphere import (
+    LocalSphereConv,
+    SpectralConv,
+    SphereBlock,
+)
+from ensjax.nn.spherical_forecaster import (
+    SphericalForecaster,
+    fourcastnet3,
+    sfno,
+)
 from ensjax.nn.vit import (
     ViT,
 )
@@ -65,6 +75,7 @@ __all__ = [
     "LinearScaling",
     "Llama",
     "Llama3Scaling",
+    "LocalSphereConv",
     "MLP",
     "NearestNeighbors",
     "Recurrent",
@@ -72,11 +83,16 @@ __all__ = [
     "ResidualDenoiser",
     "ResidualGenerator",
     "ShiftedConv",
+    "SpectralConv",
+    "SphereBlock",
+    "SphericalForecaster",
     "UNetDenoiser",
     "ViT",
     "WideResNet",
     "clip_image_tower",
+    "fourcastnet3",
     "nearest_rows",
+    "sfno",
     "wide_resnet",
     "zero_shot_classifier",
     "zero_shot_head",
