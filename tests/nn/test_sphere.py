@@ -11,7 +11,7 @@ from flax import nnx
 import ensjax
 from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh
-from ensjax.nn import LocalSphereConv, SpectralConv, SphericalForecaster
+from ensjax.nn import SpectralConv, SphericalForecaster
 from ensjax.nn.sphere import resample
 from ensjax.ops.sphere import (
     SphericalGrid,
@@ -207,7 +207,7 @@ def whole_and_split():
     make = functools.partial(forecaster, None)
     ensemble = ensjax.Ensemble.init(lambda rngs: make(rngs=rngs), num_members=2, seed=0)
     target, noise, x = (field_of(GRID, c, seed=s) for s, c in ((3, 2), (4, 3), (5, 2)))
-    stacked = ensemble.state
+    stacked = jax.tree.map(np.asarray, ensemble.params)
     results, texts = {}, {}
     for member, parts in ((1, 1), (1, 2), (2, 4)):
         axis = None if parts == 1 else "model"
@@ -221,13 +221,8 @@ def whole_and_split():
         args = (stacked, target, noise, x)
         results[parts] = jax.tree.map(np.asarray, run(*args))
         if parts == 4:
-            texts[parts] = run_program(run, args)
+            texts[parts] = run.lower(*args).compile().as_text()
     return results, texts
-
-
-def run_program(run, args):
-    lowered = run.lower(*args)
-    return lowered.compile().as_text()
 
 
 @pytest.mark.parametrize("parts", [2, 4])
