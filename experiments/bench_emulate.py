@@ -3,9 +3,10 @@
     ensjax bench emulate
     ensjax bench emulate --part sampling --levels 24 --members 512 --json emulate.json
     ensjax bench emulate --part crps --size 50x721x1440
+    ensjax bench emulate --part loss --loss-size 4x721x1440
     ensjax bench emulate --compare emulate.json
 
-Three parts (`emulate_ways`), every way in a process of its own; its first call, with
+Four parts (`emulate_ways`), every way in a process of its own; its first call, with
 compilation, is apart, and ways of a row are compared before they are timed:
 
 - sampling: members per second of one start of Lorenz-96 (40 sites; a network of 3
@@ -18,6 +19,9 @@ compilation, is apart, and ways of a row are compared before they are timed:
   others, which is what each prefers. scoringrules sorts ("qd"), on every backend that
   is here; `jax` is jitted. xskillscore sorts where numba is here; else it makes all
   pairs of members, and is given some values at a time.
+- loss: value and gradient of the mean almost fair CRPS (`emulate_losses`), by pairs and
+  by a sort, on one device; scoringrules' JAX backend has no such form, so that its fair
+  and its standard one are weighted, or the standard one by a sort is turned into it.
 
 Repetitions take turns, and a way that has used its seconds has no more of them; medians
 are compared. All is float32. Progress is said before each way's first call, after each
@@ -54,12 +58,14 @@ ways = _load("emulate_ways")
 
 SUITE = "emulate"
 SIZES = ("50x721x1440", "1024x64x32")
+LOSS_SIZES = ("4x721x1440", "16x181x360", "64x64x128")
 PACKAGES = ("scoringrules", "xskillscore", "numba", "torch", "dinosaur")
 # Members by other programs differ by rounding, which 24 steps from noise 80 carry on;
 # scores by that of sums of float32.
-TOLERANCES = {"sampling": 1e-2, "cost": float("inf"), "crps": 1e-4}
+TOLERANCES = {"sampling": 1e-2, "cost": float("inf"), "crps": 1e-4, "loss": 1e-4}
 # What the rates of a part are over: the first of these in a row.
-REFERENCE = {"sampling": ways.OURS, "cost": "simulated", "crps": ways.OURS}
+REFERENCE = dict.fromkeys(ways.PARTS, ways.OURS) | {"cost": "simulated"}
+OF_VALUES = ("crps", "loss")  # parts whose rates are in values, not in members
 SECONDS_OF_SILENCE = 30.0
 COST_TARGET = 0.1  # "below 1/10 of the operational system", Li et al. 2024, abstract
 
@@ -113,6 +119,11 @@ def _options(arguments):
         default=",".join(SIZES),
         help="of crps: members x values, of %(default)s; several with commas",
     )
+    parser.add_argument(
+        "--loss-size",
+        default=",".join(LOSS_SIZES),
+        help="of loss: members x values, of %(default)s; several with commas",
+    )
     every = [way for part in ways.PARTS.values() for way in part]
     parser.add_argument(
         "--ways", help=f"with commas, beside the first, of {', '.join(every)}"
@@ -137,17 +148,12 @@ def _options(arguments):
             if word not in known:
                 parser.error(f"--{name} takes {', '.join(known)}; got {word!r}")
         setattr(options, name, chosen)
-    options.sizes = []
-    for text in options.size.split(","):
-        try:
-            size = tuple(int(part) for part in text.split("x"))
-        except ValueError:
-            size = ()
-        if len(size) < 2 or min(size) < 1:
-            parser.error(
-                f"--size is members x values, such as 50x721x1440; got {text!r}"
-            )
-        options.sizes.append(size)
+    options.sizes = {
+        part: _sizes(parser, f"--{name}", getattr(options, name.replace("-", "_")))
+        for part, name in (("crps", "size"), ("loss", "loss-size"))
+    }
+    if any(size[0] < 2 for size in options.sizes["loss"]):
+        parser.error("--loss-size has at least 2 members")
     if options.levels < 2 or options.repetitions < 1 or options.way_seconds < 0:
         parser.error(
             "--levels is at least 2, --repetitions 1 and --way-seconds not negative"
@@ -159,12 +165,29 @@ def _options(arguments):
     return options
 
 
+def _sizes(parser, name, text):
+    """Sizes such as 50x721x1440, of which there are several with commas."""
+    sizes = []
+    for word in text.split(","):
+        try:
+            size = tuple(int(part) for part in word.split("x"))
+        except ValueError:
+            size = ()
+        if len(size) < 2 or min(size) < 1:
+            parser.error(
+                f"{name} is members x values, such as 50x721x1440; got {word!r}"
+            )
+        sizes.append(size)
+    return sizes
+
+
 def _tasks(options):
     """Of each row: its part, its name, and the numbers that its ways are given."""
     tasks = []
     for part in options.part:
-        if part == "crps":
-            tasks += [(part, "x".join(map(str, s)), list(s)) for s in options.sizes]
+        if part in OF_VALUES:
+            sizes = options.sizes[part]
+            tasks += [(part, "x".join(map(str, s)), list(s)) for s in sizes]
             continue
         for system in ["lorenz96"] if part == "sampling" else options.system:
             is_sphere = system == "held_suarez"
@@ -242,7 +265,7 @@ def measure_row(
         "name": name,
         "numbers": list(numbers),
         "dtype": "float32",
-        "weights": None if part == "crps" else "random",
+        "weights": None if part in OF_VALUES else "random",
         "made": made,
         "seconds": seconds,
         "all_seconds": times,
@@ -308,18 +331,18 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     """All rows: rates of every way with their quartiles, and ratios."""
     table = rich.table.Table(
         title="sampling, simulating and scoring ensembles, float32",
-        caption="Rates: members a second (crps: million values a second), from the"
-        " median \\[quartiles] of repetitions. Ratio: of sampling and crps, our rate"
-        " over the way's (above 1 ours is faster); of cost, what a member costs over"
-        " what a simulated one costs. Networks have random weights. xskillscore sorts"
-        " only where numba is installed.",
+        caption="Rates: members a second (crps, loss: million values), from the median"
+        " \\[quartiles] of repetitions. Ratio: of sampling, crps and loss, our rate over"
+        " the way's (above 1 ours is faster); of cost, what a member costs over what a"
+        " simulated one costs. Networks have random weights. xskillscore sorts only"
+        " where numba is installed.",
     )
     columns = ("row", "way", "rate", "ratio", "made a call", "first call s", "peak GB")
     for column in columns:
         table.add_column(column)
     for row in rows:
         title = f"{row['part']} {row['name']}"
-        scale = 1e6 if row["part"] == "crps" else 1
+        scale = 1e6 if row["part"] in OF_VALUES else 1
         for way, rate in row["rates"].items():
             made, peak = row["made"][way], row.get("peak_bytes", {}).get(way)
             low, high = np.percentile(row["all_seconds"][way], [25, 75])
@@ -351,7 +374,7 @@ def _verdict(row):
         cost = ratios["emulated"]
         words = "below" if cost < COST_TARGET else "not below"
         return f"an emulated member costs {cost:.3g} simulated ones: {words} a tenth"
-    others = {way: ratio for way, ratio in ratios.items() if way != ways.OURS}
+    others = {w: ratio for w, ratio in ratios.items() if not w.startswith(ways.OURS)}
     if not others:
         return ""
     best = min(others, key=others.get)

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ensjax.experiment.fields import load_beside
+
+losses = load_beside(__file__, "emulate_losses")
+
 OURS = "ensjax"
 NUM_COMPARED = 8  # members
 NUM_SITES = 40
@@ -363,6 +367,10 @@ def crps_xskillscore(*size) -> Call:
     return Call(run, int(np.prod(size)), np.atleast_1d)
 
 
+def _as_call(way):
+    return lambda *size: Call(*way(*size))
+
+
 SAMPLING = {
     OURS: with_ensjax,
     "one by one": one_by_one,
@@ -378,6 +386,8 @@ CRPS = {
     "scoringrules numpy": _scoringrules("numpy"),
     "xskillscore": crps_xskillscore,
 }
-PARTS = {"sampling": SAMPLING, "cost": COST, "crps": CRPS}
+# The almost fair CRPS as a loss: its value and its gradient.
+LOSS = {name: _as_call(way) for name, way in losses.WAYS.items()}
+PARTS = {"sampling": SAMPLING, "cost": COST, "crps": CRPS, "loss": LOSS}
 # On a CPU these have one device for each core; others have one that uses all cores.
 ON_ALL_DEVICES = (OURS, "emulated", "simulated")

@@ -33,8 +33,18 @@ from ensjax.nn.neighbors import (
     NearestNeighbors,
     nearest_rows,
 )
+from ensjax.nn.noise_inputs import (
+    GlobalNoise,
+    ProjectedNoise,
+)
 from ensjax.nn.noise_net import (
     ResidualGenerator,
+)
+from ensjax.nn.noise_norm import (
+    NoiseConditionedBlock,
+    NoiseConditionedNorm,
+    NoiseForecaster,
+    NoiseMlp,
 )
 from ensjax.nn.recurrent import (
     Recurrent,
@@ -71,6 +81,7 @@ __all__ = [
     "CLIP",
     "CNN",
     "ClipClassifier",
+    "GlobalNoise",
     "ImageNetResNet",
     "LinearScaling",
     "Llama",
@@ -78,6 +89,11 @@ __all__ = [
     "LocalSphereConv",
     "MLP",
     "NearestNeighbors",
+    "NoiseConditionedBlock",
+    "NoiseConditionedNorm",
+    "NoiseForecaster",
+    "NoiseMlp",
+    "ProjectedNoise",
     "Recurrent",
     "ResNet",
     "ResidualDenoiser",

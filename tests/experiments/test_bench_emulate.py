@@ -75,10 +75,12 @@ def test_a_way_that_gives_something_else_is_not_timed():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--part", "flops"], "--part takes sampling, cost, crps"),
+        (["--part", "flops"], "--part takes sampling, cost, crps, loss"),
         (["--system", "mars"], "--system takes lorenz96, held_suarez"),
         (["--ways", "R"], "--ways takes ensjax, one by one"),
         (["--size", "3"], "--size is members x values"),
+        (["--loss-size", "4"], "--loss-size is members x values"),
+        (["--loss-size", "1x4"], "--loss-size has at least 2 members"),
         (["--levels", "1"], "--levels is at least 2"),
         (["--members", "2"], "--members must be at least 8"),
     ],
@@ -102,6 +104,24 @@ def test_ways_of_scoring_give_the_mean_of_the_same_values():
         assert call.made == 7 * 5 * 6
         with jax.numpy_rank_promotion("allow"):  # scoringrules relies on it
             assert call.run() == pytest.approx(wanted, rel=1e-5), name
+
+
+@pytest.mark.parametrize("members", [2, 5])
+def test_ways_of_the_loss_have_the_same_value_and_gradient(members):
+    found = {}
+    for name, way in ways.LOSS.items():
+        try:
+            call = way(members, 3, 4)
+        except ImportError as error:
+            assert "scoringrules" in str(error)
+            continue
+        assert call.made == members * 12
+        with jax.numpy_rank_promotion("allow"):
+            found[name] = call.compared(call.run())
+    assert len(found) >= 4
+    for name, values in found.items():
+        assert values.shape == (1 + members * 12,)
+        np.testing.assert_allclose(values, found[ways.OURS], atol=2e-5, err_msg=name)
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):

@@ -60,6 +60,17 @@ def test_it_is_the_crps_of_the_verification(count):
         np.testing.assert_allclose(found.mean(), by_metric, rtol=2e-6)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_alpha_goes_from_the_standard_to_the_fair_form(form):
+    members, truth = jnp.array([0.1, 0.4, 0.9, 1.6, 2.5]), jnp.float32(0.7)
+    for alpha, value in ((0.0, 0.28), (0.95, 0.166), (1.0, 0.16)):
+        found = kernel_crps(members, truth, alpha=alpha, form=form)
+        np.testing.assert_allclose(found, value, rtol=1e-6)
+    for alpha, word in ((0.0, "standard"), (1.0, "fair")):
+        found = kernel_crps(members, truth, alpha=alpha, form=form)
+        assert found == kernel_crps(members, truth, estimator=word, form=form)
+
+
 def test_one_member_has_its_absolute_error_and_no_fair_score():
     members, truth = draw(1)
     found = kernel_crps(members, truth, estimator="standard")
