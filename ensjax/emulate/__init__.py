@@ -7,6 +7,11 @@ from ensjax.emulate.climatology import (
     fit_archive_climate,
     fit_standardiser,
 )
+from ensjax.emulate.closure import (
+    ClosureLorenz96,
+    closure_forecasts,
+    fit_closure,
+)
 from ensjax.emulate.held_suarez import HeldSuarez
 from ensjax.emulate.held_suarez_archive import held_suarez_archive
 from ensjax.emulate.kept import archive_folder, kept_archive
@@ -34,11 +39,14 @@ from ensjax.emulate.trajectories import (
     run_trajectories,
     twin_archive,
 )
+from ensjax.emulate.windows import OwnTask, windows
 
 __all__ = [
     "Archive",
+    "ClosureLorenz96",
     "HeldSuarez",
     "Lorenz96",
+    "OwnTask",
     "SampleJob",
     "SamplerSettings",
     "SphericalNoise",
@@ -47,8 +55,10 @@ __all__ = [
     "TwoScaleLorenz96",
     "archive_folder",
     "climate_states",
+    "closure_forecasts",
     "day_of_leap_year",
     "fit_archive_climate",
+    "fit_closure",
     "fit_standardiser",
     "glosea4_temperature",
     "held_suarez_archive",
@@ -63,4 +73,5 @@ __all__ = [
     "sample_blocks",
     "twin_archive",
     "two_scale_tendency",
+    "windows",
 ]

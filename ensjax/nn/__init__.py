@@ -20,6 +20,9 @@ from ensjax.nn.denoiser_net import (
     ResidualDenoiser,
     UNetDenoiser,
 )
+from ensjax.nn.forecast_net import (
+    ResidualForecaster,
+)
 from ensjax.nn.imagenet_resnet import (
     ImageNetResNet,
 )
@@ -97,6 +100,7 @@ __all__ = [
     "Recurrent",
     "ResNet",
     "ResidualDenoiser",
+    "ResidualForecaster",
     "ResidualGenerator",
     "ShiftedConv",
     "SpectralConv",
