@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ensjax.nn.layers import run_block
 from ensjax.nn.sphere import LocalSphereConv, SpectralConv, SphereBlock, resample
 from ensjax.ops.sphere import SphericalGrid
 from ensjax.ops.sphere_filters import LocalFilters
+from ensjax.ops.sphere_split import own_block
 
 BLOCKS = ("local", "global")
 
@@ -67,6 +69,8 @@ class SphericalForecaster(nnx.Module):
             twice the default's radius if the inner grid is another, as published.
         mlp_ratio: of the blocks.
         layer_scale: where the blocks' scales start.
+        knows_latitude: whether it is told the sine of latitude and its square, where
+            nothing else that is known tells the hemispheres and the poles.
         adds_to_state: whether the network makes the change of the state instead of the
             state; its last layer then starts from zeros.
         levels: number of levels, and variables of each, of the first channels, which
@@ -106,6 +110,7 @@ class SphericalForecaster(nnx.Module):
         kernel_shape: tuple[int, int] = (3, 3),
         mlp_ratio: float = 2.0,
         layer_scale: float = 0.1,
+        knows_latitude: bool = False,
         adds_to_state: bool = False,
         levels: tuple[int, int] = (0, 0),
         level_widths: tuple[int, int] | None = None,
@@ -124,9 +129,10 @@ class SphericalForecaster(nnx.Module):
         inner = grid if inner_grid is None else inner_grid
         self.grid, self.inner_grid, self.axis, self.remat = grid, inner, axis, remat
         self.num_channels, self.num_noise_channels = num_channels, num_noise_channels
-        self.adds_to_state = adds_to_state
+        self.adds_to_state, self.knows_latitude = adds_to_state, knows_latitude
         noise_width = width // 2 if noise_width is None else noise_width
-        noise_width = noise_width if num_noise_channels else 0
+        num_known = num_noise_channels + 2 * knows_latitude
+        noise_width = noise_width if num_known else 0
         here = dict(axis=axis, rngs=rngs)
         down = LocalFilters(grid, inner, kernel_shape)
         # Filters of the blocks reach twice as far where the blocks' grid is coarser.
@@ -134,7 +140,7 @@ class SphericalForecaster(nnx.Module):
         around = LocalFilters(inner, None, kernel_shape, reach)
         up = LocalFilters(grid, None, kernel_shape)
         self.noise_encoder = (
-            LocalSphereConv(down, num_noise_channels, noise_width, **here)
+            LocalSphereConv(down, num_known, noise_width, **here)
             if noise_width
             else None
         )
@@ -179,13 +185,25 @@ class SphericalForecaster(nnx.Module):
             raise ValueError(
                 f"state must be [lat, lon, {self.num_channels}]; got {state.shape}."
             )
-        beside = None if self.noise_encoder is None else self.noise_encoder(noise)
+        beside = None
+        if self.noise_encoder is not None:
+            beside = self.noise_encoder(self._known(noise, state))
         h = self.encoder(state)
         for block in self.blocks:
             h = run_block(block, h, beside, remat=self.remat)
         h = resample(h, self.inner_grid, self.grid, axis=self.axis)
         made = self.decoder(h).astype(jnp.float32)
         return state + made if self.adds_to_state else made
+
+    def _known(self, noise, state):
+        """What is known beside the state, `[lat, lon, channel]`."""
+        fields = [] if noise is None else [noise]
+        if self.knows_latitude:
+            sine = np.sin(np.radians(self.grid.latitudes()))
+            told = np.stack([sine, sine**2], axis=-1)[:, None].astype(np.float32)
+            told = own_block(jnp.asarray(told), self.axis, dim=0)
+            fields.append(jnp.broadcast_to(told, (*state.shape[:-1], 2)))
+        return jnp.concatenate(fields, axis=-1)
 
 
 def _groups(num_channels, width, levels, level_widths):

@@ -142,6 +142,7 @@ def forecaster(axis=None, rngs=None, **options):
         width=4,
         blocks=("local", "global"),
         kernel_shape=(2, 2),
+        knows_latitude=True,
         axis=axis,
         rngs=nnx.Rngs(0) if rngs is None else rngs,
         **options,
@@ -164,6 +165,18 @@ def test_a_forecaster_makes_the_next_state_of_one_member():
         SphericalForecaster(GRID, 2, blocks=("near",), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="raise the cutoff"):
         LocalFilters(GRID, SphericalGrid(32, 16), cutoff=0.05)
+
+
+def test_a_network_that_is_told_the_latitude_knows_the_hemispheres():
+    x = field_of(GRID, 2)
+    for knows in (False, True):
+        model = SphericalForecaster(
+            GRID, 2, width=4, blocks=("local",), kernel_shape=(1, 1),
+            knows_latitude=knows, layer_scale=1.0, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+        mirrored = np.asarray(model(None, x[::-1]))[::-1]
+        is_same = np.abs(mirrored - model(None, x)).max() < 1e-5
+        assert is_same != knows
 
 
 def test_levels_share_their_encoder_and_decoder():
