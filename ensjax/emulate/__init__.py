@@ -48,6 +48,9 @@ from ensjax.emulate.sample_job import (
     SamplerSettings,
     sample_blocks,
 )
+from ensjax.emulate.spherical_noise import (
+    SphericalNoise,
+)
 from ensjax.emulate.trajectories import (
     System,
     climate_states,
@@ -74,6 +77,7 @@ __all__ = [
     "Rollout",
     "SampleJob",
     "SamplerSettings",
+    "SphericalNoise",
     "Standardiser",
     "Start",
     "System",

@@ -64,6 +64,16 @@ from ensjax.nn.rotary import (
 from ensjax.nn.shifted_conv import (
     ShiftedConv,
 )
+from ensjax.nn.sphere import (
+    LocalSphereConv,
+    SpectralConv,
+    SphereBlock,
+)
+from ensjax.nn.spherical_forecaster import (
+    SphericalForecaster,
+    fourcastnet3,
+    sfno,
+)
 from ensjax.nn.vit import (
     ViT,
 )
@@ -79,6 +89,7 @@ __all__ = [
     "LinearScaling",
     "Llama",
     "Llama3Scaling",
+    "LocalSphereConv",
     "MLP",
     "NearestNeighbors",
     "NoiseConditionedBlock",
@@ -92,11 +103,16 @@ __all__ = [
     "ResidualForecaster",
     "ResidualGenerator",
     "ShiftedConv",
+    "SpectralConv",
+    "SphereBlock",
+    "SphericalForecaster",
     "UNetDenoiser",
     "ViT",
     "WideResNet",
     "clip_image_tower",
+    "fourcastnet3",
     "nearest_rows",
+    "sfno",
     "wide_resnet",
     "zero_shot_classifier",
     "zero_shot_head",

@@ -25,6 +25,7 @@ from ensjax.train.soft_labels import (
     mixup_shares,
     smooth_labels,
 )
+from ensjax.train.spherical_crps import SphericalCrps, area_crps, wave_crps
 
 __all__ = [
     "EarlyStopping",
@@ -36,11 +37,13 @@ __all__ = [
     "PointError",
     "RolloutLoss",
     "SoftLabels",
+    "SphericalCrps",
     "Stage",
     "StageAdam",
     "TrainingJob",
     "TrainingLog",
     "WhiteNoise",
+    "area_crps",
     "call_on_inputs",
     "ensemble_nll",
     "fit",
@@ -54,4 +57,5 @@ __all__ = [
     "smooth_labels",
     "stage_rate",
     "train_curriculum",
+    "wave_crps",
 ]

@@ -60,6 +60,11 @@ resamples members (`of_size`, `gain_of_size`, `satisfactory`, `satisfactory_size
 `exceedance_interval`) holds them all, and so do `crps_pwm` and `crps_integral`.
 """
 
+from ensjax.ops.sphere import (
+    SphericalGrid,
+    find_grid,
+    order_weights,
+)
 from ensjax.verification.anomalies import (
     Anomalies,
     anomalies,
@@ -124,9 +129,7 @@ from ensjax.verification.events import (
 )
 from ensjax.verification.folding import member_states, merge_member_states
 from ensjax.verification.harmonics import (
-    SphericalGrid,
     from_harmonics,
-    order_weights,
     to_harmonics,
 )
 from ensjax.verification.huge import (
@@ -233,6 +236,7 @@ __all__ = [
     "exceedance_interval",
     "expected_outliers",
     "extreme_forecast_index",
+    "find_grid",
     "from_harmonics",
     "gain",
     "gain_of_size",

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ops.sphere import SphericalGrid, order_weights
 from ensjax.verification.crps import crps_values, weight_of_fair
 from ensjax.verification.frozen import freeze
-from ensjax.verification.harmonics import SphericalGrid, order_weights, to_harmonics
+from ensjax.verification.harmonics import to_harmonics
 from ensjax.verification.ingredients import (
     CRPS,
     MEMBERS,

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ops.sphere import SphericalGrid, to_real_harmonics, wave_power
 from ensjax.scores.rows import floating
-from ensjax.verification.harmonics import SphericalGrid, order_weights, to_harmonics
 from ensjax.verification.ingredients import of_each, whole_vectors
 from ensjax.verification.member_state import OfMembers
 from ensjax.verification.metric import Metric
@@ -105,10 +105,7 @@ def spherical_power(field: jax.Array, grid: SphericalGrid) -> jax.Array:
     Raises:
         ValueError: if the shape does not fit.
     """
-    modes = to_harmonics(field, grid)
-    share = order_weights(grid) / np.float32(4 * np.pi)
-    squared = modes.real**2 + modes.imag**2
-    return jnp.einsum("...lm,lm->...l", squared, share, precision="highest")
+    return wave_power(to_real_harmonics(floating(field), grid))
 
 
 class Spectra(NamedTuple):

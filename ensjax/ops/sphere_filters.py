@@ -1,0 +1,236 @@
+"""Filters on geodesic neighbourhoods of a sphere, as tables between rings of latitude.
+
+A discrete-continuous convolution turns a filter psi, a function of the distance and the
+bearing from its centre, to every place x_i of a grid and sums a field over the places
+around, with their areas q_j:
+
+    (psi * f)(x_i) = sum_j psi(R_i^-1 x_j) f(x_j) q_j
+
+Between two circles of latitude this is a circular convolution along longitudes, hence a
+product of their waves: exact also at the poles, where a neighbourhood goes all the way
+round. What is left is a small matrix for each order and latitude, over the rows near
+it.
+
+Source: Ocampo, Price and McEwen 2022, arXiv:2209.13603, section 4; Bonev et al. 2025,
+arXiv:2507.12144, for the basis: products of waves in a window (Morlet).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.ops.sphere import SphericalGrid, circle_field, circle_waves, wide
+from ensjax.ops.sphere_split import own_block, rows_here, whole_rows, with_halo
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalFilters:
+    """A basis of filters of one size, from one grid to another.
+
+    With x to the south and y to the east, in units of the cutoff, filter (a, b) is
+    w_a(x) w_b(y) cos^2(pi r / 2) for r < 1, where w_0 = 1, w_1 = sin(pi x), w_2 =
+    cos(pi x), w_3 = sin(2 pi x) and so on. All are divided by the sum of the first one,
+    which is thereby a mean.
+
+    Attributes:
+        grid: of the field.
+        grid_out: of the result; its longitudes divide the field's. None for the same.
+        kernel_shape: numbers of waves along x and y.
+        cutoff: radius of the neighbourhood in radians; None for (kernel_shape[0] + 1)
+            pi / (2 (lat - 1)) of the coarser grid: 2 rows around for 3 waves.
+
+    Raises:
+        ValueError: for sizes that do not fit, or a radius that no row lies in.
+    """
+
+    grid: SphericalGrid
+    grid_out: SphericalGrid | None = None
+    kernel_shape: tuple[int, int] = (3, 3)
+    cutoff: float | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "kernel_shape", tuple(self.kernel_shape))
+        if len(self.kernel_shape) != 2 or min(self.kernel_shape) < 1:
+            raise ValueError(
+                f"kernel_shape must be two positive numbers; got {self.kernel_shape}."
+            )
+        if self.grid.num_longitudes % self.target.num_longitudes:
+            raise ValueError(
+                f"{self.target.num_longitudes} longitudes of the result do not divide"
+                f" {self.grid.num_longitudes} of the field."
+            )
+        if not 0 < self.radius <= np.pi:
+            raise ValueError(f"cutoff must be from 0 to pi radians; got {self.cutoff}.")
+        bands = self._bands()
+        if min(map(len, bands)) == 0:
+            row = int(np.argmin([len(band) for band in bands]))
+            raise ValueError(
+                f"no row of the field lies within {self.radius:.4f} radians of row"
+                f" {row} of the result: raise the cutoff."
+            )
+
+    @property
+    def target(self) -> SphericalGrid:
+        """The grid of the result."""
+        return self.grid if self.grid_out is None else self.grid_out
+
+    @property
+    def radius(self) -> float:
+        """The cutoff in radians."""
+        if self.cutoff is not None:
+            return self.cutoff
+        rows = min(self.grid.num_latitudes, self.target.num_latitudes)
+        return (self.kernel_shape[0] + 1) * np.pi / (2 * (rows - 1))
+
+    @property
+    def num_filters(self) -> int:
+        return self.kernel_shape[0] * self.kernel_shape[1]
+
+    def _bands(self):
+        """The rows of the field near each row of the result."""
+        here = np.radians(self.target.latitudes())[:, None]
+        near = np.abs(here - np.radians(self.grid.latitudes())) < self.radius
+        return [np.flatnonzero(row) for row in near]
+
+    def apply(
+        self,
+        field: jax.Array,
+        weights: jax.Array | None = None,
+        *,
+        axis: str | None = None,
+    ) -> jax.Array:
+        """All filters of a field, `[..., filter, lat, lon]`, or weighted sums of them.
+
+        Args:
+            field: `[..., lat, lon]`, or this device's rows of it.
+            weights: `[channel, filter, out]`, for a field `[..., channel, lat, lon]`;
+                the result is then `[..., out, lat, lon]`.
+            axis: of the mesh, over which latitudes of both grids are split.
+
+        Raises:
+            ValueError: if the shape does not fit.
+        """
+        field = wide(field)
+        rows = rows_here(self.grid.num_latitudes, axis)
+        if field.shape[-2:] != (rows, self.grid.num_longitudes):
+            raise ValueError(
+                "field must be [..., lat, lon] ="
+                f" {(rows, self.grid.num_longitudes)}; got {field.shape}."
+            )
+        around = circle_waves(field, self.grid.num_longitudes // 2 + 1)
+        near = self._near(around, axis)  # [..., lat out, near, part, m]
+        tables = _tables(self).astype(field.dtype)  # [part 2, filter, m, lat out, near]
+        tables = own_block(jnp.asarray(tables), axis, dim=3)
+        cosine, sine = near[..., 0, :], near[..., 1, :]
+
+        def along(table, x):
+            return jnp.einsum("kmib,...ibm->...kim", table, x, precision="highest")
+
+        even, odd = tables
+        # (even + i odd) (cosine - i sine), of a correlation.
+        found = jnp.stack(
+            [along(even, cosine) + along(odd, sine),
+             along(even, sine) - along(odd, cosine)],
+            axis=-2,
+        )  # fmt: skip
+        if weights is not None:
+            found = jnp.einsum(
+                "...ckipm,cko->...oipm", found, weights, precision="highest"
+            )
+        made = circle_field(found, self.grid.num_longitudes)
+        return made[..., :: self.grid.num_longitudes // self.target.num_longitudes]
+
+    def _near(self, around, axis):
+        """The rows `[..., lat out, near, part, m]` that each row of the result sees."""
+        dim = around.ndim - 3
+        if self.target == self.grid:
+            half = (_rows(self).shape[1] - 1) // 2
+            rows = around.shape[dim]
+            padded = with_halo(around, half, axis, dim=dim)
+            copies = [
+                jax.lax.slice_in_dim(padded, shift, shift + rows, axis=dim)
+                for shift in range(2 * half + 1)
+            ]
+            return jnp.stack(copies, axis=dim + 1)
+        index = own_block(jnp.asarray(_rows(self)), axis, dim=0)
+        return jnp.take(whole_rows(around, axis, dim=dim), index, axis=dim)
+
+
+@functools.lru_cache(maxsize=32)
+def _rows(filters: LocalFilters) -> np.ndarray:
+    """Rows of the field around each row of the result, int32 `[lat out, near]`.
+
+    On one grid they are as many on either side, and may lie beyond its ends; else those
+    that are too many repeat the last one.
+    """
+    bands = filters._bands()
+    if filters.target == filters.grid:
+        half = max(max(i - b[0], b[-1] - i) for i, b in enumerate(bands))
+        return np.arange(len(bands))[:, None] + np.arange(-half, half + 1)
+    most = max(map(len, bands))
+    return np.stack([np.resize(np.r_[b, [b[-1]] * most], most) for b in bands]).astype(
+        np.int32
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _tables(filters: LocalFilters) -> np.ndarray:
+    """Sums with cos and sin of m times the longitude, `[part, filter, m, lat, near]`.
+
+    Of the filters around longitude 0, times the areas of the places, float32.
+    """
+    grid, target = filters.grid, filters.target
+    length = grid.num_longitudes
+    index = _rows(filters)
+    is_row = (index >= 0) & (index < grid.num_latitudes)
+    repeats = np.zeros_like(is_row)
+    repeats[:, 1:] = index[:, 1:] == index[:, :-1]
+    kept = np.clip(index, 0, grid.num_latitudes - 1)
+    area = grid.quadrature()[kept] * (2 * np.pi / length) * (is_row & ~repeats)
+    angle = np.pi / 2 - np.radians(target.latitudes())[:, None, None]
+    near = np.pi / 2 - np.radians(grid.latitudes())[kept][:, :, None]
+    east = (2 * np.pi / length * np.arange(length))[None, None]
+    values = local_basis(filters, angle, near, east)  # [filter, lat, near, lon]
+    values = values * area[None, :, :, None]
+    values /= values[:1].sum(axis=(2, 3), keepdims=True)
+    modes = np.fft.rfft(values, axis=-1)
+    tables = np.stack([modes.real, -modes.imag])
+    return np.moveaxis(tables, -1, 2).astype(np.float32)
+
+
+def local_basis(
+    filters: LocalFilters, colatitude: np.ndarray, near: np.ndarray, east: np.ndarray
+) -> np.ndarray:
+    """The filters, before they are divided, `[filter, ...]`.
+
+    Args:
+        filters: the basis.
+        colatitude: of the centre, in radians.
+        near, east: colatitudes of places, and their longitudes from the centre's.
+    """
+    # Cartesian coordinates of the place, turned so that the centre is the pole.
+    x = np.cos(colatitude) * np.sin(near) * np.cos(east)
+    x = x - np.sin(colatitude) * np.cos(near)
+    y = np.sin(near) * np.sin(east)
+    z = np.sin(colatitude) * np.sin(near) * np.cos(east)
+    z = z + np.cos(colatitude) * np.cos(near)
+    flat = np.hypot(x, y)
+    distance = np.arctan2(flat, z) / filters.radius
+    bearing = np.arctan2(y, x)
+    south, to_east = distance * np.cos(bearing), distance * np.sin(bearing)
+    window = np.where(distance < 1, np.cos(np.pi / 2 * np.minimum(distance, 1)) ** 2, 0)
+
+    def wave(number, place):
+        times = np.pi * ((number + 1) // 2)
+        return np.sin(times * place) if number % 2 else np.cos(times * place)
+
+    return np.stack(
+        [
+            window * wave(a, south) * wave(b, to_east)
+            for a in range(filters.kernel_shape[0])
+            for b in range(filters.kernel_shape[1])
+        ]
+    )

@@ -1,0 +1,213 @@
+"""Spheres whose latitudes are split over a mesh axis, inside a `shard_map`.
+
+Every device holds the rows of its own block, `[..., lat / devices, lon]`. For what is
+along latitudes the axis is transposed by an all-to-all that is written out: each device
+then has all latitudes of some orders m, sums them, and sends back. Neighbours exchange
+the rows at their edges. With `axis=None` a function is that of the whole sphere.
+
+Derivatives are those of the sum of all devices' losses: let every device compute its
+own part of the loss, sum the parts by `sum_over`, and pass what all devices share
+(parameters, whole fields) through `shared_by`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.ops.sphere import (
+    SphericalGrid,
+    along_degrees,
+    along_latitudes,
+    analysis_table,
+    circle_field,
+    circle_waves,
+    from_real_harmonics,
+    synthesis_table,
+    to_real_harmonics,
+    wide,
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def shared_by(tree: Any, axis: str | None) -> Any:
+    """`tree`, the same on all devices of the axis; their cotangents are summed."""
+    return tree
+
+
+def _shared_by_fwd(tree, axis):
+    return tree, None
+
+
+def _shared_by_bwd(axis, _, cotangents):
+    return (cotangents if axis is None else jax.lax.psum(cotangents, axis),)
+
+
+shared_by.defvjp(_shared_by_fwd, _shared_by_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def sum_over(part: jax.Array, axis: str | None) -> jax.Array:
+    """The sum of the devices' parts, on all of them; each part has derivative 1.
+
+    (A plain psum is its own transpose where `shard_map` does not track which values
+    vary: the derivative would be too large by the number of devices.)
+    """
+    return part if axis is None else jax.lax.psum(part, axis)
+
+
+def _sum_over_fwd(part, axis):
+    return sum_over(part, axis), None
+
+
+def _sum_over_bwd(axis, _, cotangent):
+    return (cotangent,)
+
+
+sum_over.defvjp(_sum_over_fwd, _sum_over_bwd)
+
+
+def num_parts(axis: str | None) -> int:
+    """Devices along the axis."""
+    return 1 if axis is None else jax.lax.axis_size(axis)
+
+
+def rows_here(num_latitudes: int, axis: str | None) -> int:
+    """Rows of a device.
+
+    Raises:
+        ValueError: if they do not divide.
+    """
+    parts = num_parts(axis)
+    if num_latitudes % parts:
+        raise ValueError(
+            f"{num_latitudes} latitudes do not divide over {parts} devices of the mesh"
+            f" axis {axis!r}."
+        )
+    return num_latitudes // parts
+
+
+def own_block(whole: jax.Array, axis: str | None, *, dim: int) -> jax.Array:
+    """This device's share along one dimension of what every device has whole."""
+    if axis is None:
+        return whole
+    size = rows_here(whole.shape[dim], axis)
+    first = jax.lax.axis_index(axis) * size
+    return jax.lax.dynamic_slice_in_dim(whole, first, size, axis=dim)
+
+
+def whole_rows(block: jax.Array, axis: str | None, *, dim: int) -> jax.Array:
+    """All rows, of every device's block, by an all-gather."""
+    if axis is None:
+        return block
+    return jax.lax.all_gather(block, axis, axis=dim % block.ndim, tiled=True)
+
+
+def with_halo(block: jax.Array, width: int, axis: str | None, *, dim: int) -> jax.Array:
+    """A block with `width` rows more on either side; 0 beyond the poles.
+
+    Rows come from the neighbours, or where one of them has too few from all devices.
+    """
+    dim = dim % block.ndim
+    padding = [(0, 0)] * block.ndim
+    padding[dim] = (width, width)
+    if axis is None or width == 0:
+        return jnp.pad(block, padding)
+    rows, parts = block.shape[dim], num_parts(axis)
+    if width > rows:
+        whole = jnp.pad(whole_rows(block, axis, dim=dim), padding)
+        first = jax.lax.axis_index(axis) * rows
+        return jax.lax.dynamic_slice_in_dim(whole, first, rows + 2 * width, axis=dim)
+    first = jax.lax.slice_in_dim(block, 0, width, axis=dim)
+    last = jax.lax.slice_in_dim(block, rows - width, rows, axis=dim)
+    # A device that nobody sends to receives zeros.
+    up = [(i, i + 1) for i in range(parts - 1)]
+    before = jax.lax.ppermute(last, axis, up)
+    after = jax.lax.ppermute(first, axis, [(j, i) for i, j in up])
+    return jnp.concatenate([before, block, after], axis=dim)
+
+
+def num_orders_here(grid: SphericalGrid, axis: str | None) -> int:
+    """Orders m of a device; the last ones have none where they do not divide."""
+    return -(-(grid.degree + 1) // num_parts(axis))
+
+
+def split_to_waves(
+    block: jax.Array, grid: SphericalGrid, axis: str | None
+) -> jax.Array:
+    """The waves of some orders, `[..., part 2, l, m / devices]`, of all latitudes.
+
+    Args:
+        block: this device's rows, `[..., lat / devices, lon]`.
+        grid: of the whole field.
+        axis: of the mesh, over which latitudes are split; waves are split by order.
+
+    Raises:
+        ValueError: if shapes do not fit, or latitudes do not divide.
+    """
+    if axis is None:
+        return to_real_harmonics(block, grid)
+    block = wide(block)
+    expected = (rows_here(grid.num_latitudes, axis), grid.num_longitudes)
+    if block.shape[-2:] != expected:
+        raise ValueError(
+            f"a block must be [..., lat / devices, lon] = {expected}; got"
+            f" {block.shape}."
+        )
+    around = _filled(circle_waves(block, grid.degree + 1), grid, axis)
+    # [..., lat / devices, part, m] -> [..., lat, part, m / devices]
+    last = around.ndim - 1
+    around = jax.lax.all_to_all(around, axis, last, last - 2, tiled=True)
+    return along_latitudes(around, _own_table(analysis_table(grid), block.dtype, axis))
+
+
+def split_from_waves(
+    waves: jax.Array, grid: SphericalGrid, axis: str | None
+) -> jax.Array:
+    """This device's rows of the field of waves that are split by order.
+
+    Args:
+        waves: `[..., part 2, l, m / devices]`, from `split_to_waves`.
+        grid: of the whole field.
+        axis: as there.
+
+    Returns:
+        `[..., lat / devices, lon]`.
+    """
+    if axis is None:
+        return from_real_harmonics(waves, grid)
+    waves = wide(waves)
+    expected = (2, grid.degree + 1, num_orders_here(grid, axis))
+    if waves.shape[-3:] != expected:
+        raise ValueError(
+            f"waves must be [..., part, l, m / devices] = {expected}; got"
+            f" {waves.shape}."
+        )
+    rows_here(grid.num_latitudes, axis)
+    around = along_degrees(waves, _own_table(synthesis_table(grid), waves.dtype, axis))
+    # [..., lat, part, m / devices] -> [..., lat / devices, part, m]
+    last = around.ndim - 1
+    around = jax.lax.all_to_all(around, axis, last - 2, last, tiled=True)
+    return circle_field(around[..., : grid.degree + 1], grid.num_longitudes)
+
+
+def own_orders(whole: Any, grid: SphericalGrid, axis: str | None) -> jax.Array:
+    """This device's orders of what every device has whole, `[..., m]`; else 0."""
+    whole = jnp.asarray(whole)
+    if axis is None:
+        return whole
+    return own_block(_filled(whole, grid, axis), axis, dim=whole.ndim - 1)
+
+
+def _filled(values, grid, axis):
+    """Orders `[..., m]` with zeros behind, so that they divide over the devices."""
+    extra = num_orders_here(grid, axis) * num_parts(axis) - values.shape[-1]
+    return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, extra)])
+
+
+def _own_table(table, dtype, axis):
+    """The orders `[m / devices, l, lat]` of this device."""
+    extra = -len(table) % num_parts(axis)
+    table = jnp.pad(jnp.asarray(table, dtype), [(0, extra), (0, 0), (0, 0)])
+    return own_block(table, axis, dim=0)

@@ -1,0 +1,164 @@
+"""The CRPS of fields on the sphere: of places by their areas, and of their waves.
+
+Dealing the members of one place out to other places' fields leaves the CRPS of places
+as it is. That of the moduli of the waves rises: members that are trained on both are
+fields. Both have the kernels of `kernel_crps`, and their values are those of
+`verification.crps` and `verification.spectral_crps`.
+
+Source: Bonev et al. 2025, arXiv:2507.12144 (FourCastNet 3), section on the loss.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.ops.sphere import SphericalGrid, order_weights
+from ensjax.ops.sphere_split import own_block, own_orders, split_to_waves, sum_over
+from ensjax.train.kernel_crps import crps_of_weight, fair_weight
+from ensjax.train.noise_members import NoiseCrps
+
+
+def area_crps(
+    members: jax.Array,
+    truth: jax.Array,
+    grid: SphericalGrid,
+    *,
+    fair: jax.Array | float = 1.0,
+    form: str = "auto",
+    axis: str | None = None,
+) -> jax.Array:
+    """The CRPS of places, averaged by their areas, `[...]`, in the unit of the values.
+
+    Args:
+        members: `[member, ..., lat, lon]`, without NaN.
+        truth: `[..., lat, lon]`.
+        grid: of the fields; a pole that is repeated counts once.
+        fair: weight of the fair estimator, 0 the standard one.
+        form: of `kernel_crps`.
+        axis: of the mesh, over which latitudes are split: fields are then this device's
+            rows, the result is the whole sphere's, and derivatives are those of a
+            device's own part (see `ops.sphere_split`).
+    """
+    values = crps_of_weight(members, truth, fair, form=form)
+    area = own_block(jnp.asarray(_areas(grid)), axis, dim=0)
+    return sum_over(jnp.einsum("...ij,i->...", values, area), axis)
+
+
+def wave_crps(
+    members: jax.Array,
+    truth: jax.Array,
+    grid: SphericalGrid,
+    *,
+    fair: jax.Array | float = 1.0,
+    form: str = "auto",
+    axis: str | None = None,
+) -> jax.Array:
+    """The CRPS of the moduli of the waves, summed, `[...]`, in the unit of the values.
+
+        sum_{l, m >= 0} v_m / (4 pi) CRPS(|c_lm|),   v_0 = 1, v_m = 2,
+
+    with c_lm = a_lm / sqrt(4 pi) of orthonormal harmonics. Arguments as for
+    `area_crps`. It ignores phases, and cannot replace the CRPS of places.
+    """
+
+    def moduli(field):
+        waves = split_to_waves(field, grid, axis)
+        squared = jnp.sum(jnp.square(waves), axis=-3)
+        # The root has no derivative at 0, where there is no harmonic for instance.
+        is_there = squared > 0
+        root = jnp.where(is_there, jnp.sqrt(jnp.where(is_there, squared, 1.0)), 0.0)
+        share = own_orders(_modulus_share(grid), grid, axis)
+        return root * share.reshape((1,) * (root.ndim - 1) + share.shape)
+
+    values = crps_of_weight(moduli(members), moduli(truth), fair, form=form)
+    weights = own_orders(order_weights(grid) / np.float32(4 * np.pi), grid, axis)
+    return sum_over(jnp.einsum("...lm,lm->...", values, weights), axis)
+
+
+@functools.lru_cache(maxsize=16)
+def _areas(grid):
+    """Share of each place of a row in the whole sphere, `[lat]`."""
+    return (grid.quadrature() / (2 * grid.num_longitudes)).astype(np.float32)
+
+
+def _modulus_share(grid):
+    """|c_lm| over the root of the sum of squares of its two waves, `[m]`."""
+    order = np.arange(grid.degree + 1)
+    share = np.where(order == 0, 1.0, np.sqrt(0.5)) / np.sqrt(4 * np.pi)
+    return share.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class SphericalCrps(NoiseCrps):
+    """`NoiseCrps` of fields on the sphere: by area, and with a term of their waves.
+
+        mean_c u_c (CRPS of places + spectral_weight * CRPS of waves)
+
+    Targets are `[..., lat, lon, channel]`, such as the steps of a `Rollout`. A target
+    that is NaN does not count; of a field with any, there is no spectral term.
+
+    Attributes:
+        grid: of the fields.
+        spectral_weight: 0.1 as published; 0 leaves the waves out.
+        channel_weights: u, one for each channel, such as those of the variables times
+            their deviation over that of their change in a step; None: all 1.
+
+    Raises:
+        ValueError: as `NoiseCrps`, without a grid, or for a negative weight; on the
+            call, if the target is not on the grid.
+    """
+
+    grid: SphericalGrid | None = None
+    spectral_weight: float = 0.1
+    channel_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.grid, SphericalGrid):
+            raise ValueError(f"grid must be a SphericalGrid; got {self.grid!r}.")
+        weights = self.channel_weights or ()
+        if not self.spectral_weight >= 0 or any(not w >= 0 for w in weights):
+            raise ValueError(
+                "weights must not be negative; got spectral_weight="
+                f"{self.spectral_weight} and channel_weights={self.channel_weights}."
+            )
+
+    def elements(
+        self,
+        model: Any,
+        key: jax.Array,
+        target: jax.Array,
+        condition: Any,
+        *,
+        fair: Any = None,
+    ) -> jax.Array:
+        """As `NoiseCrps.elements`; the mean over a field's elements is its score."""
+        if target.ndim < 3 or target.shape[-3:-1] != self.grid.shape:
+            raise ValueError(
+                f"targets must be [..., lat, lon, channel] on {self.grid.shape}; got"
+                f" {target.shape}."
+            )
+        members = self.members(model, key, target.shape, condition)
+        is_there = ~jnp.isnan(target)
+        # Before and after: a NaN that is only masked afterwards has a NaN derivative.
+        target = jnp.where(is_there, target, 0.0)
+        if fair is None:
+            fair = fair_weight(self.estimator, self.alpha, self.num_members)
+        values = crps_of_weight(members, target, fair, form=self.form)
+        size = self.grid.num_latitudes * self.grid.num_longitudes
+        areas = jnp.asarray(_areas(self.grid) * size)
+        values = values * areas.reshape((1,) * (values.ndim - 3) + (-1, 1, 1))
+        if self.spectral_weight:
+            fields, own = (jnp.moveaxis(x, -1, -3) for x in (members, target))
+            spectral = wave_crps(fields, own, self.grid, fair=fair, form=self.form)
+            is_whole = is_there.all(axis=(-3, -2))
+            spectral = self.spectral_weight * jnp.where(is_whole, spectral, 0.0)
+            values = values + spectral[..., None, None, :]
+        if self.channel_weights is not None:
+            weights = jnp.asarray(self.channel_weights, jnp.float32)
+            values = values * weights.reshape((1,) * (values.ndim - 1) + (-1,))
+        return jnp.where(is_there, values, 0.0)

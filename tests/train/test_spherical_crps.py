@@ -1,0 +1,187 @@
+"""CRPS on the sphere: values of verification, the scramble test, split latitudes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax import verification as v
+from ensjax.emulate import SphericalNoise
+from ensjax.mapping import map_members
+from ensjax.mesh import make_mesh
+from ensjax.ops.sphere import SphericalGrid
+from ensjax.ops.sphere_split import own_block
+from ensjax.train import NoiseCrps, Rollout, SphericalCrps, area_crps, wave_crps
+from ensjax.train.losses import example_keys
+
+GRID = SphericalGrid(8, 16, truncation=6)
+POLES = SphericalGrid(13, 16, "poles")
+
+
+def ensemble(grid, members=4, *shape, seed=0):
+    rng = np.random.default_rng(seed)
+    draw = rng.normal(size=(members + 1, *shape, *grid.shape)).astype(np.float32)
+    return draw[1:], draw[0]
+
+
+@pytest.mark.parametrize("grid", [GRID, POLES])
+@pytest.mark.parametrize("fair, word", [(0.0, "standard"), (1.0, "fair")])
+def test_values_are_those_of_verification(grid, fair, word):
+    members, truth = ensemble(grid, 4, 3)
+    score = v.spectral_crps(grid, word).over()(members, truth)
+    found = wave_crps(members, truth, grid, fair=fair)
+    np.testing.assert_allclose(found, score, rtol=1e-5)
+    area = np.broadcast_to(grid.quadrature()[:, None], grid.shape)
+    metric = v.crps(word)
+    places = [metric(members[:, i], truth[i], weights=area) for i in range(3)]
+    found = area_crps(members, truth, grid, fair=fair)
+    np.testing.assert_allclose(found, places, rtol=1e-5)
+
+
+def test_scrambled_members_have_the_same_places_and_other_waves():
+    """Members dealt out anew at every place of smooth fields, T21: card level 0."""
+    grid = SphericalGrid(32, 64, truncation=21)
+    noise = SphericalNoise.of_lengths(grid, (1500.0,))
+    keys = jax.random.split(jax.random.key(0), 60 * 9)
+    fields = jax.jit(jax.vmap(lambda k: noise(k, (*grid.shape, 1))))(keys)[..., 0]
+    fields = np.asarray(fields).reshape(9, 60, *grid.shape)
+    members, truth = fields[1:], fields[0]
+    rng = np.random.default_rng(1)
+    order = np.argsort(rng.uniform(size=members.shape), axis=0)
+    scrambled = np.take_along_axis(members, order, axis=0)
+
+    @jax.jit
+    def scores(x):
+        places = area_crps(x, jnp.asarray(truth), grid)
+        return places.mean(), wave_crps(x, jnp.asarray(truth), grid).mean()
+
+    whole, other = scores(members), scores(scrambled)
+    assert abs(other[0] / whole[0] - 1) < 1e-6
+    assert other[1] > 1.5 * whole[1]
+
+
+def test_gradients_are_finite_also_where_a_wave_is_nothing():
+    members, truth = np.zeros((2, *GRID.shape), np.float32), np.zeros(GRID.shape)
+    truth = truth.astype(np.float32)
+    found = jax.grad(lambda x: wave_crps(x, truth, GRID))(members)
+    assert np.isfinite(found).all()
+    members, truth = ensemble(GRID, 3)
+    with jax.enable_x64(True):
+        x, y = (a.astype(np.float64) for a in (members, truth))
+        direction = np.random.default_rng(2).normal(size=x.shape)
+
+        def along(step):
+            return wave_crps(x + step * direction, y, GRID)
+
+        numeric = (along(1e-6) - along(-1e-6)) / 2e-6
+        exact = jnp.sum(jax.grad(lambda x: wave_crps(x, y, GRID))(x) * direction)
+    np.testing.assert_allclose(exact, numeric, rtol=1e-6)
+
+
+def scored(member_id, members, truth, *, axis):
+    del member_id
+
+    def loss(members):
+        own = [own_block(x, axis, dim=x.ndim - 2) for x in (members, truth)]
+        options = dict(fair=0.9, axis=axis)
+        places = area_crps(*own, GRID, **options)
+        return jnp.sum(places + 0.1 * wave_crps(*own, GRID, **options))
+
+    value, gradient = jax.value_and_grad(loss)(members)
+    # Every device has the derivative by its own rows.
+    return value, gradient if axis is None else jax.lax.psum(gradient, axis)
+
+
+def test_latitudes_on_1_2_and_4_devices_have_one_loss_and_gradient():
+    members, truth = (jnp.asarray(x) for x in ensemble(GRID, 4, 2))
+    found = []
+    for parts in (1, 2, 4):
+        axis = None if parts == 1 else "model"
+        run = map_members(
+            functools.partial(scored, axis=axis),
+            kinds=("member", "shared", "shared"),
+            out=("member", "member"),
+            mesh=make_mesh(member=1, model=parts),
+        )
+        found.append(jax.tree.map(np.asarray, run(jnp.arange(1), members, truth)))
+    for value, gradient in found[1:]:
+        np.testing.assert_allclose(value, found[0][0], rtol=1e-5)
+        scale = np.abs(found[0][1]).max()
+        np.testing.assert_allclose(gradient / scale, found[0][1] / scale, atol=1e-5)
+
+
+def shifted(noise, state):
+    return 0.5 * state + noise
+
+
+NOISE = SphericalNoise(GRID, (0.02, 0.1))
+SCORE = SphericalCrps(4, NOISE, "fair", grid=GRID, centred=True)
+
+
+def test_the_loss_of_a_rollout_is_the_sum_of_both_scores():
+    rng = np.random.default_rng(3)
+    windows = rng.normal(size=(2, 3, *GRID.shape, 2)).astype(np.float32)
+    loss = Rollout(2, SCORE)
+    key = jax.random.key(0)
+    value, _ = jax.jit(lambda w: loss(shifted, w, key))(windows)
+
+    def by_hand(key, window):
+        members = []
+        for member in range(4):
+            own = jax.random.fold_in(key, member // 2)
+            noise = NOISE.of_steps(own, window.shape[1:], 2) * (-1) ** member
+            states = [window[0]]
+            for step in range(2):
+                states.append(shifted(noise[step], states[-1]))
+            members.append(jnp.stack(states[1:]))
+        x, y = (jnp.moveaxis(a, -1, -3) for a in (jnp.stack(members), window[1:]))
+        return area_crps(x, y, GRID) + 0.1 * wave_crps(x, y, GRID)
+
+    keys = example_keys(key, 2)
+    expected = np.mean([by_hand(k, w) for k, w in zip(keys, windows, strict=True)])
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    zero = SphericalCrps(4, NOISE, "fair", grid=GRID, centred=True, spectral_weight=0)
+    less, _ = jax.jit(lambda w: Rollout(2, zero)(shifted, w, key))(windows)
+    assert 0 < value - less < 0.1 * value
+
+
+def test_missing_targets_do_not_count_and_leave_gradients_finite():
+    rng = np.random.default_rng(4)
+    target = rng.normal(size=(*GRID.shape, 2)).astype(np.float32)
+    state = rng.normal(size=target.shape).astype(np.float32)
+    holes = target.copy()
+    holes[2:4, :, 1] = np.nan
+    key = jax.random.key(1)
+
+    def loss(scale, target, weights=None):
+        score = SphericalCrps(4, NOISE, grid=GRID, channel_weights=weights)
+        return score.elements(lambda n, s: scale * s + n, key, target, state)
+
+    def total(scale, target):
+        return loss(scale, target).sum()
+
+    value, slope = jax.value_and_grad(total)(0.5, jnp.asarray(holes))
+    assert np.isfinite(value) and np.isfinite(slope)
+    whole, found = loss(0.5, target), loss(0.5, holes)
+    np.testing.assert_allclose(found[..., 0], whole[..., 0], rtol=1e-6)
+    np.testing.assert_array_equal(found[2:4, :, 1], 0)
+    assert (found[:2, :, 1] < whole[:2, :, 1]).all()  # without the spectral term
+    double = loss(0.5, target, (2.0, 0.0))
+    np.testing.assert_allclose(double[..., 0], 2 * whole[..., 0], rtol=1e-6)
+    np.testing.assert_array_equal(double[..., 1], 0)
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="must be a SphericalGrid"):
+        SphericalCrps(4)
+    with pytest.raises(ValueError, match="not be negative"):
+        SphericalCrps(4, grid=GRID, spectral_weight=-1.0)
+    with pytest.raises(ValueError, match="at least two members"):
+        SphericalCrps(1, grid=GRID, estimator="fair")
+    with pytest.raises(ValueError, match="pairs of members"):
+        SphericalCrps(3, grid=GRID, centred=True)
+    with pytest.raises(ValueError, match=r"on \(8, 16\)"):
+        SCORE.elements(shifted, jax.random.key(0), np.zeros((4, 4, 1)), None)
+    assert isinstance(SCORE, NoiseCrps) and hash(SCORE) == hash(SCORE)
