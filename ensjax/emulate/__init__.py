@@ -31,9 +31,24 @@ from ensjax.emulate.trajectories import (
     run_trajectories,
     twin_archive,
 )
+from ensjax.emulate.variational import (
+    ConstantPerturbation,
+    GaussianField,
+    GaussianPerturbation,
+    VariationalForecaster,
+    gaussian_kl,
+)
+from ensjax.emulate.variational_training import (
+    VariationalLoss,
+    VariationalPair,
+    emulators_of,
+)
 
 __all__ = [
     "Archive",
+    "ConstantPerturbation",
+    "GaussianField",
+    "GaussianPerturbation",
     "HeldSuarez",
     "Lorenz96",
     "SampleJob",
@@ -41,11 +56,16 @@ __all__ = [
     "Standardiser",
     "System",
     "TwoScaleLorenz96",
+    "VariationalForecaster",
+    "VariationalLoss",
+    "VariationalPair",
     "archive_folder",
     "climate_states",
     "day_of_leap_year",
+    "emulators_of",
     "fit_archive_climate",
     "fit_standardiser",
+    "gaussian_kl",
     "glosea4_temperature",
     "held_suarez_archive",
     "innsbruck_rain",

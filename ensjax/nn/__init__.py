@@ -20,6 +20,9 @@ from ensjax.nn.denoiser_net import (
     ResidualDenoiser,
     UNetDenoiser,
 )
+from ensjax.nn.grid_net import (
+    GridNet,
+)
 from ensjax.nn.imagenet_resnet import (
     ImageNetResNet,
 )
@@ -61,6 +64,7 @@ __all__ = [
     "CLIP",
     "CNN",
     "ClipClassifier",
+    "GridNet",
     "ImageNetResNet",
     "LinearScaling",
     "Llama",
