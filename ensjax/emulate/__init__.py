@@ -7,6 +7,11 @@ from ensjax.emulate.climatology import (
     fit_archive_climate,
     fit_standardiser,
 )
+from ensjax.emulate.closure import (
+    ClosureLorenz96,
+    closure_forecasts,
+    fit_closure,
+)
 from ensjax.emulate.held_suarez import HeldSuarez
 from ensjax.emulate.held_suarez_archive import held_suarez_archive
 from ensjax.emulate.kept import archive_folder, kept_archive
@@ -31,6 +36,7 @@ from ensjax.emulate.trajectories import (
     run_trajectories,
     twin_archive,
 )
+<<<<<<< HEAD
 from ensjax.emulate.variational import (
     ConstantPerturbation,
     GaussianField,
@@ -49,8 +55,16 @@ __all__ = [
     "ConstantPerturbation",
     "GaussianField",
     "GaussianPerturbation",
+=======
+from ensjax.emulate.windows import OwnTask, windows
+
+__all__ = [
+    "Archive",
+    "ClosureLorenz96",
+>>>>>>> main
     "HeldSuarez",
     "Lorenz96",
+    "OwnTask",
     "SampleJob",
     "SamplerSettings",
     "Standardiser",
@@ -61,9 +75,11 @@ __all__ = [
     "VariationalPair",
     "archive_folder",
     "climate_states",
+    "closure_forecasts",
     "day_of_leap_year",
     "emulators_of",
     "fit_archive_climate",
+    "fit_closure",
     "fit_standardiser",
     "gaussian_kl",
     "glosea4_temperature",
@@ -79,4 +95,5 @@ __all__ = [
     "sample_blocks",
     "twin_archive",
     "two_scale_tendency",
+    "windows",
 ]

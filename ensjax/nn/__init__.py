@@ -20,6 +20,8 @@ from ensjax.nn.denoiser_net import (
     ResidualDenoiser,
     UNetDenoiser,
 )
+from ensjax.nn.forecast_net import (
+    ResidualForecaster,
 from ensjax.nn.grid_net import (
     GridNet,
 )
@@ -74,6 +76,7 @@ __all__ = [
     "Recurrent",
     "ResNet",
     "ResidualDenoiser",
+    "ResidualForecaster",
     "ResidualGenerator",
     "ShiftedConv",
     "UNetDenoiser",
