@@ -36,7 +36,6 @@ from ensjax.emulate.trajectories import (
     run_trajectories,
     twin_archive,
 )
-<<<<<<< HEAD
 from ensjax.emulate.variational import (
     ConstantPerturbation,
     GaussianField,
@@ -49,19 +48,14 @@ from ensjax.emulate.variational_training import (
     VariationalPair,
     emulators_of,
 )
-
-__all__ = [
-    "Archive",
-    "ConstantPerturbation",
-    "GaussianField",
-    "GaussianPerturbation",
-=======
 from ensjax.emulate.windows import OwnTask, windows
 
 __all__ = [
     "Archive",
     "ClosureLorenz96",
->>>>>>> main
+    "ConstantPerturbation",
+    "GaussianField",
+    "GaussianPerturbation",
     "HeldSuarez",
     "Lorenz96",
     "OwnTask",

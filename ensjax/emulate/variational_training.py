@@ -2,7 +2,7 @@
 
     loss = sum_s w_s (R({x_m}, truth) + lambda mean_m KL(p(z | X_m), q(z | x_m, truth)))
 
-over steps s, with R the CRPS of the members x_m, or their mean absolute or squared
+over steps s with weights of sum 1, with R the CRPS of the members x_m, or their mean absolute or squared
 error, and X_m the states that member m starts the step from. The posterior q sees the
 truth that a step leads to. It is a network of training alone: members are drawn from
 the prior p, as in a forecast, and `emulators_of` leaves q behind.
@@ -97,7 +97,7 @@ class VariationalLoss:
     Attributes:
         num_members: M, in training.
         num_steps: of the forecast; one compilation for each length.
-        step_weights: of the steps; None: all 1.
+        step_weights: of the steps, of any sum; None weighs them equally.
         reconstruction: "crps", "l1" or "mse".
         estimator, alpha, form: of `kernel_crps`.
         kl_weight: lambda.
@@ -140,10 +140,15 @@ class VariationalLoss:
                 )
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
-        if self.step_weights is not None and len(self.step_weights) != self.num_steps:
+        weights = (1.0,) if self.step_weights is None else self.step_weights
+        if self.step_weights is not None and len(weights) != self.num_steps:
             raise ValueError(
                 f"step_weights must be one for each of {self.num_steps} steps; got"
-                f" {len(self.step_weights)}."
+                f" {len(weights)}."
+            )
+        if min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(
+                f"step_weights are not negative, nor all 0; got {weights}."
             )
         if not self.kl_weight >= 0:
             raise ValueError(f"kl_weight must not be negative; got {self.kl_weight}.")

@@ -22,6 +22,7 @@ from ensjax.nn.denoiser_net import (
 )
 from ensjax.nn.forecast_net import (
     ResidualForecaster,
+)
 from ensjax.nn.grid_net import (
     GridNet,
 )
