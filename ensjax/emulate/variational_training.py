@@ -2,10 +2,11 @@
 
     loss = sum_s w_s (R({x_m}, truth) + lambda mean_m KL(p(z | X_m), q(z | x_m, truth)))
 
-over steps s with weights of sum 1, with R the CRPS of the members x_m, or their mean absolute or squared
-error, and X_m the states that member m starts the step from. The posterior q sees the
-truth that a step leads to. It is a network of training alone: members are drawn from
-the prior p, as in a forecast, and `emulators_of` leaves q behind.
+over steps s with weights of sum 1. R is the CRPS of the members x_m, or their mean
+absolute or squared error, and X_m are the states that member m starts the step from.
+The posterior q sees the truth that a step leads to. It is a network of training alone:
+members are drawn from the prior p, as in a forecast, and `emulators_of` leaves q
+behind.
 
 Source: Zhong et al. 2024, arXiv:2405.05925 (FuXi-ENS). The paper leaves open whether
 training draws from p or q and which way the KL goes: both are arguments.
@@ -35,6 +36,8 @@ from ensjax.train.noise_members import NoiseCrps
 RECONSTRUCTIONS = ("crps", "l1", "mse")
 DIRECTIONS = ("prior_posterior", "posterior_prior")
 SOURCES = ("prior", "posterior")
+# Of the draw of a window's first time; members never have such a number.
+_START = 2**32 - 1
 
 
 class VariationalPair(nnx.Module):
@@ -81,7 +84,8 @@ def emulators_of(trained: Ensemble) -> Ensemble:
 @dataclasses.dataclass(frozen=True)
 class VariationalLoss:
     """A loss of `fit` for a `VariationalPair`, of windows `[batch, time, *space,
-    channel]`: the states that a forecast starts from, then `num_steps` truths.
+    channel]`: the states that a forecast starts from, then `num_steps` truths. Of longer
+    windows every case begins at a time drawn anew.
 
     Members have their own states from the second step on, and a perturbation of their
     own at each. The noise depends on the case's place in the global batch, the member's
@@ -147,9 +151,7 @@ class VariationalLoss:
                 f" {len(weights)}."
             )
         if min(weights) < 0 or not sum(weights) > 0:
-            raise ValueError(
-                f"step_weights are not negative, nor all 0; got {weights}."
-            )
+            raise ValueError(f"step_weights are not negative, nor all 0: {weights}.")
         if not self.kl_weight >= 0:
             raise ValueError(f"kl_weight must not be negative; got {self.kl_weight}.")
         _ = self._members  # checks the words and numbers of the CRPS
@@ -192,9 +194,9 @@ class VariationalLoss:
         if model.posterior is None and self.draw_from == "posterior":
             raise ValueError('draw_from="posterior" needs a posterior; it is None.')
         length = model.emulator.num_states + self.num_steps
-        if batch.ndim < 4 or batch.shape[1] != length:
+        if batch.ndim < 4 or batch.shape[1] < length:
             raise ValueError(
-                f"windows must be [batch, {length}, *space, channel],"
+                f"windows must be [batch, {length} or more, *space, channel],"
                 f" {model.emulator.num_states} states and {self.num_steps} truths; got"
                 f" shape {batch.shape}."
             )
@@ -202,6 +204,12 @@ class VariationalLoss:
     def _of_case(self, model, numbers, key, window):
         """The loss of one window, and what its metrics are made of, `[step]` each."""
         num_states = model.emulator.num_states
+        needed = num_states + self.num_steps
+        if window.shape[0] > needed:
+            last = window.shape[0] - needed
+            draw = jax.random.fold_in(key, jnp.uint32(_START))
+            first = jax.random.randint(draw, (), 0, last + 1)
+            window = jax.lax.dynamic_slice_in_dim(window, first, needed)
         start, truth = side_by_side(window[:num_states]), window[num_states:]
         members, kl, sigma = self._rolled(model, key, start, truth)
         is_there = ~jnp.isnan(truth)
@@ -214,11 +222,9 @@ class VariationalLoss:
             return total / jnp.maximum(jnp.sum(is_there, axis=per_step), 1)
 
         score = self._score(members, filled, numbers, mean)
-        weights = (
-            (1.0,) * self.num_steps if not self.step_weights else self.step_weights
-        )
+        weights = jnp.asarray(self.step_weights or (1.0,) * self.num_steps)
         kl_weight = numbers.get("kl_weight", self.kl_weight)
-        loss = jnp.sum(jnp.asarray(weights) * (score + kl_weight * kl))
+        loss = jnp.sum(weights * (score + kl_weight * kl)) / jnp.sum(weights)
         skill = mean(jnp.square(members.mean(axis=0) - filled))
         ddof = min(1, self.num_members - 1)
         spread = mean(jnp.var(members, axis=0, ddof=ddof))
