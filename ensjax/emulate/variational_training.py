@@ -84,8 +84,8 @@ def emulators_of(trained: Ensemble) -> Ensemble:
 @dataclasses.dataclass(frozen=True)
 class VariationalLoss:
     """A loss of `fit` for a `VariationalPair`, of windows `[batch, time, *space,
-    channel]`: the states that a forecast starts from, then `num_steps` truths. Of longer
-    windows every case begins at a time drawn anew.
+    channel]`: the states that a forecast starts from, then `num_steps` truths. Of
+    longer windows every case begins at a time drawn anew.
 
     Members have their own states from the second step on, and a perturbation of their
     own at each. The noise depends on the case's place in the global batch, the member's

@@ -60,6 +60,9 @@ from ensjax.nn.shifted_conv import (
 from ensjax.nn.vit import (
     ViT,
 )
+from ensjax.nn.window_net import (
+    WindowTransformer,
+)
 
 __all__ = [
     "AxialDenoiser",
@@ -83,6 +86,7 @@ __all__ = [
     "UNetDenoiser",
     "ViT",
     "WideResNet",
+    "WindowTransformer",
     "clip_image_tower",
     "nearest_rows",
     "wide_resnet",
