@@ -58,12 +58,13 @@ class WarmAdamW:
 
     def __call__(self, hyper: dict[str, Any]) -> optax.GradientTransformation:
         """The optimizer of one network, with its "learning_rate"."""
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0,
-            hyper["learning_rate"],
-            min(self.warmup_steps, self.total_steps - 1),
-            self.total_steps,
+        part = optax.warmup_cosine_decay_schedule(
+            0.0, 1.0, min(self.warmup_steps, self.total_steps - 1), self.total_steps
         )
+
+        def rate(step):
+            return hyper["learning_rate"] * part(step)
+
         return optax.chain(
             optax.clip_by_global_norm(self.max_norm),
             optax.adamw(rate, *self.betas, weight_decay=self.weight_decay),
@@ -372,9 +373,9 @@ class _Moments:
 
 
 def prior_moments(config, learned, archives):
-    """Mean and log variance `[seed, channel]` of all perturbations of the first variant.
+    """Mean and log variance of the first variant's perturbations, `[seed, channel]`.
 
-    Of training windows; the variance holds that of the means.
+    Over training windows and places; the variance holds that of the means.
     """
     count = len(variants(config))
     first = learned.select(np.arange(config.num_seeds) * count)

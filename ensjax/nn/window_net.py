@@ -1,4 +1,4 @@
-"""A transformer over patches of a latitude-longitude grid that look around in windows."""
+"""A transformer over patches of a latitude-longitude grid, which looks in windows."""
 
 from collections.abc import Sequence
 
