@@ -58,12 +58,27 @@ from ensjax.emulate.trajectories import (
     run_trajectories,
     twin_archive,
 )
+from ensjax.emulate.variational import (
+    ConstantPerturbation,
+    GaussianField,
+    GaussianPerturbation,
+    VariationalForecaster,
+    gaussian_kl,
+)
+from ensjax.emulate.variational_training import (
+    VariationalLoss,
+    VariationalPair,
+    emulators_of,
+)
 from ensjax.emulate.windows import OwnTask, windows
 
 __all__ = [
     "Archive",
     "BredVectors",
     "ClosureLorenz96",
+    "ConstantPerturbation",
+    "GaussianField",
+    "GaussianPerturbation",
     "GlobalNorm",
     "HeldSuarez",
     "HemisphericNorm",
@@ -83,15 +98,20 @@ __all__ = [
     "System",
     "SystemStep",
     "TwoScaleLorenz96",
+    "VariationalForecaster",
+    "VariationalLoss",
+    "VariationalPair",
     "archive_folder",
     "bred_amplitude",
     "climate_states",
     "closure_forecasts",
     "day_of_leap_year",
+    "emulators_of",
     "fit_archive_climate",
     "fit_closure",
     "fit_standardiser",
     "fold_product",
+    "gaussian_kl",
     "glosea4_temperature",
     "held_suarez_archive",
     "innsbruck_rain",

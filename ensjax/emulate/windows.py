@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ensjax.train.member import takes_hyper
+
 
 def windows(runs: np.ndarray, length: int, *, stride: int = 1) -> np.ndarray:
     """All windows of runs, `[window, time, ...]`, run by run.
@@ -54,7 +56,8 @@ class OwnTask:
     for instance, trained as one stack.
 
     Attributes:
-        loss: `loss(model, batch, key, weight)`.
+        loss: `loss(model, batch, key, weight)`; one that takes hyperparameters itself
+            is given them too.
     """
 
     loss: Any
@@ -67,4 +70,5 @@ class OwnTask:
 
     def __call__(self, model, batch, key, weight=None, *, hyper):
         own = jax.tree.map(lambda x: x[:, hyper["task"]], batch)
-        return self.loss(model, own, key, weight)
+        more = {"hyper": hyper} if takes_hyper(self.loss) else {}
+        return self.loss(model, own, key, weight, **more)

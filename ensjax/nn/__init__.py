@@ -23,6 +23,9 @@ from ensjax.nn.denoiser_net import (
 from ensjax.nn.forecast_net import (
     ResidualForecaster,
 )
+from ensjax.nn.grid_net import (
+    GridNet,
+)
 from ensjax.nn.imagenet_resnet import (
     ImageNetResNet,
 )
@@ -77,6 +80,9 @@ from ensjax.nn.spherical_forecaster import (
 from ensjax.nn.vit import (
     ViT,
 )
+from ensjax.nn.window_net import (
+    WindowTransformer,
+)
 
 __all__ = [
     "AxialDenoiser",
@@ -85,6 +91,7 @@ __all__ = [
     "CNN",
     "ClipClassifier",
     "GlobalNoise",
+    "GridNet",
     "ImageNetResNet",
     "LinearScaling",
     "Llama",
@@ -109,6 +116,7 @@ __all__ = [
     "UNetDenoiser",
     "ViT",
     "WideResNet",
+    "WindowTransformer",
     "clip_image_tower",
     "fourcastnet3",
     "nearest_rows",

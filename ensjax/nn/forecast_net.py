@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ensjax.nn.denoiser_net import FilmBlock, with_condition
-from ensjax.nn.layers import norm_layer
+from ensjax.nn.grid_net import ResidualBlock
 from ensjax.nn.noise_net import SiteNoise
 from ensjax.nn.shifted_conv import ShiftedConv
 
@@ -98,7 +98,7 @@ class ResidualForecaster(nnx.Module):
         else:
             self.embedding = None
             self.blocks = nnx.List(
-                _Block(width, norm=norm, **grid) for _ in range(depth)
+                ResidualBlock(width, norm=norm, **grid) for _ in range(depth)
             )
         self.head = ShiftedConv(width, num_channels, zero_init=True, **grid)
 
@@ -148,18 +148,3 @@ class ResidualForecaster(nnx.Module):
         return state + change * jnp.broadcast_to(
             scale.reshape(*(1,) * (state.ndim - 1), -1), state.shape
         )
-
-
-class _Block(nnx.Module):
-    """x + conv(act(conv(act(norm(x)))))."""
-
-    def __init__(self, width, *, kernel_size, padding, norm, dtype, rngs):
-        options = dict(padding=padding, dtype=dtype, rngs=rngs)
-        self.norm = norm_layer(norm, width, dtype=dtype, rngs=rngs)
-        self.conv1 = ShiftedConv(width, width, kernel_size, **options)
-        self.conv2 = ShiftedConv(width, width, kernel_size, **options)
-
-    def __call__(self, x):
-        # Norms take the first axis for a batch, which one state does not have.
-        h = x if self.norm is None else self.norm(x[None])[0]
-        return x + self.conv2(nnx.gelu(self.conv1(nnx.gelu(h))))
