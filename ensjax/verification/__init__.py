@@ -9,6 +9,7 @@ counted where they are, whichever way they come.
 What each metric streams over; "exact" is but for rounding, in any chunks and order:
 
     metric                   cases  devices  members
+    activity_errors          exact  exact    exact
     anomalies                exact  exact    exact
     best_member_error        exact  exact    exact
     bias                     exact  exact    exact
@@ -20,6 +21,7 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
     crps                     exact  exact    ordered
     crps_gaussian            exact  exact    none
     crps_parts               exact  exact    ordered
+    deflated_error           exact  exact    exact
     energy_score             exact  exact    no
     event_table              exact  exact    exact
     log_score                exact  exact    exact
@@ -52,13 +54,21 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
 A state takes memory that members do not change: `variogram_score` moments of all pairs
 of places, those in order what `reduce.init_crps` says, others a few numbers an element.
 
-Read from results: `roc`, `roc_area`, `sedi`, `economic_value`, `reliability_diagram`
-and `brier_decomposition` from an `event_table`, `bias_drift` from `bias` by lead. The
-EFI is a mean over members of `member_efi`: fold it into `reduce.init_moments`. What
-resamples members (`gain_of_size`, `satisfactory`, `exceedance_interval`) holds them
-all, and so do `crps_pwm` and `crps_integral`.
+Read from results: `roc`, `roc_area`, `sedi`, `frequency_bias`, `economic_value`,
+`reliability_diagram` and `brier_decomposition` from an `event_table`; `bias_drift` and
+`bias_growth` from `bias` by lead; `effective_resolution` and `small_scale_power` from
+spectra; alarms and a `Scorecard` from the scores of two systems. The EFI is a mean over
+members of `member_efi`: fold it into `reduce.init_moments`. What resamples members
+(`gain_of_size`, `satisfactory`, `exceedance_interval`) holds them all, and so do
+`crps_pwm` and `crps_integral`.
 """
 
+from ensjax.verification.alarms import (
+    DriftAlarm,
+    SmoothingAlarm,
+    drift_alarm,
+    smoothing_alarm,
+)
 from ensjax.verification.anomalies import (
     Anomalies,
     anomalies,
@@ -83,6 +93,7 @@ from ensjax.verification.contingency import (
     Roc,
     cost_loss_ratios,
     economic_value,
+    frequency_bias,
     roc,
     roc_area,
     sedi,
@@ -102,10 +113,21 @@ from ensjax.verification.dispersion import (
     spread_quantiles,
     spread_skill,
 )
+from ensjax.verification.drift import (
+    AbsoluteBias,
+    absolute_bias,
+    bias_growth,
+    squared_bias,
+)
 from ensjax.verification.efi import (
     climate_probability,
     extreme_forecast_index,
     member_efi,
+)
+from ensjax.verification.equal_activity import (
+    ActivityErrors,
+    activity_errors,
+    equal_activity_rmse,
 )
 from ensjax.verification.errors import (
     BiasDrift,
@@ -157,7 +179,14 @@ from ensjax.verification.reliability import (
     brier_decomposition,
     reliability_diagram,
 )
+from ensjax.verification.resolution import effective_resolution, small_scale_power
 from ensjax.verification.scales import pooled_crps, spectral_crps
+from ensjax.verification.scorecard import CardScore, Scorecard, make_scorecard
+from ensjax.verification.scorecard_tables import (
+    scorecard_json,
+    scorecard_markdown,
+    scorecard_rows,
+)
 from ensjax.verification.seeps import seeps
 from ensjax.verification.spectra import (
     Spectra,
@@ -169,6 +198,15 @@ from ensjax.verification.spectra import (
     zonal_spectrum,
     zonal_wavelength,
 )
+from ensjax.verification.stations import (
+    Stations,
+    at_stations,
+    deflated_error,
+    density_weights,
+    find_stations,
+    great_circle_km,
+    to_station_height,
+)
 from ensjax.verification.sums import Sums, means_of, merge_sums, psum_sums, scored_share
 from ensjax.verification.weighted_crps import (
     OutcomeWeighted,
@@ -177,12 +215,16 @@ from ensjax.verification.weighted_crps import (
 )
 
 __all__ = [
+    "AbsoluteBias",
+    "ActivityErrors",
     "Anomalies",
     "BiasDrift",
     "BinnedSpreadSkill",
     "BrierDecomposition",
+    "CardScore",
     "Comparison",
     "CrpsParts",
+    "DriftAlarm",
     "EconomicValue",
     "EventTable",
     "Metric",
@@ -192,14 +234,21 @@ __all__ = [
     "RankHistogram",
     "ReliabilityDiagram",
     "Roc",
+    "Scorecard",
+    "SmoothingAlarm",
     "Spectra",
     "SphericalGrid",
     "SpreadSkill",
+    "Stations",
     "Sums",
+    "absolute_bias",
+    "activity_errors",
     "anomalies",
+    "at_stations",
     "best_member_error",
     "bias",
     "bias_drift",
+    "bias_growth",
     "binned_spread_skill",
     "bootstrap_comparison",
     "bootstrap_score",
@@ -218,20 +267,29 @@ __all__ = [
     "crps_integral",
     "crps_parts",
     "crps_pwm",
+    "deflated_error",
+    "density_weights",
     "draw_blocks",
+    "drift_alarm",
     "economic_value",
+    "effective_resolution",
     "energy_score",
+    "equal_activity_rmse",
     "event_table",
     "exceedance_interval",
     "extreme_forecast_index",
+    "find_stations",
+    "frequency_bias",
     "from_harmonics",
     "gain",
     "gain_of_size",
     "gauss_latitudes",
     "gauss_weights",
+    "great_circle_km",
     "inverse_distance_weights",
     "log_score",
     "log_spectral_distance",
+    "make_scorecard",
     "mean_gain",
     "mean_square_error",
     "means_of",
@@ -251,17 +309,24 @@ __all__ = [
     "roc_area",
     "root_mean_square_error",
     "satisfactory",
+    "scorecard_json",
+    "scorecard_markdown",
+    "scorecard_rows",
     "scored_share",
     "sedi",
     "seeps",
+    "small_scale_power",
+    "smoothing_alarm",
     "spectral_crps",
     "spherical_power",
     "spherical_spectra",
     "spread_quantiles",
     "spread_skill",
+    "squared_bias",
     "sum_cases",
     "threshold_weighted_crps",
     "to_harmonics",
+    "to_station_height",
     "variogram_score",
     "zonal_power",
     "zonal_spectra",
