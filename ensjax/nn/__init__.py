@@ -36,8 +36,18 @@ from ensjax.nn.neighbors import (
     NearestNeighbors,
     nearest_rows,
 )
+from ensjax.nn.noise_inputs import (
+    GlobalNoise,
+    ProjectedNoise,
+)
 from ensjax.nn.noise_net import (
     ResidualGenerator,
+)
+from ensjax.nn.noise_norm import (
+    NoiseConditionedBlock,
+    NoiseConditionedNorm,
+    NoiseForecaster,
+    NoiseMlp,
 )
 from ensjax.nn.recurrent import (
     Recurrent,
@@ -64,12 +74,18 @@ __all__ = [
     "CLIP",
     "CNN",
     "ClipClassifier",
+    "GlobalNoise",
     "ImageNetResNet",
     "LinearScaling",
     "Llama",
     "Llama3Scaling",
     "MLP",
     "NearestNeighbors",
+    "NoiseConditionedBlock",
+    "NoiseConditionedNorm",
+    "NoiseForecaster",
+    "NoiseMlp",
+    "ProjectedNoise",
     "Recurrent",
     "ResNet",
     "ResidualDenoiser",

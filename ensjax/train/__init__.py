@@ -1,6 +1,7 @@
 """Training: objectives, the compiled loop, health, early stopping, checkpoints."""
 
 from ensjax.train import losses
+from ensjax.train.curriculum import Stage, StageAdam, stage_rate, train_curriculum
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
 from ensjax.train.health import Health
@@ -16,6 +17,7 @@ from ensjax.train.objectives import (
     ensemble_nll,
     masked_mean,
 )
+from ensjax.train.rollouts import NoiseOfSteps, PointError, Rollout
 from ensjax.train.soft_labels import (
     SoftLabels,
     mix_examples,
@@ -30,7 +32,12 @@ __all__ = [
     "Joint",
     "NegativeCorrelation",
     "NoiseCrps",
+    "NoiseOfSteps",
+    "PointError",
+    "Rollout",
     "SoftLabels",
+    "Stage",
+    "StageAdam",
     "TrainingJob",
     "TrainingLog",
     "WhiteNoise",
@@ -45,4 +52,6 @@ __all__ = [
     "mixup_partners",
     "mixup_shares",
     "smooth_labels",
+    "stage_rate",
+    "train_curriculum",
 ]

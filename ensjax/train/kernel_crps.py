@@ -57,13 +57,29 @@ def kernel_crps(
         >>> kernel_crps(members, jnp.array([0.7]), estimator="fair").round(4)
         Array([0.16], dtype=float32)
     """
+    members = jnp.asarray(members)
+    count = members.shape[0] if members.ndim else 0
+    fair = fair_weight(estimator, alpha, count)
+    return crps_of_weight(members, truth, fair, form=form)
+
+
+def crps_of_weight(
+    members: jax.Array, truth: jax.Array, fair: jax.Array | float, *, form: str = "auto"
+) -> jax.Array:
+    """`kernel_crps` by the weight of its fair estimator, which may be traced.
+
+    Members of a stack may then differ in it: 0 is the standard form, 1 the fair one.
+    That it is in range, and that there are two members, is for the caller to check.
+
+    Raises:
+        ValueError: if shapes do not fit or the form is unknown.
+    """
     members, truth = jnp.asarray(members), jnp.asarray(truth)
     if members.ndim < 1 or members.shape[1:] != truth.shape:
         raise ValueError(
             f"members must be [member, ...] and truth [...]; got {members.shape} and"
             f" {truth.shape}."
         )
-    fair = fair_weight(estimator, alpha, members.shape[0])
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
     dtype = jnp.promote_types(jnp.result_type(members, truth), jnp.float32)

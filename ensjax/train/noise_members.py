@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ensjax.train.kernel_crps import FORMS, fair_weight, kernel_crps
+from ensjax.train.kernel_crps import FORMS, crps_of_weight, fair_weight
 from ensjax.train.losses import example_keys, weighted_mean
 
 
@@ -57,6 +57,9 @@ class NoiseCrps:
         num_members: M, in training; any number can be made afterwards.
         noise: `noise(key, shape of the target) -> array`, such as `WhiteNoise(4)`.
         estimator, alpha, form: of `kernel_crps`.
+        centred: members 2 i and 2 i + 1 have the same noise with opposite signs, so
+            that the noise has mean 0 in every case. Members are then no independent
+            draws, and the fair score is not unbiased.
         axis: a mesh axis that splits the members, "model" (along which `fit` splits
             nothing else); each device then makes M / size of them. None: all members of
             a case are made by the device that has the case.
@@ -64,6 +67,9 @@ class NoiseCrps:
     Raises:
         ValueError: for words and numbers that do not fit; on the call, if the members
             do not divide over the axis.
+
+    Source: Lang et al. 2024, arXiv:2412.15832, section 2; centred noise as in
+    FourCastNet 3 (Bonev et al. 2025, arXiv:2507.12144), whose last stage has it.
     """
 
     num_members: int
@@ -72,6 +78,7 @@ class NoiseCrps:
     alpha: float = 0.95
     form: str = "auto"
     axis: str | None = None
+    centred: bool = False
 
     def __post_init__(self):
         fair_weight(self.estimator, self.alpha, self.num_members)
@@ -81,6 +88,10 @@ class NoiseCrps:
             )
         if self.axis not in (None, "model"):
             raise ValueError(f'axis must be None or "model"; got {self.axis!r}.')
+        if self.centred and self.num_members % 2:
+            raise ValueError(
+                f"centred noise comes in pairs of members; got {self.num_members}."
+            )
 
     def __call__(self, model, batch, key, weight=None):
         """The mean loss of the batch; `weight` `[batch]` weighs its rows."""
@@ -103,14 +114,36 @@ class NoiseCrps:
         self, model: Any, key: jax.Array, target: jax.Array, condition: Any
     ) -> jax.Array:
         """The loss of one case: the mean over its elements that have a target."""
+        values = self.elements(model, key, target, condition)
+        return jnp.sum(values) / jnp.maximum(jnp.sum(~jnp.isnan(target)), 1)
+
+    def elements(
+        self,
+        model: Any,
+        key: jax.Array,
+        target: jax.Array,
+        condition: Any,
+        *,
+        fair: Any = None,
+    ) -> jax.Array:
+        """The score of every element of one case, 0 where it has no target.
+
+        Args:
+            model: what `prepare` returned.
+            key: of the case.
+            target: `[*shape]`, NaN where there is none.
+            condition: of the case.
+            fair: weight of the fair estimator, from 0 to 1, in the place of the loss's
+                own; it may be traced.
+        """
         members = self.members(model, key, target.shape, condition)
         is_there = ~jnp.isnan(target)
         # Before and after: a NaN that is only masked afterwards has a NaN derivative.
         target = jnp.where(is_there, target, 0.0)
-        options = dict(estimator=self.estimator, alpha=self.alpha, form=self.form)
-        values = kernel_crps(members, target, **options)
-        total = jnp.sum(jnp.where(is_there, values, 0.0))
-        return total / jnp.maximum(jnp.sum(is_there), 1)
+        if fair is None:
+            fair = fair_weight(self.estimator, self.alpha, self.num_members)
+        values = crps_of_weight(members, target, fair, form=self.form)
+        return jnp.where(is_there, values, 0.0)
 
     def members(
         self, model: Any, key: jax.Array, shape: tuple[int, ...], condition: Any
@@ -128,7 +161,10 @@ class NoiseCrps:
             ids = jax.lax.axis_index(self.axis) * local + jnp.arange(local)
 
         def of_member(member_id):
-            noise = self.noise(jax.random.fold_in(key, member_id), shape)
+            number = member_id // 2 if self.centred else member_id
+            noise = self.noise(jax.random.fold_in(key, number), shape)
+            if self.centred:
+                noise = jax.tree.map(lambda x: x * (1 - 2 * (member_id % 2)), noise)
             return model(noise, condition)
 
         own = jax.vmap(of_member)(ids)

@@ -1,0 +1,253 @@
+"""Losses of forecasts over several steps of one emulator, for `fit`.
+
+An emulator is a model of one member, `model(noise, state) -> next state`, with states
+`[*space, channel]`; the noise is None for a deterministic one. `Rollout` unrolls it
+from the first state of a window and scores every step against the window's next states;
+what a score is, `NoiseCrps` (members of the noise) or `PointError` (one forecast) says.
+The gradient goes back through all steps.
+
+Source: Lang et al. 2024, arXiv:2412.15832 (AIFS-CRPS), section 2; Bonev et al. 2025,
+arXiv:2507.12144 (FourCastNet 3).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ensjax.train.losses import example_keys, weighted_mean
+from ensjax.train.noise_members import NoiseCrps
+
+# Of the draw of a window's first time; members of the noise never have such a number.
+_START = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PointError:
+    """The error of one forecast without noise, in the place of a `NoiseCrps`.
+
+    Attributes:
+        kind: "squared" or "absolute".
+
+    Raises:
+        ValueError: for another kind.
+    """
+
+    kind: str = "squared"
+    axis = None
+
+    def __post_init__(self):
+        if self.kind not in ("squared", "absolute"):
+            raise ValueError(f'kind is "squared" or "absolute"; got {self.kind!r}.')
+
+    def elements(self, model, key, target, condition) -> jax.Array:
+        """The error of every element of one case, 0 where it has no target."""
+        del key
+        is_there = ~jnp.isnan(target)
+        # Before and after, as in `NoiseCrps`.
+        error = model(None, condition) - jnp.where(is_there, target, 0.0)
+        values = error**2 if self.kind == "squared" else jnp.abs(error)
+        return jnp.where(is_there, values, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """A loss of `fit`: forecasts of several steps, each scored, weighted and summed.
+
+    Called as `loss(model, windows, key)` with windows `[batch, time, *space, channel]`,
+    standardised: states at consecutive steps, of which one more is needed than the
+    rollout is long. Of longer windows every case begins at a time drawn anew.
+
+        L = sum_s w_s sum_e u_e score_se / sum_s w_s sum_e u_e
+
+    over the steps s and the elements e of a state that have a target. A target that is
+    NaN does not count and has no gradient. Where the first state is NaN, the emulator
+    is given `fill` there, and again at each step, whatever it said: no step is trained
+    to say anything at such a place.
+
+    The noise of a member depends on the case's place in the global batch, on the
+    member's number and on the step alone.
+
+    Metrics: "first_step" and "last_step", the mean score of each.
+
+    Attributes:
+        num_steps: of the rollout.
+        score: `NoiseCrps` or `PointError`. With `NoiseCrps(axis="model")` members are
+            split over that axis of the mesh.
+        step_weights: w, one for each step; None weighs them equally.
+        element_weights: u, nested tuples that broadcast to `[*space, channel]`, such as
+            weights of area times those of variables; None weighs them equally.
+        remat: compute each step again on the way back, instead of keeping what is
+            inside of it: memory for states, not for steps.
+        random_start: False begins every case at its window's first time.
+        fill: what a missing value of the first state is taken for; 0 is the mean.
+        fair_hyper: the name of a hyperparameter with the weight of the fair estimator
+            of every member of the stack (0 standard, 1 fair), in the place of that of
+            `score`; members may then differ in it.
+
+    Raises:
+        ValueError: for sizes that do not fit; on the call, for windows that do not.
+
+    Example:
+        >>> from ensjax.train import NoiseCrps, Rollout, WhiteNoise
+        >>> loss = Rollout(2, NoiseCrps(4, noise=WhiteNoise(2)), step_weights=(1, 0.5))
+    """
+
+    num_steps: int
+    score: NoiseCrps | PointError
+    step_weights: tuple[float, ...] | None = None
+    element_weights: tuple[Any, ...] | None = None
+    remat: bool = True
+    random_start: bool = True
+    fill: float = 0.0
+    fair_hyper: str | None = None
+
+    def __post_init__(self):
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
+        weights = self.step_weights
+        if weights is not None:
+            if len(weights) != self.num_steps:
+                raise ValueError(
+                    f"a rollout of {self.num_steps} steps has as many step_weights; got"
+                    f" {len(weights)}."
+                )
+            if min(weights) < 0 or not sum(weights) > 0:
+                raise ValueError(
+                    f"step_weights are not negative, nor all 0; got {weights}."
+                )
+        has_members = isinstance(self.score, NoiseCrps) and self.score.num_members > 1
+        if self.fair_hyper is not None and not has_members:
+            raise ValueError(
+                "fair_hyper is the weight of an estimator of NoiseCrps, of at least two"
+                f" members; the score is {self.score}."
+            )
+
+    @property
+    def takes_hyper(self) -> bool:
+        """Whether `fit` is to give the loss the member's hyperparameters."""
+        return self.fair_hyper is not None
+
+    @property
+    def axis(self) -> str | None:
+        """The mesh axis over which members of the noise are split, if any."""
+        return self.score.axis
+
+    def __call__(self, model, windows, key, weight=None, *, hyper=None):
+        """The mean loss of the batch; `weight` `[batch]` weighs its cases."""
+        self._check(windows)
+        if hasattr(self.score, "prepare"):
+            model = self.score.prepare(model)
+        fair = {} if hyper is None else {"fair": hyper[self.fair_hyper]}
+        sums, weights = jax.vmap(lambda *one: self._of_case(model, *one, **fair))(
+            example_keys(key, windows.shape[0]), windows
+        )  # [batch, step]
+        step_weights = jnp.ones(self.num_steps)
+        if self.step_weights is not None:
+            step_weights = jnp.asarray(self.step_weights, jnp.float32)
+        losses = _ratio(sums @ step_weights, weights @ step_weights)
+        ends = [
+            weighted_mean(_ratio(sums[:, s], weights[:, s]), weight) for s in (0, -1)
+        ]
+        names = ("first_step", "last_step")
+        return weighted_mean(losses, weight), dict(zip(names, ends, strict=True))
+
+    def forecast(self, model: Any) -> Callable[[Any, jax.Array], jax.Array]:
+        """`forecast(noise, start) -> [step, *space, channel]` of one member.
+
+        The noise has leaves `[step, ...]`, or is None; `start` may hold NaN.
+        """
+        fill = self.fill
+
+        def unrolled(noise, start):
+            is_missing = jnp.isnan(start)
+
+            def advance(state, noise):
+                state = model(noise, jnp.where(is_missing, fill, state))
+                return state, state
+
+            if self.num_steps == 1:
+                now = jax.tree.map(lambda x: x[0], noise)
+                return advance(start, now)[0][None]
+            # Nothing is merged across the iterations of a loop.
+            step = jax.checkpoint(advance, prevent_cse=False) if self.remat else advance
+            return jax.lax.scan(step, start, noise, length=self.num_steps)[1]
+
+        return unrolled
+
+    def _of_case(self, model, key, window, **fair):
+        """Sums of weighted scores and of weights by step, `[step]` each."""
+        last = window.shape[0] - 1 - self.num_steps
+        if last and self.random_start:
+            first = jax.random.randint(
+                jax.random.fold_in(key, jnp.uint32(_START)), (), 0, last + 1
+            )
+            window = jax.lax.dynamic_slice_in_dim(window, first, self.num_steps + 1)
+        start, target = window[0], window[1 : self.num_steps + 1]
+        weights = jnp.ones(())
+        if self.element_weights is not None:
+            weights = jnp.asarray(self.element_weights, jnp.float32)
+        weights = jnp.broadcast_to(weights, start.shape)[None]
+        target = jnp.where(jnp.isnan(start)[None], jnp.nan, target)
+        score = self.score
+        if isinstance(score, NoiseCrps):
+            noise = NoiseOfSteps(score.noise)
+            score = dataclasses.replace(score, noise=noise)
+        values = score.elements(self.forecast(model), key, target, start, **fair)
+        others = tuple(range(1, values.ndim))
+        totals = jnp.sum(jnp.where(jnp.isnan(target), 0.0, weights), axis=others)
+        return jnp.sum(values * weights, axis=others), totals
+
+    def _check(self, windows):
+        if not hasattr(windows, "shape") or windows.ndim < 3:
+            found = getattr(windows, "shape", type(windows).__name__)
+            raise ValueError(
+                "a rollout is trained on one array of windows [batch, time, *space,"
+                f" channel]; got {found}."
+            )
+        if not jnp.issubdtype(windows.dtype, jnp.floating):
+            raise ValueError(f"windows must be floating; got {windows.dtype}.")
+        if windows.shape[1] <= self.num_steps:
+            raise ValueError(
+                f"a rollout of {self.num_steps} steps needs windows of"
+                f" {self.num_steps + 1} times or more; these have {windows.shape[1]}."
+            )
+        if self.element_weights is not None:
+            shape = jnp.shape(jnp.asarray(self.element_weights))
+            state = windows.shape[2:]
+            try:
+                fits = jnp.broadcast_shapes(shape, state) == state
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"element_weights {shape} do not broadcast to a state {state}."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseOfSteps:
+    """The noise of one member at every step of a forecast, leaves `[step, ...]`.
+
+    Attributes:
+        noise: `noise(key, shape of a state) -> noise of a step`, drawn anew at each
+            step; or a process in time with a method `of_steps(key, shape, num_steps)`,
+            which then makes all of them.
+    """
+
+    noise: Callable[[jax.Array, tuple[int, ...]], Any]
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+        """Of a forecast of shape `[step, *space, channel]`."""
+        num_steps, *state = shape
+        if hasattr(self.noise, "of_steps"):
+            return self.noise.of_steps(key, tuple(state), num_steps)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_steps))
+        return jax.vmap(lambda key: self.noise(key, tuple(state)))(keys)
+
+
+def _ratio(total, weight):
+    """`total / weight`, and 0 where there is no weight."""
+    return total / jnp.where(weight == 0, 1.0, weight)
