@@ -12,7 +12,8 @@ On 2 CPU cores (AMD EPYC) that other jobs shared: small 1 min. CRPS 4.931 mm and
 skill +0.114 and +0.078 at 1 and 10 mm where targets are observations; 5.373 mm, +0.066
 and -0.046 where half of them are other members, which keep half of their bias. The raw
 ensemble has 7.076 mm, climatology 5.320, EMOS of the same two members 4.877, of all
-eleven 4.688. Unreliability falls from 218 to 1.0 and 19.
+eleven 4.688. Unreliability falls from 218 to 1.0 and 19. claims, ten seeds, took 62 s:
+4.928 mm, +0.115 and +0.080; 5.364 mm, +0.067 and -0.043.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@
 2011 to January 2012 on 145 x 192 points, from package iris-sample-data. There is no
 truth: each member takes its place in turn, for which some scores are known exactly.
 
-On 2 CPU cores (AMD EPYC) that other jobs shared: small 45 s, 20 s of them computing.
+On 2 CPU cores (AMD EPYC) that other jobs shared: small 45 s, claims 17 s alone.
 All known values are met to their last digit; with each member in turn as the truth the
 spread-skill ratio is 1.000000 and ranks are flat to 2 in 10,000. All presets but smoke,
 which has two months, read all that there is.

@@ -18,7 +18,7 @@ kept = load_beside(__file__, "seeds_emulators")
 
 K = training.K
 training_job = training.training_job
-sample_job = kept.lorenz96_job  # of `ensjax sample`
+sample_job = load_beside(__file__, "seeds_job").sample_job  # of `ensjax sample`
 
 
 def validate(config):

@@ -1,4 +1,4 @@
-"""Emulators that experiments keep in their runs, and their jobs for `ensjax sample`.
+"""Emulators that experiments keep in their runs, found by name again.
 
 A run keeps them in `emulators/<kind>`, each a stack of networks. By name a network is
 `<number>`, of the first kind, or `<kind>-<number>`.
@@ -9,11 +9,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from ensjax.emulate.packaged_rain import innsbruck_rain
-from ensjax.emulate.sample_job import SampleJob, SamplerSettings
 from ensjax.emulate.stored_emulators import load_emulators, save_emulators
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import load_beside
 from ensjax.experiment.overrides import join_names
 from ensjax.experiment.processes import on_first_process
 from ensjax.experiment.stages import read_stage
@@ -107,98 +104,3 @@ def simulated(run_dir, config):
             f"{run_dir.path}/stages/simulate.npz is not whole: the starts are lost."
         )
     return archives
-
-
-def lorenz96_job(config, run_dir, model):
-    """Of `seeds.py`: the test cases of one seed, given their first two members.
-
-    Raises:
-        ConfigError: as `kept`, or if the run's archive is damaged.
-    """
-    emulators, kind, number = kept(run_dir, ("generated", "few"), model)
-    archives = simulated(run_dir, config)
-    archive = config.archive
-    train, test = archives["train"][number], archives["test"][number]
-    mean, sd = (f(train, axis=(0, 1, 2)) for f in (np.mean, np.std))
-    seeds = (test[:, : emulators.draw.num_seeds, :, None] - mean) / sd
-    training = load_beside(__file__, "seeds_training")
-    system = training.system_of(config)
-    sampler = training.few_sampler if kind == "few" else training.sampler_of
-    return SampleJob(
-        denoisers=emulators.denoisers,
-        condition=conditions_of(emulators, seeds),
-        shape=(archive.num_sites, 1),
-        restore=lambda samples, row: np.moveaxis(samples, -1, 2) * sd + mean,
-        case=archive.num_train_cases + np.arange(len(test)),
-        lead=np.asarray([archive.lead_steps * system.step_length]),
-        variable=system.variable,
-        space=system.space,
-        source=f"{system.name}, seed {config.seed + number}",
-        seed=config.seed,
-        truth=lambda row: archives["truth"][number][row][None, None],
-        sampler=sampler(config),
-    )
-
-
-def sphere_job(config, run_dir, model):
-    """Of `seeds_sphere.py`: the test cases, given the two members of one seed.
-
-    Its members are those that the run made, and more: cases and ids say their noise.
-
-    Raises:
-        ConfigError: as `kept`, or if the run's archive is damaged.
-    """
-    emulators, _, number = kept(run_dir, ("generated",), model)
-    archives = simulated(run_dir, config)
-    training = load_beside(__file__, "seeds_sphere_training")
-    climate, system = training.climate(archives), training.system_of(config)
-    test = training.to_channels(training.standardised(archives, archives["test"]))
-    seeds, base = test[:, training.given(config)[number]], training.base_of(archives)
-    return SampleJob(
-        denoisers=emulators.denoisers,
-        condition=conditions_of(emulators, seeds, base),
-        shape=seeds.shape[2:],
-        restore=lambda samples, row: climate.restore(training.from_channels(samples)),
-        case=archives["case"],
-        lead=archives["lead_days"][-1:].astype("timedelta64[D]"),
-        variable=system.variable,
-        space={"lat": archives["lat"], "lon": archives["lon"]},
-        units=system.units,
-        source=f"{system.name}, seed {config.seed + number}",
-        truth=lambda row: archives["truth"][row][None],
-        seed=config.seed,
-        sampler=training.sampler_of(config, config.sampler.num_levels),
-    )
-
-
-def rain_job(config, run_dir, model):
-    """Of `seeds_rainfall.py`: the test cases, given their first members.
-
-    Raises:
-        ConfigError: as `kept`.
-        ImportError: if the package with the data is not installed.
-    """
-    emulators, _, _ = kept(run_dir, list(config.member_shares), model)
-    data = load_beside(__file__, "seeds_rainfall_data")
-    train, test = data.load(config)
-    scale, archive = data.fit_scale(train), innsbruck_rain()
-    return SampleJob(
-        denoisers=emulators.denoisers,
-        condition=conditions_of(emulators, data.given(config, test, scale)),
-        shape=(1,),
-        restore=lambda samples, row: scale.restore(samples),
-        case=archive.case[test.rows],
-        lead=archive.lead,
-        variable=archive.variable,
-        units=archive.units,
-        source=archive.source,
-        truth=lambda row: test.observed[row][None, None],
-        case_ids=test.rows,
-        seed=config.seed,
-        sampler=rain_sampler(config),
-    )
-
-
-def rain_sampler(config) -> SamplerSettings:
-    """Of `seeds_rainfall.py`."""
-    return SamplerSettings("heun", config.num_levels, high=config.sigma_high)

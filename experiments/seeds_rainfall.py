@@ -25,7 +25,8 @@ measures = load_beside(__file__, "seeds_rainfall_scores")
 verdicts = load_beside(__file__, "seeds_rainfall_claims")
 figures = load_beside(__file__, "seeds_rainfall_figures")
 kept = load_beside(__file__, "seeds_emulators")
-sample_job = kept.rain_job  # of `ensjax sample`
+job = load_beside(__file__, "seeds_rainfall_job")
+sample_job = job.sample_job  # of `ensjax sample`
 
 
 def validate(config):
@@ -132,7 +133,7 @@ def draw(config, emulators, test, scale):
     z = emulators.sample(
         np.broadcast_to(seeds, (emulators.ensemble.num_members, *seeds.shape)),
         np.arange(config.num_samples),
-        sampler=kept.rain_sampler(config).make(),
+        sampler=job.sampler_of(config).make(),
         case_ids=test.rows,
         seed=config.seed,
     )

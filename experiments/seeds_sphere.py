@@ -20,7 +20,7 @@ kept = load_beside(__file__, "seeds_emulators")
 
 K = training.K
 training_job = training.training_job
-sample_job = kept.sphere_job  # of `ensjax sample`
+sample_job = load_beside(__file__, "seeds_sphere_job").sample_job  # of `ensjax sample`
 
 
 def validate(config):
