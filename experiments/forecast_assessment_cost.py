@@ -21,7 +21,7 @@ NAMES = ("emulator", "simulator", "system")
 
 
 def measure(config, run_dir, archives) -> dict[str, np.ndarray]:
-    """Seconds `seconds_<name> [seed]`, and operations `flops_<name>`, of a forecast day.
+    """`seconds_<name> [seed]` and operations `flops_<name>` of one forecast day.
 
     "simulator" is the imperfect one without noise, "system" the two-scale system that
     is the truth. Operations are as the compiler counts them in one step.
