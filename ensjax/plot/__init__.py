@@ -13,6 +13,7 @@ from ensjax.plot.curves import (
 from ensjax.plot.grids import disagreement_matrix, image_grid
 from ensjax.plot.history import member_history
 from ensjax.plot.reliability import reliability
+from ensjax.plot.scorecards import scorecard
 from ensjax.plot.style import Figure, save
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "reliability",
     "risk_coverage",
     "save",
+    "scorecard",
 ]

@@ -9,6 +9,7 @@ counted where they are, whichever way they come.
 What each metric streams over; "exact" is but for rounding, in any chunks and order:
 
     metric                   cases  devices  members
+    activity_errors          exact  exact    exact
     anomalies                exact  exact    exact
     best_member_error        exact  exact    exact
     bias                     exact  exact    exact
@@ -20,6 +21,7 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
     crps                     exact  exact    ordered
     crps_gaussian            exact  exact    none
     crps_parts               exact  exact    ordered
+    deflated_error           exact  exact    exact
     energy_score             exact  exact    no
     event_table              exact  exact    exact
     log_score                exact  exact    exact
@@ -64,6 +66,20 @@ from ensjax.ops.sphere import (
     SphericalGrid,
     find_grid,
     order_weights,
+Read from results: `roc`, `roc_area`, `sedi`, `frequency_bias`, `economic_value`,
+`reliability_diagram` and `brier_decomposition` from an `event_table`; `bias_drift` and
+`bias_growth` from `bias` by lead; `effective_resolution` and `small_scale_power` from
+spectra; alarms and a `Scorecard` from the scores of two systems. The EFI is a mean over
+members of `member_efi`: fold it into `reduce.init_moments`. What resamples members
+(`gain_of_size`, `satisfactory`, `exceedance_interval`) holds them all, and so do
+`crps_pwm` and `crps_integral`.
+"""
+
+from ensjax.verification.alarms import (
+    DriftAlarm,
+    SmoothingAlarm,
+    drift_alarm,
+    smoothing_alarm,
 )
 from ensjax.verification.anomalies import (
     Anomalies,
@@ -89,6 +105,7 @@ from ensjax.verification.contingency import (
     Roc,
     cost_loss_ratios,
     economic_value,
+    frequency_bias,
     roc,
     roc_area,
     sedi,
@@ -108,10 +125,21 @@ from ensjax.verification.dispersion import (
     spread_quantiles,
     spread_skill,
 )
+from ensjax.verification.drift import (
+    AbsoluteBias,
+    absolute_bias,
+    bias_growth,
+    squared_bias,
+)
 from ensjax.verification.efi import (
     climate_probability,
     extreme_forecast_index,
     member_efi,
+)
+from ensjax.verification.equal_activity import (
+    ActivityErrors,
+    activity_errors,
+    equal_activity_rmse,
 )
 from ensjax.verification.errors import (
     BiasDrift,
@@ -167,7 +195,14 @@ from ensjax.verification.reliability import (
     brier_decomposition,
     reliability_diagram,
 )
+from ensjax.verification.resolution import effective_resolution, small_scale_power
 from ensjax.verification.scales import pooled_crps, spectral_crps
+from ensjax.verification.scorecard import CardScore, Scorecard, make_scorecard
+from ensjax.verification.scorecard_tables import (
+    scorecard_json,
+    scorecard_markdown,
+    scorecard_rows,
+)
 from ensjax.verification.seeps import seeps
 from ensjax.verification.spectra import (
     Spectra,
@@ -179,6 +214,15 @@ from ensjax.verification.spectra import (
     zonal_spectrum,
     zonal_wavelength,
 )
+from ensjax.verification.stations import (
+    Stations,
+    at_stations,
+    deflated_error,
+    density_weights,
+    find_stations,
+    great_circle_km,
+    to_station_height,
+)
 from ensjax.verification.sums import Sums, means_of, merge_sums, psum_sums, scored_share
 from ensjax.verification.weighted_crps import (
     OutcomeWeighted,
@@ -187,12 +231,16 @@ from ensjax.verification.weighted_crps import (
 )
 
 __all__ = [
+    "AbsoluteBias",
+    "ActivityErrors",
     "Anomalies",
     "BiasDrift",
     "BinnedSpreadSkill",
     "BrierDecomposition",
+    "CardScore",
     "Comparison",
     "CrpsParts",
+    "DriftAlarm",
     "EconomicValue",
     "EventTable",
     "Metric",
@@ -202,14 +250,21 @@ __all__ = [
     "RankHistogram",
     "ReliabilityDiagram",
     "Roc",
+    "Scorecard",
+    "SmoothingAlarm",
     "Spectra",
     "SphericalGrid",
     "SpreadSkill",
+    "Stations",
     "Sums",
+    "absolute_bias",
+    "activity_errors",
     "anomalies",
+    "at_stations",
     "best_member_error",
     "bias",
     "bias_drift",
+    "bias_growth",
     "binned_spread_skill",
     "bootstrap_comparison",
     "bootstrap_score",
@@ -228,25 +283,34 @@ __all__ = [
     "crps_integral",
     "crps_parts",
     "crps_pwm",
+    "deflated_error",
+    "density_weights",
     "draw_blocks",
     "draw_members",
+    "drift_alarm",
     "economic_value",
+    "effective_resolution",
     "energy_score",
+    "equal_activity_rmse",
     "event_table",
     "exceedance_interval",
     "expected_outliers",
     "extreme_forecast_index",
     "find_grid",
+    "find_stations",
+    "frequency_bias",
     "from_harmonics",
     "gain",
     "gain_of_size",
     "gauss_latitudes",
     "gauss_weights",
+    "great_circle_km",
     "inverse_distance_weights",
     "is_outside",
     "log_log_slope",
     "log_score",
     "log_spectral_distance",
+    "make_scorecard",
     "mean_gain",
     "mean_square_error",
     "means_of",
@@ -270,17 +334,24 @@ __all__ = [
     "root_mean_square_error",
     "satisfactory",
     "satisfactory_size",
+    "scorecard_json",
+    "scorecard_markdown",
+    "scorecard_rows",
     "scored_share",
     "sedi",
     "seeps",
+    "small_scale_power",
+    "smoothing_alarm",
     "spectral_crps",
     "spherical_power",
     "spherical_spectra",
     "spread_quantiles",
     "spread_skill",
+    "squared_bias",
     "sum_cases",
     "threshold_weighted_crps",
     "to_harmonics",
+    "to_station_height",
     "variogram_score",
     "zonal_power",
     "zonal_spectra",

@@ -1,4 +1,4 @@
-"""Decisions by a probability: ROC, SEDI and relative economic value.
+"""Decisions by a probability: ROC, SEDI, frequency bias, relative economic value.
 
 The event is forecast if the probability is above a level. All is read off an
 `EventTable` of `event_table(num_members=M)`, whose levels (k - 1/2) / M, k = 1..M, lie
@@ -94,6 +94,27 @@ def sedi(table: EventTable) -> jax.Array:
     return (log_f - log_h + log_miss - log_quiet) / (
         log_f + log_h + log_miss + log_quiet
     )
+
+
+def frequency_bias(table: EventTable) -> jax.Array:
+    """How often each level forecasts the event over how often it comes.
+
+        (TP + FP) / (TP + FN)
+
+    1 is unbiased; a forecast that is too smooth is below 1 for rare events of either
+    tail.
+
+    Args:
+        table: from `event_table`.
+
+    Returns:
+        `[..., threshold, level]`, the lowest level, 1 / (2 M), first; NaN where there
+        was no event.
+    """
+    came = jnp.sum(table.events, axis=-1, keepdims=True)
+    both = table.events + table.non_events
+    above = jnp.cumsum(both[..., ::-1], axis=-1)[..., ::-1][..., 1:]
+    return above / jnp.where(came > 0, came, jnp.nan)
 
 
 def cost_loss_ratios() -> np.ndarray:

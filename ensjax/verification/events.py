@@ -2,7 +2,7 @@
 
 The probability is the share of members strictly above the threshold. Results have a
 last axis `[threshold]`. Thresholds are numbers for all elements, or by element in
-`reference["thresholds"]`, `[*truth, threshold]`.
+`reference["thresholds"]`, `[*truth, threshold]`. A table may also be of events below.
 """
 
 import functools
@@ -174,31 +174,41 @@ def event_table(
     *,
     num_members: int | None = None,
     num_bins: int | None = None,
+    num_below: int = 0,
 ) -> Metric:
     """Events and non-events by forecast probability, `EventTable`.
 
     `reliability` and `contingency` read it: decomposition, reliability diagram, ROC,
-    SEDI, economic value.
+    SEDI, frequency bias, economic value.
 
     Args:
         thresholds: for all elements; None: `reference["thresholds"]`.
         num_members: bins of the M + 1 values k / M, which lose nothing; where members
             are missing, the nearest one.
         num_bins: bins of equal width instead, an edge belonging to the bin above it.
+        num_below: of so many thresholds, the first ones, the event is to be below: the
+            lower tail, such as 2 of the climate's 2, 5, 95 and 98 %.
 
     Raises:
-        ValueError: unless exactly one of the two numbers is given, at least 1.
+        ValueError: unless exactly one of the two numbers is given, at least 1; or if
+            `num_below` is negative, or more than there are.
     """
     if (num_members is None) == (num_bins is None):
         raise ValueError("give one of num_members and num_bins.")
     number = num_members if num_bins is None else num_bins
     if number < 1:
         raise ValueError(f"num_members and num_bins must be 1 or more; got {number}.")
-    return _table(_levels(thresholds), int(number), num_bins is None)
+    levels = _levels(thresholds)
+    most = num_below if levels is None else len(levels)
+    if not 0 <= num_below <= most:
+        raise ValueError(
+            f"num_below must be from 0 to the number of thresholds; got {num_below}."
+        )
+    return _table(levels, int(number), num_bins is None, int(num_below))
 
 
 @functools.lru_cache(maxsize=256)
-def _table(thresholds, number, by_members):
+def _table(thresholds, number, by_members, num_below):
     num_bins = number + 1 if by_members else number
 
     def statistics(known, truth, reference):
@@ -225,4 +235,4 @@ def _table(thresholds, number, by_members):
         probability = total["probability"] / jnp.where(weight > 0, weight, jnp.nan)
         return EventTable(probability, total["events"], total["non_events"])
 
-    return Metric(shares(thresholds), statistics, final, best="none")
+    return Metric(shares(thresholds, num_below), statistics, final, best="none")

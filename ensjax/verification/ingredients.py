@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.scores.decomposition import member_moments
 from ensjax.scores.spread import CrpsTerms, crps_terms
@@ -274,16 +275,23 @@ def _thresholds(thresholds, truth, reference):
     return needed(reference, "thresholds", (*truth.shape, number))
 
 
-def _event(truth, thresholds):
+def _event(truth, thresholds, num_below):
     undefined = jnp.isnan(truth)[..., None] | jnp.isnan(thresholds)
-    return jnp.where(undefined, jnp.nan, (truth[..., None] > thresholds) * 1.0)
+    wide = truth[..., None]
+    came = wide > thresholds
+    if num_below:
+        is_lower = np.arange(thresholds.shape[-1]) < num_below
+        came = jnp.where(
+            jnp.broadcast_to(is_lower, came.shape), wide < thresholds, came
+        )
+    return jnp.where(undefined, jnp.nan, came * 1.0)
 
 
 @functools.lru_cache(maxsize=256)
-def shares(thresholds: tuple[float, ...] | None) -> Ingredient:
+def shares(thresholds: tuple[float, ...] | None, num_below: int = 0) -> Ingredient:
     """The shares above thresholds, for all elements or from `reference["thresholds"]`.
 
-    There, they are `[*truth, threshold]`.
+    There, they are `[*truth, threshold]`. Of the first `num_below` the shares below.
     """
 
     def each(values, given):
@@ -291,9 +299,10 @@ def shares(thresholds: tuple[float, ...] | None) -> Ingredient:
         if levels is None:
             levels = _thresholds(thresholds, given["truth"], None)
         # A loop over thresholds: members times thresholds need not exist together.
-        above = {
-            f"above {i}": values > levels[None, ..., i] for i in range(levels.shape[-1])
-        }
+        above = {}
+        for i in range(levels.shape[-1]):
+            level = levels[None, ..., i]
+            above[f"above {i}"] = values < level if i < num_below else values > level
         return OfMembers(counts=above | {"count": ~jnp.isnan(values)})
 
     def known(found, truth, reference):
@@ -303,7 +312,7 @@ def shares(thresholds: tuple[float, ...] | None) -> Ingredient:
         above = jnp.stack(above, axis=-1)
         count = jnp.broadcast_to(found.counts["count"][..., None], above.shape)
         share = above / jnp.where(count > 0, count, jnp.nan)
-        return Shares(share, _event(truth, levels), count)
+        return Shares(share, _event(truth, levels, num_below), count)
 
     def inputs(truth, reference):
         if thresholds is not None:
@@ -311,7 +320,8 @@ def shares(thresholds: tuple[float, ...] | None) -> Ingredient:
         return {"thresholds": _thresholds(None, truth, reference)}
 
     of = "given" if thresholds is None else ", ".join(map(repr, thresholds))
-    return of_each(f"exceedances of {of}", each, known, inputs)
+    lower = f", {num_below} below" if num_below else ""
+    return of_each(f"exceedances of {of}{lower}", each, known, inputs)
 
 
 class Members(NamedTuple):

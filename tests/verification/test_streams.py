@@ -26,6 +26,8 @@ EVERY = {  # the function that makes it, then what tells it from others of it
     "root_mean_square_error": v.root_mean_square_error(),
     "bias": v.bias(),
     "anomalies": v.anomalies(),
+    "activity_errors": v.activity_errors(),
+    "deflated_error": v.deflated_error(),
     "member_activity": v.member_activity(),
     "spread_skill": v.spread_skill(),
     "binned_spread_skill": v.binned_spread_skill((0.5003, 1.0007)),
@@ -40,6 +42,7 @@ EVERY = {  # the function that makes it, then what tells it from others of it
     "log_score": v.log_score((0.0, 0.7)),
     "event_table": v.event_table((0.0, 0.7), num_members=5),
     "event_table bins": v.event_table((0.0, 0.7), num_bins=10),
+    "event_table tails": v.event_table((-0.5, 0.7), num_members=5, num_below=1),
     "seeps": v.seeps(),
     "energy_score": v.energy_score("fair", vector_axes=2),
     "variogram_score": v.variogram_score("fair", vector_axes=2, tile=5),
@@ -71,6 +74,7 @@ def fields():
         "climatology": (0.1 * rng.normal(size=places)).astype(np.float32),
         "dry_share": rng.uniform(0.2, 0.8, places).astype(np.float32),
         "heavy": rng.uniform(0.6, 1.0, places).astype(np.float32),
+        "observation_sd": rng.uniform(0.1, 0.3, places).astype(np.float32),
         "case_ids": np.arange(100, 111),
     }
     return forecast, truth, reference

@@ -1,0 +1,200 @@
+"""A scorecard: where one system scores better than another, by lead, variable, region.
+
+Every cell holds a normalised difference that is positive where the first system is
+better, and the interval of it that a paired bootstrap over blocks of dates gives. What
+is off 0 with its whole interval is called significant; no account is taken of the
+number of cells, of which 1 in 20 would be so by chance.
+
+    best     normalised difference
+    low      (S_ref - S) / S_ref
+    high     (S - S_ref) / (1 - S_ref): of a score that is 1 if perfect, such as ACC
+    one      |S_ref - 1| - |S - 1|: not a share, since both may be next to 0
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.verification.bootstrap import bootstrap_comparison
+from ensjax.verification.metric import Metric
+from ensjax.verification.sums import Sums
+
+BESTS = ("low", "high", "one")
+
+
+class CardScore(NamedTuple):
+    """One score of a card.
+
+    Attributes:
+        metric: whose sums it is made of, averaged over all axes but [date, lead,
+            variable, region].
+        pick: the number, from what the metric's final function gives.
+        best: "low", "high" (1 if perfect) or "one".
+    """
+
+    metric: Metric
+    pick: Callable[[Any], jax.Array]
+    best: str = "low"
+
+
+class Scorecard(NamedTuple):
+    """Two systems, cell by cell; arrays `[score, variable, lead, region]`, NumPy.
+
+    Attributes:
+        scores, best: names of the scores, and what is best of each.
+        variables, leads, regions: names; leads are numbers.
+        value, reference: of the first system and of the one it is compared with.
+        normalised, low, high: the normalised difference and its interval.
+        systems: names of both.
+        lead_unit: in words.
+        notes: what a reader should know: alarms that fired, and how cells were found.
+        costs: any numbers by name, such as seconds a forecast day of each system.
+    """
+
+    scores: tuple[str, ...]
+    best: tuple[str, ...]
+    variables: tuple[str, ...]
+    leads: tuple[float, ...]
+    regions: tuple[str, ...]
+    value: np.ndarray
+    reference: np.ndarray
+    normalised: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    systems: tuple[str, str] = ("forecast", "reference")
+    lead_unit: str = "days"
+    notes: tuple[str, ...] = ()
+    costs: Mapping[str, float] = {}
+
+    @property
+    def verdict(self) -> np.ndarray:
+        """1 where significantly better, -1 where worse, else 0; integers."""
+        return (self.low > 0).astype(int) - (self.high < 0).astype(int)
+
+
+def make_scorecard(
+    key: jax.Array,
+    scores: Mapping[str, CardScore],
+    first: Mapping[str, Sums],
+    second: Mapping[str, Sums],
+    *,
+    variables: Sequence[str],
+    leads: Sequence[float],
+    regions: Sequence[str],
+    block_length: int,
+    num_resamples: int = 1000,
+    scheme: str = "moving",
+    confidence: float = 0.95,
+    systems: tuple[str, str] = ("forecast", "reference"),
+    lead_unit: str = "days",
+    notes: Sequence[str] = (),
+    costs: Mapping[str, float] | None = None,
+) -> Scorecard:
+    """The card of two systems that were scored on the same dates.
+
+    Args:
+        key: random key; all cells see the same resamples.
+        scores: by name; those of one metric object share its sums.
+        first: by name of a score, sums `[date, lead, variable, region, ...]`.
+        second: of the other system.
+        variables, leads, regions: names of those axes.
+        block_length: and the next three as in `draw_blocks`.
+        num_resamples: how many.
+        scheme: "moving" or "stationary".
+        confidence: of the intervals.
+        systems, lead_unit, notes, costs: of the `Scorecard`; a note on how intervals
+            were found is added.
+
+    Raises:
+        ValueError: if a score has no sums, their axes are not those, a word is unknown,
+            or a number is out of range.
+
+    Source: scorecards of normalised differences as those of ECMWF; the form of scores
+    that are best at 1 is ours.
+    """
+    shape = (len(leads), len(variables), len(regions))
+    _check(scores, first, second, shape)
+    columns = ("value", "reference", "normalised", "low", "high")
+    found = {name: [] for name in columns}
+    for name, score in scores.items():
+        values = [
+            score.pick(score.metric.finish(_over_dates(of[name])))
+            for of in (first, second)
+        ]
+        compared = bootstrap_comparison(
+            key,
+            score.metric,
+            first[name],
+            second[name],
+            block_length=block_length,
+            num_resamples=num_resamples,
+            scheme=scheme,
+            confidence=confidence,
+            then=_Deficit(score.pick, score.best),
+        )
+        if score.best == "one":
+            estimate, low, high = compared.difference
+            cells = (-estimate, -high, -low)
+        else:
+            cells = compared.skill
+        for column, array in zip(columns, (*values, *cells), strict=True):
+            found[column].append(np.moveaxis(np.asarray(array, np.float64), 0, 1))
+    arrays = {name: np.stack(rows) for name, rows in found.items()}
+    drawn = (
+        f"Intervals of {confidence:.0%} from {num_resamples} paired resamples of blocks"
+        f" of {block_length} dates."
+    )
+    return Scorecard(
+        scores=tuple(scores),
+        best=tuple(score.best for score in scores.values()),
+        variables=tuple(variables),
+        leads=tuple(float(lead) for lead in leads),
+        regions=tuple(regions),
+        **arrays,
+        systems=tuple(systems),
+        lead_unit=lead_unit,
+        notes=(*notes, drawn),
+        costs=dict(costs or {}),
+    )
+
+
+class _Deficit(NamedTuple):
+    """How far a score is from perfect."""
+
+    pick: Callable[[Any], jax.Array]
+    best: str
+
+    def __call__(self, score):
+        value = self.pick(score)
+        if self.best == "low":
+            return value
+        return 1 - value if self.best == "high" else jnp.abs(value - 1)
+
+
+def _over_dates(sums):
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+def _check(scores, first, second, shape):
+    if not scores:
+        raise ValueError("a scorecard has at least one score.")
+    for name, score in scores.items():
+        if score.best not in BESTS:
+            raise ValueError(
+                f"scores[{name!r}].best must be one of {', '.join(BESTS)}; got"
+                f" {score.best!r}. A score of which nothing is best has no place on a"
+                " card."
+            )
+        for which, of in (("first", first), ("second", second)):
+            if name not in of:
+                raise ValueError(f"{which} has no sums of the score {name!r}.")
+            found = of[name].total["weight"].shape
+            if len(found) < 4 or found[1:4] != shape:
+                raise ValueError(
+                    f"{which}[{name!r}] must be sums [date, lead, variable, region] ="
+                    f" [date, {', '.join(map(str, shape))}]; got {found}. Make them"
+                    " with metric.over(...) of all other axes."
+                )
