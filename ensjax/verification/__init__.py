@@ -55,26 +55,20 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
 A state takes memory that members do not change: `variogram_score` moments of all pairs
 of places, those in order what `reduce.init_crps` says, others a few numbers an element.
 
-Read from results: `roc`, `roc_area`, `sedi`, `economic_value`, `reliability_diagram`
-and `brier_decomposition` from an `event_table`, `bias_drift` from `bias` by lead. The
-EFI is a mean over members of `member_efi`: fold it into `reduce.init_moments`. What
-resamples members (`of_size`, `gain_of_size`, `satisfactory`, `satisfactory_size`,
-`exceedance_interval`) holds them all, and so do `crps_pwm` and `crps_integral`.
+Read from results: `roc`, `roc_area`, `sedi`, `frequency_bias`, `economic_value`,
+`reliability_diagram` and `brier_decomposition` from an `event_table`; `bias_drift` and
+`bias_growth` from `bias` by lead; `effective_resolution` and `small_scale_power` from
+spectra; alarms and a `Scorecard` from the scores of two systems. The EFI is a mean over
+members of `member_efi`: fold it into `reduce.init_moments`. What resamples members
+(`of_size`, `gain_of_size`, `satisfactory`, `satisfactory_size`, `exceedance_interval`)
+holds them all, and so do `crps_pwm` and `crps_integral`.
 """
 
 from ensjax.ops.sphere import (
     SphericalGrid,
     find_grid,
     order_weights,
-Read from results: `roc`, `roc_area`, `sedi`, `frequency_bias`, `economic_value`,
-`reliability_diagram` and `brier_decomposition` from an `event_table`; `bias_drift` and
-`bias_growth` from `bias` by lead; `effective_resolution` and `small_scale_power` from
-spectra; alarms and a `Scorecard` from the scores of two systems. The EFI is a mean over
-members of `member_efi`: fold it into `reduce.init_moments`. What resamples members
-(`gain_of_size`, `satisfactory`, `exceedance_interval`) holds them all, and so do
-`crps_pwm` and `crps_integral`.
-"""
-
+)
 from ensjax.verification.alarms import (
     DriftAlarm,
     SmoothingAlarm,
