@@ -4,9 +4,10 @@
     ensjax bench emulate --part sampling --levels 24 --members 512 --json emulate.json
     ensjax bench emulate --part crps --size 50x721x1440
     ensjax bench emulate --part loss --loss-size 4x721x1440
+    ensjax bench emulate --part rollout,harmonics
     ensjax bench emulate --compare emulate.json
 
-Four parts (`emulate_ways`), every way in a process of its own; its first call, with
+Six parts (`emulate_ways`), every way in a process of its own; its first call, with
 compilation, is apart, and ways of a row are compared before they are timed:
 
 - sampling: members per second of one start of Lorenz-96 (40 sites; a network of 3
@@ -22,6 +23,12 @@ compilation, is apart, and ways of a row are compared before they are timed:
 - loss: value and gradient of the mean almost fair CRPS (`emulate_losses`), by pairs and
   by a sort, on one device; scoringrules' JAX backend has no such form, so that its fair
   and its standard one are weighted, or the standard one by a sort is turned into it.
+- rollout: steps of members a second of forecasts by four networks of Lorenz-96 (36
+  sites; random weights, `emulate_rollouts`), in one program, by a loop over members, by
+  `lax.map` and by a loop over steps. Sizes are members x steps; that first calls of 60
+  and of 600 steps differ by their arithmetic alone is what one compiled loop is for.
+- harmonics: spherical harmonics of fields and back (`emulate_harmonics`), beside s2fft
+  and torch-harmonics. Sizes are fields x latitudes.
 
 Repetitions take turns, and a way that has used its seconds has no more of them; medians
 are compared. All is float32. Progress is said before each way's first call, after each
@@ -58,14 +65,37 @@ ways = _load("emulate_ways")
 
 SUITE = "emulate"
 SIZES = ("50x721x1440", "1024x64x32")
-LOSS_SIZES = ("4x721x1440", "16x181x360", "64x64x128")
-PACKAGES = ("scoringrules", "xskillscore", "numba", "torch", "dinosaur")
-# Members by other programs differ by rounding, which 24 steps from noise 80 carry on;
-# scores by that of sums of float32.
-TOLERANCES = {"sampling": 1e-2, "cost": float("inf"), "crps": 1e-4, "loss": 1e-4}
+# Parts whose rows are sizes, with the option that gives them.
+SIZED = {
+    "crps": ("size", SIZES),
+    "loss": ("loss-size", ("4x721x1440", "16x181x360", "64x64x128")),
+    "rollout": ("rollout-size", ("512x60", "512x600")),
+    "harmonics": ("harmonics-size", ("64x32", "16x128")),
+}
+MEANING = {"rollout": "members x steps", "harmonics": "fields x latitudes"}
+PACKAGES = (
+    "scoringrules",
+    "xskillscore",
+    "numba",
+    "torch",
+    "dinosaur",
+    "s2fft",
+    "torch-harmonics",
+)
+# Members by other programs differ by rounding, which 24 steps from noise 80 carry on,
+# and so do forecasts; scores and waves by that of sums of float32.
+TOLERANCES = {
+    "sampling": 1e-2,
+    "cost": float("inf"),
+    "crps": 1e-4,
+    "loss": 1e-4,
+    "rollout": 1e-2,
+    "harmonics": 1e-3,
+}
 # What the rates of a part are over: the first of these in a row.
 REFERENCE = dict.fromkeys(ways.PARTS, ways.OURS) | {"cost": "simulated"}
-OF_VALUES = ("crps", "loss")  # parts whose rates are in values, not in members
+# Parts whose rates are in values, not in members.
+OF_VALUES = ("crps", "loss", "harmonics")
 SECONDS_OF_SILENCE = 30.0
 COST_TARGET = 0.1  # "below 1/10 of the operational system", Li et al. 2024, abstract
 
@@ -114,16 +144,13 @@ def _options(arguments):
     parser.add_argument(
         "--alone-members", type=int, default=32, help="that are sampled one by one"
     )
-    parser.add_argument(
-        "--size",
-        default=",".join(SIZES),
-        help="of crps: members x values, of %(default)s; several with commas",
-    )
-    parser.add_argument(
-        "--loss-size",
-        default=",".join(LOSS_SIZES),
-        help="of loss: members x values, of %(default)s; several with commas",
-    )
+    for part, (name, sizes) in SIZED.items():
+        parser.add_argument(
+            f"--{name}",
+            default=",".join(sizes),
+            help=f"of {part}: {MEANING.get(part, 'members x values')}, of %(default)s;"
+            " several with commas",
+        )
     every = [way for part in ways.PARTS.values() for way in part]
     parser.add_argument(
         "--ways", help=f"with commas, beside the first, of {', '.join(every)}"
@@ -149,11 +176,14 @@ def _options(arguments):
                 parser.error(f"--{name} takes {', '.join(known)}; got {word!r}")
         setattr(options, name, chosen)
     options.sizes = {
-        part: _sizes(parser, f"--{name}", getattr(options, name.replace("-", "_")))
-        for part, name in (("crps", "size"), ("loss", "loss-size"))
+        part: _sizes(parser, part, name, getattr(options, name.replace("-", "_")))
+        for part, (name, _) in SIZED.items()
     }
     if any(size[0] < 2 for size in options.sizes["loss"]):
         parser.error("--loss-size has at least 2 members")
+    for part in MEANING:
+        if any(len(size) != 2 or min(size) < 8 for size in options.sizes[part]):
+            parser.error(f"--{part}-size is {MEANING[part]}, each at least 8")
     if options.levels < 2 or options.repetitions < 1 or options.way_seconds < 0:
         parser.error(
             "--levels is at least 2, --repetitions 1 and --way-seconds not negative"
@@ -165,17 +195,18 @@ def _options(arguments):
     return options
 
 
-def _sizes(parser, name, text):
+def _sizes(parser, part, name, text):
     """Sizes such as 50x721x1440, of which there are several with commas."""
     sizes = []
     for word in text.split(","):
         try:
-            size = tuple(int(part) for part in word.split("x"))
+            size = tuple(int(number) for number in word.split("x"))
         except ValueError:
             size = ()
         if len(size) < 2 or min(size) < 1:
             parser.error(
-                f"{name} is members x values, such as 50x721x1440; got {word!r}"
+                f"--{name} is {MEANING.get(part, 'members x values')}, such as"
+                f" {SIZED[part][1][0]}; got {word!r}"
             )
         sizes.append(size)
     return sizes
@@ -185,7 +216,7 @@ def _tasks(options):
     """Of each row: its part, its name, and the numbers that its ways are given."""
     tasks = []
     for part in options.part:
-        if part in OF_VALUES:
+        if part in SIZED:
             sizes = options.sizes[part]
             tasks += [(part, "x".join(map(str, s)), list(s)) for s in sizes]
             continue
@@ -331,11 +362,11 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     """All rows: rates of every way with their quartiles, and ratios."""
     table = rich.table.Table(
         title="sampling, simulating and scoring ensembles, float32",
-        caption="Rates: members a second (crps, loss: million values), from the median"
-        " \\[quartiles] of repetitions. Ratio: of sampling, crps and loss, our rate"
-        " over the way's (above 1 ours is faster); of cost, what a member costs over a"
-        " simulated one. Networks have random weights. xskillscore sorts only"
-        " where numba is installed.",
+        caption="Rates: members a second (crps, loss, harmonics: million values;"
+        " rollout: steps of members), from the median \\[quartiles] of repetitions."
+        " Ratio: our rate over the way's (above 1 ours is faster); of cost, what a"
+        " member costs over a simulated one. Networks have random weights. xskillscore"
+        " sorts only where numba is installed.",
     )
     columns = ("row", "way", "rate", "ratio", "made a call", "first call s", "peak GB")
     for column in columns:

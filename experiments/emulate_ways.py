@@ -1,4 +1,4 @@
-"""Ways of `bench_emulate`: to sample members, to simulate them, and to score them.
+"""Ways of `bench_emulate`: to sample, simulate, score and forecast members.
 
 A way takes the numbers of its part and gives a `Call`: what is timed, how many members
 (or values) one call makes, and a few numbers by which ways of one row are compared.
@@ -14,6 +14,8 @@ import numpy as np
 from ensjax.experiment.fields import load_beside
 
 losses = load_beside(__file__, "emulate_losses")
+rollouts = load_beside(__file__, "emulate_rollouts")
+harmonics = load_beside(__file__, "emulate_harmonics")
 
 OURS = "ensjax"
 NUM_COMPARED = 8  # members
@@ -388,6 +390,13 @@ CRPS = {
 }
 # The almost fair CRPS as a loss: its value and its gradient.
 LOSS = {name: _as_call(way) for name, way in losses.WAYS.items()}
-PARTS = {"sampling": SAMPLING, "cost": COST, "crps": CRPS, "loss": LOSS}
+PARTS = {
+    "sampling": SAMPLING,
+    "cost": COST,
+    "crps": CRPS,
+    "loss": LOSS,
+    "rollout": {name: _as_call(way) for name, way in rollouts.WAYS.items()},
+    "harmonics": {name: _as_call(way) for name, way in harmonics.WAYS.items()},
+}
 # On a CPU these have one device for each core; others have one that uses all cores.
 ON_ALL_DEVICES = (OURS, "emulated", "simulated")

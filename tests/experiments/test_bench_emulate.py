@@ -75,12 +75,17 @@ def test_a_way_that_gives_something_else_is_not_timed():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (["--part", "flops"], "--part takes sampling, cost, crps, loss"),
+        (
+            ["--part", "flops"],
+            "--part takes sampling, cost, crps, loss, rollout",
+        ),
         (["--system", "mars"], "--system takes lorenz96, held_suarez"),
         (["--ways", "R"], "--ways takes ensjax, one by one"),
         (["--size", "3"], "--size is members x values"),
         (["--loss-size", "4"], "--loss-size is members x values"),
         (["--loss-size", "1x4"], "--loss-size has at least 2 members"),
+        (["--rollout-size", "8"], "--rollout-size is members x steps"),
+        (["--harmonics-size", "4x4"], "--harmonics-size is fields x latitudes, each"),
         (["--levels", "1"], "--levels is at least 2"),
         (["--members", "2"], "--members must be at least 8"),
     ],
@@ -229,3 +234,25 @@ def test_the_command_writes_a_report_that_compares_with_itself(tmp_path, capsys)
     assert all(len(v) == 2 for r in report["rows"] for v in r["all_seconds"].values())
     assert bench.main(["--results", str(path), "--compare", str(path)]) == 0
     assert "0 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part, numbers", [("rollout", (9, 8)), ("harmonics", (8, 8))])
+def test_ways_of_forecasts_and_of_harmonics_give_the_same(part, numbers):
+    found = {}
+    for name, way in ways.PARTS[part].items():
+        try:
+            call = way(*numbers)
+        except ImportError as error:
+            assert "not installed" in str(error) and name != ways.OURS
+            continue
+        made = 9 * 8 if part == "rollout" else 8 * 8 * 15
+        assert call.made == made
+        with jax.numpy_rank_promotion("allow"):  # s2fft relies on it
+            found[name] = call.compared(call.run())
+    for name, values in found.items():
+        bench._difference(part, name, values, found[ways.OURS])
+    assert np.abs(found[ways.OURS]).max() > 0.1
+    # Steps do something: the last states are not the first.
+    if part == "rollout":
+        starts = ways.rollouts._task(9)[3][:8, :8, 0]
+        assert np.abs(found[ways.OURS] - starts).max() > 0.1
