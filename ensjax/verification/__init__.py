@@ -25,6 +25,7 @@ What each metric streams over; "exact" is but for rounding, in any chunks and or
     energy_score             exact  exact    no
     event_table              exact  exact    exact
     log_score                exact  exact    exact
+    mean_efi                 exact  exact    exact
     mean_gain                exact  exact    exact
     mean_square_error        exact  exact    exact
     member_activity          exact  exact    exact
@@ -58,8 +59,7 @@ of places, those in order what `reduce.init_crps` says, others a few numbers an 
 Read from results: `roc`, `roc_area`, `sedi`, `frequency_bias`, `economic_value`,
 `reliability_diagram` and `brier_decomposition` from an `event_table`; `bias_drift` and
 `bias_growth` from `bias` by lead; `effective_resolution` and `small_scale_power` from
-spectra; alarms and a `Scorecard` from the scores of two systems. The EFI is a mean over
-members of `member_efi`: fold it into `reduce.init_moments`. What resamples members
+spectra; alarms and a `Scorecard` from the scores of two systems. What resamples members
 (`of_size`, `gain_of_size`, `satisfactory`, `satisfactory_size`, `exceedance_interval`)
 holds them all, and so do `crps_pwm` and `crps_integral`.
 """
@@ -128,6 +128,7 @@ from ensjax.verification.drift import (
 from ensjax.verification.efi import (
     climate_probability,
     extreme_forecast_index,
+    mean_efi,
     member_efi,
 )
 from ensjax.verification.equal_activity import (
@@ -305,6 +306,7 @@ __all__ = [
     "log_score",
     "log_spectral_distance",
     "make_scorecard",
+    "mean_efi",
     "mean_gain",
     "mean_square_error",
     "means_of",

@@ -15,7 +15,9 @@ Nothing is integrated numerically; a trapezoid over p = 0.01..0.99 saturates at 
 Source: Lalaurie 2003 and Zsoter 2006 (the index); the closed form is derived here.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,9 @@ import numpy as np
 
 from ensjax.ops.limits import between
 from ensjax.scores.rows import floating
+from ensjax.verification.ingredients import needed, of_each
+from ensjax.verification.member_state import OfMembers
+from ensjax.verification.metric import Metric
 
 
 def extreme_forecast_index(
@@ -64,16 +69,61 @@ def extreme_forecast_index(
     return total / jnp.where(count > 0, count, jnp.nan)
 
 
+def mean_efi(levels: Sequence[float]) -> Metric:
+    """The mean `extreme_forecast_index` of the elements; `.over()` is its map.
+
+    A property of the members, which stream, and of the model's climate,
+    `reference["quantiles"]`, `[*truth, level]`, not falling along levels. The truth
+    only says how elements are laid out. Elements without members or with a quantile
+    that is NaN are not scored.
+
+    Args:
+        levels: as in `extreme_forecast_index`.
+
+    Raises:
+        ValueError: if the levels do not rise in [0, 1]; on the call, if the quantiles
+            are missing or of another shape.
+
+    Source: as in `ensjax.verification.efi`.
+    """
+    levels = tuple(float(level) for level in levels)
+    _check_levels(np.asarray(levels))
+    return _mean_efi(levels)
+
+
+@functools.lru_cache(maxsize=16)
+def _mean_efi(levels):
+    def each(values, given):
+        own = member_efi(values, given["quantiles"], np.asarray(levels))
+        return OfMembers(moments={"efi": own})
+
+    def inputs(truth, reference):
+        found = needed(reference, "quantiles", (*truth.shape, len(levels)))
+        return {"quantiles": jnp.moveaxis(found, -1, 0)}
+
+    ingredient = of_each(
+        f"efi {levels}",
+        each,
+        lambda found, truth, reference: found.moments["efi"].mean,
+        inputs,
+    )
+    return Metric(
+        ingredient,
+        lambda efi, truth, reference: {"efi": efi},
+        lambda mean: mean["efi"],
+        best="none",
+    )
+
+
 def member_efi(
     forecast: jax.Array, quantiles: jax.Array, levels: np.ndarray
 ) -> jax.Array:
     """What each member adds: its own index, whose mean over members is the EFI.
 
-    So it streams: fold it into `reduce.init_moments`. Arguments as for
-    `extreme_forecast_index`.
+    `mean_efi` streams over members with it. Arguments as for `extreme_forecast_index`.
 
     Returns:
-        `[member, ...]`.
+        `[member, ...]`, NaN where a member is missing.
     """
     probability = climate_probability(forecast, quantiles, levels)
     return 4 / np.pi * jnp.arcsin(jnp.sqrt(probability)) - 1
@@ -92,10 +142,7 @@ def climate_probability(
     """
     forecast, quantiles = floating(forecast), floating(quantiles)
     levels = np.asarray(levels, np.float64)
-    if levels.ndim != 1 or len(levels) < 2 or np.any(np.diff(levels) <= 0):
-        raise ValueError("levels must be two or more numbers that rise, [level].")
-    if levels[0] < 0 or levels[-1] > 1:
-        raise ValueError(f"levels are probabilities; got {levels[0]} to {levels[-1]}.")
+    _check_levels(levels)
     if quantiles.shape != (len(levels), *forecast.shape[1:]):
         raise ValueError(
             f"quantiles must be [level, ...] = {(len(levels), *forecast.shape[1:])};"
@@ -119,3 +166,10 @@ def climate_probability(
     probability = jnp.where(found == len(levels), 1.0, probability)
     missing = jnp.isnan(forecast) | undefined[None]
     return jnp.where(missing, jnp.nan, probability)
+
+
+def _check_levels(levels):
+    if levels.ndim != 1 or len(levels) < 2 or not np.all(np.diff(levels) > 0):
+        raise ValueError("levels must be two or more numbers that rise, [level].")
+    if levels[0] < 0 or levels[-1] > 1:
+        raise ValueError(f"levels are probabilities; got {levels[0]} to {levels[-1]}.")

@@ -1,6 +1,8 @@
 """SEEDS: what is drawn and told of the seeds, training as a stack, distillation."""
 
+import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +185,39 @@ def test_distillation_keeps_the_teacher_and_follows_its_sampler(trained):
     assert np.square(after).mean() < 0.6 * np.square(before).mean()
     with pytest.raises(TypeError, match="no pairs"):
         diffusion.finish_distillation(emulators.ensemble)
+
+
+def test_post_processing_needs_no_member_beside_the_seeds():
+    draw = seeds.DrawSeeds(num_seeds=2, member_share=0.0)
+    members, others = np.zeros((2, 4, 1), np.float32), np.ones((1, 4, 1), np.float32)
+    target, _ = draw(jax.random.key(0), {"members": members, "others": others})
+    np.testing.assert_array_equal(target, others[0])
+    cases = {"members": members[None, None], "others": others[None, None]}
+    assert seeds.drawing.check_cases(cases, draw) == 1
+    with pytest.raises(ValueError, match="at least 2 members"):
+        seeds.drawing.check_cases(cases | {"members": members[None, None, :1]}, draw)
+
+
+def test_places_of_weight_0_do_not_count_in_a_distillation():
+    class Scaled:  # a student that is wrong at the last place only, and its teacher
+        def __init__(self, factor):
+            self.factor = factor
+
+        def __call__(self, x, noise, condition):
+            return x * jnp.array([0.5, 0.5, self.factor])[:, None]
+
+    model = types.SimpleNamespace(student=Scaled(3.0), teacher=Scaled(0.5))
+    weights = (1.0, 1.0, 0.0)
+    losses = []
+    for student in (3.0, -1.0):
+        model.student = Scaled(student)
+        loss = diffusion.DistillationLoss(diffusion.EDM(), (2.0,), 2, 0.1, weights)
+        args = (model, jax.random.key(1), jnp.ones((3, 1)), None)
+        losses.append(float(loss.of_one(*args)))
+        assert float(dataclasses.replace(loss, place_weights=None).of_one(*args)) > 0
+    assert losses[0] == losses[1]
+    with pytest.raises(TypeError, match="place_weights"):
+        diffusion.DistillationLoss(diffusion.EDM(), (2.0,), place_weights=[1.0])
 
 
 def test_wrong_cases_are_refused_before_any_work():

@@ -100,6 +100,23 @@ def test_the_index_streams_over_members():
     )
 
 
+def test_the_mean_index_leaves_out_members_that_are_missing():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(6, 3, 4)).astype(np.float32)
+    x[1, 0] = x[:, 2, 1] = np.nan
+    quantiles = np.tile(normal_quantiles(LEVELS), (3, 4, 1)).astype(np.float32)
+    metric = v.mean_efi(LEVELS)
+    truth = np.zeros((3, 4), np.float32)
+    found = metric.over()(x, truth, reference={"quantiles": quantiles})
+    wanted = v.extreme_forecast_index(x, np.moveaxis(quantiles, -1, 0), LEVELS)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert np.isnan(found[2, 1]) and np.isfinite(found[0]).all()
+    with pytest.raises(ValueError, match="quantiles"):
+        metric(x, truth)
+    with pytest.raises(ValueError, match="rise"):
+        v.mean_efi((0.5, 0.2))
+
+
 def test_levels_must_be_probabilities_that_rise():
     x, q = np.zeros((2, 3), np.float32), np.zeros((3, 3), np.float32)
     for levels in ([0, 0.5, 0.5], [-0.1, 0.5, 1], [0, 1]):

@@ -35,6 +35,7 @@ EVERY = {  # the function that makes it, then what tells it from others of it
     "pit_histogram": v.pit_histogram(4),
     "best_member_error": v.best_member_error(),
     "bracketed": v.bracketed(),
+    "mean_efi": v.mean_efi((0.0, 0.3, 1.0)),
     "mean_gain": v.mean_gain(),
     "outliers": v.outliers(),
     "brier_score": v.brier_score((0.0, 0.7), fair=True),
@@ -76,6 +77,8 @@ def fields():
         "heavy": rng.uniform(0.6, 1.0, places).astype(np.float32),
         "observation_sd": rng.uniform(0.1, 0.3, places).astype(np.float32),
         "case_ids": np.arange(100, 111),
+        "quantiles": np.array([-1.5, -0.4, 1.5], np.float32)
+        + (0.1 * rng.normal(size=(*places, 1))).astype(np.float32),
     }
     return forecast, truth, reference
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ensjax.emulate.diffusion.losses import check_place_weights, weights_of_mean_1
 from ensjax.emulate.diffusion.noise import check_levels
 from ensjax.emulate.diffusion.samplers import Heun
 from ensjax.ensemble import Ensemble
@@ -33,6 +34,11 @@ class DistillationLoss:
         levels: the N falling noise levels at which the student will be called.
         num_substeps: of the teacher from one level to the next, equal in ln sigma.
         low: the level from which the teacher's last call goes to 0.
+        place_weights: of places, as in `DenoisingLoss`.
+
+    Raises:
+        ValueError: for levels or numbers that do not fit.
+        TypeError: if `place_weights` is no tuple.
 
     Source: Salimans and Ho 2022, arXiv:2202.00512, appendix G, in one round from many
     steps to N instead of halving by halving, with Heun steps for the teacher's.
@@ -42,9 +48,11 @@ class DistillationLoss:
     levels: tuple[float, ...]
     num_substeps: int = 4
     low: float = 0.01
+    place_weights: tuple[Any, ...] | None = None
 
     def __post_init__(self):
         check_levels(self.levels)
+        check_place_weights(self.place_weights)
         if self.num_substeps < 1 or not 0 < self.low < self.levels[-1]:
             raise ValueError(
                 "num_substeps must be at least 1, and low above 0 and below the last"
@@ -74,8 +82,10 @@ class DistillationLoss:
         jump = jnp.where(is_last, teach(end, target), (end - share * x) / (1 - share))
         jump = jax.lax.stop_gradient(jump)
         found = self.parametrisation.denoise(model.student, x, sigma, condition)
-        error = jnp.square((found - jump).astype(jnp.float32)).mean()
-        return self.parametrisation.weight(sigma) * error
+        squared = jnp.square((found - jump).astype(jnp.float32))
+        if self.place_weights is not None:
+            squared = weights_of_mean_1(self.place_weights, x0.shape) * squared
+        return self.parametrisation.weight(sigma) * squared.mean()
 
 
 def start_distillation(ensemble: Ensemble) -> Ensemble:

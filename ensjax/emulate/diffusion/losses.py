@@ -44,11 +44,11 @@ def denoising_loss(
     error = denoise(x0 + sigma * noise, sigma) - x0
     squared = jnp.square(error.astype(jnp.float32))
     if place_weights is not None:
-        squared = _of_mean_1(place_weights, x0.shape) * squared
+        squared = weights_of_mean_1(place_weights, x0.shape) * squared
     return weight * jnp.mean(squared)
 
 
-def _of_mean_1(weights, shape):
+def weights_of_mean_1(weights, shape):
     """Weights of places, float32, that broadcast with a sample of this shape."""
     weights = np.asarray(weights, np.float64)
     if not weights.ndim or weights.shape != shape[:-1][: weights.ndim]:
@@ -64,6 +64,15 @@ def _of_mean_1(weights, shape):
         )
     weights = (weights / mean).astype(np.float32)
     return weights.reshape(*weights.shape, *(1,) * (len(shape) - weights.ndim))
+
+
+def check_place_weights(weights: Any) -> None:
+    """Raises `TypeError` unless they are None or a tuple: a loss is hashed."""
+    if not isinstance(weights, tuple | None):
+        raise TypeError(
+            "place_weights is a tuple of numbers, or of tuples, such as"
+            f" tuple(areas); got {type(weights).__name__}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +99,7 @@ class DenoisingLoss:
     place_weights: tuple[Any, ...] | None = None
 
     def __post_init__(self):
-        if not isinstance(self.place_weights, tuple | None):
-            raise TypeError(
-                "place_weights is a tuple of numbers, or of tuples, such as"
-                f" tuple(areas); got {type(self.place_weights).__name__}."
-            )
+        check_place_weights(self.place_weights)
 
     def __call__(self, model, batch, key, weight=None):
         """The mean loss of the batch; `weight` `[batch]` weighs its rows."""

@@ -85,11 +85,16 @@ def draw_seeds(
             f"{num_seeds} seeds and a target are {num_seeds + 1} different members;"
             f" there are {count}."
         )
-    ranks = jax.random.uniform(key, (count,))
+    drawn = _draw(key, members, num_seeds + 1, is_there)
+    return drawn[:num_seeds], drawn[num_seeds]
+
+
+def _draw(key, members, number, is_there):
+    """So many different members, in random order."""
+    ranks = jax.random.uniform(key, members.shape[:1])
     if is_there is not None:
         ranks = jnp.where(is_there, ranks, 2.0)
-    drawn = members[jnp.argsort(ranks)[: num_seeds + 1]]
-    return drawn[:num_seeds], drawn[num_seeds]
+    return members[jnp.argsort(ranks)[:number]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +104,8 @@ class DrawSeeds:
     Attributes:
         num_seeds: K.
         member_share: how likely the target is one of the remaining members; else it is
-            one of `others`, each as likely. 1 (GEE) needs no others, and 0 never looks
-            at remaining members. With M members and K' others the paper's (GPP) is
+            one of `others`, each as likely. 1 (GEE) needs no others, and 0 no remaining
+            members. With M members and K' others the paper's (GPP) is
             (M - K) / (M - K + K').
         encoder: a name in `ENCODERS`.
     """
@@ -130,17 +135,21 @@ class DrawSeeds:
                 and "is_there" `[member]`.
         """
         member_key, source_key, other_key = jax.random.split(key, 3)
-        seeds, target = draw_seeds(
-            member_key,
-            case["members"],
-            num_seeds=self.num_seeds,
-            is_there=case.get("is_there"),
-        )
+        members, is_there = case["members"], case.get("is_there")
+        if self.member_share == 0:
+            seeds = _draw(member_key, members, self.num_seeds, is_there)
+        else:
+            seeds, target = draw_seeds(
+                member_key, members, num_seeds=self.num_seeds, is_there=is_there
+            )
         if self.member_share < 1:
             others = case["others"]
             other = others[jax.random.randint(other_key, (), 0, others.shape[0])]
-            is_member = jax.random.bernoulli(source_key, self.member_share)
-            target = jnp.where(is_member, target, other)
+            if self.member_share == 0:
+                target = other
+            else:
+                is_member = jax.random.bernoulli(source_key, self.member_share)
+                target = jnp.where(is_member, target, other)
         return target, self.encode(seeds, case.get("base"))
 
     def encode(self, seeds: jax.Array, base: jax.Array | None = None) -> Any:
@@ -162,10 +171,11 @@ def check_cases(cases: dict[str, Any], draw: DrawSeeds) -> int:
             f" {sorted(cases)}."
         )
     shape = np.shape(cases["members"])
-    if len(shape) < 4 or shape[2] < draw.num_seeds + 1:
+    least = draw.num_seeds + (draw.member_share > 0)
+    if len(shape) < 4 or shape[2] < least:
         raise ValueError(
             "members must be [case, task, member, *space, channel] with at least"
-            f" {draw.num_seeds + 1} members; got shape {shape}."
+            f" {least} members; got shape {shape}."
         )
     if draw.member_share < 1 and "others" not in cases:
         raise ValueError(

@@ -164,6 +164,7 @@ def distil_seeds(
     steps: int,
     num_substeps: int = 4,
     low: float = 0.01,
+    place_weights: tuple[Any, ...] | None = None,
     learning_rate: float = 5e-4,
     batch_size: int = 64,
     ema_decay: float = 0.99,
@@ -177,7 +178,7 @@ def distil_seeds(
         cases: as in `train_seeds`.
         levels: falling noise levels, such as `rho_levels(4, low=0.1)`.
         steps: optimizer steps.
-        num_substeps, low: of `DistillationLoss`.
+        num_substeps, low, place_weights: of `DistillationLoss`.
         learning_rate: of all students.
         batch_size: cases.
         ema_decay: of the averaged weights.
@@ -193,7 +194,9 @@ def distil_seeds(
     """
     check_cases(cases, emulators.draw)
     emulators.check_denoisers("distil_seeds")
-    loss = DistillationLoss(emulators.parametrisation, levels, num_substeps, low)
+    loss = DistillationLoss(
+        emulators.parametrisation, levels, num_substeps, low, place_weights
+    )
     students, log = _fit_averaged(
         start_distillation(emulators.ensemble),
         cases,
