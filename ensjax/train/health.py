@@ -20,7 +20,9 @@ class Health:
 
     Nor may its optimizer's state overflow: a second moment of Adam that is infinite
     stops a weight for good while the loss stays finite. What is infinite in the state
-    that the optimizer begins with does not count. A look at the health of all members comes every 128 steps and at the end of every
+    that the optimizer begins with does not count.
+
+    A look at the health of all members comes every 128 steps and at the end of every
     call of the compiled program (every step for a joint objective). The steps of a
     broken member since the last look do not count. Then, by `policy`:
 
