@@ -118,6 +118,8 @@ def prepare_run(
     counts = tuple(e.num_members for e in ensembles)
     stacks = Stacks(counts, Blocks(block, unroll), mesh)
     hyper = arguments.per_member(hyper, sum(counts))
+    if hyper is not None:
+        arguments.check_optimizer(make_tx, hyper, ensembles)
     weighs_loss = loss_weights is not None
     weights = loss_weights if weighs_loss else weights
     weights_digest = None if weights is None else identity.digest(weights)
