@@ -128,27 +128,32 @@ class _WithoutClosedLoops:
             self._hook(unraisable)
 
 
+class OtherLeaves(ValueError):
+    """What is stored has other leaves than what it is read for."""
+
+
 def check_same_leaves(stored, wanted, directory):
+    """Raises `OtherLeaves` if names, shapes or types differ; names the first leaf."""
     for name in wanted:
         if name not in stored:
-            raise ValueError(
+            raise OtherLeaves(
                 f"{directory} holds no leaf {name!r}; it was written for another model"
                 f" or optimizer. It holds: {', '.join(sorted(stored))}."
             )
         if tuple(stored[name].shape[1:]) != tuple(wanted[name].shape[1:]):
-            raise ValueError(
+            raise OtherLeaves(
                 f"{name} is {list(stored[name].shape[1:])} for each member in"
                 f" {directory}, but {list(wanted[name].shape[1:])} here; the model,"
                 " the optimizer or the data differ."
             )
         if np.dtype(stored[name].dtype) != np.dtype(wanted[name].dtype):
-            raise ValueError(
+            raise OtherLeaves(
                 f"{name} is {stored[name].dtype} in {directory}, but"
                 f" {wanted[name].dtype} here."
             )
     for name in stored:
         if name not in wanted:
-            raise ValueError(
+            raise OtherLeaves(
                 f"{directory} holds a leaf {name!r} that this run lacks; it was written"
                 " for another model or optimizer."
             )

@@ -125,7 +125,7 @@ def example_keys(key: jax.Array, positions: jax.Array) -> jax.Array:
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
 
 
-def accumulate_weights(weights: np.ndarray) -> np.ndarray:
+def accumulate_weights(weights: np.ndarray, *, name: str = "weights") -> np.ndarray:
     """Cumulative weights for `weighted_rows`, in 32-bit fixed point.
 
     On the host, in float64, then scaled so that the total is 2^32 - 1. A float32
@@ -135,6 +135,7 @@ def accumulate_weights(weights: np.ndarray) -> np.ndarray:
 
     Args:
         weights: `[..., example]`, finite and not negative; any scale.
+        name: of the argument, for messages.
 
     Returns:
         uint32 of the same shape.
@@ -145,21 +146,21 @@ def accumulate_weights(weights: np.ndarray) -> np.ndarray:
     weights = np.asarray(weights, np.float64)
     if weights.ndim == 0 or weights.shape[-1] == 0:
         raise ValueError(
-            f"weights must be [..., example] with at least one example; got shape"
+            f"{name} must be [..., example] with at least one example; got shape"
             f" {weights.shape}."
         )
     if not np.isfinite(weights).all() or (weights < 0).any():
         bad = tuple(np.argwhere(~np.isfinite(weights) | (weights < 0))[0].tolist())
         raise ValueError(
-            f"weights must be finite and not negative; weights{list(bad)} is"
+            f"{name} must be finite and not negative; {name}{list(bad)} is"
             f" {weights[bad]}."
         )
     # Dividing by the largest first: the sum of weights near 1e308 would overflow.
     largest = weights.max(axis=-1, keepdims=True)
     if (largest == 0).any():
         raise ValueError(
-            "weights must hold a positive weight in every row of examples; at least one"
-            " row is all zero."
+            f"{name} must hold a positive weight in every row of examples; at least"
+            " one row is all zero."
         )
     running = np.cumsum(weights / largest, axis=-1)
     scaled = running / running[..., -1:] * (2**32 - 1)

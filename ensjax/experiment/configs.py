@@ -246,6 +246,30 @@ def other_run(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] 
     return first_difference(old, new)
 
 
+# Fields in which another run may differ whose members are taken over: how its members
+# were run, saved and shown.
+_FIELDS_OF_PROGRESS = (
+    "block",
+    "unroll",
+    "save_every_steps",
+    "log_every_steps",
+)
+
+
+def other_training(
+    old: dict[str, Any], new: dict[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """The first field in which two normalised configs do not train members alike.
+
+    As `other_run`, but without what only says how members are run, saved and shown.
+    """
+    old, new = (
+        {k: v for k, v in config.items() if k not in _FIELDS_OF_PROGRESS}
+        for config in (old, new)
+    )
+    return other_run(old, new)
+
+
 def has_other_members(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether two normalised configs differ in which members they have."""
     return any(

@@ -31,6 +31,7 @@ from ensjax.experiment.configs import (
     has_other_members,
     normalise_config,
     other_run,
+    other_training,
 )
 from ensjax.experiment.exit_codes import ConfigError, is_no_space
 from ensjax.experiment.json_files import (
@@ -349,13 +350,36 @@ def refuse_other_members(
         raise _other_run(path, difference)
 
 
+def refuse_other_training(
+    path: str | os.PathLike, config: ml_collections.ConfigDict
+) -> None:
+    """Raises `ConfigError` if the run at `path` trains members in another way.
+
+    Its members, mesh, blocks and intervals of saving and logging may be others.
+    """
+    try:
+        theirs = existing_run(path).config
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    difference = other_training(theirs, _normalised(config))
+    if difference is not None:
+        raise ConfigError(
+            f"--members_from: {path} holds members of another training:"
+            f" {_in_words(difference)}. Members of one run are trained alike."
+        )
+
+
 def _other_run(path, difference):
-    key, *values = difference
-    before, after = (value if value == ABSENT else repr(value) for value in values)
     return ConfigError(
-        f"{path} holds another run: config.{key} is {before} there and {after} here."
+        f"{path} holds another run: {_in_words(difference)}."
         " Choose another --workdir, or run with the same config."
     )
+
+
+def _in_words(difference):
+    key, *values = difference
+    before, after = (value if value == ABSENT else repr(value) for value in values)
+    return f"config.{key} is {before} there and {after} here"
 
 
 def open_run(

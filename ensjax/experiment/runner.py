@@ -47,6 +47,7 @@ from ensjax.experiment.run_directory import (
     existing_run,
     open_run,
     refuse_other_members,
+    refuse_other_training,
     view_run,
 )
 from ensjax.experiment.run_lock import missing_folders, remove_created
@@ -185,7 +186,7 @@ def run_experiment(options: RunOptions) -> int:
         versions = about | collect_versions()
         run = open_run(workdir, config, versions=versions, loggers=options.loggers)
 
-    members_from = everywhere(lambda: _checkpoints_of(options.members_from))
+    members_from = everywhere(lambda: _checkpoints_of(options.members_from, config))
     on_first_process(open_here)
     run.members_from = members_from
     with run:
@@ -220,8 +221,16 @@ def _same_code(run: Any, path: Path) -> bool:
     return run.versions.get("experiment_sha256", "") in ("", file_digest(path))
 
 
-def _checkpoints_of(runs: Sequence[str]) -> tuple[Any, ...]:
-    """The checkpoints of other runs; raises `ConfigError` where there are none."""
+def _checkpoints_of(
+    runs: Sequence[str], config: ml_collections.ConfigDict
+) -> tuple[Any, ...]:
+    """The checkpoints of other runs of the same training.
+
+    Raises:
+        ConfigError: where there are none, or of another training; names the field.
+    """
+    for path in runs:
+        refuse_other_training(path, config)
     found = [existing_run(path).checkpoints for path in runs]
     for path, checkpoints in zip(runs, found, strict=True):
         if not checkpoints.exists():
@@ -241,7 +250,8 @@ def _is_mistake(error: BaseException) -> bool:
     return (
         isinstance(error, ConfigError)
         or _is(error, "ensjax.checkpoint.seals", "DamagedCheckpoint")
-        or _is(error, "ensjax.train.elastic", "OtherRun")
+        or _is(error, "ensjax.checkpoint.trees", "OtherLeaves")
+        or _is(error, "ensjax.train.agreement", "OtherRun")
     )
 
 

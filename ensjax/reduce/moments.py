@@ -1,4 +1,9 @@
-"""Mean and variance over members, in one pass and across devices."""
+"""Mean and variance over members, in one pass and across devices.
+
+The running mean is a sum of two numbers, the second what the first rounds away: at a
+large offset the differences of means, which are a part of the variance, keep their
+digits.
+"""
 
 from typing import Any, NamedTuple
 
@@ -17,11 +22,13 @@ class Moments(NamedTuple):
         count: total weight so far, `[]`.
         mean: weighted mean so far, leaves `[...]` without the member axis.
         sum_of_squares: weighted sum of squared deviations from `mean`, like `mean`.
+        mean_low: what `mean` rounds away, like `mean`.
     """
 
     count: jax.Array
     mean: Any
     sum_of_squares: Any
+    mean_low: Any
 
 
 def init_moments(like: Any) -> Moments:
@@ -31,7 +38,7 @@ def init_moments(like: Any) -> Moments:
         like: one member's values (arrays or `jax.ShapeDtypeStruct`), leaves `[...]`.
     """
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _accumulator(x.dtype)), like)
-    return Moments(jnp.zeros((), jnp.float32), zeros, zeros)
+    return Moments(jnp.zeros((), jnp.float32), zeros, zeros, zeros)
 
 
 def _accumulator(dtype):
@@ -79,22 +86,53 @@ def update_moments(
         total = jnp.sum(jnp.where(w > 0, x, 0) * w, axis=0)
         return total / jnp.where(count > 0, count, 1).astype(w.dtype)
 
+    def deviations(x, m):
+        return jnp.where(spread(x) > 0, x - m[None], 0)
+
     mean = jax.tree.map(mean_of, stacked)
-    squares = jax.tree.map(
-        lambda x, m: jnp.sum(
-            spread(x) * jnp.where(spread(x) > 0, x - m[None], 0) ** 2, axis=0
-        ),
+    # The mean of the deviations is what the mean above has rounded away.
+    low = jax.tree.map(
+        lambda x, m: jnp.where(jnp.isfinite(m), mean_of(deviations(x, m)), 0),
         stacked,
         mean,
     )
-    return merge_moments(moments, Moments(count, mean, squares))
+    squares = jax.tree.map(
+        lambda x, m, rest: jnp.sum(
+            spread(x) * (deviations(x, m) - rest[None]) ** 2, axis=0
+        ),
+        stacked,
+        mean,
+        low,
+    )
+    return merge_moments(moments, Moments(count, *_two_parts(mean, squares, low)))
+
+
+def _two_parts(mean, squares, low):
+    """Mean, squares and low part, with the mean the nearest to the sum of its parts."""
+
+    def rounded(m, rest):
+        return jnp.where(jnp.isfinite(m), _two_sum(m, rest)[0], m)
+
+    def left(m, rest):
+        return jnp.where(jnp.isfinite(m), _two_sum(m, rest)[1], 0)
+
+    return jax.tree.map(rounded, mean, low), squares, jax.tree.map(left, mean, low)
+
+
+def _two_sum(a, b):
+    """The sum of two floats and what it rounds away (Knuth 1969, section 4.2.2)."""
+    total = a + b
+    other = total - a
+    return total, (a - (total - other)) + (b - other)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """The moments of the members of `a` and `b` together, leaves `[...]` as theirs.
 
     Source: Chan, Golub and LeVeque 1983, equations 2.1a and 2.1b (pairwise update),
-    which keeps its digits where a difference of sums of squares would cancel.
+    which keeps its digits where a difference of sums of squares would cancel. Means
+    have a low part here: in blocks of 50, 5,000 members of mean 1e6 and standard
+    deviation 1 had a variance that was 0.8 % too large without it.
     """
     count = a.count + b.count
     share = jnp.where(count > 0, b.count / jnp.where(count > 0, count, 1), 0.0)
@@ -105,22 +143,33 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
             b.count == 0, only_a, jnp.where(a.count == 0, only_b, together)
         )
 
-    def mean(m_a, m_b):
-        part = share.astype(m_a.dtype)
-        stable = m_a + (m_b - m_a) * part
+    difference = jax.tree.map(
+        lambda m_a, m_b, l_a, l_b: (m_b - m_a) + (l_b - l_a),
+        *(a.mean, b.mean, a.mean_low, b.mean_low),
+    )
+
+    def mean(m_a, m_b, d):
         # An infinite value makes the mean infinite, not NaN as its difference is.
         is_finite = jnp.isfinite(m_a) & jnp.isfinite(m_b)
+        stable = m_a + d * share.astype(d.dtype)
         return of_both(jnp.where(is_finite, stable, m_a + m_b), m_a, m_b)
 
-    def squares(s_a, s_b, m_a, m_b):
-        between = (m_b - m_a) ** 2 * (a.count * share).astype(s_a.dtype)
+    def low(m_a, m_b, d, l_a, l_b):
+        is_finite = jnp.isfinite(m_a) & jnp.isfinite(m_b)
+        rest = _two_sum(m_a, d * share.astype(d.dtype))[1] + l_a
+        return of_both(jnp.where(is_finite, rest, 0), l_a, l_b)
+
+    def squares(s_a, s_b, d):
+        between = d**2 * (a.count * share).astype(s_a.dtype)
         return of_both(s_a + s_b + between, s_a, s_b)
 
-    return Moments(
-        count,
-        jax.tree.map(mean, a.mean, b.mean),
-        jax.tree.map(squares, a.sum_of_squares, b.sum_of_squares, a.mean, b.mean),
+    means = a.mean, b.mean, difference
+    parts = _two_parts(
+        jax.tree.map(mean, *means),
+        jax.tree.map(squares, a.sum_of_squares, b.sum_of_squares, difference),
+        jax.tree.map(low, *means, a.mean_low, b.mean_low),
     )
+    return Moments(count, *parts)
 
 
 def finish_moments(moments: Moments, *, ddof: int = 0) -> tuple[Any, Any]:
@@ -158,15 +207,25 @@ def psum_moments(moments: Moments, axis_name: str = "member") -> Moments:
     mean = jax.tree.map(
         lambda m: jax.lax.psum(m * share.astype(m.dtype), axis_name), moments.mean
     )
-    squares = jax.tree.map(
-        lambda s, m, whole: jax.lax.psum(
-            s + (m - whole) ** 2 * moments.count.astype(s.dtype), axis_name
+    away = jax.tree.map(
+        lambda m, rest, whole: (m - whole) + rest, moments.mean, moments.mean_low, mean
+    )
+    low = jax.tree.map(
+        lambda d, whole: jnp.where(
+            jnp.isfinite(whole), jax.lax.psum(d * share.astype(d.dtype), axis_name), 0
         ),
-        moments.sum_of_squares,
-        moments.mean,
+        away,
         mean,
     )
-    return Moments(count, mean, squares)
+    squares = jax.tree.map(
+        lambda s, d, rest: jax.lax.psum(
+            s + (d - rest) ** 2 * moments.count.astype(s.dtype), axis_name
+        ),
+        moments.sum_of_squares,
+        away,
+        low,
+    )
+    return Moments(count, *_two_parts(mean, squares, low))
 
 
 MOMENTS = Family(
@@ -179,7 +238,7 @@ def reduce_moments(
 ) -> Moments:
     """The moments over all members of a stack that is split over devices.
 
-    One compiled program: each device folds in its own members, then three sums cross
+    One compiled program: each device folds in its own members, then four sums cross
     the member axis. No device holds another's members.
 
     Args:

@@ -1,13 +1,13 @@
 """What a user may pass to `fit`, checked before any work is done."""
 
 import inspect
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -20,6 +20,7 @@ from ensjax.train import losses
 from ensjax.train.assembly import Stacks
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.member import SAMPLINGS, takes_hyper
+from ensjax.train.numbers import integer
 from ensjax.train.objectives import Joint
 
 
@@ -107,10 +108,7 @@ def check_functions(
 
 def check_seed(seed: Any) -> int:
     """The seed as an integer of 31 bits, which the compiled program takes."""
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"seed must be an integer; got {seed!r}.") from None
+    seed = integer("seed", seed)
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed must be from 0 to 2^31 - 1; got {seed}.")
     return seed
@@ -159,7 +157,16 @@ def check_evaluation(
     """Raises `ValueError` for what means nothing without `evaluation`, or misfits it.
 
     `data` are the resident arrays, or None for a stream.
+
+    Raises:
+        TypeError: for what is no `EarlyStopping`, or no integer.
     """
+    if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
+        raise TypeError(
+            "early_stopping must be an ensjax.EarlyStopping(patience=5), or None; got"
+            f" {early_stopping!r}."
+        )
+    evaluation_batch_size = integer("evaluation_batch_size", evaluation_batch_size)
     if evaluation is None:
         given = {
             "early_stopping": early_stopping,
@@ -343,7 +350,7 @@ def placed_weights(
     weights = np.asarray(weights)
     name = "loss_weights" if for_loss else "weights"
     check_weights_shape(weights.shape, num_examples, sum(stacks.num_members), name=name)
-    placed = accumulate_weights(weights)  # checks the values, too
+    placed = accumulate_weights(weights, name=name)  # checks the values, too
     if for_loss:
         placed = weights.astype(np.float32)
     if placed.ndim == 2:
@@ -368,3 +375,51 @@ def check_weights_shape(
         f"{name} are [example] = ({num_examples},) or [member, example] ="
         f" ({num_members}, {num_examples}); got {tuple(shape)}."
     )
+
+
+def check_optimizer(
+    make_tx: Callable[..., Any], hyper: Any, ensembles: tuple[Ensemble, ...]
+) -> None:
+    """Raises `ValueError` if the optimizer of one member cannot take its `hyper`.
+
+    Looks only where a member has more than single numbers, such as a vector for which
+    `make_tx` must have a use: broadcasting would fail far from here.
+
+    Args:
+        make_tx: as for `fit`.
+        hyper: `[member, ...]`, as `per_member` gave it.
+        ensembles: of the members.
+    """
+    shapes = {
+        "hyper" + jax.tree_util.keystr(path): value.shape
+        for path, value in jax.tree.leaves_with_path(hyper)
+        if value.ndim > 1
+    }
+    if not shapes:
+        return
+
+    def one(stacked):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked
+        )
+
+    def update(params, hyper):
+        tx = make_tx(hyper)
+        updates, _ = tx.update(params, tx.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    for ensemble in ensembles:
+        params = one(ensemble.params)
+        try:
+            after = jax.eval_shape(update, params, one(hyper))
+            fits = jax.tree.map(lambda a, b: a.shape == b.shape, params, after)
+            why = "" if jax.tree.all(fits) else "the weights would have another shape"
+        except (TypeError, ValueError) as error:
+            why = str(error).splitlines()[0].rstrip(".")
+        if why:
+            listed = ", ".join(f"{name} is {shape}" for name, shape in shapes.items())
+            raise ValueError(
+                f"make_tx cannot take the hyperparameters of one member ({why});"
+                f" {listed}, [member, ...]. Expected one number for each member, or a"
+                " make_tx that takes what one member has."
+            )

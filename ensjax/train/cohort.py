@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from ensjax.checkpoint import Checkpoints
-from ensjax.train.elastic import Part, check_beginnings
+from ensjax.train.agreement import check_beginnings
+from ensjax.train.elastic import Part
 from ensjax.train.history import History, Times
 from ensjax.train.run import Run
 

@@ -22,11 +22,14 @@ from jax.experimental import multihost_utils
 
 from ensjax.checkpoint import Checkpoints, DamagedCheckpoint
 from ensjax.mesh import from_first_process
-from ensjax.train import identity
-
-
-class OtherRun(ValueError):
-    """A checkpoint directory holds what this run cannot go on from."""
+from ensjax.train.agreement import (
+    OtherRun,
+    as_json,
+    check_intervals,
+    check_members,
+    check_same,
+    is_same,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +191,7 @@ def find_origin(
     for stored in filter(None, own + others):
         if not _is_joining(stored.directory):
             check_same(stored.run, run.identity, stored.directory)
-        elif stored.run != _as_json(run.identity):
+        elif not is_same(stored.run, run.identity):
             continue  # left by another run that wanted to grow
         if stored.step > run.schedule.steps:
             raise OtherRun(
@@ -199,7 +202,7 @@ def find_origin(
         stores.append(stored)
     parts = _parts(run, stores)
     if len(parts) > 1 and run.keeps_best:
-        _check_intervals(run, parts)
+        check_intervals(run, parts)
     whole = parts[0].stored if len(parts) == 1 else None
     if whole is not None and whole.ids == run.facts["ids"]:
         at_home = epath.Path(whole.directory) in (root, *_generations(root))
@@ -272,17 +275,6 @@ def set_aside(directory: Any) -> None:
         multihost_utils.sync_global_devices(f"set aside {path}")
 
 
-def check_same(stored: dict[str, Any], ours: dict[str, Any], directory: Any) -> None:
-    """Raises `ValueError` if two runs differ; names the first difference."""
-    for name, value in _as_json(ours).items():
-        if json.dumps(stored.get(name)) != json.dumps(value):
-            raise OtherRun(
-                f"{directory} holds a run with {name}={_short(stored.get(name))}, but"
-                f" this one has {name}={_short(value)}. Pass what it was started with,"
-                " or another checkpoint_dir."
-            )
-
-
 def _stored(directory, damaged, say) -> Stored | None:
     """The newest whole checkpoint of a directory; None if none was saved."""
     with Checkpoints(directory) as checkpoints:
@@ -307,7 +299,7 @@ def _newest(checkpoints, damaged, say):
 
 def _parts(run, stores) -> tuple[Part, ...]:
     """Every member at its highest step; those at one place together."""
-    facts = _as_json(run.facts)
+    facts = as_json(run.facts)
     keys = list(zip(facts["ids"], facts["stack"], strict=True))
     members: dict[Any, list[int]] = {None: []} | {i: [] for i in range(len(stores))}
     # Of equals the one that holds the most of these members, so that a run that has
@@ -327,53 +319,9 @@ def _parts(run, stores) -> tuple[Part, ...]:
         columns = []
         if stored is not None:
             columns = [stored.columns[keys[place]] for place in places]
-            _check_members(stored, columns, facts, places)
+            check_members(stored, columns, facts, places)
         parts.append(Part(stored, np.array(places), np.array(columns, int)))
     return tuple(sorted(parts, key=lambda part: part.step))
-
-
-def _check_members(stored, columns, facts, places):
-    for name, ours in facts.items():
-        if name in ("ids", "stack", "initial_weights"):
-            continue
-        theirs = stored.facts.get(name)
-        for column, place in zip(columns, places, strict=True):
-            old = None if theirs is None else theirs[column]
-            if json.dumps(old) != json.dumps(ours[place]):  # a NaN is a NaN
-                raise OtherRun(
-                    f"{stored.directory} holds a run with {name}={_short(old)} for"
-                    f" member {facts['ids'][place]}, but this one has"
-                    f" {_short(ours[place])}. Pass what it was started with, or another"
-                    " checkpoint_dir."
-                )
-
-
-def _check_intervals(run, parts):
-    """Members that stop early must all be looked at after the same steps."""
-    ours = run.schedule.evaluate_every_steps
-    for part in parts:
-        if part.stored is None:
-            continue
-        theirs = part.stored.meta.get("evaluate_every_steps", ours)
-        if theirs != ours:
-            raise OtherRun(
-                f"{part.stored.directory} holds members that were evaluated every"
-                f" {theirs} steps, but this run evaluates every {ours}: new members"
-                f" would stop by another rule. Pass evaluate_every_steps={theirs}."
-            )
-
-
-def check_beginnings(part: Part, facts: dict[str, list[Any]]) -> None:
-    """Raises `ValueError` for a member that began with other weights in its store."""
-    theirs = part.stored.facts.get("initial_weights")
-    for column, place in zip(part.columns, part.members, strict=True):
-        old = [] if theirs is None else [theirs[column]]
-        if not identity.began_alike(old, [facts["initial_weights"][place]]):
-            raise OtherRun(
-                f"{part.stored.directory} holds a run whose member"
-                f" {facts['ids'][place]} began with other weights. Pass the ensemble"
-                " that it was started with, or another checkpoint_dir."
-            )
 
 
 def _stores(root) -> list[epath.Path]:
@@ -400,12 +348,3 @@ def _number(path) -> int:
 
 def _is_joining(path) -> bool:
     return epath.Path(path).name.startswith("joining-")
-
-
-def _as_json(tree):
-    return json.loads(json.dumps(tree))
-
-
-def _short(value):
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

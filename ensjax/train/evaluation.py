@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ensjax.members import member_key
 from ensjax.train.member import Member, mean_over_data, takes_hyper, with_metrics
+from ensjax.train.numbers import integer, number
 from ensjax.train.programs import Job
 
 
@@ -35,10 +36,13 @@ class EarlyStopping:
     def __post_init__(self):
         if self.mode not in ("min", "max"):
             raise ValueError(f'mode is "min" or "max"; got {self.mode!r}.')
-        if self.patience is not None and self.patience < 1:
+        if self.patience is not None and integer("patience", self.patience) < 1:
             raise ValueError(
                 f"patience must be at least 1 or None; got {self.patience}."
             )
+        if not isinstance(self.metric, str):
+            raise TypeError(f"metric must be a name; got {self.metric!r}.")
+        number("min_delta", self.min_delta)
 
     def update(self, state: dict[str, Any], value: Any, step: Any) -> dict[str, Any]:
         """One member's state after an evaluation that gave `value` at `step`."""

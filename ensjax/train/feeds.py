@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ensjax.mesh import place
+from ensjax.train.numbers import integer
 
 
 def is_resident(data: Any) -> bool:
@@ -84,7 +85,9 @@ class ResidentData:
             TypeError, ValueError: as `check_arrays`, or a batch does not fit.
         """
         num_examples = check_arrays(name, data)
-        batch_size = num_examples if batch_size is None else batch_size
+        batch_size = (
+            num_examples if batch_size is None else integer("batch_size", batch_size)
+        )
         if not 1 <= batch_size <= num_examples:
             raise ValueError(
                 f"batch_size must be from 1 to the {num_examples} examples of {name};"

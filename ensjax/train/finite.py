@@ -29,6 +29,22 @@ def still_finite(before: Any, after: Any) -> jax.Array:
     return jnp.stack(finite).all() if finite else jnp.bool_(True)
 
 
+def finite_as_at_start(start: Any, now: Any) -> jax.Array:
+    """True if every floating value of `now` is finite, or is not in `start`, `[]`.
+
+    A leaf that has another shape in `start` is compared as a whole.
+    """
+    finite = []
+    for old, new in zip(jax.tree.leaves(start), jax.tree.leaves(now), strict=True):
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            continue
+        here, there = jnp.isfinite(new), jnp.isfinite(jnp.asarray(old))
+        if here.shape != there.shape:
+            here, there = here.all(), there.all()
+        finite.append((here | ~there).all())
+    return jnp.stack(finite).all() if finite else jnp.bool_(True)
+
+
 # A sum is finite only if its terms are, and the scale keeps a sum of finite terms from
 # overflowing. On CPU a reduction over all entries runs one by one, a matrix-vector
 # product does not; and a loop of many small kernels is slow.

@@ -1,6 +1,7 @@
 """`fit`: trains every member of an ensemble as one compiled program of many steps."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
 from ensjax.train.loop import run_schedule
 from ensjax.train.objectives import Joint
+from ensjax.train.places import check_places
 from ensjax.train.preparation import prepare_run
 
 
@@ -50,7 +52,7 @@ def fit(
     shard_state: bool = False,
     checkpoint_dir: Any = None,
     save_every_steps: int | None = None,
-    members_from: Sequence[Any] = (),
+    members_from: str | os.PathLike | Sequence[Any] = (),
     logger: Any = None,
     progress: bool = True,
 ) -> tuple[Ensemble | Group, TrainingLog]:
@@ -119,9 +121,12 @@ def fit(
             of the members that run at once, so that it is exact.
         checkpoint_dir: where to save; nothing is saved without it.
         save_every_steps: default: with every report. The end is always saved.
-        members_from: checkpoint directories of other runs with the same settings, such
-            as parts of an ensemble that were trained elsewhere. Members that
-            `checkpoint_dir` lacks are taken over from them.
+        members_from: checkpoint directories (or one) of other runs with the same
+            settings, such as parts of an ensemble that were trained elsewhere. Members
+            that `checkpoint_dir` lacks are taken over from them. What `loss`,
+            `make_tx`, `augment` and the models compute is compared, not only their
+            names; where the versions of JAX, flax or optax differ it cannot be, which
+            is said.
         logger: has `write(step, metrics)`; only process 0 calls it.
         progress: whether to print.
 
@@ -145,6 +150,7 @@ def fit(
         >>> log.metrics["loss"].shape
         (10, 4)
     """
+    members_from = check_places(checkpoint_dir, members_from, logger)
     if checkpoint_dir is None:
         for name, value in (
             ("save_every_steps", save_every_steps),

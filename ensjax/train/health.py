@@ -10,6 +10,7 @@ from flax import nnx
 
 from ensjax.graphs import ApplyGraph
 from ensjax.members import member_key
+from ensjax.train.numbers import integer, number
 
 POLICIES = ("freeze", "rollback", "reseed", "off")
 
@@ -17,6 +18,10 @@ POLICIES = ("freeze", "rollback", "reseed", "off")
 @dataclasses.dataclass(frozen=True)
 class Health:
     """What is done with a member whose loss, weights or statistics are not finite.
+
+    Nor may its optimizer's state overflow: a second moment of Adam that is infinite
+    stops a weight for good while the loss stays finite. What is infinite in the state
+    that the optimizer begins with does not count.
 
     A look at the health of all members comes every 128 steps and at the end of every
     call of the compiled program (every step for a joint objective). The steps of a
@@ -51,12 +56,13 @@ class Health:
             raise ValueError(
                 f"health is one of {', '.join(POLICIES)}; got {self.policy!r}."
             )
+        number("learning_rate_factor", self.learning_rate_factor)
         if not 0 < self.learning_rate_factor <= 1:
             raise ValueError(
                 "learning_rate_factor must lie above 0 and at most at 1; got"
                 f" {self.learning_rate_factor}."
             )
-        if isinstance(self.max_recoveries, bool) or self.max_recoveries < 1:
+        if integer("max_recoveries", self.max_recoveries) < 1:
             raise ValueError(
                 f"max_recoveries must be at least 1; got {self.max_recoveries}."
             )

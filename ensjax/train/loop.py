@@ -16,6 +16,7 @@ import numpy as np
 
 from ensjax.checkpoint import Checkpoints, DamagedCheckpoint
 from ensjax.mesh import fetch
+from ensjax.train.agreement import compare_operations
 from ensjax.train.cohort import Cohort
 from ensjax.train.elastic import (
     Origin,
@@ -126,7 +127,8 @@ def _begin(run, checkpoint_dir, members_from, say) -> tuple[Origin, list[Cohort]
                 damaged[part.stored.directory, part.stored.step] = str(error)
                 break
         else:
-            for line in origin.notes:
+            others = compare_operations(run, origin.parts, checkpoint_dir)
+            for line in (*origin.notes, *others):
                 say(line)
             return origin, cohorts
 

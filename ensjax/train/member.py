@@ -15,7 +15,7 @@ from flax import nnx
 
 from ensjax.data import sampling
 from ensjax.members import member_key
-from ensjax.train.finite import all_finite, still_finite
+from ensjax.train.finite import all_finite, finite_as_at_start, still_finite
 from ensjax.train.health import Health, any_in_block
 from ensjax.train.layout import Layout, on_parts
 
@@ -293,10 +293,11 @@ class Member:
     ) -> tuple[Any, dict]:
         """What remains of the steps between two states: all of them, or none.
 
-        If the loss, the weights or the statistics are not finite, `health` says what
-        becomes of the member; a statistic that was not finite before, such as a mask of
-        -inf, does not count. The choice is a `where`, so that no other member's program
-        changes.
+        If the loss, the weights, the statistics or the optimizer's state are not
+        finite, `health` says what becomes of the member. A statistic that was not
+        finite before, such as a mask of -inf, does not count, nor does what the
+        optimizer begins with, such as an infinite best loss. The choice is a `where`,
+        so that no other member's program changes.
 
         Args:
             before: the state before these steps.
@@ -320,7 +321,7 @@ class Member:
             keep = active
         else:
             # A call that only compiles makes no step, and must not count as a look.
-            is_finite = self._is_finite(before, after, sums) | (num_steps == 0)
+            is_finite = self._is_finite(before, after, sums, hyper) | (num_steps == 0)
             keep = active & is_finite
         sums = jax.tree.map(lambda x: jnp.where(keep, x, 0.0), sums)
         is_broken = active & ~keep
@@ -343,8 +344,22 @@ class Member:
     def _names_of_averages(self):
         return ("averages",) if self.averages else ()
 
-    def _is_finite(self, before, after, sums):
-        finite = all_finite((sums["loss"], after["params"]))
+    def _is_finite(self, before, after, sums, hyper):
+        must_be = sums["loss"], after["params"]
+        finite = all_finite((must_be, after["opt_state"]))
+        # An overflow of Adam's second moment stops a weight, and the loss stays finite.
+        # What may be infinite there is seldom any: one look at all is enough mostly,
+        # and the state before the steps need not be kept for it.
+        finite = jax.lax.cond(
+            any_in_block(~finite),
+            lambda: (
+                all_finite(must_be)
+                & finite_as_at_start(
+                    self.tx(hyper).init(before["params"]), after["opt_state"]
+                )
+            ),
+            lambda: finite,
+        )
         finite &= still_finite(before["rest"], after["rest"])
         if self.layout is not None:
             finite = jax.lax.pmin(finite.astype(jnp.int32), "data") == 1

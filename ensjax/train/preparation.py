@@ -18,6 +18,7 @@ from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.feeds import ResidentData, is_resident
 from ensjax.train.health import Health
 from ensjax.train.objectives import Joint
+from ensjax.train.operations import operations_of
 from ensjax.train.run import Run
 from ensjax.train.schedule import Schedule
 from ensjax.train.streamed import StreamedData
@@ -117,6 +118,8 @@ def prepare_run(
     counts = tuple(e.num_members for e in ensembles)
     stacks = Stacks(counts, Blocks(block, unroll), mesh)
     hyper = arguments.per_member(hyper, sum(counts))
+    if hyper is not None:
+        arguments.check_optimizer(make_tx, hyper, ensembles)
     weighs_loss = loss_weights is not None
     weights = loss_weights if weighs_loss else weights
     weights_digest = None if weights is None else identity.digest(weights)
@@ -214,7 +217,28 @@ def prepare_run(
     jax.eval_shape(run.program.jitted, shapes, *inputs, schedule.steps_per_call, seed)
     if watched is not None:
         jax.eval_shape(lambda *args: watched(*args), shapes, ids, 0, seed)
+    if saves:
+        run.identity["operations"] = operations_of(
+            job.members,
+            model_states,
+            hypers,
+            _batch_shapes(feed),
+            num_members=counts,
+            evaluation=watched.arrays if early_stopping is not None else None,
+            evaluation_loss=evaluation_loss or loss,
+            mesh=mesh,
+        )
     return run
+
+
+def _batch_shapes(feed):
+    """Of a global batch, leaves `[batch, ...]`."""
+
+    def shape(leaf):
+        rest = leaf.shape[1 if feed.kind == "shared" else 2 :]
+        return jax.ShapeDtypeStruct((feed.batch_size, *rest), leaf.dtype)
+
+    return jax.tree.map(shape, feed.abstract())
 
 
 def _named(hyper):

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-import operator
 import warnings
+
+from ensjax.train.numbers import integer
 
 _REPORTS = 20
 
@@ -96,10 +97,7 @@ def _between_reports(about: int, unit: int, *, may_divide: bool) -> int:
 def _integer(name, value, *, at_least):
     if value is None:
         return None
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer; got {value!r}.") from None
+    value = integer(name, value)
     if value < at_least:
         # 0 means "never" inside; a user who passes it is told what is meant.
         raise ValueError(f"{name} must be at least {max(1, at_least)}; got {value}.")

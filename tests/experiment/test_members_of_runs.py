@@ -213,6 +213,59 @@ def test_what_is_refused_leaves_nothing_and_changes_nothing(capsys):
     assert "resumed_with" in read_json(Path("v/versions.json"))
 
 
+def test_members_of_another_training_are_refused_by_their_configs(folder, capsys):
+    """Before anything is trained: the configs are compared as for a restart."""
+    theirs = {"experiment": "trained", "seed": 0, "num_members": 1, "members": [3]}
+    theirs |= {"total_steps": 20, "block": "auto", "joint": False}
+    theirs |= {"mesh": {"member": 1, "data": 1, "model": 1}}
+
+    def refused(words, config):
+        other = folder / "b"
+        (other / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (other / "config.json").write_text(
+            config if isinstance(config, str) else json.dumps(config)
+        )
+        assert run("a", "num_members=2", members_from=["b"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+        assert not Path("a").exists()
+
+    for field, value in (("total_steps", 40), ("seed", 1), ("rate", 0.5)):
+        refused(f"config.{field} is {value!r} there and", theirs | {field: value})
+    refused("b/config.json", "{")
+    # Members, mesh and blocks may differ; this one has nothing to take.
+    refused("holds no checkpoint; give the folder `checkpoints` of a run", theirs)
+
+
+def test_members_of_another_model_are_refused_in_one_line(capsys):
+    """The configs are equal, but the experiment has changed in between."""
+    experiment = Path("experiments/trained.py").read_text()
+    Path("experiments").unlink()
+    Path("experiments").mkdir()
+    file = Path("experiments/trained.py")
+    file.write_text(experiment.replace("hidden=(8,)", "hidden=(9,)"))
+    assert run("b", "num_members=1", "total_steps=5") == 0
+    file.write_text(experiment)
+    capsys.readouterr()
+    options = dict(members_from=["b"])
+    assert run("a", "num_members=2", "total_steps=5", **options) == 2
+    error = capsys.readouterr().err
+    assert "blocks.0.linear.kernel is [6, 9]" in error, error
+    assert error.count("\n") == 1
+    assert not Path("a").exists()
+    # The same model with another activation: what it computes is compared.
+    tanh = "activation=jax.numpy.tanh, hidden=(8,)"
+    file.write_text(experiment.replace("hidden=(8,)", tanh))
+    assert run("c", "num_members=1", "total_steps=5") == 0
+    file.write_text(experiment)
+    capsys.readouterr()
+    options = dict(members_from=["c"])
+    assert run("a", "num_members=2", "total_steps=5", **options) == 2
+    error = capsys.readouterr().err
+    assert "trained with another loss or model" in error and error.count("\n") == 1
+    assert not Path("a").exists()
+
+
 @pytest.mark.slow
 def test_members_from_is_never_passed_over_in_silence(capsys):
     assert run("b", "num_members=2") == 0

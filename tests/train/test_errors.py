@@ -41,6 +41,12 @@ EVALUATED = dict(evaluation=(X, Y))
 
 TABLE = {
     "steps 0": (dict(steps=0), VALUE, "steps must be at least 1; got 0"),
+    "steps bool": (dict(steps=True), KIND, "steps must be an integer; got True"),
+    "batch float": (
+        dict(batch_size=8.0),
+        KIND,
+        "batch_size must be an integer; got 8.0",
+    ),
     "steps float": (dict(steps=2.5), KIND, "steps must be an integer; got 2.5"),
     "calls": (dict(steps_per_call=0), VALUE, "steps_per_call must be at least 1"),
     "log": (
@@ -110,6 +116,26 @@ TABLE = {
         VALUE,
         "weights must hold a positive weight",
     ),
+    "negative loss weights": (
+        dict(loss_weights=-np.ones(24)),
+        VALUE,
+        "loss_weights must be finite and not negative; loss_weights[0] is -1.0",
+    ),
+    "zero loss weights": (
+        dict(loss_weights=np.zeros(24)),
+        VALUE,
+        "loss_weights must hold a positive weight",
+    ),
+    "hyper rows": (
+        dict(hyper=np.ones((2, 5))),
+        VALUE,
+        "; hyper is (2, 5), [member, ...]. Expected one number for each member",
+    ),
+    "hyper column": (
+        dict(hyper=np.ones((2, 1))),
+        VALUE,
+        "; hyper is (2, 1), [member, ...]. Expected one number for each member",
+    ),
     "hyper": (dict(hyper=np.ones(3)), VALUE, "hyper has 3 values for 2 members"),
     "hyper dict": (
         dict(hyper={"lr": (1.0, 2.0, 3.0)}),
@@ -173,6 +199,36 @@ TABLE = {
         dict(evaluate_every_steps=2),
         VALUE,
         "evaluate_every_steps needs an evaluation",
+    ),
+    "stopping kind": (
+        dict(early_stopping="5", **EVALUATED),
+        KIND,
+        "early_stopping must be an ensjax.EarlyStopping(patience=5), or None; got '5'",
+    ),
+    "logger": (
+        dict(logger=print),
+        KIND,
+        "logger must have a method write(step, metrics)",
+    ),
+    "members from nowhere": (
+        dict(members_from=3),
+        KIND,
+        "members_from must be a path or a sequence of paths; got 3",
+    ),
+    "members from a number": (
+        dict(members_from=[3]),
+        KIND,
+        "members_from must be a path; got 3",
+    ),
+    "members from a file": (
+        dict(members_from=__file__),
+        VALUE,
+        f"{__file__} is a file",
+    ),
+    "one place of others": (
+        dict(members_from="/nowhere/b"),
+        VALUE,
+        "/nowhere/b of members_from holds no checkpoint",
     ),
     "watched": (
         dict(early_stopping=ensjax.EarlyStopping(metric="f1"), **EVALUATED),
@@ -283,6 +339,54 @@ def test_a_batch_must_divide_over_data_shards(kit):
         kit.fit(kit.ensemble("mlp", 2, mesh=(4, 2)), (X, Y), batch_size=9)
     with pytest.raises(ValueError, match="batches of 3 examples, which must divide"):
         kit.fit(kit.ensemble("mlp", 2, mesh=(4, 2)), [(X[:3], Y[:3])])
+
+
+def test_a_file_is_no_place_for_checkpoints(kit, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    for place in (file, file / "run"):
+        with pytest.raises(ValueError, match=f"checkpoint_dir='{place}' must be a f"):
+            kit.fit(kit.ensemble("mlp", 2), (X, Y), checkpoint_dir=place)
+    with pytest.raises(TypeError, match="checkpoint_dir must be a path; got 3"):
+        kit.fit(kit.ensemble("mlp", 2), (X, Y), checkpoint_dir=3)
+    assert file.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "make, kind, message",
+    [
+        (lambda: ensjax.EarlyStopping(patience=2.5), KIND, "patience must be an int"),
+        (lambda: ensjax.EarlyStopping(patience="3"), KIND, "patience must be an int"),
+        (lambda: ensjax.EarlyStopping(patience=True), KIND, "patience must be an int"),
+        (lambda: ensjax.EarlyStopping(patience=0), VALUE, "patience must be at least"),
+        (lambda: ensjax.EarlyStopping(min_delta=np.nan), VALUE, "min_delta must be fi"),
+        (lambda: ensjax.EarlyStopping(min_delta="0"), KIND, "min_delta must be a numb"),
+        (lambda: ensjax.EarlyStopping(metric=1), KIND, "metric must be a name; got 1"),
+        (lambda: ensjax.Health(max_recoveries=2.5), KIND, "max_recoveries must be an"),
+        (lambda: ensjax.Health(max_recoveries=0), VALUE, "max_recoveries must be at"),
+        (
+            lambda: ensjax.Health(learning_rate_factor="0.1"),
+            KIND,
+            "learning_rate_factor must be a number; got '0.1'",
+        ),
+    ],
+)
+def test_settings_are_checked_when_they_are_made(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
+def test_several_hyperparameters_in_a_row_are_what_make_tx_takes_apart(kit):
+    rows = np.array([[1e-3, 0.9], [1e-2, 0.8]], np.float32)
+
+    def make_tx(hyper):
+        return optax.adam(hyper[0], b1=hyper[1])
+
+    single = dict(steps=1, steps_per_call=1)
+    _, log = kit.fit(
+        kit.ensemble("mlp", 2), (X, Y), hyper=rows, make_tx=make_tx, **single
+    )
+    assert np.isfinite(log.metrics["loss"]).all()
 
 
 def test_intervals_mean_nothing_without_what_they_are_for(kit):

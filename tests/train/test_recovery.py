@@ -103,6 +103,75 @@ def test_a_fault_of_some_members_changes_no_bit_of_the_others(
         assert np.isfinite(np.asarray(leaf)).all()
 
 
+def deep_model(rngs):
+    return nn.MLP(in_features=6, hidden=(8, 8), num_outputs=3, rngs=rngs)
+
+
+def with_infinite_best(learning_rate):
+    """Adam beside a best value so far, which is infinite at the beginning."""
+    adam = optax.adam(learning_rate)
+
+    def init(params):
+        return {"adam": adam.init(params), "best": jnp.array([jnp.inf, 0.0])}
+
+    def update(grads, state, params):
+        updates, own = adam.update(grads, state["adam"], params)
+        return updates, {"adam": own, "best": state["best"]}
+
+    return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize(
+    "policy, mesh, shard_state, make_tx",
+    [
+        ("freeze", (1, 1), False, with_infinite_best),
+        ("rollback", (1, 1), False, optax.adam),
+        pytest.param("reseed", (1, 1), False, optax.adam, marks=pytest.mark.slow),
+        pytest.param("freeze", (2, 2), True, optax.adam, marks=pytest.mark.slow),
+        pytest.param(
+            "rollback", (2, 2), True, with_infinite_best, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_an_optimizer_whose_state_overflows_is_a_fault(
+    kit, policy, mesh, shard_state, make_tx, compilations
+):
+    """At a rate of 1e10 Adam's second moment is infinite, and loss and weights are not.
+
+    Without a look at the optimizer's state these members would seem healthy, and never
+    change again. What is infinite there from the beginning is no fault.
+    """
+    num_members = 4
+    mesh = kit.mesh(*mesh)
+    ensemble = ensjax.Ensemble.init(deep_model, num_members=num_members, mesh=mesh)
+    options = dict(steps=20, steps_per_call=10, log_every_steps=10, make_tx=make_tx)
+    options |= dict(shard_state=shard_state)
+    own = {"make_model": deep_model} if policy == "reseed" else {}
+    unseen = dict(options, health="off")
+    guarded = dict(options, health=ensjax.Health(policy=policy, **own))
+    rates = np.full(num_members, 1e-3)
+    expected, log = kit.fit(ensemble, kit.data(), hyper=rates, **guarded)
+    assert (log.frozen_steps == -1).all()
+    assert policy == "freeze" or (log.recovery_steps == -1).all()
+    rates[BAD] = 1e10
+    compilations.clear()
+    trained, log = kit.fit(ensemble, kit.data(), hyper=rates, **guarded)
+    assert "jit(TrainSteps)" not in compilations
+    kit.check_equal(trained.select([0, 2]), expected.select([0, 2]))
+    if policy == "freeze":
+        assert log.frozen_steps.tolist() == [-1, 0, -1, 0]
+        kit.check_equal(trained.select(BAD), ensemble.select(BAD))
+    else:
+        assert (log.recovery_steps[BAD, 0] == 0).all()
+        assert (log.recovery_steps[[0, 2]] == -1).all()
+    if make_tx is optax.adam and not shard_state:
+        # What is watched is nothing that the loss or the weights would show.
+        dead, log = kit.fit(ensemble, kit.data(), hyper=rates, **unseen)
+        assert np.isfinite(log.metrics["loss"]).all()
+        for leaf in jax.tree.leaves(dead.params):
+            assert np.isfinite(np.asarray(leaf)).all()
+
+
 @pytest.mark.parametrize(
     "mesh, block, shard_state",
     [

@@ -1,0 +1,226 @@
+"""What a member's loss, optimizer and augmentation compute, as checksums for a run.
+
+Functions have names, and what they hold (a closure, a global, the activation of a
+module) does not show in them. It does in the operations that they are traced to: two
+functions of the same operations on the same numbers are the same. One member is traced
+alone on one device, so that blocks, the mesh and the number of members have no say.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from ensjax.mesh import platform, tracing_for
+from ensjax.train import identity
+from ensjax.train.member import Member
+from ensjax.train.objectives import Joint
+
+_AXES = [(name, 1) for name in ("member", "data", "model")]
+
+
+def operations_of(
+    members: tuple[Member, ...],
+    model_states: Any,
+    hypers: Any,
+    batch: Any,
+    *,
+    num_members: tuple[int, ...],
+    evaluation: Any,
+    evaluation_loss: Callable[..., Any] | None,
+    mesh: Mesh,
+) -> dict[str, Any]:
+    """Checksums of the parts of a training step, stack by stack, as JSON holds them.
+
+    Args:
+        members: one description for each stack.
+        model_states: of each stack, leaves `[row, ...]`; shapes are enough.
+        hypers: of each stack, leaves `[row, ...]`; shapes are enough.
+        batch: shapes of a global batch as the data have it, leaves `[batch, ...]`.
+        num_members: of each stack.
+        evaluation: what chooses the best weights, leaves `[example, ...]`, or None.
+        evaluation_loss: its loss.
+        mesh: whose platform is traced for.
+
+    Returns:
+        `{"made_with": versions and platform, "stacks": [{part: checksum}]}`; compare
+        them with `other_operations`.
+    """
+    with tracing_for(platform(mesh)):
+        stacks = [
+            _parts(member, *map(_one, own), batch, evaluation, evaluation_loss)
+            for member, *own in zip(members, model_states, hypers, strict=True)
+        ]
+        if isinstance(members[0].loss, Joint):
+            joint = _joint(members, model_states, batch, num_members)
+            stacks = [own | {"loss": joint} for own in stacks]
+    return {"made_with": _versions(mesh), "stacks": stacks}
+
+
+def other_operations(stored: Any, ours: dict[str, Any]) -> list[str] | None:
+    """The parts in which two runs differ; None if that cannot be told.
+
+    Another version of JAX writes the same computation in other operations, so does
+    another platform; and older checkpoints hold no checksums.
+    """
+    if stored is None or stored["made_with"] != ours["made_with"]:
+        return None
+    names: dict[str, None] = {}
+    for theirs, own in zip(stored["stacks"], ours["stacks"], strict=True):
+        for name in (*own, *theirs):
+            if theirs.get(name) != own.get(name):
+                names[name] = None
+    return list(names)
+
+
+def _versions(mesh):
+    found = {"jax": jax.__version__, "flax": flax.__version__}
+    found |= {"optax": optax.__version__, "platform": platform(mesh)}
+    return found
+
+
+def _parts(member, model_state, hyper, batch, evaluation, evaluation_loss):
+    """Checksums of one member's functions by the names that `fit` gives them."""
+    member = dataclasses.replace(member, data_shards=1, layout=None)
+    params, rest = model_state["params"], model_state["rest"]
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
+    found = {}
+    if member.augment is not None:
+        keys = jax.ShapeDtypeStruct((member.batch_size,), key.dtype)
+        augment = jax.vmap(member.augment)
+        found["augment"] = checksum(augment, keys, batch)
+        batch = jax.eval_shape(augment, keys, batch)
+
+    def loss_of(params, rest, batch, key, hyper):
+        if isinstance(member.loss, Joint):
+            model = member.graph.merge({"params": params, "rest": rest}, train=True)
+            return member.loss.forward(model, batch, key)
+        gradient = jax.value_and_grad(member.loss_and_rest, has_aux=True)
+        return gradient(params, rest, batch, key, hyper)
+
+    if member.weighs_loss:
+        batch = batch, jax.ShapeDtypeStruct((member.batch_size,), jnp.float32)
+    name = "forward or model" if isinstance(member.loss, Joint) else "loss or model"
+    found[name] = checksum(loss_of, params, rest, batch, key, hyper)
+
+    def optimize(params, grads, hyper):
+        tx = member.tx(hyper)
+        return tx.update(grads, tx.init(params), params)
+
+    found["make_tx"] = checksum(optimize, params, params, hyper)
+    if member.health.policy == "reseed":
+        found["health.make_model"] = checksum(
+            lambda seed: member.health.fresh(member.graph, seed, 0, 0), 0
+        )
+    if evaluation is not None:
+
+        def evaluate(params, rest, batch, key):
+            model = member.graph.merge({"params": params, "rest": rest}, train=False)
+            return evaluation_loss(model, batch, key)
+
+        found["evaluation_loss"] = checksum(evaluate, params, rest, evaluation, key)
+    return found
+
+
+def _joint(members, model_states, batch, num_members):
+    """Of the objective of all members' outputs."""
+    joint = members[0].loss
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
+    if members[0].augment is not None:
+        keys = jax.ShapeDtypeStruct((members[0].batch_size,), key.dtype)
+        batch = jax.eval_shape(jax.vmap(members[0].augment), keys, batch)
+
+    def all_outputs(states, batch, key):
+        def outputs(graph, state, count):
+            model = graph.merge(state, train=True)
+            one = joint.forward(model, batch, key)
+            return jax.tree.map(lambda x: jnp.stack([x] * count), one)
+
+        parts = [
+            outputs(member.graph, state, count)
+            for member, state, count in zip(members, states, num_members, strict=True)
+        ]
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+
+    every = jax.eval_shape(all_outputs, list(map(_one, model_states)), batch, key)
+    mask = jax.ShapeDtypeStruct((sum(num_members),), jnp.bool_)
+    return checksum(joint.loss, every, batch, key, mask)
+
+
+def _one(stacked):
+    """Shapes of one row."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+
+
+def checksum(fn: Callable[..., Any], *shapes: Any) -> str:
+    """Of the operations that a function is traced to, and of all numbers in them.
+
+    It does not depend on the process: names of functions, addresses and devices are
+    left out.
+
+    Args:
+        fn: a function of trees of arrays, which may use the axes of the mesh.
+        shapes: its arguments, or their shapes.
+    """
+    closed = jax.make_jaxpr(fn, axis_env=_AXES)(*shapes)
+    return _of_jaxpr(closed.jaxpr, closed.consts)
+
+
+def _of_jaxpr(jaxpr, consts) -> str:
+    numbers: dict[Any, int] = {}
+
+    def name(var):
+        kind = f"{getattr(var.aval, 'dtype', '')}{getattr(var.aval, 'shape', '')}"
+        if hasattr(var, "val"):
+            return f"{_plain(var.val)}:{kind}"
+        return f"{numbers.setdefault(var, len(numbers))}:{kind}"
+
+    lines = [" ".join(map(name, (*jaxpr.constvars, *jaxpr.invars)))]
+    lines += [_plain(value) for value in consts]
+    for eqn in jaxpr.eqns:
+        params = {k: v for k, v in eqn.params.items() if not _is_about_places(k)}
+        inputs, outputs = (" ".join(map(name, xs)) for xs in (eqn.invars, eqn.outvars))
+        lines.append(f"{outputs} = {eqn.primitive.name} {_plain(params)} {inputs}")
+    lines.append(" ".join(map(name, jaxpr.outvars)))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _is_about_places(name: str) -> bool:
+    """Whether a parameter says how an operation is called or where, not what it is."""
+    return name in _NAMES_AND_PLACES or "sharding" in name or "layout" in name
+
+
+_NAMES_AND_PLACES = frozenset(
+    ("name", "ctx_mesh", "mesh", "devices", "srcs", "donated_invars", "inline")
+    + ("keep_unused", "compiler_options_kvs", "debug_info")
+)
+
+
+def _plain(value: Any) -> str:
+    """A number, a jaxpr or a parameter as text that is the same in any process."""
+    if hasattr(value, "eqns"):
+        return _of_jaxpr(value, ())
+    if hasattr(value, "jaxpr") and hasattr(value, "consts"):
+        return _of_jaxpr(value.jaxpr, value.consts)
+    if isinstance(value, Mapping):
+        items = sorted((str(k), _plain(v)) for k, v in value.items())
+        return f"{{{', '.join(f'{k}={v}' for k, v in items)}}}"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(map(_plain, value)))}}}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__}({', '.join(map(_plain, value))})"
+    is_array = isinstance(value, jax.Array)
+    if is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return f"key {identity.digest(jax.random.key_data(value))}"
+    if hasattr(value, "__array__"):
+        return f"array {identity.digest(value)}"
+    if isinstance(value, (jax.Device, jax.sharding.Sharding)) or callable(value):
+        return type(value).__name__
+    return re.sub(r"\b0x[0-9a-fA-F]+", "", f"{value!r}")
