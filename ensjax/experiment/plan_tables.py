@@ -22,6 +22,9 @@ def print_report(report: Mapping[str, Any]) -> None:
         _print_choices(console, report)
     if report["tuning"] is not None:
         _print_tuning(console, report["tuning"])
+    if report["fixed"]:
+        text = report["fixed"]
+        console.print(f"{text[0].upper()}{text[1:]}: that stays as it is.")
 
 
 def show_bytes(count: float | None) -> str:
@@ -292,5 +295,8 @@ def _print_tuning(console, tuning):
         " they differ by is noise."
     )
     ratio = auto["seconds_per_step"] / tuning["timings"][0]["seconds_per_step"]
+    if not tuning["field"]:
+        console.print("The fastest is what the config has.")
+        return
     console.print(f"The fastest, {ratio:.2f} times as fast as auto:")
     console.print("  " + " ".join(tuning["field"]), markup=False, soft_wrap=True)

@@ -75,6 +75,8 @@ def tune(
     *,
     forms: Mapping[str, TrainingJob] | None = None,
     mesh: Mesh | None = None,
+    in_blocks: bool = True,
+    unrolled: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Tuning:
     """Times a few steps of the job with every block, interleaved, on real devices.
@@ -89,6 +91,8 @@ def tune(
         forms: the same job with its convolutions in other forms (of `ops.Conv`), by
             their names. Each is timed with block "auto", one and all members at once.
         mesh: of devices that are there; default: the job's.
+        in_blocks: whether blocks of other sizes than the automatic one are timed.
+        unrolled: whether members one after the other without a loop are timed.
         say: is told what is being done, a line at a time.
 
     Raises:
@@ -105,7 +109,9 @@ def tune(
 
     auto_run = run_with("auto")
     local_members = auto_run.num_rows[0] // mesh.shape["member"]
-    ways = _ways(local_members, tuple(forms or ()))
+    ways = _ways(
+        local_members, tuple(forms or ()), in_blocks=in_blocks, unrolled=unrolled
+    )
     programs = {}
     for way in ways:
         block, unroll, form = way
@@ -153,16 +159,18 @@ def tune(
     )
 
 
-def _ways(local_members, forms) -> list[tuple[int | str, bool, str | None]]:
+def _ways(
+    local_members, forms, *, in_blocks, unrolled
+) -> list[tuple[int | str, bool, str | None]]:
     """Block, whether members are unrolled, and form, of all that is timed."""
     ways: list[tuple[int | str, bool, str | None]] = [("auto", False, None)]
-    several = local_members > 1
-    if several:
+    in_blocks &= local_members > 1
+    if in_blocks:
         blocks = [k for k in blocks_of(local_members) if k < local_members]
         ways += [(block, False, None) for block in (*blocks, "all")]
-        if local_members <= MAX_UNROLLED_MEMBERS:
-            ways.append((1, True, None))
-    of_forms = ("auto", 1, "all") if several else ("auto",)
+    if unrolled and 1 < local_members <= MAX_UNROLLED_MEMBERS:
+        ways.append((1, True, None))
+    of_forms = ("auto", 1, "all") if in_blocks else ("auto",)
     return ways + [(block, False, form) for form in forms for block in of_forms]
 
 
