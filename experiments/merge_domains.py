@@ -32,6 +32,11 @@ def validate(config):
         )
 
 
+def training_job(config):
+    """The members of all seeds and domains, the largest stack of the run."""
+    return training.tuning_job(config, training.load_rows(config))
+
+
 def run(config, run_dir):
     """Trains all seeds, merges by every method, judges; resumes by stages."""
     rows = training.load_rows(config)

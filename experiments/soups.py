@@ -27,6 +27,11 @@ def validate(config):
     check_numbers(config, ("learned.batch_size",), at_most=config.num_validation)
 
 
+def training_job(config):
+    """The fine-tunes of all seeds, the largest stack of the run."""
+    return training.tuning_job(config, training.load_digits(config))[0]
+
+
 def run(config, run_dir):
     """Trains, averages, judges both parts; the same command resumes by stages."""
 

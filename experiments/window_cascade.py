@@ -100,13 +100,11 @@ def sizes_of(config, run_dir):
 
 
 def training_job(config):
-    """Raises `ConfigError`: a plan is of one stack."""
+    """The members of all widths and seeds, a stack of each width."""
     if config.cached.files:
         raise ConfigError("this preset trains nothing: it reads cached logits.")
-    raise ConfigError(
-        f"window_cascade trains networks of {len(config.widths)} widths as one group of"
-        " stacks, and a training job has one architecture."
-    )
+    splits = [data.split_rows(config, seed) for seed in range(config.num_seeds)]
+    return data.training_job(config, splits)
 
 
 def validate(config):

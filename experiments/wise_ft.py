@@ -29,6 +29,11 @@ def validate(config):
         )
 
 
+def training_job(config):
+    """The fine-tuned models of all seeds and recipes, the largest stack of the run."""
+    return training.tuning_job(config)
+
+
 def run(config, run_dir):
     """Trains, tunes, sweeps all mixtures, judges; the same command resumes."""
 

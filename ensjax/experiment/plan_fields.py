@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
 from ensjax.experiment.exit_codes import ConfigError
@@ -70,16 +71,16 @@ def find_fields(
         make_job: checks a config and makes its job; what it raises counts as a value
             that the config does not take.
     """
-    options = job.options
-    block = options.get("block", "auto")
-    batch_size, unroll = options.get("batch_size", 64), options.get("unroll", False)
+    block, unroll = job.options.get("block", "auto"), job.options.get("unroll", False)
+    batch_size = batch_size_of(job)
 
     def sets(field: str, text: str, name: str, value: Any) -> bool:
         try:
             changed = make_job(changed_config(config, [(field, text)]))
         except (ConfigError, TypeError, ValueError):
             return False
-        found = changed.options.get(name)
+        is_batch = name == "batch_size"
+        found = batch_size_of(changed) if is_batch else changed.options.get(name)
         return type(found) is type(value) and found == value
 
     def find(name: str, value: Any) -> str | None:
@@ -92,16 +93,21 @@ def find_fields(
     if block_field is not None:
         values = {"auto": "auto", "all": None}
         words = {w for w, v in values.items() if sets(block_field, w, "block", v)}
-    # A batch of one is not made smaller.
-    batch_field = find("batch_size", batch_size // 2) if batch_size > 1 else None
     return PlanFields(
         block=block_field,
-        batch_size=batch_field,
+        batch_size=find("batch_size", batch_size // 2 or 2),
         unroll=find("unroll", not unroll),
         remat=next(iter(_fields_named(config, "remat")), None),
         conv_form=next(iter(_fields_named(config, "conv_form")), None),
         words=frozenset(words),
     )
+
+
+def batch_size_of(job: Any) -> int:
+    """Examples of the global batch of each member of a job."""
+    if job.is_stream:
+        return jax.tree.leaves(job.data)[0].shape[0]
+    return job.options.get("batch_size", 64)
 
 
 def changed_config(

@@ -105,7 +105,10 @@ def _print_member(console, plan):
     label = "all members"
     if plan.batch_size is None and plan.step is not None:  # others do not exist yet
         together, label = plan.step.block, "at once on a device"
-    table = _table("One member", "what", "bytes", label)
+    title = "One member"
+    if plan.stacks:
+        title, together = "One member of each stack", None
+    table = _table(title, "what", "bytes", *(() if plan.stacks else (label,)))
     rows = {
         f"{_count(member.parameters)} parameters": member.params_bytes,
         "statistics, random keys": member.rest_bytes,
@@ -115,8 +118,44 @@ def _print_member(console, plan):
     }
     for name, size in rows.items():
         if size:
-            table.add_row(name, show_bytes(size), show_bytes(size * together))
+            of_all = () if plan.stacks else (show_bytes(size * together),)
+            table.add_row(name, show_bytes(size), *of_all)
     console.print(table)
+    if plan.stacks:
+        _print_stacks(console, plan)
+
+
+def _print_stacks(console, plan):
+    table = _table(
+        "Stacks, in one program",
+        "stack",
+        "members",
+        "parameters of one",
+        "state of all",
+        "operations",
+        "bytes moved",
+        "at once",
+    )
+    devices = plan.mesh["member"]
+    for number, stack in enumerate(plan.stacks, start=1):
+        cost, rows = stack.step, stack.num_rows
+        table.add_row(
+            str(number),
+            str(stack.num_members),
+            _count(stack.member.parameters),
+            show_bytes(stack.member.state_bytes * rows),
+            *(
+                ("-", "-", "-")
+                if cost is None
+                else (
+                    _count(cost.flops),
+                    show_bytes(cost.bytes_moved),
+                    f"{cost.block} of {rows // devices}",
+                )
+            ),
+        )
+    console.print(table)
+    console.print("Operations and bytes moved are of one step on each device.")
 
 
 _MEMORY_ROWS = {
@@ -159,7 +198,8 @@ def _print_step(console, plan):
         show_bytes(step.bytes_moved),
         show_bytes(step.bytes_moved / local * shards),
     )
-    table.add_row("local members at once", f"{step.block} of {local:.0f}", "")
+    if not plan.stacks:
+        table.add_row("local members at once", f"{step.block} of {local:.0f}", "")
     if plan.beside is not None:
         rest = plan.beside
         table.add_row(

@@ -25,6 +25,7 @@ from ensjax.experiment.overrides import flatten_fields
 from ensjax.experiment.plan_fields import (
     FORMS,
     PlanFields,
+    batch_size_of,
     changed_config,
     find_fields,
 )
@@ -324,11 +325,16 @@ def _show_fixed(options, fields, is_mapped) -> str:
     missing = () if is_mapped else fields.missing(tuple(dict.fromkeys(names)))
     if not missing:
         return ""
-    return f"the config has no field that sets {' or '.join(missing)} of what is planned"
+    return (
+        f"the config has no field that sets {' or '.join(missing)} of what is planned"
+    )
 
 
 def _local_members(job, mesh) -> int:
-    return math.ceil(len(job.member_ids) / mesh.shape["member"])
+    """Of the largest stack, on each device."""
+    stacks = getattr(job, "stacks", (job,))
+    members = max(len(stack.member_ids) for stack in stacks)
+    return math.ceil(members / mesh.shape["member"])
 
 
 def _find_choices(
@@ -347,7 +353,7 @@ def _find_choices(
         settings = planning.Settings(
             block=job.options.get("block", "auto"),
             remat=None if fields.remat is None else values[fields.remat],
-            batch_size=job.options.get("batch_size", 64),
+            batch_size=batch_size_of(job),
         )
         rows, fixed = _local_members(job, mesh), fields.missing(("block", "batch_size"))
 

@@ -10,6 +10,7 @@ from ensjax.planning.mapped_job import MappedJob
 from ensjax.planning.memory import DoesNotFit
 from ensjax.planning.plan import plan
 from ensjax.planning.planned import Plan
+from ensjax.train.group_job import GroupJob
 from ensjax.train.job import TrainingJob
 
 
@@ -61,7 +62,7 @@ class Choices:
 
 
 def find_choices(
-    make_job: Callable[[Settings], TrainingJob | MappedJob],
+    make_job: Callable[[Settings], TrainingJob | GroupJob | MappedJob],
     settings: Settings,
     *,
     mesh: Mesh,
@@ -81,7 +82,7 @@ def find_choices(
         make_job: the job under other settings.
         settings: of the job as it is.
         mesh: devices, which need not be there.
-        local_members: rows of the stack on each device.
+        local_members: rows of the stack on each device; of several of the largest.
         memory_bytes: of a device.
         fixed: of "block" and "batch_size", those that `make_job` cannot change.
         known: the plan of the job as it is, if there is one, or why there is none.

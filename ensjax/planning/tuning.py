@@ -14,6 +14,7 @@ from ensjax.planning.memory import DoesNotFit, compile_lowered
 from ensjax.planning.plan import describe
 from ensjax.planning.step_cost import members_of_a_block
 from ensjax.planning.trial import Inputs
+from ensjax.train.group_job import GroupJob
 from ensjax.train.job import TrainingJob
 
 # A round times one call of every program; the fastest of all rounds counts.
@@ -71,9 +72,9 @@ class Tuning:
 
 
 def tune(
-    job: TrainingJob,
+    job: TrainingJob | GroupJob,
     *,
-    forms: Mapping[str, TrainingJob] | None = None,
+    forms: Mapping[str, TrainingJob | GroupJob] | None = None,
     mesh: Mesh | None = None,
     in_blocks: bool = True,
     unrolled: bool = True,
@@ -104,11 +105,10 @@ def tune(
     jobs = {None: job, **(forms or {})}
 
     def run_with(block, unroll=False, form=None):
-        options = {**job.options, "block": block, "unroll": unroll}
-        return describe(dataclasses.replace(jobs[form], options=options), mesh)
+        return describe(jobs[form].with_options(block=block, unroll=unroll), mesh)
 
     auto_run = run_with("auto")
-    local_members = auto_run.num_rows[0] // mesh.shape["member"]
+    local_members = max(auto_run.num_rows) // mesh.shape["member"]
     ways = _ways(
         local_members, tuple(forms or ()), in_blocks=in_blocks, unrolled=unrolled
     )

@@ -3,6 +3,7 @@
 from ensjax.train import losses
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
+from ensjax.train.group_job import GroupJob
 from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
 from ensjax.train.job import TrainingJob
@@ -26,6 +27,7 @@ from ensjax.train.soft_labels import (
 
 __all__ = [
     "EarlyStopping",
+    "GroupJob",
     "Health",
     "Joint",
     "NegativeCorrelation",
