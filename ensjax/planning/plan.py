@@ -106,7 +106,7 @@ def plan(
                 name,
                 compiled[name],
                 mesh,
-                beside_bytes=sum(arrays[key] for key in _BESIDE[name]),
+                beside_bytes=sum(arrays[key] for key in _beside(name, run)),
                 lower_seconds=lower_seconds,
                 compile_seconds=seconds,
             )
@@ -164,11 +164,17 @@ def describe(
 # What stays on a device while a program runs and is no argument of it: `fit` holds the
 # members that it was given, its padded copy of them, and everything else it has placed.
 _BESIDE = {
-    "training": ("members as given", "members as padded", "evaluation data"),
+    "training": (
+        "members as given",
+        "members as padded",
+        "evaluation data",
+        "batches read ahead",
+    ),
     "evaluation": (
         "members as given",
         "members as padded",
         "data",
+        "batches read ahead",
         "hyperparameters",
         "sampling weights",
     ),
@@ -180,6 +186,28 @@ _BESIDE = {
         "sampling weights",
     ),
 }
+
+
+# Chunks of a stream on the devices beside the one in use, at most: two that wait, and
+# one in the making (`data.prefetch_chunks`).
+_CHUNKS_AHEAD = 3
+
+
+def _beside(name, run) -> list[str]:
+    # A stream is read when the state is there.
+    absent = ("data",) if _is_stream(run) and name == "initial state" else ()
+    return [key for key in _BESIDE[name] if key not in absent]
+
+
+def _is_stream(run) -> bool:
+    return run.job.data_kind == "batch"
+
+
+def _bytes_ahead(run) -> int:
+    if not _is_stream(run):
+        return 0
+    calls = math.ceil(run.schedule.steps / run.schedule.steps_per_call)
+    return min(_CHUNKS_AHEAD, calls - 1) * device_bytes(run.data)
 
 
 def _lowerings(run):
@@ -202,6 +230,7 @@ def _arrays(run, ensemble: Ensemble | Group) -> dict[str, int]:
         "members as given": given,
         "members as padded": device_bytes(run.model_states),
         "data": device_bytes(run.data),
+        "batches read ahead": _bytes_ahead(run),
         "evaluation data": device_bytes(run.evaluation),
         "hyperparameters": device_bytes(run.hypers),
         "member ids": device_bytes(run.ids),

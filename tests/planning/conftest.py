@@ -153,9 +153,15 @@ def _check_against(planned, calls):
         assert program.program_peak_bytes == pytest.approx(ran, rel=0.05)
         # What was on the device when the program was called: arguments and the rest.
         live = program.argument_bytes + program.beside_bytes
+        ahead = planned.arrays["batches read ahead"]
+        if ahead and program.name == "training":  # the thread reads as it comes to it
+            live -= ahead
+            assert 0.95 * live <= call.live_bytes <= 1.05 * (live + ahead)
+            continue
         assert live == pytest.approx(call.live_bytes, rel=0.05)
         peaks.append(ran + call.live_bytes - memory.argument_size_in_bytes)
-    assert planned.peak_bytes == pytest.approx(max(peaks), rel=0.05)
+    if not planned.arrays["batches read ahead"]:
+        assert planned.peak_bytes == pytest.approx(max(peaks), rel=0.05)
 
 
 @pytest.fixture(scope="session")
