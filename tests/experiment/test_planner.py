@@ -112,7 +112,7 @@ def specs_of_jobs():
             )
 
 
-@pytest.mark.parametrize("spec", specs_of_jobs())
+@pytest.mark.parametrize("spec", list(specs_of_jobs()))
 def test_what_pins_a_choice_is_what_run_takes(spec):
     """Of all fields that a plan finds, the line makes the job that was looked at."""
     mesh = make_mesh(member=1)
