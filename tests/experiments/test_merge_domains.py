@@ -311,7 +311,7 @@ def test_presets_are_valid(preset):
         full = load_module(ROOT / "experiments" / "merge_domains_full.py", "experiment")
         full.validate(config)
         job = full.training_job(config)
-        assert job.data["image"].shape == (512, 8, 224, 224, 3)
+        assert job.data["image"].shape == (128, 8, 224, 224, 3)
         mesh = ensjax.make_mesh(member=8, data=1, devices=jax.devices()[:8])
         shapes = job.abstract_ensemble(mesh)
         size = sum(x.size // 8 for x in jax.tree.leaves(shapes.params))

@@ -295,7 +295,7 @@ def test_the_full_size_says_what_it_needs_and_runs_on_small_files(tmp_path):
     full = load_module(ROOT / "experiments" / "wise_ft_full.py", "experiment")
     full.validate(config)
     job = full.training_job(config)
-    assert job.data[0].shape == (2_048, 224, 224, 3)
+    assert job.data[0].shape == (512, 224, 224, 3)
     mesh = ensjax.make_mesh(member=4, data=1, devices=jax.devices()[:4])
     shapes = job.abstract_ensemble(mesh)
     sizes = [x.size // 4 for x in jax.tree.leaves(shapes.params)]

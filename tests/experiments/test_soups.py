@@ -418,7 +418,7 @@ def test_a_fine_tune_stands_still_after_its_own_last_step():
 def test_the_full_size_says_what_it_needs_and_runs_on_small_files(tmp_path):
     config = config_of(preset="paper")
     job = full.training_job(config)
-    assert job.data[0].shape == (2_048, 224, 224, 3)
+    assert job.data[0].shape == (512, 224, 224, 3)
     assert job.options["steps"] == job.hyper["steps"].max() <= 16 * 2_452
     mesh = ensjax.make_mesh(member=8, data=1, devices=jax.devices()[:8])
     shapes = job.abstract_ensemble(mesh)
