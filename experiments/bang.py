@@ -9,7 +9,7 @@ import numpy as np
 
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
-from ensjax.experiment.stages import run_stages
+from ensjax.experiment.stages import refuse_members_from, run_stages
 
 tasks = load_beside(__file__, "multicolor_tasks")
 training = load_beside(__file__, "wise_ft_training")
@@ -42,8 +42,14 @@ def validate(config):
         )
 
 
+def training_job(config):
+    """The fine-tuned models of all seeds and recipes, the largest stack of the run."""
+    return training.tuning_job(config)
+
+
 def run(config, run_dir):
     """Trains pairs, then tunes by every recipe, measures, judges; resumes by stages."""
+    refuse_members_from(run_dir)
 
     def tune(done):
         del done
@@ -65,6 +71,24 @@ def run(config, run_dir):
     )
 
 
+def pairs_job(config, centers, tables):
+    """Training of the pairs of all seeds, as one stack."""
+    count = config.pairs.num_members
+    seeds = np.repeat(np.arange(config.num_seeds), count)
+    ids = tasks.SEED_STRIDE * seeds + np.tile(np.arange(count), config.num_seeds)
+    return tasks.job_of(
+        config,
+        centers,
+        ids,
+        tasks.train_colors(config, centers.y_train, tables, 1.0),
+        {"learning_rate": config.pairs.learning_rate, "variant": seeds},
+        loss=tasks.SQUARED_ERROR,
+        make_tx=tasks.adam,
+        steps=config.pairs.total_steps,
+        stage="pairs",
+    )
+
+
 def measure_pairs(config, run_dir) -> dict[str, np.ndarray]:
     """Pairs of models of one recipe, their outputs added with weights 1 and lambda.
 
@@ -73,23 +97,10 @@ def measure_pairs(config, run_dir) -> dict[str, np.ndarray]:
         model that lambda multiplies; both orders of each two models are pairs.
     """
     centers = tasks.load_centers(config, "digits")
-    count, pairs = config.pairs.num_members, config.pairs
     tables = [tasks.permutations(config, seed) for seed in range(config.num_seeds)]
-    seeds = np.repeat(np.arange(config.num_seeds), count)
-    ids = tasks.SEED_STRIDE * seeds + np.tile(np.arange(count), config.num_seeds)
-    ensemble, log = tasks.train(
-        config,
-        tasks.new_ensemble(config, centers, ids),
-        centers,
-        tasks.train_colors(config, centers.y_train, tables, 1.0),
-        {"learning_rate": pairs.learning_rate, "variant": seeds},
-        loss=tasks.SQUARED_ERROR,
-        make_tx=tasks.adam,
-        steps=pairs.total_steps,
-        checkpoint_dir=run_dir.checkpoints / "pairs",
-        save_every_steps=config.save_every_steps,
-        logger=run_dir.logger("pairs"),
-    )
+    job, pairs = pairs_job(config, centers, tables), config.pairs
+    ensemble, log = tasks.train(job, run_dir)
+    seeds = job.hyper["variant"]
     found = {"balance": [], "single": []}
     for seed, table in enumerate(tables):
         images, labels = tasks.test_images(

@@ -116,8 +116,8 @@ def validate(config):
 
 
 def training_job(config):
-    """What the run trains, with the images of one call of the program as shapes."""
-    rows, tasks = config.batch_size * config.steps_per_call, len(config.tasks)
+    """What the run trains; of its stream of images the shapes of one batch."""
+    rows, tasks = config.batch_size, len(config.tasks)
     size = config.model.image_size
     images = jax.ShapeDtypeStruct((rows, tasks, size, size, 3), jnp.uint8)
     labels = jax.ShapeDtypeStruct((rows, tasks), jnp.int32)
@@ -128,7 +128,9 @@ def training_job(config):
         data={"image": images, "label": labels},
         hyper=_hyper(config),
         mesh_sizes=config.mesh.to_dict(),
-        options=_options(config) | dict(sampling="shared"),
+        options=_options(config),
+        stage="tune",
+        is_stream=True,
     )
 
 

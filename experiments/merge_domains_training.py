@@ -17,7 +17,7 @@ import ensjax
 from ensjax import combine, data, nn
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_multiples, check_numbers
-from ensjax.train import SoftLabels
+from ensjax.train import SoftLabels, TrainingJob
 
 # What is done to images [..., height, width, channel]; the first is no domain of a
 # member.
@@ -32,6 +32,10 @@ DOMAINS = tuple(VIEWS)[1:]
 PARTS = ("validation", "test")
 RULES = ("predictive", "geometric_mean")
 SEED_STRIDE = 2**8  # between the ids of the first members of two seeds
+NO_REPLAY = (
+    "The members of this run go on from bases that it has trained before; config and"
+    " seed alone do not make them again."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,30 +133,55 @@ def train(config, run_dir, rows: Rows):
     Returns:
         Both ensembles, and for which step each member stopped being finite.
     """
-    seeds = np.arange(config.num_seeds, dtype=np.int32)
-    first = ensjax.Ensemble.init(
-        functools.partial(_make_model, tuple(config.hidden)),
-        member_ids=SEED_STRIDE * seeds,
-        seed=config.seed,
-        mesh=ensjax.make_mesh(**config.mesh.to_dict()),
-    )
+    first, second = base_job(config, rows), tuning_job(config, rows)
+    base, log = _fit(first, first.ensemble(), run_dir)
+    start = base.select(np.repeat(np.arange(config.num_seeds), len(DOMAINS)))
+    start = start.with_ids(np.asarray(second.member_ids))
+    members, tuning_log = _fit(second, start, run_dir)
+    frozen = np.concatenate([log.frozen_steps, tuning_log.frozen_steps])
+    return base, members, frozen
 
-    def stage(name, ensemble, parts, variant, view, steps):
-        images, labels = (np.concatenate(p, axis=1) for p in zip(*parts, strict=True))
-        return ensjax.fit(
-            ensemble,
-            {
-                "image": np.ascontiguousarray(images.swapaxes(0, 1)),
-                "label": np.ascontiguousarray(labels.swapaxes(0, 1)),
-            },
+
+def base_job(config, rows: Rows) -> TrainingJob:
+    """A base of each seed, on clean digits and a few of the domains."""
+    seeds = np.arange(config.num_seeds, dtype=np.int32)
+    parts = (rows.parts["train"], rows.few)
+    hyper = {"variant": seeds, "view": np.zeros_like(seeds)}
+    return _job(config, "base", SEED_STRIDE * seeds, parts, hyper, config.base_steps)
+
+
+def tuning_job(config, rows: Rows) -> TrainingJob:
+    """The members of all seeds and domains.
+
+    In the run they go on from the bases; here they begin with new weights, which costs
+    the same.
+    """
+    seeds = np.arange(config.num_seeds, dtype=np.int32)
+    variant = np.repeat(seeds, len(DOMAINS))
+    domain = np.tile(np.arange(len(DOMAINS), dtype=np.int32), config.num_seeds)
+    hyper = {"variant": variant, "view": 1 + domain}
+    ids, parts = SEED_STRIDE * variant + 1 + domain, (rows.parts["train"],)
+    job = _job(config, "tune", ids, parts, hyper, config.tuning_steps)
+    return dataclasses.replace(job, why_no_replay=NO_REPLAY)
+
+
+def _job(config, stage, ids, parts, hyper, steps):
+    images, labels = (np.concatenate(p, axis=1) for p in zip(*parts, strict=True))
+    plain = {"learning_rate": config.learning_rate, "weight_decay": config.weight_decay}
+    plain = {name: np.full(len(ids), value) for name, value in plain.items()}
+    return TrainingJob(
+        make_model=functools.partial(_make_model, tuple(config.hidden)),
+        member_ids=tuple(ids.tolist()),
+        init_seed=config.seed,
+        data={
+            "image": np.ascontiguousarray(images.swapaxes(0, 1)),
+            "label": np.ascontiguousarray(labels.swapaxes(0, 1)),
+        },
+        hyper=plain | hyper,
+        mesh_sizes=config.mesh.to_dict(),
+        options=dict(
             loss=LOSS,
             make_tx=make_tx,
-            hyper={
-                "learning_rate": config.learning_rate,
-                "weight_decay": config.weight_decay,
-                "variant": variant,
-                "view": view,
-            },
             steps=steps,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -161,22 +190,20 @@ def train(config, run_dir, rows: Rows):
             log_every_steps=config.steps_per_call,
             save_every_steps=config.save_every_steps,
             block=None if config.block == "all" else config.block,
-            checkpoint_dir=run_dir.checkpoints / name,
-            logger=run_dir.logger(name),
-        )
+        ),
+        stage=stage,
+    )
 
-    clean = rows.parts["train"]
-    base, log = stage(
-        "base", first, (clean, rows.few), seeds, np.zeros_like(seeds), config.base_steps
+
+def _fit(job: TrainingJob, ensemble, run_dir):
+    return ensjax.fit(
+        ensemble,
+        job.data,
+        hyper=job.hyper,
+        checkpoint_dir=run_dir.checkpoints / job.stage,
+        logger=run_dir.logger(job.stage),
+        **job.options,
     )
-    variant = np.repeat(seeds, len(DOMAINS))
-    domain = np.tile(np.arange(len(DOMAINS), dtype=np.int32), config.num_seeds)
-    start = base.select(variant).with_ids(SEED_STRIDE * variant + 1 + domain)
-    members, tuning_log = stage(
-        "tune", start, (clean,), variant, 1 + domain, config.tuning_steps
-    )
-    frozen = np.concatenate([log.frozen_steps, tuning_log.frozen_steps])
-    return base, members, frozen
 
 
 def measure_references(config, rows: Rows, base, members) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from ensjax import scores
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
-from ensjax.experiment.stages import run_stages
+from ensjax.experiment.stages import refuse_members_from, run_stages
 
 tasks = load_beside(__file__, "multicolor_tasks")
 theory = load_beside(__file__, "multicolor_mnist_theory")
@@ -46,8 +46,19 @@ def validate(config):
     check_numbers(config, ("theory.num_seeds", "theory.num_draws"), at_least=2)
 
 
+def training_job(config):
+    """The members of the data set that costs most to train."""
+
+    def cost(name):
+        pixels = tasks.load_centers(config, name).x_train[0].size
+        return pixels * config.total_steps[name] * len(members_of(config, name)[0])
+
+    return job_of(config, max(config.sets, key=cost))
+
+
 def run(config, run_dir):
     """Enumerates, trains every data set as one stack, measures; resumes by stages."""
+    refuse_members_from(run_dir)
     stages = {"theory": lambda done: theory.measure(config)}
     for name in config.sets:
         stages[f"train-{name}"] = _train_stage(config, run_dir, name)
@@ -68,26 +79,29 @@ def run(config, run_dir):
 def _train_stage(config, run_dir, name):
     def compute(done):
         del done
-        centers = tasks.load_centers(config, name)
-        tables = all_tables(config)
-        ids, variants = members_of(config, name)
-        ensemble, log = tasks.train(
-            config,
-            tasks.new_ensemble(config, centers, ids),
-            centers,
-            tasks.train_colors(config, centers.y_train, tables, 1.0),
-            {"learning_rate": config.learning_rate, "variant": variants},
-            loss=tasks.SQUARED_ERROR,
-            make_tx=tasks.adam,
-            steps=config.total_steps[name],
-            checkpoint_dir=run_dir.checkpoints / f"train-{name}",
-            save_every_steps=config.save_every_steps,
-            logger=run_dir.logger(f"train-{name}"),
-        )
+        ensemble, log = tasks.train(job_of(config, name), run_dir)
+        centers, tables = tasks.load_centers(config, name), all_tables(config)
         measured = measure(config, name, centers, tables, ensemble)
         return measured | {"frozen_steps": np.asarray(log.frozen_steps)}
 
     return compute
+
+
+def job_of(config, name):
+    """Training of all members of a data set, as one stack."""
+    centers = tasks.load_centers(config, name)
+    ids, variants = members_of(config, name)
+    return tasks.job_of(
+        config,
+        centers,
+        ids,
+        tasks.train_colors(config, centers.y_train, all_tables(config), 1.0),
+        {"learning_rate": config.learning_rate, "variant": variants},
+        loss=tasks.SQUARED_ERROR,
+        make_tx=tasks.adam,
+        steps=config.total_steps[name],
+        stage=f"train-{name}",
+    )
 
 
 def all_tables(config):

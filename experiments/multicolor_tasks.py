@@ -19,7 +19,7 @@ from ensjax import data
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
 from ensjax.experiment.fields import check_multiples, check_numbers, choose
-from ensjax.train import SoftLabels
+from ensjax.train import SoftLabels, TrainingJob
 
 SEED_STRIDE = 2**16  # between the ids of the first members of two seeds
 # What a key is for: folded in behind the seed.
@@ -175,18 +175,6 @@ SQUARED_ERROR = SoftLabels("squared_error", prepare=paint_batch)
 CROSS_ENTROPY = SoftLabels("cross_entropy", prepare=paint_batch)
 
 
-def new_ensemble(config, centers, member_ids):
-    """Untrained members for images of `centers` with patches around them."""
-    num_inputs = 27 * centers.x_train.shape[1] ** 2
-    mesh = ensjax.make_mesh(**config.mesh.to_dict())
-    return ensjax.Ensemble.init(
-        _maker(num_inputs, tuple(config.hidden)),
-        member_ids=member_ids,
-        seed=config.seed,
-        mesh=mesh,
-    )
-
-
 @functools.cache
 def _maker(num_inputs, hidden):
     """One function for equal models, so that they are compiled once."""
@@ -197,37 +185,66 @@ def _maker(num_inputs, hidden):
     return make_model
 
 
-def train(config, ensemble, centers, colors, hyper, *, loss, make_tx, steps, **others):
-    """The trained members, and for which step each stopped being finite.
+def job_of(
+    config, centers, member_ids, colors, hyper, *, loss, make_tx, steps, stage
+) -> TrainingJob:
+    """Training of members on images of `centers` with patches around them.
 
     Args:
-        ensemble: members as they begin.
+        config: of the run.
+        centers: grey digits.
+        member_ids: `[member]`.
         colors: `[row, variant, 32]`, from `train_colors`.
         hyper: a dict of numbers or `[member]`, with the "variant" of each.
         loss: `SQUARED_ERROR` or `CROSS_ENTROPY`.
         make_tx: `adam` or `adamw`.
         steps: how many.
-        others: arguments of `fit` that change no number.
+        stage: name of its checkpoints and metrics.
     """
-    rows = {
-        "center": centers.x_train[..., 0],
-        "colors": colors,
-        "label": centers.y_train.astype(np.int32),
-    }
+    count = len(member_ids)
+    num_inputs = 27 * centers.x_train.shape[1] ** 2
+    return TrainingJob(
+        make_model=_maker(num_inputs, tuple(config.hidden)),
+        member_ids=tuple(np.asarray(member_ids).tolist()),
+        init_seed=config.seed,
+        data={
+            "center": centers.x_train[..., 0],
+            "colors": colors,
+            "label": centers.y_train.astype(np.int32),
+        },
+        hyper={name: np.broadcast_to(x, (count,)) for name, x in hyper.items()},
+        mesh_sizes=config.mesh.to_dict(),
+        options=dict(
+            loss=loss,
+            make_tx=make_tx,
+            steps=steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            sampling="independent",
+            steps_per_call=config.steps_per_call,
+            log_every_steps=config.steps_per_call,
+            save_every_steps=config.save_every_steps,
+            block=members_at_once(config),
+        ),
+        stage=stage,
+    )
+
+
+def train(job: TrainingJob, run_dir, start=None):
+    """The trained members and the log, in the run's folders.
+
+    Args:
+        job: of `job_of`.
+        run_dir: of the run.
+        start: members that go on, with their ids; None: new ones.
+    """
     return ensjax.fit(
-        ensemble,
-        rows,
-        loss=loss,
-        make_tx=make_tx,
-        hyper=hyper,
-        steps=steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        sampling="independent",
-        steps_per_call=config.steps_per_call,
-        log_every_steps=config.steps_per_call,
-        block=members_at_once(config),
-        **others,
+        job.ensemble() if start is None else start,
+        job.data,
+        hyper=job.hyper,
+        checkpoint_dir=run_dir.checkpoints / job.stage,
+        logger=run_dir.logger(job.stage),
+        **job.options,
     )
 
 

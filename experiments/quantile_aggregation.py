@@ -210,10 +210,10 @@ def _main(quantiles):
 
 
 def training_job(config):
-    """Raises `ConfigError`: a plan is of one stack."""
+    """Raises `ConfigError`: what is trained reads what was trained before."""
     raise ConfigError(
-        f"quantile_aggregation trains {len(config.kinds)} kinds of aggregators as one"
-        " group of stacks, and a training job has one architecture."
+        "quantile_aggregation trains its aggregators on quantiles of base models that"
+        " the run fits before, so that there is no plan of it."
     )
 
 

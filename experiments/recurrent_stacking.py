@@ -17,12 +17,12 @@ import optax
 
 import ensjax
 from ensjax import losses, nn
-from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
 from ensjax.experiment.processes import everywhere
-from ensjax.experiment.stages import run_stages
+from ensjax.experiment.stages import refuse_members_from, run_stages
 from ensjax.graphs import Forward
 from ensjax.mapping import map_members
+from ensjax.train import GroupJob, TrainingJob
 
 data = load_beside(__file__, "recurrent_stacking_clips")
 measures = load_beside(__file__, "recurrent_stacking_scores")
@@ -66,8 +66,9 @@ def plan_jobs(config, num_domains: int, num_frames: int) -> dict[int, list[Job]]
 
 def run(config, run_dir):
     """Trains, predicts, stacks, scores and reports; the same command resumes."""
+    refuse_members_from(run_dir)
     clips = everywhere(lambda: data.load_clips(config))
-    jobs = plan_jobs(config, int(clips.domain.max()) + 1, clips.x.shape[2])
+    jobs = all_jobs(config, clips)
     stages = {
         f"frames_{frames}": functools.partial(
             _train_and_predict, config, run_dir, clips, frames, jobs[frames]
@@ -92,12 +93,19 @@ def run(config, run_dir):
 
 
 def training_job(config):
-    """Raises `ConfigError`: a plan is of one stack."""
-    raise ConfigError(
-        f"recurrent_stacking trains {len(config.architectures)} architectures"
-        f" ({', '.join(config.architectures)}) as one group of stacks, and a training"
-        " job has one architecture."
+    """The members of the longest clips, a stack of each architecture."""
+    clips = everywhere(lambda: data.load_clips(config))
+    jobs = all_jobs(config, clips)
+    frames = max(jobs)
+    examples, weights = training_data(config, clips, frames, jobs[frames])
+    return stacks_job(
+        config, clips.x.shape[-1], frames, jobs[frames], examples, weights
     )
+
+
+def all_jobs(config, clips) -> dict[int, list[Job]]:
+    """As `plan_jobs`, for the domains and frames of the clips."""
+    return plan_jobs(config, int(clips.domain.max()) + 1, clips.x.shape[2])
 
 
 def job_ids(config, jobs) -> list[int]:
@@ -114,9 +122,22 @@ def job_ids(config, jobs) -> list[int]:
     return ids
 
 
-def build_group(config, num_features, jobs, mesh) -> ensjax.Group:
-    """One stack of each architecture, with a member for each job."""
-    ensembles = []
+def stacks_job(config, num_features, frames, jobs, examples, weights) -> GroupJob:
+    """One stack of each architecture, with a member for each job, as one `fit`."""
+    options = dict(
+        loss=losses.cross_entropy,
+        make_tx=optax.adam,
+        steps=config.total_steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        sampling="weighted",
+        weights=weights,
+        steps_per_call=config.steps_per_call,
+        log_every_steps=config.log_every_steps,
+        block=checks.members_at_once(config),
+        save_every_steps=config.save_every_steps,
+    )
+    stacks = []
     for kind in range(len(config.architectures)):
         make_model = functools.partial(
             nn.Recurrent,
@@ -128,15 +149,19 @@ def build_group(config, num_features, jobs, mesh) -> ensjax.Group:
             recurrent_init=config.recurrent_init[kind],
             pool=config.pool,
         )
-        ensembles.append(
-            ensjax.Ensemble.init(
-                functools.partial(_make, make_model),
-                member_ids=[i + kind for i in job_ids(config, jobs)],
-                seed=config.seed,
-                mesh=mesh,
+        stacks.append(
+            TrainingJob(
+                make_model=functools.partial(_make, make_model),
+                member_ids=tuple(i + kind for i in job_ids(config, jobs)),
+                init_seed=config.seed,
+                data=examples,
+                hyper=np.full(len(jobs), config.learning_rate),
+                mesh_sizes=config.mesh.to_dict(),
+                options=options,
+                stage=f"frames_{frames}",
             )
         )
-    return ensjax.Group(tuple(ensembles))
+    return GroupJob(tuple(stacks))
 
 
 def _make(build, rngs):
@@ -192,27 +217,11 @@ def _train_and_predict(config, run_dir, clips, frames, jobs, done):
     Beside them `drawn [job, clip]`, the clips that a job's members may have drawn.
     """
     del done
-    mesh = ensjax.make_mesh(**config.mesh.to_dict())
     examples, weights = training_data(config, clips, frames, jobs)
-    group = build_group(config, clips.x.shape[-1], jobs, mesh)
-    name = f"frames_{frames}"
-    group, log = ensjax.fit(
-        group,
-        examples,
-        loss=losses.cross_entropy,
-        make_tx=optax.adam,
-        hyper=config.learning_rate,
-        steps=config.total_steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        sampling="weighted",
-        weights=np.tile(weights, (len(config.architectures), 1)),
-        steps_per_call=config.steps_per_call,
-        log_every_steps=config.log_every_steps,
-        block=checks.members_at_once(config),
-        checkpoint_dir=run_dir.checkpoints / name,
-        save_every_steps=config.save_every_steps,
-        logger=run_dir.logger(name),
+    job = stacks_job(config, clips.x.shape[-1], frames, jobs, examples, weights)
+    group, log = job.fit(
+        checkpoint_dir=run_dir.checkpoints / job.stage,
+        logger=run_dir.logger(job.stage),
     )
     rows = np.flatnonzero(clips.part == data.TRAIN)
     drawn = np.zeros((len(jobs), len(clips.part)), bool)

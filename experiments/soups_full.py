@@ -104,9 +104,8 @@ def draw_search(config) -> dict[str, np.ndarray]:
 
 
 def training_job(config):
-    """What the run trains, with the images of one call of the program as shapes."""
-    rows = config.batch_size * config.steps_per_call
-    size = config.model.image_size
+    """What the run trains; of its stream of images the shapes of one batch."""
+    rows, size = config.batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
     return TrainingJob(
         make_model=functools.partial(_make_model, config),
@@ -115,7 +114,9 @@ def training_job(config):
         data=(images, jax.ShapeDtypeStruct((rows,), jnp.int32)),
         hyper=draw_search(config),
         mesh_sizes=config.mesh.to_dict(),
-        options=_options(config) | dict(sampling="shared"),
+        options=_options(config),
+        stage="tune",
+        is_stream=True,
     )
 
 

@@ -5,6 +5,7 @@ stack, each with a learning rate, weight decay, label smoothing, Mixup and noise
 own; images get their noise inside the compiled step.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ensjax import data, nn
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
 from ensjax.experiment.fields import check_multiples, check_numbers, choose, load_beside
-from ensjax.train import SoftLabels
+from ensjax.train import SoftLabels, TrainingJob
 
 tasks = load_beside(__file__, "multicolor_tasks")
 
@@ -26,6 +27,10 @@ TUNED_OFFSET = 1  # from the id of a seed's pre-trained model to its first fine-
 EXPONENTS = ("learning_rate", "weight_decay")
 CHOICES = ("label_smoothing", "mixup", "noise")
 OTHER = "other handwriting"
+NO_REPLAY = (
+    "The fine-tuned members of this run go on from models that it has trained before;"
+    " config and seed alone do not make them again."
+)
 
 
 class Digits(NamedTuple):
@@ -199,56 +204,76 @@ def train(config, digits: Digits, run_dir):
         hyperparameters `{name: [seed, member]}`, and for which step each member of both
         stopped being finite.
     """
-    seeds = np.arange(config.num_seeds)
-    ids = tasks.SEED_STRIDE * seeds
-    mesh = ensjax.make_mesh(**config.mesh.to_dict())
-    first = ensjax.Ensemble.init(
-        functools.partial(_make_model, tuple(config.hidden)),
-        member_ids=ids,
-        seed=config.seed,
-        mesh=mesh,
+    first = pretraining_job(config, digits)
+    base, log = first.fit(
+        checkpoint_dir=run_dir.checkpoints / first.stage,
+        logger=run_dir.logger(first.stage),
     )
-    pretraining = config.pretraining
-    plain = {
-        "learning_rate": pretraining.learning_rate,
-        "weight_decay": pretraining.weight_decay,
-        "noise": config.noise,
-    }
-    base, log = _fit(
-        config, digits, run_dir, "pretraining", first, plain, pretraining.total_steps
-    )
-    members = np.repeat(seeds, config.num_members)
-    numbers = np.tile(np.arange(config.num_members), config.num_seeds)
-    start = base.select(members).with_ids(ids[members] + TUNED_OFFSET + numbers)
-    drawn = [draw_search(config, seed) for seed in seeds]
-    search = {name: np.stack([own[name] for own in drawn]) for name in drawn[0]}
-    hyper = {name: values.reshape(-1) for name, values in search.items()}
-    tuned, tuning_log = _fit(
-        config, digits, run_dir, "train", start, hyper, config.total_steps
+    second, search = tuning_job(config, digits)
+    members = np.repeat(np.arange(config.num_seeds), config.num_members)
+    tuned, tuning_log = ensjax.fit(
+        base.select(members).with_ids(np.asarray(second.member_ids)),
+        second.data,
+        hyper=second.hyper,
+        checkpoint_dir=run_dir.checkpoints / second.stage,
+        logger=run_dir.logger(second.stage),
+        **second.options,
     )
     frozen = np.concatenate([log.frozen_steps, tuning_log.frozen_steps])
     return base, tuned, search, frozen
 
 
-def _fit(config, digits, run_dir, part, ensemble, hyper, steps):
-    images, labels = digits.part(part)
-    name = "pretrain" if part == "pretraining" else "tune"
-    return ensjax.fit(
-        ensemble,
-        {"image": images, "label": labels.astype(np.int32)},
-        loss=LOSS,
-        make_tx=tasks.adamw,
+def pretraining_job(config, digits: Digits) -> TrainingJob:
+    """One model of each seed."""
+    ids = tasks.SEED_STRIDE * np.arange(config.num_seeds)
+    hyper = {
+        "learning_rate": config.pretraining.learning_rate,
+        "weight_decay": config.pretraining.weight_decay,
+        "noise": config.noise,
+    }
+    hyper = {name: np.full(len(ids), value) for name, value in hyper.items()}
+    steps = config.pretraining.total_steps
+    return _job(config, digits.part("pretraining"), "pretrain", ids, hyper, steps)
+
+
+def tuning_job(config, digits: Digits) -> tuple[TrainingJob, dict[str, np.ndarray]]:
+    """All fine-tunes of all seeds, and their hyperparameters `{name: [seed, member]}`.
+
+    In the run they go on from the pre-trained models; here they begin with new weights,
+    which costs the same.
+    """
+    seeds = range(config.num_seeds)
+    drawn = [draw_search(config, seed) for seed in seeds]
+    search = {name: np.stack([own[name] for own in drawn]) for name in drawn[0]}
+    first = tasks.SEED_STRIDE * np.arange(config.num_seeds)[:, None] + TUNED_OFFSET
+    ids = (first + np.arange(config.num_members)).reshape(-1)
+    hyper = {name: values.reshape(-1) for name, values in search.items()}
+    job = _job(config, digits.part("train"), "tune", ids, hyper, config.total_steps)
+    return dataclasses.replace(job, why_no_replay=NO_REPLAY), search
+
+
+def _job(config, rows, stage, ids, hyper, steps):
+    images, labels = rows
+    return TrainingJob(
+        make_model=functools.partial(_make_model, tuple(config.hidden)),
+        member_ids=tuple(ids.tolist()),
+        init_seed=config.seed,
+        data={"image": images, "label": labels.astype(np.int32)},
         hyper=hyper,
-        steps=steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        augment=draw_noise,
-        steps_per_call=config.steps_per_call,
-        log_every_steps=config.steps_per_call,
-        block=tasks.members_at_once(config),
-        checkpoint_dir=run_dir.checkpoints / name,
-        save_every_steps=config.save_every_steps,
-        logger=run_dir.logger(name),
+        mesh_sizes=config.mesh.to_dict(),
+        options=dict(
+            loss=LOSS,
+            make_tx=tasks.adamw,
+            steps=steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augment=draw_noise,
+            steps_per_call=config.steps_per_call,
+            log_every_steps=config.steps_per_call,
+            save_every_steps=config.save_every_steps,
+            block=tasks.members_at_once(config),
+        ),
+        stage=stage,
     )
 
 

@@ -15,7 +15,7 @@ from ensjax.combine.cascade.exits import CONFIDENCES
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
 from ensjax.experiment.fields import check_numbers, choose, load_beside
-from ensjax.experiment.stages import run_stages
+from ensjax.experiment.stages import refuse_members_from, run_stages
 from ensjax.train import arguments
 from ensjax.train.schedule import Schedule
 
@@ -27,6 +27,7 @@ figures = load_beside(__file__, "window_cascade_figures")
 
 def run(config, run_dir):
     """Trains or reads, measures and reports; the same command resumes."""
+    refuse_members_from(run_dir)
     stages = run_stages(
         run_dir, config, {"measures": lambda done: measure(config, run_dir)}
     )
@@ -100,13 +101,11 @@ def sizes_of(config, run_dir):
 
 
 def training_job(config):
-    """Raises `ConfigError`: a plan is of one stack."""
+    """The members of all widths and seeds, a stack of each width."""
     if config.cached.files:
         raise ConfigError("this preset trains nothing: it reads cached logits.")
-    raise ConfigError(
-        f"window_cascade trains networks of {len(config.widths)} widths as one group of"
-        " stacks, and a training job has one architecture."
-    )
+    splits = [data.split_rows(config, seed) for seed in range(config.num_seeds)]
+    return data.training_job(config, splits)
 
 
 def validate(config):

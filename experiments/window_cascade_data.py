@@ -15,6 +15,7 @@ from ensjax.experiment.exit_codes import one_line
 from ensjax.graphs import Forward
 from ensjax.mapping import map_members
 from ensjax.provenance import Provenance, check_fitting_rows
+from ensjax.train import GroupJob, TrainingJob
 
 SEED_STRIDE = 2**16
 PARTS = ("validation", "test", "ood")
@@ -154,26 +155,10 @@ def member_ids(config, size: int) -> list[int]:
     ]
 
 
-def train(config, splits: list[Split], run_dir) -> ensjax.Group:
-    """All members of all widths and seeds, by one call of `fit`."""
-    mesh = ensjax.make_mesh(**config.mesh.to_dict())
-    group = ensjax.Group(
-        tuple(
-            ensjax.Ensemble.init(
-                functools.partial(_build, width),
-                member_ids=member_ids(config, size),
-                seed=config.seed,
-                mesh=mesh,
-            )
-            for size, width in enumerate(config.widths)
-        )
-    )
-    images, labels = digits()
+def training_job(config, splits: list[Split]) -> GroupJob:
+    """All members of all widths and seeds, as one call of `fit`."""
     weights = np.repeat(training_weights(splits), 2, axis=0)
-    weights = np.tile(weights, (len(config.widths), 1))
-    group, _ = ensjax.fit(
-        group,
-        (images, labels),
+    options = dict(
         loss=losses.cross_entropy,
         make_tx=make_optimizer(config),
         steps=config.total_steps,
@@ -185,8 +170,29 @@ def train(config, splits: list[Split], run_dir) -> ensjax.Group:
         augment=data.augment_images(data.random_noise(config.data.noise_sigma)),
         steps_per_call=config.steps_per_call,
         log_every_steps=config.log_every_steps,
-        checkpoint_dir=run_dir.checkpoints / "members",
         save_every_steps=config.save_every_steps,
+    )
+    stacks = [
+        TrainingJob(
+            make_model=functools.partial(_build, width),
+            member_ids=tuple(member_ids(config, size)),
+            init_seed=config.seed,
+            data=digits(),
+            hyper=None,
+            mesh_sizes=config.mesh.to_dict(),
+            options=options,
+            stage="members",
+        )
+        for size, width in enumerate(config.widths)
+    ]
+    return GroupJob(tuple(stacks))
+
+
+def train(config, splits: list[Split], run_dir) -> ensjax.Group:
+    """The group of `training_job`, trained in the run's folders."""
+    job = training_job(config, splits)
+    group, _ = job.fit(
+        checkpoint_dir=run_dir.checkpoints / job.stage,
         logger=run_dir.logger("training"),
     )
     return group

@@ -126,9 +126,8 @@ def validate(config):
 
 
 def training_job(config):
-    """What the run trains, with the images of one call of the program as shapes."""
-    rows = config.batch_size * config.steps_per_call
-    size = config.model.image_size
+    """What the run trains; of its stream of images the shapes of one batch."""
+    rows, size = config.batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
     return TrainingJob(
         make_model=functools.partial(_make_model, config),
@@ -137,7 +136,9 @@ def training_job(config):
         data=(images, jax.ShapeDtypeStruct((rows,), jnp.int32)),
         hyper=_hyper(config),
         mesh_sizes=config.mesh.to_dict(),
-        options=_options(config) | dict(sampling="shared"),
+        options=_options(config),
+        stage="tune",
+        is_stream=True,
     )
 
 

@@ -6,6 +6,8 @@ probability `config.ood_agreement` and is random else. All seeds, models and rec
 fine-tuning are members of one stack.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,10 @@ RECIPE_OFFSET = 2**10  # between ids of the models of one seed and their fine-tu
 # What mixtures are scored on: the two stages' own patches, and all patches unreliable.
 TESTS = ("pretraining", "id", "ood")
 OUTPUTS = ("predictive", "geometric_mean")
+NO_REPLAY = (
+    "The fine-tuned members of this run go on from models that it has trained before;"
+    " config and seed alone do not make them again."
+)
 
 
 def check_config(config) -> None:
@@ -56,48 +62,69 @@ def train(config, run_dir):
         `[seed * model * recipe]`, the seeds' permutations, and for which step each
         member of both stopped being finite.
     """
-    centers = tasks.load_centers(config, "digits")
-    tables = [tasks.permutations(config, seed) for seed in range(config.num_seeds)]
-    seeds = np.repeat(np.arange(config.num_seeds), config.num_models)
-    models = np.tile(np.arange(config.num_models), config.num_seeds)
-    ids = tasks.SEED_STRIDE * seeds + models
+    trained, log = tasks.train(pretraining_job(config), run_dir)
+    job, count = tuning_job(config), config.num_seeds * config.num_models
+    start = trained.select(np.repeat(np.arange(count), len(config.recipes)))
+    start = start.with_ids(np.asarray(job.member_ids))
+    tuned, tuning_log = tasks.train(job, run_dir, start)
+    frozen = np.concatenate([log.frozen_steps, tuning_log.frozen_steps])
+    return trained, tuned, _tables(config), frozen
 
-    def stage(number, name, ensemble, hyper, steps):
-        agreement = data.stage_agreement(number)
-        return tasks.train(
-            config,
-            ensemble,
-            centers,
-            tasks.train_colors(config, centers.y_train, tables, agreement),
-            {
-                "learning_rate": config.learning_rate,
-                "weight_decay": config.weight_decay,
-                **hyper,
-            },
-            loss=tasks.CROSS_ENTROPY,
-            make_tx=tasks.adamw,
-            steps=steps,
-            checkpoint_dir=run_dir.checkpoints / name,
-            save_every_steps=config.save_every_steps,
-            logger=run_dir.logger(name),
-        )
 
-    first = tasks.new_ensemble(config, centers, ids)
-    trained, log = stage(0, "pretrain", first, {"variant": seeds}, config.total_steps)
+def pretraining_job(config):
+    """The first stage: all models of all seeds."""
+    seeds, ids = _models(config)
+    return _stage(config, 0, "pretrain", ids, {"variant": seeds}, config.total_steps)
+
+
+def tuning_job(config):
+    """The second stage: every model of the first by every recipe.
+
+    In the run they go on from the models of the first stage; here they begin with new
+    weights, which costs the same.
+    """
+    seeds, ids = _models(config)
     recipes = config.recipes
-    start = trained.select(np.repeat(np.arange(len(ids)), len(recipes)))
     numbers = np.tile([RECIPES.index(recipe) for recipe in recipes], len(ids))
-    start = start.with_ids(
-        np.repeat(ids, len(recipes)) + RECIPE_OFFSET * (1 + numbers).astype(ids.dtype)
-    )
     strengths = {
         "label_smoothing": config.label_smoothing * np.isin(numbers, (1, 3)),
         "mixup": config.mixup * np.isin(numbers, (2, 3)),
         "variant": np.repeat(seeds, len(recipes)),
     }
-    tuned, tuning_log = stage(1, "tune", start, strengths, config.tuning_steps)
-    frozen = np.concatenate([log.frozen_steps, tuning_log.frozen_steps])
-    return trained, tuned, tables, frozen
+    ids = np.repeat(ids, len(recipes)) + RECIPE_OFFSET * (1 + numbers)
+    job = _stage(config, 1, "tune", ids, strengths, config.tuning_steps)
+    return dataclasses.replace(job, why_no_replay=NO_REPLAY)
+
+
+def _models(config):
+    """Seed and id of every model of the first stage."""
+    seeds = np.repeat(np.arange(config.num_seeds), config.num_models)
+    models = np.tile(np.arange(config.num_models), config.num_seeds)
+    return seeds, tasks.SEED_STRIDE * seeds + models
+
+
+def _tables(config):
+    return [tasks.permutations(config, seed) for seed in range(config.num_seeds)]
+
+
+def _stage(config, number, name, ids, hyper, steps):
+    centers = tasks.load_centers(config, "digits")
+    agreement = data.stage_agreement(number)
+    return tasks.job_of(
+        config,
+        centers,
+        ids,
+        tasks.train_colors(config, centers.y_train, _tables(config), agreement),
+        {
+            "learning_rate": config.learning_rate,
+            "weight_decay": config.weight_decay,
+            **hyper,
+        },
+        loss=tasks.CROSS_ENTROPY,
+        make_tx=tasks.adamw,
+        steps=steps,
+        stage=name,
+    )
 
 
 def test_sets(config, centers, table, seed):

@@ -58,6 +58,13 @@ def export_members(
         print(f"ensjax: {of_other_code(past)}it describes what is written.", flush=True)
     from ensjax.train.stored import read_member
 
+    if form == "ensemble":
+        jobs = {id(_job_of(past.job, id_)) for id_ in member_ids}
+        if len(jobs) > 1:
+            raise ConfigError(
+                f"members {', '.join(map(str, member_ids))} are of different"
+                " architectures, and an ensemble has one; write each by itself."
+            )
     try:
         members = [read_member(past.checkpoints, id_, step=step) for id_ in member_ids]
     except ValueError as error:
@@ -66,19 +73,30 @@ def export_members(
         number = "-".join(map(str, member_ids))
         place = _free(out or past.run.path / "exports" / f"members-{number}")
         with _room_for(place):
-            _save_ensemble(past.job, member_ids, members, place)
+            job = _job_of(past.job, member_ids[0])
+            _save_ensemble(job, member_ids, members, place)
         return [str(place)]
     places = []
     suffix = ".safetensors" if form == "safetensors" else ""
     for id_ in member_ids:
         places.append(_free(out or past.run.path / "exports" / f"member-{id_}{suffix}"))
-    for member, place in zip(members, places, strict=True):
+    for id_, member, place in zip(member_ids, members, places, strict=True):
         with _room_for(place):
             if form == "safetensors":
                 _save_safetensors(member, place)
             else:
-                _save_nnx(past.job, member, place)
+                _save_nnx(_job_of(past.job, id_), member, place)
     return [str(place) for place in places]
+
+
+def _job_of(job, member_id) -> Any:
+    """The job of a member's stack, where a run trains several."""
+    if not hasattr(job, "stack_of"):
+        return job
+    try:
+        return job.stack_of(member_id)
+    except ValueError as error:
+        raise ConfigError(one_line(error)) from error
 
 
 def _free(place) -> epath.Path:

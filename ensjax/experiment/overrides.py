@@ -1,6 +1,7 @@
 """Fields of a config set from the command line, and names shown to the user."""
 
 import ast
+import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import ml_collections
 
 from ensjax.experiment.exit_codes import ConfigError, one_line
+
+# A field that holds one of these may hold a number as well.
+_WORDS = ("auto", "all")
 
 
 def split_overrides(
@@ -41,6 +45,9 @@ def apply_overrides(
 ) -> None:
     """Sets fields from text, each typed by the field that is already there.
 
+    One that holds "auto" or "all", such as how many members run at once, takes a whole
+    number, too.
+
     Raises:
         ConfigError: for an unknown field (names the nearest) or text of another type.
     """
@@ -57,7 +64,8 @@ def apply_overrides(
             )
         value = _parse(key, text, fields[key], _field_type(config, key))
         try:
-            config.update_from_flattened_dict({key: value})
+            with _any_type(config, key, value):
+                config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.{key}: {one_line(error)}") from error
 
@@ -86,6 +94,12 @@ def join_names(names: Sequence[str]) -> str:
     return ", ".join(names)
 
 
+def _any_type(config, key, value):
+    """Lets a field of a word take a number."""
+    is_number = isinstance(value, int) and _field_type(config, key) is str
+    return config.ignore_type() if is_number else contextlib.nullcontext()
+
+
 def _field_type(config: ml_collections.ConfigDict, key: str) -> type:
     *sections, field = key.split(".")
     for section in sections:
@@ -101,7 +115,7 @@ def _parse(key: str, text: str, old: Any, kind: type) -> Any:
         if kind in (int, float):
             return kind(text)
         if kind is str:
-            return text
+            return int(text) if old in _WORDS and text.isdecimal() else text
         if kind is type(None):
             return _literal_or_text(text)
         if kind is tuple:

@@ -22,6 +22,9 @@ def print_report(report: Mapping[str, Any]) -> None:
         _print_choices(console, report)
     if report["tuning"] is not None:
         _print_tuning(console, report["tuning"])
+    if report["fixed"]:
+        text = report["fixed"]
+        console.print(f"{text[0].upper()}{text[1:]}: that stays as it is.")
 
 
 def show_bytes(count: float | None) -> str:
@@ -102,7 +105,10 @@ def _print_member(console, plan):
     label = "all members"
     if plan.batch_size is None and plan.step is not None:  # others do not exist yet
         together, label = plan.step.block, "at once on a device"
-    table = _table("One member", "what", "bytes", label)
+    title = "One member"
+    if plan.stacks:
+        title, together = "One member of each stack", None
+    table = _table(title, "what", "bytes", *(() if plan.stacks else (label,)))
     rows = {
         f"{_count(member.parameters)} parameters": member.params_bytes,
         "statistics, random keys": member.rest_bytes,
@@ -112,8 +118,44 @@ def _print_member(console, plan):
     }
     for name, size in rows.items():
         if size:
-            table.add_row(name, show_bytes(size), show_bytes(size * together))
+            of_all = () if plan.stacks else (show_bytes(size * together),)
+            table.add_row(name, show_bytes(size), *of_all)
     console.print(table)
+    if plan.stacks:
+        _print_stacks(console, plan)
+
+
+def _print_stacks(console, plan):
+    table = _table(
+        "Stacks, in one program",
+        "stack",
+        "members",
+        "parameters of one",
+        "state of all",
+        "operations",
+        "bytes moved",
+        "at once",
+    )
+    devices = plan.mesh["member"]
+    for number, stack in enumerate(plan.stacks, start=1):
+        cost, rows = stack.step, stack.num_rows
+        table.add_row(
+            str(number),
+            str(stack.num_members),
+            _count(stack.member.parameters),
+            show_bytes(stack.member.state_bytes * rows),
+            *(
+                ("-", "-", "-")
+                if cost is None
+                else (
+                    _count(cost.flops),
+                    show_bytes(cost.bytes_moved),
+                    f"{cost.block} of {rows // devices}",
+                )
+            ),
+        )
+    console.print(table)
+    console.print("Operations and bytes moved are of one step on each device.")
 
 
 _MEMORY_ROWS = {
@@ -156,7 +198,8 @@ def _print_step(console, plan):
         show_bytes(step.bytes_moved),
         show_bytes(step.bytes_moved / local * shards),
     )
-    table.add_row("local members at once", f"{step.block} of {local:.0f}", "")
+    if not plan.stacks:
+        table.add_row("local members at once", f"{step.block} of {local:.0f}", "")
     if plan.beside is not None:
         rest = plan.beside
         table.add_row(
@@ -292,5 +335,8 @@ def _print_tuning(console, tuning):
         " they differ by is noise."
     )
     ratio = auto["seconds_per_step"] / tuning["timings"][0]["seconds_per_step"]
+    if not tuning["field"]:
+        console.print("The fastest is what the config has.")
+        return
     console.print(f"The fastest, {ratio:.2f} times as fast as auto:")
     console.print("  " + " ".join(tuning["field"]), markup=False, soft_wrap=True)

@@ -1,7 +1,6 @@
 """`ensjax plan`: what a config's job needs and does, without running it."""
 
 import contextlib
-import copy
 import dataclasses
 import inspect
 import json
@@ -22,7 +21,14 @@ from ensjax.experiment.configs import (
 )
 from ensjax.experiment.exit_codes import ConfigError, one_line
 from ensjax.experiment.json_files import check_json_option, json_text
-from ensjax.experiment.overrides import apply_overrides, flatten_fields
+from ensjax.experiment.overrides import flatten_fields
+from ensjax.experiment.plan_fields import (
+    FORMS,
+    PlanFields,
+    batch_size_of,
+    changed_config,
+    find_fields,
+)
 from ensjax.experiment.plan_options import (
     PlanOptions,
     check_together,
@@ -34,8 +40,6 @@ from ensjax.experiment.plan_options import (
 _CHILD = "ENSJAX_PLAN_FILE"
 # What an experiment describes: a call of `fit`, or else one of `map_members`.
 _JOBS = ("training_job", "mapped_job")
-# Of `ops.Conv`: those that any convolution may take.
-_FORMS = ("auto", "plain", "patches", "mixed")
 
 
 def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
@@ -78,8 +82,9 @@ def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
     if options.json is not None:
         _write_json(options.json, report)
     if memory is not None and report["choices"]["best"] is None:
+        fixed = f" ({report['fixed']})" if report["fixed"] else ""
         raise ConfigError(
-            f"nothing that was tried fits {options.memory} on a device; use more"
+            f"nothing that was tried fits {options.memory} on a device{fixed}; use more"
             " devices along data or member, or a smaller model."
         )
     return exit_codes.FINISHED
@@ -173,6 +178,21 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
             f"{path} describes a mapped_job(config), whose steps are inside one call:"
             " --tune and --trial need a training_job(config)."
         )
+    fields = PlanFields()
+    if not is_mapped and (memory is not None or options.tune):
+
+        def make_job(changed):
+            _validate(experiment, changed, mesh)
+            return _make_job(experiment, changed)
+
+        with _one_line_errors():
+            fields = find_fields(config, job, make_job)
+    if options.tune and not any((fields.block, fields.unroll, fields.conv_form)):
+        raise ConfigError(
+            f"{source.name}:{source.preset} has no field that sets block, unroll or"
+            " conv_form of what is planned, so that nothing which --tune times could be"
+            " pinned."
+        )
     save_every_steps = config.get("save_every_steps", 0)
     report = {
         "config": source.name,
@@ -183,6 +203,7 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
         "structure_only": is_stand_in,
         "versions": _versions(),
         "fields": [],
+        "fixed": _show_fixed(options, fields, is_mapped),
         "plan": None,
         "choices": None,
         "tuning": None,
@@ -208,13 +229,28 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
                 ) from error
         if memory is not None:
             report |= _find_choices(
-                experiment, config, job, mesh, memory_bytes=memory, known=known, say=say
+                experiment,
+                config,
+                job,
+                fields,
+                mesh,
+                memory_bytes=memory,
+                known=known,
+                say=say,
             )
         if options.tune:
-            forms = _jobs_of_forms(experiment, config)
-            tuning = planning.tune(job, forms=forms, mesh=mesh, say=say)
+            tuning = planning.tune(
+                job,
+                forms=_jobs_of_forms(experiment, config, fields),
+                mesh=mesh,
+                in_blocks=fields.block is not None,
+                unrolled=fields.unroll is not None,
+                say=say,
+            )
             report["tuning"] = dataclasses.asdict(tuning)
-            report["tuning"]["field"] = _pin_of_timing(config, tuning)
+            rows = _local_members(job, mesh)
+            pin = _pin_of_timing(fields, tuning, job.options, rows)
+            report["tuning"]["field"] = pin
     return report
 
 
@@ -255,14 +291,19 @@ def _load_experiment(config, path, mesh):
             f"{path} defines no {' and no '.join(f'{name}(config)' for name in _JOBS)},"
             " so there is nothing to plan."
         )
-    validate = getattr(experiment, "validate", None)
-    if validate is not None:
-        takes_mesh = "mesh" in inspect.signature(validate).parameters
-        try:
-            validate(config, mesh=mesh) if takes_mesh else validate(config)
-        except ValueError as error:
-            raise ConfigError(one_line(error)) from error
+    _validate(experiment, config, mesh)
     return experiment
+
+
+def _validate(experiment, config, mesh):
+    validate = getattr(experiment, "validate", None)
+    if validate is None:
+        return
+    takes_mesh = "mesh" in inspect.signature(validate).parameters
+    try:
+        validate(config, mesh=mesh) if takes_mesh else validate(config)
+    except ValueError as error:
+        raise ConfigError(one_line(error)) from error
 
 
 def _make_job(experiment, config):
@@ -277,32 +318,48 @@ def _make_job(experiment, config):
 # Settings
 
 
-def _find_choices(experiment, config, job, mesh, *, memory_bytes, known, say):
+def _show_fixed(options, fields, is_mapped) -> str:
+    """What no field of the config sets, in words; "" if that is nothing of use here."""
+    names = ("block", "batch_size") if options.memory is not None else ()
+    names += ("block", "unroll") if options.tune else ()
+    missing = () if is_mapped else fields.missing(tuple(dict.fromkeys(names)))
+    if not missing:
+        return ""
+    return (
+        f"the config has no field that sets {' or '.join(missing)} of what is planned"
+    )
+
+
+def _local_members(job, mesh) -> int:
+    """Of the largest stack, on each device."""
+    stacks = getattr(job, "stacks", (job,))
+    members = max(len(stack.member_ids) for stack in stacks)
+    return math.ceil(members / mesh.shape["member"])
+
+
+def _find_choices(
+    experiment, config, job, fields, mesh, *, memory_bytes, known, say
+) -> dict[str, Any]:
     from ensjax import planning
 
-    block_field = "block"
     if isinstance(job, planning.MappedJob):
         # Neither batches nor derivatives are known of it: its block is what can change.
         settings = planning.Settings(block=job.block, remat=None, batch_size=1)
-        num_members, block_field = job.num_members, job.block_field
+        rows = math.ceil(job.num_members / mesh.shape["member"])
+        fields = PlanFields(block=job.block_field, words=frozenset(("all",)))
+        fixed = ("batch_size",)
     else:
-        remat_field = _field_ending(config, "remat")
+        values = dict(flatten_fields(config))
         settings = planning.Settings(
             block=job.options.get("block", "auto"),
-            remat=None
-            if remat_field is None
-            else dict(flatten_fields(config))[remat_field],
-            batch_size=job.options.get("batch_size", 64),
+            remat=None if fields.remat is None else values[fields.remat],
+            batch_size=batch_size_of(job),
         )
-        num_members = len(job.member_ids)
-    rows = math.ceil(num_members / mesh.shape["member"])
+        rows, fixed = _local_members(job, mesh), fields.missing(("block", "batch_size"))
 
     def make_job(new):
-        pinned = _fields_of(config, settings, new, block_field)
-        changed = copy.deepcopy(config)
-        with changed.unlocked():
-            apply_overrides(changed, list(pinned.items()))
-        return _make_job(experiment, changed)
+        pinned = _pin_of_settings(fields, settings, new, rows)
+        return _make_job(experiment, changed_config(config, pinned))
 
     choices = planning.find_choices(
         make_job,
@@ -310,63 +367,55 @@ def _find_choices(experiment, config, job, mesh, *, memory_bytes, known, say):
         mesh=mesh,
         local_members=rows,
         memory_bytes=memory_bytes,
+        fixed=fixed,
         known=known,
         say=say,
     )
-    fields = {}
+    pinned = []
     if choices.best is not None:
-        best = choices.best.settings
-        fields = _fields_of(config, settings, best, block_field)
+        pinned = _pin_of_settings(fields, settings, choices.best.settings, rows)
     return {
         "choices": dataclasses.asdict(choices),
-        "fields": [f"--config.{name}={value}" for name, value in fields.items()],
+        "fields": [f"--config.{name}={text}" for name, text in pinned],
     }
 
 
-def _fields_of(config, old, new, block_field) -> dict[str, str]:
+def _pin_of_settings(fields, old, new, rows) -> list[tuple[str, str]]:
     """The fields of a config that turn one kind of settings into another."""
-    fields = {}
+    pinned = []
     if new.block != old.block:
-        fields[block_field] = "all" if new.block is None else str(new.block)
+        pinned.append((fields.block, fields.block_text(new.block, rows)))
     if new.remat != old.remat:
-        fields[_field_ending(config, "remat")] = str(new.remat).lower()
+        pinned.append((fields.remat, str(new.remat).lower()))
     if new.batch_size != old.batch_size:
-        fields["batch_size"] = str(new.batch_size)
-    return fields
+        pinned.append((fields.batch_size, str(new.batch_size)))
+    return pinned
 
 
-def _field_ending(config, name) -> str | None:
-    """The field of a config whose last part is `name`, if there is one."""
-    found = [key for key, _ in flatten_fields(config) if key.split(".")[-1] == name]
-    return found[0] if found else None
-
-
-def _jobs_of_forms(experiment, config) -> dict[str, Any]:
+def _jobs_of_forms(experiment, config, fields) -> dict[str, Any]:
     """The job with its convolutions in each form but the config's own, by name."""
-    field = _field_ending(config, "conv_form")
+    field = fields.conv_form
     if field is None:
         return {}
-    own, jobs = dict(flatten_fields(config))[field], {}
-    for form in _FORMS:
-        if form == own:
-            continue
-        changed = copy.deepcopy(config)
-        with changed.unlocked():
-            apply_overrides(changed, [(field, form)])
-        jobs[form] = _make_job(experiment, changed)
-    return jobs
+    own = dict(flatten_fields(config))[field]
+    return {
+        form: _make_job(experiment, changed_config(config, [(field, form)]))
+        for form in FORMS
+        if form != own
+    }
 
 
-def _pin_of_timing(config, tuning) -> list[str]:
-    best = tuning.best
-    fields = [f"--config.block={best.block}"]
+def _pin_of_timing(fields, tuning, options, rows) -> list[str]:
+    """What pins the best of all that was timed."""
+    best, pinned = tuning.best, []
+    if fields.block is not None:
+        number = tuning.auto_block if best.block == "auto" else rows
+        pinned.append((fields.block, fields.block_text(best.block, number)))
     if best.form is not None:
-        fields.append(f"--config.{_field_ending(config, 'conv_form')}={best.form}")
-    if best.unroll:
-        fields.append("--config.unroll=true")
-    elif config.get("unroll"):
-        fields.append("--config.unroll=false")
-    return fields
+        pinned.append((fields.conv_form, best.form))
+    if fields.unroll is not None and best.unroll != options.get("unroll", False):
+        pinned.append((fields.unroll, str(best.unroll).lower()))
+    return [f"--config.{name}={text}" for name, text in pinned]
 
 
 # Output

@@ -116,6 +116,18 @@ def run_stages(
     return done
 
 
+def refuse_members_from(run_dir: RunDirectory) -> None:
+    """Raises `ConfigError` where a run in stages was told to take members over.
+
+    For experiments whose members go on from what other stages have trained.
+    """
+    if run_dir.members_from:
+        raise ConfigError(
+            "--members_from: this experiment trains in stages and takes no members"
+            " over; leave it out."
+        )
+
+
 def read_stage(
     run_dir: RunDirectory, config: ml_collections.ConfigDict, name: str
 ) -> dict[str, np.ndarray] | None:

@@ -9,7 +9,7 @@ from ensjax.planning.collectives import Collective, read_collectives
 from ensjax.planning.mapped_job import MappedJob
 from ensjax.planning.memory import DoesNotFit, ProgramMemory
 from ensjax.planning.plan import plan
-from ensjax.planning.planned import MemberSize, Plan
+from ensjax.planning.planned import MemberSize, Plan, StackPlan
 from ensjax.planning.step_cost import StepCost
 from ensjax.planning.topology import NoTopology, topology_devices
 from ensjax.planning.trial import Trial
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "ProgramMemory",
     "Settings",
+    "StackPlan",
     "StepCost",
     "Timing",
     "Trial",

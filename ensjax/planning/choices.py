@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from jax.sharding import Mesh
 
@@ -10,6 +10,7 @@ from ensjax.planning.mapped_job import MappedJob
 from ensjax.planning.memory import DoesNotFit
 from ensjax.planning.plan import plan
 from ensjax.planning.planned import Plan
+from ensjax.train.group_job import GroupJob
 from ensjax.train.job import TrainingJob
 
 
@@ -61,12 +62,13 @@ class Choices:
 
 
 def find_choices(
-    make_job: Callable[[Settings], TrainingJob | MappedJob],
+    make_job: Callable[[Settings], TrainingJob | GroupJob | MappedJob],
     settings: Settings,
     *,
     mesh: Mesh,
     local_members: int,
     memory_bytes: int,
+    fixed: Collection[str] = (),
     known: Plan | DoesNotFit | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Choices:
@@ -80,8 +82,9 @@ def find_choices(
         make_job: the job under other settings.
         settings: of the job as it is.
         mesh: devices, which need not be there.
-        local_members: rows of the stack on each device.
+        local_members: rows of the stack on each device; of several of the largest.
         memory_bytes: of a device.
+        fixed: of "block" and "batch_size", those that `make_job` cannot change.
         known: the plan of the job as it is, if there is one, or why there is none.
         say: is told what is being done, a line at a time.
     """
@@ -107,6 +110,9 @@ def find_choices(
 
     def largest_block(**changes) -> Choice | None:
         """The largest block that fits, by bisection, or None."""
+        if "block" in fixed:
+            choice = attempt(**changes)
+            return choice if choice.fits else None
         if not (best := attempt(block=1, **changes)).fits:
             # A loop over blocks keeps what it has made beside what it is given: where
             # most is state, all members at once can take less.
@@ -126,9 +132,13 @@ def find_choices(
     def smaller_batch(**changes) -> Choice | None:
         """The largest half, quarter, ... of the batch that fits, or None."""
         least, batch_size = math.inf, settings.batch_size
+        if "batch_size" in fixed:
+            return None
+        if "block" not in fixed:
+            changes = {"block": 1, **changes}
         while batch_size % 2 == 0 and batch_size // 2 % mesh.shape["data"] == 0:
             batch_size //= 2
-            choice = attempt(block=1, batch_size=batch_size, **changes)
+            choice = attempt(batch_size=batch_size, **changes)
             if choice.fits:
                 return choice
             peak = least if choice.peak_bytes is None else choice.peak_bytes

@@ -1,5 +1,6 @@
 """`plan`: what a job needs and does, before it runs."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from ensjax.ensemble import Ensemble
+from ensjax.group import Group
 from ensjax.mesh import AXES, platform
 from ensjax.planning.mapped_job import MappedJob
 from ensjax.planning.mapped_plan import plan_mapped
@@ -17,15 +19,16 @@ from ensjax.planning.memory import (
     program_memory,
     tree_bytes,
 )
-from ensjax.planning.planned import MemberSize, Plan
-from ensjax.planning.step_cost import step_cost
+from ensjax.planning.planned import MemberSize, Plan, StackPlan
+from ensjax.planning.step_cost import StepCost, cost_together, step_costs
 from ensjax.planning.trial import is_at_hand, measure, why_no_trial
+from ensjax.train.group_job import GroupJob
 from ensjax.train.job import TrainingJob
 from ensjax.train.lowering import AbstractRun, abstract_run
 
 
 def plan(
-    job: TrainingJob | MappedJob,
+    job: TrainingJob | GroupJob | MappedJob,
     *,
     mesh: Mesh | None = None,
     save_every_steps: int | None = 0,
@@ -40,7 +43,9 @@ def plan(
     allocated unless there is a trial.
 
     Args:
-        job: what is to be trained. Its data may be shapes.
+        job: what is to be trained. Its data may be shapes, or a loader, of which the
+            first batch is read. The stacks of a `GroupJob` are one program; the plan
+            says of each what it takes, too.
         mesh: default: the job's, on the devices that there are. It may be of devices
             that are not there, such as those of a TPU topology.
         save_every_steps: as for `fit`; 0: never.
@@ -48,8 +53,9 @@ def plan(
             collectives.
         trial: "always": a few steps are run on the devices of the mesh, and timed,
             which allocates what `fit` would; "auto": if they are there, the job fits
-            and a step is short; "never". Where the job has only shapes, the data are
-            zeros. Of a `MappedJob`, whose steps are inside its one call: never.
+            and a step is short; "never". Where the job has only shapes, or a loader,
+            the data are zeros. Of a `MappedJob`, whose steps are inside its one call:
+            never.
         say: is told what is being done, a line at a time.
 
     Returns:
@@ -100,12 +106,13 @@ def plan(
                 name,
                 compiled[name],
                 mesh,
-                beside_bytes=sum(arrays[key] for key in _BESIDE[name]),
+                beside_bytes=sum(arrays[key] for key in _beside(name, run)),
                 lower_seconds=lower_seconds,
                 compile_seconds=seconds,
             )
         )
-    cost = step_cost(run, say=say) if costs else None
+    each = step_costs(run, say=say) if costs else ()
+    cost = cost_together(each) if costs else None
     measured, why_not = None, "not asked for"
     if trial != "never":
         peak = max(program.peak_bytes for program in programs)
@@ -121,7 +128,7 @@ def plan(
         num_members=sum(run.num_members),
         num_rows=sum(run.num_rows),
         batch_size=run.job.members[0].batch_size,
-        member=_member_size(run),
+        member=_sum_of_sizes(_member_sizes(run)),
         arrays=arrays,
         programs=tuple(programs),
         step=cost,
@@ -133,11 +140,12 @@ def plan(
         checkpoint_bytes=tree_bytes(run.states),
         trial=measured,
         why_no_trial=why_not,
+        stacks=_stacks(run, each),
     )
 
 
 def describe(
-    job: TrainingJob, mesh: Mesh, *, save_every_steps: int | None = 0
+    job: TrainingJob | GroupJob, mesh: Mesh, *, save_every_steps: int | None = 0
 ) -> AbstractRun:
     """The programs of a job on a mesh, in shapes.
 
@@ -148,18 +156,25 @@ def describe(
         job.data,
         hyper=job.hyper,
         mesh=mesh,
-        **({"save_every_steps": save_every_steps} | dict(job.options)),
+        is_stream=job.is_stream,
+        **({"save_every_steps": save_every_steps} | job.fit_options()),
     )
 
 
 # What stays on a device while a program runs and is no argument of it: `fit` holds the
 # members that it was given, its padded copy of them, and everything else it has placed.
 _BESIDE = {
-    "training": ("members as given", "members as padded", "evaluation data"),
+    "training": (
+        "members as given",
+        "members as padded",
+        "evaluation data",
+        "batches read ahead",
+    ),
     "evaluation": (
         "members as given",
         "members as padded",
         "data",
+        "batches read ahead",
         "hyperparameters",
         "sampling weights",
     ),
@@ -173,6 +188,28 @@ _BESIDE = {
 }
 
 
+# Chunks of a stream on the devices beside the one in use, at most: two that wait, and
+# one in the making (`data.prefetch_chunks`).
+_CHUNKS_AHEAD = 3
+
+
+def _beside(name, run) -> list[str]:
+    # A stream is read when the state is there.
+    absent = ("data",) if _is_stream(run) and name == "initial state" else ()
+    return [key for key in _BESIDE[name] if key not in absent]
+
+
+def _is_stream(run) -> bool:
+    return run.job.data_kind == "batch"
+
+
+def _bytes_ahead(run) -> int:
+    if not _is_stream(run):
+        return 0
+    calls = math.ceil(run.schedule.steps / run.schedule.steps_per_call)
+    return min(_CHUNKS_AHEAD, calls - 1) * device_bytes(run.data)
+
+
 def _lowerings(run):
     lowerings = {"training": run.lower_training}
     if run.evaluate is not None:
@@ -180,16 +217,20 @@ def _lowerings(run):
     return lowerings | {"initial state": run.lower_init}
 
 
-def _arrays(run, ensemble: Ensemble) -> dict[str, int]:
+def _arrays(run, ensemble: Ensemble | Group) -> dict[str, int]:
     """Bytes on one device of everything that `fit` holds there, by what it is."""
-    given = tree_bytes((ensemble.state, ensemble.member_ids))
-    if run.num_members[0] % run.mesh.shape["member"] == 0:
-        given //= run.mesh.shape["member"]  # else every device holds all of them
+    given, devices = 0, run.mesh.shape["member"]
+    for own in ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,):
+        size = tree_bytes((own.state, own.member_ids))
+        # Where they do not divide, every device holds all of them.
+        is_split = own.member_ids.shape[0] % devices == 0
+        given += size // devices if is_split else size
     return {
         "training state": device_bytes(run.states),
         "members as given": given,
         "members as padded": device_bytes(run.model_states),
         "data": device_bytes(run.data),
+        "batches read ahead": _bytes_ahead(run),
         "evaluation data": device_bytes(run.evaluation),
         "hyperparameters": device_bytes(run.hypers),
         "member ids": device_bytes(run.ids),
@@ -197,8 +238,15 @@ def _arrays(run, ensemble: Ensemble) -> dict[str, int]:
     }
 
 
-def _member_size(run) -> MemberSize:
-    (state,), (rows,) = run.states, run.num_rows
+def _member_sizes(run) -> list[MemberSize]:
+    """Of one member of each stack."""
+    return [
+        _member_size(state, rows)
+        for state, rows in zip(run.states, run.num_rows, strict=True)
+    ]
+
+
+def _member_size(state, rows) -> MemberSize:
     parts = {name: tree_bytes(state.get(name, ())) // rows for name in state}
     return MemberSize(
         parameters=sum(
@@ -209,6 +257,25 @@ def _member_size(run) -> MemberSize:
         optimizer_bytes=parts["opt_state"],
         best_bytes=parts.get("best", 0),
         state_bytes=sum(parts.values()),
+    )
+
+
+def _sum_of_sizes(sizes) -> MemberSize:
+    return MemberSize(*map(sum, zip(*map(dataclasses.astuple, sizes), strict=True)))
+
+
+def _stacks(run, costs: tuple[StepCost, ...]) -> tuple[StackPlan, ...]:
+    """Of a group what each stack takes; of one stack nothing."""
+    sizes = _member_sizes(run)
+    if len(sizes) == 1:
+        return ()
+    # The step of a joint objective is one of all stacks.
+    costs = costs if len(costs) == len(sizes) else (None,) * len(sizes)
+    return tuple(
+        StackPlan(members, rows, size, cost)
+        for members, rows, size, cost in zip(
+            run.num_members, run.num_rows, sizes, costs, strict=True
+        )
     )
 
 

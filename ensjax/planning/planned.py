@@ -35,11 +35,30 @@ class MemberSize:
 
 
 @dataclasses.dataclass(frozen=True)
+class StackPlan:
+    """What one stack of a group takes of the program that trains all of them.
+
+    Attributes:
+        num_members: of the stack.
+        num_rows: with its padding.
+        member: sizes of one member.
+        step: one step of the stack on one device; None if it was not asked for, or is
+            not one of its own (a joint objective).
+    """
+
+    num_members: int
+    num_rows: int
+    member: MemberSize
+    step: StepCost | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What a job needs and does. All bytes are of one device unless said.
 
-    A job is one call of `fit` (`TrainingJob`) or of `map_members` (`MappedJob`); the
-    latter has one program, one call, and neither evaluations nor checkpoints.
+    A job is one call of `fit` (`TrainingJob`, `GroupJob`) or of `map_members`
+    (`MappedJob`); the latter has one program, one call, and neither evaluations nor
+    checkpoints.
 
     Attributes:
         platform: "cpu", "gpu" or "tpu": whose compiler this is from.
@@ -48,7 +67,8 @@ class Plan:
         num_members: members in all.
         num_rows: rows of the stack in all; what is above `num_members` is padding.
         batch_size: examples of the global batch of each member; None for a mapped job.
-        member: sizes of one member.
+        member: sizes of one member; of a group those of one member of each stack
+            together.
         arrays: bytes on a device by what they are, by their shapes; a TPU pads some.
         programs: "training", "evaluation" (where there is one) and "initial state"; of
             a mapped job "members".
@@ -63,6 +83,7 @@ class Plan:
         why_no_trial: in words; empty if there was one.
         beside: what the call of a mapped job does beside its steps, such as making
             members and asking them; None for a training job.
+        stacks: of a group, in order; else empty.
     """
 
     platform: str
@@ -84,6 +105,7 @@ class Plan:
     trial: Trial | None
     why_no_trial: str
     beside: StepCost | None = None
+    stacks: tuple[StackPlan, ...] = ()
 
     @property
     def num_devices(self) -> int:
@@ -150,6 +172,7 @@ class Plan:
         for name in ("step", "beside"):
             if value.get(name) is not None:
                 fields[name] = _cost_from_json(value[name])
+        fields["stacks"] = tuple(map(_stack_from_json, value.get("stacks", ())))
         if value["trial"] is not None:
             fields["trial"] = Trial(**value["trial"])
         return cls(**fields)
@@ -160,3 +183,8 @@ def _cost_from_json(value) -> StepCost:
         Collective(**{**c, "axes": tuple(c["axes"])}) for c in value["collectives"]
     ]
     return StepCost(**{**value, "collectives": tuple(found)})
+
+
+def _stack_from_json(value) -> StackPlan:
+    step = None if value["step"] is None else _cost_from_json(value["step"])
+    return StackPlan(**{**value, "member": MemberSize(**value["member"]), "step": step})

@@ -7,7 +7,7 @@ it is in the body of the loops of `fit`. The rest is multiplication.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class StepCost:
     health, once in up to 128 steps, are not in it.
 
     Attributes:
-        block: how many local members run at once.
+        block: how many local members run at once; of several stacks the most.
         flops: operations, as the compiler counts them: a multiplication and an addition
             are two.
         bytes_moved: read and written by the operations, after fusion.
@@ -55,16 +55,31 @@ def step_cost(run: AbstractRun, *, say: Callable[[str], None] = print) -> StepCo
     """Compiles one step of `run` without its loops, and counts.
 
     Args:
-        run: of one stack of members.
+        run: of one stack of members, or of several.
         say: is told what is being compiled.
     """
-    (local_rows,) = (rows // run.mesh.shape["member"] for rows in run.num_rows)
-    block = members_of_a_block(run)
+    return cost_together(step_costs(run, say=say))
+
+
+def step_costs(
+    run: AbstractRun, *, say: Callable[[str], None] = print
+) -> tuple[StepCost, ...]:
+    """As `step_cost`, of each stack; of a joint objective one of all of them."""
     if isinstance(run.job, JointSteps):
-        lowered, rounds = _lower_joint_step(run), 1
-    else:
-        lowered, rounds = _lower_step(run, block), local_rows // block
-    say("compiling one step, to count what it does")
+        say("compiling one step, to count what it does")
+        return (_counted(run, _lower_joint_step(run), members_of_a_block(run), 1),)
+    costs = []
+    for number, rows in enumerate(run.num_rows):
+        own = run.of_stack(number)
+        block = members_of_a_block(own)
+        rounds = rows // run.mesh.shape["member"] // block
+        of_stack = f" of stack {number + 1}" if len(run.num_rows) > 1 else ""
+        say(f"compiling one step{of_stack}, to count what it does")
+        costs.append(_counted(own, _lower_step(own, block), block, rounds))
+    return tuple(costs)
+
+
+def _counted(run, lowered, block, rounds) -> StepCost:
     sizes = [run.mesh.shape[axis] for axis in AXES]
     program, text = compile_with_text(lowered.lowered, run.mesh, "StepAlone")
     counts = program.cost_analysis()
@@ -78,8 +93,31 @@ def step_cost(run: AbstractRun, *, say: Callable[[str], None] = print) -> StepCo
     )
 
 
+def cost_together(costs: Sequence[StepCost]) -> StepCost:
+    """What stacks cost that run one after the other."""
+    if len(costs) == 1:
+        return costs[0]
+    found: dict[tuple, Collective] = {}
+    for each in (c for cost in costs for c in cost.collectives):
+        key = (each.operation, each.axes)
+        old = found.get(key, Collective(*key, 0, 0))
+        found[key] = Collective(
+            *key, old.count + each.count, old.result_bytes + each.result_bytes
+        )
+    return StepCost(
+        block=max(cost.block for cost in costs),
+        flops=sum(cost.flops for cost in costs),
+        bytes_moved=sum(cost.bytes_moved for cost in costs),
+        collectives=tuple(found.values()),
+        has_loop=any(cost.has_loop for cost in costs),
+    )
+
+
 def members_of_a_block(run: AbstractRun) -> int:
-    """How many local members run at once; of a joint objective in its smallest part."""
+    """How many local members run at once.
+
+    Of a joint objective in its smallest part, of several stacks in the smallest.
+    """
     kind = _WatchedJoint if isinstance(run.job, JointSteps) else _WatchedSteps
     fields = {f.name: getattr(run.job, f.name) for f in dataclasses.fields(run.job)}
     sizes = _Sizes()
@@ -187,7 +225,7 @@ def _lower_step(run, block):
 
     sampling, batch_size = job.members[0].sampling, job.members[0].batch_size
     rows_kind, rows = "member", (num_rows, batch_size)
-    if sampling == "shared":
+    if sampling in ("shared", "stream"):
         rows_kind, rows = "shared", (batch_size,)
     alone = _StepAlone(
         job.members,
@@ -198,7 +236,9 @@ def _lower_step(run, block):
     )
     weights = cut(run.weights) if job.weights_kind == "member" else run.weights
     stacks = (cut(run.states), cut(run.hypers), cut(run.ids), weights)
-    return _lower_alone(alone, run, stacks, rows, drawn=sampling == "weighted")
+    # A stream is looked at with the batch of one step.
+    brings_rows = sampling in ("weighted", "stream")
+    return _lower_alone(alone, run, stacks, rows, drawn=brings_rows)
 
 
 def _lower_joint_step(run):
@@ -213,7 +253,8 @@ def _lower_joint_step(run):
         num_members=job.num_members,
     )
     stacks = (run.states, run.hypers, run.ids, run.weights)
-    return _lower_alone(alone, run, stacks, (job.members[0].batch_size,), drawn=False)
+    rows, drawn = (job.members[0].batch_size,), job.data_kind == "batch"
+    return _lower_alone(alone, run, stacks, rows, drawn=drawn)
 
 
 def _lower_alone(alone, run, stacks, rows_shape, *, drawn):
@@ -222,12 +263,16 @@ def _lower_alone(alone, run, stacks, rows_shape, *, drawn):
         rows_shape, jnp.int32, sharding=NamedSharding(run.mesh, spec)
     )
     rows = (None if drawn else rows,) * len(run.num_rows)
-    traced = MeshProgram(alone, run.mesh).jitted.trace(*stacks, rows, run.data, 0, 0)
+    data = run.data
+    if alone.data_kind == "batch":  # [batch, step, ...], of which one step is enough
+        data = jax.tree.map(lambda x: _resized(x, x.shape[0], num_steps=1), data)
+    traced = MeshProgram(alone, run.mesh).jitted.trace(*stacks, rows, data, 0, 0)
     return _Lowered(traced.lower(), has_loop(traced.jaxpr.jaxpr))
 
 
-def _resized(x, num_rows):
-    return jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype, sharding=x.sharding)
+def _resized(x, num_rows, *, num_steps=None):
+    rest = x.shape[1:] if num_steps is None else (num_steps, *x.shape[2:])
+    return jax.ShapeDtypeStruct((num_rows, *rest), x.dtype, sharding=x.sharding)
 
 
 def has_loop(jaxpr: Any, *, in_loop: bool = False) -> bool:

@@ -14,8 +14,10 @@ from ensjax.mesh import place, platform
 from ensjax.planning.memory import free_bytes
 from ensjax.planning.step_cost import StepCost
 from ensjax.train import arguments
+from ensjax.train.arguments import stacks_of
 from ensjax.train.assembly import Stacks
 from ensjax.train.feeds import canonical
+from ensjax.train.group_job import GroupJob
 from ensjax.train.job import TrainingJob
 from ensjax.train.lowering import AbstractRun
 
@@ -79,7 +81,9 @@ def why_no_trial(mesh: Mesh, peak_bytes: int, cost: StepCost | None) -> str:
     return ""
 
 
-def measure(run: AbstractRun, job: TrainingJob, programs: Mapping[str, Any]) -> Trial:
+def measure(
+    run: AbstractRun, job: TrainingJob | GroupJob, programs: Mapping[str, Any]
+) -> Trial:
     """Runs and times compiled programs of `run`; allocates what `fit` would.
 
     Args:
@@ -151,7 +155,7 @@ class Inputs:
     Attributes:
         states: of training, at step 0; the first call takes them over.
         others: hyperparameters, ids and weights of every stack.
-        data: leaves `[example, ...]`.
+        data: leaves `[example, ...]`; of a stream zeros, `[batch, step, ...]`.
         evaluation: on the host, leaves `[example, ...]`, or None.
         source: "the job's own", or "zeros".
     """
@@ -163,26 +167,33 @@ class Inputs:
     source: str
 
     @classmethod
-    def of(cls, run: AbstractRun, job: TrainingJob) -> "Inputs":
+    def of(cls, run: AbstractRun, job: TrainingJob | GroupJob) -> "Inputs":
         """Those of a job; zeros for data of which only the shapes are known."""
-        ensemble = job.ensemble(run.mesh)
+        ensembles = stacks_of(job.ensemble(run.mesh))
         stacks = Stacks(run.num_members, run.job.blocks, run.mesh)
         hyper = arguments.per_member(job.hyper, sum(run.num_members))
-        for_loss = job.options.get("loss_weights") is not None
-        weights = job.options.get("loss_weights" if for_loss else "weights")
+        options = job.options
+        for_loss = options.get("loss_weights") is not None
+        weights = options.get("loss_weights" if for_loss else "weights")
+        is_stream = run.job.data_kind == "batch"
         weights, _ = arguments.placed_weights(
-            _filled(weights, 1.0), _length(job.data), stacks, for_loss=for_loss
+            _filled(weights, 1.0),
+            0 if is_stream else _length(job.data),
+            stacks,
+            for_loss=for_loss,
         )
         hypers = stacks.placed(stacks.split(hyper))
-        ids = stacks.placed([ensemble.member_ids])
-        model_states = stacks.placed([ensemble.state])
+        ids = stacks.placed([ensemble.member_ids for ensemble in ensembles])
+        model_states = stacks.placed([ensemble.state for ensemble in ensembles])
         init = mesh_program(run.init.job, run.mesh)
-        is_own = not any(map(_is_shape, jax.tree.leaves(job.data)))
+        # Of a loader a plan reads one batch, which is not what a call takes.
+        data, spec = (run.data, jax.P("data")) if is_stream else (job.data, jax.P())
+        is_own = not any(map(_is_shape, jax.tree.leaves(data)))
         return cls(
             states=jax.block_until_ready(init(model_states, hypers)),
             others=(hypers, ids, weights),
-            data=place(_filled(job.data, 0), run.mesh, jax.P()),
-            evaluation=_filled(job.options.get("evaluation"), 0),
+            data=place(_filled(data, 0), run.mesh, spec),
+            evaluation=_filled(options.get("evaluation"), 0),
             source="the job's own" if is_own else "zeros",
         )
 

@@ -14,6 +14,7 @@ from ensjax.planning.memory import DoesNotFit, compile_lowered
 from ensjax.planning.plan import describe
 from ensjax.planning.step_cost import members_of_a_block
 from ensjax.planning.trial import Inputs
+from ensjax.train.group_job import GroupJob
 from ensjax.train.job import TrainingJob
 
 # A round times one call of every program; the fastest of all rounds counts.
@@ -71,10 +72,12 @@ class Tuning:
 
 
 def tune(
-    job: TrainingJob,
+    job: TrainingJob | GroupJob,
     *,
-    forms: Mapping[str, TrainingJob] | None = None,
+    forms: Mapping[str, TrainingJob | GroupJob] | None = None,
     mesh: Mesh | None = None,
+    in_blocks: bool = True,
+    unrolled: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Tuning:
     """Times a few steps of the job with every block, interleaved, on real devices.
@@ -89,6 +92,8 @@ def tune(
         forms: the same job with its convolutions in other forms (of `ops.Conv`), by
             their names. Each is timed with block "auto", one and all members at once.
         mesh: of devices that are there; default: the job's.
+        in_blocks: whether blocks of other sizes than the automatic one are timed.
+        unrolled: whether members one after the other without a loop are timed.
         say: is told what is being done, a line at a time.
 
     Raises:
@@ -100,12 +105,13 @@ def tune(
     jobs = {None: job, **(forms or {})}
 
     def run_with(block, unroll=False, form=None):
-        options = {**job.options, "block": block, "unroll": unroll}
-        return describe(dataclasses.replace(jobs[form], options=options), mesh)
+        return describe(jobs[form].with_options(block=block, unroll=unroll), mesh)
 
     auto_run = run_with("auto")
-    local_members = auto_run.num_rows[0] // mesh.shape["member"]
-    ways = _ways(local_members, tuple(forms or ()))
+    local_members = max(auto_run.num_rows) // mesh.shape["member"]
+    ways = _ways(
+        local_members, tuple(forms or ()), in_blocks=in_blocks, unrolled=unrolled
+    )
     programs = {}
     for way in ways:
         block, unroll, form = way
@@ -153,16 +159,18 @@ def tune(
     )
 
 
-def _ways(local_members, forms) -> list[tuple[int | str, bool, str | None]]:
+def _ways(
+    local_members, forms, *, in_blocks, unrolled
+) -> list[tuple[int | str, bool, str | None]]:
     """Block, whether members are unrolled, and form, of all that is timed."""
     ways: list[tuple[int | str, bool, str | None]] = [("auto", False, None)]
-    several = local_members > 1
-    if several:
+    in_blocks &= local_members > 1
+    if in_blocks:
         blocks = [k for k in blocks_of(local_members) if k < local_members]
         ways += [(block, False, None) for block in (*blocks, "all")]
-        if local_members <= MAX_UNROLLED_MEMBERS:
-            ways.append((1, True, None))
-    of_forms = ("auto", 1, "all") if several else ("auto",)
+    if unrolled and 1 < local_members <= MAX_UNROLLED_MEMBERS:
+        ways.append((1, True, None))
+    of_forms = ("auto", 1, "all") if in_blocks else ("auto",)
     return ways + [(block, False, form) for form in forms for block in of_forms]
 
 

@@ -4,6 +4,7 @@ from ensjax.train import losses
 from ensjax.train.curriculum import Stage, StageAdam, stage_rate, train_curriculum
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
+from ensjax.train.group_job import GroupJob
 from ensjax.train.health import Health
 from ensjax.train.history import TrainingLog
 from ensjax.train.job import TrainingJob
@@ -29,6 +30,7 @@ from ensjax.train.spherical_crps import SphericalCrps, area_crps, wave_crps
 
 __all__ = [
     "EarlyStopping",
+    "GroupJob",
     "Health",
     "Joint",
     "NegativeCorrelation",

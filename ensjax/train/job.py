@@ -32,7 +32,8 @@ class TrainingJob:
         member_ids: of all members, which may be none of a mesh's multiples.
         init_seed: of the initial weights.
         data: resident arrays, leaves `[example, ...]`, or their shapes
-            (`jax.ShapeDtypeStruct`) where the data are not at hand.
+            (`jax.ShapeDtypeStruct`) where the data are not at hand; or a loader, any
+            iterable of batches that begins anew with every `iter`.
         hyper: None, or hyperparameters with leaves `[member]`.
         mesh_sizes: devices along "member", "data" and "model", -1 for what is left.
         options: the other keyword arguments of `fit` that say what is computed: `loss`,
@@ -43,6 +44,8 @@ class TrainingJob:
             themselves.
         why_no_replay: "", or why config and seed alone do not make a member again, in
             one sentence.
+        is_stream: whether `data`, where they are shapes, are those of one global batch
+            `[batch, ...]` of a loader that is not at hand.
     """
 
     make_model: Callable[[nnx.Rngs], nnx.Module]
@@ -55,6 +58,11 @@ class TrainingJob:
     start: Callable[[Ensemble], Ensemble] | None = None
     stage: str = ""
     why_no_replay: str = ""
+    is_stream: bool = False
+
+    def with_options(self, **changes: Any) -> "TrainingJob":
+        """The same job with other keyword arguments of `fit`."""
+        return dataclasses.replace(self, options={**self.options, **changes})
 
     def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh of these sizes over some devices; all that there are by default."""
@@ -104,9 +112,9 @@ class TrainingJob:
 
     def prepare(self, mesh: Mesh | None = None) -> Run:
         """The run that `fit` would begin, checked and placed; nothing is trained."""
-        self._check_data()
+        self.check_data()
         arguments = inspect.signature(fit).bind(
-            self.ensemble(mesh), self.data, hyper=self.hyper, **self._options()
+            self.ensemble(mesh), self.data, hyper=self.hyper, **self.fit_options()
         )
         arguments.apply_defaults()
         names = inspect.signature(prepare_run).parameters
@@ -121,19 +129,30 @@ class TrainingJob:
         Raises:
             ValueError: if `data` holds shapes only; and what `fit` raises.
         """
-        self._check_data()
-        options = self._options() | others
+        self.check_data()
+        options = self.fit_options() | others
         return fit(self.ensemble(mesh), self.data, hyper=self.hyper, **options)
 
-    def _check_data(self):
+    def check_data(self) -> None:
+        """Raises `ValueError` where the data are shapes alone."""
         for leaf in jax.tree.leaves(self.data):
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 raise ValueError("This job knows only the shapes of its data.")
 
-    def _options(self):
+    def fit_options(self) -> dict[str, Any]:
         """`options`; a policy that seeds members anew is told how to build one."""
-        options = dict(self.options)
-        health = Health.of(options.get("health", "freeze"))
-        if health.policy == "reseed" and health.make_model is None:
-            health = dataclasses.replace(health, make_model=self.make_model)
-        return options | {"health": health}
+        return with_maker(self.options, self.make_model)
+
+
+def with_maker(options: Mapping[str, Any], make_model: Any) -> dict[str, Any]:
+    """Arguments of `fit` whose health policy can build new members.
+
+    Args:
+        options: of a job.
+        make_model: of its members; for a group a tuple with that of every stack.
+    """
+    options = dict(options)
+    health = Health.of(options.get("health", "freeze"))
+    if health.policy == "reseed" and health.make_model is None:
+        health = dataclasses.replace(health, make_model=make_model)
+    return options | {"health": health}

@@ -14,13 +14,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from ensjax.blocks import Blocks
+from ensjax.data.streams import as_batches
 from ensjax.ensemble import Ensemble
 from ensjax.group import Group
 from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.train import arguments
 from ensjax.train.assembly import abstract_states, build_programs, evaluation_job
 from ensjax.train.evaluation import EarlyStopping, Evaluate
-from ensjax.train.feeds import is_resident
+from ensjax.train.feeds import check_arrays, is_resident
 from ensjax.train.health import Health
 from ensjax.train.objectives import Joint
 from ensjax.train.programs import TrainSteps
@@ -45,7 +46,8 @@ class AbstractRun:
             on the devices all the time.
         states: of training, leaves `[row, ...]`.
         hypers, ids, weights: of every stack.
-        data: leaves `[example, ...]`, whole on every device.
+        data: leaves `[example, ...]`, whole on every device; of a stream leaves
+            `[batch, step, ...]`, the batches of one call, split over "data".
         evaluation: leaves `[example, ...]`, or None.
     """
 
@@ -63,6 +65,22 @@ class AbstractRun:
     weights: Any
     data: Any
     evaluation: Any
+
+    def of_stack(self, number: int) -> "AbstractRun":
+        """One stack by itself; of a joint objective there is no such run."""
+        one = slice(number, number + 1)
+        names = [
+            "num_members",
+            "num_rows",
+            "model_states",
+            "states",
+            "hypers",
+            "ids",
+            "weights",
+        ]
+        parts = {name: getattr(self, name)[one] for name in names}
+        job = dataclasses.replace(self.job, members=self.job.members[one])
+        return dataclasses.replace(self, job=job, **parts)
 
     def lower_training(self) -> jax.stages.Lowered:
         """The program of `schedule.steps_per_call` steps."""
@@ -117,13 +135,16 @@ def abstract_run(
     unroll: bool = False,
     mesh: Mesh | None = None,
     shard_state: bool = False,
+    is_stream: bool = False,
 ) -> AbstractRun:
     """The programs of `fit` for the same arguments; nothing is allocated.
 
     Args:
         ensemble: members, or their shapes:
             `jax.eval_shape(lambda: Ensemble.init(make_model, num_members=64))`.
-        data: resident data or shapes, leaves `[example, ...]`.
+        data: resident data or shapes, leaves `[example, ...]`; or a loader, whose
+            first batch is looked at.
+        is_stream: `data` are shapes `[batch, ...]` of one global batch of a loader.
         keep_best: whether the state holds best weights, also without `early_stopping`.
         save_every_steps: None: as often as it reports; 0: never.
 
@@ -132,22 +153,18 @@ def abstract_run(
     Raises:
         TypeError, ValueError: as `fit`, except for what only values could show.
     """
-    is_arrays = is_resident(data)
-    if not is_arrays:
-        raise ValueError(
-            "Only resident data can be planned: arrays [example, ...] or their shapes;"
-            f" got {type(data).__name__}."
-        )
+    if not is_resident(data):
+        data, is_stream = batch_shapes(data), True
     ensembles = ensemble.ensembles if isinstance(ensemble, Group) else (ensemble,)
     mesh = ensembles[0].mesh if mesh is None else mesh
     arguments.check_fit_mesh(mesh, loss)
     arguments.check_seed(seed)
     arguments.check_functions(loss, make_tx, hyper, augment, evaluation_loss)
     averages = arguments.check_averages(averages)
-    arguments.check_sampling(sampling, weights, loss_weights, is_resident=is_arrays)
+    arguments.check_sampling(sampling, weights, loss_weights, is_resident=not is_stream)
     arguments.check_evaluation(
         evaluation,
-        data,
+        None if is_stream else data,
         evaluation_loss=evaluation_loss,
         evaluate_every_steps=evaluate_every_steps,
         evaluation_batch_size=evaluation_batch_size,
@@ -155,7 +172,14 @@ def abstract_run(
     )
     num_examples = jax.tree.leaves(data)[0].shape[0]
     shards = mesh.shape["data"]
-    if not 1 <= batch_size <= num_examples or batch_size % shards:
+    if is_stream:  # as in `StreamedData`
+        sampling, batch_size, num_examples = "stream", num_examples, 0
+        if batch_size % shards:
+            raise ValueError(
+                f"data has batches of {batch_size} examples, which must divide over"
+                f" data={shards} devices."
+            )
+    elif not 1 <= batch_size <= num_examples or batch_size % shards:
         raise ValueError(
             f"batch_size={batch_size} must be at most the {num_examples} examples and"
             f" divide over data={shards} devices."
@@ -223,7 +247,7 @@ def abstract_run(
         max_steps=schedule.steps_per_call,
         weights_kind=weights_kind,
         weighs_loss=weighs_loss,
-        data_kind="shared",
+        data_kind="batch" if is_stream else "shared",
         blocks=blocks,
         mesh=mesh,
         shard_state=shard_state,
@@ -252,9 +276,32 @@ def abstract_run(
         hypers=hypers,
         ids=by_stack([e.member_ids for e in ensembles]),
         weights=placed_weights,
-        data=_shapes(data, mesh, jax.P()),
+        data=_data_shapes(data, mesh, schedule.steps_per_call if is_stream else 0),
         evaluation=held_out,
     )
+
+
+def batch_shapes(loader: Any) -> Any:
+    """Shapes of the first batch of a loader, which is read.
+
+    Raises:
+        TypeError: for what cannot be iterated.
+        ValueError: for an iterator, which would lose its first batch; or no batch.
+    """
+    if not hasattr(loader, "__iter__"):
+        raise TypeError(
+            "data must be arrays [example, ...] or an iterable of batches; got"
+            f" {type(loader).__name__}."
+        )
+    if iter(loader) is loader:
+        raise ValueError(
+            f"The {type(loader).__name__} that was given as data would lose its first"
+            " batch. Give what begins anew with every iter, such as ensjax.data.stream;"
+            " or the shapes of a batch, with is_stream=True."
+        )
+    batch = next(as_batches(loader, num_epochs=1))
+    check_arrays("data (its first batch)", batch)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
 
 def lower_step(
@@ -350,6 +397,19 @@ def _shapes(tree, mesh, spec):
         lambda x: _shape(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), mesh, spec),
         tree,
     )
+
+
+def _data_shapes(data, mesh, steps_of_a_stream):
+    """Of what lies on the devices; of a stream the batches of one call."""
+    if not steps_of_a_stream:
+        return _shapes(data, mesh, jax.P())
+    chunk = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            (x.shape[0], steps_of_a_stream, *x.shape[1:]), x.dtype
+        ),
+        data,
+    )
+    return _shapes(chunk, mesh, jax.P("data"))
 
 
 def _shape(shape, dtype, mesh, spec):

@@ -21,7 +21,7 @@ from ensjax.experiment.configs import (
     split_spec,
 )
 from ensjax.experiment.exit_codes import ConfigError
-from ensjax.experiment.overrides import split_overrides
+from ensjax.experiment.overrides import apply_overrides, split_overrides
 
 TOY = str(Path(__file__).parent / "toy" / "configs" / "toy.py")
 
@@ -111,6 +111,17 @@ def test_a_loaded_config_is_locked():
     config = toy()
     with pytest.raises(AttributeError):
         config.new_field = 1
+
+
+def test_a_field_that_holds_a_word_takes_a_number_too():
+    """How many members run at once is "auto", "all" or a number."""
+    config = ml_collections.ConfigDict(dict(block="auto", name="3", form="auto"))
+    config.lock()
+    apply_overrides(config, [("block", "4"), ("name", "5"), ("form", "plain")])
+    assert (config.block, config.name, config.form) == (4, "5", "plain")
+    config.block = 8  # and goes on as one
+    with pytest.raises(ConfigError, match="config.block is of type int"):
+        apply_overrides(config, [("block", "all")])
 
 
 def test_overrides_are_taken_out_of_a_command_line_in_both_spellings():

@@ -1,5 +1,6 @@
 """`ensjax plan`, as a user types it."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -8,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from ensjax import cli
-from ensjax.experiment import ConfigError, load_config
-from ensjax.experiment.configs import load_module
+from ensjax import cli, make_mesh
+from ensjax.experiment import ConfigError, load_config, planner
+from ensjax.experiment.configs import find_experiment, load_module
+from ensjax.experiment.overrides import split_overrides
+from ensjax.experiment.plan_fields import batch_size_of, find_fields
 from ensjax.experiment.plan_options import parse_memory, parse_mesh
 from ensjax.experiment.plan_tables import show_bytes, show_seconds
-from ensjax.planning import Plan
+from ensjax.planning import MappedJob, Plan, Settings
 
 ROOT = Path(__file__).parents[2]
 TOY = str(ROOT / "tests/experiment/toy/configs/toy.py")
@@ -63,6 +66,94 @@ def test_a_program_that_is_no_fit_is_planned_and_its_block_is_what_can_change(ca
     assert "--config.networks.block=" in printed
     assert run(*spec, "--trial") == 2
     assert "--tune and --trial need" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_no_field_sets_is_told_before_anything_is_compiled(capsys):
+    assert run("hybrid_voting:smoke", "--tune") == 2
+    error = capsys.readouterr().err
+    assert "no field that sets block, unroll or conv_form" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_memory_is_looked_for_with_the_fields_that_there_are(capsys):
+    tiny = ("hybrid_voting:smoke", "--no-trial", "--mesh", "member=1")
+    assert run(*tiny, "--memory", "100KiB") == 2
+    printed = capsys.readouterr()
+    assert "no field that sets block of what is planned" in printed.out
+    last = printed.err.splitlines()[-1]
+    assert "nothing that was tried fits 100KiB" in last and "sets block" in last
+    assert run(*tiny, "--memory", "1GiB") == 0
+    assert "It fits as it is." in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_group_is_planned_stack_by_stack(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "plan.json"
+    spec = ("window_cascade:smoke", "--mesh", "member=1", "--no-trial")
+    assert run(*spec, "--json", str(file), "--memory", "1GiB") == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "Stacks, in one program" in printed
+    found = Plan.from_json(json.loads(file.read_text())["plan"])
+    assert [stack.num_members for stack in found.stacks] == [4, 4]
+
+
+def specs_of_jobs():
+    """Every config and preset that may have a job of `fit`."""
+    quick = ("bang", "hybrid_voting", "merge_domains", "seeds")
+    for file in sorted((ROOT / "configs").glob("*.py")):
+        for preset in ("smoke", "paper"):
+            is_quick = file.stem in quick and preset == "smoke"
+            marks = () if is_quick else pytest.mark.slow
+            yield pytest.param(
+                f"{file}:{preset}", id=f"{file.stem}-{preset}", marks=marks
+            )
+
+
+@pytest.mark.parametrize("spec", list(specs_of_jobs()))
+def test_what_pins_a_choice_is_what_run_takes(spec):
+    """Of all fields that a plan finds, the line makes the job that was looked at."""
+    mesh = make_mesh(member=1)
+
+    def job_of(lines=()):
+        source, config = load_config(spec, split_overrides(lines)[1])
+        path = find_experiment(source, config)
+        experiment = planner._load_experiment(config, path, mesh)
+        return config, experiment, planner._make_job(experiment, config)
+
+    try:
+        config, experiment, job = job_of()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    if isinstance(job, MappedJob):
+        pytest.skip("what it has is one program with a field for its block")
+
+    def make_job(changed):
+        planner._validate(experiment, changed, mesh)
+        return planner._make_job(experiment, changed)
+
+    fields = find_fields(config, job, make_job)
+    rows, batch = planner._local_members(job, mesh), batch_size_of(job)
+    old = Settings(job.options.get("block", "auto"), None, batch)
+    blocks = (None, "auto", 1, 2) if fields.block else ()
+    sizes = (batch // 2,) if fields.batch_size and batch % 2 == 0 else ()
+    changes = [dict(block=b) for b in blocks] + [dict(batch_size=b) for b in sizes]
+    for change in changes:
+        if change == {"block": "auto"} and "auto" not in fields.words:
+            continue  # a number stands for it
+        pins = planner._pin_of_settings(
+            fields, old, dataclasses.replace(old, **change), rows
+        )
+        _, _, found = job_of([f"--config.{name}={text}" for name, text in pins])
+        if "batch_size" in change:
+            assert batch_size_of(found) == change["batch_size"]
+            continue
+        wanted = change["block"]
+        if wanted is None and "all" not in fields.words:
+            wanted = rows
+        assert found.options.get("block", "auto") == wanted
 
 
 @pytest.mark.slow

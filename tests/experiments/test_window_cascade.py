@@ -294,9 +294,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(mistake, tmp_path, capf
     assert not workdir.parent.exists()
 
 
-def test_a_plan_is_refused_in_one_sentence():
-    with pytest.raises(ConfigError, match="as one group of stacks"):
-        experiment.training_job(config_of(f"{CONFIG}:smoke"))
+def test_a_job_has_a_stack_of_each_width_and_cached_logits_have_none():
+    config = config_of(f"{CONFIG}:smoke")
+    job = experiment.training_job(config)
+    assert len(job.stacks) == len(config.widths) and job.stage == "members"
+    assert job.options["weights"].shape == (len(job.member_ids), 1_797)
+    last = job.stack_of(job.member_ids[-1])
+    assert last.make_model.args == (config.widths[-1],)
     with pytest.raises(ConfigError, match="trains nothing: it reads cached logits"):
         experiment.training_job(config_of(f"{CONFIG}:paper"))
 

@@ -14,7 +14,12 @@ from ensjax.mapping import MeshProgram
 from ensjax.train import TrainingJob
 
 IMAGE = (8, 8, 1)
-PROGRAMS = ("TrainSteps", "JointSteps", "Evaluate", "InitState")
+PROGRAMS = {
+    "TrainSteps": "training",
+    "JointSteps": "training",
+    "Evaluate": "evaluation",
+    "InitState": "initial state",
+}
 NUM_EXAMPLES, NUM_HELD_OUT = 96, 32
 
 
@@ -127,6 +132,42 @@ def watch_fit(monkeypatch):
         return calls
 
     return watch
+
+
+def _check_against(planned, calls):
+    """The plan's bytes are those of the programs that ran, and of what was there."""
+    seen = {}
+    for call in calls:
+        seen.setdefault(PROGRAMS[call.name], call)
+    assert set(seen) == {program.name for program in planned.programs}
+    peaks = []
+    for program in planned.programs:
+        call = seen[program.name]
+        memory = call.memory
+        ran = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        assert program.program_peak_bytes == pytest.approx(ran, rel=0.05)
+        # What was on the device when the program was called: arguments and the rest.
+        live = program.argument_bytes + program.beside_bytes
+        ahead = planned.arrays["batches read ahead"]
+        if ahead and program.name == "training":  # the thread reads as it comes to it
+            live -= ahead
+            assert 0.95 * live <= call.live_bytes <= 1.05 * (live + ahead)
+            continue
+        assert live == pytest.approx(call.live_bytes, rel=0.05)
+        peaks.append(ran + call.live_bytes - memory.argument_size_in_bytes)
+    if not planned.arrays["batches read ahead"]:
+        assert planned.peak_bytes == pytest.approx(max(peaks), rel=0.05)
+
+
+@pytest.fixture(scope="session")
+def check_against():
+    """`check_against(plan, calls)`, the calls as `watch_fit` gives them."""
+    return _check_against
 
 
 class Kit(NamedTuple):

@@ -1,12 +1,13 @@
 """What fits a memory, and what is fastest."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from ensjax import nn
-from ensjax.planning import Settings, find_choices, plan, tune
+from ensjax.planning import Settings, choices, find_choices, plan, tune
 from ensjax.planning.choices import blocks_of
 
 ONE_STEP = dict(steps=1, steps_per_call=1)
@@ -58,6 +59,38 @@ def test_blocks_are_powers_of_two_that_divide_and_all():
     assert blocks_of(1) == [1]
     assert blocks_of(6) == [1, 2, 6]
     assert blocks_of(16) == [1, 2, 4, 8, 16]
+
+
+def test_what_cannot_change_is_not_tried(kit, monkeypatch):
+    """With made-up peaks: half the batch takes half, a smaller block less."""
+    asked = []
+
+    def planned(job, **others):
+        del others
+        asked.append((job.options["block"], job.options["batch_size"]))
+        peak = job.options["batch_size"] * (1 if job.options["block"] is None else 0.5)
+        return SimpleNamespace(peak_bytes=peak)
+
+    monkeypatch.setattr(choices, "plan", planned)
+
+    def searched(memory, *fixed):
+        asked.clear()
+        return find_choices(
+            make_job(kit),
+            ALL,
+            mesh=kit.mesh(1, 1),
+            local_members=4,
+            memory_bytes=memory,
+            fixed=fixed,
+        ).best
+
+    best = searched(600, "block")
+    assert (best.settings.block, best.settings.batch_size) == (None, 512)
+    assert {block for block, _ in asked} == {None}
+    assert searched(600, "batch_size") is None
+    assert {size for _, size in asked} == {2048}
+    assert searched(600, "block", "batch_size") is None
+    assert set(asked) == {(None, 2048)}  # as it is, and with remat
 
 
 @pytest.mark.slow
