@@ -11,7 +11,7 @@ from ensjax.emulate.gridded.layout import SPACE_DIMS, GriddedError
 from ensjax.emulate.gridded.opening import open_raw
 from ensjax.emulate.gridded.pairing import pair
 from ensjax.emulate.gridded.same_grid import on_same_grid
-from ensjax.emulate.gridded.standard import DIMS, space_of, standard_dataset
+from ensjax.emulate.gridded.standard import space_of, standard_dataset
 from ensjax.emulate.gridded.streaming import Pairs, read_channels
 from ensjax.emulate.gridded.times import (
     calendar_of,
@@ -106,7 +106,7 @@ def climatology_reader(
             f"{name} has not {', '.join(sorted(missing))}; it has"
             f" {', '.join(map(str, dataset.data_vars))}."
         )
-    varying = [d for d in DIMS[:3] if d in dataset.dims]
+    varying = [d for d in ("time", "lead", "member") if d in dataset.dims]
     if varying:
         raise GriddedError(
             f"{name} has no dates but the dimension {varying[0]!r} of"
@@ -126,8 +126,8 @@ def climatology_reader(
         if calendar_of(pairs.forecast["time"].values) == "none":
             raise GriddedError(
                 f"{name} is by {' and '.join(seasons)}, but the starts of"
-                f" {pairs.names[0]} are counted and have no season. A constant one, such"
-                f" as its mean over {seasons[0]!r}, can be used."
+                f" {pairs.names[0]} are counted and have no season. A constant one,"
+                f" such as its mean over {seasons[0]!r}, can be used."
             )
         _places_of_seasons(dataset, seasons, pairs, name)  # or a day is missing
     return lambda part: _of_seasons(dataset, seasons, part, name)
