@@ -132,11 +132,12 @@ class SampleJob:
         """Rows in `case` of dates or numbers; "all" is every start, `a:b` a range.
 
         Args:
-            starts: texts, such as "2013-01-05", "12" or "10:20" (without 20).
+            starts: texts, such as "2013-01-05", "12" or "10:20" (without 20). A date
+                names one start, at midnight if it says no hour.
 
         Raises:
-            ValueError: if there is no such start, or it is named twice; says which
-                there are.
+            ValueError: if there is no such start, it is named twice, or a date is a
+                year or month; says which there are.
         """
         rows: list[int] = []
         for text in starts:
@@ -154,11 +155,13 @@ class SampleJob:
             return np.arange(len(case))
         try:
             if case.dtype.kind == "M":
-                return np.nonzero(case == np.datetime64(text))[0]
+                return np.nonzero(case == _date(text, self._starts()))[0]
             first, colon, end = text.partition(":")
             if not colon:
                 return np.nonzero(case == int(first))[0]
             return np.nonzero((case >= int(first)) & (case < int(end)))[0]
+        except _VagueDate:
+            raise
         except ValueError:
             return np.empty(0, int)
 
@@ -189,6 +192,20 @@ class SampleJob:
             units=self.units,
             source=self.source,
         )
+
+
+class _VagueDate(ValueError):
+    """A year or a month, of which NumPy would take the first day."""
+
+
+def _date(text, starts):
+    date = np.datetime64(text)
+    if np.datetime_data(date)[0] in ("Y", "M", "W"):
+        raise _VagueDate(
+            f"a start is a day, such as {date.astype('datetime64[D]')}, or a day and"
+            f" hour; got {text!r}, and {starts}"
+        )
+    return date
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ def _scores(gridded: Any, asked: VerifyOptions, progress: ReadProgress) -> Any:
     opened = {}
     for role, path in asked.paths.items():
         if role == "climatology":  # `verify` knows its seasons
-            opened[role] = gridded.open_raw(path)
+            opened[role] = gridded.open_climatology(path, asked.mappings[role])
             continue
         opened[role] = gridded.open_gridded(path, asked.mappings[role])
     regions = {}

@@ -138,6 +138,10 @@ def test_starts_are_found_by_number_range_and_date(job):
     days = np.datetime64("2020-01-01T00", "h") + 24 * np.arange(30)
     dated = dataclasses.replace(job, case=days)
     assert dated.rows_of(["2020-01-30"]).tolist() == [29]
+    assert dated.rows_of(["2020-01-30T00"]).tolist() == [29]
+    for text in ("2020", "2020-01"):  # NumPy takes their first day
+        with pytest.raises(ValueError, match=f"such as 2020-01-01, .* got '{text}'"):
+            dated.rows_of([text])
     with pytest.raises(ValueError, match=r"there are 30: 2020-01-01T00, .* 2020-01-30"):
         dated.rows_of(["2020-01-01T06"])
 

@@ -186,3 +186,42 @@ def test_what_was_not_scored_is_said(files, tmp_path, capsys):
     assert "'t2m' in 'K'" in capsys.readouterr().err
     assert run(files / "f.zarr", tmp_path / "warm.nc", *start, "--ignore-units") == 0
     assert "only a part" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_scored_names_the_file_and_the_variable(files, tmp_path, capsys):
+    truth = xr.open_dataset(files / "truth.nc", engine="h5netcdf").load()
+    truth.t2m.values[2, 0, 0] = 9.97e36  # a fill value that is not declared
+    truth.to_netcdf(tmp_path / "filled.nc", engine="h5netcdf")
+    start = ["--map", "forecast:time=begin"]
+    assert run(files / "f.zarr", tmp_path / "filled.nc", *start) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "filled.nc: variable 't2m' holds 9.97" in error
+
+
+def test_a_climatology_has_a_mapping_too(files, tmp_path, capsys):
+    climate = xr.open_dataset(files / "climate.nc", engine="h5netcdf").load()
+    climate = climate.rename(latitude="rows").drop_attrs()
+    climate.to_netcdf(tmp_path / "climate.nc", engine="h5netcdf")
+    arguments = [files / "f.zarr", files / "truth.nc", "--map", "forecast:time=begin"]
+    arguments += ["--climatology", tmp_path / "climate.nc"]
+    assert run(*arguments) == 2
+    assert "there is no latitude" in capsys.readouterr().err
+    assert run(*arguments, "--map", "climatology:lat=rows") == 0
+    assert "acc" in capsys.readouterr().out
+
+
+def test_a_file_that_xarray_saved_of_ours_has_the_scores_it_had(
+    files, tmp_path, capsys
+):
+    """The mark of a standard dataset is in it, and its leads are integers."""
+    opened = gridded.open_gridded(files / "f.zarr", {"time": "begin"}, report=None)
+    opened.to_zarr(tmp_path / "again.zarr", consolidated=False)
+    start = ["--map", "forecast:time=begin"]
+    assert run(files / "f.zarr", files / "truth.nc", *start) == 0
+    wanted = capsys.readouterr().out
+    assert run(tmp_path / "again.zarr", files / "truth.nc") == 0
+    found = capsys.readouterr().out
+    for out in (wanted, found):
+        assert "crps" in out
+    tables = [text[text.index("t2m, global") :] for text in (wanted, found)]
+    assert tables[0] == tables[1]

@@ -3,7 +3,7 @@
 Needs the extra `weather` (xarray, zarr, h5netcdf); importing this does not load them.
 """
 
-from ensjax.emulate.gridded.climatologies import climatology_reader
+from ensjax.emulate.gridded.climatologies import climatology_reader, open_climatology
 from ensjax.emulate.gridded.conversion import archive_from_dataset, archive_to_datasets
 from ensjax.emulate.gridded.grids import (
     CubedSphereGrid,
@@ -67,6 +67,7 @@ __all__ = [
     "gaussian_grid",
     "grid_of",
     "is_same_unit",
+    "open_climatology",
     "open_gridded",
     "open_raw",
     "pair",

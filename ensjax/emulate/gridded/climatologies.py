@@ -1,19 +1,49 @@
 """A climatology at the valid times of forecasts, read with each block of cases."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ensjax.emulate.gridded import units
-from ensjax.emulate.gridded.layout import GriddedError
+from ensjax.emulate.gridded.layout import SPACE_DIMS, GriddedError
+from ensjax.emulate.gridded.opening import open_raw
 from ensjax.emulate.gridded.pairing import pair
 from ensjax.emulate.gridded.same_grid import on_same_grid
-from ensjax.emulate.gridded.standard import standard_dataset
+from ensjax.emulate.gridded.standard import space_of, standard_dataset
 from ensjax.emulate.gridded.streaming import Pairs, read_channels
-from ensjax.emulate.gridded.times import positions, valid_times, whole_seconds
+from ensjax.emulate.gridded.times import (
+    calendar_of,
+    positions,
+    valid_times,
+    whole_seconds,
+)
 
 SEASONS = ("dayofyear", "month", "hour")
+# Dimensions that may hold counted starts.
+_STARTS = ("time", "case")
+
+
+def open_climatology(
+    path: str | os.PathLike, mapping: Mapping[str, Any] | None = None
+) -> Any:
+    """A file for `climatology_reader`, under its own names or those of a mapping.
+
+    Args:
+        path: of a zarr or netCDF.
+        mapping: as in `open_gridded`; None: names are guessed when it is paired.
+
+    Raises:
+        FileNotFoundError, GriddedError, ImportError: as `open_gridded`.
+    """
+    dataset = open_raw(path)
+    if not mapping:
+        return dataset
+    seasons = [d for d in SEASONS if d in dataset.dims]
+    if not seasons and not _has_time(dataset):
+        seasons = ["season"]
+    return standard_dataset(dataset, mapping, seasons=seasons, name=os.fspath(path))
 
 
 def climatology_reader(
@@ -28,7 +58,8 @@ def climatology_reader(
     Args:
         climatology: a dataset of xarray on the forecasts' grid, with dimensions
             `dayofyear` (1-366), `month` (1-12) or `hour`, or some of them, or none: it
-            is constant; or with `time`: it is looked up by valid time, as the truth is.
+            is constant; or with `time`: it is looked up by valid time, as the truth is
+            (by start and lead where starts are counted).
             Or a standardiser with `mean_at`, its variables as those of the pairs.
         pairs: the forecasts.
         name: of the file, for errors.
@@ -39,7 +70,8 @@ def climatology_reader(
         `read(part) -> [case, lead, variable, *space]`, float32, at the valid times.
 
     Raises:
-        GriddedError: if a variable, day or hour is missing, or the grid is another.
+        GriddedError: if a variable, day or hour is missing, the grid is another, or
+            starts are counted, which have no season. All of it before fields are read.
     """
     if hasattr(climatology, "mean_at"):
         return lambda part: _of_standardiser(climatology, part, name)
@@ -60,12 +92,26 @@ def climatology_reader(
                 wanted, pairs.truth, by_time.truth, (pairs.names[1], name)
             )
         return lambda part: _by_valid_time(by_time, part)
-    dataset = standard_dataset(climatology, seasons=seasons or ["season"], name=name)
+    mapping = None
+    space = space_of(pairs.forecast)
+    if SPACE_DIMS not in climatology.attrs and space != ["lat", "lon"]:
+        # What is no grid of latitudes has the forecasts' dimensions of space.
+        mapping = {"space": [d for d in space if d in climatology.dims]}
+    dataset = standard_dataset(
+        climatology, mapping, seasons=seasons or ["season"], name=name
+    )
     missing = {c.variable for c in pairs.channels} - set(map(str, dataset.data_vars))
     if missing:
         raise GriddedError(
             f"{name} has not {', '.join(sorted(missing))}; it has"
             f" {', '.join(map(str, dataset.data_vars))}."
+        )
+    varying = [d for d in ("time", "lead", "member") if d in dataset.dims]
+    if varying:
+        raise GriddedError(
+            f"{name} has no dates but the dimension {varying[0]!r} of"
+            f" {dataset.sizes[varying[0]]}: take its mean, or choose one with"
+            f" .isel({varying[0]}=0)."
         )
     dataset = on_same_grid(pairs.forecast, dataset, (pairs.names[0], name))
     if check_units:
@@ -76,12 +122,20 @@ def climatology_reader(
     for season in seasons:
         if season not in dataset.coords:
             raise GriddedError(f"{name}: {season!r} has no coordinate, only a length.")
+    if seasons:
+        if calendar_of(pairs.forecast["time"].values) == "none":
+            raise GriddedError(
+                f"{name} is by {' and '.join(seasons)}, but the starts of"
+                f" {pairs.names[0]} are counted and have no season. A constant one,"
+                f" such as its mean over {seasons[0]!r}, can be used."
+            )
+        _places_of_seasons(dataset, seasons, pairs, name)  # or a day is missing
     return lambda part: _of_seasons(dataset, seasons, part, name)
 
 
 def _has_time(climatology):
     return any(
-        np.asarray(climatology[d].values).dtype.kind in "MO"
+        d in _STARTS or np.asarray(climatology[d].values).dtype.kind in "MO"
         for d in climatology.dims
         if d in climatology.coords
     )
@@ -97,9 +151,16 @@ def _by_valid_time(pairs, part):
 
 
 def _of_standardiser(climatology, part, name):
-    valid = valid_times(part.forecast["time"].values, part.forecast["lead"].values)
     space = [len(v) for v in part.space.values()]
-    found = np.asarray(climatology.mean_at(valid.reshape(-1)), np.float32)
+    shape = part.sizes["case"], part.sizes["lead"]
+    times = None
+    if calendar_of(part.forecast["time"].values) != "none":
+        valid = valid_times(part.forecast["time"].values, part.forecast["lead"].values)
+        times = valid.reshape(-1)
+    try:
+        found = np.asarray(climatology.mean_at(times), np.float32)
+    except ValueError as error:
+        raise GriddedError(f"{name}, of starts that are counted: {error}") from error
     wanted = (len(part.channels), *space)
     if found.shape[-len(wanted) :] != wanted:
         raise GriddedError(
@@ -107,23 +168,30 @@ def _of_standardiser(climatology, part, name):
             f" [variable, *space] = {wanted}."
         )
     if found.ndim == len(wanted):  # the same at all times
-        return np.broadcast_to(found, (*valid.shape, *wanted))
-    return found.reshape(*valid.shape, *wanted)
+        return np.broadcast_to(found, (*shape, *wanted))
+    return found.reshape(*shape, *wanted)
 
 
 def _of_seasons(dataset, seasons, part, name):
-    valid = valid_times(part.forecast["time"].values, part.forecast["lead"].values)
-    valid = whole_seconds(valid)
+    shape = part.sizes["case"], part.sizes["lead"]
     chosen, back = {}, []
-    for season in seasons:
-        at = _season_rows(dataset[season].values, season, valid.reshape(-1), name)
+    for season, at in _places_of_seasons(dataset, seasons, part, name).items():
         chosen[season], place = np.unique(at, return_inverse=True)
         back.append(place)
     some = dataset.isel(chosen)
     found = read_channels(some, part.channels, name, outer=seasons)
     if not seasons:
-        return np.broadcast_to(found, (*valid.shape, *found.shape))
-    return found[tuple(back)].reshape(*valid.shape, *found.shape[len(seasons) :])
+        return np.broadcast_to(found, (*shape, *found.shape))
+    return found[tuple(back)].reshape(*shape, *found.shape[len(seasons) :])
+
+
+def _places_of_seasons(dataset, seasons, part, name):
+    """Rows of the climatology at every valid time, by dimension; of none at all."""
+    if not seasons:  # constant: starts may be counted, and have no valid times
+        return {}
+    valid = valid_times(part.forecast["time"].values, part.forecast["lead"].values)
+    times = whole_seconds(valid).reshape(-1)
+    return {s: _season_rows(dataset[s].values, s, times, name) for s in seasons}
 
 
 def _season_rows(labels, season, times, name):

@@ -13,7 +13,7 @@ from ensjax.emulate.gridded.pairing import pair
 from ensjax.emulate.gridded.times import from_hours_since
 
 # What CF says of coordinates, by our names.
-_ATTRIBUTES = {
+COORDINATE_ATTRIBUTES = {
     "time": {
         "standard_name": "forecast_reference_time",
         "long_name": "start of the forecast",
@@ -78,7 +78,7 @@ def forecast_coordinates(
     coordinates |= {name: np.asarray(values) for name, values in space.items()}
     dataset = xarray.Dataset(coords={k: (k, v) for k, v in coordinates.items()})
     for name in dataset.coords:
-        dataset[name].attrs.update(_ATTRIBUTES.get(name, {}))
+        dataset[name].attrs.update(COORDINATE_ATTRIBUTES.get(name, {}))
         if name in units:
             dataset[name].attrs["units"] = units[name]
     if list(space) != ["lat", "lon"]:
@@ -86,7 +86,7 @@ def forecast_coordinates(
     if case.dtype.kind == "M" and lead.dtype.kind == "m":
         valid = case[:, None] + lead[None, :]
         dataset = dataset.assign_coords(valid_time=(("time", "lead"), valid))
-        dataset["valid_time"].attrs.update(_ATTRIBUTES["valid_time"])
+        dataset["valid_time"].attrs.update(COORDINATE_ATTRIBUTES["valid_time"])
     return dataset
 
 

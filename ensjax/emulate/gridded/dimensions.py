@@ -14,8 +14,10 @@ from ensjax.emulate.gridded.layout import GriddedError, Layout, lead_durations
 from ensjax.emulate.gridded.times import leads_between, read_times
 
 
-def with_times(dataset: Any, layout: Layout, name: str) -> Any:
+def with_times(dataset: Any, layout: Layout, name: str, *, counts: bool = False) -> Any:
     """Starts as `time`, and what is counted from them as `lead`, if there are leads.
+
+    `counts`: whether integers may be counted starts by another name than `case`.
 
     Raises:
         GriddedError: if there is no time, or its labels are no times.
@@ -33,7 +35,9 @@ def with_times(dataset: Any, layout: Layout, name: str) -> Any:
     where = f"{name}, time {layout.time or layout.valid_time!r}"
     labels = _labels(dataset, "time", where)
     # A simulator's starts are counted, and its leads have no calendar either.
-    is_counted = layout.time == "case" and labels.dtype.kind in "iu"
+    is_counted = labels.dtype.kind in "iu" and (
+        layout.time == "case" or (counts and "units" not in dataset["time"].attrs)
+    )
     times = labels if is_counted else read_times(labels, where=where)
     dataset = _put(dataset, "time", times, where)
     if layout.valid_time is None and layout.lead is not None:
@@ -47,7 +51,9 @@ def _with_leads(dataset, layout, name, is_counted):
     where = f"{name}, lead {layout.lead!r}"
     units = layout.lead_units or dataset["lead"].attrs.get("units")
     labels = _labels(dataset, "lead", where)
-    if is_counted and labels.dtype.kind in "iuf":
+    # Durations of counted starts say in a file what they were.
+    is_duration = str(dataset["lead"].attrs.get("dtype", "")).startswith("timedelta")
+    if is_counted and labels.dtype.kind in "iuf" and not is_duration:
         return _put(dataset, "lead", labels, where)
     return _put(dataset, "lead", lead_durations(labels, units, where=where), where)
 

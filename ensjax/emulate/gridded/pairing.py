@@ -25,7 +25,8 @@ def pair(
 
     Args:
         forecast: a dataset of xarray with leads, in any layout that can be guessed.
-        truth: by valid time; or with leads, for the same starts; or None.
+        truth: by valid time; or with leads, for the same starts; or None. With dates
+            and a single lead of 0, as analyses are in some files, it is by valid time.
         variables: those to keep, by default all that both have.
         names: of both, for errors.
         check_units: whether units that differ are an error, as `is_same_unit` knows
@@ -57,6 +58,8 @@ def pair(
                 " choose with truth.isel(member=0)."
             )
         truth = truth.squeeze("member", drop=True)
+    if _is_analysis(truth):
+        truth = truth.squeeze("lead", drop=True)
     shared = [v for v in forecast.data_vars if v in truth.data_vars]
     missing = [v for v in variables or () if v not in shared]
     if missing or not shared:
@@ -71,6 +74,14 @@ def pair(
         units.check_units(shared, forecast, truth, names)
     rows, lead_rows = _truth_rows(forecast, truth, names)
     return Pairs(forecast, truth, channels_of(forecast), rows, lead_rows, names)
+
+
+def _is_analysis(truth):
+    """Whether all of it is valid at its start."""
+    if not is_forecast(truth) or truth["time"].dtype.kind not in "MO":
+        return False
+    lead = truth["lead"].values
+    return len(lead) == 1 and lead.dtype.kind == "m" and lead[0] == np.timedelta64(0)
 
 
 def _check_not_empty(dataset, name):

@@ -59,11 +59,15 @@ def region_weights(
 
 
 def _areas(pairs, shape):
-    space = pairs.space
-    if list(space) != ["lat", "lon"] or min(shape) < 2:
-        # One latitude has no bounds; its cells are equal.
+    if list(pairs.space) != ["lat", "lon"]:
         return np.ones(shape)
-    return grid_of(pairs.forecast, name=pairs.names[0]).areas
+    # One longitude (a zonal mean) or latitude alone has no bounds: it is taken for one
+    # of two that halve the circle, so that the other dimension keeps its areas.
+    halves = {"lat": [-45.0, 45.0], "lon": [0.0, 180.0]}
+    alone = {d: v for d, v in halves.items() if pairs.forecast.sizes[d] == 1}
+    grid = pairs.forecast[list(pairs.space)].drop_vars(list(alone))
+    areas = grid_of(grid.assign_coords(alone), name=pairs.names[0]).areas
+    return areas[: shape[0], : shape[1]]
 
 
 def _share(pairs, name, region, shape):

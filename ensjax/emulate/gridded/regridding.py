@@ -17,11 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.emulate.archive import Archive
+from ensjax.emulate.gridded.conversion import COORDINATE_ATTRIBUTES
 from ensjax.emulate.gridded.grids import CubedSphereGrid, Grid, LatLonGrid, grid_of
-from ensjax.emulate.gridded.layout import GriddedError
+from ensjax.emulate.gridded.layout import SPACE_DIMS, GriddedError
 from ensjax.emulate.gridded.overlaps import cell_overlaps
 from ensjax.emulate.gridded.packages import optional_package
 from ensjax.emulate.gridded.standard import standard_dataset
+
+# Of the axes of a target grid.
+_ABOUT = COORDINATE_ATTRIBUTES | {
+    "face": {"long_name": "face of the cube"},
+    "y": {"long_name": "second angle on the face", "units": "degrees"},
+    "x": {"long_name": "first angle on the face", "units": "degrees"},
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,7 +245,7 @@ def regrid_dataset(
         **options: `least_known` of `regrid`.
 
     Returns:
-        A standard dataset with the target's axes.
+        A standard dataset with the target's axes, whose attributes say what they are.
 
     Raises:
         ValueError: if the method is unknown.
@@ -258,4 +266,7 @@ def regrid_dataset(
         values = array.transpose(*dims, "lat", "lon").to_numpy()
         new = np.asarray(regrid(values, weights, **options))
         found[name] = ((*dims, *target.dims), new, array.attrs)
-    return found.assign_coords({k: (k, v) for k, v in target.dims.items()})
+    about = {k: (k, v, _ABOUT.get(k, {})) for k, v in target.dims.items()}
+    if "lat" not in target.dims:
+        found.attrs[SPACE_DIMS] = " ".join(target.dims)
+    return found.assign_coords(about)

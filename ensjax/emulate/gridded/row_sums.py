@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from ensjax.emulate.gridded.layout import GriddedError
 from ensjax.emulate.gridded.score_list import Scores
 from ensjax.emulate.gridded.streaming import Pairs, whole_chunks
 from ensjax.verification import Sums
@@ -17,14 +18,14 @@ _DEVICES = ("member", "data", "model")  # rows are split over all of a mesh
 
 
 @functools.partial(jax.jit, static_argnames=("metrics",))
-def _row_sums(metrics, forecast, truth, weights, common, reference):
+def _row_sums(metrics, forecast, truth, weights, reference):
     """Sums of every row (a case at a lead) and region, `[row, region, ...]`."""
     space = tuple(range(1, truth.ndim))
 
     def of_region(weight):
         return {
             name: metric.over(*space).sums(
-                forecast, truth, weights=weight[None] * common, reference=reference
+                forecast, truth, weights=weight[None], reference=reference
             )
             for name, metric in metrics
         }
@@ -78,6 +79,7 @@ class VerifyJob:
         pairs, other: of the forecast, and of the one it is compared with.
         weights: of regions, `[region, *space]`.
         read_climate: the climatology of a part; None: there is none.
+        climate_name: of its file, for errors.
         levels: thresholds `[channel, threshold]`, NaN for none; None: there are none.
         scores, other_scores: of both.
         keeps_dates: keep the sums of every start apart.
@@ -95,9 +97,15 @@ class VerifyJob:
     keeps_dates: bool
     block_bytes: int
     mesh: Mesh
+    climate_name: str = "climatology"
 
     def run(self, report: Callable[[int, int], None] | None) -> list[Totals]:
-        """The sums of the forecast and of the other, reading every block once."""
+        """The sums of the forecast and of the other, reading every block once.
+
+        Raises:
+            GriddedError: if a file holds an infinity, or a number whose squares float32
+                cannot sum; names file, variable, start and lead.
+        """
         sizes = self.pairs.sizes
         shape = sizes["case"], sizes["lead"], sizes["variable"]
         totals = [Totals(*shape, self.keeps_dates) for _ in range(2)]
@@ -145,6 +153,7 @@ class VerifyJob:
             of_other = self.other.select(case=cases, lead=leads, channel=channels)
             other = dataclasses.replace(of_other, truth=None).read().values
         climate = None if self.read_climate is None else self.read_climate(part)
+        self._check_range(part, archive, other, climate)
         ids = cases[:, None] * self.pairs.sizes["lead"] + leads[None, :]
         for i, channel in enumerate(channels):
             truth = _rows(archive.truth[:, :, i])
@@ -152,15 +161,53 @@ class VerifyJob:
             if climate is not None:
                 reference["climatology"] = _rows(climate[:, :, i])
             systems = [(_member_rows(archive.values[:, :, :, i]), self.scores)]
-            common = np.ones(truth.shape, np.float32)
             if other is not None:
                 systems.append((_member_rows(other[:, :, :, i]), self.other_scores))
-                common = _both_known([values for values, _ in systems])
+                # Without truth an element has no weight and counts as missing.
+                is_common = _both_known([values for values, _ in systems])
+                truth = np.where(is_common, truth, np.float32(np.nan))
             for total, (values, scores) in zip(totals, systems):
-                found = self._sums(values, truth, common, reference, scores, channel)
+                found = self._sums(values, truth, reference, scores, channel)
                 total.add(found, cases, leads, channel)
 
-    def _sums(self, forecast, truth, common, reference, scores, channel):
+    def _check_range(self, part, archive, other, climate):
+        """What has no square in float32 would spoil a whole lead: names it."""
+        points = int(np.prod([len(v) for v in part.space.values()], initial=1))
+        limit = float(np.sqrt(np.finfo(np.float32).max / points))
+        dims = ("start", "member", "lead", "variable")
+        flat = tuple(d for d in dims if d != "member")
+        read = [
+            (part.names[0], dims, archive.values),
+            (part.names[1], flat, archive.truth),
+        ]
+        if other is not None:
+            read.append((self.other.names[0], dims, other))
+        if climate is not None:
+            read.append((self.climate_name, flat, climate))
+        labels = dict(start=archive.case, lead=archive.lead, variable=archive.variable)
+        for name, axes, values in read:
+            # The largest but for NaN, which is what is missing.
+            if np.fmax.reduce(np.abs(values), axis=None) <= limit:
+                continue
+            is_large = np.abs(values) > limit
+            if not is_large.any():  # all of it is missing
+                continue
+            at = tuple(np.argwhere(is_large)[0])
+            place = dict(zip(axes, at))
+            where = ", ".join(
+                f"{d} {labels[d][place[d]] if d in labels else place[d]}"
+                for d in axes
+                if d != "variable"
+            )
+            raise GriddedError(
+                f"{name}: variable {labels['variable'][place['variable']]!r} holds"
+                f" {values[at]:g} ({where}), and {int(is_large.sum())} such values in"
+                " this block: no number that can be scored, but an infinity or the"
+                " fill value of a file that does not declare it. Mark it as missing:"
+                " the attribute _FillValue of the variable, or dataset.where(...)."
+            )
+
+    def _sums(self, forecast, truth, reference, scores, channel):
         """Rows split over all devices; some are added that weigh nothing."""
         rows = len(truth)
         extra = -rows % self.mesh.size
@@ -184,7 +231,6 @@ class VerifyJob:
             split(forecast, 1, 0.0),
             split(truth, 0, 0.0),
             jax.device_put(self.weights, NamedSharding(self.mesh, jax.P())),
-            split(common, 0, 0.0),
             reference,
         )
         return jax.tree.map(lambda x: np.asarray(x)[:rows], found)
@@ -202,6 +248,6 @@ def _member_rows(values):
 
 
 def _both_known(forecasts):
-    """1 where both ensembles can be scored by all that their sizes allow, else 0."""
+    """Where both ensembles can be scored by all that their sizes allow."""
     known = [np.isfinite(f).sum(axis=0) >= min(2, len(f)) for f in forecasts]
-    return np.logical_and(*known).astype(np.float32)
+    return np.logical_and(*known)

@@ -29,12 +29,8 @@ def on_same_grid(forecast: Any, other: Any, names: tuple[str, str]) -> Any:
                 f" it has {', '.join(map(str, other.dims))}."
             )
         ours, theirs = coordinate(forecast, dim), coordinate(other, dim)
-        if (
-            dim == "level"
-            and theirs.dtype.kind in "iuf"
-            and not np.array_equal(ours, theirs)
-        ):
-            rows = _positions_of_numbers(ours, theirs)
+        if dim == "level" and not np.array_equal(ours, theirs):
+            rows = _positions_of_levels(ours, theirs)
             if np.all(rows >= 0):
                 other, theirs = other.isel(level=rows), theirs[rows]
         is_same = len(ours) == len(theirs) and (
@@ -110,6 +106,14 @@ def _refuse(variable, leveled, names, flat):
         f" level. Choose one: .sel(level=...); or say which {flat} is at:"
         " .assign_coords(level=...)."
     )
+
+
+def _positions_of_levels(wanted, available):
+    """Where each level, a number or a word, is among others; -1 where it is not."""
+    if {wanted.dtype.kind, available.dtype.kind} <= set("iuf"):
+        return _positions_of_numbers(wanted, available)
+    place = {level: i for i, level in enumerate(available.tolist())}
+    return np.array([place.get(level, -1) for level in wanted.tolist()], np.int64)
 
 
 def _positions_of_numbers(wanted, available):

@@ -25,7 +25,7 @@ from ensjax.emulate.gridded.dimensions import (
     with_members,
     with_times,
 )
-from ensjax.emulate.gridded.layout import GriddedError, find_layout
+from ensjax.emulate.gridded.layout import SPACE_DIMS, GriddedError, find_layout
 from ensjax.emulate.gridded.variables import (
     keep_variables,
     unstack_variables,
@@ -72,14 +72,15 @@ def standard_dataset(
             f"{name}: expected a Dataset of xarray, got {type(dataset).__name__}; a"
             " DataArray becomes one with .to_dataset(name=...)."
         )
-    if dataset.attrs.get(_MARK) == "standard" and not mapping:
+    is_marked = dataset.attrs.get(_MARK) == "standard"
+    if is_marked and not mapping and _is_unchanged(dataset, seasons):
         return keep_variables(dataset, variables, name) if variables else dataset
     layout = find_layout(dataset, mapping, name=name, report=report)
     chunk = _chunk_of(dataset, layout.time)
     dataset = unstack_variables(dataset, layout, name)
     dataset = variables_on_the_grid(dataset, layout, variables, name, report)
     if not seasons:
-        dataset = with_times(dataset, layout, name)
+        dataset = with_times(dataset, layout, name, counts=is_marked)
     dataset = with_members(dataset, layout, name)
     dataset = with_levels(dataset, layout, name)
     if layout.lat is not None:
@@ -91,6 +92,8 @@ def standard_dataset(
     dataset = dataset.transpose(*order)
     extra = [c for c in dataset.coords if c not in (*order, "level")]
     dataset = dataset.drop_vars(extra)
+    if layout.space is not None:  # names alone would not say it again
+        dataset.attrs[SPACE_DIMS] = " ".join(space)
     return dataset.assign_attrs({_MARK: "standard", CHUNK: chunk})
 
 
@@ -112,6 +115,39 @@ def coordinate(dataset: Any, dim: str) -> np.ndarray:
     if dim in dataset.coords:
         return dataset[dim].values
     return np.arange(dataset.sizes[dim])
+
+
+def _is_unchanged(dataset, seasons):
+    """Whether it still is what its mark says: selecting and saving keep attributes."""
+    if seasons:
+        needed = {d for d in seasons if d in dataset.coords}
+        if "time" in dataset.dims:
+            return False
+    else:
+        needed = {"time"}
+        if "lead" in dataset.coords:
+            needed |= {"member", "lead"}
+        elif "member" in dataset.coords:
+            needed |= {"member"}
+    if not needed <= set(dataset.dims) & set(dataset.coords):
+        return False
+    front = [d for d in (*seasons, *DIMS[:3]) if d in needed]
+    for array in dataset.data_vars.values():
+        if list(array.dims[: len(front)]) != front:
+            return False
+    ordered = [d for d in (*DIMS[:1], *DIMS[2:]) if d in dataset.dims]
+    if not all(_is_ascending(coordinate(dataset, d)) for d in ordered):
+        return False
+    if "lead" not in needed:
+        return True
+    # In a file, durations are numbers with units: those of a simulator have none.
+    kinds = dataset["time"].dtype.kind, dataset["lead"].dtype.kind
+    has_units = {"units", "dtype"} & set(dataset["lead"].attrs)
+    return kinds[1] == "m" or (kinds[0] in "iu" and not has_units)
+
+
+def _is_ascending(labels):
+    return all(a < b for a, b in zip(labels[:-1], labels[1:]))
 
 
 def _chunk_of(dataset, dim):

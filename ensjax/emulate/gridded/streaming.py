@@ -177,15 +177,20 @@ def whole_chunks(pairs: Pairs, cases: int) -> int:
 
 
 def channels_of(dataset: Any) -> tuple[Channel, ...]:
-    """Variables at their levels, named `temperature_850`, in order."""
+    """Variables at their levels, named `temperature_850` or `wind_tropopause`."""
     found = []
     for name, array in dataset.data_vars.items():
         if "level" not in array.dims:
             found.append(Channel(str(name), str(name), None))
             continue
         for i, level in enumerate(dataset["level"].values):
-            found.append(Channel(f"{name}_{level:g}", str(name), i))
+            found.append(Channel(f"{name}_{_level_text(level)}", str(name), i))
     return tuple(found)
+
+
+def _level_text(level):
+    """A number as short as it is; a word, such as "surface", as it stands."""
+    return f"{level:g}" if np.asarray(level).dtype.kind in "iuf" else str(level)
 
 
 def read_channels(
@@ -213,6 +218,8 @@ def read_channels(
         levels = [level for _, level in mine]
         if "level" in array.dims:
             array = array.isel(level=levels).transpose(*outer, "level", *inner)
+        else:
+            array = array.transpose(*outer, *inner)
         try:
             found = array.to_numpy()
         except (OSError, ValueError, RuntimeError, KeyError) as error:

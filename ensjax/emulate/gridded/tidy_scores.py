@@ -156,6 +156,12 @@ def tidy_dataset(
     return result
 
 
+def _number_text(value):
+    """As short as it can be without being another number."""
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)
+
+
 def _name_thresholds(job, found, thresholds, names):
     """Brier scores under their thresholds: those of a variable are NaN elsewhere."""
     scores = job.scores.scores
@@ -174,6 +180,6 @@ def _name_thresholds(job, found, thresholds, names):
                     array = np.asarray(array)
                     row = rows.setdefault(column, np.full(array.shape, np.nan))
                     row[:, channel] = array[:, channel]
-            plain[f"{kind}_above_{value:g}"] = rows
+            plain[f"{kind}_above_{_number_text(value)}"] = rows
             best.append("low")
     return plain, best

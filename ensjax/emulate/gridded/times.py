@@ -54,10 +54,20 @@ def calendar_of(times: np.ndarray) -> str:
 
 
 def valid_times(time: np.ndarray, lead: np.ndarray) -> np.ndarray:
-    """Start plus lead in the calendar of the starts, `[case, lead]`."""
+    """Start plus lead in the calendar of the starts, `[case, lead]`.
+
+    Raises:
+        GriddedError: if starts are counted, or leads are no durations.
+    """
     if time.dtype.kind in "iu":
         raise GriddedError(
             "starts that are counted have no valid times; their truth needs leads too."
+        )
+    if lead.dtype.kind != "m":
+        raise GriddedError(
+            f"leads beside dated starts must be durations; got {lead.dtype}, such as"
+            f" {lead[:1].tolist()}. Say what they count: mapping={{'lead_units':"
+            " 'hours'}."
         )
     if time.dtype.kind == "M":
         return time[:, None] + lead[None, :]

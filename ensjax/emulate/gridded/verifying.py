@@ -24,6 +24,7 @@ from ensjax.emulate.gridded.score_list import score_list
 from ensjax.emulate.gridded.tidy_scores import finish_scores, tidy_dataset
 from ensjax.emulate.gridded.times import positions
 from ensjax.mesh import default_mesh
+from ensjax.verification.bootstrap import SCHEMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,11 @@ class Bootstrap:
         block_length: in starts; None: the longest lead over the starts' spacing.
         num_resamples: how many.
         scheme: "moving" or "stationary", as in `verification.draw_blocks`.
-        confidence: of the intervals.
+        confidence: of the intervals, in (0, 1).
         seed: of the draws.
+
+    Raises:
+        ValueError: if a number is out of range, or the scheme unknown.
     """
 
     block_length: int | None = None
@@ -43,6 +47,23 @@ class Bootstrap:
     scheme: str = "moving"
     confidence: float = 0.95
     seed: int = 0
+
+    def __post_init__(self):
+        if self.scheme not in SCHEMES:
+            raise ValueError(
+                f"scheme must be one of {', '.join(SCHEMES)}; got {self.scheme!r}."
+            )
+        if not 0 < self.confidence < 1:
+            raise ValueError(
+                f"confidence must be in (0, 1), such as 0.95; got {self.confidence!r}."
+            )
+        for name in ("num_resamples", "block_length"):
+            value = getattr(self, name)
+            if name == "block_length" and value is None:
+                continue
+            is_integer = isinstance(value, (int, np.integer))
+            if isinstance(value, bool) or not is_integer or value < 1:
+                raise ValueError(f"{name} must be an integer from 1 on; got {value!r}.")
 
 
 def verify(
@@ -77,7 +98,8 @@ def verify(
         climatology: for anomalies, as in `climatology_reader`; None: no such scores.
         regions: boxes or masks by name, as in `region_weights`; None: all of the grid.
         compare_to: another forecast of the same grid; both are scored on the starts,
-            leads, variables and places that both have.
+            leads, variables and places that both have. Places that one of them lacks
+            count as not scored.
         bootstrap: how intervals are found; None: there are none (NaN).
         variables: those to score; by default all that both have.
         thresholds: by variable (`t2m`, `z_500`), in its unit: adds Brier scores of
@@ -98,9 +120,10 @@ def verify(
         coordinate `best` says which scores are better low, high or near one.
 
     Raises:
-        GriddedError: if files do not fit each other; names them and the dimension. Or
-            if nothing at all could be scored.
-        ValueError: if a number is out of range.
+        GriddedError: if files do not fit each other; names them and the dimension. If
+            a file holds an infinity or an undeclared fill value; names the variable.
+            Or if nothing at all could be scored.
+        ValueError: if a number is out of range, before anything is read.
 
     Example:
         forecast = open_gridded("forecast.zarr")
@@ -137,6 +160,7 @@ def verify(
         keeps_dates=bootstrap is not None,
         block_bytes=block_bytes,
         mesh=default_mesh() if mesh is None else mesh,
+        climate_name=names[2],
     )
     sums = job.run(report)
     found = finish_scores(job, sums, bootstrap)
@@ -201,6 +225,12 @@ def _thresholds(pairs, thresholds):
                 f"thresholds are for {name!r}, but the variables are"
                 f" {', '.join(names)}."
             )
+        values = np.asarray(thresholds[name], np.float64)
+        if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+            raise GriddedError(
+                f"thresholds of {name!r} must be numbers, [threshold], at least one;"
+                f" got {thresholds[name]!r}."
+            )
     most = max(len(v) for v in thresholds.values())
     levels = np.full((len(names), most), np.nan, np.float32)
     for name, values in thresholds.items():
@@ -210,6 +240,11 @@ def _thresholds(pairs, thresholds):
 
 def _with_block_length(bootstrap, pairs):
     if bootstrap.block_length is not None:
+        if bootstrap.block_length > pairs.sizes["case"]:
+            raise ValueError(
+                f"block_length must be from 1 to the {pairs.sizes['case']} starts that"
+                f" are scored; got {bootstrap.block_length}."
+            )
         return bootstrap
     time, lead = pairs.forecast["time"].values, pairs.forecast["lead"].values
     length = 1

@@ -217,3 +217,54 @@ def test_unknown_variables_and_mappings_are_refused():
         standard_dataset(ds, {"latitude": "lat"})
     with pytest.raises(GriddedError, match="time is 'init', but"):
         standard_dataset(ds, {"time": "init"})
+
+
+def test_what_xarray_saved_of_a_standard_dataset_opens_as_it_was(tmp_path):
+    """Its mark is in the file, where leads are numbers with units."""
+    wanted = standard_dataset(dialects.ecmwf())
+    wanted.to_zarr(tmp_path / "x.zarr", consolidated=False)
+    wanted.to_netcdf(tmp_path / "x.nc", engine="h5netcdf")
+    for ending in ("zarr", "nc"):
+        found = open_gridded(tmp_path / f"x.{ending}", report=None)
+        assert found.lead.dtype == "timedelta64[ns]"
+        check_same(found, wanted)
+
+
+@pytest.mark.parametrize("lead", [np.array([0.5, 1.0]), dialects.LEADS[:2]])
+def test_counted_starts_survive_what_xarray_saves(tmp_path, lead):
+    ds = dialects.standard().isel(lead=[0, 1]).rename(time="case")
+    wanted = standard_dataset(ds.assign_coords(case=[4, 5, 6], lead=lead))
+    wanted.to_zarr(tmp_path / "x.zarr", consolidated=False)
+    found = open_gridded(tmp_path / "x.zarr", report=None)
+    assert found.lead.dtype == lead.dtype
+    check_same(found, wanted)
+    check_same(standard_dataset(found.isel(time=1)), wanted.isel(time=[1]))
+
+
+@pytest.mark.parametrize(
+    "change, wanted",
+    [
+        (lambda ds: ds.isel(member=0), dict(member=[0])),
+        (lambda ds: ds.isel(time=1), dict(time=[1])),
+        (lambda ds: ds.isel(lead=2), dict(lead=[2])),
+        (lambda ds: ds.isel(lat=slice(None, None, -1)), {}),
+        (lambda ds: ds.isel(time=[2, 0, 1]), {}),
+        (lambda ds: ds.transpose("lon", "lead", ...), {}),
+    ],
+)
+def test_what_was_changed_since_is_put_right_again(change, wanted):
+    ds = standard_dataset(dialects.standard(levels=True))
+    check_same(standard_dataset(change(ds)), ds.isel(wanted))
+    mean = ds.mean("member", keep_attrs=True)
+    found = standard_dataset(mean)
+    np.testing.assert_array_equal(found.t2m.isel(member=0), mean.t2m)
+    assert found.t2m.dims[:3] == ("time", "member", "lead")
+
+
+def test_a_cube_that_was_selected_from_stays_one():
+    dims = ("time", "member", "lead", "face", "y", "x")
+    coords = dict(time=dialects.TIMES, lead=dialects.LEADS[:1], member=[0, 1])
+    ds = xr.Dataset({"t": (dims, np.zeros((3, 2, 1, 6, 2, 2)))}, coords)
+    found = standard_dataset(ds, {"space": ("face", "y", "x")})
+    found = standard_dataset(found.isel(time=0, member=1))
+    assert found.t.dims == dims and found.t.shape == (1, 1, 1, 6, 2, 2)

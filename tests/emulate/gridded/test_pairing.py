@@ -13,7 +13,7 @@ from ensjax.emulate.gridded import (  # noqa: E402
     pair,
     standard_dataset,
 )
-from ensjax.emulate.gridded.times import positions  # noqa: E402
+from ensjax.emulate.gridded.times import positions, valid_times  # noqa: E402
 
 LAT, LON = np.array([-30.0, 30.0]), np.array([0.0, 120.0, 240.0])
 DAY = np.timedelta64(1, "D").astype("timedelta64[ns]")
@@ -184,3 +184,22 @@ def test_nothing_along_a_dimension_is_said(dim, words):
 def test_nothing_scored_is_an_error():
     with pytest.raises(GriddedError, match="nothing of forecast could be scored"):
         gridded.verify(forecast() * np.nan, truth())
+
+
+def test_levels_may_be_words():
+    words = np.array(["surface", "tropopause"])
+    ds, known = (x.assign_coords(level=words) for x in (forecast(), truth()))
+    known = known.isel(level=[1, 0])
+    archive = pair(ds, known).read()
+    assert archive.variable == ("z_surface", "z_tropopause")
+    days = np.arange(2.0)[:, None, None, None]  # from the start to the lead
+    np.testing.assert_array_equal(archive.truth, archive.values[:, 0] + days)
+    more = xr.concat([known, known.isel(level=[0]).assign_coords(level=["a"])], "level")
+    np.testing.assert_array_equal(pair(ds, more).read().truth, archive.truth)
+    with pytest.raises(GriddedError, match=r"differ in level: \['surface', 'trop"):
+        pair(ds, truth())
+
+
+def test_integer_leads_beside_dates_have_no_valid_times():
+    with pytest.raises(GriddedError, match="must be durations; got int64, such as"):
+        valid_times(TIME, np.array([0, 1]))

@@ -131,3 +131,20 @@ def test_a_grid_that_is_stretched_still_goes_around():
     steps = np.concatenate([steps, steps[::-1]])
     lon = np.concatenate([[0.0], np.cumsum(steps * 360 / steps.sum())])[:-1]
     assert LatLonGrid(lat=[0.0, 10.0], lon=lon).covers_circle
+
+
+def test_one_longitude_or_latitude_keeps_the_areas_of_the_other():
+    """Zonal means: the cells are bands, of the sines of their bounds."""
+    lat, lon = np.array([-60.0, -20.0, 20.0, 60.0]), np.array([0.0, 120.0, 200.0])
+    time, lead = np.array(["2020-01-01"], "M8[ns]"), np.zeros(1, "m8[ns]")
+    coords = dict(time=time, lead=lead, member=[0], lat=lat, lon=lon)
+    dims = tuple(coords)
+    ds = xr.Dataset({"t": (dims, np.zeros((1, 1, 1, 4, 3)))}, coords)
+    column = gridded.region_weights(gridded.pair(ds.isel(lon=[1])))["global"]
+    bands = np.diff(np.sin(np.deg2rad([-80, -40, 0, 40, 80])))
+    np.testing.assert_allclose(column[:, 0], bands / bands.mean(), rtol=1e-12)
+    np.testing.assert_allclose(bands[0] / bands.sum(), 0.17365, atol=1e-5)
+    row = gridded.region_weights(gridded.pair(ds.isel(lat=[1])))["global"]
+    np.testing.assert_allclose(row[0], np.array([140, 100, 120]) / 120, rtol=1e-12)
+    one = gridded.region_weights(gridded.pair(ds.isel(lat=[1], lon=[0])))["global"]
+    np.testing.assert_array_equal(one, [[1.0]])

@@ -260,3 +260,25 @@ def test_fields_on_another_grid_are_refused():
         regrid(
             np.zeros((3, 5, 5)), conservative_weights(FINE, TARGETS["twice as wide"])
         )
+
+
+@pytest.mark.parametrize("target", [CubedSphereGrid(4), gaussian_grid(4)])
+@pytest.mark.parametrize("ending", ["zarr", "nc"])
+def test_a_regridded_dataset_comes_back_from_a_file(tmp_path, target, ending):
+    xr = pytest.importorskip("xarray")
+    time = np.array(["2020-01-01", "2020-01-02"], "M8[ns]")
+    coords = dict(time=time, member=[0], lead=np.zeros(1, "m8[ns]"), **FINE.dims)
+    ds = xr.Dataset({"t": (tuple(coords), noise(FINE, 2, 1, 1))}, coords)
+    made = gridded.regrid_dataset(ds, target)
+    path = tmp_path / f"x.{ending}"
+    gridded.write_dataset(path, made)
+    found = gridded.open_gridded(path, report=None)
+    assert found.t.dims == made.t.dims
+    np.testing.assert_array_equal(found.t, made.t)
+    for dim, labels in target.dims.items():
+        np.testing.assert_allclose(found[dim], labels)
+    if isinstance(target, LatLonGrid):
+        with xr.open_dataset(path, decode_timedelta=False) as raw:
+            assert raw.lat.attrs["units"] == "degrees_north"
+            assert raw.lon.attrs["standard_name"] == "longitude"
+        np.testing.assert_allclose(gridded.grid_of(found).areas, target.areas)

@@ -1,5 +1,6 @@
 """Forecasts meet their truth by valid time, a few cases in memory at once."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -212,3 +213,27 @@ def test_what_cannot_be_paired_says_why(spoil, words):
 def test_a_forecast_needs_leads():
     with pytest.raises(GriddedError, match="no dimension of leads"):
         pair(dialects.truth(), dialects.truth())
+
+
+def test_analyses_with_one_lead_of_zero_are_by_valid_time():
+    """As cfgrib writes them: a scalar `step` beside `time`."""
+    truth = dialects.truth()
+    valid = ("time", truth.time.values)
+    truth = truth.assign_coords(step=np.timedelta64(0, "ns"), valid_time=valid)
+    truth.step.attrs["standard_name"] = "forecast_period"
+    truth.time.attrs["standard_name"] = "forecast_reference_time"
+    for known in (truth, gridded.standard_dataset(truth)):
+        archive = pair(dialects.standard(), known).read()
+        np.testing.assert_array_equal(archive.truth[:, :, 0], wanted_truth())
+    # With another lead it is a forecast of the same starts.
+    later = truth.assign_coords(step=np.timedelta64(24, "h"))
+    found = np.isfinite(pair(dialects.standard(), later).read().truth[0, :, 0, 0, 0])
+    np.testing.assert_array_equal(found, [False, True, False])
+
+
+def test_fields_are_read_by_the_names_of_their_dimensions():
+    ds = gridded.standard_dataset(dialects.standard().isel(lon=slice(0, 4)))
+    pairs = pair(ds)
+    turned = ds.transpose("time", "member", "lead", "lon", "lat")  # a square
+    pairs = dataclasses.replace(pairs, forecast=turned)
+    np.testing.assert_array_equal(pairs.read().values[:, :, :, 0], ds.t2m)

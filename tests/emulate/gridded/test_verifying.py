@@ -372,3 +372,84 @@ def test_area_means_of_a_real_ensemble_are_those_that_are_known():
     found = (archive.values[0, 0, :, 0].astype(float) * weights).mean(axis=(-1, -2))
     known = [290.442, 289.626, 288.592, 287.630, 286.641, 286.249]
     np.testing.assert_allclose(found, known, atol=6e-4)
+
+
+def test_what_the_other_forecast_lacks_counts_as_not_scored():
+    half = forecast(seed=5)[["t"]]
+    half["t"][..., 2:] = np.nan
+    half["t"][:, 1:, ..., 1] = np.nan  # one member of four is not enough
+    found = verify(forecast(), truth(), compare_to=half)
+    np.testing.assert_allclose(found.scored.sel(score="rmse"), 0.25, rtol=1e-6)
+    np.testing.assert_allclose(found.scored.sel(score="crps"), 0.25, rtol=1e-6)
+    values, observed = arrays("t")
+    share = weights() * (np.arange(4) == 0)
+    wanted = verification.crps().over(0, 2, 3)(values, observed, weights=share)
+    row = found.value.sel(score="crps").squeeze()
+    np.testing.assert_allclose(row, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 9.97e36])
+@pytest.mark.parametrize("where", ["forecast", "truth", "compare_to", "climatology"])
+def test_infinities_and_undeclared_fill_values_are_named(where, value):
+    files = dict(
+        forecast=forecast(),
+        truth=truth(),
+        compare_to=forecast(seed=5),
+        climatology=truth().mean("time"),
+    )
+    files[where] = files[where].copy(deep=True)
+    # Of the second start and lead, or the day for which they are.
+    at = (1, 2, 1, 3, 0) if "member" in files[where].dims else (3, 3, 0)
+    at = at[1:] if where == "climatology" else at
+    files[where]["w"].values[at] = value
+    with pytest.raises(GriddedError, match=f"{where}: variable 'w' holds") as caught:
+        verify(**files)
+    words = str(caught.value)
+    assert f"holds {np.float32(value):g} (start 20" in words
+    if where in ("forecast", "compare_to"):
+        assert "2020-01-02" in words and "member 2" in words
+    files[where]["w"].values[at] = np.nan
+    assert np.isfinite(verify(**files).value.sel(score="rmse")).all()
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("the forecast was read")
+
+    monkeypatch.setattr("ensjax.emulate.gridded.streaming.read_channels", read)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(confidence=95), r"confidence must be in \(0, 1\), such as 0.95; got 95"),
+        (dict(block_length=11), "block_length must be from 1 to the 10 starts"),
+        (dict(block_length=0), "block_length must be an integer from 1 on; got 0"),
+        (dict(num_resamples=0), "num_resamples must be an integer from 1 on; got 0"),
+        (dict(num_resamples=1e3), "num_resamples must be an integer"),
+        (dict(scheme="circular"), "scheme must be one of moving, stationary"),
+    ],
+)
+def test_a_bootstrap_that_cannot_be_is_refused_before_reading(unread, settings, words):
+    with pytest.raises(ValueError, match=words):
+        verify(forecast(), truth(), bootstrap=Bootstrap(**settings))
+
+
+@pytest.mark.parametrize("values", [[], [np.nan], 0.5, [[0.5]]])
+def test_thresholds_that_are_none_are_refused_before_reading(unread, values):
+    with pytest.raises(GriddedError, match="thresholds of 't' must be numbers"):
+        verify(forecast(), truth(), thresholds={"t": values})
+
+
+def test_thresholds_that_look_alike_are_told_apart():
+    ds, known = forecast()[["t"]] + 101_325.0, truth()[["t"]] + 101_325.0
+    levels = [101_325.1, 101_325.4]
+    found = verify(ds, known, thresholds={"t": levels}).squeeze()
+    values, observed = arrays("t", ds)
+    observed = observed + np.float32(101_325.0)
+    for level in levels:
+        brier = verification.brier_score([level]).over(0, 2, 3)
+        wanted = brier(values, observed, weights=weights())[..., 0]
+        value = found.value.sel(score=f"brier_above_{level}")
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
