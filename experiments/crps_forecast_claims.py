@@ -33,7 +33,7 @@ PILOT = {
 
 
 def late_lead(config) -> int:
-    """The lead, in outputs, at which late scores are taken: 5 time units, or the end."""
+    """The lead, in outputs, of late scores: 5 time units, or the end."""
     return min(round(5 / STEP), config.archive.num_leads)
 
 
@@ -173,8 +173,8 @@ def make_claims(config, done) -> list[dict]:
             **toy,
         ),
         claim_of_all(
-            "2.d: at subseasonal range better on raw values than on anomalies, against a"
-            " simulator that drifts",
+            "2.d: at subseasonal range better on raw values than on anomalies, against"
+            " a simulator that drifts",
             source="section 4",
             expected="raw better; as anomalies competitive",
             parts=parts,

@@ -39,8 +39,8 @@ def add_tables(run_dir, config, done):
         + ["pilot (leads 0.1, 2, 5)"],
         rows,
         f"Leads in time units; {config.num_test} starts, {config.num_members} members,"
-        f" {config.num_seeds} seeds (mean and 95 % interval). In {_SD}. SSR: spread over"
-        " error, 1 for a calibrated ensemble. One forecast has its absolute error.",
+        f" {config.num_seeds} seeds (mean and 95 % interval). In {_SD}. SSR: spread"
+        " over error, 1 if calibrated. One forecast has its absolute error.",
     )
     rows = []
     for number, size in enumerate(config.sizes):
@@ -86,7 +86,7 @@ def add_figures(run_dir, config, done):
     run_dir.add_figure(
         "by_lead",
         _by_lead(config, found),
-        "Spread over error (1: calibrated; shaded 0.8 to 1.1; crosses at the first step:"
+        "Spread over error (1: calibrated; shaded 0.8 to 1.1; crosses at step 1:"
         f" what each loss asks for), and fair CRPS, by lead. {seeds}. One forecast of"
         " the squared error has no spread, and its absolute error as score.",
     )

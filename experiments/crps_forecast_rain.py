@@ -1,4 +1,4 @@
-"""Real rain of `crps_forecast.py`: a network with noise, of sorted ensembles and season.
+"""Real rain of `crps_forecast.py`: noise, sorted ensembles and the season.
 
 The rain at Innsbruck is that of `seeds_rainfall_data.py`, with its split: trained on
 2000 to 2008, tested on 2009 to 2013.
@@ -118,6 +118,9 @@ def measure(config, run_dir) -> dict[str, np.ndarray]:
         seed=config.seed,
         averages={"ema": ema},
         mesh=mesh,
+        steps_per_call=config.training.steps_per_call,
+        log_every_steps=config.training.steps_per_call,
+        save_every_steps=config.training.save_every_steps,
         checkpoint_dir=run_dir.checkpoints / "rain",
         logger=run_dir.logger("rain"),
     )

@@ -154,7 +154,7 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
             seed=config.seed,
             steps_per_call=training.steps_per_call,
             log_every_steps=training.steps_per_call,
-            save_every_steps=stage.steps,
+            save_every_steps=training.save_every_steps,
         ),
         stage="noise/stage-0",
     )
@@ -245,6 +245,8 @@ def train(config, run_dir, archives) -> dict[str, Any]:
             batch_size=config.training.batch_size,
             seed=config.seed,
             steps_per_call=config.training.steps_per_call,
+            log_every_steps=config.training.steps_per_call,
+            save_every_steps=config.training.save_every_steps,
             checkpoint_dir=run_dir.checkpoints / kind,
             logger=run_dir.logger(kind),
             mesh=mesh,
