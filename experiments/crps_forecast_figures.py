@@ -176,19 +176,20 @@ def _ranks(config, found):
 
 
 def _ratios(config, found):
-    fig = new_figure(4.4)
+    fig = new_figure(4.8)
     ax = fig.subplots()
     ax.axhline(1, color=GREY, lw=1, ls="--")
     time = STEP * np.asarray(config.mean_leads)
+    raw, anomaly = np.moveaxis(found["ratios"], 1, 0)  # [seed, drift, lead]
     for number, size in enumerate(config.drifts):
-        for kind, (word, line) in enumerate((("raw", "-"), ("anomaly", ":"))):
-            label = f"drift {size:g}, {word}" if kind == 0 else None
-            if kind == 1 and number == 0:
-                label = "anomalies, any drift"
-            style = dict(color=PALETTE[number], ls=line, marker=MARKERS[number], ms=5)
-            _band(ax, time, found["ratios"][:, kind, number], "", label=label, **style)
+        style = dict(color=PALETTE[number], ls="-", marker=MARKERS[number], ms=5)
+        _band(ax, time, raw[:, number], "", label=f"raw, drift {size:g}", **style)
+    style = dict(color="#000000", ls=":", marker="x", ms=7)
+    _band(ax, time, anomaly.mean(axis=1), "", label="anomalies, any drift", **style)
     ax.set_ylim(bottom=0)
-    finish(ax, x=_TIME, y="fair CRPS, network / simulator", legend=True)
+    ax.set_xticks(time)
+    labels = dict(x=_TIME, y="fair CRPS, network / simulator")
+    finish(ax, legend=True, legend_above=True, **labels)
     return fig
 
 
