@@ -75,6 +75,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             weight_decay=1e-4,
             max_norm=1.0,
             steps_per_call=10 if smoke else 100,
+            save_every_steps=1_000,
             split_members=False,  # over the mesh axis "model"
         )
     )
@@ -87,7 +88,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.mean_leads = (8, 12) if smoke else (20, 30, 40, 60)
     config.drifts = (0.0, 0.25, 0.5, 1.0)
     config.num_resamples = 200 if smoke else 1_000
-    config.optimum_draws = 4_096 if smoke else 131_072
+    config.optimum_draws = 131_072
     config.rain = ml_collections.ConfigDict(
         dict(
             split_date="2009-01-01",  # first valid date of the test
@@ -106,7 +107,9 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             num_seeds=2 if smoke else 10 if claims else 5,
         )
     )
-    config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
+    # All cores for a few networks, or a core for each of several.
+    mesh = dict(member=1 if smoke else -1, data=1, model=1)
+    config.mesh = ml_collections.ConfigDict(mesh)
     return config
 
 
@@ -156,6 +159,7 @@ def _paper():
             weight_decay=0.1,
             max_norm=32.0,
             steps_per_call=100,
+            save_every_steps=1_000,
             split_members=True,  # four devices a case: --config.mesh.model=4
         )
     )

