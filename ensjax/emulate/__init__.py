@@ -37,6 +37,7 @@ from ensjax.emulate.perturb import (
 from ensjax.emulate.product import (
     MemberForecast,
     fold_product,
+    fold_program,
     product_ids,
     run_product,
     states_by_lead,
@@ -88,6 +89,7 @@ __all__ = [
     "fit_closure",
     "fit_standardiser",
     "fold_product",
+    "fold_program",
     "glosea4_temperature",
     "held_suarez_archive",
     "innsbruck_rain",
