@@ -283,8 +283,8 @@ def describe(config, done) -> str:
     return (
         f"{most:,} members of {config.archive.num_starts} starts and"
         f" {config.num_seeds} seeds, lead {config.judged_lead / 10:g}; spread over"
-        f" error {mean['bred_ssr']:.2f} (bred) and {mean['random_ssr']:.2f} (random). From"
-        f" {least} to {most:,} members the truth is outside in"
+        f" error {mean['bred_ssr']:.2f} (bred) and {mean['random_ssr']:.2f} (random)."
+        f" From {least} to {most:,} members the truth is outside in"
         f" {mean['bred_outliers'][0]:.3f} to {mean['bred_outliers'][-1]:.4f} of cells"
         f" (random: {mean['random_outliers'][0]:.3f} to"
         f" {mean['random_outliers'][-1]:.4f}), the median gain rises from"

@@ -41,7 +41,12 @@ def _residual(config, rngs):
     )
 
 
-NETWORKS = {"residual": _residual}
+def _sfno(config, rngs):
+    model = config.model
+    return ensjax.nn.sfno(dtype=model.dtype, remat=model.remat, rngs=rngs)
+
+
+NETWORKS = {"residual": _residual, "sfno": _sfno}
 
 
 def make_model(config, rngs):
