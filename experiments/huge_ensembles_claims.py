@@ -249,8 +249,9 @@ def add_tables(run_dir, config, done) -> None:
         f"In deviations of the climate, at leads of {' and '.join(leads)} time units;"
         f" {config.num_seeds} seeds (mean and 95 % interval),"
         f" {config.archive.num_starts} starts. SSR: spread over error, with (M + 1) /"
-        " M. RMSE and SSR of 6 and 24 members do not compare fairly, but the fair CRPS."
-        " The simulator's members are perturbed at random.",
+        " M. RMSE and standard scores of 6 and 24 members do not compare fairly."
+        " The fair one takes members for independent, which those of one checkpoint are"
+        " not. The simulator's members are perturbed at random.",
     )
     at = _units(config.efi.judged_leads)
     labels = {
