@@ -76,18 +76,18 @@ class Job:
         """Values of all members at all leads, `[member, lead, site]`, NumPy."""
         return fetch(run_product(self.forecast, members, **self.options))
 
-    def program(self, members: MemberId, truth, thresholds):
-        """What folds the members of one start, and its arguments."""
+    def program(self, members: MemberId, truth, thresholds, max_members):
+        """What folds some members of one start, and its arguments."""
 
         def states(lead):
             return {
-                "moments": reduce.init_moments(truth[lead]),
+                "mean": reduce.init_moments(truth[lead]),
                 "who": reduce.init_extreme_members(truth[lead], truth[lead]),
                 "above": reduce.init_exceedances(truth[lead], thresholds),
                 **verification.member_states(
                     METRICS.values(),
                     truth[lead],
-                    max_members=members.start.size,
+                    max_members=max_members,
                     rank_error=0,
                 ),
             }
@@ -114,17 +114,15 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         lead, made alone, has the bits that were stored.
     """
     truth, thresholds = jnp.asarray(truth), jnp.asarray(thresholds, jnp.float32)
-    program, arguments = job.program(members, truth, thresholds)
-    jax.block_until_ready(program(*arguments))
-    begin = time.perf_counter()
-    states = jax.block_until_ready(program(*arguments))
-    seconds = time.perf_counter() - begin
     few = MemberId(*(x[: min(512, x.size // 2)] for x in members))
-    small, few_arguments = job.program(few, truth, thresholds)
-    sizes = [
-        p.lower(*a).compile().memory_analysis().temp_size_in_bytes
-        for p, a in ((program, arguments), (small, few_arguments))
-    ]
+    sizes = []
+    for some in (few, members):  # what runs below is the program of all
+        program, arguments = job.program(some, truth, thresholds, members.start.size)
+        compiled = program.lower(*arguments).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    begin = time.perf_counter()
+    states = jax.block_until_ready(compiled(*arguments))
+    seconds = time.perf_counter() - begin
     states = fetch(states)
     who = states["who"]
     above = (kept[:, :, None] > np.asarray(thresholds)[None, None, :, None]).sum(axis=0)
@@ -137,8 +135,8 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
     ]
     return {
         "seconds": seconds,
-        "bytes": sizes[0],
-        "few_bytes": sizes[1],
+        "bytes": sizes[1],
+        "few_bytes": sizes[0],
         "difference": _difference(states, kept, truth),
         "exact": float(all(exact)),
         "again": float(_made_again(job, members, who)),
@@ -147,22 +145,17 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
 
 def _difference(states, kept, truth) -> float:
     wide = np.asarray(kept, np.float64)
-    mean, variance = (
-        np.stack(x)
-        for x in zip(
-            *(
-                reduce.finish_moments(
-                    jax.tree.map(lambda x, i=i: x[i], states["moments"])
-                )
-                for i in range(len(truth))
-            )
-        )
-    )
+    leads = range(len(truth))
+    by_lead = [
+        reduce.finish_moments(jax.tree.map(lambda x, i=i: x[i], states["mean"]))
+        for i in leads
+    ]
+    mean, variance = (np.stack(x) for x in zip(*by_lead))
     gaps = [
         np.abs(mean - wide.mean(axis=0)).max() / np.abs(wide).max(),
         np.abs(variance / wide.var(axis=0) - 1).max(),
     ]
-    for lead in range(len(truth)):
+    for lead in leads:
         reduced = jax.tree.map(lambda x, i=lead: x[i], states)
         for metric in METRICS.values():
             streamed = metric.finish(metric.sums_of_reduced(reduced, truth[lead]))
