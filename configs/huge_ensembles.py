@@ -60,6 +60,9 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             steps_per_call=total_steps // 10,
             save_every_steps=total_steps,
             block="auto",
+            early_steps=3
+            * total_steps
+            // 10,  # of networks that are trained too little
             # Checkpoints of the first seed that are also trained alone, for some steps.
             num_alone=1 if smoke else 3,
             alone_steps=2 if smoke else 20,

@@ -13,6 +13,8 @@ NAMES = {
     "random": "checkpoints x random",
     "lagged": "lagged starts of one",
     "physics": "imperfect simulator",
+    "early_checkpoints": "checkpoints, early",
+    "early_both": "checkpoints x bred vectors, early",
 }
 # RMSE and SSR at two leads of a pilot of the same setting with one seed.
 PILOT = {
@@ -251,7 +253,9 @@ def add_tables(run_dir, config, done) -> None:
         f" {config.archive.num_starts} starts. SSR: spread over error, with (M + 1) /"
         " M. RMSE and standard scores of 6 and 24 members do not compare fairly."
         " The fair one takes members for independent, which those of one checkpoint are"
-        " not. The simulator's members are perturbed at random.",
+        " not. The simulator's members are perturbed at random. Early: after"
+        f" {config.training.early_steps} of {config.training.total_steps} steps, where"
+        " checkpoints differ more and err more.",
     )
     at = _units(config.efi.judged_leads)
     labels = {

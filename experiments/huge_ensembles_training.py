@@ -160,6 +160,13 @@ def train(config, run_dir, archives):
     )
 
 
+def train_early(config, archives):
+    """All checkpoints as they are after `training.early_steps`."""
+    ids = range(config.num_seeds * config.num_checkpoints)
+    few = dict(steps=config.training.early_steps, progress=False, save_every_steps=None)
+    return job_of(config, ids, windows_of(config, archives), **few).fit()[0]
+
+
 def alone_difference(config, archives) -> float:
     """How much checkpoints trained alone differ from those of a stack, at most.
 
