@@ -50,7 +50,7 @@ def make_claims(config, done) -> list[dict]:
         )
         for text, name in scores.items()
     ]
-    steps = np.diff(found["bred_outliers"], axis=1).max(axis=1)
+    change = found["bred_outliers"][:, -1] - found["bred_outliers"][:, 0]
     fair = found["bred_fair"] / found["physics_fair"]
     exact = np.minimum(found["stream_exact"], found["drawn_counts"])
     same = [
@@ -102,7 +102,9 @@ def make_claims(config, done) -> list[dict]:
         claim_of_all(
             "13.d: the truth is outside of the ensemble less often",
             expected="3.9 % of 50, 0.027 % of 7,424 members if reliable",
-            parts=[Part("largest change of the share with n", steps, 0.0, "<")],
+            parts=[
+                Part(f"share of {most:,} members less that of {least}", change, 0, "<")
+            ],
             **about,
         ),
         claim_of_all(
@@ -189,6 +191,11 @@ def make_checks(config, done) -> list[dict]:
         ),
         check_at_least("(f) extremes and counts are equal", float(exact.min()), 1.0),
         check_at_most("peak bytes of all over few members", float(flat.max()), 1.01),
+        check_at_most(
+            "streamed CRPS less that of kept members, deviations",
+            float(found["stream_crps_difference"].max()),
+            1e-3,
+        ),
         check_at_most("networks not finite", frozen, 0),
     ]
 
@@ -268,8 +275,7 @@ def add_tables(run_dir, config, done) -> None:
         ["what", "of this machine"],
         rows,
         f"{members:,} members, {steps} steps, states of all statistics at"
-        f" {len(config.leads)} leads (the CRPS keeps all members in order, which is"
-        " most of them); compiled before.",
+        f" {len(config.leads)} leads; compiled before.",
     )
 
 

@@ -21,7 +21,7 @@ def add_figures(run_dir, config, done):
         "sizes",
         _sizes(config, found),
         "By number of members: share of cells where the truth is outside (dashed: of a"
-        " reliable ensemble), median gain (dashed: of a normal distribution), error of"
+        " reliable ensemble; none is not shown), median gain (dashed: of a normal distribution), error of"
         f" the best member in deviations of the climate, and width of the 95 % interval"
         f" of P(x > its {100 * config.extreme_quantile:g} % quantile) over members"
         f" (solid) and over checkpoints (dotted); {seeds}.",
@@ -55,10 +55,13 @@ def _sizes(config, found):
     for ax, (name, label) in zip(axes.flat, labels.items()):
         for kind, color in _COLORS.items():
             values = found[f"{kind}_{name}"]
+            mean = values.mean(axis=0)
+            if name != "gain":  # none outside has no place on a logarithmic axis
+                values, mean = (np.where(x > 0, x, np.nan) for x in (values, mean))
             for one in values:
                 ax.plot(sizes, one, color=color, lw=0.5, alpha=0.5)
             style = dict(color=color, lw=1.6, marker=_MARKERS[kind], ms=4)
-            ax.plot(sizes, values.mean(axis=0), label=verdicts.KINDS[kind], **style)
+            ax.plot(sizes, mean, label=verdicts.KINDS[kind], **style)
             if name == "width":
                 wide = found[f"{kind}_cluster_width"].mean(axis=0)
                 ax.plot(sizes, wide, color=color, lw=1.4, ls=":")

@@ -88,7 +88,6 @@ class Job:
                     METRICS.values(),
                     truth[lead],
                     max_members=max_members,
-                    rank_error=0,
                 ),
             }
 
@@ -109,7 +108,8 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
     Returns:
         `seconds` of the start, compiled before; `bytes` of the program at all members
         and at few (`few_bytes`), temporary ones; `difference`, the largest of mean,
-        variance and scores, relative; `exact`, whether extremes, their members, and
+        variance and scores, relative, but for `crps_difference` of the CRPS, whose
+        summary of the order of members is no exact one; `exact`, whether extremes, their members, and
         counts are those of the kept ones; `again`, whether the highest member of each
         lead, made alone, has the bits that were stored.
     """
@@ -137,13 +137,13 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         "seconds": seconds,
         "bytes": sizes[1],
         "few_bytes": sizes[0],
-        "difference": _difference(states, kept, truth),
+        **_differences(states, kept, truth),
         "exact": float(all(exact)),
         "again": float(_made_again(job, members, who)),
     }
 
 
-def _difference(states, kept, truth) -> float:
+def _differences(states, kept, truth) -> dict[str, float]:
     wide = np.asarray(kept, np.float64)
     leads = range(len(truth))
     by_lead = [
@@ -155,14 +155,16 @@ def _difference(states, kept, truth) -> float:
         np.abs(mean - wide.mean(axis=0)).max() / np.abs(wide).max(),
         np.abs(variance / wide.var(axis=0) - 1).max(),
     ]
+    of_crps = []
     for lead in leads:
         reduced = jax.tree.map(lambda x, i=lead: x[i], states)
-        for metric in METRICS.values():
+        for name, metric in METRICS.items():
             streamed = metric.finish(metric.sums_of_reduced(reduced, truth[lead]))
             whole = metric(jnp.asarray(kept[:, lead]), truth[lead])
             pairs = zip(jax.tree.leaves(streamed), jax.tree.leaves(whole))
-            gaps += [abs(float(a) - float(b)) / max(abs(float(b)), 1) for a, b in pairs]
-    return float(max(gaps))
+            own = of_crps if name == "crps" else gaps
+            own += [abs(float(a) - float(b)) / max(abs(float(b)), 1) for a, b in pairs]
+    return {"difference": float(max(gaps)), "crps_difference": float(max(of_crps))}
 
 
 def _made_again(job, members, who) -> bool:
