@@ -21,8 +21,9 @@ def add_figures(run_dir, config, done):
         "sizes",
         _sizes(config, found),
         "By number of members: share of cells where the truth is outside (dashed: of a"
-        " reliable ensemble; none is not shown), median gain (dashed: of a normal distribution), error of"
-        f" the best member in deviations of the climate, and width of the 95 % interval"
+        " reliable ensemble; none is not shown), median gain (dashed: of a normal"
+        " distribution), error of the best member in deviations of the climate, and"
+        " width of the 95 % interval"
         f" of P(x > its {100 * config.extreme_quantile:g} % quantile) over members"
         f" (solid) and over checkpoints (dotted); {seeds}.",
     )

@@ -109,9 +109,9 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         `seconds` of the start, compiled before; `bytes` of the program at all members
         and at few (`few_bytes`), temporary ones; `difference`, the largest of mean,
         variance and scores, relative, but for `crps_difference` of the CRPS, whose
-        summary of the order of members is no exact one; `exact`, whether extremes, their members, and
-        counts are those of the kept ones; `again`, whether the highest member of each
-        lead, made alone, has the bits that were stored.
+        summary of the order of members is no exact one; `exact`, whether extremes,
+        their members, and counts are those of the kept ones; `again`, whether the
+        highest member of each lead, made alone, has the bits that were stored.
     """
     truth, thresholds = jnp.asarray(truth), jnp.asarray(thresholds, jnp.float32)
     few = MemberId(*(x[: min(512, x.size // 2)] for x in members))
@@ -226,7 +226,7 @@ def statistics_of_draws(num_members: int, shape, seed: int) -> dict[str, float]:
 
     mesh = make_mesh(member=1, devices=jax.devices()[:1])
     kept = fetch(run_product(job, members, block=128, mesh=mesh, **given))[:, 0]
-    wide = kept.astype(np.float64)
+    wide, observed = kept.astype(np.float64), np.asarray(field + 1)
     first, other = fold(128, 1), fold(96, 1)
     runs = [first, other]
     if len(jax.devices()) > 1:
@@ -242,7 +242,7 @@ def statistics_of_draws(num_members: int, shape, seed: int) -> dict[str, float]:
         np.array_equal(run["who"].highest.value, kept.max(axis=0))
         and np.array_equal(run["who"].lowest.value, kept.min(axis=0))
         and np.array_equal(run["who"].highest.member, kept.argmax(axis=0))
-        and np.array_equal(run["ranks"].below, (kept < field + 1).sum(axis=0))
+        and np.array_equal(run["ranks"].below, (kept < observed).sum(axis=0))
         for run in runs
     ]
     return {

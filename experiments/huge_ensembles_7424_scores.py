@@ -25,8 +25,8 @@ def by_size(key, members, truth, clusters, settings) -> dict[str, np.ndarray]:
         mean over subsets, and `gain_low`, `gain_high`, the least and most of a cell;
         `best`, root mean square error of the best member; `brier` of exceeding
         `extreme`; `owcrps`; `width` and `cluster_width`, mean over cells of the 95 %
-        interval of that probability over members and over checkpoints (both with
-        replacement); `bracketed`, the share of cells that are satisfactory. `[]`:
+        interval of that probability over members with replacement, and over whole
+        checkpoints; `bracketed`, the share of cells that are satisfactory. `[]`:
         `fair` and `crps` of all, and `small_fair`, `small_crps` of subsets of
         `crps_size`, with the standard error `small_error` of the former; `spread` (half
         the mean distance of two members), `ssr` of all.
@@ -105,6 +105,7 @@ def width(key, members, settings, size, clusters) -> np.ndarray:
         settings["extreme"],
         size,
         num_resamples=settings["num_resamples"],
+        replace=clusters is None,  # whole checkpoints are drawn with it
         clusters=clusters,
     )
     possible = np.asarray((found.estimate > 0.002) & (found.estimate < 0.998))

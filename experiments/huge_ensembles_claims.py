@@ -176,7 +176,7 @@ def make_checks(config, done) -> list[dict]:
             1e-5,
         ),
         check_at_least(
-            "extremes: slope of checkpoints less near to 1 than of both",
+            "extremes: slope of checkpoints is farther from 1 than that of both, by",
             abs(1 - slopes[1]) - abs(1 - slopes[0]),
             0.0,
         ),

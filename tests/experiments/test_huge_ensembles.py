@@ -40,7 +40,7 @@ def drawn_ensembles(rng, spreads):
     truth = draw().astype(np.float32)
     ensembles = {}
     for name, spread in spreads.items():
-        members = known + spread * (draw(8) - known)
+        members = known + spread * (draw(40) - known)
         ensembles[name] = members.astype(np.float32)
     return ensembles, truth
 
@@ -88,9 +88,10 @@ def test_a_reliable_ensemble_scores_as_one(done):
     found = {name: value.mean(axis=0) for name, value in done["scores"].items()}
     np.testing.assert_allclose(found["both_ssr"], 1, atol=0.06)
     np.testing.assert_allclose(found["both_power"], 1, atol=0.06)
-    np.testing.assert_allclose(found["both_slope"], 1, atol=0.12)
+    # Below 1 by what the chance of 40 members adds to the variance of probabilities.
+    np.testing.assert_allclose(found["both_slope"], 0.95, atol=0.1)
     np.testing.assert_allclose(found["checkpoints_ssr"], 0.5, atol=0.05)
-    # The mean loses what members do not agree on: 1 / (1 + 7/8 size^2) or so.
+    # The mean loses what members do not agree on: 1 / (1 + size^2) or so is left.
     assert np.all(np.diff(found["both_mean_power"]) < 0)
     assert np.all(found["both_roc"] > 0.7)
     assert found["both_fair"][-1] < found["checkpoints_fair"][-1]
