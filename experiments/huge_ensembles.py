@@ -34,6 +34,8 @@ def validate(config):
     names = ("num_cycles", "num_pairs", "error_leads")
     check_numbers(config, [f"perturbations.{n}" for n in names], at_least=1)
     check_numbers(config, ("perturbations.share", "analysis_noise"), above=0)
+    names = ("training.early_steps", "training.num_alone", "training.alone_steps")
+    check_numbers(config, names, at_least=1)
     check_numbers(config, ("event_quantile",), above=0, at_most=1)
     check_numbers(config, ("efi.num_pairs", "efi.num_free_starts"), at_least=1)
     check_numbers(config, ("efi.num_members",), at_least=4)
@@ -95,16 +97,24 @@ def forecast(config, run_dir, archives) -> dict[str, np.ndarray]:
     """Trains the checkpoints and makes all ensembles of all seeds.
 
     Returns:
-        What `forecasts` and `efi_members` of every seed give, `[seed, ...]`; rates of
-        `_cost.py`; `frozen_steps` `[network]`; and `alone_difference` `[]`.
+        What `forecasts`, `early_forecasts` and `efi_members` of every seed give,
+        `[seed, ...]`; rates of `_cost.py`; `frozen_steps` `[network]`; and
+        `alone_difference` `[]`.
     """
     trained, log = training.train(config, run_dir, archives)
+    early = training.train_early(config, archives)
     parts = []
     for seed in range(config.num_seeds):
         own = ensembles.checkpoints_of(config, trained, seed)
         archive = training.of_seed(archives, seed)
         parts.append(
             ensembles.forecasts(config, own, archive, seed)
+            | ensembles.early_forecasts(
+                config,
+                ensembles.checkpoints_of(config, early, seed),
+                archive,
+                seed,
+            )
             | {
                 f"efi_{name}": values
                 for name, values in ensembles.efi_members(
@@ -120,7 +130,7 @@ def forecast(config, run_dir, archives) -> dict[str, np.ndarray]:
     }
 
 
-NAMES = ("checkpoints", "bred", "both", "random", "physics", "lagged")
+NAMES = tuple(verdicts.NAMES)
 
 
 def measure(config, archives, found) -> dict[str, np.ndarray]:

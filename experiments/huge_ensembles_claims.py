@@ -13,6 +13,8 @@ NAMES = {
     "random": "checkpoints x random",
     "lagged": "lagged starts of one",
     "physics": "imperfect simulator",
+    "early_checkpoints": "checkpoints, early",
+    "early_both": "checkpoints x bred vectors, early",
 }
 # RMSE and SSR at two leads of a pilot of the same setting with one seed.
 PILOT = {
@@ -174,7 +176,7 @@ def make_checks(config, done) -> list[dict]:
             1e-5,
         ),
         check_at_least(
-            "extremes: slope of checkpoints less near to 1 than of both",
+            "extremes: slope of checkpoints is farther from 1 than that of both, by",
             abs(1 - slopes[1]) - abs(1 - slopes[0]),
             0.0,
         ),
@@ -249,8 +251,11 @@ def add_tables(run_dir, config, done) -> None:
         f"In deviations of the climate, at leads of {' and '.join(leads)} time units;"
         f" {config.num_seeds} seeds (mean and 95 % interval),"
         f" {config.archive.num_starts} starts. SSR: spread over error, with (M + 1) /"
-        " M. RMSE and SSR of 6 and 24 members do not compare fairly, but the fair CRPS."
-        " The simulator's members are perturbed at random.",
+        " M. RMSE and standard scores of 6 and 24 members do not compare fairly."
+        " The fair one takes members for independent, which those of one checkpoint are"
+        " not. The simulator's members are perturbed at random. Early: after"
+        f" {config.training.early_steps} of {config.training.total_steps} steps, where"
+        " checkpoints differ more and err more.",
     )
     at = _units(config.efi.judged_leads)
     labels = {

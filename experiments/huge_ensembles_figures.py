@@ -22,8 +22,8 @@ def add_figures(run_dir, config, done):
     run_dir.add_figure(
         "calibration",
         _calibration(config, found),
-        f"Spread over error, error of the mean, and fair CRPS by lead; {seeds}, and"
-        " thin lines for each seed. Dashed: calibrated.",
+        "Spread over error, error of the mean, and fair CRPS by lead, in deviations of"
+        f" the climate; {seeds}, and thin lines for each seed. Dashed: calibrated.",
     )
     lead = config.spectral_lead / 10
     run_dir.add_figure(
@@ -67,12 +67,12 @@ def _units(leads):
 
 
 def _calibration(config, found):
-    fig = new_figure(3.6, width=10.5)
+    fig = new_figure(4.0, width=10.5)
     axes = fig.subplots(1, 3)
     titles = {
         "ssr": "spread / error",
-        "rmse": f"error of the mean ({_SD})",
-        "fair": f"fair CRPS ({_SD})",
+        "rmse": "error of the mean (deviations)",
+        "fair": "fair CRPS (deviations)",
     }
     leads = _units(config.leads)[1:]
     for ax, (score, title) in zip(axes, titles.items()):
@@ -92,6 +92,7 @@ def _calibration(config, found):
             )
         if score == "ssr":
             ax.axhline(1, color=GREY, lw=1, ls="--")
+        ax.set_ylim(bottom=0)
         finish(ax, x=_LEAD, y=title)
     axes[1].legend(fontsize=8, frameon=False, loc="lower right")
     return fig
@@ -109,13 +110,17 @@ def _spectra(config, found):
         members = found[f"{name}_spectrum"][:, place].mean(axis=0)
         mean = found[f"{name}_mean_spectrum"][:, place].mean(axis=0)
         wave = np.arange(len(members))
-        left.plot(wave[1:], members[1:], label=verdicts.NAMES[name], **style)
+        left.plot(wave[1:], members[1:], **style)
         left.plot(wave[1:], mean[1:], ls=":", **style)
         leads = _units(config.leads)[1:]
-        right.plot(leads, found[f"{name}_power"].mean(axis=0)[1:], **style)
+        power = found[f"{name}_power"].mean(axis=0)[1:]
+        right.plot(leads, power, label=verdicts.NAMES[name], **style)
         right.plot(leads, found[f"{name}_mean_power"].mean(axis=0)[1:], ls=":", **style)
-    finish(left, x="wavenumber", y="power / truth's", legend=True)
+    left.set_ylim(bottom=0)
+    left.xaxis.get_major_locator().set_params(integer=True)
+    finish(left, x="wavenumber", y="power / truth's")
     finish(right, x=_LEAD, y="")
+    right.legend(fontsize=9, frameon=False, loc="upper right")
     return fig
 
 

@@ -134,6 +134,22 @@ def forecasts(config, ensemble, archive, seed: int) -> dict[str, np.ndarray]:
     return found | {"amplitude": np.asarray(amplitude)}
 
 
+def early_forecasts(config, ensemble, archive, seed: int) -> dict[str, np.ndarray]:
+    """Of checkpoints that are trained too little: "early_checkpoints", "early_both"."""
+    fields = weather.analyses(archive, config, seed, noise=config.analysis_noise)
+    starts, count = starts_of(config, fields), len(fields)
+    bred = bred_of(config, ensemble, amplitude_of(config, ensemble, archive))
+    found = {}
+    for name, perturb, pairs in (
+        ("early_checkpoints", NoPerturbation(), 0),
+        ("early_both", bred, config.perturbations.num_pairs),
+    ):
+        members = product_ids(config.num_checkpoints, pairs, count)
+        values = run(config, ensemble, perturb, members, starts, config.leads)
+        found[name] = by_member(values, members)
+    return found
+
+
 def physics(config, archive, fields, seed, amplitude) -> np.ndarray:
     """The imperfect simulator from analyses with random perturbations."""
     number = 2 * config.num_checkpoints * config.perturbations.num_pairs

@@ -41,7 +41,12 @@ def _residual(config, rngs):
     )
 
 
-NETWORKS = {"residual": _residual}
+def _sfno(config, rngs):
+    model = config.model
+    return ensjax.nn.sfno(dtype=model.dtype, remat=model.remat, rngs=rngs)
+
+
+NETWORKS = {"residual": _residual, "sfno": _sfno}
 
 
 def make_model(config, rngs):
@@ -153,6 +158,13 @@ def train(config, run_dir, archives):
     return job.fit(
         checkpoint_dir=run_dir.checkpoints / job.stage, logger=run_dir.logger("train")
     )
+
+
+def train_early(config, archives):
+    """All checkpoints as they are after `training.early_steps`."""
+    ids = range(config.num_seeds * config.num_checkpoints)
+    few = dict(steps=config.training.early_steps, progress=False, save_every_steps=None)
+    return job_of(config, ids, windows_of(config, archives), **few).fit()[0]
 
 
 def alone_difference(config, archives) -> float:

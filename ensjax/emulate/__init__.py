@@ -37,6 +37,7 @@ from ensjax.emulate.perturb import (
 from ensjax.emulate.product import (
     MemberForecast,
     fold_product,
+    fold_program,
     product_ids,
     run_product,
     states_by_lead,
@@ -111,6 +112,7 @@ __all__ = [
     "fit_closure",
     "fit_standardiser",
     "fold_product",
+    "fold_program",
     "gaussian_kl",
     "glosea4_temperature",
     "held_suarez_archive",

@@ -177,6 +177,43 @@ def fold_product(
             states of another number of leads; says which.
         TypeError: if a state is of no known reduction.
     """
+    options = dict(
+        models=models,
+        starts=starts,
+        lead_steps=lead_steps,
+        block=block,
+        seed=seed,
+        checkpoint_ids=checkpoint_ids,
+        start_ids=start_ids,
+        share=share,
+        split_models=split_models,
+        mesh=mesh,
+    )
+    program, arguments = fold_program(forecast, members, states, **options)
+    return _grouped(states, program(*arguments))
+
+
+def fold_program(
+    forecast: MemberForecast,
+    members: MemberId,
+    states: dict[str, Any],
+    *,
+    models: Any,
+    starts: Start,
+    lead_steps: Sequence[int],
+    block: int,
+    seed: int = 0,
+    checkpoint_ids: Any = None,
+    start_ids: Any = None,
+    share: str = "block",
+    split_models: bool = False,
+    mesh: Mesh | None = None,
+) -> tuple[Any, tuple[Any, ...]]:
+    """The program of `fold_product` and its arguments, to look at or to time.
+
+    Arguments, and what raises, as there. `program(*arguments)` runs it, and
+    `program.lower(*arguments).compile().memory_analysis()` tells what it takes.
+    """
     families, flat = _families(states)
     job = ProductJob(families, _checked_block(block), _checked(share), split_models)
     leads = checked_leads(lead_steps)
@@ -191,8 +228,8 @@ def fold_product(
         job, members, models, starts, checkpoint_ids, start_ids, mesh
     )
     program = mesh_program(job, default_mesh() if mesh is None else mesh)
-    folded = program(flat, rows, kept, models, starts, leads, jnp.int32(seed), forecast)
-    return _grouped(states, folded)
+    given = models, starts, leads, jnp.int32(seed), forecast
+    return program, (flat, rows, kept, *given)
 
 
 def run_product(

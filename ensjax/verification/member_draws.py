@@ -29,8 +29,9 @@ def draw_members(
     """Rows of one subset of members, int32 `[size]`.
 
     With clusters: as many clusters as there are, drawn with replacement, and from each
-    of these in turn a member, drawn with replacement or without it. (Where a cluster is
-    drawn twice its members may repeat either way.)
+    of these in turn a member, drawn with replacement or without it. Without it, and of
+    as many members as there are, clusters are drawn whole: the bootstrap of clusters.
+    (Where a cluster is drawn twice its members may repeat either way.)
 
     Args:
         key: random key.

@@ -142,6 +142,27 @@ def test_channels_that_nothing_perturbs_stay_zero():
     assert np.any(delta[:, 0])
 
 
+def grows_in_the_north(model, key, state):
+    """Ten times as much there, in a step that also mixes channels."""
+    del key
+    rows = np.where(np.asarray(LATITUDES) > 0, 10.0, 1.0).astype(np.float32)
+    return model * rows[:, None, None] * (state + 0.5 * state[..., ::-1])
+
+
+@pytest.mark.parametrize("hemispheric", [True, False])
+def test_bred_vectors_of_a_sphere_have_their_amplitude_in_both_hemispheres(hemispheric):
+    """With one norm for all, the hemisphere that grows takes nearly all of it."""
+    norm = HemisphericNorm(LATITUDES) if hemispheric else GlobalNorm(LATITUDES)
+    start = Start(field(1), jnp.stack([field(i) for i in range(4)]))
+    bred = BredVectors(AMPLITUDE, grows_in_the_north, norm=norm, seed_channels=(0,))
+    delta = np.asarray(bred(jnp.float32(1.5), jax.random.key(0), start))
+    size = np.asarray(HemisphericNorm(LATITUDES)(delta))[[0, -1], 0]  # north, south
+    if hemispheric:
+        np.testing.assert_allclose(size, np.tile(AMPLITUDE, (2, 1)), rtol=1e-4)
+    else:
+        assert np.all(size[1] < 0.01 * size[0])
+
+
 def noisy(model, key, state):
     return model @ state + 10 * jax.random.normal(key, state.shape)
 

@@ -13,14 +13,14 @@ from ensjax.emulate.perturb import BredVectors, NoPerturbation, Start
 from ensjax.emulate.product import (
     MemberForecast,
     MemberId,
-    _families,
     fold_product,
+    fold_program,
     identity_key,
     product_ids,
     run_product,
     states_by_lead,
 )
-from ensjax.emulate.product_job import ProductJob, product_rows
+from ensjax.emulate.product_job import ProductJob
 from ensjax.emulate.rollout import Rollout, SystemStep, checked_leads
 from ensjax.mapping import mesh_program
 
@@ -109,13 +109,18 @@ def test_a_simulator_is_a_step_too():
     np.testing.assert_allclose(found[0], x, rtol=2e-5)
 
 
-def lowered(members, leads, states, families, block=64, share="block"):
-    mesh = make_mesh(member=1)
-    job = ProductJob(families, block, share, False)
-    rows, kept, _ = product_rows(job, members, MODELS, starts(), None, None, mesh)
-    return mesh_program(job, mesh).lower(
-        states, rows, kept, MODELS, starts(), leads, jnp.int32(0), forecast()
+def lowered(members, leads, states, **options):
+    program, arguments = fold_program(
+        forecast(),
+        members,
+        states,
+        models=MODELS,
+        starts=starts(),
+        lead_steps=leads,
+        mesh=make_mesh(member=1),
+        **options,
     )
+    return program.lower(*arguments)
 
 
 def test_60_and_600_steps_are_as_many_instructions():
@@ -124,9 +129,7 @@ def test_60_and_600_steps_are_as_many_instructions():
     counts = []
     for leads in ((20, 40, 60), (200, 400, 600), range(60, 601, 60)):
         states = empty(jnp.zeros((len(leads), SITES)), len(leads))
-        families, flat = _families(states)
-        text = lowered(members, checked_leads(leads), flat, families, block=4)
-        text = text.compile().as_text()
+        text = lowered(members, leads, states, block=4).compile().as_text()
         counts.append(sum(" = " in line for line in text.splitlines()))
     assert counts[0] == counts[1], counts
     assert abs(counts[2] - counts[0]) < 0.02 * counts[0], counts
@@ -145,11 +148,10 @@ def test_other_lengths_compile_nothing_new():
 @pytest.mark.parametrize("share", ["block", pytest.param("member", marks=SLOW)])
 def test_memory_is_that_of_a_block_for_512_and_7424_members(share):
     states = empty(jnp.zeros((2, SITES)))
-    families, flat = _families(states)
     sizes = []
     for pairs in (128, 1_856):  # two checkpoints
         members = product_ids(2, pairs, 1)
-        program = lowered(members, checked_leads((1, 4)), flat, families, share=share)
+        program = lowered(members, (1, 4), states, block=64, share=share)
         quick = {"xla_backend_optimization_level": 0}
         sizes.append(program.compile(quick).memory_analysis().temp_size_in_bytes)
     # Ids of members are arguments; their copies in blocks are all that may grow.

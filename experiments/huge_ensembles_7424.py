@@ -1,0 +1,168 @@
+"""Huge ensembles II on Lorenz-96: what thousands of members of a start are good for.
+
+The checkpoints are trained as in `huge_ensembles.py`; `_members.py` runs and streams
+members, `_scores.py` has what depends on their number, `_claims.py` judges and
+`_figures.py` draws.
+"""
+
+import jax
+import numpy as np
+
+from ensjax.experiment import ConfigError
+from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.stages import run_stages
+
+weather = load_beside(__file__, "lorenz96_forecasts")
+training = load_beside(__file__, "huge_ensembles_training")
+ensembles = load_beside(__file__, "huge_ensembles_members")
+cost = load_beside(__file__, "huge_ensembles_cost")
+huge = load_beside(__file__, "huge_ensembles_7424_members")
+scores = load_beside(__file__, "huge_ensembles_7424_scores")
+verdicts = load_beside(__file__, "huge_ensembles_7424_claims")
+figures = load_beside(__file__, "huge_ensembles_7424_figures")
+
+training_job = training.training_job
+
+
+def validate(config):
+    """Raises `ConfigError` for what would fail later, in one line."""
+    choose("archive.source", config.archive.source, dict.fromkeys(("lorenz96", "era5")))
+    choose("model.name", config.model.name, training.NETWORKS)
+    check_numbers(config, ("num_seeds", "num_checkpoints"), at_least=1)
+    names = ("training.total_steps", "training.steps_per_call", "block")
+    check_numbers(config, names, at_least=1)
+    if config.archive.source != "lorenz96":
+        return
+    weather.validate(config)
+    names = ("num_cycles", "num_pairs", "error_leads")
+    check_numbers(config, [f"perturbations.{n}" for n in names], at_least=1)
+    check_numbers(config, ("perturbations.share", "analysis_noise"), above=0)
+    check_numbers(config, ("extreme_quantile", "high_quantile"), above=0, at_most=1)
+    check_numbers(config, ("num_resamples", "num_score_resamples"), at_least=1)
+    check_numbers(config, ("crps_size", "num_resamples", "num_drawn"), at_least=2)
+    leads, sizes = tuple(config.leads), tuple(config.sizes)
+    for name, values in (("leads", leads), ("sizes", sizes)):
+        if len(values) < 1 or any(a >= b for a, b in zip(values, values[1:])):
+            raise ConfigError(f"config.{name} must rise; got {values}.")
+    if config.judged_lead not in leads or leads[-1] > config.archive.num_leads:
+        raise ConfigError(
+            f"config.leads must hold judged_lead and end by archive.num_leads; got"
+            f" {leads}, {config.judged_lead} and {config.archive.num_leads}."
+        )
+    members = 2 * config.num_checkpoints * config.perturbations.num_pairs
+    if len(sizes) < 2 or sizes[-1] != members or sizes[0] < 2:
+        raise ConfigError(
+            f"config.sizes must rise from 2 or more to all {members} members; got"
+            f" {sizes}."
+        )
+    if config.archive.num_before < config.perturbations.num_cycles:
+        raise ConfigError(
+            "config.archive.num_before must reach back over perturbations.num_cycles."
+        )
+
+
+def run(config, run_dir):
+    """Simulates, trains, runs all members, scores and judges; resumes by stages.
+
+    Raises:
+        ConfigError: for data that are not at hand, before anything is done.
+    """
+    training.check_at_hand(config)
+    stages = {
+        "simulate": lambda done: training.simulate(config),
+        "members": lambda done: members_of(config, run_dir, done["simulate"]),
+    }
+    done = run_stages(run_dir, config, stages)
+    verdicts.add_tables(run_dir, config, done)
+    figures.add_figures(run_dir, config, done)
+    run_dir.finish(
+        title=config.title,
+        summary=verdicts.describe(config, done),
+        scalars=verdicts.summarise(config, done),
+        claims=verdicts.make_claims(config, done),
+        checks=verdicts.make_checks(config, done),
+    )
+
+
+def members_of(config, run_dir, archives) -> dict[str, np.ndarray]:
+    """Trains, runs all members of all starts, and measures them.
+
+    Returns:
+        Of each kind of perturbation what `by_size` gives, `<kind>_<name>` `[seed,
+        ...]`; `stream_<name>` `[seed]` of the first start, bred; `drawn_<name>`
+        `[seed]` of a known field; `physics_fair` `[seed]`, the fair CRPS of the
+        imperfect simulator; rates of `_cost.py`; `frozen_steps` `[network]`; and
+        `example` `[member, site]` with its `example_truth`.
+    """
+    trained, log = training.train(config, run_dir, archives)
+    parts = []
+    for seed in range(config.num_seeds):
+        own = ensembles.checkpoints_of(config, trained, seed)
+        archive = training.of_seed(archives, seed)
+        parts.append(_of_seed(config, own, archive, seed))
+    found = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    example = {name: found.pop(name)[0] for name in ("example", "example_truth")}
+    return (
+        found
+        | example
+        | {
+            **cost.measure(config, trained, archives),
+            "frozen_steps": np.asarray(log.frozen_steps),
+        }
+    )
+
+
+def _of_seed(config, own, archive, seed) -> dict[str, np.ndarray]:
+    noise = config.analysis_noise
+    fields = weather.analyses(archive, config, seed, noise=noise)
+    starts = ensembles.starts_of(config, fields)
+    amplitude = ensembles.amplitude_of(config, own, archive)
+    climate = (archive["train"] - archive["mean"]) / archive["sd"]
+    extreme = float(np.quantile(climate, config.extreme_quantile))
+    high = float(np.quantile(climate, config.high_quantile))
+    rows = [config.archive.num_before + lead for lead in config.leads]
+    truth = archive["truth"][:, rows].astype(np.float32)
+    at = list(config.leads).index(config.judged_lead)
+    settings = dict(
+        sizes=tuple(config.sizes),
+        num_resamples=config.num_resamples,
+        num_score_resamples=config.num_score_resamples,
+        crps_size=config.crps_size,
+        extreme=extreme,
+        high=high,
+    )
+    found = {}
+    for kind in huge.KINDS:
+        job = huge.Job(config, own, kind, amplitude, starts)
+        kept = []
+        for start in range(len(fields)):
+            members = huge.all_members(config, start)
+            values = job.kept(members)
+            if kind == "bred" and start == 0:
+                levels = (high, extreme)
+                told = huge.stream(job, members, values, truth[0], levels)
+                found |= {f"stream_{k}": np.float64(v) for k, v in told.items()}
+                found |= {"example": values[:, at], "example_truth": truth[0, at]}
+            kept.append(values[:, at])
+        kept = np.stack(kept, axis=1)  # [member, start, site]
+        key = jax.random.key(config.seed + seed)
+        sizes = scores.by_size(key, kept, truth[:, at], members.checkpoint, settings)
+        found |= {f"{kind}_{name}": value for name, value in sizes.items()}
+    drawn = huge.statistics_of_draws(
+        config.num_drawn, tuple(config.drawn_shape), config.seed + seed
+    )
+    found |= {f"drawn_{name}": np.float64(value) for name, value in drawn.items()}
+    return found | {"physics_fair": _physics(config, archive, fields, seed, amplitude)}
+
+
+def _physics(config, archive, fields, seed, amplitude) -> np.float64:
+    """The fair CRPS of the imperfect simulator at the judged lead."""
+    analysis = fields[:, config.archive.num_before]
+    starts = weather.perturbed(
+        analysis, config, seed, config.crps_size, noise=float(amplitude[0])
+    )
+    members = weather.closure_ensemble(config, archive, starts, seed)
+    truth = archive["truth"][:, config.archive.num_before + config.judged_lead]
+    fair = scores.verification.crps("fair")
+    at = members[:, :, config.judged_lead - 1].astype(np.float32)
+    return np.float64(fair(at, truth.astype(np.float32)))

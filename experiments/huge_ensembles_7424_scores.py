@@ -1,0 +1,151 @@
+"""What depends on how many members there are, from subsets of thousands."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax import verification
+
+
+def by_size(key, members, truth, clusters, settings) -> dict[str, np.ndarray]:
+    """Statistics of subsets of each size, without replacement.
+
+    Args:
+        key: random key.
+        members: at one lead, `[member, start, site]`.
+        truth: `[start, site]`.
+        clusters: checkpoint of each member, `[member]`.
+        settings: `sizes`, `num_resamples`, `num_score_resamples`, `crps_size`, and
+            `extreme` and `high` (thresholds of the Brier score and of owCRPS).
+
+    Returns:
+        `[size]`: `outliers`, the share outside; `gain`, the median over cells of its
+        mean over subsets, and `gain_low`, `gain_high`, the least and most of a cell;
+        `best`, root mean square error of the best member; `brier` of exceeding
+        `extreme`; `owcrps`; `width` and `cluster_width`, mean over cells of the 95 %
+        interval of that probability over members with replacement, and over whole
+        checkpoints; `bracketed`, the share of cells that are satisfactory. `[]`:
+        `fair` and `crps` of all, and `small_fair`, `small_crps` of subsets of
+        `crps_size`, with the standard error `small_error` of the former; `spread` (half
+        the mean distance of two members), `ssr` of all.
+    """
+    members, truth = jnp.asarray(members), jnp.asarray(truth)
+    rows = {}
+    for number, size in enumerate(settings["sizes"]):
+        own = jax.random.fold_in(key, number)
+        is_whole = size >= len(members)
+        found = _of_size(
+            own,
+            members,
+            truth,
+            jnp.float32(settings["extreme"]),
+            jnp.float32(settings["high"]),
+            size=min(size, len(members)),
+            resamples=1 if is_whole else settings["num_resamples"],
+            scored=1 if is_whole else settings["num_score_resamples"],
+        )
+        for name, of in (("width", None), ("cluster_width", clusters)):
+            found[name] = width(own, members, settings, size, of)
+        for name, value in jax.device_get(found).items():
+            rows.setdefault(name, []).append(value)
+    found = {name: np.asarray(values, np.float64) for name, values in rows.items()}
+    return found | _crps(key, members, truth, settings)
+
+
+_OUTCOME = verification.outcome_weighted_crps(None)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "resamples", "scored"))
+def _of_size(key, members, truth, extreme, high, *, size, resamples, scored):
+    options = dict(replace=False)
+
+    def of_subset(subset):
+        low, top = jnp.min(subset, axis=0), jnp.max(subset, axis=0)
+        share = jnp.mean((subset > extreme) * 1.0, axis=0)
+        return {
+            "outside": verification.is_outside(low, top, truth) * 1.0,
+            "gain": verification.gain(subset),
+            "best": jnp.min((subset - truth[None]) ** 2, axis=0),
+            "brier": (share - (truth > extreme)) ** 2,
+        }
+
+    drawn = verification.of_size(
+        key, members, size, of_subset, num_resamples=resamples, **options
+    )
+    gain = jnp.mean(drawn["gain"], axis=0)
+
+    def outcome_weighted(subset):
+        level = {"threshold": jnp.broadcast_to(high, truth.shape)}
+        return _OUTCOME(subset, truth, reference=level)[0]
+
+    ow = verification.of_size(
+        key, members, size, outcome_weighted, num_resamples=scored, **options
+    )
+    inside = 1 - jnp.mean(drawn["outside"], axis=0)
+    return {
+        "outliers": jnp.mean(drawn["outside"]),
+        "gain": jnp.median(gain),
+        "gain_low": jnp.min(gain),
+        "gain_high": jnp.max(drawn["gain"]),
+        "best": jnp.sqrt(jnp.mean(drawn["best"])),
+        "brier": jnp.mean(drawn["brier"]),
+        "owcrps": jnp.mean(ow),
+        "bracketed": jnp.mean((inside > 0.95) * 1.0),
+    }
+
+
+def width(key, members, settings, size, clusters) -> np.ndarray:
+    """Mean over cells of the interval of P(x > extreme); cells where it is 0 do not
+    count."""
+    found = verification.exceedance_interval(
+        key,
+        members,
+        settings["extreme"],
+        size,
+        num_resamples=settings["num_resamples"],
+        replace=clusters is None,  # whole checkpoints are drawn with it
+        clusters=clusters,
+    )
+    possible = np.asarray((found.estimate > 0.002) & (found.estimate < 0.998))
+    return np.mean(np.asarray(found.high - found.low)[possible])
+
+
+def _crps(key, members, truth, settings) -> dict[str, np.ndarray]:
+    """Fair and standard CRPS of all members and of subsets."""
+    size = min(settings["crps_size"], len(members))
+    parts = verification.crps_parts("fair")
+
+    @jax.jit
+    def of_all(members, truth):
+        whole = parts(members, truth)
+        ssr = verification.spread_skill()(members, truth).ratio
+        return whole.skill, whole.spread / 2, ssr
+
+    @jax.jit
+    def of_few(members, truth):
+        def score(subset):
+            few = parts(subset, truth)
+            return few.skill - few.spread / 2, few.skill, few.spread / 2
+
+        number = settings["num_resamples"]
+        return verification.of_size(
+            key, members, size, score, num_resamples=number, replace=False
+        )
+
+    skill, spread, ssr = (float(x) for x in of_all(members, truth))
+    fair, few_skill, few_spread = (np.asarray(x) for x in of_few(members, truth))
+
+    def standard(skill, spread, number):
+        return skill - (1 - 1 / number) * spread
+
+    return {
+        "fair": np.float64(skill - spread),
+        "crps": np.float64(standard(skill, spread, len(members))),
+        "small_fair": np.float64(fair.mean()),
+        "small_error": np.float64(fair.std(ddof=1) / np.sqrt(len(fair))),
+        "small_crps": np.float64(standard(few_skill, few_spread, size).mean()),
+        "spread": np.float64(spread),
+        "ssr": np.float64(ssr),
+    }

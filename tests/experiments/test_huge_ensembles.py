@@ -1,0 +1,249 @@
+"""huge_ensembles: scores of known ensembles, verdicts that follow, and short runs."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import ensjax
+from ensjax.experiment import ConfigError
+from ensjax.experiment.configs import load_config
+from ensjax.experiment.fields import load_beside
+from ensjax.experiment.runner import RunOptions, run_and_report
+
+ROOT = pathlib.Path(__file__).parents[2]
+BESIDE = str(ROOT / "experiments" / "x.py")
+first = load_beside(BESIDE, "huge_ensembles")
+second = load_beside(BESIDE, "huge_ensembles_7424")
+EXPERIMENTS = {"huge_ensembles": first, "huge_ensembles_7424": second}
+NUM_SEEDS, SITES, STARTS = 5, 12, 40
+
+
+def config_of(name, preset, *overrides):
+    return load_config(f"{ROOT / 'configs' / name}.py:{preset}", overrides)[1]
+
+
+CONFIG = config_of("huge_ensembles", "smoke")
+
+
+def drawn_ensembles(rng, spreads):
+    """Members about a forecast of the truth, with `spreads` of the error's, by lead."""
+    leads = len(CONFIG.leads)
+    size = np.linspace(0.2, 0.8, leads).reshape(1, leads, 1)
+    known = rng.normal(size=(STARTS, leads, SITES))
+
+    def draw(*shape):
+        return known + size * rng.normal(size=(*shape, STARTS, leads, SITES))
+
+    truth = draw().astype(np.float32)
+    ensembles = {}
+    for name, spread in spreads.items():
+        members = known + spread * (draw(40) - known)
+        ensembles[name] = members.astype(np.float32)
+    return ensembles, truth
+
+
+SPREADS = dict(checkpoints=0.5, bred=0.4, both=1.0, random=1.0, physics=1.0, lagged=0.6)
+
+
+def done_of(spreads=SPREADS):
+    """What the stages would give; EFI, growth, cost are set by hand."""
+    parts = []
+    for seed in range(NUM_SEEDS):
+        rng = np.random.default_rng(seed)
+        ensembles, truth = drawn_ensembles(rng, spreads)
+        at = [list(CONFIG.leads).index(lead) for lead in CONFIG.judged_leads]
+        ensembles["lagged"] = ensembles["lagged"][:, :, at]
+        truths = dict.fromkeys(spreads, truth) | {"lagged": truth[:, at]}
+        found = first.scores.measure(ensembles, truths, 1.5)
+        found |= {"both_growth": 0.12 + 0.01 * seed, "random_growth": 0.03}
+        leads = len(CONFIG.efi.leads)
+        for name in ("half", "emulator", "emulator_random"):
+            found[f"efi_{name}"] = np.full(leads, 0.96) + 0.001 * seed
+        for name in ("emulator", "emulator_random"):
+            found[f"efi_{name}_sd"] = np.ones(leads)
+            found[f"efi_{name}_auc"] = np.full(leads, 0.9)
+        parts.append({name: np.asarray(value) for name, value in found.items()})
+    return {
+        "scores": {name: np.stack([p[name] for p in parts]) for name in parts[0]},
+        "forecast": {
+            "rate_emulator": np.linspace(90, 110, NUM_SEEDS),
+            "rate_system": np.full(NUM_SEEDS, 5.0),
+            "rate_closure": np.full(NUM_SEEDS, 50.0),
+            "frozen_steps": np.full(10, -1),
+            "alone_difference": np.array(1e-7),
+            "amplitude": np.full((NUM_SEEDS, 1), 0.1),
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def done():
+    return done_of()
+
+
+def test_a_reliable_ensemble_scores_as_one(done):
+    found = {name: value.mean(axis=0) for name, value in done["scores"].items()}
+    np.testing.assert_allclose(found["both_ssr"], 1, atol=0.06)
+    np.testing.assert_allclose(found["both_power"], 1, atol=0.06)
+    # Below 1 by what the chance of 40 members adds to the variance of probabilities.
+    np.testing.assert_allclose(found["both_slope"], 0.95, atol=0.1)
+    np.testing.assert_allclose(found["checkpoints_ssr"], 0.5, atol=0.05)
+    # The mean loses what members do not agree on: 1 / (1 + size^2) or so is left.
+    assert np.all(np.diff(found["both_mean_power"]) < 0)
+    assert np.all(found["both_roc"] > 0.7)
+    assert found["both_fair"][-1] < found["checkpoints_fair"][-1]
+
+
+def test_verdicts_follow_the_numbers(done):
+    def verdicts_of(done):
+        claims = first.verdicts.make_claims(CONFIG, done)
+        return {c["name"][:3]: c["verdict"] for c in claims}
+
+    good = verdicts_of(done)
+    assert {k: good[k] for k in ("1.a", "1.c", "1.e", "1.f")} == dict.fromkeys(
+        ("1.a", "1.c", "1.e", "1.f"), "holds"
+    )
+    narrow = verdicts_of(done_of(SPREADS | {"both": 0.3, "bred": 1.0}))
+    assert narrow["1.a"] == "fails" and narrow["1.b"] == "fails"
+    scores = done["scores"]
+    worse = scores | {"efi_emulator": scores["efi_half"] - 0.2}
+    worse |= {"random_growth": scores["both_growth"] * 2}
+    slow = done["forecast"] | {"rate_system": np.full(NUM_SEEDS, 40.0)}
+    bad = verdicts_of({"scores": worse, "forecast": slow})
+    assert bad["1.c"] == bad["1.e"] == bad["1.f"] == "fails"
+
+
+def test_checks_follow_the_numbers(done):
+    checks = {c["name"]: c["pass"] for c in first.verdicts.make_checks(CONFIG, done)}
+    assert checks["(a) growth of bred over random"]
+    assert all(
+        v for name, v in checks.items() if name.startswith(("(b)", "(e)", "EFI"))
+    )
+    apart = done["forecast"] | {"alone_difference": np.array(1e-3)}
+    checks = first.verdicts.make_checks(CONFIG, done | {"forecast": apart})
+    assert not {c["name"]: c["pass"] for c in checks}[
+        "(e) stacked less alone, after some steps"
+    ]
+
+
+def test_growth_is_of_the_centred_pair():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(3, 4, 1, SITES))
+    half = 0.1 * rng.normal(size=(3, 4, 1, SITES))
+    grown = np.concatenate([half, 1.7 * half], axis=2)
+    pairs = np.stack([base + grown, base - grown], axis=1)  # [pair, sign, start, ...]
+    members = pairs.reshape(6, 4, 2, SITES)
+    np.testing.assert_allclose(first.ensembles.growth(members), np.log(1.7), rtol=1e-6)
+
+
+def test_the_efi_of_a_climate_that_is_its_own_is_small():
+    rng = np.random.default_rng(1)
+    climate = rng.normal(size=20_000)
+    index = first.scores.efi_of(rng.normal(size=(200, 3, 2, SITES)), climate)
+    assert np.abs(index).max() < 0.3
+    far = first.scores.efi_of(np.full((5, 3, 2, SITES), 9.0), climate)
+    np.testing.assert_allclose(far, 1, atol=1e-3)
+
+
+def by_size(members, truth, clusters, **settings):
+    settings = (
+        dict(
+            sizes=(50, 200, 800),
+            num_resamples=40,
+            num_score_resamples=4,
+            crps_size=58,
+            extreme=1.5,
+            high=1.0,
+        )
+        | settings
+    )
+    key = jax.random.key(0)
+    return second.scores.by_size(key, members, truth, clusters, settings)
+
+
+def test_statistics_by_size_of_normal_members():
+    """Reliable members of independent cells: what is known of them is found."""
+    rng = np.random.default_rng(2)
+    drawn = rng.normal(size=(801, 20, 30)).astype(np.float32)
+    found = by_size(drawn[1:], drawn[0], np.repeat(np.arange(8), 100))
+    expected = 2 / (np.array([50, 200, 800]) + 1)
+    np.testing.assert_allclose(found["outliers"], expected, atol=0.015)
+    np.testing.assert_allclose(found["gain"][0], 2.5, atol=0.06)
+    assert np.all(np.diff(found["gain"]) > 0.3)
+    # About 1 / n of a deviation, but for cells where the truth is outside.
+    assert found["best"][0] > 2 * found["best"][2]
+    sizes = (50, 200, 800)
+    slope = second.verdicts.log_log_slope(sizes, found["width"].astype(np.float32))
+    np.testing.assert_allclose(slope, -0.5, atol=0.06)
+    np.testing.assert_allclose(found["ssr"], 1, atol=0.06)
+    assert abs(found["fair"] - found["small_fair"]) < 4 * found["small_error"]
+    gap = found["small_crps"] - found["crps"]
+    np.testing.assert_allclose(gap, found["spread"] * (1 / 58 - 1 / 800), rtol=0.3)
+    assert np.all(np.diff(found["brier"]) < 0)
+    # Members of a checkpoint are as different as others: the interval is as wide.
+    np.testing.assert_allclose(found["cluster_width"], found["width"], rtol=0.2)
+
+
+def test_a_known_field_is_streamed_as_two_passes_have_it():
+    found = second.huge.statistics_of_draws(128, (6, 4), 0)
+    assert found["counts"] == 1
+    for name in ("two_pass", "block", "devices"):
+        assert found[name] < 1e-5, name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
+def test_presets_are_valid(name, preset):
+    EXPERIMENTS[name].validate(config_of(name, preset))
+
+
+@pytest.mark.parametrize(
+    "name, field, value, message",
+    [
+        ("huge_ensembles", "archive.num_before", "1", "num_before must be at least 3"),
+        ("huge_ensembles", "leads", "(1,2)", "must rise from 0 and 1"),
+        ("huge_ensembles", "archive.num_leads", "4", "must reach the last lead"),
+        ("huge_ensembles_7424", "sizes", "(8,32)", "to all 64 members"),
+        ("huge_ensembles_7424", "judged_lead", "3", "judged_lead"),
+        ("huge_ensembles_7424", "num_resamples", "1", "num_resamples"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(name, field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        EXPERIMENTS[name].validate(config_of(name, "smoke", (field, value)))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_published_sizes_are_planned_and_not_run(name, tmp_path):
+    config = config_of(name, "paper")
+    for call in (
+        EXPERIMENTS[name].training_job,
+        lambda c: EXPERIMENTS[name].run(c, tmp_path),
+    ):
+        with pytest.raises(ConfigError, match=f"ensjax plan configs/{name}.py:paper"):
+            call(config)
+    if not hasattr(ensjax.nn, "sfno"):
+        pytest.skip("the network on the sphere is not there")
+    job = EXPERIMENTS[name].training_job(config, shapes_only=True)
+    ensemble = job.abstract_ensemble(job.mesh(jax.devices()[:1]))
+    assert ensemble.num_members == 29
+    sizes = sum(x.size for x in jax.tree.leaves(ensemble.params)) / 29
+    assert 1.0e9 < sizes < 2.4e9, "a complex number is two real ones"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_smoke_run_reports_and_the_same_after_a_resume(name, tmp_path):
+    config = str(ROOT / "configs" / f"{name}.py:smoke")
+    options = RunOptions(config, str(tmp_path / "run"))
+    assert run_and_report(options) == 0
+    path = tmp_path / "run" / "results.json"
+    told = json.loads(path.read_text())
+    assert len(told["claims"]) == 6
+    assert told["scalars"]["num_networks_not_finite"] == 0
+    path.unlink()
+    assert run_and_report(options) == 0
+    assert json.loads(path.read_text()) == told
