@@ -41,7 +41,7 @@ def validate(config):
             )
     try:
         for stage in config.stages:
-            training.loss_of(config, "diffusion", stage)
+            training.loss_of(config, stage)
     except ValueError as error:
         raise ConfigError(f"config: {error}") from error
     if data.source == "era5":
@@ -74,10 +74,7 @@ def run(config, run_dir):
     stages = {
         "noise": lambda done: scores.noise_statistics(config),
         "simulate": lambda done: simulate(config),
-        **{
-            name: lambda done, name=name: emulate(config, run_dir, name, done)
-            for name in training.VARIANTS
-        },
+        "emulate": lambda done: emulate(config, run_dir, done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
     verdicts.add_tables(run_dir, config, done)
@@ -98,20 +95,26 @@ def simulate(config) -> dict[str, np.ndarray]:
     return archive | {"num_cases": np.int64(len(starts))}
 
 
-def emulate(config, run_dir, variant, done) -> dict[str, np.ndarray]:
-    """Scores `[seed, ...]` of one way of training, and the first case's members.
+def emulate(config, run_dir, archive) -> dict[str, np.ndarray]:
+    """Scores of every way of training, and members of the first case.
 
     Returns:
-        What `scores.measure` gives for every seed, `frozen_steps` `[seed]`, and
-        `example` `[member 2, lead, lat, lon, variable]` of the first seed.
+        What `scores.measure` gives, by variant and seed (`<variant>_<score>` `[seed,
+        ...]`), `<variant>_frozen_steps` `[seed]`, and `<variant>_example` `[member 2,
+        lead, lat, lon, variable]` of the first seed.
     """
-    archive = done["simulate"]
-    ensemble, frozen = training.train(config, run_dir, archive, variant)
+    ensemble, frozen = training.train(config, run_dir, archive)
     starts, _ = training.data.test_starts(config, archive)
-    forecasts, power = training.forecast(config, ensemble, variant, starts)
-    rows = [
-        scores.measure(config, archive, own, own_power)
-        for own, own_power in zip(forecasts, power, strict=True)
-    ]
-    found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return found | {"frozen_steps": frozen, "example": forecasts[0, 0, :2]}
+    forecasts, power = training.forecast(config, ensemble, starts)
+    found = {}
+    for number, variant in enumerate(training.VARIANTS):
+        own = slice(number * config.num_seeds, (number + 1) * config.num_seeds)
+        rows = [
+            scores.measure(config, archive, *both)
+            for both in zip(forecasts[own], power[own], strict=True)
+        ]
+        for name in rows[0]:
+            found[f"{variant}_{name}"] = np.stack([row[name] for row in rows])
+        found[f"{variant}_frozen_steps"] = frozen[own]
+        found[f"{variant}_example"] = forecasts[own][0, 0, :2]
+    return found

@@ -42,15 +42,22 @@ def summarise(config, done) -> dict[str, float]:
                 value = scores[score][:, place].mean()
                 scalars[f"{name}_{score}_{lead}"] = float(value)
         scalars[f"{name}_distance"] = float(scores["distance"].mean())
-        scalars[f"{name}_frozen"] = int((done[name]["frozen_steps"] >= 0).sum())
+        scalars[f"{name}_frozen"] = int((scores["frozen_steps"] >= 0).sum())
         least, most = long_range(config, scores)
         scalars[f"{name}_long_least"], scalars[f"{name}_long_most"] = least, most
     return scalars
 
 
 def scores_of(done) -> dict[str, dict[str, np.ndarray]]:
-    """Scores `[seed, ...]` by variant."""
-    return {name: done[name] for name in NAMES}
+    """What was found `[seed, ...]` by variant."""
+    return {
+        variant: {
+            name.removeprefix(f"{variant}_"): value
+            for name, value in done["emulate"].items()
+            if name.startswith(f"{variant}_")
+        }
+        for variant in NAMES
+    }
 
 
 def long_range(config, scores) -> tuple[float, float]:
@@ -122,7 +129,7 @@ def make_checks(config, done) -> list[dict]:
             f"(e) power after {config.test.long_days[-1]} steps, of the truth's",
             bound="0.5 to 2",
             measured=least if least < 1 / most else most,
-            passed=0.5 <= least and most <= 2
+            passed=least >= 0.5 and most <= 2
             and bool(found["diffusion"]["is_finite"].all()),
         ),
     ]  # fmt: skip

@@ -161,8 +161,8 @@ def _members(config, done):
     _, truth = training.data.test_starts(config, archive)
     sd = archive["sd"][0]
     fields = {"truth": truth[0, ..., 0] * sd}
-    for name in verdicts.NAMES:
-        fields[verdicts.NAMES[name]] = done[name]["example"][0, ..., 0] * sd
+    for name, scores in verdicts.scores_of(done).items():
+        fields[verdicts.NAMES[name]] = scores["example"][0, ..., 0] * sd
     fig = new_figure(3.6, width=12.0)
     axes = fig.subplots(2, len(fields), squeeze=False)
     limit = np.quantile(np.abs(fields["truth"]), 0.995)

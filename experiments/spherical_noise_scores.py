@@ -48,7 +48,7 @@ def noise_statistics(config) -> dict[str, np.ndarray]:
         (states**2).sum(axes) * (later**2).sum(axes)
     )
     places, waves = _scramble(config)
-    first = np.moveaxis(np.asarray(noise.to_grid(states[0])), -1, 0)
+    first = np.moveaxis(np.asarray(jax.jit(noise.to_grid)(states[0])), -1, 0)
     return {
         "sd": np.sqrt(area @ by_latitude),
         "lag": lag,
@@ -90,7 +90,7 @@ def _pair_sum(config):
         key = jax.random.fold_in(jax.random.key(config.seed), pair)
         return sign * noise.of_steps(key, shape, 2)
 
-    fields = np.asarray(jax.vmap(of_member)(jnp.arange(4)))
+    fields = np.asarray(jax.jit(jax.vmap(of_member))(jnp.arange(4)))
     return np.abs(fields[0::2] + fields[1::2]).max()
 
 
@@ -105,10 +105,12 @@ def _scramble(config):
     members, truth = fields[1:], jnp.asarray(fields[0])
     rng = np.random.default_rng(config.seed)
     order = np.argsort(rng.uniform(size=members.shape), axis=0)
-    scores = [
-        (area_crps(x, truth, grid).mean(), wave_crps(x, truth, grid).mean())
-        for x in (members, np.take_along_axis(members, order, axis=0))
-    ]
+
+    @jax.jit
+    def score(x):
+        return area_crps(x, truth, grid).mean(), wave_crps(x, truth, grid).mean()
+
+    scores = [score(x) for x in (members, np.take_along_axis(members, order, axis=0))]
     return np.divide(scores[1], scores[0])
 
 
@@ -147,7 +149,7 @@ def measure(config, archive, forecasts, long_power) -> dict[str, np.ndarray]:
     }
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=1)
 def _power(fields, grid):
     return wave_power(to_real_harmonics(fields, grid))
 
