@@ -25,7 +25,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.title = "Noise of the sphere: spectra of an emulator's members"
     config.scale = "reduced"
     config.seed = 0
-    config.num_seeds = 1 if smoke else 5 if claims else 2
+    config.num_seeds = 5 if claims else 1
     config.data = ml_collections.ConfigDict(
         dict(
             source="held_suarez",
@@ -60,7 +60,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     elif claims:
         config.stages = ((300, 3e-3, "standard", 1), (1200, 3e-3, "fair", 1))
     else:
-        config.stages = ((400, 4e-3, "almost_fair", 1),)
+        config.stages = ((300, 4e-3, "almost_fair", 1),)
     config.num_members = 2 if smoke else 4 if claims else 2
     config.alpha = 0.95  # of the almost fair estimator
     config.centred = False
@@ -74,7 +74,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             lead_days=(1, 2) if smoke else (1, 2, 3, 5, 7, 10),
             long_days=(3,) if smoke else (30, 100),
             num_members=2 if smoke else 16,
-            gap_days=3 if smoke else 10,
+            gap_days=3 if smoke else 10 if claims else 20,
         )
     )
     # Beyond it the simulator's filter leaves little: spectra are compared up to there.

@@ -71,16 +71,18 @@ def _draw_map(ax, archive, field, limit):
 def _noise(config, noise, archive):
     lengths = config.noise.lengths_km
     shown = range(min(4, len(lengths)))
-    fig = new_figure(4.0, width=11.0)
-    axes = fig.subplots(2, len(shown), squeeze=False)
+    fig = new_figure(3.2, width=11.0)
+    axes = fig.subplots(2, len(shown), squeeze=False, sharex=True, sharey=True)
     for column in shown:
         for row in range(2):
             drawn = _draw_map(
                 axes[row, column], archive, noise["fields"][row, column], 3
             )
         axes[0, column].set_title(f"{lengths[column]:g} km", fontsize=10, loc="left")
-    axes[0, 0].set_ylabel("one step", fontsize=9)
-    axes[1, 0].set_ylabel("the next", fontsize=9)
+    axes[0, 0].set_ylabel("one step\nlatitude", fontsize=9)
+    axes[1, 0].set_ylabel("the next\nlatitude", fontsize=9)
+    for ax in axes[1]:
+        ax.set_xlabel("longitude", fontsize=9)
     bar = fig.colorbar(drawn, ax=axes.ravel().tolist(), shrink=0.8)
     bar.set_label("standard deviations")
     return fig
@@ -99,6 +101,7 @@ def _noise_spectra(config, noise):
         )  # fmt: skip
     ax.set_yscale("log")
     ax.set_ylim(1e-6, 1)
+    ax.set_xticks(range(1, degree[-1] + 1, 4))
     finish(ax, x="degree of spherical harmonics", y="power", legend=True)
     return fig
 

@@ -98,9 +98,12 @@ def _scramble(config):
     """Scores of members dealt out anew at every place over those of whole members."""
     grid = training.grid_of(config)
     noise = training.noise_of(config)
+    channel = noise.num_channels // 2  # of middle length
     shape = (_SCRAMBLED_MEMBERS + 1, _SCRAMBLED_CASES)
     keys = jax.random.split(jax.random.key(config.seed + 1), shape)
-    draw = jax.jit(jax.vmap(jax.vmap(lambda k: noise(k, (*grid.shape, 1)).mean(-1))))
+    draw = jax.jit(
+        jax.vmap(jax.vmap(lambda k: noise(k, (*grid.shape, 1))[..., channel]))
+    )
     fields = np.asarray(draw(keys))
     members, truth = fields[1:], jnp.asarray(fields[0])
     rng = np.random.default_rng(config.seed)

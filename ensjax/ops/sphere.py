@@ -22,6 +22,8 @@ import numpy as np
 KINDS = ("gauss", "poles", "cells")
 # Circles of so many places are transformed by a matrix, larger ones by the FFT.
 _MOST_BY_MATRIX = 256
+# Tables of more numbers are computed by the program: constants are part of its text.
+MOST_CONSTANT = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,19 +196,75 @@ def legendre(grid: SphericalGrid) -> np.ndarray:
     return found
 
 
-def analysis_table(grid: SphericalGrid) -> np.ndarray:
+def analysis_table(grid: SphericalGrid, dtype=jnp.float32) -> jax.Array:
     """What sums along circles (`circle_waves`) are multiplied by, `[m, l, lat]`."""
     root = np.where(np.arange(grid.degree + 1) == 0, 1.0, np.sqrt(2.0))
     weights = grid.quadrature() * 2 * np.pi / grid.num_longitudes
-    return legendre(grid) * root[:, None, None] * weights
+    return _legendre_times(root[:, None, None] * weights, grid, dtype)
 
 
-def synthesis_table(grid: SphericalGrid) -> np.ndarray:
+def synthesis_table(grid: SphericalGrid, dtype=jnp.float32) -> jax.Array:
     """What waves are multiplied by to be sums along circles, `[m, l, lat]`."""
     order = np.arange(grid.degree + 1)
     # A wave is a share of the sum of itself times its cosine: 1 of n, or of n / 2.
     count = np.where(order == 0, 1.0, np.sqrt(0.5)) * grid.num_longitudes
-    return legendre(grid) * count[:, None, None]
+    return _legendre_times(count[:, None, None], grid, dtype)
+
+
+def _legendre_times(factor, grid, dtype):
+    size = (grid.degree + 1) ** 2 * grid.num_latitudes
+    if size <= MOST_CONSTANT:
+        return jnp.asarray(legendre(grid) * factor, dtype)
+    return legendre_in_program(grid, dtype) * jnp.asarray(factor, dtype)
+
+
+def legendre_in_program(grid: SphericalGrid, dtype=jnp.float32) -> jax.Array:
+    """`legendre`, computed on the device by the program that uses it.
+
+    The recurrence in the degree runs for all orders and rows at once, with an exponent
+    beside each number: P_mm is far below what float32 holds for large m near a pole,
+    where P_lm is not. In float32 right to about 1e-6 times the root of the degree.
+
+    Source: Fukushima 2012, Journal of Geodesy 86, section 2, for the exponents.
+    """
+    size = grid.degree + 1
+    sine = np.sin(np.radians(grid.latitudes()))
+    cosine = np.sqrt(np.maximum(1 - sine**2, 0.0))
+    order, degree = np.arange(size)[:, None], np.arange(size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log2((2 * order + 1) / (2 * order))
+        ratio[0] = np.log2(1 / (4 * np.pi))
+        # The term of order 0 is 0 times a logarithm, at a pole of 0.
+        log = 0.5 * np.cumsum(ratio, axis=0) + np.where(
+            order == 0, 0.0, order * np.log2(np.maximum(cosine, 1e-300))
+        )
+        a = np.sqrt((4 * degree**2 - 1.0) / (degree**2 - order**2))
+        b = np.sqrt(((degree - 1.0) ** 2 - order**2) / (4 * (degree - 1.0) ** 2 - 1))
+    # [degree, order, 1]
+    a, b = (np.where(degree > order, x, 0.0).T[..., None] for x in (a, b))
+    b = np.where(np.isfinite(b), b, 0.0)
+    low = np.floor(log)
+    start = np.where(order % 2, -1.0, 1.0) * 2 ** (log - low)
+    start = np.where((order > 0) & (cosine < 1e-12), 0.0, start)
+    start, low, sine, a, b = (
+        jnp.asarray(x, dtype) for x in (start, low, sine[None], a, b)
+    )
+
+    def to_next(carry, row):
+        last, before, exponent = carry
+        number, a, b = row
+        new = a * (sine * last - b * before)
+        new = jnp.where(number == order, start, new)
+        scale = jnp.where(jnp.abs(new) > 2.0**30, jnp.asarray(2.0**-30, dtype), 1.0)
+        new, last = new * scale, last * scale
+        exponent = exponent - jnp.log2(scale)
+        found = new * jnp.exp2(jnp.maximum(exponent, -100.0))
+        found = jnp.where(exponent < -100, 0.0, found)
+        return (new, last, exponent), found
+
+    carry = (jnp.zeros_like(start), jnp.zeros_like(start), low)
+    rows = (jnp.arange(size), a, b)
+    return jax.lax.scan(to_next, carry, rows)[1].swapaxes(0, 1)
 
 
 def to_real_harmonics(field: jax.Array, grid: SphericalGrid) -> jax.Array:
@@ -234,7 +292,7 @@ def to_real_harmonics(field: jax.Array, grid: SphericalGrid) -> jax.Array:
             f"field must be [..., lat, lon] = {grid.shape}; got {field.shape}."
         )
     around = circle_waves(field, grid.degree + 1)
-    return along_latitudes(around, jnp.asarray(analysis_table(grid), field.dtype))
+    return along_latitudes(around, analysis_table(grid, field.dtype))
 
 
 def from_real_harmonics(waves: jax.Array, grid: SphericalGrid) -> jax.Array:
@@ -254,7 +312,7 @@ def from_real_harmonics(waves: jax.Array, grid: SphericalGrid) -> jax.Array:
         raise ValueError(
             f"waves must be [..., part, l, m] = {grid.wave_shape}; got {waves.shape}."
         )
-    table = jnp.asarray(synthesis_table(grid), waves.dtype)
+    table = synthesis_table(grid, waves.dtype)
     return circle_field(along_degrees(waves, table), grid.num_longitudes)
 
 
