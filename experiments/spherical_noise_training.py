@@ -49,11 +49,13 @@ def grid_of(config) -> SphericalGrid:
     return SphericalGrid(*config.data.space, "poles", northward=False)
 
 
-def make_model(config, rngs):
-    """One network, from `nnx.Rngs`."""
+def make_model(config, rngs, axis=None):
+    """One network, from `nnx.Rngs`; `axis` of the mesh splits its latitudes."""
     model = config.model
     if model.name == "fourcastnet3":
-        return ensjax.nn.fourcastnet3(dtype=model.dtype, remat=model.remat, rngs=rngs)
+        return ensjax.nn.fourcastnet3(
+            dtype=model.dtype, remat=model.remat, axis=axis, rngs=rngs
+        )
     choose("model.name", model.name, {"small": None, "fourcastnet3": None})
     return SphericalForecaster(
         grid_of(config),
@@ -61,6 +63,7 @@ def make_model(config, rngs):
         num_noise_channels=len(config.noise.lengths_km),
         knows_latitude=True,
         adds_to_state=True,
+        axis=axis,
         **model.options.to_dict(),
         rngs=rngs,
     )
