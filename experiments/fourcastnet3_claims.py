@@ -231,6 +231,6 @@ def describe(config, done) -> str:
         f" climate deviations after one day and {own['crps'][:, -1].mean():.3f} after"
         f" {config.test.lead_days[-1]}, at a spread over error of"
         f" {own['ssr'][:, 0].mean():.2f} and {own['ssr'][:, -1].mean():.2f}; mean of"
-        f" {config.num_seeds} seeds. Imperfect simulators and diffusion samplers are not"
-        " compared here."
+        f" {config.num_seeds} seeds. Imperfect simulators and diffusion samplers are"
+        " not compared here."
     )
