@@ -221,50 +221,60 @@ def _legendre_times(factor, grid, dtype):
 def legendre_in_program(grid: SphericalGrid, dtype=jnp.float32) -> jax.Array:
     """`legendre`, computed on the device by the program that uses it.
 
-    The recurrence in the degree runs for all orders and rows at once, with an exponent
-    beside each number: P_mm is far below what float32 holds for large m near a pole,
-    where P_lm is not. In float32 right to about 1e-6 times the root of the degree.
+    All orders and rows at once go from degree to degree, in float32 to a few millionths
+    of the largest. Two things make that possible. What is added from one degree to the
+    next is computed itself, of t = 1 - |sine| where x = |sine| loses its digits near a
+    pole:
 
-    Source: Fukushima 2012, Journal of Geodesy 86, section 2, for the exponents.
+        (l - m) d_l = (l + m - 1) d_(l-1) - (2 l - 1) t P_(l-1),   d_l = P_l - P_(l-1).
+
+    And each number has an exponent beside it: P_mm is far below what float32 holds for
+    large m near a pole, where P_lm is not.
+
+    Source: Abramowitz and Stegun 1964, equation 8.5.3, for x = 1 - t; Fukushima 2012,
+    Journal of Geodesy 86, section 2, for the exponents.
     """
     size = grid.degree + 1
-    sine = np.sin(np.radians(grid.latitudes()))
-    cosine = np.sqrt(np.maximum(1 - sine**2, 0.0))
+    latitude = np.radians(grid.latitudes())
+    cosine = np.maximum(np.cos(latitude), 1e-300)
+    is_pole = np.abs(np.abs(grid.latitudes()) - 90) < 1e-9
+    small = 2 * np.sin((np.pi / 2 - np.abs(latitude)) / 2) ** 2
     order, degree = np.arange(size)[:, None], np.arange(size)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.log2((2 * order + 1) / (2 * order))
-        ratio[0] = np.log2(1 / (4 * np.pi))
-        # The term of order 0 is 0 times a logarithm, at a pole of 0.
-        log = 0.5 * np.cumsum(ratio, axis=0) + np.where(
-            order == 0, 0.0, order * np.log2(np.maximum(cosine, 1e-300))
-        )
-        a = np.sqrt((4 * degree**2 - 1.0) / (degree**2 - order**2))
-        b = np.sqrt(((degree - 1.0) ** 2 - order**2) / (4 * (degree - 1.0) ** 2 - 1))
-    # [degree, order, 1]
-    a, b = (np.where(degree > order, x, 0.0).T[..., None] for x in (a, b))
-    b = np.where(np.isfinite(b), b, 0.0)
+    steps = np.log2((2 * order + 1) / np.maximum(2 * order, 1)) / 2
+    steps[0] = -np.log2(4 * np.pi) / 2
+    log = np.cumsum(steps, axis=0) + order * np.log2(cosine)  # of |P_mm|
     low = np.floor(log)
     start = np.where(order % 2, -1.0, 1.0) * 2 ** (log - low)
-    start = np.where((order > 0) & (cosine < 1e-12), 0.0, start)
-    start, low, sine, a, b = (
-        jnp.asarray(x, dtype) for x in (start, low, sine[None], a, b)
-    )
+    start = np.where((order > 0) & is_pole, 0.0, start)
+    # Coefficients [degree, order, 1], where the degree is above the order.
+    above = np.maximum(degree - order, 1)
+    kept, taken = (degree + order - 1) / above, (2 * degree - 1) / above
+    ratio = (2 * degree + 1) / np.maximum(2 * degree - 1, 1)
+    norm = np.sqrt(ratio * above / np.maximum(degree + order, 1))
+    coefficients = [
+        jnp.asarray(np.where(degree > order, x, 0.0).T[..., None], dtype)
+        for x in (kept, taken, norm)
+    ]
+    start, low, small = (jnp.asarray(x, dtype) for x in (start, low, small[None]))
 
     def to_next(carry, row):
-        last, before, exponent = carry
-        number, a, b = row
-        new = a * (sine * last - b * before)
-        new = jnp.where(number == order, start, new)
+        last, change, exponent = carry
+        number, kept, taken, norm = row
+        change = kept * change - taken * small * last
+        new, change = norm * (last + change), norm * change
+        is_first = number == order
+        new, change = (jnp.where(is_first, start, x) for x in (new, change))
         scale = jnp.where(jnp.abs(new) > 2.0**30, jnp.asarray(2.0**-30, dtype), 1.0)
-        new, last = new * scale, last * scale
-        exponent = exponent - jnp.log2(scale)
+        new, change = new * scale, change * scale
+        exponent = jnp.where(scale < 1, exponent + 30, exponent)
         found = new * jnp.exp2(jnp.maximum(exponent, -100.0))
-        found = jnp.where(exponent < -100, 0.0, found)
-        return (new, last, exponent), found
+        return (new, change, exponent), jnp.where(exponent < -100, 0.0, found)
 
     carry = (jnp.zeros_like(start), jnp.zeros_like(start), low)
-    rows = (jnp.arange(size), a, b)
-    return jax.lax.scan(to_next, carry, rows)[1].swapaxes(0, 1)
+    rows = (jnp.arange(size), *coefficients)
+    found = jax.lax.scan(to_next, carry, rows)[1].swapaxes(0, 1)  # of |sine|
+    is_odd = ((degree - order) % 2 == 1)[..., None] & (latitude < 0)
+    return jnp.where(is_odd, -found, found)
 
 
 def to_real_harmonics(field: jax.Array, grid: SphericalGrid) -> jax.Array:

@@ -122,8 +122,8 @@ def test_large_tables_are_computed_in_the_program(grid, monkeypatch):
     exact = sphere.legendre(grid)
     found = np.asarray(jax.jit(lambda: sphere.legendre_in_program(grid))())
     assert found.shape == exact.shape and found.dtype == np.float32
-    bound = 1e-6 * np.sqrt(grid.degree) * np.abs(exact).max()
-    np.testing.assert_allclose(found, exact, atol=bound)
+    # A sum of as many terms as degrees, in float32.
+    np.testing.assert_allclose(found, exact, atol=1e-5)
     if grid.degree < 100:
         field = np.random.default_rng(5).normal(size=grid.shape).astype(np.float32)
         constant = to_real_harmonics(field, grid)
