@@ -45,7 +45,9 @@ def found():
     archive = {"test": fields(config, 2, days, seed=1)}
     starts, _ = training.data.test_starts(config, archive)
     draw = fields(config, len(starts), MEMBERS, leads, seed=2)
-    long = np.ones((len(starts), 2, 2, 2, 22))
+    days = np.moveaxis(archive["test"], -1, 2)
+    power = np.asarray(scores._power(days, training.grid_of(config)))
+    long = np.broadcast_to(power.mean(axis=(0, 1)), (len(starts), 2, 2, 2, 22))
     good = scores.measure(config, archive, draw, long)
     return good, scores.measure(config, archive, 0.5 * draw, long), starts.shape
 
@@ -58,6 +60,7 @@ def test_members_of_the_truths_law_are_reliable(found):
     assert good["crps"].mean() == pytest.approx(np.pi**-0.5, rel=0.05)
     assert good["ssr"].mean() == pytest.approx(1, abs=0.05)
     assert good["large_ssr"].mean() == pytest.approx(1, abs=0.12)
+    np.testing.assert_allclose(good["long_ratio"], 1, rtol=1e-5)
     assert good["distance"] < 0.6 and good["is_finite"]
     assert narrow["ssr"].mean() < 0.7
     assert narrow["distance"] == pytest.approx(10 * np.log10(4), abs=0.6)
@@ -133,7 +136,7 @@ def test_the_claim_and_checks_follow_their_numbers(found):
     other["noise"]["sd"] = np.array([1.0, 1.03])
     other["emulate"]["diffusion_long_ratio"][:, -1, 0, 3] = 3.0
     failed = {c["name"] for c in verdicts.make_checks(config, other) if not c["pass"]}
-    assert len(failed) == 3 and "noise: sd less 1" in failed
+    assert len(failed) == 4 and "noise: sd less 1" in failed
     scalars = verdicts.summarise(config, done)
     assert scalars["diffusion_distance"] < scalars["white_distance"]
 
