@@ -1,7 +1,6 @@
 """One step of `fourcastnet3.py` split by latitude, and one at full size by tracing."""
 
 import dataclasses
-import functools
 import time
 
 import jax
@@ -117,8 +116,8 @@ def full_size_step() -> dict[str, np.ndarray]:
         `device_flops`, what a matrix product of this device reaches a second; and
         `seconds`, of 240 steps at that rate.
     """
-    make = functools.partial(ensjax.nn.fourcastnet3, rngs=nnx.Rngs(0))
-    graph, params = nnx.split(nnx.eval_shape(make))
+    abstract = nnx.eval_shape(lambda: ensjax.nn.fourcastnet3(rngs=nnx.Rngs(0)))
+    graph, params = nnx.split(abstract)
     shape = (721, 1440)
     arguments = (
         params,
