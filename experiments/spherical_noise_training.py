@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from ensjax.ops.sphere import SphericalGrid, to_real_harmonics, wave_power
 from ensjax.train import (
     Rollout,
     SphericalCrps,
+    Stage,
     StageAdam,
     TrainingJob,
     WhiteNoise,
@@ -26,21 +28,18 @@ from ensjax.train import (
 
 data = load_beside(__file__, "spherical_noise_data")
 
-# What noise a network is given, and the weight of the spectral term.
+# Whether a network's noise is white, and whether its loss has the spectral term.
 VARIANTS = {
-    "diffusion": ("diffusion", True),
-    "places": ("diffusion", False),
-    "white": ("white", True),
+    "diffusion": (False, True),
+    "places": (False, False),
+    "white": (True, True),
 }
 
 
-def noise_of(config, kind="diffusion"):
-    """The noise of one member: diffusion on the sphere, or white on the grid."""
-    lengths = config.noise.lengths_km
-    if kind == "white":
-        return WhiteNoise(len(lengths))
+def noise_of(config) -> SphericalNoise:
+    """The noise of one member by diffusion on the sphere."""
     return SphericalNoise.of_lengths(
-        grid_of(config), tuple(lengths), lambd=config.noise.lambd
+        grid_of(config), tuple(config.noise.lengths_km), lambd=config.noise.lambd
     )
 
 
@@ -50,11 +49,13 @@ def grid_of(config) -> SphericalGrid:
     return SphericalGrid(*config.data.space, "poles", northward=False)
 
 
-def make_model(config, rngs):
-    """One network, from `nnx.Rngs`."""
+def make_model(config, rngs, axis=None):
+    """One network, from `nnx.Rngs`; `axis` of the mesh splits its latitudes."""
     model = config.model
     if model.name == "fourcastnet3":
-        return ensjax.nn.fourcastnet3(dtype=model.dtype, remat=model.remat, rngs=rngs)
+        return ensjax.nn.fourcastnet3(
+            dtype=model.dtype, remat=model.remat, axis=axis, rngs=rngs
+        )
     choose("model.name", model.name, {"small": None, "fourcastnet3": None})
     return SphericalForecaster(
         grid_of(config),
@@ -62,6 +63,7 @@ def make_model(config, rngs):
         num_noise_channels=len(config.noise.lengths_km),
         knows_latitude=True,
         adds_to_state=True,
+        axis=axis,
         **model.options.to_dict(),
         rngs=rngs,
     )
@@ -80,33 +82,83 @@ class WithKnown:
         return jnp.concatenate([made, known], axis=-1)
 
 
-def loss_of(config, variant, stage) -> Rollout:
+@dataclasses.dataclass(frozen=True)
+class EitherNoise:
+    """Diffusion noise, or white noise of as many channels; a member says which.
+
+    Attributes:
+        diffusion: the process.
+        is_white: of the member, 0 or 1; may be traced.
+    """
+
+    diffusion: SphericalNoise
+    is_white: Any
+
+    def of_steps(self, key, shape, num_steps):
+        """`[step, lat, lon, noise channel]`, as `Rollout` asks for it."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_steps))
+        white = jax.vmap(lambda key: self.white(key, shape))(keys)
+        return jnp.where(
+            self.is_white > 0, white, self.diffusion.of_steps(key, shape, num_steps)
+        )
+
+    def white(self, key, shape):
+        return WhiteNoise(self.diffusion.num_channels)(key, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOfVariant:
+    """A `Rollout` whose noise and spectral term are as the member's hyperparameters.
+
+    All variants are then one stack, and one program.
+
+    Attributes:
+        rollout: with a `SphericalCrps` of diffusion noise.
+    """
+
+    rollout: Rollout
+    takes_hyper = True
+    axis = None
+
+    @property
+    def num_steps(self) -> int:
+        """Of the rollout, which a curriculum asks for."""
+        return self.rollout.num_steps
+
+    def __call__(self, model, windows, key, weight=None, *, hyper):
+        score = dataclasses.replace(
+            self.rollout.score,
+            noise=EitherNoise(self.rollout.score.noise, hyper["is_white"]),
+            spectral_weight=hyper["spectral_weight"],
+        )
+        rollout = dataclasses.replace(self.rollout, score=score)
+        return rollout(model, windows, key, weight)
+
+
+def loss_of(config, stage) -> Any:
     """The loss of a stage `(steps, rate, estimator, rollout steps)`."""
-    kind, has_waves = VARIANTS[variant]
-    noise = noise_of(config, kind)
-    if config.model.name == "fourcastnet3":
-        noise = WithKnown(noise, 3)
+    is_full = config.model.name == "fourcastnet3"
+    noise = noise_of(config)
     score = SphericalCrps(
         config.num_members,
-        noise,
+        WithKnown(noise, 3) if is_full else noise,
         stage[2],
         alpha=config.alpha,
         centred=config.centred,
         grid=grid_of(config),
-        spectral_weight=config.spectral_weight if has_waves else 0.0,
+        spectral_weight=config.spectral_weight,
     )
-    return Rollout(stage[3], score)
+    rollout = Rollout(stage[3], score)
+    return rollout if is_full else LossOfVariant(rollout)
 
 
-def stages_of(config, variant):
-    """The curriculum of a variant."""
-    from ensjax.train import Stage
-
+def stages_of(config) -> list[Stage]:
+    """The curriculum."""
     return [
         Stage(
             stage[0],
             stage[1],
-            loss_of(config, variant, stage),
+            loss_of(config, stage),
             decay="cosine" if number == len(config.stages) - 1 else "constant",
             warmup_steps=min(20, stage[0] - 1) if number == 0 else 0,
         )
@@ -114,23 +166,37 @@ def stages_of(config, variant):
     ]
 
 
+def hyper_of(config) -> dict[str, np.ndarray]:
+    """What variants differ in, `[variant * seed]`, all seeds of one in a row."""
+    if config.model.name == "fourcastnet3":
+        return {}
+    is_white, has_waves = np.array(list(VARIANTS.values())).T
+    weight = np.where(has_waves, config.spectral_weight, 0.0).astype(np.float32)
+    each = dict(is_white=is_white.astype(np.float32), spectral_weight=weight)
+    return {name: np.repeat(x, config.num_seeds) for name, x in each.items()}
+
+
+def num_networks(config) -> int:
+    """Of the stack: one for each variant and seed."""
+    variants = 1 if config.model.name == "fourcastnet3" else len(VARIANTS)
+    return variants * config.num_seeds
+
+
 def training_job(config, archive=None, *, shapes_only=False) -> TrainingJob:
-    """The first stage of the networks with diffusion noise, one for each seed."""
+    """The first stage of all networks, one for each variant and seed."""
     if shapes_only:
         windows = data.window_shapes(config)
     else:
         archive = data.simulate(config) if archive is None else archive
         windows = data.training_windows(config, archive)
-    stage = stages_of(config, "diffusion")[0]
-    hyper = {
-        name: np.full(config.num_seeds, value) for name, value in stage.hyper().items()
-    }
+    stage, count = stages_of(config)[0], num_networks(config)
+    rates = {name: np.full(count, value) for name, value in stage.hyper().items()}
     return TrainingJob(
         make_model=functools.partial(make_model, config),
-        member_ids=tuple(range(config.num_seeds)),
+        member_ids=tuple(range(count)),
         init_seed=config.seed,
         data=windows,
-        hyper=hyper,
+        hyper=hyper_of(config) | rates,
         mesh_sizes=config.mesh.to_dict(),
         options=dict(
             loss=stage.loss,
@@ -147,34 +213,31 @@ def training_job(config, archive=None, *, shapes_only=False) -> TrainingJob:
     )
 
 
-def train(config, run_dir, archive, variant):
-    """Trained networks of a variant, one for each seed, and steps frozen at `[seed]`.
-
-    All variants begin with the same weights and see the same cases.
-    """
+def train(config, run_dir, archive):
+    """The trained stack, `[variant * seed]`, and at which steps members were frozen."""
     mesh = ensjax.make_mesh(**config.mesh.to_dict())
     ensemble = ensjax.Ensemble.init(
         functools.partial(make_model, config),
-        num_members=config.num_seeds,
+        num_members=num_networks(config),
         seed=config.seed,
         mesh=mesh,
     )
     trained, logs = train_curriculum(
         ensemble,
         data.training_windows(config, archive),
-        stages_of(config, variant),
+        stages_of(config),
         make_tx=StageAdam(max_norm=config.max_norm),
+        hyper=hyper_of(config),
         batch_size=config.batch_size,
         seed=config.seed,
         steps_per_call=config.steps_per_call,
         log_every_steps=config.steps_per_call,
-        checkpoint_dir=run_dir.checkpoints / variant,
-        logger=run_dir.logger(f"train-{variant}"),
+        checkpoint_dir=run_dir.checkpoints / "train",
+        logger=run_dir.logger("train"),
         augment=data.turned,
         block=config.block,
     )
-    frozen = np.max([np.asarray(log.frozen_steps) for log in logs], axis=0)
-    return trained, frozen
+    return trained, np.max([np.asarray(log.frozen_steps) for log in logs], axis=0)
 
 
 # Forecasts
@@ -189,7 +252,7 @@ class Forecast:
 
     Attributes:
         graph: of the ensemble.
-        noise: of the networks.
+        noise: by diffusion.
         grid: of the states.
         leads: numbers of steps at which members are kept.
         num_members: M.
@@ -206,10 +269,10 @@ class Forecast:
     long_steps: tuple[int, ...]
     seed: int
 
-    def __call__(self, state, starts):
+    def __call__(self, state, is_white, starts):
         """Of one network: `[case, member, lead, lat, lon, variable]`, and power
         `[case, member 2, long step, variable, l]`."""
-        network = self.graph.merge(state, train=False)
+        network = self.graph.merge(state, train=False), is_white
 
         def of_member(case, start, member):
             key = jax.random.fold_in(member_key(self.seed, "sample", case), member)
@@ -228,7 +291,8 @@ class Forecast:
         )
 
     def _of_one(self, network, key, start):
-        carry = (key, start, self._first(key), jnp.int32(0))
+        process = self.noise.init(jax.random.fold_in(key, 0))
+        carry = (key, start, process, jnp.int32(0))
 
         def to_next(carry, length):
             carry = jax.lax.fori_loop(
@@ -250,21 +314,14 @@ class Forecast:
         lengths = np.diff((self.leads[-1], *self.long_steps))
         return jax.lax.scan(to_next, carry, jnp.asarray(lengths))[1]
 
-    def _first(self, key):
-        if isinstance(self.noise, SphericalNoise):
-            return self.noise.init(jax.random.fold_in(key, 0))
-        return jnp.zeros(())
-
     def _step(self, network, carry):
         """One step; step i has the noise that `of_steps` gives as its i-th."""
         key, state, process, number = carry
+        network, is_white = network
         own = jax.random.fold_in(key, number)
-        if isinstance(self.noise, SphericalNoise):
-            later = self.noise.step(process, own)
-            process = jnp.where(number > 0, later, process)
-            noise = self.noise.to_grid(process)
-        else:
-            noise = self.noise(own, state.shape)
+        process = jnp.where(number > 0, self.noise.step(process, own), process)
+        white = EitherNoise(self.noise, is_white).white(own, state.shape)
+        noise = jnp.where(is_white > 0, white, self.noise.to_grid(process))
         return key, network(noise, state), process, number + 1
 
 
@@ -273,30 +330,31 @@ def power_of(state, grid):
     return wave_power(to_real_harmonics(jnp.moveaxis(state, -1, 0), grid))
 
 
-def forecast(config, ensemble, variant, starts):
-    """Forecasts of every seed's network, on the host.
+def forecast(config, ensemble, starts):
+    """Forecasts of every network of the stack, on the host.
 
     Returns:
-        `[seed, case, member, lead, lat, lon, variable]`, and power at the long steps
-        `[seed, case, member 2, long step, variable, l]`.
+        `[network, case, member, lead, lat, lon, variable]`, and power at the long steps
+        `[network, case, member 2, long step, variable, l]`.
     """
     test = config.test
     run = map_members(
         Forecast(
             ensemble.graph,
-            noise_of(config, VARIANTS[variant][0]),
+            noise_of(config),
             grid_of(config),
             tuple(test.lead_days),
             test.num_members,
             tuple(test.long_days),
             config.seed,
         ),
-        kinds=("member", "shared"),
+        kinds=("member", "member", "shared"),
         out=("member", "member"),
         mesh=ensemble.mesh,
         block=1,
     )
-    return jax.tree.map(np.asarray, run(ensemble.state, jnp.asarray(starts)))
+    is_white = jnp.asarray(hyper_of(config)["is_white"])
+    return jax.tree.map(np.asarray, run(ensemble.state, is_white, jnp.asarray(starts)))
 
 
 def check_at_hand(config) -> None:

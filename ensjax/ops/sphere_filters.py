@@ -22,7 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.ops.sphere import SphericalGrid, circle_field, circle_waves, wide
+from ensjax.ops.sphere import (
+    MOST_CONSTANT,
+    SphericalGrid,
+    circle_field,
+    circle_waves,
+    wide,
+)
 from ensjax.ops.sphere_split import own_block, rows_here, whole_rows, with_halo
 
 
@@ -122,8 +128,8 @@ class LocalFilters:
             )
         around = circle_waves(field, self.grid.num_longitudes // 2 + 1)
         near = self._near(around, axis)  # [..., lat out, near, part, m]
-        tables = _tables(self).astype(field.dtype)  # [part 2, filter, m, lat out, near]
-        tables = own_block(jnp.asarray(tables), axis, dim=3)
+        # [part 2, filter, m, lat out, near]
+        tables = own_block(_tables(self).astype(field.dtype), axis, dim=3)
         cosine, sine = near[..., 0, :], near[..., 1, :]
 
         def along(table, x):
@@ -176,12 +182,24 @@ def _rows(filters: LocalFilters) -> np.ndarray:
     )
 
 
-@functools.lru_cache(maxsize=32)
-def _tables(filters: LocalFilters) -> np.ndarray:
+def _tables(filters: LocalFilters) -> jax.Array:
     """Sums with cos and sin of m times the longitude, `[part, filter, m, lat, near]`.
 
     Of the filters around longitude 0, times the areas of the places, float32.
     """
+    size = _rows(filters).size * filters.grid.num_longitudes * filters.num_filters
+    if size <= MOST_CONSTANT:
+        return jnp.asarray(_constant_tables(filters))
+    return _tables_by(filters, jnp)
+
+
+@functools.lru_cache(maxsize=32)
+def _constant_tables(filters):
+    return _tables_by(filters, np)
+
+
+def _tables_by(filters, xp):
+    """The tables by NumPy in float64, or by JAX in float32, in the program itself."""
     grid, target = filters.grid, filters.target
     length = grid.num_longitudes
     index = _rows(filters)
@@ -193,16 +211,25 @@ def _tables(filters: LocalFilters) -> np.ndarray:
     angle = np.pi / 2 - np.radians(target.latitudes())[:, None, None]
     near = np.pi / 2 - np.radians(grid.latitudes())[kept][:, :, None]
     east = (2 * np.pi / length * np.arange(length))[None, None]
-    values = local_basis(filters, angle, near, east)  # [filter, lat, near, lon]
-    values = values * area[None, :, :, None]
-    values /= values[:1].sum(axis=(2, 3), keepdims=True)
-    modes = np.fft.rfft(values, axis=-1)
-    tables = np.stack([modes.real, -modes.imag])
-    return np.moveaxis(tables, -1, 2).astype(np.float32)
+    dtype = np.float64 if xp is np else np.float32
+    angle, near, east, area = (
+        xp.asarray(x, dtype) for x in (angle, near, east, area[None, :, :, None])
+    )
+    # [filter, lat, near, lon]
+    values = local_basis(filters, angle, near, east, xp=xp) * area
+    values = values / values[:1].sum(axis=(2, 3), keepdims=True)
+    modes = xp.fft.rfft(values, axis=-1)
+    tables = xp.stack([modes.real, -modes.imag])
+    return xp.moveaxis(tables, -1, 2).astype(np.float32)
 
 
 def local_basis(
-    filters: LocalFilters, colatitude: np.ndarray, near: np.ndarray, east: np.ndarray
+    filters: LocalFilters,
+    colatitude: np.ndarray,
+    near: np.ndarray,
+    east: np.ndarray,
+    *,
+    xp=np,
 ) -> np.ndarray:
     """The filters, before they are divided, `[filter, ...]`.
 
@@ -210,24 +237,25 @@ def local_basis(
         filters: the basis.
         colatitude: of the centre, in radians.
         near, east: colatitudes of places, and their longitudes from the centre's.
+        xp: `numpy` or `jax.numpy`.
     """
     # Cartesian coordinates of the place, turned so that the centre is the pole.
-    x = np.cos(colatitude) * np.sin(near) * np.cos(east)
-    x = x - np.sin(colatitude) * np.cos(near)
-    y = np.sin(near) * np.sin(east)
-    z = np.sin(colatitude) * np.sin(near) * np.cos(east)
-    z = z + np.cos(colatitude) * np.cos(near)
-    flat = np.hypot(x, y)
-    distance = np.arctan2(flat, z) / filters.radius
-    bearing = np.arctan2(y, x)
-    south, to_east = distance * np.cos(bearing), distance * np.sin(bearing)
-    window = np.where(distance < 1, np.cos(np.pi / 2 * np.minimum(distance, 1)) ** 2, 0)
+    x = xp.cos(colatitude) * xp.sin(near) * xp.cos(east)
+    x = x - xp.sin(colatitude) * xp.cos(near)
+    y = xp.sin(near) * xp.sin(east)
+    z = xp.sin(colatitude) * xp.sin(near) * xp.cos(east)
+    z = z + xp.cos(colatitude) * xp.cos(near)
+    flat = xp.hypot(x, y)
+    distance = xp.arctan2(flat, z) / filters.radius
+    bearing = xp.arctan2(y, x)
+    south, to_east = distance * xp.cos(bearing), distance * xp.sin(bearing)
+    window = xp.cos(xp.pi / 2 * xp.minimum(distance, 1)) ** 2
 
     def wave(number, place):
-        times = np.pi * ((number + 1) // 2)
-        return np.sin(times * place) if number % 2 else np.cos(times * place)
+        times = xp.pi * ((number + 1) // 2)
+        return xp.sin(times * place) if number % 2 else xp.cos(times * place)
 
-    return np.stack(
+    return xp.stack(
         [
             window * wave(a, south) * wave(b, to_east)
             for a in range(filters.kernel_shape[0])

@@ -159,7 +159,7 @@ def split_to_waves(
     # [..., lat / devices, part, m] -> [..., lat, part, m / devices]
     last = around.ndim - 1
     around = jax.lax.all_to_all(around, axis, last, last - 2, tiled=True)
-    return along_latitudes(around, _own_table(analysis_table(grid), block.dtype, axis))
+    return along_latitudes(around, _own_table(analysis_table(grid, block.dtype), axis))
 
 
 def split_from_waves(
@@ -185,7 +185,7 @@ def split_from_waves(
             f" {waves.shape}."
         )
     rows_here(grid.num_latitudes, axis)
-    around = along_degrees(waves, _own_table(synthesis_table(grid), waves.dtype, axis))
+    around = along_degrees(waves, _own_table(synthesis_table(grid, waves.dtype), axis))
     # [..., lat, part, m / devices] -> [..., lat / devices, part, m]
     last = around.ndim - 1
     around = jax.lax.all_to_all(around, axis, last - 2, last, tiled=True)
@@ -206,8 +206,8 @@ def _filled(values, grid, axis):
     return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, extra)])
 
 
-def _own_table(table, dtype, axis):
+def _own_table(table, axis):
     """The orders `[m / devices, l, lat]` of this device."""
     extra = -len(table) % num_parts(axis)
-    table = jnp.pad(jnp.asarray(table, dtype), [(0, extra), (0, 0), (0, 0)])
+    table = jnp.pad(table, [(0, extra), (0, 0), (0, 0)])
     return own_block(table, axis, dim=0)

@@ -92,6 +92,10 @@ def _modulus_share(grid):
     return share.astype(np.float32)
 
 
+def _is_number(value):
+    return isinstance(value, (int, float))
+
+
 @dataclasses.dataclass(frozen=True)
 class SphericalCrps(NoiseCrps):
     """`NoiseCrps` of fields on the sphere: by area, and with a term of their waves.
@@ -103,7 +107,8 @@ class SphericalCrps(NoiseCrps):
 
     Attributes:
         grid: of the fields.
-        spectral_weight: 0.1 as published; 0 leaves the waves out.
+        spectral_weight: 0.1 as published; 0 leaves the waves out. It may be traced,
+            such as a hyperparameter of every member of a stack.
         channel_weights: u, one for each channel, such as those of the variables times
             their deviation over that of their change in a step; None: all 1.
 
@@ -113,7 +118,7 @@ class SphericalCrps(NoiseCrps):
     """
 
     grid: SphericalGrid | None = None
-    spectral_weight: float = 0.1
+    spectral_weight: Any = 0.1
     channel_weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
@@ -121,7 +126,8 @@ class SphericalCrps(NoiseCrps):
         if not isinstance(self.grid, SphericalGrid):
             raise ValueError(f"grid must be a SphericalGrid; got {self.grid!r}.")
         weights = self.channel_weights or ()
-        if not self.spectral_weight >= 0 or any(not w >= 0 for w in weights):
+        is_negative = _is_number(self.spectral_weight) and not self.spectral_weight >= 0
+        if is_negative or any(not w >= 0 for w in weights):
             raise ValueError(
                 "weights must not be negative; got spectral_weight="
                 f"{self.spectral_weight} and channel_weights={self.channel_weights}."
@@ -152,7 +158,7 @@ class SphericalCrps(NoiseCrps):
         size = self.grid.num_latitudes * self.grid.num_longitudes
         areas = jnp.asarray(_areas(self.grid) * size)
         values = values * areas.reshape((1,) * (values.ndim - 3) + (-1, 1, 1))
-        if self.spectral_weight:
+        if not (_is_number(self.spectral_weight) and self.spectral_weight == 0):
             fields, own = (jnp.moveaxis(x, -1, -3) for x in (members, target))
             spectral = wave_crps(fields, own, self.grid, fair=fair, form=self.form)
             is_whole = is_there.all(axis=(-3, -2))

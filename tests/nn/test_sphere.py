@@ -13,6 +13,7 @@ from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh
 from ensjax.nn import SpectralConv, SphericalForecaster
 from ensjax.nn.sphere import resample
+from ensjax.ops import sphere_filters
 from ensjax.ops.sphere import (
     SphericalGrid,
     from_real_harmonics,
@@ -75,6 +76,15 @@ def test_filters_are_sums_over_geodesic_neighbourhoods(filters):
         flat = np.repeat(field.mean(axis=1, keepdims=True), 16, axis=1)
         at_pole = np.asarray(filters.apply(flat))[0, 0]
         np.testing.assert_allclose(at_pole, at_pole[0], atol=1e-5)
+
+
+def test_large_tables_of_filters_are_computed_in_the_program(monkeypatch):
+    field = field_of(POLES)
+    for filters in (LocalFilters(POLES), LocalFilters(POLES, SphericalGrid(6, 8))):
+        constant = filters.apply(field)
+        with monkeypatch.context() as patch:
+            patch.setattr(sphere_filters, "MOST_CONSTANT", 0)
+            np.testing.assert_allclose(filters.apply(field), constant, atol=1e-5)
 
 
 def test_neighbourhoods_turn_with_the_sphere():

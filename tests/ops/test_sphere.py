@@ -114,6 +114,23 @@ def test_circles_by_a_matrix_are_those_of_the_fast_transform(length, monkeypatch
     np.testing.assert_allclose(sphere.circle_field(few, length), smooth, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "grid", [SphericalGrid(61, 60, "poles"), SphericalGrid(192, 384, northward=False)]
+)
+def test_large_tables_are_computed_in_the_program(grid, monkeypatch):
+    """To degree 29 with poles, and 191, where P_mm is as small as 1e-350 near one."""
+    exact = sphere.legendre(grid)
+    found = np.asarray(jax.jit(lambda: sphere.legendre_in_program(grid))())
+    assert found.shape == exact.shape and found.dtype == np.float32
+    # A sum of as many terms as degrees, in float32.
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+    if grid.degree < 100:
+        field = np.random.default_rng(5).normal(size=grid.shape).astype(np.float32)
+        constant = to_real_harmonics(field, grid)
+        monkeypatch.setattr(sphere, "MOST_CONSTANT", 0)
+        np.testing.assert_allclose(to_real_harmonics(field, grid), constant, atol=1e-5)
+
+
 def test_harmonics_are_those_of_scipy():
     scipy = pytest.importorskip("scipy.special")
     if not hasattr(scipy, "sph_harm_y"):

@@ -1,0 +1,120 @@
+"""Noise that respects the sphere, and what it does for an emulator's spectra.
+
+`_data.py` simulates, `_training.py` trains and forecasts, `_scores.py` measures noise
+and forecasts, `_claims.py` judges and `_figures.py` draws.
+"""
+
+import importlib.util
+
+import numpy as np
+
+from ensjax.experiment import ConfigError
+from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.stages import run_stages
+
+training = load_beside(__file__, "spherical_noise_training")
+scores = load_beside(__file__, "spherical_noise_scores")
+verdicts = load_beside(__file__, "spherical_noise_claims")
+figures = load_beside(__file__, "spherical_noise_figures")
+
+training_job = training.training_job
+
+
+def validate(config):
+    """Raises `ConfigError` for what would fail later, in one line."""
+    data = config.data
+    choose("data.source", data.source, dict.fromkeys(("held_suarez", "era5")))
+    choose("model.name", config.model.name, dict.fromkeys(("small", "fourcastnet3")))
+    check_numbers(config, ("num_seeds", "batch_size", "steps_per_call"), at_least=1)
+    check_numbers(config, ("num_members",), at_least=1)
+    check_numbers(config, ("noise.lambd", "spectral_weight"), at_least=0)
+    for stage in config.stages:
+        if len(stage) != 4 or stage[0] < 2 or stage[3] < 1:
+            raise ConfigError(
+                "config.stages hold (steps, rate, estimator, rollout steps), with two"
+                f" steps or more; got {stage}."
+            )
+        if stage[0] % config.steps_per_call:
+            raise ConfigError(
+                f"config.steps_per_call must divide the {stage[0]} steps of a stage;"
+                f" got {config.steps_per_call}."
+            )
+    try:
+        for stage in config.stages:
+            training.loss_of(config, stage)
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
+    if data.source == "era5":
+        return
+    counts = ("num_train_runs", "num_test_runs", "num_days", "truncation")
+    check_numbers(config, [f"data.{name}" for name in counts], at_least=1)
+    check_numbers(config, ("test.num_members",), at_least=2)
+    check_numbers(config, ("test.gap_days",), at_least=1)
+    check_numbers(config, ("last_degree",), at_least=5, at_most=data.truncation)
+    leads = (0, *config.test.lead_days, *config.test.long_days)
+    if any(a >= b for a, b in zip(leads, leads[1:])):
+        raise ConfigError(
+            f"config.test.lead_days and then long_days must rise; got {leads[1:]}."
+        )
+    if config.test.lead_days[-1] >= data.num_days:
+        raise ConfigError(
+            f"config.test.lead_days end at {config.test.lead_days[-1]}, beyond the"
+            f" {data.num_days} days of a run."
+        )
+    if importlib.util.find_spec("dinosaur") is None:
+        raise ConfigError(
+            "config.data: the Held-Suarez simulator needs package dinosaur: pip install"
+            " 'ensjax[weather]'"
+        )
+
+
+def run(config, run_dir):
+    """Measures noise, simulates, trains, forecasts and judges; resumes by stages."""
+    training.check_at_hand(config)
+    stages = {
+        "noise": lambda done: scores.noise_statistics(config),
+        "simulate": lambda done: simulate(config),
+        "emulate": lambda done: emulate(config, run_dir, done["simulate"]),
+    }
+    done = run_stages(run_dir, config, stages)
+    verdicts.add_tables(run_dir, config, done)
+    figures.add_figures(run_dir, config, done)
+    run_dir.finish(
+        title=config.title,
+        summary=verdicts.describe(config, done),
+        scalars=verdicts.summarise(config, done),
+        claims=verdicts.make_claims(config, done),
+        checks=verdicts.make_checks(config, done),
+    )
+
+
+def simulate(config) -> dict[str, np.ndarray]:
+    """The archive, and the number of test cases."""
+    archive = training.data.simulate(config)
+    starts, _ = training.data.test_starts(config, archive)
+    return archive | {"num_cases": np.int64(len(starts))}
+
+
+def emulate(config, run_dir, archive) -> dict[str, np.ndarray]:
+    """Scores of every way of training, and members of the first case.
+
+    Returns:
+        What `scores.measure` gives, by variant and seed (`<variant>_<score>` `[seed,
+        ...]`), `<variant>_frozen_steps` `[seed]`, and `<variant>_example` `[member 2,
+        lead, lat, lon, variable]` of the first seed.
+    """
+    ensemble, frozen = training.train(config, run_dir, archive)
+    starts, _ = training.data.test_starts(config, archive)
+    forecasts, power = training.forecast(config, ensemble, starts)
+    found = {}
+    for number, variant in enumerate(training.VARIANTS):
+        own = slice(number * config.num_seeds, (number + 1) * config.num_seeds)
+        rows = [
+            scores.measure(config, archive, *both)
+            for both in zip(forecasts[own], power[own], strict=True)
+        ]
+        for name in rows[0]:
+            found[f"{variant}_{name}"] = np.stack([row[name] for row in rows])
+        found[f"{variant}_frozen_steps"] = frozen[own]
+        found[f"{variant}_example"] = forecasts[own][0, 0, :2]
+    return found

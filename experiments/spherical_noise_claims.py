@@ -1,0 +1,198 @@
+"""What `spherical_noise.py` concludes: scalars, the claim and our own checks."""
+
+import numpy as np
+
+from ensjax.experiment.claims import (
+    Part,
+    check,
+    check_at_least,
+    check_at_most,
+    claim_of_all,
+    interval_text,
+)
+
+PAPER = "Bonev et al. 2025"
+NAMES = {
+    "diffusion": "diffusion noise, with waves",
+    "places": "diffusion noise, places alone",
+    "white": "white noise, with waves",
+}
+
+
+def difference(found, name) -> np.ndarray:
+    """Log-spectral distance with diffusion noise and waves less that of `name`."""
+    return found["diffusion"]["distance"] - found[name]["distance"]
+
+
+def summarise(config, done) -> dict[str, float]:
+    """Flat scalars: means over seeds."""
+    noise, found = done["noise"], scores_of(done)
+    scalars = {
+        "noise_sd_off": float(np.abs(noise["sd"] - 1).max()),
+        "noise_lag_off": float(np.abs(noise["lag"] - noise["lag_expected"]).max()),
+        "noise_power_errors": float(noise["power_errors"].max()),
+        "noise_latitude_errors": float(noise["latitude_errors"].max()),
+        "noise_pair_sum": float(noise["pair_sum"]),
+        "scramble_places": float(noise["scramble_places"]),
+        "scramble_waves": float(noise["scramble_waves"]),
+    }
+    for name, scores in found.items():
+        for score in ("crps", "rmse", "ssr", "large_ssr"):
+            for place, lead in ((0, "first"), (-1, "last")):
+                value = scores[score][:, place].mean()
+                scalars[f"{name}_{score}_{lead}"] = float(value)
+        scalars[f"{name}_distance"] = float(scores["distance"].mean())
+        scalars[f"{name}_frozen"] = int((scores["frozen_steps"] >= 0).sum())
+        least, most = long_range(config, scores)
+        scalars[f"{name}_long_least"], scalars[f"{name}_long_most"] = least, most
+    return scalars
+
+
+def scores_of(done) -> dict[str, dict[str, np.ndarray]]:
+    """What was found `[seed, ...]` by variant."""
+    return {
+        variant: {
+            name.removeprefix(f"{variant}_"): value
+            for name, value in done["emulate"].items()
+            if name.startswith(f"{variant}_")
+        }
+        for variant in NAMES
+    }
+
+
+def long_range(config, scores) -> tuple[float, float]:
+    """Least and most power at the last long step over the truth's, by degree."""
+    ratio = scores["long_ratio"][:, -1, :, 1 : config.last_degree + 1].mean(axis=0)
+    return float(ratio.min()), float(ratio.max())
+
+
+def make_claims(config, done) -> list[dict]:
+    """32.d: the sphere's noise, and a loss that sees waves, make better spectra."""
+    found = scores_of(done)
+    return [
+        claim_of_all(
+            "32.d: noise of the sphere and a term of its waves bring members' spectra"
+            f" nearer to the truth's after {config.test.lead_days[-1]} steps (decibel)",
+            parts=[
+                Part("diffusion minus white noise", difference(found, "white"), 0, "<"),
+                Part(
+                    "with minus without waves in the loss",
+                    difference(found, "places"),
+                    0,
+                    "<",
+                ),
+            ],
+            paper=PAPER,
+            source="abstract",
+            certainty="read",
+            scale=config.scale,
+            expected="stable spectra and realistic dynamics",
+        )
+    ]
+
+
+def make_checks(config, done) -> list[dict]:
+    """Level 0, exact; and level 1 of the card, means over seeds."""
+    noise, found = done["noise"], scores_of(done)
+    lag = np.abs(noise["lag"] - noise["lag_expected"]).max()
+    mine = found["diffusion"]["distance"].mean()
+    least, most = long_range(config, found["diffusion"])
+    return [
+        check_at_most("noise: sd less 1", np.abs(noise["sd"] - 1).max(), 0.02),
+        check_at_most("noise: lag-1 correlation off exp(-lambda)", lag, 0.02),
+        check_at_most(
+            "noise: power by degree, standard errors", noise["power_errors"].max(), 4.5
+        ),
+        check_at_most(
+            "noise: variance by latitude, standard errors",
+            noise["latitude_errors"].max(),
+            4.5,
+        ),
+        check_at_most("noise: sum of centred pairs", noise["pair_sum"], 0.0),
+        check_at_most(
+            "scramble: CRPS of places, less 1",
+            abs(float(noise["scramble_places"]) - 1),
+            1e-6,
+        ),
+        check_at_least("scramble: CRPS of waves", noise["scramble_waves"], 1.5),
+        check_at_most(
+            "(b) distance of spectra, with over without waves",
+            mine / found["places"]["distance"].mean(),
+            0.8,
+        ),
+        check_at_most(
+            "distance of spectra, diffusion over white noise",
+            mine / found["white"]["distance"].mean(),
+            0.8,
+        ),
+        check(
+            f"(e) power after {config.test.long_days[-1]} steps, of the truth's",
+            bound="0.5 to 2",
+            measured=least if least < 1 / most else most,
+            passed=least >= 0.5 and most <= 2
+            and bool(found["diffusion"]["is_finite"].all()),
+        ),
+    ]  # fmt: skip
+
+
+def add_tables(run_dir, config, done) -> None:
+    """Noise by channel, and forecasts by variant."""
+    noise = done["noise"]
+    run_dir.add_table(
+        "noise",
+        ["length, km", "sd", "correlation of steps", "expected",
+         "power, standard errors", "variance by latitude, standard errors"],
+        [
+            [f"{length:g}", f"{sd:.3f}", f"{lag:.3f}", f"{expected:.3f}",
+             f"{power:.1f}", f"{latitude:.1f}"]
+            for length, sd, lag, expected, power, latitude in zip(
+                config.noise.lengths_km, noise["sd"], noise["lag"],
+                noise["lag_expected"], noise["power_errors"],
+                noise["latitude_errors"],
+            )
+        ],
+        "500 draws of each channel on the simulator's grid; deviations are the largest"
+        " over degrees, and over latitudes.",
+    )  # fmt: skip
+    leads = config.test.lead_days
+    rows = []
+    for name, scores in scores_of(done).items():
+        least, most = long_range(config, scores)
+        first, last = (
+            [interval_text(scores[s][:, i].mean(axis=-1)) for s in ("crps", "ssr")]
+            for i in (0, -1)
+        )
+        rows.append(
+            [NAMES[name], *first, *last,
+             interval_text(scores["large_ssr"][:, -1].mean(axis=-1)),
+             interval_text(scores["distance"], form=".2f"),
+             f"{least:.2f} to {most:.2f}"]
+        )  # fmt: skip
+    run_dir.add_table(
+        "forecasts",
+        ["trained with", f"fair CRPS, day {leads[0]}", f"SSR, day {leads[0]}",
+         f"fair CRPS, day {leads[-1]}", f"SSR, day {leads[-1]}",
+         f"SSR of degrees 1 to 5, day {leads[-1]}",
+         f"distance of spectra, day {leads[-1]}, dB",
+         f"power, day {config.test.long_days[-1]}, of the truth's"],
+        rows,
+        f"{done['simulate']['num_cases']} cases of {config.test.num_members} members;"
+        f" {config.num_seeds} seeds (means and 95 % intervals), which share the runs of"
+        " the simulator. In units of the climate's deviation; means by area and over"
+        f" both variables. Distance and power of degrees 1 to {config.last_degree}.",
+    )  # fmt: skip
+
+
+def describe(config, done) -> str:
+    """A sentence for the report."""
+    found = scores_of(done)
+    return (
+        f"After {config.test.lead_days[-1]} daily steps the spectra of members are"
+        f" {found['diffusion']['distance'].mean():.2f} dB off the truth's with"
+        " diffusion noise and a term of waves,"
+        f" {found['places']['distance'].mean():.2f} without the term and"
+        f" {found['white']['distance'].mean():.2f} with white noise; mean of"
+        f" {config.num_seeds} seeds. Scrambled members have"
+        f" {done['noise']['scramble_waves']:.2f} times the CRPS of waves and the same"
+        " of places."
+    )

@@ -1,0 +1,199 @@
+"""spherical_noise: noise of forecasts, scores of known ensembles, claims, a run."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ensjax.experiment import ConfigError
+from ensjax.experiment.configs import load_config
+from ensjax.experiment.fields import load_beside
+from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.members import member_key
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "spherical_noise.py"
+experiment = load_beside(str(ROOT / "experiments" / "x.py"), "spherical_noise")
+training, scores, verdicts = experiment.training, experiment.scores, experiment.verdicts
+
+
+def config_of(preset, *overrides):
+    return load_config(f"{CONFIG}:{preset}", overrides)[1]
+
+
+CASES, MEMBERS, SEEDS = 6, 8, 5
+
+
+def fields(config, *shape, power=1.0, seed=0):
+    """Smooth fields of variance 1 or less, `[*shape, lat, lon, variable 2]`."""
+    noise = dataclasses.replace(training.noise_of(config), kt=(0.02, 0.02), lambd=1.0)
+    keys = jax.random.split(jax.random.key(seed), int(np.prod(shape)))
+    draw = jax.jit(jax.vmap(lambda key: noise(key, (32, 64, 2))))
+    return power * np.asarray(draw(keys)).reshape(*shape, 32, 64, 2)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Scores of members of the truth's law, and of members with half the spread."""
+    config = config_of("small")
+    leads, days = len(config.test.lead_days), 31
+    archive = {"test": fields(config, 2, days, seed=1)}
+    starts, _ = training.data.test_starts(config, archive)
+    draw = fields(config, len(starts), MEMBERS, leads, seed=2)
+    days = np.moveaxis(archive["test"], -1, 2)
+    power = np.asarray(scores._power(days, training.grid_of(config)))
+    long = np.broadcast_to(power.mean(axis=(0, 1)), (len(starts), 2, 2, 2, 22))
+    good = scores.measure(config, archive, draw, long)
+    return good, scores.measure(config, archive, 0.5 * draw, long), starts.shape
+
+
+def test_members_of_the_truths_law_are_reliable(found):
+    good, narrow, shape = found
+    assert shape == (2 * 2, 32, 64, 2)
+    assert good["crps"].shape == (6, 2) and good["power"].shape == (6, 2, 22)
+    # Fields of variance 1: a fair CRPS of 1 / sqrt(pi), four cases of 100 places.
+    assert good["crps"].mean() == pytest.approx(np.pi**-0.5, rel=0.05)
+    assert good["ssr"].mean() == pytest.approx(1, abs=0.05)
+    assert good["large_ssr"].mean() == pytest.approx(1, abs=0.12)
+    np.testing.assert_allclose(good["long_ratio"], 1, rtol=1e-5)
+    assert good["distance"] < 0.6 and good["is_finite"]
+    assert narrow["ssr"].mean() < 0.7
+    assert narrow["distance"] == pytest.approx(10 * np.log10(4), abs=0.6)
+    assert good["ranks"].shape == (6, MEMBERS + 1)
+    np.testing.assert_allclose(good["ranks"].mean(), 1)
+    assert narrow["ranks"][:, [0, -1]].mean() > 1.5 > good["ranks"].max()
+
+
+def test_a_forecast_has_the_noise_that_it_was_trained_with():
+    """The i-th step of a forecast and of `of_steps`, of either noise."""
+    config = config_of("smoke")
+    noise, grid = training.noise_of(config), training.grid_of(config)
+
+    @dataclasses.dataclass(frozen=True)
+    class Graph:
+        def merge(self, state, *, train):
+            return lambda noise, x: noise[..., :2] + state
+
+    forecast = training.Forecast(Graph(), noise, grid, (1, 3), 2, (4,), 0)
+    starts = jnp.zeros((2, *grid.shape, 2))
+    run = jax.jit(forecast)
+    for is_white in (0.0, 1.0):
+        seen, power = run(jnp.zeros(()), is_white, starts)
+        assert seen.shape == (2, 2, 2, 32, 64, 2) and power.shape == (2, 2, 1, 2, 22)
+        key = jax.random.fold_in(member_key(0, "sample", 1), 1)
+        either = training.EitherNoise(noise, jnp.asarray(is_white))
+        expected = either.of_steps(key, (32, 64, 2), 4)[..., :2]
+        np.testing.assert_allclose(seen[1, 1], expected[jnp.array([0, 2])], atol=1e-5)
+        late = training.power_of(expected[3], grid)
+        np.testing.assert_allclose(power[1, 1, 0], late, atol=1e-5)
+
+
+def test_variants_are_one_stack_and_differ_in_hyperparameters():
+    config = config_of("claims")
+    job = training.training_job(config, shapes_only=True)
+    assert len(job.member_ids) == 15
+    np.testing.assert_array_equal(job.hyper["is_white"], [0] * 10 + [1] * 5)
+    weights = job.hyper["spectral_weight"]
+    np.testing.assert_allclose(weights, [0.1] * 5 + [0] * 5 + [0.1] * 5)
+    assert job.data.shape == (6 * 79, 2, 32, 64, 2)
+    assert job.options["loss"] == training.loss_of(config, config.stages[0])
+
+
+def done_of(good, narrow, better="diffusion"):
+    """Results in which one variant has the better spectra, with a little noise."""
+    rng = np.random.default_rng(0)
+    emulate = {}
+    for name in training.VARIANTS:
+        for key, value in (good if name == better else narrow).items():
+            values = np.stack([value] * SEEDS).astype(float)
+            noise = 0.02 * rng.normal(size=SEEDS)
+            emulate[f"{name}_{key}"] = values + noise.reshape(-1, *(1,) * value.ndim)
+        emulate[f"{name}_frozen_steps"] = np.full(SEEDS, -1)
+        emulate[f"{name}_example"] = np.zeros((2, 6, 32, 64, 2))
+    theory = dict(sd=np.ones(4), lag=np.ones(4), lag_expected=np.ones(4))
+    errors = dict(power_errors=np.ones(4), latitude_errors=np.ones(4))
+    scramble = dict(pair_sum=0.0, scramble_places=1.0, scramble_waves=1.8)
+    return {
+        "noise": theory | errors | scramble,
+        "simulate": {"num_cases": 4},
+        "emulate": emulate,
+    }
+
+
+def test_the_claim_and_checks_follow_their_numbers(found):
+    config, (good, narrow, _) = config_of("claims"), found
+    done = done_of(good, narrow)
+    claim = verdicts.make_claims(config, done)[0]
+    assert claim["verdict"] == "holds" and len(claim["parts"]) == 2
+    assert all(c["pass"] for c in verdicts.make_checks(config, done))
+    other = done_of(good, narrow, better="white")
+    assert verdicts.make_claims(config, other)[0]["verdict"] == "fails"
+    other["noise"]["sd"] = np.array([1.0, 1.03])
+    other["emulate"]["diffusion_long_ratio"][:, -1, 0, 3] = 3.0
+    failed = {c["name"] for c in verdicts.make_checks(config, other) if not c["pass"]}
+    assert len(failed) == 4 and "noise: sd less 1" in failed
+    scalars = verdicts.summarise(config, done)
+    assert scalars["diffusion_distance"] < scalars["white_distance"]
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("num_members", "1", "at least two members"),
+        ("test.lead_days", "(2, 1)", "must rise"),
+        ("test.lead_days", "(1, 5)", "config.test.lead_days"),
+        ("steps_per_call", "3", "must divide the 2 steps"),
+        ("stages", "((2, 1e-3),)", "config.stages hold"),
+        ("noise.lengths_km", "()", "kt must hold"),
+        ("model.name", "'unet'", "config.model.name is one of"),
+        ("last_degree", "40", "config.last_degree"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_written(field, value, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        experiment.validate(config_of("smoke", (field, value)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'ensjax\[weather\]'"):
+        experiment.validate(config_of("smoke"))
+
+
+@pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
+def test_presets_are_valid(preset):
+    experiment.validate(config_of(preset))
+
+
+def test_the_full_size_is_planned_and_not_run():
+    config = config_of("paper")
+    with pytest.raises(ConfigError, match="ensjax plan"):
+        experiment.run(config, None)
+    job = training.training_job(config, shapes_only=True)
+    assert job.data.shape == (324_336, 9, 721, 1440, 72)
+    shapes = jax.eval_shape(lambda: job.ensemble().params)
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
+    assert count == 709_930_667
+
+
+@pytest.mark.slow
+def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path, monkeypatch):
+    pytest.importorskip("dinosaur")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = RunOptions(f"{CONFIG}:smoke", str(tmp_path / "run"))
+    assert run_and_report(options) == 0
+    path = tmp_path / "run" / "results.json"
+    first = json.loads(path.read_text())
+    assert len(first["claims"]) == 1 and len(first["checks"]) == 10
+    level_0 = [c["pass"] for c in first["checks"][:7]]
+    assert all(level_0)
+    path.unlink()
+    (tmp_path / "run" / "stages" / "emulate.npz").unlink()
+    assert run_and_report(options) == 0
+    assert json.loads(path.read_text()) == first
