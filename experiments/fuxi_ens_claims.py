@@ -21,8 +21,8 @@ PILOT = {
     "l1": (0.09, 0.09, 0.41, 0.080, 0.548, 0.887),
 }
 CONSTANTS = {
-    "replaced": "constant Gaussian in its place",
-    "constant": "trained with the constant Gaussian",
+    "replaced": "its mean variance everywhere",
+    "constant": "trained with a constant Gaussian",
 }
 SMALL_WEIGHT = 1e-2  # up to which the weight of the KL changes little
 
@@ -124,7 +124,7 @@ def make_claims(config, done) -> list[dict]:
                     )
                     for name, text in (
                         ("constant", "of one trained with a constant Gaussian"),
-                        ("replaced", "with a constant Gaussian in its place"),
+                        ("replaced", "with its mean variance everywhere"),
                     )
                     for i, lead in leads
                 ),
@@ -288,8 +288,8 @@ def describe(config, done) -> str:
         f" {mean(l1, 'fair', last):.3f}. A constant Gaussian of equal variance:"
         f" {mean('constant', 'fair', last):.3f} where the forecaster is trained with"
         " it,"
-        f" {mean('replaced', 'fair', last):.3f} where it only takes the learned one's"
-        f" place; the imperfect simulator {mean('simulator', 'fair', last):.3f}. Of"
+        f" {mean('replaced', 'fair', last):.3f} where only the learned deviation is made"
+        " constant; the imperfect simulator {mean('simulator', 'fair', last):.3f}. Of"
         f" {found['cells/share'].shape[0]} x {_num_cells(config)} cells (lead, block of"
         f" {config.block_sites} sites) the learned ensemble is better in"
         f" {100 * share:.0f} % (means of the seeds' intervals {100 * low:.0f} to"

@@ -38,6 +38,7 @@ from ensjax.emulate.trajectories import (
 )
 from ensjax.emulate.variational import (
     ConstantPerturbation,
+    ConstantSpread,
     GaussianField,
     GaussianPerturbation,
     VariationalForecaster,
@@ -54,6 +55,7 @@ __all__ = [
     "Archive",
     "ClosureLorenz96",
     "ConstantPerturbation",
+    "ConstantSpread",
     "GaussianField",
     "GaussianPerturbation",
     "HeldSuarez",

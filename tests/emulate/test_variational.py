@@ -201,6 +201,9 @@ def test_a_constant_perturbation_is_no_function_of_the_state_and_is_not_trained(
     field = prior(jnp.ones((3, 2)))
     np.testing.assert_array_equal(field.log_variance, [[0.0, -2.0]] * 3)
     assert not jax.tree.leaves(nnx.state(prior, nnx.Param))
+    own = v.ConstantSpread(v.ConstantPerturbation(2, mean=3.0), log_variance=-1.0)
+    for found, value in zip(own(jnp.ones((3, 2))), (3.0, -1.0), strict=True):
+        np.testing.assert_array_equal(found, np.full((3, 2), value))
 
 
 # The posterior, which a forecast cannot see.
