@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ensjax.experiment import check, check_at_least, check_at_most, claim
+from ensjax.experiment import check_at_least, check_at_most, claim
 from ensjax.experiment.claims import (
     Part,
     claim_of_all,
@@ -21,8 +21,8 @@ PILOT = {
     "l1": (0.09, 0.09, 0.41, 0.080, 0.548, 0.887),
 }
 CONSTANTS = {
-    "replaced": "constant Gaussian in its place",
-    "constant": "trained with the constant Gaussian",
+    "replaced": "its mean variance everywhere",
+    "constant": "trained with a constant Gaussian",
 }
 SMALL_WEIGHT = 1e-2  # up to which the weight of the KL changes little
 
@@ -124,7 +124,7 @@ def make_claims(config, done) -> list[dict]:
                     )
                     for name, text in (
                         ("constant", "of one trained with a constant Gaussian"),
-                        ("replaced", "with a constant Gaussian in its place"),
+                        ("replaced", "with its mean variance everywhere"),
                     )
                     for i, lead in leads
                 ),
@@ -196,9 +196,7 @@ def make_checks(config, done) -> list[dict]:
     return [
         *checks,
         check_at_most("CRPS of rain, mm", rain, 4.85),
-        check(
-            "networks not finite", f"{frozen} of all, 0 expected", frozen, frozen == 0
-        ),
+        check_at_most("networks not finite", frozen, 0),
     ]
 
 
@@ -283,15 +281,17 @@ def describe(config, done) -> str:
     return (
         f"{config.num_seeds} seeds of two-scale Lorenz-96; all numbers in deviations of"
         f" the climate. {label(own)}: spread over error {mean(own, 'ssr', 0):.2f} after"
-        f" one step and {mean(own, 'ssr', last):.2f} at lead {config.short_leads[last]},"
+        f" one step and {mean(own, 'ssr', last):.2f} at lead"
+        f" {config.short_leads[last]},"
         f" fair CRPS there {mean(own, 'fair', last):.3f}; {label(l1)}"
         f" {mean(l1, 'ssr', 0):.2f}, {mean(l1, 'ssr', last):.2f} and"
         f" {mean(l1, 'fair', last):.3f}. A constant Gaussian of equal variance:"
-        f" {mean('constant', 'fair', last):.3f} where the forecaster is trained with it,"
-        f" {mean('replaced', 'fair', last):.3f} where it only takes the learned one's"
-        f" place; the imperfect simulator {mean('simulator', 'fair', last):.3f}. Of"
-        f" {found['cells/share'].shape[0]} x {_num_cells(config)} cells (lead, block of"
-        f" {config.block_sites} sites) the learned ensemble is better in"
+        f" {mean('constant', 'fair', last):.3f} where the forecaster is trained with"
+        " it,"
+        f" {mean('replaced', 'fair', last):.3f} where only the learned deviation is"
+        " made constant; the imperfect simulator"
+        f" {mean('simulator', 'fair', last):.3f}. Of {_num_cells(config)} cells (lead,"
+        f" block of {config.block_sites} sites) the learned ensemble is better in"
         f" {100 * share:.0f} % (means of the seeds' intervals {100 * low:.0f} to"
         f" {100 * high:.0f} %); from lead {', '.join(led)} on at all later ones. Rain:"
         f" CRPS {rain['crps'].mean():.3f} mm, EMOS {float(rain['emos']):.3f}, raw"

@@ -174,7 +174,11 @@ def _ranks(config, found):
                 starts_at_zero=False,
             )
             if place == ends[0]:
-                text = verdicts.label(name).replace(" Gaussian", "\nGaussian")
+                text = (
+                    verdicts.label(name)
+                    .replace(" with a", "\nwith a")
+                    .replace(" variance", "\nvariance")
+                )
                 ax.set_title(text, fontsize=9, loc="left")
         row[0].set_ylim(0, 1.05 * top)
     return fig

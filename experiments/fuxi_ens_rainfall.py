@@ -67,11 +67,14 @@ def features(part, scale) -> np.ndarray:
 
 
 def windows(config, part, scale) -> np.ndarray:
-    """`[case, time 2, place 1, feature]`: what is known, then rain in the first one."""
+    """`[case, time 2, place 1, feature]`: what is known, then rain in the first one.
+
+    The others have no truth and are zeros.
+    """
     rng = np.random.default_rng(config.seed)
     root = np.sqrt(part.observed)
     depth = -config.rain.dry_depth * rng.uniform(size=root.shape)
-    truth = np.full((len(root), NUM_FEATURES), np.nan, np.float32)
+    truth = np.zeros((len(root), NUM_FEATURES), np.float32)
     truth[:, 0] = scale.standardise(np.where(root == 0, depth, root))
     return np.stack([features(part, scale), truth], axis=1)[:, :, None]
 
@@ -117,7 +120,10 @@ def run(config, run_dir) -> dict[str, np.ndarray]:
         ensemble,
         windows(config, train, scale),
         loss=VariationalLoss(
-            own.num_members, kl_weight=rain.kl_weight, estimator=own.estimator
+            own.num_members,
+            num_scored=1,
+            kl_weight=rain.kl_weight,
+            estimator=own.estimator,
         ),
         make_tx=training.WarmAdamW(
             rain.total_steps, own.warmup_steps, rain.weight_decay, tuple(own.betas)

@@ -13,6 +13,7 @@ from flax import nnx
 import ensjax
 from ensjax.emulate.variational import (
     ConstantPerturbation,
+    ConstantSpread,
     GaussianPerturbation,
     VariationalForecaster,
     sample_forecast,
@@ -27,6 +28,7 @@ from ensjax.emulate.variational_training import (
 from ensjax.emulate.windows import OwnTask
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose, load_beside
+from ensjax.graphs import NnxGraph
 from ensjax.mapping import map_members
 from ensjax.members import member_key
 from ensjax.mesh import fetch
@@ -136,7 +138,6 @@ def _job(config, make_model, data, *, rollout=0, is_constant=False) -> TrainingJ
         draw_from="prior" if is_constant else training.draw_from,
         # On a mesh with several devices along it, members are split.
         axis="model" if config.mesh.model != 1 else None,
-        remat=config.model.get("remat", False),
     )
     name = "constant" if is_constant else "train"
     why = "" if len(training.rollout_steps) == 1 and not is_constant else _WHY
@@ -317,8 +318,8 @@ def train(config, run_dir, archives):
 
     Returns:
         Ensembles "learned" `[seed x variant]`, "replaced" (the first variant with its
-        prior's place taken by a Gaussian of the same mean and variance everywhere) and
-        "constant" (trained with that Gaussian), both `[seed]`; and logs by name.
+        mean variance in the place of the variance) and "constant" (trained with a
+        Gaussian of its mean and variance everywhere), both `[seed]`; and logs by name.
     """
     scale = step_scale(archives)
     make = functools.partial(make_pair, config, scale)
@@ -330,7 +331,7 @@ def train(config, run_dir, archives):
     trained, constant_log = _fit_curriculum(config, run_dir, archives, make, same)
     constant = emulators_of(trained)
     first = learned.select(np.arange(config.num_seeds) * len(variants(config)))
-    replaced = _with_forecaster(constant, first)
+    replaced = _with_one_spread(first, moments)
     ensembles = {"learned": learned, "replaced": replaced, "constant": constant}
     return ensembles, {"train": log, "constant": constant_log}
 
@@ -366,16 +367,15 @@ class _Moments:
         emulator = self.graph.merge(state, train=False)
         field = jax.vmap(emulator.prior)(states)
         axes = tuple(range(states.ndim - 1))
-        mean = field.mean.mean(axis=axes)
-        spread = jnp.square(field.mean - mean.reshape(*(1,) * len(axes), -1))
-        variance = jnp.mean(spread + jnp.square(field.sigma), axis=axes)
-        return mean, jnp.log(variance)
+        variance = jnp.mean(jnp.square(field.sigma), axis=axes)
+        return field.mean.mean(axis=axes), jnp.log(variance)
 
 
 def prior_moments(config, learned, archives):
-    """Mean and log variance of the first variant's perturbations, `[seed, channel]`.
+    """Mean of the first variant's perturbations, and log of their mean variance.
 
-    Over training windows and places; the variance holds that of the means.
+    Both `[seed, channel]`, over training windows and places. What the mean itself does
+    from state to state is no spread: the forecaster is told it without noise.
     """
     count = len(variants(config))
     first = learned.select(np.arange(config.num_seeds) * count)
@@ -400,11 +400,16 @@ def _with_moments(moments, ensemble):
     return dataclasses.replace(ensemble, state=state).on_mesh(ensemble.mesh)
 
 
-def _with_forecaster(constant, learned):
-    """The learned forecasters with the constant Gaussians."""
-    params = nnx.State({"forecaster": learned.state["params"]["forecaster"]})
-    state = {**constant.state, "params": params}
-    return dataclasses.replace(constant, state=state)
+def _with_one_spread(learned, moments):
+    """The learned emulators with a variance that is everywhere its mean."""
+    graph = learned.graph
+    emulator = nnx.merge(graph.graphdef, learned.state["params"], learned.state["rest"])
+    channels = emulator.prior.num_channels
+    emulator.prior = ConstantSpread(emulator.prior, log_variance=jnp.zeros(channels))
+    graphdef, params, rest = nnx.split(emulator, nnx.Param, ...)
+    state = {"params": params, "rest": rest}
+    changed = dataclasses.replace(learned, state=state, graph=NnxGraph(graphdef))
+    return _with_moments(moments, changed)
 
 
 @dataclasses.dataclass(frozen=True)

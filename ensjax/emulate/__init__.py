@@ -61,6 +61,7 @@ from ensjax.emulate.trajectories import (
 )
 from ensjax.emulate.variational import (
     ConstantPerturbation,
+    ConstantSpread,
     GaussianField,
     GaussianPerturbation,
     VariationalForecaster,
@@ -78,6 +79,7 @@ __all__ = [
     "BredVectors",
     "ClosureLorenz96",
     "ConstantPerturbation",
+    "ConstantSpread",
     "GaussianField",
     "GaussianPerturbation",
     "GlobalNorm",

@@ -152,27 +152,50 @@ class ConstantPerturbation(nnx.Module):
 
     def __init__(self, num_channels: int, *, mean: Any = 0.0, log_variance: Any = -4.0):
         self.num_channels = num_channels
-        for name, value in (("mean", mean), ("log_variance", log_variance)):
-            value = jnp.asarray(value, jnp.float32)
-            if value.shape not in ((), (num_channels,)):
-                raise ValueError(
-                    f"{name} must be one number or [{num_channels}]; got shape"
-                    f" {value.shape}."
-                )
-            setattr(self, name, Fixed(jnp.broadcast_to(value, (num_channels,))))
+        self.mean = _fixed("mean", mean, num_channels)
+        self.log_variance = _fixed("log_variance", log_variance, num_channels)
 
     def __call__(self, x: jax.Array) -> GaussianField:
         """The same Gaussian at every place of the grid of `x`."""
-        shape = (*x.shape[:-1], self.num_channels)
-
-        def everywhere(values):
-            return jnp.broadcast_to(
-                values.reshape(*(1,) * (x.ndim - 1), self.num_channels), shape
-            )
-
         return GaussianField(
-            everywhere(self.mean[...]), everywhere(self.log_variance[...])
+            _everywhere(self.mean[...], x), _everywhere(self.log_variance[...], x)
         )
+
+
+class ConstantSpread(nnx.Module):
+    """A perturbation with its own mean, whose variance does not depend on the state.
+
+    Args:
+        prior: `prior(x) -> GaussianField`, of which the mean is taken.
+        log_variance: of every place, one number or `[channel]`; it is not trained.
+
+    Raises:
+        ValueError: if shapes do not fit.
+    """
+
+    def __init__(self, prior: Any, *, log_variance: Any):
+        self.prior, self.num_channels = prior, prior.num_channels
+        self.log_variance = _fixed("log_variance", log_variance, self.num_channels)
+
+    def __call__(self, x: jax.Array) -> GaussianField:
+        """The mean at every place, and the same log variance there."""
+        mean = self.prior(x).mean
+        return GaussianField(mean, _everywhere(self.log_variance[...], x))
+
+
+def _fixed(name, value, num_channels):
+    value = jnp.asarray(value, jnp.float32)
+    if value.shape not in ((), (num_channels,)):
+        raise ValueError(
+            f"{name} must be one number or [{num_channels}]; got shape {value.shape}."
+        )
+    return Fixed(jnp.broadcast_to(value, (num_channels,)))
+
+
+def _everywhere(values, x):
+    """Values `[channel]` at every place of the grid of `x`."""
+    row = values.reshape(*(1,) * (x.ndim - 1), -1)
+    return jnp.broadcast_to(row, (*x.shape[:-1], row.shape[-1]))
 
 
 class VariationalForecaster(nnx.Module):
@@ -180,7 +203,7 @@ class VariationalForecaster(nnx.Module):
 
     Args:
         prior: the perturbation from the states alone, in units of a step's change:
-            `GaussianPerturbation` or `ConstantPerturbation`, of `num_states *
+            `GaussianPerturbation` or one of those that are constant, of `num_states *
             num_channels` channels.
         forecaster: `forecaster(None, newest [*space, channel], earlier) -> [*space,
             channel]` one step later, where `earlier` is `[*space, (num_states - 1) *

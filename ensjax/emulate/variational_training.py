@@ -101,6 +101,8 @@ class VariationalLoss:
     Attributes:
         num_members: M, in training.
         num_steps: of the forecast; one compilation for each length.
+        num_scored: channels of a state that have a truth, the first ones; None: all.
+            What a window holds of the others after its first states is not looked at.
         step_weights: of the steps, of any sum; None weighs them equally.
         reconstruction: "crps", "l1" or "mse".
         estimator, alpha, form: of `kernel_crps`.
@@ -118,6 +120,7 @@ class VariationalLoss:
 
     num_members: int = 8
     num_steps: int = 1
+    num_scored: int | None = None
     step_weights: tuple[float, ...] | None = None
     reconstruction: str = "crps"
     estimator: str = "fair"
@@ -142,6 +145,8 @@ class VariationalLoss:
                     f"{name} must be one of {', '.join(known)}; got"
                     f" {getattr(self, name)!r}."
                 )
+        if self.num_scored is not None and self.num_scored < 1:
+            raise ValueError(f"num_scored must be at least 1; got {self.num_scored}.")
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
         weights = (1.0,) if self.step_weights is None else self.step_weights
@@ -193,6 +198,12 @@ class VariationalLoss:
             )
         if model.posterior is None and self.draw_from == "posterior":
             raise ValueError('draw_from="posterior" needs a posterior; it is None.')
+        channels = model.emulator.num_channels
+        if self.num_scored is not None and self.num_scored > channels:
+            raise ValueError(
+                f"num_scored must be at most the {channels} channels of a state; got"
+                f" {self.num_scored}."
+            )
         length = model.emulator.num_states + self.num_steps
         if batch.ndim < 4 or batch.shape[1] < length:
             raise ValueError(
@@ -211,6 +222,7 @@ class VariationalLoss:
             first = jax.random.randint(draw, (), 0, last + 1)
             window = jax.lax.dynamic_slice_in_dim(window, first, needed)
         start, truth = side_by_side(window[:num_states]), window[num_states:]
+        truth = self._known(truth)
         members, kl, sigma = self._rolled(model, key, start, truth)
         is_there = ~jnp.isnan(truth)
         # Before and after: a NaN that is only masked afterwards has a NaN derivative.
@@ -230,6 +242,14 @@ class VariationalLoss:
         spread = mean(jnp.var(members, axis=0, ddof=ddof))
         found = dict(score=score, kl=kl, sigma=sigma, skill=skill, spread=spread)
         return loss, jax.lax.stop_gradient(found)
+
+    def _known(self, truth):
+        """`truth`, NaN in channels that have none."""
+        if self.num_scored is None:
+            return truth
+        has_truth = jnp.arange(truth.shape[-1]) < self.num_scored
+        has_truth = has_truth.reshape(*(1,) * (truth.ndim - 1), -1)
+        return jnp.where(has_truth, truth, jnp.nan)
 
     def _score(self, members, truth, numbers, mean):
         """The reconstruction of every step, `[step]`."""

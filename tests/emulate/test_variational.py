@@ -201,6 +201,9 @@ def test_a_constant_perturbation_is_no_function_of_the_state_and_is_not_trained(
     field = prior(jnp.ones((3, 2)))
     np.testing.assert_array_equal(field.log_variance, [[0.0, -2.0]] * 3)
     assert not jax.tree.leaves(nnx.state(prior, nnx.Param))
+    own = v.ConstantSpread(v.ConstantPerturbation(2, mean=3.0), log_variance=-1.0)
+    for found, value in zip(own(jnp.ones((3, 2))), (3.0, -1.0), strict=True):
+        np.testing.assert_array_equal(found, np.full((3, 2), value))
 
 
 # The posterior, which a forecast cannot see.
@@ -397,6 +400,14 @@ def test_truths_that_are_missing_have_no_weight_and_no_gradient(pair, value):
     total, _, slopes = value(LOSS, pair, missing)
     assert np.isfinite(total)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+    # Channels that have no truth: here of two that are the same, one.
+    loss = VariationalLoss(4, num_scored=1)
+    twice = jnp.concatenate([batch[:, 2:], batch[:, 2:] + 5.0], axis=-1)
+    np.testing.assert_array_equal(
+        jnp.isnan(loss._known(twice)), np.isnan(twice) | (np.arange(2) == 1)
+    )
+    with pytest.raises(ValueError, match="at most the 1 channels"):
+        dataclasses.replace(loss, num_scored=2)(pair, batch, jax.random.key(0))
     nothing = batch.at[:, 2].set(jnp.nan)
     _, metrics, slopes = value(dataclasses.replace(LOSS, kl_weight=0.0), pair, nothing)
     assert float(metrics["score_1"]) == 0
@@ -542,6 +553,7 @@ def test_words_and_numbers_that_do_not_fit_are_refused():
         (dict(reconstruction="l2"), "reconstruction must be one of crps, l1, mse"),
         (dict(kl_direction="both"), "kl_direction must be one of"),
         (dict(draw_from="truth"), "draw_from must be one of"),
+        (dict(num_scored=0), "num_scored must be at least 1"),
         (dict(num_steps=0), "num_steps must be at least 1"),
         (dict(step_weights=(1.0, 1.0)), "one for each of 1 steps; got 2"),
         (dict(step_weights=(0.0,)), "nor all 0"),
