@@ -97,6 +97,7 @@ def card_scores(config) -> dict[str, dict[str, v.CardScore]]:
     table = scores.table_of(config.num_members).over(4)
     for i, name in enumerate(names):
         ensemble[f"ROC area {name}"] = v.CardScore(table, _RocArea(i), "high")
+        ensemble[f"Brier score {name}"] = v.CardScore(table, _Brier(i))
     return {"single": single, "ensemble": ensemble}
 
 
@@ -112,6 +113,13 @@ class _Sedi(NamedTuple):
 
     def __call__(self, table):
         return v.sedi(table)[..., self.threshold, 0]
+
+
+class _Brier(NamedTuple):
+    threshold: int
+
+    def __call__(self, table):
+        return v.brier_decomposition(table).brier[..., self.threshold]
 
 
 class _RocArea(NamedTuple):
