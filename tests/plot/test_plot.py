@@ -365,6 +365,7 @@ def test_a_scorecard_has_a_triangle_for_what_is_significant():
     # Better at lead 1, worse at lead 2; ACC undecided at lead 1 and not scored at 2.
     assert drawn == [("^", 0, 0), ("v", 1, 0), (".", 0, 1)]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["RMSE", "ACC"]
+    assert ax.get_title(loc="left") == "" and len(fig.axes) == 2  # and the colours
     assert fig.get_suptitle() == "new against old"
     picture = ax.images[0].get_array()
     np.testing.assert_allclose(
