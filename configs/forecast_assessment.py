@@ -29,7 +29,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.scale = "toy"
     config.source = "lorenz96"
     config.seed = 0
-    config.num_seeds = 5 if claims else 2
+    config.num_seeds = 1 if smoke else 5 if claims else 2
     config.archive = ml_collections.ConfigDict(
         dict(
             num_sites=36,
@@ -96,7 +96,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             split_date="2009-01-01",
             gap_days=3,  # sums are of 3 days
             threshold=10.0,  # mm
-            num_quantiles=50,
+            num_quantiles=11 if smoke else 50,
             block_days=30,
             num_test=200 if smoke else 0,  # 0: all
         )

@@ -21,15 +21,6 @@ COLUMNS = ("value", "reference", "normalised", "low", "high")
 TRUTHS, ENSEMBLES, at_truth = scores.TRUTHS, scores.ENSEMBLES, scores.at_truth
 
 
-def measure(config, archives, forecasts) -> dict[str, np.ndarray]:
-    """What `compare` gives, `[seed, ...]`."""
-    rows = []
-    for seed in range(config.num_seeds):
-        case, own = scores.case_and_forecasts(config, archives, forecasts, seed)
-        rows.append(compare(config, own, case, seed))
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
 @functools.partial(jax.jit, static_argnames="metric")
 def _summed(metric, forecast, truth, reference):
     return metric.sums(forecast, truth, reference=reference)
@@ -106,6 +97,7 @@ def card_scores(config) -> dict[str, dict[str, v.CardScore]]:
     table = scores.table_of(config.num_members).over(4)
     for i, name in enumerate(names):
         ensemble[f"ROC area {name}"] = v.CardScore(table, _RocArea(i), "high")
+        ensemble[f"Brier score {name}"] = v.CardScore(table, _Brier(i))
     return {"single": single, "ensemble": ensemble}
 
 
@@ -123,6 +115,13 @@ class _Sedi(NamedTuple):
         return v.sedi(table)[..., self.threshold, 0]
 
 
+class _Brier(NamedTuple):
+    threshold: int
+
+    def __call__(self, table):
+        return v.brier_decomposition(table).brier[..., self.threshold]
+
+
 class _RocArea(NamedTuple):
     threshold: int
 
@@ -134,64 +133,60 @@ def _itself(score):
     return score
 
 
-def compare(config, own, case, seed) -> dict[str, np.ndarray]:
+def measure(config, archives, forecasts) -> dict[str, np.ndarray]:
     """Cards of emulator against simulator, and of CRPS members against the simulator's
-    ensemble: `<card>_<column>`, `[score, truth, lead, region]`.
+    ensemble: `card_<kind>_<column>`, `[seed, score, truth, lead, region]`.
 
-    Also `equal_skill_*` and `sedi_difference_*` `[estimate, low, high]`: intervals of
-    differences of single systems.
+    All seeds see the same resamples of starts, whose starts are others.
     """
-    values, reference, placed = padded(config, case)
-    settings = dict(config.bootstrap)
-    key = jax.random.fold_in(jax.random.key(config.seed), seed)
+    parts = [
+        sums_of_seed(config, *scores.case_and_forecasts(config, archives, forecasts, i))
+        for i in range(config.num_seeds)
+    ]
     found = {}
+    names = [f"{truth} {i}" for i in range(config.num_seeds) for truth in TRUTHS]
+    for kind, own in card_scores(config).items():
+        # Seeds stand beside each other on the axis of variables.
+        sums = [
+            {
+                metric: jax.tree.map(
+                    lambda *x: jnp.concatenate(x, axis=2),
+                    *(part[kind][system][metric] for part in parts),
+                )
+                for metric in parts[0][kind][system]
+            }
+            for system in range(2)
+        ]
+        card = v.make_scorecard(
+            jax.random.key(config.seed),
+            own,
+            *({name: of[score.metric] for name, score in own.items()} for of in sums),
+            variables=names,
+            leads=scores.lead_times(config),
+            regions=REGIONS,
+            **dict(config.bootstrap),
+        )
+        for column in COLUMNS:
+            values = getattr(card, column)
+            values = values.reshape(len(own), -1, len(TRUTHS), *values.shape[2:])
+            found[f"card_{kind}_{column}"] = np.moveaxis(values, 1, 0)
+    return scores.numbers(found)
+
+
+def sums_of_seed(config, case, own) -> dict[str, list[dict[v.Metric, v.Sums]]]:
+    """By kind of card, of both systems, the sums of every metric."""
+    values, reference, placed = padded(config, case)
     pairs = {
         "single": [placed(own[name])[None] for name in ("emulator", "simulator")],
         "ensemble": [placed(own[name]) for name in ENSEMBLES],
     }
-    for kind, own_scores in card_scores(config).items():
-        sums = []
-        for forecast in pairs[kind]:
-            made = {
+    return {
+        kind: [
+            {
                 metric: _summed(metric, forecast, values, reference)
-                for metric in dict.fromkeys(
-                    score.metric for score in own_scores.values()
-                )
+                for metric in dict.fromkeys(score.metric for score in listed.values())
             }
-            sums.append(
-                {name: made[score.metric] for name, score in own_scores.items()}
-            )
-        card = v.make_scorecard(
-            key,
-            own_scores,
-            *sums,
-            variables=TRUTHS,
-            leads=scores.lead_times(config),
-            regions=REGIONS,
-            **settings,
-        )
-        for column in COLUMNS:
-            found[f"card_{kind}_{column}"] = getattr(card, column)
-        if kind == "single":
-            found |= _differences(key, own_scores, sums, settings)
-    return scores.numbers(found)
-
-
-def _differences(key, own_scores, sums, settings):
-    """Intervals over the whole ring, `[estimate, low, high]`: SEDI `[.., lead, truth,
-    threshold]`, and ACC `[.., lead, truth]`, of emulator less simulator."""
-    table = next(name for name in own_scores if name.startswith("SEDI"))
-    found = {}
-    for name, kept, then in (
-        (table, "sedi_difference", lambda t: v.sedi(t)[..., 0]),
-        ("ACC", "acc_difference", _Part("acc")),
-    ):
-        compared = v.bootstrap_comparison(
-            key,
-            own_scores[name].metric,
-            *(s[name] for s in sums),
-            then=then,
-            **settings,
-        )
-        found[kept] = np.stack(compared.difference)[:, :, :, 0]
-    return found
+            for forecast in pairs[kind]
+        ]
+        for kind, listed in card_scores(config).items()
+    }

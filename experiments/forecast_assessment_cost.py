@@ -4,6 +4,7 @@ A day is 0.2 time units, as Lorenz (1996) has it: two outputs. All systems make 
 forecasts side by side on one device, where none has to wait for another.
 """
 
+import functools
 import time
 
 import jax
@@ -28,31 +29,40 @@ def measure(config, run_dir, archives) -> dict[str, np.ndarray]:
     """
     ensemble, _ = training.trained(config, run_dir, archives, "emulator")
     system = weather.system_of(config)
-    found = {f"seconds_{name}": [] for name in NAMES}
-    for seed in range(config.num_seeds):
-        archive = training.of_seed(archives, seed)
-        simulator = training.deterministic(config, archive)
-        network = ensemble.graph.merge(
-            jax.tree.map(lambda x, seed=seed: x[seed], ensemble.state), train=False
-        )
-        states = _states(archive, simulator, system, seed)
-        per_output = config.archive.steps_per_output
-        steps = {
-            "emulator": (lambda x, network=network: network(None, x), 1),
-            "simulator": (simulator.step, 2),
-            "system": (system.step, per_output),
-        }
-        for name, (step, number) in steps.items():
-            count = OUTPUTS_A_DAY * number
-            found[f"seconds_{name}"].append(
-                _seconds(step, states[name], count, config.cost_repeats) / ROWS
-            )
-            one = jax.tree.map(lambda x: x[0], states[name])
-            found[f"flops_{name}"] = count * _operations(step, one)
+    # The line of the simulator differs by seed, which changes no time.
+    simulator = training.deterministic(config, training.of_seed(archives, 0))
+    steps = {
+        "emulator": (functools.partial(_network_step, ensemble.graph), 1),
+        "simulator": (lambda _, x: simulator.step(x), 2),
+        "system": (lambda _, x: system.step(x), config.archive.steps_per_output),
+    }
+    found = {}
+    for name, (step, number) in steps.items():
+        count, times = OUTPUTS_A_DAY * number, []
+        run = jax.jit(functools.partial(_advance, step, count))
+        for seed in range(config.num_seeds):
+            archive = training.of_seed(archives, seed)
+            model = jax.tree.map(lambda x, seed=seed: x[seed], ensemble.state)
+            states = _states(archive, simulator, seed)[name]
+            times.append(_seconds(run, model, states, config.cost_repeats) / ROWS)
+        found[f"seconds_{name}"] = times
+        one = jax.tree.map(lambda x: x[0], states)
+        counted = jax.jit(step).lower(model, one).compile().cost_analysis()
+        found[f"flops_{name}"] = count * float(counted["flops"])
     return {name: np.asarray(values) for name, values in found.items()}
 
 
-def _states(archive, simulator, system, seed):
+def _network_step(graph, model, state):
+    return graph.merge(model, train=False)(None, state)
+
+
+def _advance(step, count, model, states):
+    """`count` steps of all rows side by side."""
+    many = jax.vmap(lambda state: step(model, state))
+    return jax.lax.fori_loop(0, count, lambda _, x: many(x), states)
+
+
+def _states(archive, simulator, seed):
     """`ROWS` states of each system, which are repeated where there are fewer."""
     at = np.arange(ROWS) % len(archive["start_x"])
     x, y = (jnp.asarray(archive[name][at]) for name in ("start_x", "start_y"))
@@ -64,25 +74,15 @@ def _states(archive, simulator, system, seed):
     }
 
 
-def _seconds(step, states, count, repeats):
+def _seconds(run, model, states, repeats):
     """The best of some runs, without compilation."""
-
-    @jax.jit
-    def run(states):
-        many = jax.vmap(step)
-        return jax.lax.fori_loop(0, count, lambda _, x: many(x), states)
-
-    jax.block_until_ready(run(states))
+    jax.block_until_ready(run(model, states))
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        jax.block_until_ready(run(states))
+        jax.block_until_ready(run(model, states))
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def _operations(step, state):
-    return float(jax.jit(step).lower(state).compile().cost_analysis()["flops"])
 
 
 def ratios(found) -> dict[str, np.ndarray]:

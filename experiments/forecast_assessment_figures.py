@@ -120,10 +120,11 @@ def _legend(fig, ax, columns):
 
 
 def _spectra(config, found):
-    fig = new_figure(7.4, width=9.6)
-    axes = fig.subplots(2, 2)
     leads = scores.lead_times(config)
     shown = sorted({tables.lead_at(config, t) for t in (1, 3, 5)})
+    rows = -(-(len(shown) + 1) // 2)
+    fig = new_figure(0.8 + 3.3 * rows, width=9.6)
+    axes = fig.subplots(rows, 2, squeeze=False)
     names = ("simulator", "emulator", "multistep", "crps_mean", "crps_members")
     for ax, i in zip(axes.flat, shown, strict=False):
         for name in names:
@@ -132,14 +133,15 @@ def _spectra(config, found):
             _lines(ax, number, power, _STYLES[name], LABELS[name])
         ax.axhline(1, color=GREY, lw=1, ls="--")
         ax.axhline(0.5, color=GREY, lw=1, ls=":")
-        ax.set_ylim(0, 1.4)
+        ax.set_ylim(0, 1.6)
+        ax.set_xticks(range(0, power.shape[1] + 1, 3))
         title = f"Lead {leads[i]:g}"
         finish(ax, x="Wavenumber", y="Power ratio", title=title)
     ax = axes.flat[-1]
     for name in names:
         _lines(ax, leads, found[f"{name}_small"], _STYLES[name], LABELS[name])
     ax.axhline(1, color=GREY, lw=1, ls="--")
-    ax.set_ylim(0, 1.4)
+    ax.set_ylim(0, 1.6)
     finish(ax, x=_LEAD, y="Power ratio", title="Upper half of the wavenumbers")
     for ax in axes.flat[len(shown) : -1]:
         ax.set_visible(False)
@@ -209,10 +211,11 @@ def _drift(config, found):
     with_drift = np.sqrt(error**2 - found["emulator_bias"] ** 2 + planted**2)
     _lines(right, leads, own, _STYLES["emulator"], "as it is")
     label = "with a drift planted"
-    _lines(right, leads, planted / with_drift, _STYLES["multistep"], label)
+    _lines(right, leads, planted / with_drift, (5, "X", "--"), label)
     for level in (-0.25, 0.25):
         right.axhline(level, color=GREY, lw=1, ls=":")
     right.axhline(0, color=GREY, lw=1)
+    right.set_ylim(-0.4, 0.6)
     finish(right, x=_LEAD, y="Bias over RMSE, emulator", legend=True)
     _legend(fig, left, 4)
     return fig
@@ -225,16 +228,13 @@ def _maps(config, found):
     values = [found[f"{name}_map"][0] for name in names]
     limit = max(np.abs(x).max() for x in values)
     leads = scores.lead_times(config)
+    shown = range(0, len(leads), -(-len(leads) // 6))
     for ax, name, map_ in zip(axes, names, values, strict=True):
-        picture = ax.pcolormesh(
-            np.arange(map_.shape[1]),
-            leads,
-            map_,
-            cmap="PuOr",
-            vmin=-limit,
-            vmax=limit,
-            shading="nearest",
+        # Leads are not evenly spaced: a row each.
+        picture = ax.imshow(
+            map_, cmap="PuOr", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
         )
+        ax.set_yticks(shown, [f"{leads[i]:g}" for i in shown])
         finish(ax, x="Site", y="", title=LABELS[name], starts_at_zero=False)
         ax.grid(False)
     axes[0].set_ylabel(_LEAD)
@@ -250,6 +250,7 @@ def _efi(found):
     ax.plot(physical, crps, ".", color=PALETTE[0], ms=3, alpha=0.4)
     ax.plot([-1, 1], [-1, 1], color=GREY, lw=1, ls="--")
     ax.set_aspect("equal")
+    ax.set_xticks([-1, -0.5, 0, 0.5, 1])
     finish(
         ax,
         x="EFI of the simulator's ensemble",

@@ -5,6 +5,7 @@ Members are GEFS reforecasts of 3-day sums, 2000 to 2013; a censored Gaussian re
 SEEPS, of the median of each as a single forecast.
 """
 
+import functools
 import math
 
 import jax
@@ -124,8 +125,13 @@ def sums_by_date(scores, rain, observed, climate) -> dict[str, v.Sums]:
     for name, score in scores.items():
         forecast = np.median(rain, axis=0)[None] if name == "SEEPS" else rain
         forecast = jnp.asarray(forecast, jnp.float32)[..., None, None, None]
-        found[name] = score.metric.sums(forecast, truth, reference=reference)
+        found[name] = _summed(score.metric, forecast, truth, reference)
     return found
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _summed(metric, forecast, truth, reference):
+    return metric.sums(forecast, truth, reference=reference)
 
 
 def _totals(scores, sums):

@@ -258,7 +258,7 @@ def extremes_of_systems(config, own, case) -> dict[str, np.ndarray]:
 
 
 def table_of(num_members):
-    return v.eventtable_of(num_members=num_members, num_below=NUM_BELOW)
+    return v.event_table(num_members=num_members, num_below=NUM_BELOW)
 
 
 def planted_drift(config, own, case, seed) -> dict[str, np.ndarray]:

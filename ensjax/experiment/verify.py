@@ -1,6 +1,7 @@
 """`ensjax verify`: scores of a forecast on disk against the truth on disk."""
 
 import argparse
+import pathlib
 import signal
 import sys
 from typing import Any
@@ -27,9 +28,13 @@ def verify(options: argparse.Namespace) -> int:
 
         if asked.out:
             gridded.check_place(asked.out, overwrite=asked.overwrite)
+        if asked.scorecard:
+            _check_card(asked)
         scores = _scores(gridded, asked, progress)
         if asked.out:
             gridded.write_dataset(asked.out, scores, overwrite=asked.overwrite)
+        if asked.scorecard:
+            _write_card(gridded.scorecard_of(scores), asked.scorecard)
     except KeyboardInterrupt:
         print("ensjax: stopped; nothing was written.", file=sys.stderr)
         return exit_codes.CTRL_C
@@ -46,9 +51,30 @@ def verify(options: argparse.Namespace) -> int:
     finally:
         progress.close()
     _tell(scores)
-    if asked.out:
-        print(asked.out)
+    for path in (asked.out, asked.scorecard):
+        if path:
+            print(path)
     return exit_codes.FINISHED
+
+
+def _check_card(asked):
+    path = pathlib.Path(asked.scorecard)
+    if path.exists() and not asked.overwrite:
+        raise ConfigError(f"{path} is there already; --overwrite replaces it.")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--scorecard: there is no folder {path.absolute().parent}.")
+
+
+def _write_card(card, path):
+    from ensjax.verification import scorecard_json, scorecard_markdown
+
+    if path.endswith(".png"):
+        from ensjax import plot
+
+        plot.save(plot.scorecard(card), path)
+        return
+    text = (scorecard_json if path.endswith(".json") else scorecard_markdown)(card)
+    pathlib.Path(path).write_text(text, encoding="utf-8")
 
 
 def _terminate(number: int, frame: Any) -> None:

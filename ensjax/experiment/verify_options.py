@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ensjax.experiment.exit_codes import ConfigError
 
+CARDS = (".md", ".json", ".png")
 _ROLES = ("forecast", "truth", "climatology", "compare_to")
 
 
@@ -20,7 +21,8 @@ class VerifyOptions(NamedTuple):
         thresholds: by variable.
         bootstrap: arguments of `gridded.Bootstrap`; None: no intervals.
         out: where scores are written, or None.
-        overwrite: whether that may be replaced.
+        scorecard: where the scorecard is written, or None.
+        overwrite: whether those may be replaced.
         check_units: whether units that differ are an error.
     """
 
@@ -31,6 +33,7 @@ class VerifyOptions(NamedTuple):
     thresholds: dict[str, list[float]]
     bootstrap: dict[str, Any] | None
     out: str | None
+    scorecard: str | None
     overwrite: bool
     check_units: bool
 
@@ -50,7 +53,13 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", metavar="FILE", help="write all scores to .nc or .zarr"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace what is at --out"
+        "--scorecard",
+        metavar="FILE",
+        help="write a card of normalised differences to --compare-to, with alarms, to"
+        " .md, .json or .png",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what is there"
     )
     parser.add_argument(
         "--climatology", metavar="FILE", help="by dayofyear, month, hour or time"
@@ -157,8 +166,18 @@ def read_verify_options(options: argparse.Namespace) -> VerifyOptions:
         )
     elif options.block_length is not None:
         raise ConfigError("--block_length goes with --bootstrap N.")
-    if options.overwrite and not options.out:
-        raise ConfigError("--overwrite goes with -o FILE.")
+    if options.overwrite and not (options.out or options.scorecard):
+        raise ConfigError("--overwrite goes with -o FILE or --scorecard FILE.")
+    if options.scorecard:
+        if not options.scorecard.endswith(CARDS):
+            raise ConfigError(
+                f"--scorecard must end in {', '.join(CARDS)}; got"
+                f" {options.scorecard!r}."
+            )
+        if bootstrap is None or "compare_to" not in paths:
+            raise ConfigError(
+                "--scorecard goes with --compare-to FILE and --bootstrap N."
+            )
     return VerifyOptions(
         paths,
         mappings,
@@ -167,6 +186,7 @@ def read_verify_options(options: argparse.Namespace) -> VerifyOptions:
         thresholds,
         bootstrap,
         options.out,
+        options.scorecard,
         options.overwrite,
         not options.ignore_units,
     )

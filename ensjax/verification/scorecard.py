@@ -11,6 +11,7 @@ number of cells, of which 1 in 20 would be so by chance.
     one      |S_ref - 1| - |S - 1|: not a share, since both may be next to 0
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.verification.bootstrap import bootstrap_comparison
+from ensjax.verification.bootstrap import Comparison, bootstrap_comparison
 from ensjax.verification.metric import Metric
 from ensjax.verification.sums import Sums
 
@@ -97,7 +98,7 @@ def make_scorecard(
 
     Args:
         key: random key; all cells see the same resamples.
-        scores: by name; those of one metric object share its sums.
+        scores: by name; those of one metric and of the same sums are drawn together.
         first: by name of a score, sums `[date, lead, variable, region, ...]`.
         second: of the other system.
         variables, leads, regions: names of those axes.
@@ -119,27 +120,27 @@ def make_scorecard(
     _check(scores, first, second, shape)
     columns = ("value", "reference", "normalised", "low", "high")
     found = {name: [] for name in columns}
+    compared = _compare(
+        key,
+        scores,
+        (first, second),
+        dict(
+            block_length=block_length,
+            num_resamples=num_resamples,
+            scheme=scheme,
+            confidence=confidence,
+        ),
+    )
     for name, score in scores.items():
         values = [
             score.pick(score.metric.finish(_over_dates(of[name])))
             for of in (first, second)
         ]
-        compared = bootstrap_comparison(
-            key,
-            score.metric,
-            first[name],
-            second[name],
-            block_length=block_length,
-            num_resamples=num_resamples,
-            scheme=scheme,
-            confidence=confidence,
-            then=_Deficit(score.pick, score.best),
-        )
         if score.best == "one":
-            estimate, low, high = compared.difference
+            estimate, low, high = compared[name].difference
             cells = (-estimate, -high, -low)
         else:
-            cells = compared.skill
+            cells = compared[name].skill
         for column, array in zip(columns, (*values, *cells), strict=True):
             found[column].append(np.moveaxis(np.asarray(array, np.float64), 0, 1))
     arrays = {name: np.stack(rows) for name, rows in found.items()}
@@ -161,17 +162,36 @@ def make_scorecard(
     )
 
 
-class _Deficit(NamedTuple):
-    """How far a score is from perfect."""
+def _compare(key, scores, systems, settings):
+    """The comparison of how far each score is from perfect, by name.
 
-    pick: Callable[[Any], jax.Array]
-    best: str
+    Scores of the same sums are drawn together.
+    """
+    groups = {}
+    for name, score in scores.items():
+        sums = [of[name] for of in systems]
+        group = (score.metric, *map(id, sums))
+        groups.setdefault(group, (sums, {}))[1][name] = score
+    found = {}
+    for (metric, *_), (sums, own) in groups.items():
+        compared = bootstrap_comparison(
+            key, metric, *sums, then=functools.partial(_deficits, own), **settings
+        )
+        for name in own:
+            found[name] = Comparison(*(part[name] for part in compared))
+    return found
 
-    def __call__(self, score):
-        value = self.pick(score)
-        if self.best == "low":
-            return value
-        return 1 - value if self.best == "high" else jnp.abs(value - 1)
+
+def _deficits(scores, value):
+    found = {}
+    for name, score in scores.items():
+        picked = score.pick(value)
+        if score.best == "high":
+            picked = 1 - picked
+        elif score.best == "one":
+            picked = jnp.abs(picked - 1)
+        found[name] = picked
+    return found
 
 
 def _over_dates(sums):

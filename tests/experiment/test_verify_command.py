@@ -1,5 +1,6 @@
 """`ensjax verify`, as a user types it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def run(*arguments):
     return cli.main(["verify", *map(str, arguments)])
 
 
-def test_scores_are_printed_and_written(files, tmp_path, capsys):
+def test_scores_are_printed_and_written(files, tmp_path, tmp_path_factory, capsys):
     out = tmp_path / "scores.nc"
     arguments = [files / "f.zarr", files / "truth.nc", "-o", out]
     arguments += ["--map", "forecast:time=begin", "--climatology", files / "climate.nc"]
@@ -58,11 +59,18 @@ def test_scores_are_printed_and_written(files, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "mapping={'time': ...}" in error
     arguments += ["--compare_to", files / "f.zarr", "--map", "compare_to:time=begin"]
+    cards = tmp_path_factory.mktemp("cards")
+    arguments += ["--scorecard", cards / "card.json"]
     assert run(*arguments) == 0
+    card = json.loads((cards / "card.json").read_text())
+    # Both are one forecast, so that nothing differs.
+    assert all(cell["normalised_difference"] == 0 for cell in card["cells"])
+    assert {cell["region"] for cell in card["cells"]} == {"global", "belt"}
+    assert {"crps", "acc"} <= {cell["score"] for cell in card["cells"]}
     printed = capsys.readouterr().out
     for words in ("member is 'number' (by its name)", "5 starts, 3 members", "1 d"):
         assert words in printed
-    assert printed.rstrip().endswith(str(out))
+    assert printed.rstrip().splitlines()[-2:] == [str(out), str(cards / "card.json")]
     with xr.open_dataset(out, decode_timedelta=True) as scores:
         wanted = gridded.verify(
             gridded.open_gridded(files / "f.zarr", {"time": "begin"}, report=None),
@@ -98,6 +106,8 @@ def test_scores_are_printed_and_written(files, tmp_path, capsys):
         (["f.zarr", "truth.nc", "--threshold", "t2m=a"], "takes numbers with commas"),
         (["f.zarr", "truth.nc", "--block_length", "2"], "goes with --bootstrap"),
         (["f.zarr", "truth.nc", "--overwrite"], "goes with -o FILE"),
+        (["f.zarr", "truth.nc", "--scorecard", "a.md"], "goes with --compare-to"),
+        (["f.zarr", "truth.nc", "--scorecard", "a.pdf"], "must end in .md, .json"),
         (["f.zarr", "truth.nc", "-o", "scores.txt"], "must end in .zarr or .nc"),
         (["f.zarr"], "required: TRUTH"),
     ],

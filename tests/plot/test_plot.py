@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from ensjax import plot, scores
+from ensjax import plot, scores, verification
 
 matplotlib.use("Agg")
 ROWS, CLASSES = 80, 3
@@ -341,3 +341,35 @@ def test_a_member_history_shows_every_event_where_it_was():
         plot.member_history([], np.zeros((0, 3)))
     with pytest.raises(ValueError, match="frozen_steps must hold 3 members"):
         plot.member_history(steps, values, frozen_steps=np.zeros(2))
+
+
+def test_a_scorecard_has_a_triangle_for_what_is_significant():
+    normalised = np.array([0.2, -0.1, 0.05, np.nan]).reshape(2, 1, 2, 1)
+    away = np.array([0.1, -0.2, -0.1, np.nan]).reshape(2, 1, 2, 1)
+    card = verification.Scorecard(
+        scores=("RMSE", "ACC"),
+        best=("low", "high"),
+        variables=("t",),
+        leads=(1.0, 2.0),
+        regions=("globe",),
+        value=normalised,
+        reference=normalised,
+        normalised=normalised,
+        low=np.minimum(normalised, away),
+        high=np.maximum(normalised, away) - np.array([0, 0.05]).reshape(1, 1, 2, 1),
+        systems=("new", "old"),
+    )
+    fig = plot.scorecard(card)
+    ax = fig.axes[0]
+    drawn = [(x.get_marker(), x.get_xdata()[0], x.get_ydata()[0]) for x in ax.lines]
+    # Better at lead 1, worse at lead 2; ACC undecided at lead 1 and not scored at 2.
+    assert drawn == [("^", 0, 0), ("v", 1, 0), (".", 0, 1)]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["RMSE", "ACC"]
+    assert ax.get_title(loc="left") == "" and len(fig.axes) == 2  # and the colours
+    assert fig.get_suptitle() == "new against old"
+    picture = ax.images[0].get_array()
+    np.testing.assert_allclose(
+        np.ma.filled(picture, np.nan), [[0.2, -0.1], [0.05, np.nan]]
+    )
+    with pytest.raises(ValueError, match="no cell that was scored"):
+        plot.scorecard(card._replace(normalised=normalised * np.nan))

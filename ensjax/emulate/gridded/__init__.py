@@ -25,6 +25,7 @@ from ensjax.emulate.gridded.regridding import (
     regrid_archive,
     regrid_dataset,
 )
+from ensjax.emulate.gridded.scorecards import scorecard_of
 from ensjax.emulate.gridded.standard import standard_dataset
 from ensjax.emulate.gridded.streaming import (
     Channel,
@@ -75,6 +76,7 @@ __all__ = [
     "regrid",
     "regrid_archive",
     "regrid_dataset",
+    "scorecard_of",
     "standard_dataset",
     "stream_cases",
     "verify",

@@ -11,7 +11,11 @@ pytest.importorskip("zarr")
 
 from ensjax import make_mesh, verification  # noqa: E402
 from ensjax.emulate import gridded  # noqa: E402
-from ensjax.emulate.gridded import Bootstrap, GriddedError  # noqa: E402
+from ensjax.emulate.gridded import (  # noqa: E402
+    Bootstrap,
+    GriddedError,
+    scorecard_of,
+)
 
 # One device but where several are the point: programs for eight take long to compile.
 verify = functools.partial(gridded.verify, mesh=make_mesh(devices=jax.devices()[:1]))
@@ -191,6 +195,12 @@ def test_a_better_forecast_has_skill_whose_interval_is_above_zero():
     assert (crps.skill_low > 0.4).all() and (crps.difference_high < 0).all()
     assert (crps.skill_low <= crps.skill).all()
     assert np.isnan(found.skill.sel(score="bias")).all()
+    card = scorecard_of(found.expand_dims(["variable", "region"], axis=(1, 3)))
+    at = card.scores.index("crps")
+    np.testing.assert_allclose(card.normalised[at, 0, :, 0], crps.skill, rtol=1e-6)
+    assert (card.verdict[at] == 1).all() and "bias" not in card.scores
+    with pytest.raises(GriddedError, match="is of two forecasts"):
+        scorecard_of(alone)
     same = verify(good, truth(), variables=["t"], compare_to=good)
     np.testing.assert_array_equal(same.difference.sel(score="crps"), 0.0)
 
