@@ -96,7 +96,7 @@ def _parts(member, model_state, hyper, batch, evaluation, evaluation_loss):
         keys = jax.ShapeDtypeStruct((member.batch_size,), key.dtype)
         augment = jax.vmap(member.augment)
         found["augment"] = checksum(augment, keys, batch)
-        batch = jax.eval_shape(augment, keys, batch)
+        batch = _shapes(augment, keys, batch)
 
     def loss_of(params, rest, batch, key, hyper):
         if isinstance(member.loss, Joint):
@@ -135,7 +135,7 @@ def _joint(members, model_states, batch, num_members):
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
     if members[0].augment is not None:
         keys = jax.ShapeDtypeStruct((members[0].batch_size,), key.dtype)
-        batch = jax.eval_shape(jax.vmap(members[0].augment), keys, batch)
+        batch = _shapes(jax.vmap(members[0].augment), keys, batch)
 
     def all_outputs(states, batch, key):
         def outputs(graph, state, count):
@@ -149,7 +149,7 @@ def _joint(members, model_states, batch, num_members):
         ]
         return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
 
-    every = jax.eval_shape(all_outputs, list(map(_one, model_states)), batch, key)
+    every = _shapes(all_outputs, list(map(_one, model_states)), batch, key)
     mask = jax.ShapeDtypeStruct((sum(num_members),), jnp.bool_)
     return checksum(joint.loss, every, batch, key, mask)
 
@@ -157,6 +157,11 @@ def _joint(members, model_states, batch, num_members):
 def _one(stacked):
     """Shapes of one row."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+
+
+def _shapes(fn, *args):
+    """As `jax.eval_shape`, of a function that may use the axes of the mesh."""
+    return jax.make_jaxpr(fn, axis_env=_AXES, return_shape=True)(*args)[1]
 
 
 def checksum(fn: Callable[..., Any], *shapes: Any) -> str:

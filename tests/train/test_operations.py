@@ -240,6 +240,10 @@ def test_all_kinds_of_functions_are_compared(kit, tmp_path, identities):
     joint = dict(loss=ensjax.Joint(ensjax.train.ensemble_nll), sampling="shared")
     expected = {"augment", "loss", "forward or model", "make_tx"}
     assert names(fit, kit, [0, 1], tmp_path, **joint) == expected
+    # Its statistics are means over data shards.
+    normed = kit.ensemble("mlp-batch-norm", 2)
+    options = dict(joint, checkpoint_dir=tmp_path)
+    assert names(kit.fit, normed, kit.data(), **options) == expected - {"augment"}
     stopping = ensjax.EarlyStopping(patience=None)
     evaluated = dict(evaluation=kit.data(), early_stopping=stopping)
     expected = {"augment", "loss or model", "make_tx", "evaluation_loss"}
