@@ -9,6 +9,8 @@ rows, under a shift, with a thinned target, and for nested selection of settings
 judges and `_figures.py` draws.
 """
 
+import dataclasses
+
 import numpy as np
 
 import ensjax
@@ -131,7 +133,8 @@ def training_job(config):
     name = config.sets[0]
     table = rows.load_table(config, name)
     jobs, inner = all_jobs(config, table, name)
-    return training.make_job(config, table, jobs + inner)
+    job = training.make_job(config, table, jobs + inner)
+    return dataclasses.replace(job, stage=f"train-{name}")
 
 
 def all_jobs(config, table, name):

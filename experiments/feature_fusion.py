@@ -8,6 +8,7 @@ trains, `_scores.py` measures, `_claims.py` judges, `_figures.py` draws, and
 `_checks.py` finds mistakes first.
 """
 
+import dataclasses
 import functools
 
 from ensjax.experiment.fields import load_beside
@@ -57,4 +58,6 @@ def run(config, run_dir):
 
 def training_job(config):
     """The members of the first task; fusions and schedules are groups of stacks."""
-    return training.members_job(config, tasks.load_task(config, config.tasks[0]))
+    first = config.tasks[0]
+    job = training.members_job(config, tasks.load_task(config, first))
+    return dataclasses.replace(job, stage=f"members_{first}")

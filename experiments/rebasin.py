@@ -6,6 +6,8 @@ networks that are aligned jointly (their soup, and the path between every two).
 `_figures.py` draws.
 """
 
+import dataclasses
+
 import numpy as np
 
 from ensjax.experiment.fields import load_beside
@@ -24,7 +26,8 @@ def validate(config):
 
 def training_job(config):
     """The largest part, the residual networks, for `ensjax plan`."""
-    return training.resnet_job(config, training.shapes_of(config.resnet.data))
+    job = training.resnet_job(config, training.shapes_of(config.resnet.data))
+    return dataclasses.replace(job, stage="resnets")
 
 
 def run(config, run_dir):

@@ -186,7 +186,9 @@ def _print_memory(console, plan):
 
 def _print_step(console, plan):
     step, local = plan.step, plan.num_rows / plan.mesh["member"]
-    table = _table("One step", "what", "each device", "each member")
+    # Members of several stacks are not alike.
+    member = "a member, mean" if plan.stacks else "each member"
+    table = _table("One step", "what", "each device", member)
     shards = plan.mesh["data"]  # a member's step is spread over them
     table.add_row(
         "operations",

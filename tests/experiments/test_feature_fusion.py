@@ -233,7 +233,7 @@ def test_the_job_to_plan_is_that_of_the_members():
     config = config_of("smoke")
     job = experiment.training_job(config)
     # Two seeds, clean and corrupted, three views.
-    assert len(set(job.member_ids)) == 12
+    assert len(set(job.member_ids)) == 12 and job.stage == "members_digit_views"
     x, labels = job.data
     assert x.shape == (12 * 60, 32) and labels.shape == (12 * 60,)
     assert job.options["weights"].sum(axis=1).tolist() == [60] * 12

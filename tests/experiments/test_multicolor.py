@@ -15,7 +15,10 @@ import ensjax
 from ensjax import combine, data
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.past_run import open_past_run
 from ensjax.experiment.runner import RunOptions, run_and_report
+from ensjax.train.replay import replay_member
+from ensjax.train.stored import read_member
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("multicolor_mnist", "wise_ft", "bang")
@@ -287,6 +290,25 @@ def test_the_smoke_preset_runs_and_runs_again_from_its_stages(
     assert run_and_report(options) == 0
     again = json.loads((tmp_path / "results.json").read_text())
     assert again["scalars"] == results["scalars"]
+
+
+@pytest.mark.slow
+def test_a_run_in_stages_is_given_more_members_and_replays_one(tmp_path, capsys):
+    def run(folder, *overrides):
+        spec = f"{ROOT}/configs/multicolor_mnist.py:smoke"
+        few = [("theory.num_draws", "20"), ("num_seeds", "1"), ("block", "1")]
+        options = RunOptions(spec, workdir=str(folder), overrides=few + list(overrides))
+        assert run_and_report(options) == 0
+        return json.loads((folder / "results.json").read_text())["scalars"]
+
+    more = ("num_members.digits", "4")
+    expected = run(tmp_path / "fresh", more)
+    run(tmp_path / "grown")
+    assert run(tmp_path / "grown", more) == expected
+    assert "2 members catch up from step 0 to 50" in capsys.readouterr().out
+    past = open_past_run(tmp_path / "grown")
+    stored = read_member(past.checkpoints, 3)
+    assert replay_member(past.job, stored, 3, progress=False).is_bitwise
 
 
 @pytest.mark.slow

@@ -116,7 +116,8 @@ def test_large_presets_are_valid_and_say_what_files_they_need():
     assert (gpu.resnet.num_members, gpu.resnet.depth) == (32, 20)
     with pytest.raises(ConfigError, match="config.folder must name"):
         rebasin.run(paper, None)
-    assert rebasin.training_job(paper).data[0].shape == (50_000, 32, 32, 3)
+    job = rebasin.training_job(paper)
+    assert job.data[0].shape == (50_000, 32, 32, 3) and job.stage == "resnets"
 
 
 @pytest.mark.slow

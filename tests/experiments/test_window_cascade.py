@@ -3,14 +3,20 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from scipy.special import logsumexp
 
+from ensjax import cli
 from ensjax.experiment import ConfigError, load_config
 from ensjax.experiment.configs import load_module
+from ensjax.experiment.past_run import open_past_run
 from ensjax.experiment.runner import RunOptions, run_and_report
 from ensjax.provenance import LeakageError
+from ensjax.train.replay import replay_member
+from ensjax.train.stored import read_member
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "window_cascade.py")
@@ -402,3 +408,17 @@ def test_a_run_ends_in_a_report_and_one_that_was_killed_goes_on(tmp_path, capfd)
     again = run(f"{CONFIG}:smoke", tmp_path)
     assert "step 30/60" not in capfd.readouterr().out  # it trains no step again
     assert again["scalars"] == results["scalars"]
+    # Members 2 and 3 are of the second stack.
+    assert cli.main(["export", str(tmp_path), "--member", "3"]) == 0
+    place = (tmp_path / "exports" / "member-3").absolute()
+    exported = ocp.StandardCheckpointer().restore(place)
+    widths = {x.shape[-1] for x in jax.tree.leaves(exported) if np.ndim(x) == 1}
+    assert widths == {32, 10}
+    capfd.readouterr()
+    mixed = ["--member", "0", "--member", "3", "--format", "ensemble"]
+    assert cli.main(["export", str(tmp_path), *mixed]) == 2
+    assert "are of different architectures" in capfd.readouterr().err
+    past = open_past_run(tmp_path)
+    stored = read_member(past.checkpoints, 3)
+    replayed = replay_member(past.job, stored, 3, progress=False)
+    assert replayed.worst()[1] < 1e-3
