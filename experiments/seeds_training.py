@@ -19,9 +19,11 @@ from ensjax.emulate.seeds import (
 )
 from ensjax.emulate.trajectories import forecast_twins
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import choose
+from ensjax.experiment.fields import choose, load_beside
 from ensjax.train import TrainingJob, TrainingLog
 from ensjax.weight_space import EMA, averaged
+
+files = load_beside(__file__, "seeds_files")
 
 K = 2  # seeds of a case
 
@@ -30,7 +32,7 @@ DIFFUSIONS = {
     "edm": (diffusion.EDM(), diffusion.LogNormalNoise()),
     "ve": (diffusion.VE(), diffusion.UniformTimeNoise()),
 }
-SOURCES = ("lorenz96", "gefs")
+SOURCES = ("lorenz96", "files")
 
 
 def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
@@ -40,7 +42,8 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
 
     Args:
         config: of the run.
-        archives: what `simulate` gives, or None: they are simulated.
+        archives: what `simulate` gives, or `archives` of `seeds_files.py`; None: they
+            are simulated.
         shapes_only: leave the data as their shapes, so that nothing is simulated.
 
     Raises:
@@ -48,6 +51,8 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
     """
     if shapes_only:
         cases = case_shapes(config)
+    elif archives is not None and "members" in archives:
+        cases = {name: archives[name] for name in ("members", "base")}
     else:
         cases = training_cases(simulate(config) if archives is None else archives)
     loss = SeedsLoss(draw_of(config), diffusion.DenoisingLoss(*parts_of(config)))
@@ -169,6 +174,12 @@ def climate(train) -> tuple[np.ndarray, np.ndarray]:
 
 def check_at_hand(config) -> None:
     """Raises `ConfigError` for a source that cannot be read here."""
+    if config.archive.source == "files":
+        files.check_named(config)
+        raise ConfigError(
+            "fields of files are read by a run, which prepares them:"
+            " ensjax run configs/seeds.py:paper"
+        )
     if config.archive.source == "gefs":
         raise ConfigError(
             "the reforecasts of GEFS are not at hand, so that this preset is planned:"
