@@ -125,8 +125,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 def _paper():
     """Six leads of GEFS reforecasts; nobody has run it. Sampler: that of the demo.
 
-    In memory are a batch of fields and, once, the truth of all valid times in double
-    precision; the run keeps 97 GB of standardised fields beside its checkpoints.
+    A run from files keeps 130 GB of standardised fields; in memory are a few batches of
+    them (2 GB each) and, once, the truth of all valid times in double precision.
     """
     config = ml_collections.ConfigDict(dict(experiment="seeds", scale="full"))
     config.title = "SEEDS at full size: GEFS reforecasts continued from two members"
@@ -142,6 +142,7 @@ def _paper():
             truth_mapping="",
             variables=(),  # that are opened; (): all that both have
             grid="cube",  # that of `space`: cube | gaussian | file, as they are
+            batches_per_call=1,  # that are on the device together
             window_days=15,  # around a day of the climate; 0: one for all days
             num_train_cases=7_305,  # 00 UTC of every day from 2000 to 2019
             num_train_members=5,

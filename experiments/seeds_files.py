@@ -63,12 +63,10 @@ def open_files(config) -> Opened:
         truth = gridded.open_gridded(
             archive.truth, mapping_of("truth_mapping", archive.truth_mapping)
         )
-        train = _pairs(config, archive.path, truth, archive.num_train_members)
-        test = train
-        if archive.test_path:
-            test = _pairs(config, archive.test_path, truth, archive.num_test_members)
-        else:
-            test = _pairs(config, archive.path, truth, archive.num_test_members)
+        both = _open(archive, archive.path)
+        other = _open(archive, archive.test_path) if archive.test_path else both
+        train = _pairs(archive, "train", archive.path, both, truth)
+        test = _pairs(archive, "test", archive.test_path or archive.path, other, truth)
         grid = gridded.grid_of(train.forecast, name=archive.path)
         target = {
             "cube": lambda: gridded.CubedSphereGrid(archive.space[-1]),
@@ -109,10 +107,12 @@ def mapping_of(field, text) -> dict[str, str | None]:
     return found
 
 
-def _pairs(config, path, truth, num_members):
+def _open(archive, path):
+    return gridded.open_gridded(path, mapping_of("mapping", archive.mapping))
+
+
+def _pairs(archive, kind, path, forecast, truth):
     """Forecasts of a file with the truth, at the config's fields and leads."""
-    archive = config.archive
-    forecast = gridded.open_gridded(path, mapping_of("mapping", archive.mapping))
     pairs = gridded.pair(
         forecast,
         truth,
@@ -139,6 +139,7 @@ def _pairs(config, path, truth, num_members):
             f" {', '.join(f'{day:g}' for day in days)} days; asked for"
             f" {', '.join(f'{day:g}' for day in archive.lead_days)}."
         )
+    num_members = archive[f"num_{kind}_members"]
     if pairs.sizes["member"] < num_members:
         raise ConfigError(
             f"config.archive: {path} has {pairs.sizes['member']} members; asked for"
@@ -295,19 +296,17 @@ def _write(opened, climate, folder, part):
 
 
 def archives(run_dir) -> dict[str, np.ndarray]:
-    """The arrays of `prepare`, mapped into memory."""
+    """The arrays of `prepare`, mapped into memory.
+
+    Raises:
+        ConfigError: if they are not there.
+    """
     folder = run_dir.path / "archive"
     names = ("train", "train_base", "test", "test_base", "truth")
     try:
-        found = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in names}
+        return {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in names}
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{folder} is not whole: {one_line(error)}. Remove {run_dir.path}/stages"
             " and run again."
         ) from error
-    cases, leads = found["train"].shape[:2]
-    base = found["train_base"][:, None]
-    return found | {
-        "members": found["train"],
-        "base": np.broadcast_to(base, (cases, leads, *base.shape[2:])),
-    }

@@ -1,11 +1,13 @@
 """A run of `seeds.py` on reforecasts from files: training, samples, scores, report."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 
 from ensjax import verification
+from ensjax.data.streams import stream
 from ensjax.emulate.climatology import Standardiser
 from ensjax.emulate.sample_job import SampleJob, SamplerSettings
 from ensjax.experiment import ConfigError, check_at_most
@@ -74,6 +76,8 @@ def validate(config):
     check_numbers(config, ("archive.num_train_cases", "archive.num_test_cases",
                            "sampler.num_steps"), at_least=1)  # fmt: skip
     check_numbers(config, ("archive.lead_days",), at_least=0)
+    check_numbers(config, ("archive.batches_per_call",), at_least=1)
+    check_numbers(config, ("training.batch_size",), at_most=archive.num_train_cases)
     check_numbers(config, ("archive.window_days",), at_least=0, at_most=365)
     if archive.window_days and archive.window_days % 2 == 0:
         raise ConfigError(
@@ -95,8 +99,26 @@ def validate(config):
 
 
 def emulate(config, run_dir) -> dict[str, np.ndarray]:
-    """Trains and keeps the networks, one for each lead."""
-    emulators, log = training.train(config, run_dir, files.archives(run_dir))
+    """Trains and keeps the networks, one for each lead.
+
+    Batches are read from the run's archive, so that a few are in memory at a time; all
+    networks see the same starts.
+    """
+    archives, settings = files.archives(run_dir), config.training
+    cases, leads = archives["train"].shape[:2]
+    base = archives["train_base"][:, None]
+    batches = stream(
+        {
+            "members": archives["train"],
+            "base": np.broadcast_to(base, (cases, leads, *base.shape[2:])),
+        },
+        batch_size=settings.batch_size,
+        seed=config.seed,
+    )
+    job = training.training_job(config, shapes_only=True)
+    others = dict(batch_size=None, steps_per_call=config.archive.batches_per_call)
+    job = dataclasses.replace(job, data=batches, options=job.options | others)
+    emulators, log = training.fitted(config, run_dir, job)
     kept.keep(run_dir, "generated", emulators)
     return {"frozen_steps": np.asarray(log.frozen_steps)}
 
@@ -178,6 +200,8 @@ def add_table_and_figure(run_dir, config, found):
     for name, label in NAMES.items():
         values = found[f"{name}_fair"].mean(axis=1)
         ax.plot(leads, values, marker="o", color=colours[name], label=label)
+    ax.set_xticks(leads)
+    ax.set_ylim(bottom=0)
     finish(ax, x="lead, days", y="fair CRPS, deviations of the climate", legend=True)
     run_dir.add_figure("fair_crps", figure, "Fair CRPS by lead, mean over fields.")
 

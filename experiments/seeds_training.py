@@ -42,8 +42,7 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
 
     Args:
         config: of the run.
-        archives: what `simulate` gives, or `archives` of `seeds_files.py`; None: they
-            are simulated.
+        archives: what `simulate` gives, or None: they are simulated.
         shapes_only: leave the data as their shapes, so that nothing is simulated.
 
     Raises:
@@ -51,8 +50,6 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
     """
     if shapes_only:
         cases = case_shapes(config)
-    elif archives is not None and "members" in archives:
-        cases = {name: archives[name] for name in ("members", "base")}
     else:
         cases = training_cases(simulate(config) if archives is None else archives)
     loss = SeedsLoss(draw_of(config), diffusion.DenoisingLoss(*parts_of(config)))
@@ -234,7 +231,11 @@ def train(config, run_dir, archives) -> tuple[SeedsEmulators, TrainingLog]:
 
     Where the training is finished, its checkpoint is read.
     """
-    job = training_job(config, archives)
+    return fitted(config, run_dir, training_job(config, archives))
+
+
+def fitted(config, run_dir, job) -> tuple[SeedsEmulators, TrainingLog]:
+    """What `train` returns, of a job."""
     trained, log = job.fit(
         checkpoint_dir=run_dir.checkpoints / job.stage, logger=run_dir.logger("train")
     )
