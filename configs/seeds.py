@@ -21,7 +21,12 @@ the full ensemble's, the pattern of spread correlates 0.47 of what its halves do
 simulated member costs 0.01 generated ones.
 
 `paper` has the published sizes: eight fields on a cubed sphere, two seeds, one network
-for each of six leads. Its reforecasts are not at hand, so that it is planned, not run.
+for each of six leads. Its reforecasts are not at hand here, so that it is planned, not
+run. Who has them, and analyses by valid time, as zarr or netCDF runs
+
+    ensjax run configs/seeds.py:paper --config.archive.path=reforecasts.zarr \\
+        --config.archive.truth=era5.zarr --config.archive.test_path=operational.zarr
+
 Not published and assumed: heads, optimizer, learning rate, and b of the noise.
 """
 
@@ -118,20 +123,34 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
 
 def _paper():
-    """Six leads of GEFS reforecasts; nobody has run it. Sampler: that of the demo."""
+    """Six leads of GEFS reforecasts; nobody has run it. Sampler: that of the demo.
+
+    A run from files keeps 130 GB of standardised fields; in memory are a few batches of
+    them (2 GB each) and, once, the truth of all valid times in double precision.
+    """
     config = ml_collections.ConfigDict(dict(experiment="seeds", scale="full"))
     config.title = "SEEDS at full size: GEFS reforecasts continued from two members"
     config.seed = 0
     config.num_seeds = 1
     config.archive = ml_collections.ConfigDict(
         dict(
-            source="gefs",
+            source="files",
+            path="",  # reforecasts with leads, to train on
+            test_path="",  # to test on; "": the starts behind those of training
+            truth="",  # by valid time
+            mapping="",  # of names in the files, such as time=init,lead_units=hours
+            truth_mapping="",
+            variables=(),  # that are opened; (): all that both have
+            grid="cube",  # that of `space`: cube | gaussian | file, as they are
+            batches_per_call=1,  # that are on the device together
+            window_days=15,  # around a day of the climate; 0: one for all days
             num_train_cases=7_305,  # 00 UTC of every day from 2000 to 2019
             num_train_members=5,
             num_test_cases=349,  # to 2022-12-15
             num_test_members=31,
             lead_days=(1, 4, 7, 10, 13, 16),
-            fields=("mslp", "t2m", "u850", "v850", "z500", "t850", "tcwv", "q500"),
+            # As opened: a variable, or one at a level.
+            fields=("mslp", "t2m", "u_850", "v_850", "z_500", "t_850", "tcwv", "q_500"),
             space=(6, 48, 48),  # the cubed sphere, about 2 degrees
         )
     )
@@ -161,7 +180,7 @@ def _paper():
             block=1,
         )
     )
-    config.sampler = ml_collections.ConfigDict(dict(num_steps=600, last_time=1e-3))
+    config.sampler = ml_collections.ConfigDict(dict(num_steps=600))  # to time 1e-3
     config.num_samples = 512
     config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
     return config

@@ -1,7 +1,8 @@
 """SEEDS on Lorenz-96: an ensemble continued from two of its members.
 
 `_training.py` simulates, trains and samples, `_scores.py` measures ensembles,
-`_claims.py` judges and `_figures.py` draws.
+`_claims.py` judges and `_figures.py` draws. `_files_run.py` does the same with
+reforecasts from files (`paper`), which `_files.py` reads.
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ verdicts = load_beside(__file__, "seeds_claims")
 speed = load_beside(__file__, "seeds_speed")
 figures = load_beside(__file__, "seeds_figures")
 kept = load_beside(__file__, "seeds_emulators")
+from_files = load_beside(__file__, "seeds_files_run")
 
 K = training.K
 training_job = training.training_job
@@ -34,7 +36,9 @@ def validate(config):
     check_numbers(
         config, ("training.total_steps", "training.steps_per_call"), at_least=1
     )
-    if archive.source == "lorenz96":
+    if archive.source == "files":
+        from_files.validate(config)
+    else:
         check_numbers(config, ("few.total_steps", "few.num_levels"), above=0)
         speed.validate(config)
 
@@ -45,7 +49,9 @@ def run(config, run_dir):
     Raises:
         ConfigError: for data that are not at hand, before anything is done.
     """
-    training.check_at_hand(config)
+    if config.archive.source == "files":
+        from_files.run(config, run_dir)
+        return
     stages = {
         "simulate": lambda done: training.simulate(config),
         "emulate": lambda done: emulate(config, run_dir, done["simulate"]),

@@ -98,9 +98,18 @@ def simulated(run_dir, config):
     Raises:
         ConfigError: if it is damaged.
     """
-    archives = read_stage(run_dir, config, "simulate")
-    if archives is None:
+    return stage(run_dir, config, "simulate")
+
+
+def stage(run_dir, config, name):
+    """What a stage of the run gave.
+
+    Raises:
+        ConfigError: if it is damaged.
+    """
+    found = read_stage(run_dir, config, name)
+    if found is None:
         raise ConfigError(
-            f"{run_dir.path}/stages/simulate.npz is not whole: the starts are lost."
+            f"{run_dir.path}/stages/{name}.npz is not whole: the starts are lost."
         )
-    return archives
+    return found

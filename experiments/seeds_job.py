@@ -7,14 +7,17 @@ from ensjax.experiment.fields import load_beside
 
 stored = load_beside(__file__, "seeds_emulators")
 training = load_beside(__file__, "seeds_training")
+from_files = load_beside(__file__, "seeds_files_run")
 
 
 def sample_job(config, run_dir, model):
-    """The test cases of one seed, given their first two members.
+    """The test cases of one seed (or of files), given their first two members.
 
     Raises:
         ConfigError: as `kept`, or if the run's archive is damaged.
     """
+    if config.archive.source == "files":
+        return from_files.sample_job(config, run_dir, model)
     emulators, kind, number = stored.kept(run_dir, ("generated", "few"), model)
     archives = stored.simulated(run_dir, config)
     archive = config.archive

@@ -19,9 +19,11 @@ from ensjax.emulate.seeds import (
 )
 from ensjax.emulate.trajectories import forecast_twins
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import choose
+from ensjax.experiment.fields import choose, load_beside
 from ensjax.train import TrainingJob, TrainingLog
 from ensjax.weight_space import EMA, averaged
+
+files = load_beside(__file__, "seeds_files")
 
 K = 2  # seeds of a case
 
@@ -30,7 +32,7 @@ DIFFUSIONS = {
     "edm": (diffusion.EDM(), diffusion.LogNormalNoise()),
     "ve": (diffusion.VE(), diffusion.UniformTimeNoise()),
 }
-SOURCES = ("lorenz96", "gefs")
+SOURCES = ("lorenz96", "files")
 
 
 def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
@@ -169,6 +171,12 @@ def climate(train) -> tuple[np.ndarray, np.ndarray]:
 
 def check_at_hand(config) -> None:
     """Raises `ConfigError` for a source that cannot be read here."""
+    if config.archive.source == "files":
+        files.check_named(config)
+        raise ConfigError(
+            "fields of files are read by a run, which prepares them:"
+            " ensjax run configs/seeds.py:paper"
+        )
     if config.archive.source == "gefs":
         raise ConfigError(
             "the reforecasts of GEFS are not at hand, so that this preset is planned:"
@@ -223,7 +231,11 @@ def train(config, run_dir, archives) -> tuple[SeedsEmulators, TrainingLog]:
 
     Where the training is finished, its checkpoint is read.
     """
-    job = training_job(config, archives)
+    return fitted(config, run_dir, training_job(config, archives))
+
+
+def fitted(config, run_dir, job) -> tuple[SeedsEmulators, TrainingLog]:
+    """What `train` returns, of a job."""
     trained, log = job.fit(
         checkpoint_dir=run_dir.checkpoints / job.stage, logger=run_dir.logger("train")
     )
