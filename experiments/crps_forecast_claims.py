@@ -193,6 +193,7 @@ def make_checks(config, done) -> list[dict]:
     asked = theory.optimal_spread(config.stages.num_members[-1], 0.0)
     activity = np.abs(mean["almost_fair_activity"] - 1).max()
     raw, anomaly = mean["ratios"]  # [drift, lead]
+    sizes = mean["sizes_fair"][:, 0]
     drifts = np.asarray(config.drifts)
     quarter = int(np.argmin(np.abs(drifts - 0.25)))
     checks = [
@@ -234,6 +235,11 @@ def make_checks(config, done) -> list[dict]:
             "6b: anomaly ratio rises from the first lead to the last",
             float(anomaly[0, -1] - anomaly[0, 0]),
             0.0,
+        ),
+        check_at_most(
+            "2.b: fair CRPS of few members off that of many, of it",
+            float(np.abs(sizes / sizes[-1] - 1).max()),
+            0.02,
         ),
         check_at_most("rain: CRPS, mm", float(done["rain"]["crps"].mean()), RAIN_BOUND),
         check_at_most("networks not finite", _num_frozen(done), 0),
