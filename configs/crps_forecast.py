@@ -59,7 +59,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     )
     config.stages = ml_collections.ConfigDict(
         dict(
-            total_steps=(20, 10) if smoke else (1_500,) if claims else (600,),
+            total_steps=(20, 10) if smoke else (1_500,),
             rollout_steps=(1, 2) if smoke else (1,),
             num_members=(4, 2) if smoke else (4,),
             learning_rate=(2e-3, 2e-4) if smoke else (2e-3,),

@@ -48,7 +48,7 @@ def add_tables(run_dir, config, done):
         rows.append(
             [
                 str(size),
-                interval_text(found["sizes_fair"][:, number], form=".4f"),
+                interval_text(found["sizes_fair"][:, number, 0], form=".4f"),
                 interval_text(found["sizes_ssr"][:, number]),
                 "; ".join(f"{d:+.4f} ({a:+.4f} to {b:+.4f})" for d, a, b in difference),
             ]

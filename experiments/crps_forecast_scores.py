@@ -120,30 +120,25 @@ def sizes(members, truth, numbers, key, num_resamples) -> dict[str, np.ndarray]:
     """Whether the first few of many members score as all of them.
 
     Returns:
-        `fair` and `ssr` `[size]`, means over leads; `difference` `[size, 3]` of the
-        fair score of so many from that of the most, with the ends of its bootstrap
-        interval over cases; and `permuted`, the largest change of a score by lead if
-        members change places.
+        `fair` `[size, 3]`, the mean over leads with the ends of its bootstrap interval
+        over cases; `ssr` `[size]`; `difference` `[size, 3]` of the fair score of so
+        many from that of the most, in pairs; and `permuted`, the largest change of a
+        score by lead if members change places.
     """
     members, truth = jnp.asarray(members), jnp.asarray(truth)
     metric = crps("fair").over(1, 2)
     sums = [metric.sums(members[:number], truth) for number in numbers]
     scores = [by_lead(members[:number], truth) for number in numbers]
-    differences = []
+    blocks = dict(block_length=BLOCK_CASES, num_resamples=num_resamples)
+    fair, differences = [], []
     for own in sums:
-        compared = bootstrap_comparison(
-            key,
-            metric,
-            own,
-            sums[-1],
-            block_length=BLOCK_CASES,
-            num_resamples=num_resamples,
-        )
+        compared = bootstrap_comparison(key, metric, own, sums[-1], **blocks)
+        fair.append([float(x) for x in compared.first])
         differences.append([float(x) for x in compared.difference])
     order = np.random.default_rng(0).permutation(len(members))
     moved, still = by_lead(members[order], truth), scores[-1]
     return {
-        "fair": np.array([x["fair"].mean() for x in scores]),
+        "fair": np.array(fair),
         "ssr": np.array([x["ssr"].mean() for x in scores]),
         "difference": np.array(differences),
         "permuted": np.max(
