@@ -140,7 +140,8 @@ def loop_over_steps(call, members, steps, alone):
     forecast, models, starts = _task()
     start = jax.tree.map(lambda x: x[0], starts)
     ids = _members(members)
-    begun = jax.jit(jax.vmap(_begun(forecast, models, start, jax.device_put(ids))))
+    given = jax.device_put((models, start, ids))
+    begun = jax.jit(jax.vmap(_begun(forecast, *given)))
     rows = [np.flatnonzero(ids.checkpoint == c) for c in range(NUM_CHECKPOINTS)]
     step = jax.jit(jax.vmap(forecast.rollout.step, in_axes=(None, None, 0)))
     parameters = [jax.device_put(jax.tree.map(lambda x, c=c: x[c], models))
