@@ -140,6 +140,7 @@ def _paper():
     )
     config.num_starts, config.num_steps = 730, 60  # of 6 hours
     config.block = 1
-    # A checkpoint for each group of 64 devices, as 256 A100s held one.
-    config.mesh = ml_collections.ConfigDict(dict(member=29, data=64, model=1))
+    # 256 A100s trained one checkpoint: --mesh member=29,data=64 has a sample on each of
+    # as many devices for every checkpoint.
+    config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
     return config
