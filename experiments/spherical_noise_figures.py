@@ -107,7 +107,7 @@ def _noise_spectra(config, noise):
 
 
 def _spectra(config, found):
-    fig = new_figure(4.4, width=11.0)
+    fig = new_figure(4.8, width=11.0)
     axes = fig.subplots(len(VARIABLES), 2, sharex=True, sharey=True)
     degree = np.arange(1, config.last_degree + 1)
     for variable, row in enumerate(axes):
@@ -122,6 +122,7 @@ def _spectra(config, found):
                     label=verdicts.NAMES[name],
                 )  # fmt: skip
         for ax in row:
+            ax.set_xticks(range(1, degree[-1] + 1, 4))
             ax.axhspan(0.5, 2, color=GREY, alpha=0.15, lw=0)
             ax.axhline(1, color=GREY, lw=1)
             ax.set_yscale("log")
@@ -135,8 +136,10 @@ def _spectra(config, found):
             ax,
             x="degree" if place > 1 else "",
             y="" if place % 2 else "power, of the truth's",
-            legend=place == 0,
+            legend=False,
         )
+    lines, words = axes[0, 0].get_legend_handles_labels()
+    fig.legend(lines, words, loc="outside upper center", ncols=3, frameon=False)
     return fig
 
 
@@ -152,6 +155,8 @@ def _leads(config, found):
         right.plot(days, mean["ssr"], **style)
         right.plot(days, mean["large_ssr"], ls="--", **style)
     right.axhline(1, color=GREY, lw=1)
+    for ax in (left, right):
+        ax.set_xticks(days)
     left.set_ylim(bottom=0)
     right.set_ylim(bottom=0)
     finish(left, x="days of forecast", y="fair CRPS", legend=True)
@@ -166,15 +171,18 @@ def _members(config, done):
     fields = {"truth": truth[0, ..., 0] * sd}
     for name, scores in verdicts.scores_of(done).items():
         fields[verdicts.NAMES[name]] = scores["example"][0, ..., 0] * sd
-    fig = new_figure(3.6, width=12.0)
-    axes = fig.subplots(2, len(fields), squeeze=False)
+    fig = new_figure(3.1, width=12.0)
+    axes = fig.subplots(2, len(fields), squeeze=False, sharex=True, sharey=True)
     limit = np.quantile(np.abs(fields["truth"]), 0.995)
     for column, (name, field) in enumerate(fields.items()):
         for row, lead in enumerate((0, -1)):
             drawn = _draw_map(axes[row, column], archive, field[lead], limit)
         axes[0, column].set_title(name, fontsize=9, loc="left")
-    axes[0, 0].set_ylabel(f"day {config.test.lead_days[0]}", fontsize=9)
-    axes[1, 0].set_ylabel(f"day {config.test.lead_days[-1]}", fontsize=9)
+    for row, lead in enumerate((0, -1)):
+        day = config.test.lead_days[lead]
+        axes[row, 0].set_ylabel(f"day {day}\nlatitude", fontsize=9)
+    for ax in axes[1]:
+        ax.set_xlabel("longitude", fontsize=9)
     bar = fig.colorbar(drawn, ax=axes.ravel().tolist(), shrink=0.8, extend="both")
     bar.set_label("K")
     return fig
