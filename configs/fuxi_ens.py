@@ -42,7 +42,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             spin_up_steps=200 if smoke else 2_000,
             num_train_runs=8 if smoke else 64,
             num_train_outputs=20 if smoke else 300,
-            num_starts=8 if smoke else 64,
+            num_starts=8 if smoke else 64 if claims else 32,
             num_before=1,
             num_leads=12 if smoke else 50,
         )
@@ -57,7 +57,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.model = ml_collections.ConfigDict(
         dict(
             name="residual",
-            width=8 if smoke else 32 if claims else 24,
+            width=8 if smoke else 32 if claims else 16,
             depth=0 if smoke else 3 if claims else 2,
             kernel_size=3 if smoke else 5,
             log_variance_offset=-4.0,
@@ -72,7 +72,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             draw_from="prior",
             # A curriculum: steps of the rollout, and of the optimizer for each.
             rollout_steps=(1,),
-            total_steps=(20,) if smoke else (800,) if claims else (600,),
+            total_steps=(20,) if smoke else (800,) if claims else (500,),
             batch_size=16 if smoke else 64 if claims else 32,
             learning_rate=2e-3,
             warmup_steps=5 if smoke else 100,
@@ -98,7 +98,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             num_members=20 if smoke else 100,
             width=8 if smoke else 32,
             depth=0 if smoke else 2,
-            total_steps=20 if smoke else 1_000,
+            total_steps=20 if smoke else 1_000 if claims else 600,
             learning_rate=1e-3,
             weight_decay=0.1,
             kl_weight=1e-4,

@@ -194,9 +194,11 @@ def test_full_size_has_the_published_shapes():
 
     step, once = products(40, 78), products(14, 312)
     assert costs["forecast_flops"] == step + once
-    # The perturbations of a first step are computed once for all eight members.
+    # The perturbations of a first step are computed once for all eight members. A
+    # gradient has two products for one; a block is computed again but for the last
+    # third of its products, whose result is not asked for.
     forward = 8 * step + 2 * once
-    assert 3.9 * forward < costs["step_flops"] < 4 * forward
+    assert 3.6 * forward < costs["step_flops"] < (3 + 2 / 3) * forward
     with pytest.raises(ConfigError, match="ERA5 is not at hand"):
         training.simulate(config)
 
