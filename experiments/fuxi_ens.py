@@ -1,7 +1,8 @@
 """FuXi-ENS on two-scale Lorenz-96: learned perturbations of the state, CRPS and KL.
 
-`_training.py` trains and forecasts, `_networks.py` has those of full size, `_scores.py`
-measures, `_rainfall.py` has real rain, `_claims.py` judges and `_figures.py` draws.
+`_training.py` trains, `_networks.py` has what is of full size, `_emulators.py`
+forecasts, `_scores.py` measures, `_rainfall.py` has real rain, `_claims.py` judges and
+`_figures.py` draws.
 """
 
 import numpy as np
@@ -119,7 +120,7 @@ def emulate(config, run_dir, archives) -> dict[str, np.ndarray]:
             rows.setdefault(f"{name}/{key}", []).append(np.asarray(value))
 
     for kind, ensemble in ensembles.items():
-        drawn, sigma = training.forecasts(config, ensemble, archives)
+        drawn, sigma = training.emulators.forecasts(config, ensemble, archives)
         own = names if kind == "learned" else [kind]
         for number, (forecast, deviation) in enumerate(zip(drawn, sigma, strict=True)):
             seed, place = divmod(number, len(own))

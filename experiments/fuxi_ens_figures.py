@@ -144,9 +144,10 @@ def _sweep(config, found):
     for ax, y in ((skill, f"fair CRPS ({_SD})"), (inside, "end of training")):
         ax.set_xticks(place, texts)
         ax.set_yscale("log")
-        finish(
-            ax, x="weight of the KL (not to scale)", y=f"{y}, logarithmic", legend=True
-        )
+        text = "weight of the KL (not to scale)"
+        finish(ax, x=text, y=f"{y}, logarithmic")
+        above = dict(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+        ax.legend(fontsize=10, **above)
     return fig
 
 

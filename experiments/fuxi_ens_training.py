@@ -8,16 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 import ensjax
 from ensjax.emulate.variational import (
     ConstantPerturbation,
-    ConstantSpread,
     GaussianPerturbation,
     VariationalForecaster,
-    sample_forecast,
-    side_by_side,
 )
 from ensjax.emulate.variational_training import (
     RECONSTRUCTIONS,
@@ -28,18 +24,15 @@ from ensjax.emulate.variational_training import (
 from ensjax.emulate.windows import OwnTask
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose, load_beside
-from ensjax.graphs import NnxGraph
-from ensjax.mapping import map_members
-from ensjax.members import member_key
 from ensjax.mesh import fetch
 from ensjax.train import TrainingJob
 
 weather = load_beside(__file__, "lorenz96_forecasts")
 full_size = load_beside(__file__, "fuxi_ens_networks")
+emulators = load_beside(__file__, "fuxi_ens_emulators")
 
-NUM_STATES = 2
+NUM_STATES = emulators.NUM_STATES
 SOURCES = ("lorenz96", "era5")
-_MOMENT_WINDOWS = 2_000  # of which the prior's mean and variance are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,13 +318,13 @@ def train(config, run_dir, archives):
     make = functools.partial(make_pair, config, scale)
     trained, log = _fit_curriculum(config, run_dir, archives, make)
     learned = emulators_of(trained)
-    moments = prior_moments(config, learned, archives)
+    first = learned.select(np.arange(config.num_seeds) * len(variants(config)))
+    moments = emulators.prior_moments(first, training_data(config, archives))
     make = functools.partial(make_constant, config, scale)
-    same = functools.partial(_with_moments, moments)
+    same = functools.partial(emulators.with_moments, moments)
     trained, constant_log = _fit_curriculum(config, run_dir, archives, make, same)
     constant = emulators_of(trained)
-    first = learned.select(np.arange(config.num_seeds) * len(variants(config)))
-    replaced = _with_one_spread(first, moments)
+    replaced = emulators.with_one_spread(first, moments)
     ensembles = {"learned": learned, "replaced": replaced, "constant": constant}
     return ensembles, {"train": log, "constant": constant_log}
 
@@ -357,106 +350,3 @@ def _fit_curriculum(config, run_dir, archives, make_model, prepare=None):
             logger=run_dir.logger(job.stage),
         )
     return trained, log
-
-
-@dataclasses.dataclass(frozen=True)
-class _Moments:
-    graph: Any
-
-    def __call__(self, state, states):
-        emulator = self.graph.merge(state, train=False)
-        field = jax.vmap(emulator.prior)(states)
-        axes = tuple(range(states.ndim - 1))
-        variance = jnp.mean(jnp.square(field.sigma), axis=axes)
-        return field.mean.mean(axis=axes), jnp.log(variance)
-
-
-def prior_moments(config, learned, archives):
-    """Mean of the first variant's perturbations, and log of their mean variance.
-
-    Both `[seed, channel]`, over training windows and places. What the mean itself does
-    from state to state is no spread: the forecaster is told it without noise.
-    """
-    count = len(variants(config))
-    first = learned.select(np.arange(config.num_seeds) * count)
-    data = training_data(config, archives)
-    step = max(1, len(data) // _MOMENT_WINDOWS)
-    windows = np.moveaxis(data[::step, :, :NUM_STATES], 1, 0)
-    states = jax.vmap(jax.vmap(side_by_side))(jnp.asarray(windows))
-    run = map_members(
-        _Moments(first.graph), kinds=("member", "member"), mesh=first.mesh, block=1
-    )
-    return fetch(run(first.state, states))
-
-
-def _with_moments(moments, ensemble):
-    """Constant Gaussians with a mean and log variance of each network's own."""
-    values = dict(zip(("mean", "log_variance"), moments, strict=True))
-    flat = [
-        (path, variable.replace(jnp.asarray(values[path[-1]])))
-        for path, variable in nnx.to_flat_state(ensemble.state["rest"])
-    ]
-    state = {**ensemble.state, "rest": nnx.from_flat_state(flat)}
-    return dataclasses.replace(ensemble, state=state).on_mesh(ensemble.mesh)
-
-
-def _with_one_spread(learned, moments):
-    """The learned emulators with a variance that is everywhere its mean."""
-    graph = learned.graph
-    emulator = nnx.merge(graph.graphdef, learned.state["params"], learned.state["rest"])
-    channels = emulator.prior.num_channels
-    emulator.prior = ConstantSpread(emulator.prior, log_variance=jnp.zeros(channels))
-    graphdef, params, rest = nnx.split(emulator, nnx.Param, ...)
-    state = {"params": params, "rest": rest}
-    changed = dataclasses.replace(learned, state=state, graph=NnxGraph(graphdef))
-    return _with_moments(moments, changed)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Forecasts:
-    """All members of all starts of one network, `[member, start, lead, site]`."""
-
-    graph: Any
-    num_members: int
-    num_leads: int
-
-    def __call__(self, state, states, seed):
-        emulator = self.graph.merge(state, train=False)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            member_key(seed, "sample", 0), jnp.arange(len(states))
-        )
-
-        def of_member(member_id):
-            def of_start(key, states):
-                return sample_forecast(
-                    emulator, key, member_id, states, num_steps=self.num_leads
-                )[..., 0]
-
-            return jax.vmap(of_start)(keys, states)
-
-        sigma = jax.vmap(emulator.prior)(states).sigma
-        sigma = jnp.sqrt(jnp.mean(jnp.square(sigma), axis=-1))
-        return jax.lax.map(of_member, jnp.arange(self.num_members)), sigma
-
-
-def forecasts(config, ensemble, archives) -> tuple[np.ndarray, np.ndarray]:
-    """Forecasts of every network from the truth at the starts of its seed.
-
-    Returns:
-        `[network, member, start, lead, site]` in deviations; and the deviation that the
-        perturbation has at the start, in units of a step's change, `[network, start,
-        site]`.
-    """
-    per_seed = ensemble.num_members // config.num_seeds
-    last = config.archive.num_before + 1
-    starts = archives["truth"][:, :, last - NUM_STATES : last]  # [seed, start, time]
-    states = np.moveaxis(starts, 2, -1).astype(np.float32)
-    run = map_members(
-        _Forecasts(ensemble.graph, config.num_members, config.archive.num_leads),
-        kinds=("member", "member", "shared"),
-        out=("member", "member"),
-        mesh=ensemble.mesh,
-        block=1,
-    )
-    states = jnp.asarray(np.repeat(states, per_seed, axis=0))
-    return fetch(run(ensemble.state, states, jnp.int32(config.seed)))

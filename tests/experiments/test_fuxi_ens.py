@@ -155,7 +155,7 @@ def test_variants_of_a_seed_start_alike_and_the_constant_has_the_same_forecaster
     np.testing.assert_array_equal(jax.tree.leaves(stems)[-1], kernel[[0, 2]])
     # Each network's own Gaussian, by name.
     moments = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[5.0, 6.0], [7.0, 8.0]])
-    prior = training._with_moments(moments, constant)[1].emulator.prior
+    prior = training.emulators.with_moments(moments, constant)[1].emulator.prior
     np.testing.assert_array_equal(prior.mean[...], [3, 4])
     np.testing.assert_array_equal(prior.log_variance[...], [7, 8])
 
@@ -194,9 +194,11 @@ def test_full_size_has_the_published_shapes():
 
     step, once = products(40, 78), products(14, 312)
     assert costs["forecast_flops"] == step + once
-    # The perturbations of a first step are computed once for all eight members.
+    # The perturbations of a first step are computed once for all eight members. A
+    # gradient has two products for one; a block is computed again but for the last
+    # third of its products, whose result is not asked for.
     forward = 8 * step + 2 * once
-    assert 3.9 * forward < costs["step_flops"] < 4 * forward
+    assert 3.6 * forward < costs["step_flops"] < (3 + 2 / 3) * forward
     with pytest.raises(ConfigError, match="ERA5 is not at hand"):
         training.simulate(config)
 
@@ -236,7 +238,9 @@ def test_a_curriculum_hands_weights_over(tmp_path):
         ("training.rollout_steps", "(1, 2)"),
         ("training.total_steps", "(10, 5)"),
     )
-    options = RunOptions(f"{CONFIG}:smoke", changes, workdir=str(tmp_path / "run"))
+    options = RunOptions(
+        f"{CONFIG}:smoke", workdir=str(tmp_path / "run"), overrides=changes
+    )
     assert run_and_report(options) == 0
     found = (tmp_path / "run" / "checkpoints").iterdir()
     names = {"train", "train_1", "constant", "constant_1"}
