@@ -218,7 +218,8 @@ def bias_of_systems(config, own, case) -> dict[str, np.ndarray]:
 
 def lead_times(config) -> np.ndarray:
     """Leads in time units of the system."""
-    return np.asarray(config.leads) * config.archive.steps_per_output * 0.005
+    step = weather.system_of(config).step_length
+    return np.asarray(config.leads) * config.archive.steps_per_output * step
 
 
 def extreme_leads(config) -> list[int]:
