@@ -3,7 +3,6 @@
 import numpy as np
 
 from ensjax import plot
-from ensjax.experiment.claims import mean_and_interval
 from ensjax.experiment.fields import load_beside
 from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
 
@@ -26,7 +25,7 @@ _STYLES = {
 def add_figures(run_dir, config, done):
     """Skill, spectra, extremes, members, drift, indices of extremes, and the cards."""
     found = done["scores"]
-    seeds = f"mean over {config.num_seeds} seeds, shaded: 95 % interval of the mean"
+    seeds = f"mean over {config.num_seeds} seeds, shaded: range of the seeds"
     run_dir.add_figure(
         "skill",
         _skill(config, found),
@@ -45,7 +44,7 @@ def add_figures(run_dir, config, done):
         "sedi",
         _sedi(config, found),
         "SEDI of events beyond percentiles of the climate, against analyses and against"
-        f" simulated stations; {seeds.split(',')[0]}, bars: 95 % interval.",
+        f" simulated stations; {seeds.split(',')[0]}, bars: their range.",
     )
     run_dir.add_figure(
         "roc_by_members",
@@ -83,9 +82,9 @@ def add_figures(run_dir, config, done):
 
 
 def _lines(ax, x, values, style, label):
-    """Mean of `[seed, lead]` with its interval."""
+    """Mean of `[seed, lead]`, and the range of the seeds."""
     color, marker, line = PALETTE[style[0]], *style[1:]
-    mean, low, high = np.array([mean_and_interval(v) for v in values.T]).T
+    mean, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
     ax.plot(x, mean, marker=marker, ms=4, color=color, ls=line, lw=1.6, label=label)
     ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
 
@@ -160,7 +159,7 @@ def _sedi(config, found):
             (n, t) for t in scores.TRUTHS for n in ("simulator", "emulator")
         ):
             values = found[f"{name}_sedi_{truth}"][:, k]
-            mean, low, high = np.array([mean_and_interval(v) for v in values.T]).T
+            mean, low, high = (f(values, axis=0) for f in (np.mean, np.min, np.max))
             color = PALETTE[_STYLES[name][0]]
             filled = color if truth == "analysis" else "white"
             x = place + 0.16 * (j - 1.5)
@@ -171,8 +170,15 @@ def _sedi(config, found):
             )
         ax.set_xticks(place, percents)
         title = f"Lead {leads[i]:g}"
-        finish(ax, x="Percentile of the climate", y="", title=title)
+        finish(
+            ax,
+            x="Percentile of the climate",
+            y="",
+            title=title,
+            starts_at_zero=False,
+        )
     axes[0].set_ylabel("SEDI")
+    axes[0].set_ylim(min(0, axes[0].get_ylim()[0]), 1)
     _legend(fig, axes[0], 4)
     return fig
 
@@ -191,7 +197,7 @@ def _roc(config, found):
                 )
         ax.set_xticks(counts)
         title = {"analysis": "Against analyses", "stations": "Against stations"}[truth]
-        finish(ax, x="Members", y="", title=title)
+        finish(ax, x="Members", y="", title=title, starts_at_zero=False)
     axes[0].set_ylabel("Area under the ROC curve")
     _legend(fig, axes[0], 4)
     return fig
@@ -215,7 +221,7 @@ def _drift(config, found):
     for level in (-0.25, 0.25):
         right.axhline(level, color=GREY, lw=1, ls=":")
     right.axhline(0, color=GREY, lw=1)
-    right.set_ylim(-0.4, 0.6)
+    right.set_ylim(-0.4, 0.9)
     finish(right, x=_LEAD, y="Bias over RMSE, emulator", legend=True)
     _legend(fig, left, 4)
     return fig

@@ -218,7 +218,8 @@ def bias_of_systems(config, own, case) -> dict[str, np.ndarray]:
 
 def lead_times(config) -> np.ndarray:
     """Leads in time units of the system."""
-    return np.asarray(config.leads) * config.archive.steps_per_output * 0.005
+    step = weather.system_of(config).step_length
+    return np.asarray(config.leads) * config.archive.steps_per_output * step
 
 
 def extreme_leads(config) -> list[int]:
@@ -337,8 +338,8 @@ def extreme_index(config, own, case) -> dict[str, np.ndarray]:
 
 def observation_errors(config, own, case) -> dict[str, np.ndarray]:
     """Errors at stations of single systems by lead: `_station_rmse`, `_deflated` (less
-    the error of observations), `_nearest` (of the nearest point, deflated), and of the
-    analyses at the stations `_interpolated`."""
+    the error of observations), `_nearest` (of the nearest point, deflated), and against
+    analyses at the stations, less their error, `_interpolated`."""
     truth, noise = case.truths["stations"], config.extremes.station_noise
     sites = config.archive.num_sites
     grid = case.stations
@@ -350,6 +351,9 @@ def observation_errors(config, own, case) -> dict[str, np.ndarray]:
     plain = v.root_mean_square_error().over(0, 2)
     deflated = v.deflated_error().over(0, 2)
     sd = {"observation_sd": np.float32(noise)}
+    # Interpolation takes a part of the analyses' error.
+    less = np.sqrt((grid.weight**2).sum(axis=0)) * config.analysis_noise
+    own_sd = {"observation_sd": less.astype(np.float32)}
     found = {}
     for name in SINGLE:
         field = at_truth(own[name], "stations", case)[None]
@@ -358,7 +362,7 @@ def observation_errors(config, own, case) -> dict[str, np.ndarray]:
             f"{name}_station_rmse": scored(plain, field, truth.values, None),
             f"{name}_deflated": scored(deflated, field, truth.values, sd),
             f"{name}_nearest": scored(deflated, near, truth.values, sd),
-            f"{name}_interpolated": scored(plain, field, own_analysis, None),
+            f"{name}_interpolated": scored(deflated, field, own_analysis, own_sd),
         }
     return numbers(found)
 
