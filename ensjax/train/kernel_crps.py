@@ -86,12 +86,17 @@ def crps_of_weight(
     away = members.astype(dtype) - truth.astype(dtype)[None]
     count = len(away)
     if count == 1:
-        return jnp.abs(away[0])
+        return magnitude(away[0])
     # What a pair's distance counts beside its two errors; e of the source is 1 - kept.
     kept = 1 - (1 - fair) / count
     if form == "pairs" or (form == "auto" and count <= _MOST_IN_PAIRS):
         return _of_pairs(away, kept)
-    return jnp.mean(jnp.abs(away), axis=0) - _spread(away) * kept
+    return jnp.mean(magnitude(away), axis=0) - _spread(away) * kept
+
+
+def magnitude(x: jax.Array) -> jax.Array:
+    """`|x|`, with derivative 0 at 0, where `jnp.abs` has 1."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
 def fair_weight(estimator: str, alpha: float, num_members: int) -> float:
@@ -112,11 +117,11 @@ def fair_weight(estimator: str, alpha: float, num_members: int) -> float:
 def _of_pairs(away, kept):
     """1 / (M (M - 1)) sum_{m<l} |a_m| + |a_l| - kept |a_m - a_l|, no term below 0."""
     count = len(away)
-    error = jnp.abs(away)
+    error = magnitude(away)
     total = 0.0
     # Member m and the one `shift` further on: half of the shifts meet every pair once.
     for shift in range(1, count // 2 + 1):
-        distance = jnp.abs(away - jnp.roll(away, shift, axis=0))
+        distance = magnitude(away - jnp.roll(away, shift, axis=0))
         terms = error + jnp.roll(error, shift, axis=0) - kept * distance
         twice = 2 * shift == count  # then m meets l and l meets m
         total += jnp.sum(terms, axis=0) * (0.5 if twice else 1.0)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ensjax.train.kernel_crps import magnitude
 from ensjax.train.losses import example_keys, weighted_mean
 from ensjax.train.noise_members import NoiseCrps
 
@@ -48,7 +49,7 @@ class PointError:
         is_there = ~jnp.isnan(target)
         # Before and after, as in `NoiseCrps`.
         error = model(None, condition) - jnp.where(is_there, target, 0.0)
-        values = error**2 if self.kind == "squared" else jnp.abs(error)
+        values = error**2 if self.kind == "squared" else magnitude(error)
         return jnp.where(is_there, values, 0.0)
 
 

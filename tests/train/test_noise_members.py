@@ -1,6 +1,7 @@
 """The kernel CRPS as a loss, and training of one network on members of its noise."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -117,6 +118,23 @@ def test_equal_members_are_not_told_apart(form):
         expected = jax.grad(lambda x, w=WEIGHT[word]: double_sum(x, truth, w))(members)
         np.testing.assert_allclose(found, expected, atol=1e-7)
         assert found[0] == found[2] == found[3]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_equal_members_of_three_have_the_same_derivative(form):
+    """The derivative of `jnp.abs` at 0 is 1, which would tell them apart."""
+
+    def slopes(members, truth):
+        score = functools.partial(kernel_crps, estimator="fair", form=form)
+        return jax.grad(lambda x: score(x, jnp.float32(truth)))(jnp.array(members))
+
+    # Each is 1 / 3 of its own error, less 1 / 6 of the distance to the third.
+    np.testing.assert_allclose(slopes([1.0, 1.0, 2.0], 0.0), [0.5, 0.5, 0], atol=1e-6)
+    # A member that is right has no derivative of its error, and two of its distances.
+    np.testing.assert_allclose(slopes([0.0, 1.0, -1.0], 0.0), [0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        slopes([0.0, 2.0, 1.0], 0.0), [1 / 3, 0, 1 / 3], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
