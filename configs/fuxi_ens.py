@@ -12,6 +12,13 @@ the KL are trained as one stack, from the same weights and in the same order of 
 second stack has a Gaussian of equal variance that does not depend on the state. They
 are compared with a stochastic simulator that is imperfect. Real rain beside it.
 
+One seed with 24 channels, two blocks, 600 steps and 64 starts: spread over error after
+one step 0.90 (L1 + KL 0.07), fair CRPS after 40 steps 0.425 (0.616), with a Gaussian
+that does not depend on the state 0.445, the simulator 0.394; better than the simulator
+in 3 % of the cells. Weights of the KL from 0 to 0.01 change the CRPS by 1.5 %, while
+the KL goes from 54 to 0.12 nats an element. Deviation and error correlate by 0.15. Rain
+4.59 mm (EMOS of all members 4.69, raw 7.08).
+
 `paper` has the published sizes: 78 channels at 0.25 degrees, eight members on eight
 devices, rollouts of 1, 2 and 3 steps. ERA5 is not at hand, so that it is planned, not
 run: 2.12 billion parameters (1.18 of the forecaster, 0.47 each of prior and posterior),
