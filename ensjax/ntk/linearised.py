@@ -107,7 +107,7 @@ def linear_training(
     x: Any,
     *,
     params: str = "",
-    method: str = "jacobian",
+    method: str = "auto",
     block_rows: int | None = None,
     block: int | str | None = "auto",
 ) -> LinearTraining:

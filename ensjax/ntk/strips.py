@@ -11,9 +11,13 @@ from ensjax.blocks import Blocks
 from ensjax.ensemble import Ensemble
 from ensjax.mapping import map_local
 from ensjax.mesh import platform
+from ensjax.ntk.multiplications import multiplications
 from ensjax.ntk.tangents import Tangents, contract, num_rows, rows_of
 
-METHODS = ("jacobian", "vector_products")
+METHODS = ("auto", "jacobian", "vector_products")
+# Multiplications for each parameter that counts, of one row's forward pass, up to which
+# "auto" takes products: dense layers use a weight once.
+_MOST_USES = 2
 
 # Larger blocks compute fewer Jacobians again, which is what convolutions spend on.
 _MOST_ROWS = 256
@@ -52,7 +56,7 @@ def make_strips(
     full: bool,
     block_rows: int | None,
 ) -> "Strips":
-    """How strips of the members' kernels are computed; the rule of `block_rows`.
+    """How strips of the members' kernels are computed; the rules of "auto".
 
     Raises:
         ValueError: if `block_rows` is no positive integer, or a member does not return
@@ -62,7 +66,13 @@ def make_strips(
         lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), ensemble.state
     )
     num_outputs = tangents.num_outputs(one, x)
-    row_bytes = 4 * num_outputs * tangents.size(one["params"])
+    size = tangents.size(one["params"])
+    if method == "auto":
+        # A weight that is used at many places is summed over once in a Jacobian, and
+        # met at each of them by every product.
+        uses = multiplications(tangents.outputs_of_a_row, one, x) / size
+        method = "vector_products" if uses <= _MOST_USES else "jacobian"
+    row_bytes = 4 * num_outputs * size
     if block_rows is None:
         local = -(-len(ensemble) // ensemble.mesh.shape["member"])
         alone = min(_MEMBER_JACOBIAN_BYTES // row_bytes, _FEWEST_ROWS)

@@ -105,12 +105,12 @@ class Tangents:
 
     def num_outputs(self, state: Any, x: Any) -> int:
         """Outputs of one row; shapes of one member and of the inputs are enough."""
+        return jax.eval_shape(self.outputs_of_a_row, state, x).shape[1]
 
-        def forward(state, x):
-            fn, values = self.function(state, jax.tree.map(lambda a: a[:1], x))
-            return fn(values)
-
-        return jax.eval_shape(forward, state, x).shape[1]
+    def outputs_of_a_row(self, state: Any, x: Any) -> jax.Array:
+        """What the member says of the first row, `[1, output]`."""
+        fn, values = self.function(state, jax.tree.map(lambda a: a[:1], x))
+        return fn(values)
 
     def jacobian(self, state: Any, x: Any) -> list[jax.Array]:
         """The Jacobian of every row, leaves `[row, output, entry]`."""

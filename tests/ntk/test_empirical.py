@@ -10,9 +10,10 @@ import ensjax
 from ensjax import ntk
 from ensjax.ntk import strips
 from ensjax.ntk.empirical import kernel_program
-from ensjax.ntk.strips import METHODS
+from ensjax.ntk.multiplications import multiplications
 from ensjax.planning import read_collectives
 
+WAYS = strips.METHODS[1:]  # without "auto"
 ONE = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
 
 
@@ -73,7 +74,7 @@ def test_a_linear_function_has_the_kernel_of_its_inputs():
     check_close(ntk.empirical_ntk(linear, ROWS), expected)
     check_close(ntk.empirical_ntk(linear, ROWS, params="^w$"), expected - 1)
     full = np.einsum("ab,oq->aboq", ROWS @ ROWS.T + 1, np.eye(3))
-    for method in METHODS:
+    for method in WAYS:
         found = ntk.empirical_ntk(linear, ROWS, outputs="full", method=method)
         check_close(found, np.broadcast_to(full, (2, *full.shape)))
 
@@ -144,7 +145,7 @@ def test_meshes_give_the_same_kernels_and_send_nothing(members, member, data):
         check_close(ntk.empirical_ntk(spread, ROWS, block_rows=3), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WAYS)
 def test_memory_beyond_the_result_does_not_depend_on_rows(members, method):
     used = []
     for rows in (500, 2_000):
@@ -262,7 +263,7 @@ def test_trees_of_inputs_and_scalar_outputs():
         (dict(z=OTHERS[:, :3]), r"z has rows of shape \(3,\), but those of x"),
         (dict(z={"a": OTHERS}), "z must have the structure of x"),
         (dict(outputs="diagonal"), "outputs is one of 'trace', 'full'"),
-        (dict(method="finite"), "method is one of 'jacobian'"),
+        (dict(method="finite"), "method is one of 'auto', 'jacobian'"),
         (dict(params="conv"), "'conv' is found in the name of no parameter; there are"),
         (dict(params="("), "is no regular expression"),
         (dict(block_rows=0), "block_rows must be at least 1"),
@@ -307,3 +308,53 @@ def test_members_at_once_are_those_whose_jacobians_fit(members, monkeypatch):
     assert strips.members_at_once(members, made, 2).block == 2
     monkeypatch.setattr(strips, "_JACOBIAN_BYTES", 1)
     assert strips.members_at_once(members, made, "auto").block == 1
+
+
+def make_attention(rngs):
+    return ensjax.nn.ViT(
+        image_shape=(6, 6, 1),
+        patch_size=(2, 2),
+        width=8,
+        depth=1,
+        num_heads=2,
+        mlp_width=8,
+        num_outputs=2,
+        rngs=rngs,
+    )
+
+
+@pytest.mark.parametrize(
+    "make, row, method",
+    [
+        (make_mlp, (5,), "vector_products"),
+        (make_cnn, (6, 6, 1), "jacobian"),
+        (make_attention, (6, 6, 1), "jacobian"),
+    ],
+)
+def test_auto_takes_products_where_a_weight_is_used_once(make, row, method):
+    ensemble = ensjax.Ensemble.init(make, num_members=2, seed=0, mesh=ONE)
+    x = jax.ShapeDtypeStruct((8, *row), jnp.float32)
+    tangents = strips.make_tangents(ensemble, "")
+    found = strips.make_strips(ensemble, tangents, x, "auto", False, None)
+    assert found.method == method
+
+
+def test_multiplications_of_products_loops_and_branches():
+    def fn(w, x):
+        def body(x, _):
+            return x @ w, None
+
+        x, _ = jax.lax.scan(body, x, length=3)
+        return jax.lax.cond(x.sum() > 0, lambda x: x @ w @ w, lambda x: x @ w, x)
+
+    w, x = np.ones((4, 4), np.float32), np.ones((2, 4), np.float32)
+    assert multiplications(fn, w, x) == (3 + 2) * 2 * 4 * 4
+    kernel, image = np.ones((3, 3, 2, 5), np.float32), np.ones((1, 8, 8, 2), np.float32)
+    found = multiplications(
+        lambda k, x: jax.lax.conv_general_dilated(
+            x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        kernel,
+        image,
+    )
+    assert found == 4 * 4 * 5 * 3 * 3 * 2
