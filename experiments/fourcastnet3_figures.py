@@ -77,6 +77,7 @@ def _ranks(config, scores):
             np.arange(len(ranks)), ranks, where="mid", color=PALETTE[number],
             ls=("-", "--")[number], label=f"day {config.test.lead_days[lead]}",
         )  # fmt: skip
+    ax.set_xticks(range(0, len(ranks), max(1, len(ranks) // 8)))
     ax.axhline(1, color=GREY, lw=1)
     ax.set_ylim(bottom=0)
     finish(ax, x="rank of the truth", y="area, of a reliable one's", legend=True)

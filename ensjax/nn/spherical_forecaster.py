@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ensjax.nn.layers import run_block
 from ensjax.nn.sphere import LocalSphereConv, SpectralConv, SphereBlock, resample
 from ensjax.ops.sphere import SphericalGrid
 from ensjax.ops.sphere_filters import LocalFilters
@@ -190,7 +189,7 @@ class SphericalForecaster(nnx.Module):
             beside = self.noise_encoder(self._known(noise, state))
         h = self.encoder(state)
         for block in self.blocks:
-            h = run_block(block, h, beside, remat=self.remat)
+            h = _rematerialised(block, h, beside) if self.remat else block(h, beside)
         h = resample(h, self.inner_grid, self.grid, axis=self.axis)
         made = self.decoder(h).astype(jnp.float32)
         return state + made if self.adds_to_state else made
@@ -204,6 +203,16 @@ class SphericalForecaster(nnx.Module):
             told = own_block(jnp.asarray(told), self.axis, dim=0)
             fields.append(jnp.broadcast_to(told, (*state.shape[:-1], 2)))
         return jnp.concatenate(fields, axis=-1)
+
+
+def _rematerialised(block, x, beside):
+    """`block(x, beside)`, without state: it is mapped over members that share it."""
+    graph, state = nnx.split(block)
+
+    def call(state, x, beside):
+        return nnx.merge(graph, state)(x, beside)
+
+    return jax.checkpoint(call)(state, x, beside)
 
 
 def _groups(num_channels, width, levels, level_widths):

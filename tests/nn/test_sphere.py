@@ -189,6 +189,23 @@ def test_a_network_that_is_told_the_latitude_knows_the_hemispheres():
         assert is_same != knows
 
 
+def test_remat_changes_nothing_also_mapped_over_noise():
+    x, noise = field_of(GRID, 2), np.stack([field_of(GRID, 3, seed=s) for s in (1, 2)])
+
+    def gradient(model):
+        graph, params = nnx.split(model)
+
+        def loss(params):
+            model = nnx.merge(graph, params)
+            return jnp.sum(jax.vmap(lambda z: model(z, x))(noise) ** 2)
+
+        return jax.jit(jax.grad(loss))(params)
+
+    plain, again = (gradient(forecaster(remat=remat)) for remat in (False, True))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+
+
 def test_levels_share_their_encoder_and_decoder():
     model = SphericalForecaster(
         GRID, 5, width=7, levels=(2, 2), level_widths=(3, 1), kernel_shape=(1, 1),
