@@ -21,7 +21,7 @@ def scorecard(
 
     Args:
         card: from `verification.make_scorecard`.
-        limit: of the colours; by default the largest difference, at most 1.
+        limit: of the colours; by default nine in ten cells are within it.
 
     Raises:
         ValueError: if no cell was scored.
@@ -29,7 +29,8 @@ def scorecard(
     if not np.isfinite(card.normalised).any():
         raise ValueError("the card holds no cell that was scored.")
     if limit is None:
-        limit = float(min(np.nanmax(np.abs(card.normalised)), 1.0)) or 1.0
+        # A small bias of the reference makes ratios that would bleach all others.
+        limit = float(np.nanquantile(np.abs(card.normalised), 0.9)) or 1.0
     down, across = len(card.variables), len(card.regions)
     width = max(6.4, 3.0 + across * max(1.1, 0.21 * len(card.leads)))
     height = 1.2 + down * (0.5 + 0.21 * len(card.scores))
@@ -40,7 +41,7 @@ def scorecard(
         names = (card.variables[v], card.regions[r])
         shown = [name for name, n in zip(names, (down, across), strict=True) if n > 1]
         ax.set_title(", ".join(shown), fontsize=TICK_SIZE, loc="left")
-    bar = fig.colorbar(picture, ax=axes, shrink=0.9, aspect=25)
+    bar = fig.colorbar(picture, ax=axes, shrink=0.9, aspect=25, extend="both")
     bar.set_label("normalised difference (positive: better)", fontsize=NOTE_SIZE)
     bar.ax.tick_params(labelsize=NOTE_SIZE)
     text = title or f"{card.systems[0]} against {card.systems[1]}"
