@@ -9,7 +9,7 @@ import numpy as np
 
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
-from ensjax.experiment.stages import refuse_members_from, run_stages
+from ensjax.experiment.stages import run_stages
 
 tasks = load_beside(__file__, "multicolor_tasks")
 training = load_beside(__file__, "wise_ft_training")
@@ -49,7 +49,6 @@ def training_job(config):
 
 def run(config, run_dir):
     """Trains pairs, then tunes by every recipe, measures, judges; resumes by stages."""
-    refuse_members_from(run_dir)
 
     def tune(done):
         del done

@@ -98,6 +98,7 @@ def run(config, run_dir):
                 config, done["described"], run_dir
             ),
         },
+        takes_members_from=True,
     )
     claims = verdicts.make_claims(config, results)
     checks = bounds.make_checks(config, results)

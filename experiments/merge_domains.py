@@ -11,7 +11,7 @@ import numpy as np
 
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
-from ensjax.experiment.stages import refuse_members_from, run_stages
+from ensjax.experiment.stages import run_stages
 
 training = load_beside(__file__, "merge_domains_training")
 methods = load_beside(__file__, "merge_domains_methods")
@@ -39,7 +39,6 @@ def training_job(config):
 
 def run(config, run_dir):
     """Trains all seeds, merges by every method, judges; resumes by stages."""
-    refuse_members_from(run_dir)
     rows = training.load_rows(config)
 
     @functools.cache

@@ -11,7 +11,7 @@ import numpy as np
 from ensjax import scores
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
-from ensjax.experiment.stages import refuse_members_from, run_stages
+from ensjax.experiment.stages import run_stages
 
 tasks = load_beside(__file__, "multicolor_tasks")
 theory = load_beside(__file__, "multicolor_mnist_theory")
@@ -58,7 +58,6 @@ def training_job(config):
 
 def run(config, run_dir):
     """Enumerates, trains every data set as one stack, measures; resumes by stages."""
-    refuse_members_from(run_dir)
     stages = {"theory": lambda done: theory.measure(config)}
     for name in config.sets:
         stages[f"train-{name}"] = _train_stage(config, run_dir, name)

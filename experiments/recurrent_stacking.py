@@ -19,7 +19,7 @@ import ensjax
 from ensjax import losses, nn
 from ensjax.experiment.fields import load_beside
 from ensjax.experiment.processes import everywhere
-from ensjax.experiment.stages import refuse_members_from, run_stages
+from ensjax.experiment.stages import run_stages
 from ensjax.graphs import Forward
 from ensjax.mapping import map_members
 from ensjax.train import GroupJob, TrainingJob
@@ -66,7 +66,6 @@ def plan_jobs(config, num_domains: int, num_frames: int) -> dict[int, list[Job]]
 
 def run(config, run_dir):
     """Trains, predicts, stacks, scores and reports; the same command resumes."""
-    refuse_members_from(run_dir)
     clips = everywhere(lambda: data.load_clips(config))
     jobs = all_jobs(config, clips)
     stages = {

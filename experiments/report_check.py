@@ -121,6 +121,7 @@ def run(config, run_dir):
             "kinds": lambda done: kinds.train(config, rows, run_dir),
             "alone": lambda done: alone.measure(config),
         },
+        takes_members_from=True,
     )
     logits, others = stages["members"], stages["kinds"]
     # The first member is one more kind of untuned model.

@@ -10,7 +10,7 @@ and `_figures.py` draws.
 import numpy as np
 
 from ensjax.experiment.fields import check_numbers, load_beside
-from ensjax.experiment.stages import refuse_members_from, run_stages
+from ensjax.experiment.stages import run_stages
 
 training = load_beside(__file__, "soups_training")
 ways = load_beside(__file__, "soups_ways")
@@ -34,7 +34,6 @@ def training_job(config):
 
 def run(config, run_dir):
     """Trains, averages, judges both parts; the same command resumes by stages."""
-    refuse_members_from(run_dir)
 
     def soups(done):
         del done

@@ -166,8 +166,6 @@ def num_encoders(config) -> int:
 
 def run(config, run_dir):
     """Runs the stages and reports; the same command resumes."""
-    if run_dir.members_from:
-        raise ConfigError("--members_from: this experiment takes no members over.")
     problems = functools.cache(lambda seed: sources.connectomes(config, seed))
     stack = functools.cache(lambda: network_stack(config, problems))
     count = num_encoders(config)

@@ -15,7 +15,7 @@ from ensjax.combine.cascade.exits import CONFIDENCES
 from ensjax.experiment import ConfigError
 from ensjax.experiment.exit_codes import one_line
 from ensjax.experiment.fields import check_numbers, choose, load_beside
-from ensjax.experiment.stages import refuse_members_from, run_stages
+from ensjax.experiment.stages import run_stages
 from ensjax.train import arguments
 from ensjax.train.schedule import Schedule
 
@@ -27,7 +27,6 @@ figures = load_beside(__file__, "window_cascade_figures")
 
 def run(config, run_dir):
     """Trains or reads, measures and reports; the same command resumes."""
-    refuse_members_from(run_dir)
     stages = run_stages(
         run_dir, config, {"measures": lambda done: measure(config, run_dir)}
     )

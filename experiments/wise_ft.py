@@ -11,7 +11,7 @@ import numpy as np
 from ensjax import scores
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, load_beside
-from ensjax.experiment.stages import refuse_members_from, run_stages
+from ensjax.experiment.stages import run_stages
 
 training = load_beside(__file__, "wise_ft_training")
 verdicts = load_beside(__file__, "wise_ft_claims")
@@ -36,7 +36,6 @@ def training_job(config):
 
 def run(config, run_dir):
     """Trains, tunes, sweeps all mixtures, judges; the same command resumes."""
-    refuse_members_from(run_dir)
 
     def train(done):
         del done

@@ -56,6 +56,8 @@ def run_stages(
     run_dir: RunDirectory,
     config: ml_collections.ConfigDict,
     stages: Mapping[str, Callable[[dict[str, Arrays]], Arrays]],
+    *,
+    takes_members_from: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Runs named stages in order and returns what each gave.
 
@@ -70,6 +72,8 @@ def run_stages(
             earlier stages gave, `{stage: {name: array}}`. It returns arrays by name, of
             numbers or text, and depends on the config and the earlier stages alone.
             Times it may return make no scalar of the results.
+        takes_members_from: whether a stage hands `run_dir.members_from` to `fit`; else
+            a run that was told to take members over is refused.
 
     Returns:
         `{stage: {name: array}}`. Asked for an array that it does not hold, a stage that
@@ -78,7 +82,10 @@ def run_stages(
     Raises:
         ValueError: if a name cannot name a file, or no stage is given.
         TypeError: if a stage returns something else than a mapping of such arrays.
+        ConfigError: for members that are not taken over, before anything is run.
     """
+    if not takes_members_from:
+        refuse_members_from(run_dir)
     if not stages:
         raise ValueError("a run in stages has at least one; got none.")
     for name in stages:

@@ -158,3 +158,13 @@ def test_fields_are_checked_in_one_line():
         choose("rule", "c", {"b": 1, "a": 2})
     with pytest.raises(ConfigError, match="the options are depth"):
         check_options("model", lambda depth: None, options={"width": 1})
+
+
+def test_members_that_no_stage_takes_over_are_refused(tmp_path):
+    stages = {"only": lambda done: {"x": np.arange(2)}}
+    with open_run(tmp_path / "run", config(), versions={}) as run_dir:
+        run_dir.members_from = (tmp_path / "others",)
+        with pytest.raises(ConfigError, match="takes no members over; leave it out"):
+            run_stages(run_dir, config(), stages)
+        done = run_stages(run_dir, config(), stages, takes_members_from=True)
+    assert done["only"]["x"].tolist() == [0, 1]

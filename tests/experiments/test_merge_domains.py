@@ -11,7 +11,7 @@ import pytest
 import ensjax
 from ensjax import weight_space as ws
 from ensjax.experiment import ConfigError, load_config
-from ensjax.experiment.configs import load_module
+from ensjax.experiment.configs import load_module, normalise_config
 from ensjax.experiment.runner import RunOptions, run_and_report
 
 ROOT = Path(__file__).parents[2]
@@ -46,9 +46,11 @@ def test_a_job_is_the_members_of_the_run(rows):
 def test_members_are_not_taken_over(tmp_path, capsys):
     others = tmp_path / "others"
     (others / "checkpoints").mkdir(parents=True)
-    (others / "config.json").write_text("{}")
+    path = f"{ROOT}/configs/merge_domains.py:smoke"
+    settings = normalise_config(config_of())
+    (others / "config.json").write_text(json.dumps(settings))
     options = RunOptions(
-        f"{ROOT}/configs/merge_domains.py:smoke",
+        path,
         workdir=str(tmp_path / "run"),
         members_from=[str(others)],
     )

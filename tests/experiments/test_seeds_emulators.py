@@ -94,7 +94,10 @@ def run_with_stage(path, config, archives):
     """A run of which the simulator is done."""
     logger = types.SimpleNamespace(write=lambda step, metrics: None)
     run_dir = types.SimpleNamespace(
-        path=epath.Path(path), is_writable=True, logger=lambda phase: logger
+        path=epath.Path(path),
+        is_writable=True,
+        logger=lambda phase: logger,
+        members_from=(),
     )
     run_stages(run_dir, config, {"simulate": lambda done: archives})
     return run_dir
