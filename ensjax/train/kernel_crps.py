@@ -17,7 +17,7 @@ from ensjax.verification.crps import weight_of_fair
 
 FORMS = ("auto", "pairs", "sorted")
 # Pairs cost M / 2 passes over the members, as one program that keeps nothing of them.
-# On a CPU those of 16 members take a twentieth of the time of a sort, and no more memory.
+# On a CPU those of 16 members take a twentieth of a sort's time, and as much memory.
 _MOST_IN_PAIRS = 32
 
 
