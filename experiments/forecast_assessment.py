@@ -1,7 +1,8 @@
 """A report on learned forecasts as a centre writes it, on Lorenz-96 and on real rain.
 
 `_training.py` trains and forecasts, `_scores.py` and `_cards.py` measure, `_cost.py`
-times, `_rain.py` is of the real data, `_claims.py` judges and `_figures.py` draws.
+times, `_rain.py` is of the real data, `_claims.py` judges, `_tables.py` and
+`_figures.py` show.
 """
 
 from ensjax.experiment import ConfigError
