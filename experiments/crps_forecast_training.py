@@ -22,7 +22,7 @@ from ensjax.members import member_key
 from ensjax.train import (
     NoiseCrps,
     PointError,
-    Rollout,
+    RolloutLoss,
     Stage,
     StageAdam,
     TrainingJob,
@@ -65,12 +65,12 @@ def noise_of(config):
     return noise(config.model.num_noise_channels)
 
 
-def losses_of(config) -> list[Rollout]:
+def losses_of(config) -> list[RolloutLoss]:
     """The loss of every stage of the networks with noise."""
     stages, training = config.stages, config.training
     axis = "model" if training.split_members else None
     return [
-        Rollout(
+        RolloutLoss(
             int(rollout),
             NoiseCrps(
                 int(members), noise=noise_of(config), axis=axis, centred=bool(centred)
@@ -221,7 +221,7 @@ def train(config, run_dir, archives) -> dict[str, Any]:
     data, scale = all_windows(config, archives), scale_of(archives)
     losses = losses_of(config)
     plain = [
-        Rollout(loss.num_steps, PointError(), task_hyper="task") for loss in losses
+        RolloutLoss(loss.num_steps, PointError(), task_hyper="task") for loss in losses
     ]
     stack = stack_of(config)
     kinds = {

@@ -22,7 +22,7 @@ from ensjax.mesh import fetch, make_mesh
 from ensjax.train import (
     NoiseCrps,
     PointError,
-    Rollout,
+    RolloutLoss,
     Stage,
     StageAdam,
     TrainingJob,
@@ -121,7 +121,7 @@ def stage_of(config, name) -> Stage:
     return Stage(
         training[steps],
         rate,
-        Rollout(training.num_rollout_steps if several else 1, score),
+        RolloutLoss(training.num_rollout_steps if several else 1, score),
         decay="cosine",
         warmup_steps=training.warmup_steps if not several else 0,
     )

@@ -17,7 +17,7 @@ from ensjax.members import member_key
 from ensjax.nn import SphericalForecaster
 from ensjax.ops.sphere import SphericalGrid, to_real_harmonics, wave_power
 from ensjax.train import (
-    Rollout,
+    RolloutLoss,
     SphericalCrps,
     Stage,
     StageAdam,
@@ -95,7 +95,7 @@ class EitherNoise:
     is_white: Any
 
     def of_steps(self, key, shape, num_steps):
-        """`[step, lat, lon, noise channel]`, as `Rollout` asks for it."""
+        """`[step, lat, lon, noise channel]`, as `RolloutLoss` asks for it."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_steps))
         white = jax.vmap(lambda key: self.white(key, shape))(keys)
         return jnp.where(
@@ -108,7 +108,7 @@ class EitherNoise:
 
 @dataclasses.dataclass(frozen=True)
 class LossOfVariant:
-    """A `Rollout` whose noise and spectral term are as the member's hyperparameters.
+    """A `RolloutLoss` whose noise and spectral term are the hyperparameters'.
 
     All variants are then one stack, and one program.
 
@@ -116,7 +116,7 @@ class LossOfVariant:
         rollout: with a `SphericalCrps` of diffusion noise.
     """
 
-    rollout: Rollout
+    rollout: RolloutLoss
     takes_hyper = True
     axis = None
 
@@ -148,7 +148,7 @@ def loss_of(config, stage) -> Any:
         grid=grid_of(config),
         spectral_weight=config.spectral_weight,
     )
-    rollout = Rollout(stage[3], score)
+    rollout = RolloutLoss(stage[3], score)
     return rollout if is_full else LossOfVariant(rollout)
 
 

@@ -18,7 +18,7 @@ from ensjax.train.objectives import (
     ensemble_nll,
     masked_mean,
 )
-from ensjax.train.rollouts import NoiseOfSteps, PointError, Rollout
+from ensjax.train.rollouts import NoiseOfSteps, PointError, RolloutLoss
 from ensjax.train.soft_labels import (
     SoftLabels,
     mix_examples,
@@ -37,7 +37,7 @@ __all__ = [
     "NoiseCrps",
     "NoiseOfSteps",
     "PointError",
-    "Rollout",
+    "RolloutLoss",
     "SoftLabels",
     "SphericalCrps",
     "Stage",

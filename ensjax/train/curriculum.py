@@ -147,7 +147,7 @@ def train_curriculum(
         stages: at least one.
         make_tx: `StageAdam()` by default.
         hyper: more hyperparameters, numbers or `[member]`, such as that of
-            `Rollout.fair_hyper`.
+            `RolloutLoss.fair_hyper`.
         batch_size: of stages without their own.
         seed: of order and draws, which differ between stages.
         steps_per_call: steps in one call of the program, of all stages; by default 100,
@@ -166,8 +166,8 @@ def train_curriculum(
 
         score = NoiseCrps(4, noise=WhiteNoise(4))
         stages = [
-            Stage(1000, 1e-3, Rollout(1, score), decay="cosine", warmup_steps=100),
-            Stage(200, 1e-5, Rollout(2, score), decay="cosine", warmup_steps=10),
+            Stage(1000, 1e-3, RolloutLoss(1, score), decay="cosine", warmup_steps=100),
+            Stage(200, 1e-5, RolloutLoss(2, score), decay="cosine", warmup_steps=10),
         ]
         ensemble, logs = train_curriculum(ensemble, windows, stages)
     """

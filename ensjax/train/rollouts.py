@@ -1,7 +1,7 @@
 """Losses of forecasts over several steps of one emulator, for `fit`.
 
 An emulator is a model of one member, `model(noise, state) -> next state`, with states
-`[*space, channel]`; the noise is None for a deterministic one. `Rollout` unrolls it
+`[*space, channel]`; the noise is None for a deterministic one. `RolloutLoss` unrolls it
 from the first state of a window and scores every step against the window's next states;
 what a score is, `NoiseCrps` (members of the noise) or `PointError` (one forecast) says.
 The gradient goes back through all steps.
@@ -54,7 +54,7 @@ class PointError:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollout:
+class RolloutLoss:
     """A loss of `fit`: forecasts of several steps, each scored, weighted and summed.
 
     Called as `loss(model, windows, key)` with windows `[batch, time, *space, channel]`,
@@ -96,9 +96,9 @@ class Rollout:
         ValueError: for sizes that do not fit; on the call, for windows that do not.
 
     Example:
-        >>> from ensjax.train import NoiseCrps, Rollout, WhiteNoise
+        >>> from ensjax.train import NoiseCrps, RolloutLoss, WhiteNoise
         >>> score = NoiseCrps(4, noise=WhiteNoise(2))
-        >>> loss = Rollout(2, score, step_weights=(1, 0.5))
+        >>> loss = RolloutLoss(2, score, step_weights=(1, 0.5))
     """
 
     num_steps: int

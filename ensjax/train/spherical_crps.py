@@ -102,8 +102,8 @@ class SphericalCrps(NoiseCrps):
 
         mean_c u_c (CRPS of places + spectral_weight * CRPS of waves)
 
-    Targets are `[..., lat, lon, channel]`, such as the steps of a `Rollout`. A target
-    that is NaN does not count; of a field with any, there is no spectral term.
+    Targets are `[..., lat, lon, channel]`, such as the steps of a `RolloutLoss`. A
+    target that is NaN does not count; of a field with any, there is no spectral term.
 
     Attributes:
         grid: of the fields.

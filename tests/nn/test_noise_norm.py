@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from ensjax import nn
-from ensjax.train import NoiseCrps, Rollout, WhiteNoise
+from ensjax.train import NoiseCrps, RolloutLoss, WhiteNoise
 
 SITES = 12
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -79,7 +79,7 @@ def test_spread_grows_from_members_that_are_equal(kind):
     score = NoiseCrps(4, noise=noise)
     starts = jax.random.normal(KEYS[0], (32, SITES, 1))
     windows = jnp.stack([starts, starts + jax.random.normal(KEYS[1], starts.shape)], 1)
-    loss = Rollout(1, score)
+    loss = RolloutLoss(1, score)
     graph, params = nnx.split(model)
 
     @jax.jit

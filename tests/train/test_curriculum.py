@@ -13,7 +13,7 @@ from flax import nnx
 from ensjax import Ensemble, make_mesh
 from ensjax.train import (
     NoiseCrps,
-    Rollout,
+    RolloutLoss,
     Stage,
     StageAdam,
     WhiteNoise,
@@ -28,9 +28,9 @@ SCORE = NoiseCrps(2, noise=WhiteNoise(1))
 # Adam with a large eps: with a small one rounding of tiny gradients is amplified.
 ADAM = StageAdam(eps=1e-3, max_norm=1.0, weight_decay=0.1)
 STAGES = (
-    Stage(6, 1e-2, Rollout(1, SCORE), decay="cosine", warmup_steps=2),
-    Stage(4, 5e-3, Rollout(2, SCORE), decay="halving", halving_steps=2),
-    Stage(5, (2e-3, 1e-3), Rollout(2, SCORE)),
+    Stage(6, 1e-2, RolloutLoss(1, SCORE), decay="cosine", warmup_steps=2),
+    Stage(4, 5e-3, RolloutLoss(2, SCORE), decay="halving", halving_steps=2),
+    Stage(5, (2e-3, 1e-3), RolloutLoss(2, SCORE)),
 )
 
 
@@ -138,7 +138,7 @@ def test_it_goes_on_where_it_was_stopped(emulators, together, tmp_path):
 
 
 def test_rates_rise_and_fall_as_published():
-    stage = Stage(300, 1e-3, Rollout(1, SCORE), decay="cosine", warmup_steps=100)
+    stage = Stage(300, 1e-3, RolloutLoss(1, SCORE), decay="cosine", warmup_steps=100)
     schedule = optax.cosine_decay_schedule(1e-3, 200)
     hyper = stage.hyper()
     assert float(stage_rate(0, hyper)) == pytest.approx(1e-5)
@@ -146,27 +146,27 @@ def test_rates_rise_and_fall_as_published():
     for step in (100, 150, 250, 299):
         expected = float(schedule(step - 100))
         assert float(stage_rate(step, hyper)) == pytest.approx(expected, abs=1e-9)
-    halves = Stage(100, 4e-4, Rollout(1, SCORE), decay="halving", halving_steps=30)
+    halves = Stage(100, 4e-4, RolloutLoss(1, SCORE), decay="halving", halving_steps=30)
     for step, factor in ((0, 1), (29, 1), (30, 0.5), (65, 0.25), (99, 0.125)):
         found = float(stage_rate(step, halves.hyper()))
         assert found == pytest.approx(4e-4 * factor)
-    constant = Stage(10, 1e-6, Rollout(1, SCORE)).hyper()
+    constant = Stage(10, 1e-6, RolloutLoss(1, SCORE)).hyper()
     assert float(stage_rate(9, constant)) == pytest.approx(1e-6)
     assert math.isclose(float(stage_rate(10**5, constant)), 1e-6, rel_tol=1e-6)
 
 
 def test_stages_that_do_not_fit_are_refused(emulators):
     with pytest.raises(ValueError, match="fewer of them to warm up"):
-        Stage(3, 1e-3, Rollout(1, SCORE), warmup_steps=3)
+        Stage(3, 1e-3, RolloutLoss(1, SCORE), warmup_steps=3)
     with pytest.raises(ValueError, match="decay must be one of"):
-        Stage(3, 1e-3, Rollout(1, SCORE), decay="linear")
+        Stage(3, 1e-3, RolloutLoss(1, SCORE), decay="linear")
     with pytest.raises(ValueError, match="halving_steps belong to"):
-        Stage(3, 1e-3, Rollout(1, SCORE), decay="halving")
+        Stage(3, 1e-3, RolloutLoss(1, SCORE), decay="halving")
     with pytest.raises(ValueError, match="rates are positive"):
-        Stage(3, 0.0, Rollout(1, SCORE))
+        Stage(3, 0.0, RolloutLoss(1, SCORE))
     with pytest.raises(ValueError, match="at least one stage"):
         train(emulators, ())
     with pytest.raises(ValueError, match="stage 1: a rollout of 4 steps needs windows"):
-        train(emulators, (STAGES[0], Stage(3, 1e-3, Rollout(4, SCORE))))
+        train(emulators, (STAGES[0], Stage(3, 1e-3, RolloutLoss(4, SCORE))))
     with pytest.raises(ValueError, match="stage 0 has no data"):
         train_curriculum(emulators, None, STAGES)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from ensjax import Ensemble, fit, make_mesh
-from ensjax.train import NoiseCrps, NoiseOfSteps, PointError, Rollout, WhiteNoise
+from ensjax.train import NoiseCrps, NoiseOfSteps, PointError, RolloutLoss, WhiteNoise
 from ensjax.train.kernel_crps import kernel_crps
 
 SITES, TIMES, CASES = 3, 4, 16
@@ -37,7 +37,7 @@ def windows(count=CASES, times=TIMES):
 
 
 SCORE = NoiseCrps(2, noise=WhiteNoise(2))
-LOSS = Rollout(3, SCORE, step_weights=(1.0, 0.5, 0.25))
+LOSS = RolloutLoss(3, SCORE, step_weights=(1.0, 0.5, 0.25))
 
 
 def mesh(**sizes):
@@ -120,9 +120,9 @@ def test_a_rollout_of_one_step_trains_as_the_loss_of_pairs():
     """Its noise is that of step 0."""
     first_step = dataclasses.replace(SCORE, noise=_FirstStep(SCORE.noise))
     data = windows(times=2)
-    one = weights(trained(Rollout(1, SCORE), mesh()))
+    one = weights(trained(RolloutLoss(1, SCORE), mesh()))
     pairs = weights(trained(first_step, mesh(), data=(data[:, 0], data[:, 1])))
-    two = weights(trained(Rollout(1, SCORE), mesh(), data=data))
+    two = weights(trained(RolloutLoss(1, SCORE), mesh(), data=data))
     np.testing.assert_allclose(two, pairs, atol=1e-6)
     assert np.abs(one - two).max() > 1e-4  # windows of 4 times have 3 such pairs
 
@@ -201,12 +201,12 @@ def test_networks_of_a_stack_are_each_trained_alone(on_one_device):
 def test_the_estimator_may_be_a_hyperparameter():
     """Standard, almost fair and fair losses as one stack, each as it is alone."""
     fair = (0.0, 0.95, 1.0)
-    loss = Rollout(2, SCORE, fair_hyper="fair")
+    loss = RolloutLoss(2, SCORE, fair_hyper="fair")
     hyper = {"learning_rate": 0.3, "fair": fair}
     stack = trained(loss, mesh(), 3, hyper=hyper, make_tx=_sgd)
     for place, alpha in enumerate(fair):
         score = dataclasses.replace(SCORE, alpha=alpha)
-        alone = trained(Rollout(2, score), mesh(), 3)
+        alone = trained(RolloutLoss(2, score), mesh(), 3)
         np.testing.assert_allclose(
             weights(stack)[place], weights(alone)[place], atol=1e-6
         )
@@ -214,10 +214,10 @@ def test_the_estimator_may_be_a_hyperparameter():
 
 def test_networks_of_a_stack_may_have_data_of_their_own():
     both = np.stack([windows(), 2 * windows()[::-1]], axis=1)  # [window, task, ...]
-    loss = Rollout(2, SCORE, task_hyper="task")
+    loss = RolloutLoss(2, SCORE, task_hyper="task")
     hyper = {"learning_rate": 0.1, "task": (0, 1)}
     stack = trained(loss, mesh(), data=both, hyper=hyper, make_tx=_sgd)
-    alone = trained(Rollout(2, SCORE), mesh(), data=both[:, 1].copy(), hyper=0.1)
+    alone = trained(RolloutLoss(2, SCORE), mesh(), data=both[:, 1].copy(), hyper=0.1)
     np.testing.assert_allclose(weights(stack)[1], weights(alone)[1], atol=1e-6)
     with pytest.raises(ValueError, match=r"windows \[batch, task, time"):
         trained(loss, mesh(), data=both[:, 0, :, :, 0], hyper=hyper, make_tx=_sgd)
@@ -268,7 +268,9 @@ def test_a_deterministic_emulator_has_its_error():
         errors.append(state - window[step + 1])
     errors = jnp.stack(errors)
     for kind, value in (("squared", errors**2), ("absolute", jnp.abs(errors))):
-        found, _ = Rollout(3, PointError(kind))(model, window[None], jax.random.key(0))
+        found, _ = RolloutLoss(3, PointError(kind))(
+            model, window[None], jax.random.key(0)
+        )
         np.testing.assert_allclose(found, value.mean(), rtol=1e-6)
 
 
@@ -303,7 +305,7 @@ def test_each_step_is_computed_again_on_the_way_back():
     data = jnp.zeros((4, steps + 1, 16, 1))
 
     def kept(remat):
-        loss = Rollout(steps, PointError(), remat=remat)
+        loss = RolloutLoss(steps, PointError(), remat=remat)
         graph, params = nnx.split(Wide(nnx.Rngs(0)))
 
         def value(params):
@@ -318,23 +320,23 @@ def test_each_step_is_computed_again_on_the_way_back():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
-        Rollout(0, SCORE)
+        RolloutLoss(0, SCORE)
     with pytest.raises(ValueError, match="as many step_weights; got 1"):
-        Rollout(2, SCORE, step_weights=(1.0,))
+        RolloutLoss(2, SCORE, step_weights=(1.0,))
     with pytest.raises(ValueError, match="not negative, nor all 0"):
-        Rollout(2, SCORE, step_weights=(0.0, 0.0))
+        RolloutLoss(2, SCORE, step_weights=(0.0, 0.0))
     with pytest.raises(ValueError, match="fair_hyper is the weight"):
-        Rollout(2, PointError(), fair_hyper="fair")
+        RolloutLoss(2, PointError(), fair_hyper="fair")
     with pytest.raises(ValueError, match='kind is "squared" or "absolute"'):
         PointError("cubed")
     with pytest.raises(ValueError, match="centred noise comes in pairs"):
         NoiseCrps(3, centred=True)
     with pytest.raises(ValueError, match="needs windows of 5 times or more"):
-        trained(Rollout(4, SCORE), mesh())
+        trained(RolloutLoss(4, SCORE), mesh())
     with pytest.raises(ValueError, match="must be floating"):
-        trained(Rollout(1, SCORE), mesh(), data=np.zeros((8, 3, SITES, 1), int))
+        trained(RolloutLoss(1, SCORE), mesh(), data=np.zeros((8, 3, SITES, 1), int))
     with pytest.raises(ValueError, match=r"windows \[batch, time"):
-        trained(Rollout(1, SCORE), mesh(), data=np.zeros((8, 3), np.float32))
-    uneven = Rollout(1, SCORE, element_weights=((1.0,), (1.0,)))
+        trained(RolloutLoss(1, SCORE), mesh(), data=np.zeros((8, 3), np.float32))
+    uneven = RolloutLoss(1, SCORE, element_weights=((1.0,), (1.0,)))
     with pytest.raises(ValueError, match="do not broadcast to a state"):
         trained(uneven, mesh())

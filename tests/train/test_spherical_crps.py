@@ -13,7 +13,7 @@ from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh
 from ensjax.ops.sphere import SphericalGrid
 from ensjax.ops.sphere_split import own_block
-from ensjax.train import NoiseCrps, Rollout, SphericalCrps, area_crps, wave_crps
+from ensjax.train import NoiseCrps, RolloutLoss, SphericalCrps, area_crps, wave_crps
 from ensjax.train.losses import example_keys
 
 GRID = SphericalGrid(8, 16, truncation=6)
@@ -123,7 +123,7 @@ SCORE = SphericalCrps(4, NOISE, "fair", grid=GRID, centred=True)
 def test_the_loss_of_a_rollout_is_the_sum_of_both_scores():
     rng = np.random.default_rng(3)
     windows = rng.normal(size=(2, 3, *GRID.shape, 2)).astype(np.float32)
-    loss = Rollout(2, SCORE)
+    loss = RolloutLoss(2, SCORE)
     key = jax.random.key(0)
     value, _ = jax.jit(lambda w: loss(shifted, w, key))(windows)
 
@@ -143,7 +143,7 @@ def test_the_loss_of_a_rollout_is_the_sum_of_both_scores():
     expected = np.mean([by_hand(k, w) for k, w in zip(keys, windows, strict=True)])
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     zero = SphericalCrps(4, NOISE, "fair", grid=GRID, centred=True, spectral_weight=0)
-    less, _ = jax.jit(lambda w: Rollout(2, zero)(shifted, w, key))(windows)
+    less, _ = jax.jit(lambda w: RolloutLoss(2, zero)(shifted, w, key))(windows)
     assert 0 < value - less < 0.1 * value
 
 
