@@ -243,16 +243,24 @@ def other_run(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] 
         if all(isinstance(v, (list, tuple)) and len(v) > 1 for v in values):
             length = min(map(len, values))
             old[field], new[field] = (list(v)[:length] for v in values)
+    for field, value in old.items():
+        # Earlier versions kept a number as text where a word may stand, too.
+        if isinstance(value, str) and value == str(new.get(field)):
+            old[field] = new[field]
     return first_difference(old, new)
 
 
-# Fields in which another run may differ whose members are taken over: how its members
-# were run, saved and shown.
+# Fields, by their last name, in which another run may differ whose members are taken
+# over: which members it has, and how they were run, saved and shown.
 _FIELDS_OF_PROGRESS = (
     "block",
     "unroll",
+    "steps_per_call",
     "save_every_steps",
     "log_every_steps",
+    "num_seeds",
+    "num_bins",
+    "num_shown",
 )
 
 
@@ -264,7 +272,11 @@ def other_training(
     As `other_run`, but without what only says how members are run, saved and shown.
     """
     old, new = (
-        {k: v for k, v in config.items() if k not in _FIELDS_OF_PROGRESS}
+        {
+            key: value
+            for key, value in flatten_fields(without_elastic(config))
+            if key.rsplit(".", 1)[-1] not in _FIELDS_OF_PROGRESS
+        }
         for config in (old, new)
     )
     return other_run(old, new)

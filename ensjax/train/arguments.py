@@ -377,6 +377,9 @@ def check_weights_shape(
     )
 
 
+_AXES = [(name, 1) for name in ("member", "data", "model")]
+
+
 def check_optimizer(
     make_tx: Callable[..., Any], hyper: Any, ensembles: tuple[Ensemble, ...]
 ) -> None:
@@ -411,7 +414,9 @@ def check_optimizer(
     for ensemble in ensembles:
         params = one(ensemble.params)
         try:
-            after = jax.eval_shape(update, params, one(hyper))
+            # With the axes of the mesh, which an optimizer may sum over.
+            traced = jax.make_jaxpr(update, axis_env=_AXES, return_shape=True)
+            after = traced(params, one(hyper))[1]
             fits = jax.tree.map(lambda a, b: a.shape == b.shape, params, after)
             why = "" if jax.tree.all(fits) else "the weights would have another shape"
         except (TypeError, ValueError) as error:

@@ -7,10 +7,12 @@ alone on one device, so that blocks, the mesh and the number of members have no 
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -55,7 +57,14 @@ def operations_of(
     """
     with tracing_for(platform(mesh)):
         stacks = [
-            _parts(member, *map(_one, own), batch, evaluation, evaluation_loss)
+            dict(
+                _parts(
+                    member,
+                    evaluation_loss,
+                    platform(mesh),
+                    *_as_key(*map(_one, own), batch, evaluation),
+                )
+            )
             for member, *own in zip(members, model_states, hypers, strict=True)
         ]
         if isinstance(members[0].loss, Joint):
@@ -86,8 +95,21 @@ def _versions(mesh):
     return found
 
 
-def _parts(member, model_state, hyper, batch, evaluation, evaluation_loss):
-    """Checksums of one member's functions by the names that `fit` gives them."""
+def _as_key(*trees):
+    """Trees of shapes as what can be a key."""
+    leaves, structure = jax.tree.flatten(trees)
+    return structure, tuple((tuple(x.shape), x.dtype) for x in leaves)
+
+
+@functools.lru_cache(maxsize=32)
+def _parts(member, evaluation_loss, platform, structure, leaves):
+    """Checksums of one member's functions by the names that `fit` gives them.
+
+    Kept, as a traced program is: the next call of the same `fit` need not trace again.
+    """
+    del platform  # the trace is for it, and another one's is another
+    shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in leaves]
+    model_state, hyper, batch, evaluation = structure.unflatten(shapes)
     member = dataclasses.replace(member, data_shards=1, layout=None)
     params, rest = model_state["params"], model_state["rest"]
     key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
@@ -102,8 +124,9 @@ def _parts(member, model_state, hyper, batch, evaluation, evaluation_loss):
         if isinstance(member.loss, Joint):
             model = member.graph.merge({"params": params, "rest": rest}, train=True)
             return member.loss.forward(model, batch, key)
-        gradient = jax.value_and_grad(member.loss_and_rest, has_aux=True)
-        return gradient(params, rest, batch, key, hyper)
+        # Not its gradient, in which `jax.checkpoint` shows: what is kept for the way
+        # back, and what is computed again, is no other training.
+        return member.loss_and_rest(params, rest, batch, key, hyper)
 
     if member.weighs_loss:
         batch = batch, jax.ShapeDtypeStruct((member.batch_size,), jnp.float32)
@@ -179,22 +202,66 @@ def checksum(fn: Callable[..., Any], *shapes: Any) -> str:
 
 
 def _of_jaxpr(jaxpr, consts) -> str:
-    numbers: dict[Any, int] = {}
+    numbers = itertools.count()
 
-    def name(var):
-        kind = f"{getattr(var.aval, 'dtype', '')}{getattr(var.aval, 'shape', '')}"
+    def name(var, names):
         if hasattr(var, "val"):
-            return f"{_plain(var.val)}:{kind}"
-        return f"{numbers.setdefault(var, len(numbers))}:{kind}"
+            return f"{_plain(var.val)}:{_kind(var)}"
+        if var not in names:
+            names[var] = f"{next(numbers)}:{_kind(var)}"
+        return names[var]
 
-    lines = [" ".join(map(name, (*jaxpr.constvars, *jaxpr.invars)))]
+    def all_names(variables, names):
+        return [name(var, names) for var in variables]
+
+    names: dict[Any, str] = {}
+    lines = [" ".join(all_names((*jaxpr.constvars, *jaxpr.invars), names))]
     lines += [_plain(value) for value in consts]
-    for eqn in jaxpr.eqns:
-        params = {k: v for k, v in eqn.params.items() if not _is_about_places(k)}
-        inputs, outputs = (" ".join(map(name, xs)) for xs in (eqn.invars, eqn.outvars))
-        lines.append(f"{outputs} = {eqn.primitive.name} {_plain(params)} {inputs}")
-    lines.append(" ".join(map(name, jaxpr.outvars)))
+
+    def add(jaxpr, names):
+        for eqn in jaxpr.eqns:
+            given = all_names(eqn.invars, names)
+            inner = _called(eqn)
+            if inner is None:
+                kept = {k: v for k, v in eqn.params.items() if not _is_about_places(k)}
+                out = " ".join(all_names(eqn.outvars, names))
+                what = f"{eqn.primitive.name} {_plain(kept)} {' '.join(given)}"
+                lines.append(f"{out} = {what}")
+                continue
+            # Whether a part is compiled or kept apart does not change what it is. One
+            # that is called twice has the same variables twice: names of its own.
+            consts = [f"const {_plain(value)}" for value in inner.consts]
+            variables = (*inner.jaxpr.constvars, *inner.jaxpr.invars)
+            own = dict(zip(variables, (*consts, *given), strict=True))
+            add(inner.jaxpr, own)
+            found = all_names(inner.jaxpr.outvars, own)
+            names.update(zip(eqn.outvars, found, strict=True))
+
+    add(jaxpr, names)
+    lines.append(" ".join(all_names(jaxpr.outvars, names)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _kind(var):
+    return f"{getattr(var.aval, 'dtype', '')}{getattr(var.aval, 'shape', '')}"
+
+
+_CALLS = ("jit", "pjit", "closed_call", "checkpoint", "remat", "remat2")
+
+
+class _Closed(NamedTuple):
+    jaxpr: Any
+    consts: tuple[Any, ...] = ()
+
+
+def _called(eqn) -> _Closed | None:
+    """What a call computes, which stands in its place; None for all else."""
+    if eqn.primitive.name not in _CALLS or "jaxpr" not in eqn.params:
+        return None
+    inner = eqn.params["jaxpr"]
+    if hasattr(inner, "consts"):
+        return _Closed(inner.jaxpr, tuple(inner.consts))
+    return _Closed(inner)
 
 
 def _is_about_places(name: str) -> bool:

@@ -224,11 +224,23 @@ def prepare_run(
             hypers,
             _batch_shapes(feed),
             num_members=counts,
-            evaluation=watched.arrays if early_stopping is not None else None,
+            evaluation=None
+            if early_stopping is None
+            else _first_rows(watched.arrays, evaluation_batch_size),
             evaluation_loss=evaluation_loss or loss,
             mesh=mesh,
         )
     return run
+
+
+def _first_rows(arrays, batch_size):
+    """Shapes of a batch of what is evaluated, leaves `[example, ...]`."""
+
+    def shape(leaf):
+        rows = min(batch_size, leaf.shape[0])
+        return jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+
+    return jax.tree.map(shape, arrays)
 
 
 def _batch_shapes(feed):

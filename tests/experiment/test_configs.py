@@ -258,3 +258,26 @@ def test_a_value_per_member_number_may_grow_with_the_members():
     # One rate for all is not the first of several.
     assert other_run(config([1.0]), config(four)) is not None
     assert other_run(config(four), config(four, seed=1))[0] == "seed"
+
+
+def test_members_may_come_from_runs_that_were_run_and_shown_in_another_way():
+    theirs = {
+        "num_seeds": 2,
+        "block": 4,
+        "training": {"block": 1, "save_every_steps": 10, "rate": 0.1},
+        "num_bins": 10,
+    }
+    ours = theirs | {
+        "num_seeds": 5,
+        "block": "auto",
+        "training": {"block": 2, "save_every_steps": 20, "rate": 0.1},
+        "num_bins": 15,
+    }
+    assert configs.other_training(theirs, ours) is None
+    ours["training"] = ours["training"] | {"rate": 0.2}
+    assert configs.other_training(theirs, ours) == ("training.rate", 0.1, 0.2)
+
+
+def test_a_number_that_was_kept_as_text_is_the_same():
+    assert configs.other_run({"block": "4"}, {"block": 4}) is None
+    assert configs.other_run({"block": "4"}, {"block": 2}) == ("block", "4", 2)

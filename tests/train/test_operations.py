@@ -262,3 +262,46 @@ def test_all_kinds_of_functions_are_compared(kit, tmp_path, identities):
     with pytest.warns(UserWarning, match="cannot save its position"):
         found = names(kit.fit, ensemble, stream, **options)
     assert found == {"loss or model", "make_tx"}
+
+
+def test_compiled_and_rematerialised_parts_are_what_they_compute():
+    def loss(x, inner=lambda x: jnp.sin(x) * 2):
+        return (inner(inner(x)) * x).sum()
+
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+    one = checksum(loss, shape)
+    for wrap in (jax.jit, jax.checkpoint):
+        wrapped = wrap(lambda x: jnp.sin(x) * 2)
+        assert checksum(lambda x, f=wrapped: loss(x, f), shape) == one
+    other = jax.jit(lambda x: jnp.sin(x) * 3)
+    assert checksum(lambda x: loss(x, other), shape) != one
+    assert checksum(lambda x: loss(jax.lax.stop_gradient(x)), shape) != one
+
+
+def test_what_is_evaluated_is_traced_in_the_batches_that_it_comes_in(tmp_path):
+    def only_eight(model, batch, key):
+        assert batch[0].shape[0] == 8
+        return ensjax.losses.cross_entropy(model, batch, key)
+
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(64, 6)).astype(np.float32), rng.integers(0, 3, 64)
+    ensemble = ensjax.Ensemble.init(
+        lambda rngs: nn.MLP(in_features=6, hidden=(4,), num_outputs=3, rngs=rngs),
+        num_members=2,
+    )
+    ensjax.fit(
+        ensemble,
+        data,
+        loss=ensjax.losses.cross_entropy,
+        make_tx=optax.adam,
+        hyper=1e-3,
+        batch_size=8,
+        evaluation=data,
+        evaluation_loss=only_eight,
+        evaluation_batch_size=8,
+        evaluate_every_steps=5,
+        early_stopping=ensjax.EarlyStopping(patience=2),
+        checkpoint_dir=tmp_path / "run",
+        progress=False,
+        **OPTIONS,
+    )
