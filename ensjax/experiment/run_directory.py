@@ -25,14 +25,6 @@ from etils import epath
 
 from ensjax.experiment import lease
 from ensjax.experiment.claims import build_results
-from ensjax.experiment.configs import (
-    ABSENT,
-    first_difference,
-    has_other_members,
-    normalise_config,
-    other_run,
-    other_training,
-)
 from ensjax.experiment.exit_codes import ConfigError, is_no_space
 from ensjax.experiment.json_files import (
     is_local,
@@ -51,6 +43,7 @@ from ensjax.experiment.loggers import (
     cut_metrics,
     read_metrics,
 )
+from ensjax.experiment.run_identity import as_normalised, check_is_run, check_run
 from ensjax.experiment.run_lock import create_locked, lock_or_refuse
 from ensjax.experiment.segments import SegmentLogger
 
@@ -300,88 +293,6 @@ class RunDirectory:
         write_json(self.path / "report.json", contents)
 
 
-def check_run(
-    path: str | os.PathLike, config: ml_collections.ConfigDict | Mapping[str, Any]
-) -> str:
-    """What the same command would do here: "new", "resume", "finished" or "changed".
-
-    A run is "changed" if only its members are others; a mesh may always be another.
-
-    Raises:
-        ConfigError: if the folder holds something else, or a run of another config
-            (names the first field that differs and both values), or its metrics cannot
-            be read.
-    """
-    path = epath.Path(path)
-    if not path.exists():
-        return "new"
-    if not path.is_dir():
-        raise ConfigError(f"{path} is a file; choose another --workdir.")
-    if not (path / "config.json").exists():
-        if any(entry.name != lease.NAME for entry in path.iterdir()):
-            raise ConfigError(
-                f"{path} holds files but no config.json, so it is no run of ensjax;"
-                " choose another --workdir."
-            )
-        return "new"
-    if (path / "checkpoints").exists() and not (path / "checkpoints").is_dir():
-        raise ConfigError(f"{path}/checkpoints is a file; it must be a folder.")
-    try:
-        old = read_json(path / "config.json")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    new = _normalised(config)
-    difference = other_run(old, new)
-    if difference is not None:
-        raise _other_run(path, difference)
-    is_finished = (path / "results.json").exists()
-    if is_finished and not has_other_members(old, new):
-        return "finished"
-    read_metrics(path / "metrics.jsonl")  # it will be written on
-    return "changed" if has_other_members(old, new) else "resume"
-
-
-def refuse_other_members(
-    path: str | os.PathLike, config: ml_collections.ConfigDict
-) -> None:
-    """Raises `ConfigError` for a run whose experiment cannot change its members."""
-    difference = first_difference(view_run(path).config, _normalised(config))
-    if difference is not None:
-        raise _other_run(path, difference)
-
-
-def refuse_other_training(
-    path: str | os.PathLike, config: ml_collections.ConfigDict
-) -> None:
-    """Raises `ConfigError` if the run at `path` trains members in another way.
-
-    Its members, mesh, blocks and intervals of saving and logging may be others.
-    """
-    try:
-        theirs = existing_run(path).config
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    difference = other_training(theirs, _normalised(config))
-    if difference is not None:
-        raise ConfigError(
-            f"--members_from: {path} holds members of another training:"
-            f" {_in_words(difference)}. Members of one run are trained alike."
-        )
-
-
-def _other_run(path, difference):
-    return ConfigError(
-        f"{path} holds another run: {_in_words(difference)}."
-        " Choose another --workdir, or run with the same config."
-    )
-
-
-def _in_words(difference):
-    key, *values = difference
-    before, after = (value if value == ABSENT else repr(value) for value in values)
-    return f"config.{key} is {before} there and {after} here"
-
-
 def open_run(
     path: str | os.PathLike,
     config: ml_collections.ConfigDict | Mapping[str, Any],
@@ -407,7 +318,7 @@ def open_run(
         from ensjax.experiment.versions import collect_versions
 
         versions = collect_versions()
-    path, config = epath.Path(path), _normalised(config)
+    path, config = epath.Path(path), as_normalised(config)
     texts = {"config.json": json_text(config), "versions.json": json_text(versions)}
     if not is_local(path):
         return _open_on_store(path, config, texts, loggers)
@@ -463,15 +374,8 @@ def view_run(path: str | os.PathLike) -> RunDirectory:
 
 def existing_run(path: str | os.PathLike) -> RunDirectory:
     """As `view_run`; raises `ConfigError` if there is no run at `path`."""
-    if not (epath.Path(path) / "config.json").exists():
-        raise ConfigError(f"{path} is no run of ensjax (it has no config.json).")
+    check_is_run(path)
     return RunDirectory(path)
-
-
-def _normalised(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict:
-    if isinstance(config, ml_collections.ConfigDict):
-        return normalise_config(config)
-    return normalise_config(ml_collections.ConfigDict(dict(config)))
 
 
 @contextlib.contextmanager

@@ -43,12 +43,14 @@ from ensjax.experiment.processes import (
     process_index,
 )
 from ensjax.experiment.run_directory import (
-    check_run,
     existing_run,
     open_run,
+    view_run,
+)
+from ensjax.experiment.run_identity import (
+    check_run,
     refuse_other_members,
     refuse_other_training,
-    view_run,
 )
 from ensjax.experiment.run_lock import missing_folders, remove_created
 from ensjax.experiment.supervisor import Terminated, committed_steps

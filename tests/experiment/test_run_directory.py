@@ -16,7 +16,8 @@ from ensjax.experiment.claims import check
 from ensjax.experiment.exit_codes import ConfigError
 from ensjax.experiment.json_files import read_json
 from ensjax.experiment.loggers import read_metrics
-from ensjax.experiment.run_directory import check_run, open_run, view_run
+from ensjax.experiment.run_directory import open_run, view_run
+from ensjax.experiment.run_identity import check_run
 
 CONFIG = {"experiment": "toy", "seed": 0, "widths": (8, 8), "mesh": {"member": -1}}
 VERSIONS = {"ensjax": "0", "jax": "1"}

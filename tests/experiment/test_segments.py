@@ -12,7 +12,8 @@ import pytest
 from ensjax.experiment import json_files, lease
 from ensjax.experiment.json_files import is_local
 from ensjax.experiment.loggers import JsonlLogger, read_metrics
-from ensjax.experiment.run_directory import check_run, open_run, view_run
+from ensjax.experiment.run_directory import open_run, view_run
+from ensjax.experiment.run_identity import check_run
 from ensjax.experiment.segments import SegmentLogger
 
 TOY = str(Path(__file__).parent / "toy" / "configs" / "toy.py") + ":smoke"
