@@ -85,7 +85,7 @@ def block_of(config):
     block = config.networks.block
     if block in ("auto", "all"):
         return None if block == "all" else "auto"
-    if not block.isdecimal() or int(block) < 1:
+    if not str(block).isdecimal() or int(block) < 1:
         raise ConfigError(
             'config.networks.block is "auto", "all" (members of a device at once), or'
             f" how many, at least 1; got {block!r}."
