@@ -120,7 +120,7 @@ def _spectra(config, found):
     left.xaxis.get_major_locator().set_params(integer=True)
     finish(left, x="wavenumber", y="power / truth's")
     finish(right, x=_LEAD, y="")
-    right.legend(fontsize=9, frameon=False, loc="upper right")
+    right.legend(fontsize=9, frameon=False, loc="lower left")
     return fig
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.emulate.rollout import one_step
 from ensjax.verification.area import cosine_weights
 
 
@@ -260,8 +261,8 @@ class BredVectors:
         def cycle(delta, of_cycle):
             number, analysis = of_cycle
             own = jax.random.fold_in(key, 1 + number)
-            grown = self.step(model, own, analysis + delta)
-            grown = grown - self.step(model, own, analysis)
+            grown = one_step(self.step, model, own, analysis + delta)
+            grown = grown - one_step(self.step, model, own, analysis)
             return rescale(grown, self.amplitude, self.norm), None
 
         numbers = jnp.arange(self.num_cycles)

@@ -101,13 +101,13 @@ class MemberForecast:
     def begin(
         self, member: MemberId, model: Any, start: Start, seed: Any
     ) -> tuple[jax.Array, Any]:
-        """The key of a member's forecast and the state that it starts from."""
+        """The key of a member's forecast, and what its rollout carries at the start."""
         key = identity_key(seed, member)
         own = jax.random.fold_in(key, _PERTURBATION)
         delta = self.perturb(model, own, start)
         state = perturbed(start.state, delta, member.sign, self.floor)
         run = jax.random.fold_in(jax.random.fold_in(key, _FORECAST), member.sign + 1)
-        return run, state
+        return run, self.rollout.begin(run, state)
 
 
 def states_by_lead(make: Callable[[int], Any], num_leads: int) -> Any:

@@ -149,7 +149,7 @@ class ProductJob:
             length, states = of_lead
             members = onward(model, keys, members, number, length)
             # What becomes of the values must not change how they are computed.
-            seen = jax.lax.optimization_barrier(jax.vmap(rollout.diagnose)(members))
+            seen = jax.lax.optimization_barrier(jax.vmap(rollout.see)(members))
             if self.families is None:
                 return (number + length, members), seen
             folded = {}

@@ -20,7 +20,10 @@ from ensjax.emulate.trajectories import System, advance
 class Step(Protocol):
     """One step of one member; hashable and compared by value.
 
-    Noise that remembers, such as a process in time, is part of the state, any pytree.
+    A step that remembers more than the state, such as noise that is a process in time,
+    has two more methods: `begin(key, state) -> carried`, with the key of the member,
+    and `state_of(carried) -> state`. It is then called with what is carried, and
+    returns it.
     """
 
     def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
@@ -34,16 +37,39 @@ class NetworkStep:
     Attributes:
         graph: of the ensemble that it is of; the model is then a row of its `state`.
         noise: `noise(key, shape of the state) -> array`, such as `train.WhiteNoise(4)`,
-            drawn anew in every step; None where the network has no noise.
+            drawn anew in every step; or a process in time, such as `SphericalNoise`,
+            with `init(key)`, `step(process, key)` and `to_grid(process)`, which a
+            member remembers: the i-th step has what its `of_steps` gives as the i-th.
+            None where the network has no noise.
     """
 
     graph: Any
     noise: Callable[[jax.Array, tuple[int, ...]], Any] | None = None
 
-    def __call__(self, model: Any, key: jax.Array, state: jax.Array) -> jax.Array:
+    def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
         network = self.graph.merge(model, train=False)
+        if self._remembers:
+            state, process, has_begun = state
+            process = jnp.where(has_begun, self.noise.step(process, key), process)
+            state = network(self.noise.to_grid(process), state)
+            return state, process, jnp.bool_(True)
         noise = None if self.noise is None else self.noise(key, state.shape)
         return network(noise, state)
+
+    def begin(self, key: jax.Array, state: Any) -> Any:
+        """What is carried from step to step; the key is of the member."""
+        if not self._remembers:
+            return state
+        process = self.noise.init(jax.random.fold_in(key, 0))
+        return state, process, jnp.bool_(False)
+
+    def state_of(self, carried: Any) -> Any:
+        """The state `[*space, channel]` of what is carried."""
+        return carried[0] if self._remembers else carried
+
+    @property
+    def _remembers(self):
+        return hasattr(self.noise, "of_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,22 +116,31 @@ class Rollout:
     step: Step
     diagnose: Callable[[Any], Any] = _as_it_is
 
+    def begin(self, key: jax.Array, state: Any) -> Any:
+        """What the step carries at the start: the state, or more (see `Step`)."""
+        return self.step.begin(key, state) if hasattr(self.step, "begin") else state
+
+    def see(self, carried: Any) -> Any:
+        """What is seen of the state in what the step carries."""
+        remembers = hasattr(self.step, "state_of")
+        return self.diagnose(self.step.state_of(carried) if remembers else carried)
+
     def onward(
-        self, model: Any, key: jax.Array, state: Any, first: Any, num_steps: Any
+        self, model: Any, key: jax.Array, carried: Any, first: Any, num_steps: Any
     ) -> Any:
-        """The state `num_steps` later.
+        """What is carried `num_steps` later.
 
         Args:
             model: of the step.
             key: of the member. Step i has `fold_in(key, i)`, i from 0 at the start.
-            state: after `first` steps.
+            carried: of `begin`, or after `first` steps.
             first, num_steps: integers, may be traced.
         """
 
-        def step(number, state):
-            return self.step(model, jax.random.fold_in(key, number), state)
+        def step(number, carried):
+            return self.step(model, jax.random.fold_in(key, number), carried)
 
-        return jax.lax.fori_loop(first, first + num_steps, step, state)
+        return jax.lax.fori_loop(first, first + num_steps, step, carried)
 
     def __call__(
         self, model: Any, key: jax.Array, state: Any, lead_steps: jax.Array
@@ -121,12 +156,18 @@ class Rollout:
         """
 
         def to_next(carry, length):
-            number, state = carry
-            state = self.onward(model, key, state, number, length)
-            return (number + length, state), self.diagnose(state)
+            number, carried = carry
+            carried = self.onward(model, key, carried, number, length)
+            return (number + length, carried), self.see(carried)
 
-        begin = (jnp.int32(0), state)
+        begin = (jnp.int32(0), self.begin(key, state))
         return jax.lax.scan(to_next, begin, lead_lengths(lead_steps))[1]
+
+
+def one_step(step: Step, model: Any, key: jax.Array, state: Any) -> Any:
+    """The state one step after `state`, whatever the step carries."""
+    rollout = Rollout(step)
+    return rollout.see(step(model, key, rollout.begin(key, state)))
 
 
 def lead_lengths(lead_steps: jax.Array) -> jax.Array:

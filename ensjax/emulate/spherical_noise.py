@@ -51,8 +51,9 @@ class SphericalNoise:
     member come from its key, so that any member can be made alone. Centred members come
     in pairs, see `of_pair`.
 
-    It is a noise of `NoiseCrps` and of `Rollout` as well: called with a key and the
-    shape of a state it gives a draw of the stationary law on the grid.
+    It is a noise of `train.RolloutLoss` and of `NetworkStep` as well, where a member's
+    steps are steps of the process; called with a key and the shape of a state, as
+    `NoiseCrps` does for one step, it gives a draw of the stationary law on the grid.
 
     Attributes:
         grid: of the fields, whose degree ends the spectrum (lmax).
