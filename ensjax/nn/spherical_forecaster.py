@@ -78,7 +78,9 @@ class SphericalForecaster(nnx.Module):
             their sum.
         is_complex: of `SpectralConv`.
         axis: of the mesh, over which latitudes are split; states and noise are then
-            this device's rows.
+            this device's rows (`ops.sphere_split.own_block`). Any number of latitudes
+            fits any number of devices. `train.SphericalCrps(latitude_axis=...)` trains
+            it so.
         dtype: of products with weights; parameters and outputs are float32.
         remat: compute blocks again for the gradient.
         rngs: stream `params`.

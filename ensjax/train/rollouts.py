@@ -12,7 +12,7 @@ arXiv:2507.12144 (FourCastNet 3).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,7 @@ class RolloutLoss:
     fill: float = 0.0
     fair_hyper: str | None = None
     task_hyper: str | None = None
+    takes_missing: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.num_steps < 1:
@@ -139,8 +140,8 @@ class RolloutLoss:
 
     @property
     def axis(self) -> str | None:
-        """The mesh axis over which members of the noise are split, if any."""
-        return self.score.axis
+        """The mesh axis over which members or latitudes are split, if any."""
+        return getattr(self.score, "latitude_axis", None) or self.score.axis
 
     def __call__(self, model, windows, key, weight=None, *, hyper=None):
         """The mean loss of the batch; `weight` `[batch]` weighs its cases."""
@@ -209,8 +210,9 @@ class RolloutLoss:
         totals = jnp.sum(jnp.where(jnp.isnan(target), 0.0, weights), axis=others)
         return jnp.sum(values * weights, axis=others), totals
 
-    def check(self, windows: Any) -> None:
+    def check(self, windows: Any, ensemble: Any = None) -> None:
         """Raises `ValueError` for windows that the loss cannot be trained on."""
+        del ensemble
         has_tasks = self.task_hyper is not None
         if not hasattr(windows, "shape") or len(windows.shape) < 3 + has_tasks:
             axes = "[batch, task, time" if has_tasks else "[batch, time"

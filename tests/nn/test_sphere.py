@@ -28,6 +28,7 @@ from ensjax.ops.sphere_split import (
     split_from_waves,
     split_to_waves,
     sum_over,
+    whole_rows,
 )
 from ensjax.planning import read_collectives
 
@@ -309,14 +310,47 @@ def test_a_split_transform_fits_any_number_of_orders():
     np.testing.assert_allclose(waves[0, ..., :6], expected, atol=1e-5)
     np.testing.assert_array_equal(waves[0, ..., 6:], 0)
     np.testing.assert_allclose(back[0], from_real_harmonics(expected, grid), atol=1e-5)
-    other = SphericalGrid(9, 16, "poles")
-    run = map_members(
-        lambda _, f: split_to_waves(own_block(f, "model", dim=0), other, "model"),
-        kinds=("member", "shared"),
-        mesh=mesh,
-    )
-    with pytest.raises(ValueError, match="9 latitudes do not divide over 4"):
-        run(jnp.zeros(1), field_of(other))
+
+
+def test_any_number_of_latitudes_fits_any_number_of_devices():
+    """9 rows with poles, and 6 Gaussian ones of another degree, over 4 devices."""
+    grid, inner = SphericalGrid(9, 16, "poles"), SphericalGrid(6, 16)
+    assert grid.degree != inner.degree
+
+    def make(axis):
+        return SphericalForecaster(
+            grid, 2, num_noise_channels=1, width=4, inner_grid=inner, axis=axis,
+            kernel_shape=(2, 2), knows_latitude=True, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+
+    def gradient(params, noise, x, *, graph, axis):
+        def loss(params):
+            model = nnx.merge(graph, shared_by(params, axis))
+            own = [own_block(v, axis, dim=0) for v in (noise, x)]
+            made = model(*own)
+            area = own_block(jnp.asarray(grid.quadrature(), jnp.float32), axis, dim=0)
+            return sum_over(jnp.sum(made**3 * area[:, None, None]), axis), made
+
+        (value, made), found = jax.value_and_grad(loss, has_aux=True)(params)
+        return value, whole_rows(made, axis, dim=0), found
+
+    noise, x = field_of(grid, 1, seed=1), field_of(grid, 2, seed=2)
+    results = []
+    for parts in (1, 4):
+        axis = None if parts == 1 else "model"
+        graph, params = nnx.split(make(axis))
+        run = map_members(
+            functools.partial(gradient, graph=graph, axis=axis),
+            kinds=("member", "shared", "shared"),
+            out=("member", "member", "member"),
+            mesh=make_mesh(member=1, model=parts),
+        )
+        one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
+        value, made, found = run(one, noise, x)
+        results.append((value, made[:, :9], found))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        scale = np.abs(a).max()
+        np.testing.assert_allclose(b / scale, a / scale, atol=1e-5)
 
 
 def num_params(make):
