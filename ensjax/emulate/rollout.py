@@ -152,8 +152,13 @@ class Rollout:
             key: of the member.
             state: where it starts.
             lead_steps: rising numbers of steps from there, int `[lead]`; 0 is the start
-                itself. They may be traced; see `checked_leads`.
+                itself. They may be traced, and are then not checked.
+
+        Raises:
+            ValueError, TypeError: as `checked_leads`.
         """
+        if not isinstance(lead_steps, jax.core.Tracer):
+            lead_steps = checked_leads(lead_steps)
 
         def to_next(carry, length):
             number, carried = carry

@@ -178,7 +178,12 @@ class SphericalCrps(NoiseCrps):
             values = values[..., : self.grid.num_latitudes, :, :]
         size = self.grid.num_latitudes * self.grid.num_longitudes
         areas = jnp.asarray(_areas(self.grid) * size)
-        values = values * areas.reshape((1,) * (values.ndim - 3) + (-1, 1, 1))
+        areas = areas.reshape((1,) * (values.ndim - 3) + (-1, 1, 1))
+        # The mean over the places that there are is the mean over their area.
+        there = jnp.sum(jnp.where(is_there, areas, 0.0), axis=(-3, -2), keepdims=True)
+        number = jnp.sum(is_there, axis=(-3, -2), keepdims=True)
+        share = jnp.where(there > 0, number / jnp.maximum(there, 1e-6), 0.0)
+        values = values * areas * jnp.where(number == size, 1.0, share)
         if not (_is_number(self.spectral_weight) and self.spectral_weight == 0):
             fields, own = (jnp.moveaxis(x, -1, -3) for x in (members, target))
             spectral = wave_crps(
