@@ -21,6 +21,8 @@ class Step(Protocol):
     """One step of one member; hashable and compared by value.
 
     Noise that remembers, such as a process in time, is part of the state, any pytree.
+    A step that also has a method `numbered(model, key, state, number)` is called by it,
+    with the number of steps since the start.
     """
 
     def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
@@ -30,6 +32,9 @@ class Step(Protocol):
 @dataclasses.dataclass(frozen=True)
 class NetworkStep:
     """A step by a network, `network(noise, state) -> next state`.
+
+    A network with a true `flags_first_step` is told `is_first`; a step on its own, as
+    in a cycle of breeding, is one from an analysis.
 
     Attributes:
         graph: of the ensemble that it is of; the model is then a row of its `state`.
@@ -41,8 +46,16 @@ class NetworkStep:
     noise: Callable[[jax.Array, tuple[int, ...]], Any] | None = None
 
     def __call__(self, model: Any, key: jax.Array, state: jax.Array) -> jax.Array:
+        return self.numbered(model, key, state, 0)
+
+    def numbered(
+        self, model: Any, key: jax.Array, state: jax.Array, number: Any
+    ) -> jax.Array:
+        """The next state of one that is so many steps after the start."""
         network = self.graph.merge(model, train=False)
         noise = None if self.noise is None else self.noise(key, state.shape)
+        if getattr(network, "flags_first_step", False):
+            return network(noise, state, is_first=number == 0)
         return network(noise, state)
 
 
@@ -103,7 +116,10 @@ class Rollout:
         """
 
         def step(number, state):
-            return self.step(model, jax.random.fold_in(key, number), state)
+            own = jax.random.fold_in(key, number)
+            if hasattr(self.step, "numbered"):
+                return self.step.numbered(model, own, state, number)
+            return self.step(model, own, state)
 
         return jax.lax.fori_loop(first, first + num_steps, step, state)
 
