@@ -76,6 +76,27 @@ class SystemStep:
         return advance(self.system, state, self.num_steps)
 
 
+@dataclasses.dataclass(frozen=True)
+class FieldsStep:
+    """Some steps of a simulator whose states are seen as fields on a grid.
+
+    Perturbations and networks have fields `[*space, channel]`, where a simulator may
+    have waves; this is its step for `BredVectors` and `Rollout` of those.
+
+    Attributes:
+        system: with `fields(state)` and `from_fields(fields)`, such as `HeldSuarez`.
+        num_steps: of the system in one step.
+    """
+
+    system: Any
+    num_steps: int = 1
+
+    def __call__(self, model: Any, key: jax.Array, state: jax.Array) -> jax.Array:
+        del model, key
+        state = advance(self.system, self.system.from_fields(state), self.num_steps)
+        return self.system.fields(state)
+
+
 def _as_it_is(state: Any) -> Any:
     return state
 
