@@ -77,6 +77,10 @@ from ensjax.nn.spherical_forecaster import (
     fourcastnet3,
     sfno,
 )
+from ensjax.nn.truncation import (
+    HarmonicTruncation,
+    WaveTruncation,
+)
 from ensjax.nn.vit import (
     ViT,
 )
@@ -92,6 +96,7 @@ __all__ = [
     "ClipClassifier",
     "GlobalNoise",
     "GridNet",
+    "HarmonicTruncation",
     "ImageNetResNet",
     "LinearScaling",
     "Llama",
@@ -115,6 +120,7 @@ __all__ = [
     "SphericalForecaster",
     "UNetDenoiser",
     "ViT",
+    "WaveTruncation",
     "WideResNet",
     "WindowTransformer",
     "clip_image_tower",

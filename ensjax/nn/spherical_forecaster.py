@@ -3,7 +3,7 @@
 `fourcastnet3` and `sfno` have published sizes, to be counted by shapes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,8 @@ class SphericalForecaster(nnx.Module):
             nothing else that is known tells the hemispheres and the poles.
         adds_to_state: whether the network makes the change of the state instead of the
             state; its last layer then starts from zeros.
+        reference: what the change is added to, such as a `HarmonicTruncation` for the
+            state's large scales; None for the state itself.
         levels: number of levels, and variables of each, of the first channels, which
             share encoder and decoder; (0, 0) for none.
         level_widths: channels inside of each level and of the rest; `width` is then
@@ -98,6 +100,9 @@ class SphericalForecaster(nnx.Module):
         model(noise, state)  # [32, 64, 4], [32, 64, 2] -> [32, 64, 2]
     """
 
+    # Of the class: a network that was stored before there was one has none.
+    reference = None
+
     def __init__(
         self,
         grid: SphericalGrid,
@@ -113,6 +118,7 @@ class SphericalForecaster(nnx.Module):
         layer_scale: float = 0.1,
         knows_latitude: bool = False,
         adds_to_state: bool = False,
+        reference: Callable[[jax.Array], jax.Array] | None = None,
         levels: tuple[int, int] = (0, 0),
         level_widths: tuple[int, int] | None = None,
         is_complex: bool = True,
@@ -127,10 +133,15 @@ class SphericalForecaster(nnx.Module):
                 f"blocks must be words of {', '.join(BLOCKS)}, at least one; got"
                 f" {tuple(blocks)}."
             )
+        if reference is not None and not adds_to_state:
+            raise ValueError(
+                "reference is what a change is added to: it needs adds_to_state=True."
+            )
         inner = grid if inner_grid is None else inner_grid
         self.grid, self.inner_grid, self.axis, self.remat = grid, inner, axis, remat
         self.num_channels, self.num_noise_channels = num_channels, num_noise_channels
         self.adds_to_state, self.knows_latitude = adds_to_state, knows_latitude
+        self.reference = reference
         noise_width = width // 2 if noise_width is None else noise_width
         num_known = num_noise_channels + 2 * knows_latitude
         noise_width = noise_width if num_known else 0
@@ -194,7 +205,9 @@ class SphericalForecaster(nnx.Module):
             h = _rematerialised(block, h, beside) if self.remat else block(h, beside)
         h = resample(h, self.inner_grid, self.grid, axis=self.axis)
         made = self.decoder(h).astype(jnp.float32)
-        return state + made if self.adds_to_state else made
+        if not self.adds_to_state:
+            return made
+        return (state if self.reference is None else self.reference(state)) + made
 
     def _known(self, noise, state):
         """What is known beside the state, `[lat, lon, channel]`."""

@@ -7,67 +7,25 @@ the rows at their edges. Where latitudes do not divide (721 over 4 devices), the
 rows are none: whatever finite numbers are in them have no effect. With `axis=None` a
 function is that of the whole sphere.
 
-Derivatives are those of the sum of all devices' losses: let every device compute its
-own part of the loss, sum the parts by `sum_over`, and pass what all devices share
-(parameters, whole fields) through `shared_by`.
+Derivatives are those of the sum of all devices' losses; `ensjax.ops.device_sums` says
+how to sum them, and how to pass what all devices share (parameters, whole fields).
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.circles import circle_field, circle_waves
+from ensjax.ops.legendre import analysis_table, synthesis_table
 from ensjax.ops.sphere import (
-    SphericalGrid,
     along_degrees,
     along_latitudes,
-    analysis_table,
-    circle_field,
-    circle_waves,
     from_real_harmonics,
-    synthesis_table,
     to_real_harmonics,
     wide,
 )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def shared_by(tree: Any, axis: str | None) -> Any:
-    """`tree`, the same on all devices of the axis; their cotangents are summed."""
-    return tree
-
-
-def _shared_by_fwd(tree, axis):
-    return tree, None
-
-
-def _shared_by_bwd(axis, _, cotangents):
-    return (cotangents if axis is None else jax.lax.psum(cotangents, axis),)
-
-
-shared_by.defvjp(_shared_by_fwd, _shared_by_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def sum_over(part: jax.Array, axis: str | None) -> jax.Array:
-    """The sum of the devices' parts, on all of them; each part has derivative 1.
-
-    (A plain psum is its own transpose where `shard_map` does not track which values
-    vary: the derivative would be too large by the number of devices.)
-    """
-    return part if axis is None else jax.lax.psum(part, axis)
-
-
-def _sum_over_fwd(part, axis):
-    return sum_over(part, axis), None
-
-
-def _sum_over_bwd(axis, _, cotangent):
-    return (cotangent,)
-
-
-sum_over.defvjp(_sum_over_fwd, _sum_over_bwd)
+from ensjax.ops.spherical_grid import SphericalGrid
 
 
 def num_parts(axis: str | None) -> int:

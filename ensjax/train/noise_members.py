@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ensjax.ops.device_sums import shared_by
 from ensjax.train.kernel_crps import FORMS, crps_of_weight, fair_weight
 from ensjax.train.losses import example_keys, weighted_mean
 
@@ -110,7 +111,8 @@ class NoiseCrps:
         if self.axis is None:
             return model
         graph, params, rest = nnx.split(model, nnx.Param, ...)
-        return nnx.merge(graph, _summed_back(self.axis, params), rest)
+        # Each device goes back through its own members only.
+        return nnx.merge(graph, shared_by(params, self.axis), rest)
 
     def of_one(
         self, model: Any, key: jax.Array, target: jax.Array, condition: Any
@@ -171,26 +173,6 @@ class NoiseCrps:
 
         own = jax.vmap(of_member)(ids)
         return own if self.axis is None else all_parts(self.axis, own)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed_back(axis, tree):
-    """`tree`, the same on all devices of an axis, whose cotangents are summed over it.
-
-    Each device goes back through its own members only.
-    """
-    return tree
-
-
-def _summed_back_fwd(axis, tree):
-    return tree, None
-
-
-def _summed_back_bwd(axis, _, cotangents):
-    return (jax.lax.psum(cotangents, axis),)
-
-
-_summed_back.defvjp(_summed_back_fwd, _summed_back_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

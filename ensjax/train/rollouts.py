@@ -1,10 +1,11 @@
 """Losses of forecasts over several steps of one emulator, for `fit`.
 
 An emulator is a model of one member, `model(noise, state) -> next state`, with states
-`[*space, channel]`; the noise is None for a deterministic one. `RolloutLoss` unrolls it
-from the first state of a window and scores every step against the window's next states;
-what a score is, `NoiseCrps` (members of the noise) or `PointError` (one forecast) says.
-The gradient goes back through all steps.
+`[*space, channel]`; the noise is None for a deterministic one. One with a true
+`flags_first_step` is also told `is_first`, a boolean, of each step. `RolloutLoss`
+unrolls it from the first state of a window and scores every step against the window's
+next states; what a score is, `NoiseCrps` (members of the noise) or `PointError` (one
+forecast) says. The gradient goes back through all steps.
 
 Source: Lang et al. 2024, arXiv:2412.15832 (AIFS-CRPS), section 2; Bonev et al. 2025,
 arXiv:2507.12144 (FourCastNet 3).
@@ -170,20 +171,24 @@ class RolloutLoss:
         The noise has leaves `[step, ...]`, or is None; `start` may hold NaN.
         """
         fill = self.fill
+        told = {}
+        if getattr(model, "flags_first_step", False):
+            told["is_first"] = jnp.arange(self.num_steps) == 0
 
         def unrolled(noise, start):
             is_missing = jnp.isnan(start)
 
-            def advance(state, noise):
-                state = model(noise, jnp.where(is_missing, fill, state))
+            def advance(state, of_step):
+                noise, told = of_step
+                state = model(noise, jnp.where(is_missing, fill, state), **told)
                 return state, state
 
             if self.num_steps == 1:
-                now = jax.tree.map(lambda x: x[0], noise)
+                now = jax.tree.map(lambda x: x[0], (noise, told))
                 return advance(start, now)[0][None]
             # Nothing is merged across the iterations of a loop.
             step = jax.checkpoint(advance, prevent_cse=False) if self.remat else advance
-            return jax.lax.scan(step, start, noise, length=self.num_steps)[1]
+            return jax.lax.scan(step, start, (noise, told), length=self.num_steps)[1]
 
         return unrolled
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ops.device_sums import sum_over
 from ensjax.ops.sphere import SphericalGrid, order_weights
-from ensjax.ops.sphere_split import own_block, own_orders, split_to_waves, sum_over
+from ensjax.ops.sphere_split import own_block, own_orders, split_to_waves
 from ensjax.train.kernel_crps import crps_of_weight, fair_weight
 from ensjax.train.noise_members import NoiseCrps, all_parts
 

@@ -59,6 +59,31 @@ def test_a_day_keeps_mass_and_moves_towards_the_profile(start, days_later):
     assert zonal[0] < 287.5 and zonal[-1] < 287.5 and zonal[16] > zonal[0] + 1
 
 
+def test_a_state_is_its_fields(days_later):
+    """And back; fields that the truncation does not hold come back smoother."""
+    state = days_later(1)
+    fields = SYSTEM.fields(state)
+    assert fields.shape == (32, 64, 7) and len(SYSTEM.channels) == 7
+    again = SYSTEM.from_fields(fields)
+    for name in ("vorticity", "divergence", "temperature_variation"):
+        one, other = (np.asarray(getattr(x, name)) for x in (state, again))
+        np.testing.assert_allclose(other, one, atol=2e-5 * np.abs(one).max())
+    temperature, pressure = SYSTEM.observe(state)
+    lowest = SYSTEM.channels.index("temperature_2")
+    np.testing.assert_allclose(fields[..., lowest], temperature, rtol=1e-6)
+    np.testing.assert_allclose(fields[..., -1], pressure, rtol=1e-6)
+    rough = fields + jax.random.normal(jax.random.key(0), fields.shape) * fields.std(
+        axis=(0, 1)
+    )
+    once = SYSTEM.fields(SYSTEM.from_fields(rough))
+    twice = SYSTEM.fields(SYSTEM.from_fields(once))
+    scale = np.abs(once).max(axis=(0, 1))
+    assert np.all(np.abs(twice - once) < 1e-4 * scale)
+    assert np.all((once - rough).std(axis=(0, 1)) > 0.3 * fields.std(axis=(0, 1)))
+    with pytest.raises(ValueError, match="fields must be"):
+        SYSTEM.from_fields(fields[..., :-1])
+
+
 def test_noise_is_on_waves_alone_and_in_proportion(days_later):
     state = days_later(2)
     other = SYSTEM.perturb(state, jax.random.key(1), 0.2)

@@ -14,6 +14,7 @@ from ensjax.mesh import make_mesh
 from ensjax.nn import SpectralConv, SphericalForecaster
 from ensjax.nn.sphere import resample
 from ensjax.ops import sphere_filters
+from ensjax.ops.device_sums import shared_by, sum_over
 from ensjax.ops.sphere import (
     SphericalGrid,
     from_real_harmonics,
@@ -24,10 +25,8 @@ from ensjax.ops.sphere_filters import LocalFilters, local_basis
 from ensjax.ops.sphere_split import (
     own_block,
     own_orders,
-    shared_by,
     split_from_waves,
     split_to_waves,
-    sum_over,
     whole_rows,
 )
 from ensjax.planning import read_collectives
