@@ -1,5 +1,7 @@
 """A denoiser on the sphere, of the blocks of `SphericalForecaster`."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,7 +24,8 @@ class SphericalDenoiser(nnx.Module):
         num_channels: of a sample.
         num_condition_channels: of the condition; 0 without one.
         num_level_channels: that tell the level.
-        options: further arguments of `SphericalForecaster`: width, blocks, ...
+        width, noise_width, blocks, kernel_shape, mlp_ratio, layer_scale,
+            knows_latitude, dtype: of `SphericalForecaster`.
         rngs: stream `params`.
 
     Raises:
@@ -43,8 +46,15 @@ class SphericalDenoiser(nnx.Module):
         *,
         num_condition_channels: int = 0,
         num_level_channels: int = 8,
+        width: int = 16,
+        noise_width: int | None = None,
+        blocks: Sequence[str] = ("local", "global", "local", "global"),
+        kernel_shape: tuple[int, int] = (3, 3),
+        mlp_ratio: float = 2.0,
+        layer_scale: float = 0.1,
+        knows_latitude: bool = False,
+        dtype=None,
         rngs: nnx.Rngs,
-        **options,
     ):
         self.num_condition_channels = num_condition_channels
         self.embedding = NoiseEmbedding(num_level_channels, rngs=rngs)
@@ -52,8 +62,15 @@ class SphericalDenoiser(nnx.Module):
             grid,
             num_channels,
             num_noise_channels=num_level_channels + num_condition_channels,
+            width=width,
+            noise_width=noise_width,
+            blocks=blocks,
+            kernel_shape=kernel_shape,
+            mlp_ratio=mlp_ratio,
+            layer_scale=layer_scale,
+            knows_latitude=knows_latitude,
+            dtype=dtype,
             rngs=rngs,
-            **options,
         )
 
     def __call__(
