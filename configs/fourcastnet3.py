@@ -104,7 +104,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             batch_size=2 if smoke else 8,
             ema_decay=0.9 if smoke else 0.99,
             num_level_channels=2 if smoke else 8,
-            num_levels=(2, 3) if smoke else (6, 12, 24) if claims else (6, 24),
+            num_levels=(2,) if smoke else (6, 12, 24) if claims else (6, 24),
             low=0.02,
             high=80.0,
             rho=7.0,
@@ -133,27 +133,14 @@ def _paper():
     config = get_config("claims")
     config.scale = "full"
     config.num_seeds = 1
+    levels_hpa = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)
     config.data = ml_collections.ConfigDict(
         dict(
             source="era5",
             num_train_windows=324_336,  # hourly starts from 1980 to 2016
             space=(721, 1440),
             num_channels=72,
-            levels_hpa=(
-                50,
-                100,
-                150,
-                200,
-                250,
-                300,
-                400,
-                500,
-                600,
-                700,
-                850,
-                925,
-                1000,
-            ),
+            levels_hpa=levels_hpa,
         )
     )
     config.noise.lengths_km = tuple(50.0 * 2**k for k in range(8))
