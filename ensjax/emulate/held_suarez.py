@@ -136,6 +136,16 @@ class HeldSuarez:
             )
         return core.from_fields(fields)
 
+    def insert(self, state: Any, fields: jax.Array) -> Any:
+        """The state with what is seen of it replaced; the rest stays what it is.
+
+        Args:
+            state: one of dinosaur's.
+            fields: as `observe` gives them, `[variable 2, lat, lon]`. What they have
+                beyond the truncation is lost.
+        """
+        return _core(self).insert(state, fields)
+
 
 class _Core(NamedTuple):
     grid: Any
@@ -144,6 +154,7 @@ class _Core(NamedTuple):
     observe: Any
     fields: Any
     from_fields: Any
+    insert: Any
 
 
 @functools.cache
@@ -229,7 +240,18 @@ def _core(system: HeldSuarez) -> _Core:
         first = (system.num_levels, of_wind, of_wind + system.num_levels)
         return primitive_equations.State(*jax.numpy.split(waves, first))
 
-    functions = (start, step, observe, fields, from_fields)
+    def insert(state, fields):
+        temperature, pressure = fields.swapaxes(-1, -2)  # [lon, lat] of dinosaur
+        air = state.temperature_variation
+        lowest_air = grid.to_modal(temperature / kelvin - lowest)
+        surface = grid.to_modal(jax.numpy.log(pressure / hectopascal))
+        return dataclasses.replace(
+            state,
+            temperature_variation=air.at[-1].set(lowest_air.astype(air.dtype)),
+            log_surface_pressure=surface[None].astype(air.dtype),
+        )
+
+    functions = (start, step, observe, fields, from_fields, insert)
     return _Core(grid, *map(_allowing_ranks, functions))
 
 
