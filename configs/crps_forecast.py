@@ -146,6 +146,7 @@ def _paper():
             noise="white",
             padding="lat_lon",
             dtype="bfloat16",
+            remat=True,
         )
     )
     config.stages = ml_collections.ConfigDict(

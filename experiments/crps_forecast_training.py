@@ -53,6 +53,7 @@ def make_model(config, has_noise, step_scale, rngs):
         depth=model.depth,
         kernel_size=(model.kernel_size,) * (2 if is_plane else 1),
         padding=model.get("padding", "circular"),
+        remat=model.get("remat", False),
         dtype=model.get("dtype"),
         step_scale=step_scale,
         rngs=rngs,

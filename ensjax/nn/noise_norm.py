@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ensjax.nn.repeated_blocks import again_for_gradient
 from ensjax.nn.shifted_conv import ShiftedConv
 
 _zeros = nnx.initializers.zeros_init()
@@ -177,6 +178,7 @@ class NoiseForecaster(nnx.Module):
         kernel_size, padding: of `ShiftedConv`.
         step_scale: standard deviation of what a state changes by in a step.
         noise_width: inside of `NoiseMlp`.
+        remat: compute blocks again for the gradient, in a loop.
         dtype: of the arithmetic; parameters and states are float32.
         rngs: stream `params`.
 
@@ -203,12 +205,14 @@ class NoiseForecaster(nnx.Module):
         padding: str = "circular",
         step_scale: float = 1.0,
         noise_width: int = 32,
+        remat: bool = False,
         dtype=None,
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
         grid = dict(kernel_size=kernel_size, padding=padding, **options)
         self.num_channels, self.step_scale = num_channels, step_scale
+        self.remat = remat
         self.num_noise_channels = num_noise_channels
         # Without noise z is one constant: W z + b then are a scale and a shift.
         self.mlp = (
@@ -243,7 +247,10 @@ class NoiseForecaster(nnx.Module):
             )
         z = jnp.ones(1) if self.mlp is None else self.mlp(noise)
         h = self.stem(state)
-        for block in self.blocks:
-            h = block(h, z)
+        if self.remat:
+            h = again_for_gradient(self.blocks, h, z)
+        else:
+            for block in self.blocks:
+                h = block(h, z)
         change = self.head(nnx.gelu(self.norm(h, z))).astype(jnp.float32)
         return state + self.step_scale * change
