@@ -9,6 +9,14 @@ of 0.1 time units. Ensembles of equal size are made of several checkpoints, of b
 vectors of one, of both, and of checkpoints with random perturbations; beside them a
 lagged ensemble of one checkpoint and a physical one, of an imperfect simulator. Every
 seed has an archive and checkpoints of its own; all are trained as one stack.
+
+`paper` has the published sizes: SFNO at 0.25 degrees, 29 checkpoints. ERA5 is not at
+hand, so that it is planned, not run. A checkpoint is 2,227,291,174 real numbers (1.12
+billion parameters where a complex one counts once), 24.9 GiB with Adam's moments. By
+the plan on the mesh (29, 64, 1), which has a sample of every checkpoint on a device, a
+peak of 154 GiB on each of 1,856 devices: 25 of the state, 17 of the members as given,
+and 110 of temporaries as XLA's compiler for CPU lays them out. Devices of 80 GB need
+samples that are split by latitude as well, which this job does not do.
 """
 
 import ml_collections

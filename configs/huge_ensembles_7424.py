@@ -8,6 +8,8 @@ The checkpoints of `huge_ensembles.py`, with 619 centred pairs each: 7,428 membe
 every start of two-scale Lorenz-96, bred and random. All members of a start are one
 program whose memory does not depend on their number; of one start of each seed what is
 streamed is compared with what is kept, and the most extreme member is made again alone.
+
+`paper` trains the checkpoints of `huge_ensembles.py:paper`, whose plan is this one's.
 """
 
 import ml_collections
