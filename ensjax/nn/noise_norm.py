@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ensjax.nn.one_step import OneStep
+from ensjax.nn.repeated_blocks import again_for_gradient
 from ensjax.nn.shifted_conv import ShiftedConv
 
 _zeros = nnx.initializers.zeros_init()
@@ -184,6 +185,7 @@ class NoiseForecaster(OneStep):
             step; None for the state itself.
         flags_first_step: whether the network is told if a step is a forecast's first,
             by a channel that is then 1 and else 0.
+        remat: compute blocks again for the gradient, in a loop.
         dtype: of the arithmetic; parameters and states are float32.
         rngs: stream `params`.
 
@@ -213,6 +215,7 @@ class NoiseForecaster(OneStep):
         noise_width: int = 32,
         reference: Callable[[jax.Array], jax.Array] | None = None,
         flags_first_step: bool = False,
+        remat: bool = False,
         dtype=None,
         rngs: nnx.Rngs,
     ):
@@ -220,6 +223,7 @@ class NoiseForecaster(OneStep):
         grid = dict(kernel_size=kernel_size, padding=padding, **options)
         self.num_channels, self.step_scale = num_channels, step_scale
         self.reference, self.flags_first_step = reference, flags_first_step
+        self.remat = remat
         self.num_noise_channels = num_noise_channels
         # Without noise z is one constant: W z + b then are a scale and a shift.
         self.mlp = (
@@ -255,6 +259,9 @@ class NoiseForecaster(OneStep):
             )
         z = jnp.ones(1) if self.mlp is None else self.mlp(noise)
         h = self.stem(seen)
-        for block in self.blocks:
-            h = block(h, z)
+        if self.remat:
+            h = again_for_gradient(self.blocks, h, z)
+        else:
+            for block in self.blocks:
+                h = block(h, z)
         return self._advanced(state, self.head(nnx.gelu(self.norm(h, z))))

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from ensjax.nn.activations import soft_clamp
+from ensjax.nn.repeated_blocks import again_for_gradient
 from ensjax.nn.sphere import LocalSphereConv, SpectralConv, SphereBlock, resample
 from ensjax.ops.sphere import SphericalGrid
 from ensjax.ops.sphere_filters import LocalFilters
@@ -96,7 +97,8 @@ class SphericalForecaster(nnx.Module):
             fits any number of devices. `train.SphericalCrps(latitude_axis=...)` trains
             it so.
         dtype: of products with weights; parameters and outputs are float32.
-        remat: compute blocks again for the gradient.
+        remat: compute blocks again for the gradient; equal ones that follow each other
+            are then one loop.
         rngs: stream `params`.
 
     Raises:
@@ -228,8 +230,11 @@ class SphericalForecaster(nnx.Module):
         if self.noise_encoder is not None:
             beside = self.noise_encoder(self._known(noise, state))
         h = self.encoder(state)
-        for block in self.blocks:
-            h = _rematerialised(block, h, beside) if self.remat else block(h, beside)
+        if self.remat:
+            h = again_for_gradient(self.blocks, h, beside)
+        else:
+            for block in self.blocks:
+                h = block(h, beside)
         h = resample(h, self.inner_grid, self.grid, axis=self.axis)
         made = self.decoder(h).astype(jnp.float32)
         if self.adds_to_state:
@@ -260,16 +265,6 @@ class SphericalForecaster(nnx.Module):
             told = own_block(jnp.asarray(told), self.axis, dim=0)
             fields.append(jnp.broadcast_to(told, (*state.shape[:-1], 2)))
         return jnp.concatenate(fields, axis=-1)
-
-
-def _rematerialised(block, x, beside):
-    """`block(x, beside)`, without state: it is mapped over members that share it."""
-    graph, state = nnx.split(block)
-
-    def call(state, x, beside):
-        return nnx.merge(graph, state)(x, beside)
-
-    return jax.checkpoint(call)(state, x, beside)
 
 
 def _groups(num_channels, width, levels, level_widths):
