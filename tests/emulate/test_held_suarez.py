@@ -71,7 +71,8 @@ def test_a_state_is_its_fields(days_later):
     temperature, pressure = SYSTEM.observe(state)
     lowest = SYSTEM.channels.index("temperature_2")
     np.testing.assert_allclose(fields[..., lowest], temperature, rtol=1e-6)
-    np.testing.assert_allclose(fields[..., -1], pressure, rtol=1e-6)
+    # Its waves are those of a logarithm of 11.5, of which float32 has six digits.
+    np.testing.assert_allclose(fields[..., -1], pressure, rtol=3e-5)
     rough = fields + jax.random.normal(jax.random.key(0), fields.shape) * fields.std(
         axis=(0, 1)
     )
@@ -112,8 +113,8 @@ def test_what_is_seen_can_be_put_into_another_state(start, days_later):
     fields = SYSTEM.observe(days_later(1))
     found = SYSTEM.insert(start, fields)
     np.testing.assert_allclose(SYSTEM.observe(found)[0], fields[0], atol=2e-3)
-    # The pressure is the exponential of what is truncated.
-    np.testing.assert_allclose(SYSTEM.observe(found)[1], fields[1], atol=2e-2)
+    # The pressure is the exponential of what is truncated, of six digits in float32.
+    np.testing.assert_allclose(SYSTEM.observe(found)[1], fields[1], rtol=1e-4)
     assert np.abs(SYSTEM.observe(start)[1] - fields[1]).max() > 1
     for name in ("vorticity", "divergence"):
         np.testing.assert_array_equal(getattr(found, name), getattr(start, name))
