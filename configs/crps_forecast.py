@@ -97,7 +97,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.mean_leads = (8, 12) if smoke else (20, 30, 40, 60)
     config.drifts = (0.0, 0.25, 0.5, 1.0)
     config.num_resamples = 200 if smoke else 1_000
-    config.optimum_draws = 16_384 if smoke else 131_072
+    config.optimum_draws = 32_768 if smoke else 131_072
     config.rain = ml_collections.ConfigDict(
         dict(
             split_date="2009-01-01",  # first valid date of the test
