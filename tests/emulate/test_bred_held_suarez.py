@@ -25,7 +25,7 @@ pytest.importorskip("dinosaur")
 pytestmark = pytest.mark.slow
 SYSTEM = HeldSuarez(num_levels=2, step_minutes=120)
 STEP = FieldsStep(SYSTEM, num_steps=3)  # of 6 hours
-CYCLES, PAIRS, SPIN_UP_DAYS = 3, 3, 60
+CYCLES, PAIRS, SPIN_UP_DAYS = 3, 3, 120
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def norm():
 
 @pytest.fixture(scope="module")
 def amplitude(start, norm):
-    """A tenth of what changes in 6 hours."""
+    """A share, as published, of the error of persistence for 6 hours."""
     change = start.history[1:] - start.history[:-1]
-    return bred_amplitude(change, norm=norm, share=0.1)
+    return bred_amplitude(change, norm=norm, share=0.35)
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +105,30 @@ def test_each_hemisphere_has_the_amplitude(norm, amplitude, members):
             np.testing.assert_allclose(size, np.tile(amplitude, (2, 1)), rtol=2e-3)
 
 
-def test_bred_vectors_grow_faster_than_random_ones_of_equal_norm(start, norm, members):
-    bred, drawn = (states[:, 0] for states in members)
-    begun = jnp.asarray(np.concatenate([[start.state], bred, drawn]), jnp.float32)
+def test_bred_vectors_grow_faster_than_the_noise_that_seeds_them(
+    start, norm, amplitude, noise, members
+):
+    """In the temperature that is seeded, of equal norm there, over a day.
+
+    Noise in all channels at once is no measure: each channel adjusts to the others, and
+    divergence and surface pressure grow more by that than anything bred does.
+    """
+    seeded = SYSTEM.channels.index("temperature_2")
+    drawn = RandomPerturbation(amplitude, norm, noise)
+    keys = jax.random.split(jax.random.key(7), PAIRS)
+    seeds = jax.vmap(lambda key: drawn(None, key, start))(keys)
+    seeds = start.state + seeds * (jnp.arange(len(amplitude)) == seeded)
+    begun = jnp.concatenate([start.state[None], members[0][:, 0], seeds])
+    begun = begun.astype(jnp.float32)
     day = FieldsStep(SYSTEM, SYSTEM.steps_per_day)
     after = jax.jit(jax.vmap(lambda fields: day(None, None, fields)))(begun)
 
     def size(states):
-        """Norms `[member, hemisphere, channel]` of what parts them from the first."""
-        return np.asarray(jax.vmap(norm)(states[1:] - states[:1]))[:, [0, -1], 0]
+        """Norms `[member, hemisphere]` of what parts them from the first."""
+        found = jax.vmap(norm)(states[1:] - states[:1])
+        return np.asarray(found)[:, [0, -1], 0, seeded]
 
-    growth = np.log(size(after) / size(begun)).mean(axis=-1)
-    print(np.log(size(after) / size(begun)))
-    assert np.all(growth[:PAIRS].min(axis=0) > growth[PAIRS:].max(axis=0))
+    growth = np.log(size(after) / size(begun))
+    bred, seeds = growth[:PAIRS], growth[PAIRS:]
+    print("growth", growth)
+    assert np.all(bred.min(axis=0) > seeds.max(axis=0))
