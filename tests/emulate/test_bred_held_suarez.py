@@ -121,11 +121,6 @@ def test_bred_vectors_grow_and_are_balanced(start, norm, members):
         """Norms `[member, hemisphere, channel]` of what parts them from the first."""
         return np.asarray(jax.vmap(norm)(states[1:] - states[:1]))[:, [0, -1], 0]
 
-    growth = np.log(size(after) / size(begun))
-    whole = growth.mean(axis=-1)
-    assert np.all(whole[:PAIRS] > 0)
-    assert np.all(whole[PAIRS:].min(axis=0) > whole[:PAIRS].max(axis=0))
-    small = [i for i, name in enumerate(SYSTEM.channels) if "divergence" in name]
-    small.append(SYSTEM.channels.index("surface_pressure"))
-    by_kind = growth[..., small].mean(axis=-1)
-    assert np.all(by_kind[PAIRS:] > 2 * np.abs(by_kind[:PAIRS]).max())
+    growth = np.log(size(after) / size(begun)).mean(axis=-1)  # [member, hemisphere]
+    assert np.all(growth[:PAIRS] > 0)
+    assert np.all(growth[PAIRS:].min(axis=0) > growth[:PAIRS].max(axis=0))
