@@ -66,7 +66,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             is_truncated=True,
         )
     )
-    # Steps, learning rate, estimator, steps of the rollout, members, whether their noise
+    # Steps, learning rate, estimator, steps of the rollout, members, whether noise
     # is centred, and the batch; what is left out is the config's own. The fair score of
     # few members lets the spread run away early in training. Weights are handed over,
     # the optimizer's state is not.
