@@ -27,7 +27,8 @@ def scorecard(
 
     Args:
         card: from `verification.make_scorecard`.
-        limit: of the colours; by default nine in ten cells are within it.
+        limit: of the colours; by default nine in ten cells are within it, of those that
+            are shares.
         title: by default the names of both systems.
         shows_notes: whether the card's notes stand below, for a figure without caption.
 
@@ -37,8 +38,12 @@ def scorecard(
     if not np.isfinite(card.normalised).any():
         raise ValueError("the card holds no cell that was scored.")
     if limit is None:
-        # A small bias of the reference makes ratios that would bleach all others.
-        limit = float(np.nanquantile(np.abs(card.normalised), 0.9)) or 1.0
+        # A small bias of the reference makes ratios that would bleach all others, and
+        # so do scores that are best at 1, whose differences are no shares.
+        values = card.normalised[[best != "one" for best in card.best]]
+        if not np.isfinite(values).any():
+            values = card.normalised
+        limit = float(np.nanquantile(np.abs(values), 0.9)) or 1.0
     down, across = len(card.variables), len(card.regions)
     width = max(6.4, 3.0 + across * max(1.1, 0.21 * len(card.leads)))
     height = 1.2 + down * (0.5 + 0.21 * len(card.scores))

@@ -111,7 +111,7 @@ def _different_sizes(scores, mine, other):
         f" {_members(other)}.",
         f"Not compared, since these estimators depend on the number of members:"
         f" {', '.join(map(str, names))}; the fair ones do not.",
-        f"{', '.join(of_mean)} are of ensemble means: that of more members has less"
+        f"Of ensemble means ({', '.join(of_mean)}) those of more members have less"
         " error and less activity for that alone.",
     ]
 
