@@ -60,7 +60,7 @@ def scorecard(
         shown = [name for name, n in zip(names, (down, across), strict=True) if n > 1]
         ax.set_title(", ".join(shown), fontsize=TICK_SIZE, loc="left")
     bar = fig.colorbar(picture, ax=axes, shrink=0.9, aspect=25, extend="both")
-    bar.set_label("normalised difference (positive: better)", fontsize=NOTE_SIZE)
+    bar.set_label("normalised difference\n(positive: better)", fontsize=NOTE_SIZE)
     bar.ax.tick_params(labelsize=NOTE_SIZE)
     text = title or f"{card.systems[0]} against {card.systems[1]}"
     fig.suptitle(text, fontsize=LABEL_SIZE, x=0.01, ha="left")
