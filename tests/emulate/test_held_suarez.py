@@ -71,7 +71,8 @@ def test_a_state_is_its_fields(days_later):
     temperature, pressure = SYSTEM.observe(state)
     lowest = SYSTEM.channels.index("temperature_2")
     np.testing.assert_allclose(fields[..., lowest], temperature, rtol=1e-6)
-    np.testing.assert_allclose(fields[..., -1], pressure, rtol=1e-6)
+    # Of the sum that is its logarithm, of about 20, some units in the last place.
+    np.testing.assert_allclose(fields[..., -1], pressure, rtol=3e-5)
     rough = fields + jax.random.normal(jax.random.key(0), fields.shape) * fields.std(
         axis=(0, 1)
     )
