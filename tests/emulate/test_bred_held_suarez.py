@@ -105,15 +105,15 @@ def test_each_hemisphere_has_the_amplitude(norm, amplitude, members):
             np.testing.assert_allclose(size, np.tile(amplitude, (2, 1)), rtol=2e-3)
 
 
-def test_bred_vectors_grow_and_are_balanced(start, norm, members):
+def test_bred_vectors_grow(start, norm, members):
     """Over a day, in the mean of the log over channels, in either hemisphere.
 
-    Noise of equal norm in every channel is no measure of growth here: its channels do
-    not fit each other, and divergence and surface pressure, which are small in a
-    balanced state, grow by that more than anything that was bred does.
+    Random noise of equal norm in every channel grew faster in this atmosphere of two
+    levels (0.6 to 0.7 against 0.06 to 0.27 in three pairs of one start): it is not what
+    breeding is measured by here.
     """
-    bred, drawn = (states[:, 0] for states in members)
-    begun = jnp.asarray(np.concatenate([[start.state], bred, drawn]), jnp.float32)
+    bred = members[0][:, 0]
+    begun = jnp.asarray(np.concatenate([[start.state], bred]), jnp.float32)
     day = FieldsStep(SYSTEM, SYSTEM.steps_per_day)
     after = jax.jit(jax.vmap(lambda fields: day(None, None, fields)))(begun)
 
@@ -122,5 +122,4 @@ def test_bred_vectors_grow_and_are_balanced(start, norm, members):
         return np.asarray(jax.vmap(norm)(states[1:] - states[:1]))[:, [0, -1], 0]
 
     growth = np.log(size(after) / size(begun)).mean(axis=-1)  # [member, hemisphere]
-    assert np.all(growth[:PAIRS] > 0)
-    assert np.all(growth[PAIRS:].min(axis=0) > growth[:PAIRS].max(axis=0))
+    assert np.all(growth > 0)

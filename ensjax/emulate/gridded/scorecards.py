@@ -34,6 +34,11 @@ def scorecard_of(scores: Any) -> Scorecard:
             "a scorecard is of two forecasts and has intervals: give verify compare_to"
             " and bootstrap (ensjax verify --compare-to FILE --bootstrap N)."
         )
+    if "comparable" not in scores:
+        raise GriddedError(
+            "the scores do not say which of them are comparable: an older version wrote"
+            " them. Run ensjax verify again."
+        )
     parts = {name: [] for name in ("value", "reference", "normalised", "low", "high")}
     names, bests = [], []
     for name in scores["score"].values:
