@@ -1,8 +1,13 @@
 """One network with noise inside, trained on the CRPS of its members (AIFS-CRPS).
 
 `_training.py` trains and forecasts, `_scores.py` measures ensembles, `_theory.py` what
-the losses ask for, `_rain.py` is about real rain, `_claims.py` judges and `_figures.py`
-draws. `lorenz96_forecasts.py` has the weather and the imperfect simulator.
+the losses ask for, `_drift.py` has simulators that drift, `_rain.py` is about real
+rain, `_claims.py` judges and `_figures.py` draws. `lorenz96_forecasts.py` has the
+weather and the imperfect simulator.
+
+Emulator and simulator start from the truth's slow variables without error. The red
+noise of the simulator's closure starts at random, as in its climate: it does not know
+what the fast scale was doing; neither does the emulator, which sees one state.
 """
 
 import jax
@@ -16,11 +21,13 @@ training = load_beside(__file__, "crps_forecast_training")
 scores = load_beside(__file__, "crps_forecast_scores")
 theory = load_beside(__file__, "crps_forecast_theory")
 rain = load_beside(__file__, "crps_forecast_rain")
+drifting = load_beside(__file__, "crps_forecast_drift")
 verdicts = load_beside(__file__, "crps_forecast_claims")
 figures = load_beside(__file__, "crps_forecast_figures")
 lorenz = training.lorenz
 
 training_job = training.training_job
+MEASURED = "scores-2"
 
 
 def validate(config):
@@ -66,9 +73,11 @@ def run(config, run_dir):
         "theory": lambda done: theory.measure(config),
         "rain": lambda done: rain.measure(config, run_dir),
         "simulate": lambda done: training.simulate(config),
-        "scores": lambda done: measure(config, run_dir, done["simulate"]),
+        # The name changes with what the stage gives: "scores" is of older versions.
+        MEASURED: lambda done: measure(config, run_dir, done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
+    done["scores"] = done.pop(MEASURED)
     figures.add_tables(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
     run_dir.finish(
@@ -86,9 +95,12 @@ def measure(config, run_dir, archives) -> dict[str, np.ndarray]:
     Returns:
         For each system "error", "standard", "almost_fair", "fair" and "simulator":
         `<system>_fair`, `_rmse`, `_ssr`, `_activity` `[seed, lead]` and `_counts`
-        `[seed, lead, rank]`; `cells_...`, `sizes_...` and `ratios` as in `_scores.py`;
-        `plume` `[2, member, lead]` and `plume_truth` `[lead]` of a site of the first
-        case; and `frozen_steps`.
+        `[seed, lead, rank]`; `cells_...` and `sizes_...` as in `_scores.py`; `ratios`
+        and `pushed_ratios` `[seed, raw or anomaly, drift, lead]`, with the drift added
+        to what the simulator gives, and made by its equations; `pushes` `[seed, drift]`
+        and `pushed_drifts` `[seed, drift, lead]` as in `_drift.py`; `plume` `[2,
+        member, lead]` and `plume_truth` `[lead]` of a site of the first case; and
+        `frozen_steps`.
     """
     nets = training.train(config, run_dir, archives)
     rows = [
@@ -101,6 +113,7 @@ def measure(config, run_dir, archives) -> dict[str, np.ndarray]:
 
 def measure_seed(config, nets, archive, seed) -> dict[str, np.ndarray]:
     """All scores of one seed's networks against its own weather."""
+    number = config.seed + seed
     truth = archive["truth"][: config.num_test, 1:].astype(np.float32)
     starts = archive["truth"][:, 0].astype(np.float32)
     own, others = starts[: config.num_test], starts[config.num_test :]
@@ -110,7 +123,7 @@ def measure_seed(config, nets, archive, seed) -> dict[str, np.ndarray]:
     plain = training.forecast(config, nets["error"].select([seed]), own, 1)
     systems = dict(zip(training.LOSSES, members, strict=True)) | {
         "error": plain[0],
-        "simulator": simulate_from(config, archive, own, config.num_members, seed),
+        "simulator": simulate_from(config, archive, own, config.num_members, number),
     }
     found = {}
     for name, ensemble in systems.items():
@@ -119,7 +132,7 @@ def measure_seed(config, nets, archive, seed) -> dict[str, np.ndarray]:
         if len(ensemble) > 1:
             counts = scores.rank_counts(ensemble, truth, config.rank_leads)
             found[f"{name}_counts"] = counts
-    key = jax.random.key(seed)
+    key = jax.random.key(number)
     compared = scores.cells(
         systems["almost_fair"], systems["simulator"], truth, key, config.num_resamples
     )
@@ -129,7 +142,7 @@ def measure_seed(config, nets, archive, seed) -> dict[str, np.ndarray]:
     sized = scores.sizes(many, truth, config.sizes, key, config.num_resamples)
     found |= {f"sizes_{name}": value for name, value in sized.items()}
     del many
-    found["ratios"] = _ratios(config, archive, systems, best, others, truth, seed)
+    found |= _ratios(config, archive, systems, best, (own, others), truth, number)
     shown = [systems[name][:, 0, :, 0] for name in ("almost_fair", "simulator")]
     return found | {"plume": np.stack(shown), "plume_truth": truth[0, :, 0]}
 
@@ -140,8 +153,9 @@ def simulate_from(config, archive, starts, num_members, seed) -> np.ndarray:
     return lorenz.closure_ensemble(config, archive, same, seed).astype(np.float32)
 
 
-def _ratios(config, archive, systems, best, others, truth, seed):
+def _ratios(config, archive, systems, best, starts, truth, seed):
     """`scores.anomaly_ratios` with hindcasts from starts that are not verified."""
+    own, others = starts
 
     def means(values):
         return scores.late_means(values, config.mean_leads, config.mean_outputs)
@@ -152,18 +166,26 @@ def _ratios(config, archive, systems, best, others, truth, seed):
     )[0]
     hindcasts = {
         "emulated": means(emulated),
-        "simulated": means(simulate_from(config, archive, others, count, seed + 500)),
         "truth": means(archive["truth"][config.num_test :, 1:]),
     }
+    simulated = means(simulate_from(config, archive, others, count, seed + 500))
     length = config.archive.steps_per_output * lorenz.system_of(config).step_length
     drifts = [
         means(scores.drift(size, truth.shape[-1], truth.shape[1], length))
         for size in config.drifts
     ]
-    return scores.anomaly_ratios(
-        means(systems["almost_fair"]),
-        means(systems["simulator"]),
-        means(truth),
-        hindcasts,
-        drifts,
-    )
+    pushed = drifting.measure(config, archive, own, others, seed, means)
+    about = means(systems["almost_fair"]), means(truth), hindcasts
+    usual = simulated.mean(axis=(0, 1))
+    return {
+        "ratios": scores.anomaly_ratios(
+            *about,
+            [means(systems["simulator"]) + drift for drift in drifts],
+            [usual + drift for drift in drifts],
+        ),
+        "pushed_ratios": scores.anomaly_ratios(
+            *about, pushed["forecasts"], pushed["hindcasts"].mean(axis=(1, 2))
+        ),
+        "pushes": pushed["pushes"],
+        "pushed_drifts": pushed["amplitudes"],
+    }

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax.verification import (
-    bootstrap_comparison,
     crps,
     draw_blocks,
     member_activity,
@@ -64,11 +63,6 @@ def rank_counts(members, truth, leads) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames="metric")
 def _scored(metric, members, truth):
     return metric(members, truth)
-
-
-@functools.partial(jax.jit, static_argnames="metric")
-def _summed(metric, members, truth):
-    return metric.sums(members, truth)
 
 
 # Variables of a cell beside a lead, on the ring of sites.
@@ -129,32 +123,78 @@ def _by_case(members, truth, *, variable):
 def sizes(members, truth, numbers, key, num_resamples) -> dict[str, np.ndarray]:
     """Whether the first few of many members score as all of them.
 
+    Sizes share the cases, so that their differences are compared in pairs: intervals of
+    the scores themselves are those of the cases, and overlap whatever the members are.
+    The spread-skill ratio is compared in its unbiased form, which members that are
+    exchangeable have alike at any number; the other one, off 1, has not.
+
     Returns:
         `fair` `[size, 3]`, the mean over leads with the ends of its bootstrap interval
-        over cases; `ssr` `[size]`; `difference` `[size, 3]` of the fair score of so
-        many from that of the most, in pairs; and `permuted`, the largest change of a
-        score by lead if members change places.
+        over cases; `ssr` and `unbiased_ssr` `[size, lead]`; `difference` `[size, 3]` of
+        the fair score of so many from that of the most, in pairs, and `ssr_difference`
+        likewise of the unbiased ratio, means over leads; `furthest` `[2]` (fair score,
+        ratio), the largest difference of any size at any lead, of half the width of its
+        interval, where intervals of all sizes, leads and both scores hold at once at 95
+        %; and `permuted`, the largest change of a score by lead if members change
+        places.
     """
     members, truth = jnp.asarray(members), jnp.asarray(truth)
-    metric = crps("fair").over(1, 2)
-    sums = [_summed(metric, members[:number], truth) for number in numbers]
-    scores = [by_lead(members[:number], truth) for number in numbers]
-    blocks = dict(block_length=BLOCK_CASES, num_resamples=num_resamples)
-    fair, differences = [], []
-    for own in sums:
-        compared = bootstrap_comparison(key, metric, own, sums[-1], **blocks)
-        fair.append([float(x) for x in compared.first])
-        differences.append([float(x) for x in compared.difference])
+    counts = draw_blocks(
+        key, len(truth), block_length=BLOCK_CASES, num_resamples=num_resamples
+    )
+    # The first row is what was seen: every case once.
+    counts = jnp.concatenate([jnp.ones((1, len(truth))), counts])
+    rows = [_resampled(counts, members[:number], truth) for number in numbers]
+    fair, unbiased = (
+        np.stack([np.asarray(row[i], np.float64) for row in rows]) for i in range(2)
+    )  # [size, resample, lead]
+    less = [x[:-1] - x[-1:] for x in (fair, unbiased)]
     order = np.random.default_rng(0).permutation(len(members))
-    moved, still = by_lead(members[order], truth), scores[-1]
+    moved, still = by_lead(members[order], truth), by_lead(members, truth)
     return {
-        "fair": np.array(fair),
-        "ssr": np.array([x["ssr"].mean() for x in scores]),
-        "difference": np.array(differences),
+        "fair": _with_ends(fair.mean(axis=-1)),
+        "ssr": np.stack([by_lead(members[:n], truth)["ssr"] for n in numbers]),
+        "unbiased_ssr": unbiased[:, 0],
+        "difference": _with_ends((fair - fair[-1:]).mean(axis=-1)),
+        "ssr_difference": _with_ends((unbiased - unbiased[-1:]).mean(axis=-1)),
+        "furthest": _furthest(np.stack(less)),
         "permuted": np.max(
             [np.abs(moved[n] - still[n]).max() for n in ("fair", "ssr")]
         ),
     }
+
+
+@jax.jit
+def _resampled(counts, members, truth):
+    """Fair score and unbiased ratio `[resample, lead]`, of sums over cases."""
+    own = spread_skill().over(2)(members, truth)  # [case, lead]
+    variance = own.spread**2
+    debiased = own.skill**2 - variance / len(members)
+
+    def total(x):
+        return jnp.einsum("rc,cl->rl", counts, x, precision="highest")
+
+    fair = total(crps("fair").over(2)(members, truth)) / len(truth)
+    return fair, jnp.sqrt(total(variance) / total(debiased))
+
+
+def _with_ends(draws):
+    """What was seen and the ends of its interval, `[size, 3]`, of `[size, 1 + n]`."""
+    ends = np.quantile(draws[:, 1:], (0.025, 0.975), axis=1)
+    return np.stack([draws[:, 0], *ends], axis=1)
+
+
+def _furthest(draws):
+    """Of `[score, size, 1 + n, lead]`, in half-widths that hold for all at once.
+
+    The half-width is a multiple of the bootstrap's deviation: the multiple that the
+    largest of all stays below in 95 % of the resamples.
+    """
+    seen, drawn = draws[:, :, :1], draws[:, :, 1:]
+    deviation = drawn.std(axis=2, keepdims=True)
+    most = np.max(np.abs(drawn - seen) / deviation, axis=(0, 1, 3))
+    own = np.max(np.abs(seen) / deviation, axis=(1, 2, 3))
+    return own / np.quantile(most, 0.95)
 
 
 # Means of some outputs, raw and as anomalies from hindcasts.
@@ -173,33 +213,29 @@ def drift(amplitude, num_sites, num_leads, output_length) -> np.ndarray:
     return amplitude * np.outer(1 - np.exp(-time / 2), place)
 
 
-def anomaly_ratios(emulated, simulated, truth, hindcasts, drifts) -> np.ndarray:
-    """Fair CRPS of the emulator over that of the simulator, `[raw or anomaly, drift,
+def anomaly_ratios(emulated, truth, hindcasts, simulated, usual) -> np.ndarray:
+    """Fair CRPS of the emulator over that of simulators, `[raw or anomaly, simulator,
     lead]`.
 
     Args:
-        emulated, simulated: means `[member, case, lead, site]`, without drift.
+        emulated: means `[member, case, lead, site]`.
         truth: `[case, lead, site]`.
-        hindcasts: of other cases "emulated" and "simulated" `[member, case, lead,
-            site]` and "truth" `[case, lead, site]`, from which each one's climatology
-            by lead and place is taken.
-        drifts: of the simulator, `[drift, lead, site]`.
+        hindcasts: of other cases "emulated" `[member, case, lead, site]` and "truth"
+            `[case, lead, site]`, from which each one's climatology by lead and place is
+            taken.
+        simulated: of every simulator `[member, case, lead, site]`.
+        usual: of every simulator its climatology `[lead, site]`.
     """
-    usual = {
+    own = {
         name: np.asarray(x).mean(axis=tuple(range(np.ndim(x) - 2)))
         for name, x in hindcasts.items()
     }
     score = functools.partial(_scored, crps("fair").over(*_LEADS))
-    found = np.zeros((2, len(drifts), truth.shape[1]))
-    for number, own in enumerate(drifts):
-        moved = simulated + own
+    found = np.zeros((2, len(simulated), truth.shape[1]))
+    for number, (other, climate) in enumerate(zip(simulated, usual, strict=True)):
         pairs = (
-            (emulated, moved, truth),
-            (
-                emulated - usual["emulated"],
-                moved - (usual["simulated"] + own),
-                truth - usual["truth"],
-            ),
+            (emulated, other, truth),
+            (emulated - own["emulated"], other - climate, truth - own["truth"]),
         )
         for kind, (first, second, seen) in enumerate(pairs):
             seen = jnp.asarray(seen, jnp.float32)

@@ -192,7 +192,8 @@ def check_at_hand(config) -> None:
 def simulate(config) -> dict[str, np.ndarray]:
     """Everything that `lorenz96_forecasts.simulate` gives, with seeds in front."""
     check_at_hand(config)
-    rows = [lorenz.simulate(config, seed) for seed in range(config.num_seeds)]
+    seeds = config.seed + np.arange(config.num_seeds)
+    rows = [lorenz.simulate(config, int(seed)) for seed in seeds]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -47,7 +47,7 @@ def add_figures(run_dir, config, done):
         _ranks(config, found),
         "Rank of the truth among members at the first and the last short lead, share"
         " over that of a reliable ensemble (dashed; ranks are binned in three where"
-        f" there are many); mean over {config.num_seeds} seeds.",
+        f" there are many); mean over {config.num_seeds} seeds. One scale for all.",
     )
     run_dir.add_figure(
         "cells",
@@ -155,9 +155,9 @@ def _ranks(config, found):
     names = shown_systems(config)
     ends = (0, len(config.short_leads) - 1)
     fig = new_figure(5.2, width=11.0)
-    axes = fig.subplots(2, len(names), sharex=True, sharey="row")
+    axes = fig.subplots(2, len(names), sharex=True, sharey=True)
+    top = 0.0
     for row, place in zip(axes, ends, strict=True):
-        top = 0.0
         for ax, name in zip(row, names, strict=True):
             shares = found[f"{name}/ranks"][:, place].mean(axis=0)
             shares = _coarser(shares)
@@ -179,9 +179,10 @@ def _ranks(config, found):
                     verdicts.label(name)
                     .replace(" with a", "\nwith a")
                     .replace(" variance", "\nvariance")
+                    .replace(" mean,", "\nmean,")
                 )
                 ax.set_title(text, fontsize=9, loc="left")
-        row[0].set_ylim(0, 1.05 * top)
+    axes[0, 0].set_ylim(0, 1.05 * top)
     return fig
 
 

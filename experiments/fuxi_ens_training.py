@@ -12,6 +12,7 @@ import optax
 import ensjax
 from ensjax.emulate.variational import (
     ConstantPerturbation,
+    ConstantSpread,
     GaussianPerturbation,
     VariationalForecaster,
 )
@@ -107,12 +108,13 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
     return _job(config, functools.partial(make_pair, config, scale), data)
 
 
-def _job(config, make_model, data, *, rollout=0, is_constant=False) -> TrainingJob:
+def _job(config, make_model, data, *, rollout=0, twin=None) -> TrainingJob:
+    """A stage of the learned networks, or of a twin of the first one of each seed."""
     training, own = config.training, config.variants
     count = len(own.kl_weights)
     seeds = range(config.num_seeds)
     steps = training.total_steps[rollout]
-    if is_constant:
+    if twin:
         ids, numbers = [count * seed for seed in seeds], {}
         tasks = list(seeds)
     else:
@@ -128,12 +130,12 @@ def _job(config, make_model, data, *, rollout=0, is_constant=False) -> TrainingJ
         num_steps=training.rollout_steps[rollout],
         estimator=training.estimator,
         kl_direction=training.kl_direction,
-        draw_from="prior" if is_constant else training.draw_from,
+        draw_from="prior" if twin else training.draw_from,
         # On a mesh with several devices along it, members are split.
         axis="model" if config.mesh.model != 1 else None,
     )
-    name = "constant" if is_constant else "train"
-    why = "" if len(training.rollout_steps) == 1 and not is_constant else _WHY
+    name = twin or "train"
+    why = "" if len(training.rollout_steps) == 1 and not twin else _WHY
     return TrainingJob(
         make_model=make_model,
         member_ids=tuple(ids),
@@ -249,6 +251,22 @@ def make_constant(config, scale, rngs) -> VariationalPair:
     return VariationalPair(emulator)
 
 
+def make_one_spread(config, scale, rngs) -> VariationalPair:
+    """All of the learned networks, but one spread for every state.
+
+    Its mean is a second network of the state before the forecaster, as the learned one
+    has: the two differ by nothing but where the noise is large.
+    """
+    learned = make_pair(config, scale, rngs).emulator
+    channels = learned.prior.num_channels
+    learned.prior = ConstantSpread(learned.prior, log_variance=jnp.zeros(channels))
+    return VariationalPair(learned)
+
+
+# Trained beside the learned ones, with Gaussians of their mean variance.
+TWINS = {"constant": make_constant, "one_spread": make_one_spread}
+
+
 def data_shapes(config) -> jax.ShapeDtypeStruct:
     """Shapes of the training windows, `[window, seed, time, *space, channel]`.
 
@@ -307,12 +325,13 @@ def step_scale(archives) -> float:
 
 
 def train(config, run_dir, archives):
-    """Emulators of all seeds and variants, those of constant Gaussians, and the logs.
+    """Emulators of all seeds and variants, those of their twins, and the logs.
 
     Returns:
-        Ensembles "learned" `[seed x variant]`, "replaced" (the first variant with its
-        mean variance in the place of the variance) and "constant" (trained with a
-        Gaussian of its mean and variance everywhere), both `[seed]`; and logs by name.
+        Ensembles "learned" `[seed x variant]`, and `[seed]` each: "replaced" (the first
+        variant with its mean variance in the place of the variance), "constant"
+        (trained with a Gaussian of its mean and variance everywhere) and "one_spread"
+        (trained with a learned mean and that variance); and logs by name.
     """
     scale = step_scale(archives)
     make = functools.partial(make_pair, config, scale)
@@ -320,16 +339,18 @@ def train(config, run_dir, archives):
     learned = emulators_of(trained)
     first = learned.select(np.arange(config.num_seeds) * len(variants(config)))
     moments = emulators.prior_moments(first, training_data(config, archives))
-    make = functools.partial(make_constant, config, scale)
-    same = functools.partial(emulators.with_moments, moments)
-    trained, constant_log = _fit_curriculum(config, run_dir, archives, make, same)
-    constant = emulators_of(trained)
     replaced = emulators.with_one_spread(first, moments)
-    ensembles = {"learned": learned, "replaced": replaced, "constant": constant}
-    return ensembles, {"train": log, "constant": constant_log}
+    ensembles, logs = {"learned": learned, "replaced": replaced}, {"train": log}
+    for name, make_twin in TWINS.items():
+        make = functools.partial(make_twin, config, scale)
+        trained, logs[name] = _fit_curriculum(
+            config, run_dir, archives, make, twin=name, moments=moments
+        )
+        ensembles[name] = emulators_of(trained)
+    return ensembles, logs
 
 
-def _fit_curriculum(config, run_dir, archives, make_model, prepare=None):
+def _fit_curriculum(config, run_dir, archives, make_model, *, twin=None, moments=None):
     """Stages of ever longer rollouts; weights are handed over. The last stage's log."""
     trained = None
     for rollout in range(len(config.training.rollout_steps)):
@@ -338,13 +359,15 @@ def _fit_curriculum(config, run_dir, archives, make_model, prepare=None):
             make_model,
             training_data(config, archives, rollout),
             rollout=rollout,
-            is_constant=prepare is not None,
+            twin=twin,
         )
         if trained is not None:
             job = dataclasses.replace(job, start=lambda _, before=trained: before)
-        elif prepare is not None:
+        elif twin:
             start = job.start
-            job = dataclasses.replace(job, start=lambda x, s=start: prepare(s(x)))
+            job = dataclasses.replace(
+                job, start=lambda x, s=start: emulators.with_moments(moments, s(x))
+            )
         trained, log = job.fit(
             checkpoint_dir=run_dir.checkpoints / job.stage,
             logger=run_dir.logger(job.stage),

@@ -114,21 +114,45 @@ def test_cells_compare_systems_in_pairs():
 
 def test_a_few_of_exchangeable_members_score_as_many():
     members, truth = ensembles(num_members=12)
+    # Off calibration, where the usual ratio is another for few members.
+    members = truth + 0.7 * (members - truth)
     key = jax.random.key(0)
     found = scores.sizes(members, truth, (3, 6, 12), key, 200)
     assert found["permuted"] < 1e-5
-    # Of 95 % intervals one in twenty misses; twice as wide ones do not.
-    value, low, high = found["difference"][:2].T
-    assert (np.abs(value) < high - low).all() and (high > low).all()
-    by_lead = scores.by_lead(members, truth)["fair"]
-    np.testing.assert_allclose(found["fair"][2, 0], by_lead.mean(), rtol=1e-5)
+    assert (found["furthest"] < 1).all()
+    for name in ("difference", "ssr_difference"):
+        # Of 95 % intervals one in twenty misses; twice as wide ones do not.
+        value, low, high = found[name][:2].T
+        assert (np.abs(value) < high - low).all() and (high > low).all()
+    by_lead = scores.by_lead(members, truth)
+    np.testing.assert_allclose(found["fair"][2, 0], by_lead["fair"].mean(), rtol=1e-5)
+    np.testing.assert_allclose(found["ssr"][2], by_lead["ssr"], rtol=1e-5)
     assert (found["fair"][:, 1] < found["fair"][:, 0]).all()
     assert (found["fair"][:, 0] < found["fair"][:, 2]).all()
-    # Members that are not: the first ones have an error of their own.
-    biased = members.copy()
-    biased[:3] += 0.5
-    found = scores.sizes(biased, truth, (3, 12), key, 200)
+    x, y = members[:3].astype(float), truth.astype(float)
+    variance = x.var(axis=0, ddof=1)
+    debiased = (x.mean(axis=0) - y) ** 2 - variance / 3
+    unbiased = np.sqrt(variance.mean(axis=(0, 2)) / debiased.mean(axis=(0, 2)))
+    np.testing.assert_allclose(found["unbiased_ssr"][0], unbiased, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["bias", "spread"])
+def test_a_few_members_of_another_kind_are_noticed(change):
+    """Their scores still lie within each other's intervals: of cases, which vary."""
+    members, truth = ensembles(num_members=12, cases=30)
+    climate = np.random.default_rng(2).normal(size=(30, 1, 1)).astype(np.float32)
+    scale = np.exp(0.5 * climate)  # cases that are hard or easy
+    members, truth = scale * members, scale * truth
+    if change == "bias":
+        members[:3] += 0.6 * scale
+    else:
+        middle = members.mean(axis=0)
+        members[:3] = middle + 0.6 * (members[:3] - middle)
+    found = scores.sizes(members, truth, (3, 12), jax.random.key(0), 200)
+    assert found["furthest"].max() > 1
     assert found["difference"][0, 1] > 0
+    value, low, high = found["fair"].T
+    assert low.max() < value.min() and high.min() > value.max()
 
 
 def test_a_drift_is_in_raw_scores_and_not_in_anomalies():
@@ -146,16 +170,61 @@ def test_a_drift_is_in_raw_scores_and_not_in_anomalies():
         2 * np.sin(np.pi / 2) * np.mean([1 - np.exp(-t / 2) for t in (0.1, 0.2, 0.3)]),
         rtol=1e-6,
     )
-    hindcasts = dict(emulated=means(others), simulated=means(others), truth=means(seen))
+    usual = means(others).mean(axis=(0, 1))
+    hindcasts = dict(emulated=means(others), truth=means(seen))
     found = scores.anomaly_ratios(
-        means(members), means(members[::-1]), means(truth), hindcasts, drifts
+        means(members),
+        means(truth),
+        hindcasts,
+        [means(members[::-1]) + drift for drift in drifts],
+        [usual + drift for drift in drifts],
     )
     np.testing.assert_allclose(found[:, 0], 1, atol=1e-4)  # the same members
     np.testing.assert_allclose(found[1, 1], 1, atol=1e-4)
     assert (found[0, 1] < 0.98).all()
 
 
-def done_of(config, *, raw=0.8, share=0.9, difference=0.0, ssr=0.97, seeds=5):
+def test_a_forcing_by_place_drifts_as_far_as_it_is_asked_to():
+    """The mean goes with the forcing; what has none is the simulator as it is."""
+    drifting = experiment.drifting
+    config = config_of("smoke", ("drifts", "(0.0, 0.5)"), ("archive.num_leads", "16"))
+    rng = np.random.default_rng(0)
+    closure = np.array([0.17, 0.318, 0.59, 0.547])
+    archive = {"mean": np.float32(2.58), "sd": np.float32(3.54), "closure": closure}
+    own, others = (rng.normal(size=(n, 36)).astype(np.float32) for n in (4, 60))
+    plain = drifting.pushed_ensemble(config, archive, own, (0.0, 8.0), 2, 5)
+    assert plain.shape == (2, 2, 4, 16, 36)
+    twin = drifting.lorenz.closure_forecasts(
+        drifting.lorenz.closure_of(config, archive),
+        np.tile(own * 3.54 + 2.58, (2, 1)),
+        lead_steps=(2, 4),
+        seed=5,
+    )
+    twin = (twin.reshape(2, 4, 2, 36) - 2.58) / 3.54
+    np.testing.assert_allclose(plain[0, :, :, :2], twin, atol=1e-4)
+    # At first the forcing alone moves the state, by its size times the time.
+    first = (plain[1] - plain[0])[:, :, 0]
+    assert drifting.amplitude(first.mean(axis=(0, 1))) * 3.54 < 2 * 8 * 0.1
+    found = drifting.measure(
+        config, archive, own, others, 0, lambda x: scores.late_means(x, (16,), 4)
+    )
+    assert found["forecasts"].shape == (2, 6, 4, 1, 36)
+    assert found["pushes"][0] == 0 < found["pushes"][1] < 20
+    still, moved = found["amplitudes"][:, 0]
+    assert still == 0 and 0.3 < moved < 0.7
+
+
+def done_of(
+    config,
+    *,
+    raw=0.8,
+    share=0.9,
+    difference=0.0,
+    furthest=0.6,
+    ssr=0.97,
+    anomaly=0.9,
+    seeds=5,
+):
     """What a run of five seeds would have found, with a little spread over them."""
     wobble = 1 + 0.001 * np.arange(seeds)[:, None]
     leads = np.ones(config.archive.num_leads)
@@ -172,14 +241,18 @@ def done_of(config, *, raw=0.8, share=0.9, difference=0.0, ssr=0.97, seeds=5):
     found["sizes_difference"] = np.full(shape, [0.0, -0.01, 0.01])
     found["sizes_fair"] = np.full(shape, [0.5, 0.49, 0.51])
     found["sizes_fair"][:, 0] += difference
-    found["sizes_ssr"] = np.ones((seeds, len(config.sizes)))
+    ratios = np.ones((seeds, len(config.sizes), config.archive.num_leads))
+    found |= {"sizes_ssr": ratios, "sizes_unbiased_ssr": ratios}
+    found["sizes_furthest"] = np.full((seeds, 2), furthest) * wobble
     found["sizes_permuted"] = np.full(seeds, 1e-8) * wobble[:, 0]
     found["cells_share"] = share - 0.01 * np.arange(seeds)
     found["cells_low"] = found["cells_share"] - 0.1
     ratios = np.ones((seeds, 2, len(config.drifts), len(config.mean_leads)))
     ratios[:, 0, 1:] = raw
     ratios[:, :, :, 0] -= 0.1
+    ratios[:, 1, :, 0] = anomaly
     found["ratios"] = ratios * wobble[:, :, None, None]
+    found["pushed_ratios"] = found["ratios"]
     found["frozen_steps"] = np.full(4, -1)
     rain = {
         "crps": np.full(seeds, 4.8),
@@ -212,10 +285,32 @@ def test_claims_and_checks_follow_their_numbers():
     assert verdicts_of(done_of(config, share=0.55))["2.c"] == "fails"
     assert verdicts_of(done_of(config, raw=1.05))["2.d"] == "fails"
     assert verdicts_of(done_of(config, difference=0.1))["2.b"] == "fails"
+    assert verdicts_of(done_of(config, furthest=1.5))["2.b"] == "fails"
+    moved = perfect["scores"]["pushed_ratios"].copy()
+    moved[:, 0, -1, -1] = 1.01
+    other = perfect | {"scores": perfect["scores"] | {"pushed_ratios": moved}}
+    assert verdicts_of(other)["2.d"] == "fails"
     wrong = done_of(config)
     wrong["theory"]["fair_found"] = wrong["theory"]["fair_found"] + 0.01
     entries = verdicts.make_claims(config, wrong)
-    assert [c["verdict"] for c in entries[:3]] == ["holds", "fails", "holds"]
+    verdicts_found = [c["verdict"] for c in entries[:4]]
+    assert verdicts_found == ["holds", "fails", "holds", "holds"]
+    for gradients, place in (([0.0, 0.0], 2), ([-0.01, 0.0125], 3)):
+        wrong["theory"]["gradients"] = np.array(gradients)
+        entries = verdicts.make_claims(config, wrong)
+        assert entries[place]["verdict"] == "fails"
+        assert entries[5 - place]["verdict"] == "holds"
+    # Away from 1 on either side: from 0.9 to 1 rises towards it, from 1 or 1.05 no.
+    for anomaly, passes in ((0.9, True), (1.0, True), (0.9995, False)):
+        checks = verdicts.make_checks(config, done_of(config, anomaly=anomaly))
+        assert [c["pass"] for c in checks if "distance" in c["name"]] == [passes]
+    pushed = perfect["scores"]["pushed_ratios"].copy()
+    pushed[:, 1, 2] += 0.05
+    other = perfect | {"scores": perfect["scores"] | {"pushed_ratios": pushed}}
+    failed = [c["name"] for c in verdicts.make_checks(config, other) if not c["pass"]]
+    assert failed == [
+        "6b: anomaly ratio off the drift-free one, any drift of the equations"
+    ]
     narrow = verdicts.make_checks(config, done_of(config, ssr=0.7))
     assert [c["pass"] for c in narrow[:4]] == [False, True, True, False]
     assert "CRPS 4.80 mm" in verdicts.describe(config, perfect)
@@ -273,6 +368,9 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path):
     assert all(any(n.startswith(f"2.{x}") for n in names) for x in "abcd")
     assert first["scalars"]["num_networks_not_finite"] == 0
     path.unlink()
-    (tmp_path / "run" / "stages" / "scores.npz").unlink()
+    # Another file under the name that older versions stored their scores in.
+    stages = tmp_path / "run" / "stages"
+    (stages / f"{experiment.MEASURED}.npz").rename(stages / "scores.npz")
     run_and_report(options)
+    assert (stages / f"{experiment.MEASURED}.npz").exists()
     assert json.loads(path.read_text())["scalars"] == first["scalars"]

@@ -1,6 +1,5 @@
 """fuxi_ens: what is measured, what is concluded, real rain, and a short run."""
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -100,7 +99,11 @@ def done_of(config, gain):
     found["cells/first_lead"] = np.full(seeds, 3)
     rain = {"crps": np.full(seeds, 5.1 - gain), "ssr": np.ones(seeds), "not_finite": 0}
     rain |= {"raw": np.array(7.1), "climatology": np.array(5.3), "emos": np.array(4.7)}
-    return {"emulate": found, "rain": rain}
+    names = ("parameters", "emulator_parameters", "bytes", "step_flops")
+    full = dict.fromkeys((*names, "forecast_flops", "rows", "columns"), 1e9)
+    full = {name: np.float64(x) for name, x in full.items()}
+    full["channels"] = np.float64(78)
+    return {"emulate": found, "rain": rain, "full_size": full}
 
 
 @pytest.mark.parametrize("gain, verdict", [(0.45, "holds"), (-0.2, "fails")])
@@ -112,7 +115,14 @@ def test_claims_follow_the_scores(gain, verdict):
     assert [claim["verdict"] for claim in others] == [verdict] * 3
     checks = experiment.verdicts.make_checks(config, done)
     failed = [check["name"][:3] for check in checks if not check["pass"]]
-    assert failed == ([] if gain > 0 else ["(b)", "(c)", "(e)", "(e)", "CRP"])
+    low = ["(b)", "(c)", "(e)", "(e)", "(e)", "CRP"]
+    assert failed == ([] if gain > 0 else low)
+    assert "1.00 billion parameters" in first["name"]
+    # A twin whose mean is learned, too, decides alone.
+    twin = {**done["emulate"]}
+    twin["one_spread/fair"] = twin[f"{training.learned_name(config)}/fair"] - 0.01
+    claims = experiment.verdicts.make_claims(config, done | {"emulate": twin})
+    assert claims[2]["verdict"] == "fails" and "learned mean" in claims[2]["name"]
     text = experiment.verdicts.describe(config, done)
     assert "from lead 3, 3, 3, 3, 3 on" in text
     assert np.isfinite(list(experiment.verdicts.summarise(config, done).values())).all()
@@ -149,7 +159,7 @@ def test_variants_of_a_seed_start_alike_and_the_constant_has_the_same_forecaster
     kernel = np.asarray(jax.tree.leaves(stems)[-1])
     assert np.abs(kernel[0] - kernel[2]).max() > 0.1
     make = functools.partial(training.make_constant, config, 1.0)
-    constant = training._job(config, make, job.data, is_constant=True).ensemble()
+    constant = training._job(config, make, job.data, twin="constant").ensemble()
     assert constant.member_ids.tolist() == [0, 2]
     stems = constant.params["emulator"]["forecaster"]["stem"]
     np.testing.assert_array_equal(jax.tree.leaves(stems)[-1], kernel[[0, 2]])
@@ -158,6 +168,18 @@ def test_variants_of_a_seed_start_alike_and_the_constant_has_the_same_forecaster
     prior = training.emulators.with_moments(moments, constant)[1].emulator.prior
     np.testing.assert_array_equal(prior.mean[...], [3, 4])
     np.testing.assert_array_equal(prior.log_variance[...], [7, 8])
+    # The other twin has all of the learned networks that a forecast needs.
+    make = functools.partial(training.make_one_spread, config, 1.0)
+    twin = training._job(config, make, job.data, twin="one_spread").ensemble()
+    twin = training.emulators.with_moments(moments, twin)
+    assert twin.member_ids.tolist() == [0, 2]
+    for part in ("forecaster", "prior"):
+        pairs = (jax.tree.leaves(x.params["emulator"][part]) for x in (twin, ensemble))
+        for own, learned in zip(*pairs, strict=True):
+            np.testing.assert_array_equal(own, np.asarray(learned)[[0, 2]])
+    field = twin[1].emulator.prior(np.ones((36, 2), np.float32))
+    np.testing.assert_array_equal(field.log_variance, np.tile([7, 8], (36, 1)))
+    assert set(training.TWINS) == set(experiment.verdicts.CONSTANTS) - {"replaced"}
 
 
 def test_full_size_has_the_published_shapes():
@@ -183,8 +205,8 @@ def test_full_size_has_the_published_shapes():
         head = (width + 1) * patch * num_out
         assert count(module) == depth * block + outside + head
     # What it costs, with products of every block: 16,200 patches in windows of 324.
-    loss = dataclasses.replace(job.options["loss"].loss, axis=None)
-    costs = training.full_size.costs(config, pair, loss)
+    costs = experiment.full_size_costs()
+    assert (costs["rows"], costs["columns"], costs["channels"]) == (720, 1440, 78)
     assert costs["parameters"] == count(pair)
     tokens, seen = 90 * 180, 18 * 18
 
@@ -230,6 +252,14 @@ def test_the_smoke_preset_runs_and_runs_again_from_its_stages(tmp_path):
     assert results["scalars"]["num_networks_not_finite"] == 0
     assert len(list((tmp_path / "run" / "figures").glob("*.png"))) == 5
     assert run_and_report(options) == 0
+    # Another file under the name that older versions stored their scores in.
+    stages = tmp_path / "run" / "stages"
+    (stages / f"{experiment.EMULATED}.npz").rename(stages / "emulate.npz")
+    (tmp_path / "run" / "results.json").unlink()
+    assert run_and_report(options) == 0
+    again = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert again["scalars"] == results["scalars"]
+    assert (stages / f"{experiment.EMULATED}.npz").exists()
 
 
 @pytest.mark.slow
@@ -243,5 +273,6 @@ def test_a_curriculum_hands_weights_over(tmp_path):
     )
     assert run_and_report(options) == 0
     found = (tmp_path / "run" / "checkpoints").iterdir()
-    names = {"train", "train_1", "constant", "constant_1"}
+    kinds = ("train", "constant", "one_spread")
+    names = {f"{kind}{end}" for kind in kinds for end in ("", "_1")}
     assert names <= {path.name for path in found}
