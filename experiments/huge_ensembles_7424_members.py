@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
@@ -106,8 +105,8 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         thresholds: `[threshold]`.
 
     Returns:
-        `seconds` of the start, compiled before; `bytes` of the program at all members
-        and at few (`few_bytes`), temporary ones; `difference`, the largest of mean,
+        `bytes` of the program at all members and at few (`few_bytes`), temporary ones;
+        `difference`, the largest of mean,
         variance and scores, relative, but for `crps_difference` of the CRPS, whose
         summary of the order of members is no exact one; `exact`, whether extremes,
         their members, and counts are those of the kept ones; `again`, whether the
@@ -120,10 +119,7 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         program, arguments = job.program(some, truth, thresholds, members.start.size)
         compiled = program.lower(*arguments).compile()
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-    begin = time.perf_counter()
-    states = jax.block_until_ready(compiled(*arguments))
-    seconds = time.perf_counter() - begin
-    states = fetch(states)
+    states = fetch(compiled(*arguments))
     who = states["who"]
     above = (kept[:, :, None] > np.asarray(thresholds)[None, None, :, None]).sum(axis=0)
     exact = [
@@ -134,7 +130,6 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         np.array_equal(states["above"].above, above),
     ]
     return {
-        "seconds": seconds,
         "bytes": sizes[1],
         "few_bytes": sizes[0],
         **_differences(states, kept, truth),
