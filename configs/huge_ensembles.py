@@ -68,8 +68,8 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             early_steps=6 if smoke else 240,  # of networks trained too little
             # Checkpoints of the first seed that are also trained alone, for some steps;
             # the first of them is for all steps, too.
-            num_alone=2 if smoke else 6,
-            alone_steps=2 if smoke else 20,
+            num_alone=1 if smoke else 6,
+            alone_steps=20,
         )
     )
     config.perturbations = ml_collections.ConfigDict(

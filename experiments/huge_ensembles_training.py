@@ -197,11 +197,15 @@ def alone_differences(config, archives, trained) -> dict[str, np.ndarray]:
         apart = np.abs(forecasts(one, states) - forecasts(own, states)).max()
         return float(max(gaps)), float(apart)
 
-    few = dict(steps=training.alone_steps, progress=False, save_every_steps=None)
-    stack, _ = job_of(config, range(config.num_checkpoints), data, **few).fit()
-    found = [differences(alone(i, training.alone_steps), stack, i) for i in ids]
+    steps, is_whole = training.alone_steps, training.alone_steps == training.total_steps
+    few, stack = dict(steps=steps, progress=False, save_every_steps=None), trained
+    if not is_whole:
+        stack, _ = job_of(config, range(config.num_checkpoints), data, **few).fit()
+    found = [differences(alone(i, steps), stack, i) for i in ids]
     names = ("alone_weights", "alone_forecasts", "whole_weights", "whole_forecasts")
-    whole = differences(alone(0, training.total_steps), trained, 0)
+    whole = found[0]
+    if not is_whole:
+        whole = differences(alone(0, training.total_steps), trained, 0)
     values = (*np.max(found, axis=0), *whole)
     return dict(zip(names, (np.array(value) for value in values)))
 
