@@ -39,7 +39,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             spin_up_steps=400 if smoke else 2_000,
             num_train_runs=8 if smoke else 64,
             num_train_outputs=40 if smoke else 300,
-            num_starts=2 if smoke else 20 if claims else 4,
+            num_starts=2 if smoke else 12 if claims else 4,
             num_before=4,
             num_leads=5 if smoke else 30,
         )

@@ -134,19 +134,18 @@ def _of_seed(config, own, archive, seed) -> dict[str, np.ndarray]:
         extreme=extreme,
         high=high,
     )
-    found = {}
+    job = huge.Job(config, own, "bred", amplitude, starts, config.leads)
+    members = huge.all_members(config, 0)
+    values = job.kept(members)
+    told = huge.stream(job, members, values, truth[0], (high, extreme))
+    found = {f"stream_{k}": np.float64(v) for k, v in told.items()}
+    found |= {"example": values[:, at], "example_truth": truth[0, at]}
     for kind in huge.KINDS:
-        job = huge.Job(config, own, kind, amplitude, starts)
+        job = huge.Job(config, own, kind, amplitude, starts, (config.judged_lead,))
         kept = []
         for start in range(len(fields)):
             members = huge.all_members(config, start)
-            values = job.kept(members)
-            if kind == "bred" and start == 0:
-                levels = (high, extreme)
-                told = huge.stream(job, members, values, truth[0], levels)
-                found |= {f"stream_{k}": np.float64(v) for k, v in told.items()}
-                found |= {"example": values[:, at], "example_truth": truth[0, at]}
-            kept.append(values[:, at])
+            kept.append(job.kept(members)[:, 0])
         kept = np.stack(kept, axis=1)  # [member, start, site]
         key = jax.random.key(config.seed + seed)
         sizes = scores.by_size(key, kept, truth[:, at], members.checkpoint, settings)

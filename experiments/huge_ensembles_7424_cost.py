@@ -76,7 +76,7 @@ def measure(config, ensemble, archives) -> dict[str, np.ndarray]:
         rows = [config.archive.num_before + lead for lead in config.leads]
         truth = jnp.asarray(archive["truth"][0, rows], jnp.float32)
         levels = jnp.zeros((2,), jnp.float32)  # a count costs the same at any level
-        job = huge.Job(config, own, "bred", amplitude, starts)
+        job = huge.Job(config, own, "bred", amplitude, starts, config.leads)
         program, arguments = job.program(members, truth, levels, count)
         drawn = perturbed_starts(
             config, archive, fields[:1], seed, count, float(amplitude[0])

@@ -56,16 +56,17 @@ class Job:
         kind: of the perturbation.
         amplitude: its norm, `[1]`.
         starts: of all cases.
+        leads: at which values are kept or folded.
     """
 
-    def __init__(self, config, ensemble, kind, amplitude, starts):
+    def __init__(self, config, ensemble, kind, amplitude, starts, leads):
         perturb = perturbation_of(config, ensemble, kind, amplitude)
-        self.config = config
+        self.leads = tuple(leads)
         self.forecast = MemberForecast(ensembles.rollout_of(ensemble), perturb)
         self.options = dict(
             models=ensemble.state,
             starts=starts,
-            lead_steps=tuple(config.leads),
+            lead_steps=self.leads,
             block=config.block,
             seed=config.seed,
             mesh=ensemble.mesh,
@@ -90,7 +91,7 @@ class Job:
                 ),
             }
 
-        states = states_by_lead(states, len(self.config.leads))
+        states = states_by_lead(states, len(self.leads))
         return fold_program(self.forecast, members, states, **self.options)
 
 
