@@ -101,7 +101,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             num_members=64 if smoke else 1_536,
             num_leads=3 if smoke else 20,
             num_timings=3 if claims else 1,
-            block=32 if smoke else 256,  # trajectories at once, of every simulator
+            block=32 if smoke else 64,  # trajectories at once, of each that is timed
         )
     )
     config.block = 8 if smoke else 64  # members that run at once

@@ -25,7 +25,8 @@ def by_size(key, members, truth, clusters, settings) -> dict[str, np.ndarray]:
         mean over subsets, and `gain_low`, `gain_high`, the least and most of a cell;
         `best`, root mean square error of the best member; `brier` of exceeding
         `extreme` and `owcrps`, whose standard forms fall with the number of members by
-        construction, and `fair_brier` and `fair_owcrps`, which do not; `width` and
+        construction, and `fair_brier`, with its standard error over subsets
+        `fair_brier_error`, and `fair_owcrps`, which do not; `width` and
         `cluster_width`, mean over cells of the 95 % interval of that probability over
         members with replacement, and over whole checkpoints; `bracketed`, the share of
         cells that are satisfactory. `[]`:
@@ -94,6 +95,7 @@ def _of_size(key, members, truth, extreme, high, *, size, resamples, scored):
     ow = verification.of_size(
         key, members, size, outcome_weighted, num_resamples=scored, **options
     )
+    fair = jnp.mean(drawn["fair_brier"], axis=(1, 2))  # [resample]
     inside = 1 - jnp.mean(drawn["outside"], axis=0)
     return {
         "outliers": jnp.mean(drawn["outside"]),
@@ -102,7 +104,8 @@ def _of_size(key, members, truth, extreme, high, *, size, resamples, scored):
         "gain_high": jnp.max(drawn["gain"]),
         "best": jnp.sqrt(jnp.mean(drawn["best"])),
         "brier": jnp.mean(drawn["brier"]),
-        "fair_brier": jnp.mean(drawn["fair_brier"]),
+        "fair_brier": jnp.mean(fair),
+        "fair_brier_error": jnp.std(fair) / resamples**0.5,
         **{name: jnp.mean(values) for name, values in ow.items()},
         "bracketed": jnp.mean((inside > 0.95) * 1.0),
     }
