@@ -10,8 +10,6 @@ PAPER = "Mahesh et al. 2024, arXiv:2408.01581"
 SCORES = {"brier": "Brier score", "owcrps": "owCRPS"}
 BY_SIZE = ("outliers", "bracketed", "gain", "best", "width")
 KINDS = {"bred": "checkpoints x bred vectors", "random": "checkpoints x random"}
-
-
 SIMULATORS = {"system": "two-scale simulator", "closure": "imperfect simulator"}
 
 

@@ -191,11 +191,10 @@ def alone_differences(config, archives, trained) -> dict[str, np.ndarray]:
         return job_of(config, (number,), data, **few).fit()[0]
 
     def differences(one, stack, number):
-        own = stack.select([number])
-        pairs = zip(jax.tree.leaves(one.params), jax.tree.leaves(own.params))
-        gaps = [np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in pairs]
-        apart = np.abs(forecasts(one, states) - forecasts(own, states)).max()
-        return float(max(gaps)), float(apart)
+        pairs = zip(jax.tree.leaves(one.params), jax.tree.leaves(stack.params))
+        gaps = [np.abs(a[0] - b[number]).max() for a, b in ensjax.mesh.fetch([*pairs])]
+        apart = forecasts(one, states)[0] - forecasts(stack, states)[number]
+        return float(max(gaps)), float(np.abs(apart).max())
 
     steps, is_whole = training.alone_steps, training.alone_steps == training.total_steps
     few, stack = dict(steps=steps, progress=False, save_every_steps=None), trained
