@@ -6,9 +6,14 @@
 
 Two-scale Lorenz-96, of which networks see the slow variables alone and learn one step
 of 0.1 time units. Ensembles of equal size are made of several checkpoints, of bred
-vectors of one, of both, and of checkpoints with random perturbations; beside them a
-lagged ensemble of one checkpoint and a physical one, of an imperfect simulator. Every
-seed has an archive and checkpoints of its own; all are trained as one stack.
+vectors of one, of both, of checkpoints with random perturbations, and of an imperfect
+simulator: as many members as there are checkpoints, scores averaged over disjoint draws
+of one perturbed member of each. Beside them stand all members of the product, and a
+lagged ensemble of one checkpoint. Every seed has an archive and checkpoints of its own;
+all are trained as one stack.
+
+Costs are the last stage: delete `stages/cost.npz` and `results.json` of a finished run,
+and the same command times them again, alone, such as on a quiet machine.
 
 `paper` has the published sizes: SFNO at 0.25 degrees, 29 checkpoints. ERA5 is not at
 hand, so that it is planned, not run. A checkpoint is 2,227,291,174 real numbers (1.12
@@ -59,7 +64,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             step_scale=0.4,  # about one output's change, in deviations
         )
     )
-    total_steps = 20 if smoke else 800
+    total_steps = 20 if smoke else 2_000
     config.training = ml_collections.ConfigDict(
         dict(
             total_steps=total_steps,
@@ -68,12 +73,11 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             steps_per_call=total_steps // 10,
             save_every_steps=total_steps,
             block="auto",
-            early_steps=3
-            * total_steps
-            // 10,  # of networks that are trained too little
-            # Checkpoints of the first seed that are also trained alone, for some steps.
-            num_alone=1 if smoke else 3,
-            alone_steps=2 if smoke else 20,
+            early_steps=6 if smoke else 240,  # of networks trained too little
+            # Checkpoints of the first seed that are also trained alone, for some steps;
+            # the first of them is for all steps, too.
+            num_alone=1 if smoke else 6,
+            alone_steps=20,
         )
     )
     config.perturbations = ml_collections.ConfigDict(
@@ -105,6 +109,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             num_members=64 if smoke else 1_536,
             num_leads=3 if smoke else 20,
             num_timings=3 if claims else 1,
+            block=32 if smoke else 64,  # trajectories at once, of each that is timed
         )
     )
     config.block = 8 if smoke else 64  # members that run at once

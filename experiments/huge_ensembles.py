@@ -1,7 +1,8 @@
 """Huge ensembles I on Lorenz-96: checkpoints x bred vectors of deterministic emulators.
 
 `lorenz96_forecasts.py` simulates, `_training.py` trains, `_members.py` makes ensembles,
-`_scores.py` measures them, `_cost.py` times, `_claims.py` judges, `_figures.py` draws.
+`_scores.py` measures them, `_cost.py` times, `_claims.py` judges, `_tables.py` and
+`_figures.py` show.
 """
 
 import numpy as np
@@ -16,6 +17,7 @@ ensembles = load_beside(__file__, "huge_ensembles_members")
 scores = load_beside(__file__, "huge_ensembles_scores")
 cost = load_beside(__file__, "huge_ensembles_cost")
 verdicts = load_beside(__file__, "huge_ensembles_claims")
+tables = load_beside(__file__, "huge_ensembles_tables")
 figures = load_beside(__file__, "huge_ensembles_figures")
 
 training_job = training.training_job
@@ -37,11 +39,11 @@ def validate(config):
     names = ("training.early_steps", "training.num_alone", "training.alone_steps")
     check_numbers(config, names, at_least=1)
     check_numbers(config, ("event_quantile",), above=0, at_most=1)
-    check_numbers(config, ("efi.num_pairs", "efi.num_free_starts"), at_least=1)
+    check_numbers(config, ("efi.num_free_starts",), at_least=1)
+    check_numbers(config, ("efi.num_pairs",), at_least=2)  # of which there are halves
     check_numbers(config, ("efi.num_members",), at_least=4)
-    check_numbers(
-        config, ("cost.num_members", "cost.num_leads", "cost.num_timings"), at_least=1
-    )
+    names = ("num_members", "num_leads", "num_timings", "block")
+    check_numbers(config, [f"cost.{n}" for n in names], at_least=1)
     least = max(config.perturbations.num_cycles, 2)
     if config.archive.num_before < least:
         raise ConfigError(
@@ -80,13 +82,15 @@ def run(config, run_dir):
         "simulate": lambda done: training.simulate(config),
         "forecast": lambda done: forecast(config, run_dir, done["simulate"]),
         "scores": lambda done: measure(config, done["simulate"], done["forecast"]),
+        # The last: on a quiet machine it can be deleted and timed again alone.
+        "cost": lambda done: measure_cost(config, run_dir, done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
-    verdicts.add_tables(run_dir, config, done)
+    tables.add_tables(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
     run_dir.finish(
         title=config.title,
-        summary=verdicts.describe(config, done),
+        summary=tables.describe(config, done),
         scalars=verdicts.summarise(config, done),
         claims=verdicts.make_claims(config, done),
         checks=verdicts.make_checks(config, done),
@@ -98,8 +102,8 @@ def forecast(config, run_dir, archives) -> dict[str, np.ndarray]:
 
     Returns:
         What `forecasts`, `early_forecasts` and `efi_members` of every seed give,
-        `[seed, ...]`; rates of `_cost.py`; `frozen_steps` `[network]`; and
-        `alone_difference` `[]`.
+        `[seed, ...]`; `plume` of the first seed; `frozen_steps` `[network]`; and what
+        `alone_differences` gives.
     """
     trained, log = training.train(config, run_dir, archives)
     early = training.train_early(config, archives)
@@ -123,18 +127,29 @@ def forecast(config, run_dir, archives) -> dict[str, np.ndarray]:
             }
         )
     found = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    own, archive = (
+        ensembles.checkpoints_of(config, trained, 0),
+        training.of_seed(archives, 0),
+    )
     return found | {
-        **cost.measure(config, trained, archives),
+        **ensembles.plume(config, own, archive, 0, found["both"][0]),
         "frozen_steps": np.asarray(log.frozen_steps),
-        "alone_difference": np.array(training.alone_difference(config, archives)),
+        **training.alone_differences(config, archives, trained),
     }
 
 
-NAMES = tuple(verdicts.NAMES)
+def measure_cost(config, run_dir, archives) -> dict[str, np.ndarray]:
+    """Rates of `_cost.py` of the trained checkpoints, `[seed]`."""
+    trained, _ = training.train(config, run_dir, archives)
+    return cost.measure(config, trained, archives)
 
 
 def measure(config, archives, found) -> dict[str, np.ndarray]:
-    """All scores of every seed, `[seed, ...]`."""
+    """All scores of every seed, `[seed, ...]`.
+
+    Ensembles have one member for each checkpoint, and scores are means over disjoint
+    draws; those of all members are named `<name>_all`.
+    """
     parts = []
     for seed in range(config.num_seeds):
         archive = training.of_seed(archives, seed)
@@ -145,12 +160,16 @@ def measure(config, archives, found) -> dict[str, np.ndarray]:
             rows = [config.archive.num_before + lead for lead in leads]
             return archive["truth"][:, rows].astype(np.float32)
 
-        truth = dict.fromkeys(NAMES, truth_at(config.leads))
-        truth["lagged"] = truth_at(config.judged_leads)
-        members = {name: found[name][seed] for name in NAMES}
-        values = scores.measure(members, truth, event)
+        truth, values = truth_at(config.leads), {}
+        for name in verdicts.EQUAL:
+            draws = ensembles.draws_of(found[name][seed], config.num_checkpoints)
+            values |= scores.measure(name, draws, truth, event)
+        for name in verdicts.WHOLE:
+            whole = found[name.removesuffix("_all")][seed]
+            at = truth_at(config.judged_leads) if name == "lagged" else truth
+            values |= scores.measure(name, whole[None], at, event)
         for name in ("both", "random"):
-            values[f"{name}_growth"] = ensembles.growth(members[name]).mean()
+            values[f"{name}_growth"] = ensembles.growth(found[name][seed]).mean()
         efi = {
             name: found[f"efi_{name}"][seed]
             for name in ("emulator", "emulator_random", "system", "free")

@@ -1,8 +1,8 @@
 """Huge ensembles II on Lorenz-96: what thousands of members of a start are good for.
 
 The checkpoints are trained as in `huge_ensembles.py`; `_members.py` runs and streams
-members, `_scores.py` has what depends on their number, `_claims.py` judges and
-`_figures.py` draws.
+members, `_scores.py` has what depends on their number, `_cost.py` times and simulates,
+`_claims.py` judges, `_tables.py` and `_figures.py` show.
 """
 
 import jax
@@ -15,10 +15,11 @@ from ensjax.experiment.stages import run_stages
 weather = load_beside(__file__, "lorenz96_forecasts")
 training = load_beside(__file__, "huge_ensembles_training")
 ensembles = load_beside(__file__, "huge_ensembles_members")
-cost = load_beside(__file__, "huge_ensembles_cost")
+cost = load_beside(__file__, "huge_ensembles_7424_cost")
 huge = load_beside(__file__, "huge_ensembles_7424_members")
 scores = load_beside(__file__, "huge_ensembles_7424_scores")
 verdicts = load_beside(__file__, "huge_ensembles_7424_claims")
+tables = load_beside(__file__, "huge_ensembles_7424_tables")
 figures = load_beside(__file__, "huge_ensembles_7424_figures")
 
 training_job = training.training_job
@@ -40,6 +41,7 @@ def validate(config):
     check_numbers(config, ("extreme_quantile", "high_quantile"), above=0, at_most=1)
     check_numbers(config, ("num_resamples", "num_score_resamples"), at_least=1)
     check_numbers(config, ("crps_size", "num_resamples", "num_drawn"), at_least=2)
+    check_numbers(config, ("cost.num_timings",), at_least=1)
     leads, sizes = tuple(config.leads), tuple(config.sizes)
     for name, values in (("leads", leads), ("sizes", sizes)):
         if len(values) < 1 or any(a >= b for a, b in zip(values, values[1:])):
@@ -71,13 +73,15 @@ def run(config, run_dir):
     stages = {
         "simulate": lambda done: training.simulate(config),
         "members": lambda done: members_of(config, run_dir, done["simulate"]),
+        # The last: on a quiet machine it can be deleted and timed again alone.
+        "cost": lambda done: measure_cost(config, run_dir, done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
-    verdicts.add_tables(run_dir, config, done)
+    tables.add_tables(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
     run_dir.finish(
         title=config.title,
-        summary=verdicts.describe(config, done),
+        summary=tables.describe(config, done),
         scalars=verdicts.summarise(config, done),
         claims=verdicts.make_claims(config, done),
         checks=verdicts.make_checks(config, done),
@@ -90,9 +94,9 @@ def members_of(config, run_dir, archives) -> dict[str, np.ndarray]:
     Returns:
         Of each kind of perturbation what `by_size` gives, `<kind>_<name>` `[seed,
         ...]`; `stream_<name>` `[seed]` of the first start, bred; `drawn_<name>`
-        `[seed]` of a known field; `physics_fair` `[seed]`, the fair CRPS of the
-        imperfect simulator; rates of `_cost.py`; `frozen_steps` `[network]`; and
-        `example` `[member, site]` with its `example_truth`.
+        `[seed]` of a known field; `system_fair` and `closure_fair` `[seed]`, the fair
+        CRPS of the simulators; `frozen_steps` `[network]`; and `example` `[member,
+        site]` with its `example_truth`.
     """
     trained, log = training.train(config, run_dir, archives)
     parts = []
@@ -102,14 +106,13 @@ def members_of(config, run_dir, archives) -> dict[str, np.ndarray]:
         parts.append(_of_seed(config, own, archive, seed))
     found = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
     example = {name: found.pop(name)[0] for name in ("example", "example_truth")}
-    return (
-        found
-        | example
-        | {
-            **cost.measure(config, trained, archives),
-            "frozen_steps": np.asarray(log.frozen_steps),
-        }
-    )
+    return found | example | {"frozen_steps": np.asarray(log.frozen_steps)}
+
+
+def measure_cost(config, run_dir, archives) -> dict[str, np.ndarray]:
+    """Seconds of `_cost.py` with the trained checkpoints, `[seed]`."""
+    trained, _ = training.train(config, run_dir, archives)
+    return cost.measure(config, trained, archives)
 
 
 def _of_seed(config, own, archive, seed) -> dict[str, np.ndarray]:
@@ -131,19 +134,18 @@ def _of_seed(config, own, archive, seed) -> dict[str, np.ndarray]:
         extreme=extreme,
         high=high,
     )
-    found = {}
+    job = huge.Job(config, own, "bred", amplitude, starts, config.leads)
+    members = huge.all_members(config, 0)
+    values = job.kept(members)
+    told = huge.stream(job, members, values, truth[0], (high, extreme))
+    found = {f"stream_{k}": np.float64(v) for k, v in told.items()}
+    found |= {"example": values[:, at], "example_truth": truth[0, at]}
     for kind in huge.KINDS:
-        job = huge.Job(config, own, kind, amplitude, starts)
+        job = huge.Job(config, own, kind, amplitude, starts, (config.judged_lead,))
         kept = []
         for start in range(len(fields)):
             members = huge.all_members(config, start)
-            values = job.kept(members)
-            if kind == "bred" and start == 0:
-                levels = (high, extreme)
-                told = huge.stream(job, members, values, truth[0], levels)
-                found |= {f"stream_{k}": np.float64(v) for k, v in told.items()}
-                found |= {"example": values[:, at], "example_truth": truth[0, at]}
-            kept.append(values[:, at])
+            kept.append(job.kept(members)[:, 0])
         kept = np.stack(kept, axis=1)  # [member, start, site]
         key = jax.random.key(config.seed + seed)
         sizes = scores.by_size(key, kept, truth[:, at], members.checkpoint, settings)
@@ -152,17 +154,23 @@ def _of_seed(config, own, archive, seed) -> dict[str, np.ndarray]:
         config.num_drawn, tuple(config.drawn_shape), config.seed + seed
     )
     found |= {f"drawn_{name}": np.float64(value) for name, value in drawn.items()}
-    return found | {"physics_fair": _physics(config, archive, fields, seed, amplitude)}
+    simulated = _simulators(config, archive, fields, seed, float(amplitude[0]))
+    return found | {
+        f"{kind}_fair": np.float64(fair(values[:, :, at], truth[:, at]))
+        for kind, values in simulated.items()
+    }
 
 
-def _physics(config, archive, fields, seed, amplitude) -> np.float64:
-    """The fair CRPS of the imperfect simulator at the judged lead."""
-    analysis = fields[:, config.archive.num_before]
-    starts = weather.perturbed(
-        analysis, config, seed, config.crps_size, noise=float(amplitude[0])
-    )
-    members = weather.closure_ensemble(config, archive, starts, seed)
-    truth = archive["truth"][:, config.archive.num_before + config.judged_lead]
-    fair = scores.verification.crps("fair")
-    at = members[:, :, config.judged_lead - 1].astype(np.float32)
-    return np.float64(fair(at, truth.astype(np.float32)))
+def fair(members, truth):
+    """The fair CRPS of members `[start, member, site]`."""
+    return scores.verification.crps("fair")(np.moveaxis(members, 1, 0), truth)
+
+
+def _simulators(config, archive, fields, seed, amplitude):
+    """`crps_size` members of each simulator from the same perturbed analyses."""
+    given = (config, archive, fields, seed, config.crps_size, amplitude)
+    starts = cost.perturbed_starts(*given)
+    return {
+        kind: cost.simulated(config, archive, starts, seed, kind)
+        for kind in cost.SIMULATORS
+    }

@@ -38,8 +38,10 @@ def add_figures(run_dir, config, done):
         "scores",
         _scores(config, found),
         "Brier score of exceeding the extreme quantile and outcome-weighted CRPS above"
-        f" the {100 * config.high_quantile:g} % quantile, over those of"
-        f" {config.sizes[0]} members; {seeds}.",
+        f" the {100 * config.high_quantile:g} % quantile, over the standard ones of"
+        f" {config.sizes[0]} members: standard scores (solid), which fall by"
+        " construction, and fair ones (dashed). Right: share of cells whose truth is"
+        f" inside more than 95 % of subsets. {seeds.capitalize()}.",
     )
 
 
@@ -107,20 +109,30 @@ def _tails(found):
 
 
 def _scores(config, found):
-    fig = new_figure(3.6, width=9.0)
-    axes = fig.subplots(1, 2)
+    fig = new_figure(3.6, width=11.5)
+    axes = fig.subplots(1, 3)
     sizes = np.asarray(config.sizes)
     labels = {"brier": "Brier score, relative", "owcrps": "owCRPS, relative"}
     for ax, (name, label) in zip(axes, labels.items()):
         for kind, color in _COLORS.items():
-            values = found[f"{kind}_{name}"]
-            values = values / values[:, :1]
+            first = found[f"{kind}_{name}"][:, :1]
+            values = found[f"{kind}_{name}"] / first
+            fair = (found[f"{kind}_fair_{name}"] / first).mean(axis=0)
+            ax.plot(sizes, fair, color=color, lw=1.4, ls="--")
             for one in values:
                 ax.plot(sizes, one, color=color, lw=0.5, alpha=0.5)
             style = dict(color=color, lw=1.6, marker=_MARKERS[kind], ms=4)
             ax.plot(sizes, values.mean(axis=0), label=verdicts.KINDS[kind], **style)
-        ax.axhline(1, color=GREY, lw=1, ls="--")
+        ax.axhline(1, color=GREY, lw=0.8)
         ax.set_xscale("log")
         finish(ax, x="members", y=label, starts_at_zero=False)
-    axes[0].legend(fontsize=8, frameon=False)
+    for kind, color in _COLORS.items():
+        values = found[f"{kind}_bracketed"]
+        for one in values:
+            axes[2].plot(sizes, one, color=color, lw=0.5, alpha=0.5)
+        style = dict(color=color, lw=1.6, marker=_MARKERS[kind], ms=4)
+        axes[2].plot(sizes, values.mean(axis=0), label=verdicts.KINDS[kind], **style)
+    axes[2].set_xscale("log")
+    finish(axes[2], x="members", y="share of cells bracketed", starts_at_zero=False)
+    axes[2].legend(fontsize=8, frameon=False)
     return fig

@@ -5,7 +5,6 @@
 
 import dataclasses
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -58,16 +57,17 @@ class Job:
         kind: of the perturbation.
         amplitude: its norm, `[1]`.
         starts: of all cases.
+        leads: at which values are kept or folded.
     """
 
-    def __init__(self, config, ensemble, kind, amplitude, starts):
+    def __init__(self, config, ensemble, kind, amplitude, starts, leads):
         perturb = perturbation_of(config, ensemble, kind, amplitude)
-        self.config = config
+        self.leads = tuple(leads)
         self.forecast = MemberForecast(ensembles.rollout_of(ensemble), perturb)
         self.options = dict(
             models=ensemble.state,
             starts=starts,
-            lead_steps=tuple(config.leads),
+            lead_steps=self.leads,
             block=config.block,
             seed=config.seed,
             mesh=ensemble.mesh,
@@ -92,7 +92,7 @@ class Job:
                 ),
             }
 
-        states = states_by_lead(states, len(self.config.leads))
+        states = states_by_lead(states, len(self.leads))
         return fold_program(self.forecast, members, states, **self.options)
 
 
@@ -107,8 +107,8 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         thresholds: `[threshold]`.
 
     Returns:
-        `seconds` of the start, compiled before; `bytes` of the program at all members
-        and at few (`few_bytes`), temporary ones; `difference`, the largest of mean,
+        `bytes` of the program at all members and at few (`few_bytes`), temporary ones;
+        `difference`, the largest of mean,
         variance and scores, relative, but for `crps_difference` of the CRPS, whose
         summary of the order of members is no exact one; `exact`, whether extremes,
         their members, and counts are those of the kept ones; `again`, whether the
@@ -121,10 +121,7 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         program, arguments = job.program(some, truth, thresholds, members.start.size)
         compiled = program.lower(*arguments).compile()
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-    begin = time.perf_counter()
-    states = jax.block_until_ready(compiled(*arguments))
-    seconds = time.perf_counter() - begin
-    states = fetch(states)
+    states = fetch(compiled(*arguments))
     who = states["who"]
     above = (kept[:, :, None] > np.asarray(thresholds)[None, None, :, None]).sum(axis=0)
     exact = [
@@ -135,7 +132,6 @@ def stream(job: Job, members: MemberId, kept, truth, thresholds) -> dict:
         np.array_equal(states["above"].above, above),
     ]
     return {
-        "seconds": seconds,
         "bytes": sizes[1],
         "few_bytes": sizes[0],
         **_differences(states, kept, truth),

@@ -24,12 +24,16 @@ def by_size(key, members, truth, clusters, settings) -> dict[str, np.ndarray]:
         `[size]`: `outliers`, the share outside; `gain`, the median over cells of its
         mean over subsets, and `gain_low`, `gain_high`, the least and most of a cell;
         `best`, root mean square error of the best member; `brier` of exceeding
-        `extreme`; `owcrps`; `width` and `cluster_width`, mean over cells of the 95 %
-        interval of that probability over members with replacement, and over whole
-        checkpoints; `bracketed`, the share of cells that are satisfactory. `[]`:
+        `extreme` and `owcrps`, whose standard forms fall with the number of members by
+        construction, and `fair_brier`, with its standard error over subsets
+        `fair_brier_error`, and `fair_owcrps`, which do not; `width` and
+        `cluster_width`, mean over cells of the 95 % interval of that probability over
+        members with replacement, and over whole checkpoints; `bracketed`, the share of
+        cells that are satisfactory. `[]`:
         `fair` and `crps` of all, and `small_fair`, `small_crps` of subsets of
-        `crps_size`, with the standard error `small_error` of the former; `spread` (half
-        the mean distance of two members), `ssr` of all.
+        `crps_size`, with standard errors over subsets `small_error` and
+        `small_crps_error`; `spread` (half the mean distance of two members), `ssr` of
+        all.
     """
     members, truth = jnp.asarray(members), jnp.asarray(truth)
     rows = {}
@@ -54,7 +58,10 @@ def by_size(key, members, truth, clusters, settings) -> dict[str, np.ndarray]:
     return found | _crps(key, members, truth, settings)
 
 
-_OUTCOME = verification.outcome_weighted_crps(None)
+_OUTCOME = {
+    "owcrps": verification.outcome_weighted_crps(None),
+    "fair_owcrps": verification.outcome_weighted_crps(None, estimator="fair"),
+}
 
 
 @functools.partial(jax.jit, static_argnames=("size", "resamples", "scored"))
@@ -64,11 +71,13 @@ def _of_size(key, members, truth, extreme, high, *, size, resamples, scored):
     def of_subset(subset):
         low, top = jnp.min(subset, axis=0), jnp.max(subset, axis=0)
         share = jnp.mean((subset > extreme) * 1.0, axis=0)
+        brier = (share - (truth > extreme)) ** 2
         return {
             "outside": verification.is_outside(low, top, truth) * 1.0,
             "gain": verification.gain(subset),
             "best": jnp.min((subset - truth[None]) ** 2, axis=0),
-            "brier": (share - (truth > extreme)) ** 2,
+            "brier": brier,
+            "fair_brier": brier - share * (1 - share) / (size - 1),
         }
 
     drawn = verification.of_size(
@@ -78,11 +87,15 @@ def _of_size(key, members, truth, extreme, high, *, size, resamples, scored):
 
     def outcome_weighted(subset):
         level = {"threshold": jnp.broadcast_to(high, truth.shape)}
-        return _OUTCOME(subset, truth, reference=level)[0]
+        return {
+            name: metric(subset, truth, reference=level)[0]
+            for name, metric in _OUTCOME.items()
+        }
 
     ow = verification.of_size(
         key, members, size, outcome_weighted, num_resamples=scored, **options
     )
+    fair = jnp.mean(drawn["fair_brier"], axis=(1, 2))  # [resample]
     inside = 1 - jnp.mean(drawn["outside"], axis=0)
     return {
         "outliers": jnp.mean(drawn["outside"]),
@@ -91,7 +104,9 @@ def _of_size(key, members, truth, extreme, high, *, size, resamples, scored):
         "gain_high": jnp.max(drawn["gain"]),
         "best": jnp.sqrt(jnp.mean(drawn["best"])),
         "brier": jnp.mean(drawn["brier"]),
-        "owcrps": jnp.mean(ow),
+        "fair_brier": jnp.mean(fair),
+        "fair_brier_error": jnp.std(fair) / resamples**0.5,
+        **{name: jnp.mean(values) for name, values in ow.items()},
         "bracketed": jnp.mean((inside > 0.95) * 1.0),
     }
 
@@ -124,21 +139,25 @@ def _interval(key, members, extreme, *, size, num_resamples, clusters):
     )
 
 
-_PARTS = verification.crps_parts("fair")
+_STANDARD, _FAIR = verification.crps(), verification.crps_parts("fair")
 
 
 @jax.jit
 def _of_all(members, truth):
-    whole = _PARTS(members, truth)
-    ssr = verification.spread_skill()(members, truth).ratio
-    return whole.skill, whole.spread / 2, ssr
+    whole = _FAIR(members, truth)
+    return {
+        "fair": whole.skill - whole.spread / 2,
+        "crps": _STANDARD(members, truth),
+        "spread": whole.spread / 2,
+        "ssr": verification.spread_skill()(members, truth).ratio,
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("size", "num_resamples"))
 def _of_few(key, members, truth, *, size, num_resamples):
     def score(subset):
-        few = _PARTS(subset, truth)
-        return few.skill - few.spread / 2, few.skill, few.spread / 2
+        few = _FAIR(subset, truth)
+        return few.skill - few.spread / 2, _STANDARD(subset, truth)
 
     return verification.of_size(
         key, members, size, score, num_resamples=num_resamples, replace=False
@@ -146,24 +165,14 @@ def _of_few(key, members, truth, *, size, num_resamples):
 
 
 def _crps(key, members, truth, settings) -> dict[str, np.ndarray]:
-    """Fair and standard CRPS of all members and of subsets."""
+    """Fair and standard CRPS of all members and of subsets, each form by itself."""
     size = min(settings["crps_size"], len(members))
     number = settings["num_resamples"]
-    skill, spread, ssr = (float(x) for x in _of_all(members, truth))
-    fair, few_skill, few_spread = (
-        np.asarray(x)
-        for x in _of_few(key, members, truth, size=size, num_resamples=number)
-    )
-
-    def standard(skill, spread, number):
-        return skill - (1 - 1 / number) * spread
-
-    return {
-        "fair": np.float64(skill - spread),
-        "crps": np.float64(standard(skill, spread, len(members))),
-        "small_fair": np.float64(fair.mean()),
-        "small_error": np.float64(fair.std(ddof=1) / np.sqrt(len(fair))),
-        "small_crps": np.float64(standard(few_skill, few_spread, size).mean()),
-        "spread": np.float64(spread),
-        "ssr": np.float64(ssr),
-    }
+    few = _of_few(key, members, truth, size=size, num_resamples=number)
+    found = dict(jax.device_get(_of_all(members, truth)))
+    for name, values in zip(("fair", "crps"), few):
+        values = np.asarray(values, np.float64)
+        found[f"small_{name}"] = values.mean()
+        error = "small_error" if name == "fair" else "small_crps_error"
+        found[error] = values.std(ddof=1) / np.sqrt(len(values))
+    return {name: np.float64(value) for name, value in found.items()}

@@ -19,10 +19,11 @@ def measure(config, ensemble, archives) -> dict[str, np.ndarray]:
 
     Returns:
         `rate_emulator`, `rate_system` (two scales) and `rate_closure` (the imperfect
-        simulator), `[seed]`: as many trajectories at once to the same lead.
+        simulator), `[seed]`: as many trajectories to the same lead, as many of them
+        (`cost.block`) at once.
     """
     cost = config.cost
-    count, lead = cost.num_members, cost.num_leads
+    count, lead, block = cost.num_members, cost.num_leads, cost.block
     rates = {name: [] for name in ("emulator", "system", "closure")}
     for seed in range(config.num_seeds):
         archive = {name: values[seed] for name, values in archives.items()}
@@ -36,26 +37,31 @@ def measure(config, ensemble, archives) -> dict[str, np.ndarray]:
         starts = Start(fields[:per, :, None])
 
         def emulate(own=own, members=members, starts=starts):
-            ensembles.run(config, own, NoPerturbation(), members, starts, (lead,))
+            given = (NoPerturbation(), members, starts, (lead,))
+            ensembles.run(config, own, *given, block=block)
 
         def simulate(archive=archive, rows=rows):
             states = (archive["start_x"][rows], archive["start_y"][rows])
             steps = lead * config.archive.steps_per_output
-            run = _Forecast(weather.system_of(config), (steps,))
-            fetch(run_trajectories(run, np.arange(count), seed=0, stacked=(states,)))
+            run = FromState(weather.system_of(config), (steps,))
+            given = dict(seed=0, stacked=(states,), block=block)
+            fetch(run_trajectories(run, np.arange(count), **given))
 
         def imitate(archive=archive, fields=fields):
             system = weather.closure_of(config, archive)
             values = fields * archive["sd"] + archive["mean"]
-            weather.closure_forecasts(system, values, lead_steps=(2 * lead,), seed=0)
+            given = dict(lead_steps=(2 * lead,), seed=0, block=block)
+            weather.closure_forecasts(system, values, **given)
 
         for name, call in zip(rates, (emulate, simulate, imitate)):
-            rates[name].append(count / _median_seconds(call, cost.num_timings))
+            rates[name].append(count / median_seconds(call, cost.num_timings))
     return {f"rate_{name}": np.array(values) for name, values in rates.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Forecast:
+class FromState:
+    """A trajectory from a state of the system, at leads in its own steps."""
+
     system: System
     lead_steps: tuple[int, ...]
 
@@ -64,7 +70,8 @@ class _Forecast:
         return forecast(self.system, state, self.lead_steps)
 
 
-def _median_seconds(call, number):
+def median_seconds(call, number: int) -> float:
+    """The median of `number` calls after one that compiles."""
     call()  # compiles
     times = []
     for _ in range(number):

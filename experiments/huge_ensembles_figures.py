@@ -5,6 +5,7 @@ import numpy as np
 from ensjax.experiment.fields import load_beside
 from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
 
+scores = load_beside(__file__, "huge_ensembles_scores")
 verdicts = load_beside(__file__, "huge_ensembles_claims")
 
 _NAMES = ("checkpoints", "bred", "both", "random", "physics")
@@ -23,15 +24,19 @@ def add_figures(run_dir, config, done):
         "calibration",
         _calibration(config, found),
         "Spread over error, error of the mean, and fair CRPS by lead, in deviations of"
-        f" the climate; {seeds}, and thin lines for each seed. Dashed: calibrated.",
+        f" the climate; {config.num_checkpoints} members each, and in grey all"
+        f" {verdicts.sizes(config, done)['both_all']} of checkpoints x bred vectors."
+        f" {seeds.capitalize()}, and thin lines for each. Dashed: calibrated. All"
+        " members are in groups of one checkpoint, which fair CRPS does not know.",
     )
     lead = config.spectral_lead / 10
     run_dir.add_figure(
         "spectra",
         _spectra(config, found),
-        f"Left: power by wavenumber of members (solid) and of the ensemble mean"
-        f" (dotted) over the truth's at lead {lead:g}. Right: the same in the upper"
-        f" half of the wavenumbers, by lead. Shaded: 0.9 to 1.1; {seeds}.",
+        f"Solid: power of members over the truth's; dotted: power of the ensemble"
+        f" mean of {config.num_checkpoints} members over the truth's. Left: by"
+        f" wavenumber at lead {lead:g}. Right: in the upper half of the wavenumbers, by"
+        f" lead. Shaded: 0.9 to 1.1; {seeds}.",
     )
     last = config.judged_leads[-1] / 10
     run_dir.add_figure(
@@ -39,7 +44,8 @@ def add_figures(run_dir, config, done):
         _reliability(config, found),
         f"How often a site was above the climate's {100 * config.event_quantile:g} %"
         f" quantile where that was forecast with a probability, lead {last:g}, in ten"
-        f" bins; below, sites and starts of each bin. {seeds.capitalize()}.",
+        f" bins; below, the share of forecasts in each. {config.num_checkpoints}"
+        f" members each; {seeds}.",
     )
     run_dir.add_figure(
         "efi",
@@ -51,8 +57,8 @@ def add_figures(run_dir, config, done):
     run_dir.add_figure(
         "ranks",
         _ranks(config, done),
-        f"Rank of the truth among members at lead {last:g}, share over that of a"
-        f" reliable ensemble (dashed); {seeds}.",
+        f"Rank of the truth among {config.num_checkpoints} members at lead {last:g},"
+        f" share over that of a reliable ensemble (dashed); {seeds}.",
     )
     run_dir.add_figure(
         "plume",
@@ -76,6 +82,9 @@ def _calibration(config, found):
     }
     leads = _units(config.leads)[1:]
     for ax, (score, title) in zip(axes, titles.items()):
+        whole = found[f"both_all_{score}"][:, 1:].mean(axis=0)
+        label = verdicts.NAMES["both_all"]
+        ax.plot(leads, whole, color=GREY, lw=1.4, ls="-.", label=label)
         for name in _NAMES:
             values = found[f"{name}_{score}"][:, 1:]
             style = dict(color=_COLORS[name])
@@ -94,7 +103,7 @@ def _calibration(config, found):
             ax.axhline(1, color=GREY, lw=1, ls="--")
         ax.set_ylim(bottom=0)
         finish(ax, x=_LEAD, y=title)
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[1].legend(fontsize=7, frameon=False, loc="lower right")
     return fig
 
 
@@ -116,6 +125,9 @@ def _spectra(config, found):
         power = found[f"{name}_power"].mean(axis=0)[1:]
         right.plot(leads, power, label=verdicts.NAMES[name], **style)
         right.plot(leads, found[f"{name}_mean_power"].mean(axis=0)[1:], ls=":", **style)
+    for label, line in (("members", "-"), ("ensemble mean", ":")):
+        left.plot([], [], color=GREY, lw=1.4, ls=line, label=label)
+    left.legend(fontsize=9, frameon=False, loc="lower left")
     left.set_ylim(bottom=0)
     left.xaxis.get_major_locator().set_params(integer=True)
     finish(left, x="wavenumber", y="power / truth's")
@@ -130,25 +142,17 @@ def _reliability(config, found):
     ax.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
     place = list(config.leads).index(config.judged_leads[-1])
     for name in ("checkpoints", "both", "random", "physics"):
-        probability, frequency, weight = pooled(found[f"{name}_reliability"][:, place])
+        bins = scores.pooled(found[f"{name}_reliability"][:, place])
+        probability, frequency, weight = bins[:, bins[2] > 0]
         style = dict(color=_COLORS[name], marker=_MARKERS[name], ms=5, lw=1.3)
         ax.plot(probability, frequency, label=verdicts.NAMES[name], **style)
-        below.plot(probability, weight, **style)
+        below.plot(probability, weight / weight.sum(), **style)
     below.set_yscale("log")
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.02, 1.02)
     finish(ax, x="", y="frequency", legend=True, starts_at_zero=False)
-    finish(below, x="forecast probability", y="sites and starts", starts_at_zero=False)
+    finish(below, x="forecast probability", y="share", starts_at_zero=False)
     return fig
-
-
-def pooled(parts) -> np.ndarray:
-    """Means over seeds `[3, bin]` of `[seed, 3, bin]` by weight; bins that are full."""
-    weight = parts[:, 2]
-    total = weight.sum(axis=0)
-    values = np.where(weight[:, None] > 0, parts[:, :2], 0.0)
-    means = (values * weight[:, None]).sum(axis=0) / np.maximum(total, 1e-9)
-    return np.concatenate([means, total[None]])[:, total > 0]
 
 
 def _efi(config, found):
@@ -173,7 +177,7 @@ def _ranks(config, done):
     place = list(config.leads).index(config.judged_leads[-1])
     fig = new_figure(4.8, width=8.4)
     names = ("checkpoints", "bred", "both", "random")
-    for ax, name in zip(fig.subplots(2, 2).flat, names):
+    for ax, name in zip(fig.subplots(2, 2, sharex=True, sharey=True).flat, names):
         counts = found[f"{name}_ranks"][:, place].mean(axis=0)
         ax.bar(
             np.arange(len(counts)),
@@ -187,20 +191,17 @@ def _ranks(config, done):
 
 
 def _plume(config, done):
-    members = done["forecast"]["both"][0]  # [member, start, lead, site]
-    before = config.archive.num_before
-    rows = [before + lead for lead in config.leads]
-    truth = done["simulate"]["truth"][0][:, rows]
-    spread = members[:, :, -1].std(axis=0).mean(axis=-1)
-    case = int(np.argsort(spread)[len(spread) // 2])
+    members = done["forecast"]["plume"]  # [member, lead, site]
+    case, before = int(done["forecast"]["plume_start"]), config.archive.num_before
+    leads = _units(range(members.shape[1]))
+    truth = done["simulate"]["truth"][0, case, before : before + len(leads)]
     fig = new_figure(3.6, width=8.0)
     ax = fig.subplots()
-    leads = _units(config.leads)
-    for number, one in enumerate(members[:, case, :, 0]):
+    for number, one in enumerate(members[:, :, 0]):
         label = "members" if number == 0 else None
         ax.plot(leads, one, color=_COLORS["both"], lw=0.7, alpha=0.6, label=label)
-    mean = members[:, case, :, 0].mean(axis=0)
+    mean = members[:, :, 0].mean(axis=0)
     ax.plot(leads, mean, color=PALETTE[1], lw=2, label="mean")
-    ax.plot(leads, truth[case, :, 0], "k--", lw=1.6, label="truth")
+    ax.plot(leads, truth[:, 0], "k--", lw=1.6, label="truth")
     finish(ax, x=_LEAD, y=f"x ({_SD})", legend=True, starts_at_zero=False)
     return fig

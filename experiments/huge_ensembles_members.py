@@ -77,15 +77,18 @@ def amplitude_of(config, ensemble, archive) -> jnp.ndarray:
     return bred_amplitude(errors, share=config.perturbations.share)
 
 
-def run(config, ensemble, perturb, members, starts, leads) -> np.ndarray:
-    """Values of members at leads, `[member, lead, site]`, NumPy."""
+def run(config, ensemble, perturb, members, starts, leads, *, block=None) -> np.ndarray:
+    """Values of members at leads, `[member, lead, site]`, NumPy.
+
+    `block` members run at once, or `config.block`.
+    """
     found = run_product(
         MemberForecast(rollout_of(ensemble), perturb),
         members,
         models=ensemble.state,
         starts=starts,
         lead_steps=leads,
-        block=config.block,
+        block=block or config.block,
         seed=config.seed,
         mesh=ensemble.mesh,
     )
@@ -104,8 +107,36 @@ def by_member(values, members: MemberId) -> np.ndarray:
     return values.reshape(starts, -1, *values.shape[1:]).swapaxes(0, 1)
 
 
+def draws_of(values, size: int) -> np.ndarray:
+    """Ensembles of `size` members out of a larger one, `[draw, size, ...]`.
+
+    Consecutive members form `size` blocks, and a draw has one of each block: one member
+    of each checkpoint in the order of `product_ids`, and never both of a pair where the
+    checkpoint is one. Draws are disjoint, and all of them hold every member.
+
+    Args:
+        values: `[member, ...]`.
+        size: of a draw.
+
+    Raises:
+        ValueError: if `size` does not divide the number of members.
+    """
+    if len(values) % size:
+        raise ValueError(
+            f"{len(values)} members do not fall into draws of {size}; give a divisor."
+        )
+    blocks = values.reshape(size, -1, *values.shape[1:])
+    number, copies = np.arange(size), blocks.shape[1]
+    return np.stack(
+        [blocks[number, (number + draw) % copies] for draw in range(copies)]
+    )
+
+
 def forecasts(config, ensemble, archive, seed: int) -> dict[str, np.ndarray]:
     """Every ensemble of one seed at `config.leads`, `[member, start, lead, site]`.
+
+    Those with perturbations have `2 * num_pairs` members of each checkpoint (as many in
+    all where it is one); `draws_of` makes them as small as "checkpoints".
 
     Returns:
         "checkpoints", "bred" (of the first checkpoint), "both", "random" (with all
@@ -132,6 +163,31 @@ def forecasts(config, ensemble, archive, seed: int) -> dict[str, np.ndarray]:
     found["physics"] = physics(config, archive, fields, seed, float(amplitude[0]))
     found["lagged"] = lagged(config, ensemble, fields)
     return found | {"amplitude": np.asarray(amplitude)}
+
+
+def plume(config, ensemble, archive, seed: int, values) -> dict[str, np.ndarray]:
+    """The product for one start at every lead, for a figure.
+
+    Args:
+        config, ensemble, archive, seed: as for `forecasts`.
+        values: "both" of `forecasts`, whose start of the median spread is taken.
+
+    Returns:
+        `plume` `[member, lead, site]` from lead 0 on and `plume_start` `[]`.
+    """
+    spread = values[:, :, -1].std(axis=0).mean(axis=-1)
+    start = int(np.argsort(spread)[len(spread) // 2])
+    fields = weather.analyses(archive, config, seed, noise=config.analysis_noise)
+    bred = bred_of(config, ensemble, amplitude_of(config, ensemble, archive))
+    members = product_ids(
+        config.num_checkpoints, config.perturbations.num_pairs, [start]
+    )
+    leads = range(config.leads[-1] + 1)
+    starts = starts_of(config, fields)
+    return {
+        "plume": run(config, ensemble, bred, members, starts, leads),
+        "plume_start": np.array(start),
+    }
 
 
 def early_forecasts(config, ensemble, archive, seed: int) -> dict[str, np.ndarray]:

@@ -12,27 +12,45 @@ from ensjax.scores import auroc
 LEVELS = np.linspace(0, 1, 101)  # of the climate, for the EFI
 
 
-def measure(ensembles, truth, event: float) -> dict[str, np.ndarray]:
-    """Scores by lead of ensembles `[member, start, lead, site]` by name.
+def measure(name: str, draws, truth, event: float) -> dict[str, np.ndarray]:
+    """Scores of an ensemble by lead, means over its draws.
 
     Args:
-        ensembles: by name.
-        truth: `[start, lead, site]`, or by name where an ensemble has its own leads.
+        name: of the ensemble.
+        draws: `[draw, member, start, lead, site]`.
+        truth: `[start, lead, site]`.
         event: what a site exceeds in it.
 
     Returns:
-        For each ensemble `<name>_rmse`, `_ssr`, `_fair`, `_crps` `[lead]`; `_power` and
-        `_mean_power` `[lead]`, power in the upper half of the wavenumbers of members
-        and of their mean, over the truth's; `_slope` and `_roc` `[lead]` of the event;
+        `<name>_rmse`, `_ssr`, `_fair`, `_crps` `[lead]`; `_power` and `_mean_power`
+        `[lead]`, power in the upper half of the wavenumbers of members and of their
+        mean, over the truth's; `_slope` and `_roc` `[lead]` of the event;
         `_reliability` `[lead, 3, bin]`; `_spectrum` and `_mean_spectrum` `[lead,
         wavenumber]` over the truth's, and `_ranks` `[lead, rank]`.
     """
-    found = {}
-    for name, members in ensembles.items():
-        own = truth[name] if isinstance(truth, dict) else truth
-        values = jax.device_get(_measured(members, own, event, number=len(members)))
-        found |= {f"{name}_{k}": np.asarray(v, np.float64) for k, v in values.items()}
-    return found
+    parts = []
+    for members in draws:
+        values = jax.device_get(_measured(members, truth, event, number=len(members)))
+        parts.append({k: np.asarray(v, np.float64) for k, v in values.items()})
+    stacked = {k: np.stack([part[k] for part in parts]) for k in parts[0]}
+    return {
+        f"{name}_{k}": pooled(v) if k == "reliability" else v.mean(axis=0)
+        for k, v in stacked.items()
+    }
+
+
+def pooled(parts) -> np.ndarray:
+    """Reliability of some draws or seeds as one, `[..., 3, bin]`.
+
+    Args:
+        parts: probability, frequency and weight of bins, `[part, ..., 3, bin]`; what an
+            empty bin holds does not count.
+    """
+    weight = parts[..., 2, :]
+    values = np.where(weight[..., None, :] > 0, parts[..., :2, :], 0.0)
+    total = weight.sum(axis=0)[..., None, :]
+    means = (values * weight[..., None, :]).sum(axis=0) / np.maximum(total, 1e-9)
+    return np.concatenate([means, total], axis=-2)
 
 
 @functools.partial(jax.jit, static_argnames="number")
@@ -106,8 +124,9 @@ def measure_efi(found, archive, event: float, truth) -> dict[str, np.ndarray]:
 
     Returns:
         `efi_<name>` `[lead]`, correlation over starts and sites with the system's;
-        `efi_half` that of the system's halves; `efi_<name>_sd` over the system's; and
-        `efi_<name>_auc`, how well it tells events from others.
+        `efi_half` that of the system's halves, and `efi_<name>_half`, the mean over
+        halves of both of what is its like in size; `efi_<name>_sd` over the system's;
+        and `efi_<name>_auc`, how well it tells events from others.
     """
     climate = (archive["train"] - archive["mean"]) / archive["sd"]
     system = efi_of(found["system"], climate)
@@ -116,14 +135,23 @@ def measure_efi(found, archive, event: float, truth) -> dict[str, np.ndarray]:
     result["efi_system_auc"] = _areas(system, truth > event)
     for name in ("emulator", "emulator_random"):
         own = efi_of(found[name], found["free"])
+        parts = [efi_of(half, found["free"]) for half in _halves_of_pairs(found[name])]
+        of_halves = [_correlations(a, b) for a in parts for b in halves]
         result |= {
             f"efi_{name}": _correlations(own, system),
+            f"efi_{name}_half": np.mean(of_halves, axis=0),
             f"efi_{name}_sd": own.std(axis=(0, 2)) / system.std(axis=(0, 2)),
             f"efi_{name}_auc": _areas(own, truth > event),
         }
     return result | {
         "efi_pair": np.stack([efi_of(found["emulator"], found["free"]), system])
     }
+
+
+def _halves_of_pairs(members):
+    """Every other pair of members that follow each other, and the rest."""
+    pairs = members.reshape(-1, 2, *members.shape[1:])
+    return [pairs[i::2].reshape(-1, *members.shape[1:]) for i in range(2)]
 
 
 def _correlations(first, second):

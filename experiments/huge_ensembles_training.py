@@ -172,27 +172,46 @@ def train_early(config, archives):
     return job_of(config, ids, windows_of(config, archives), **few).fit()[0]
 
 
-def alone_difference(config, archives) -> float:
+def alone_differences(config, archives, trained) -> dict[str, np.ndarray]:
     """How much checkpoints trained alone differ from those of a stack, at most.
 
-    The first seed's checkpoints after a few steps; what differs is what they forecast
-    from the first windows, in deviations.
+    Args:
+        config: of the run.
+        archives: of all seeds.
+        trained: all checkpoints, after all steps.
+
+    Returns:
+        `[]`: `alone_weights`, the largest difference of a weight, and
+        `alone_forecasts`, of one step's forecasts in deviations, of `num_alone`
+        checkpoints of the first seed after `alone_steps` steps; `whole_weights` and
+        `whole_forecasts`, the same of the first checkpoint after all steps.
     """
-    steps = config.training.alone_steps
-    # The optimizer's eps would turn the rounding of vanishing gradients into steps.
-    few = dict(steps=steps, progress=False, save_every_steps=None)
+    training = config.training
     data = windows_of(config, archives)
-    ids = range(config.num_checkpoints)
-    alone = min(config.training.num_alone, config.num_checkpoints)
-    stack, _ = job_of(config, ids, data, **few).fit()
     states = jnp.asarray(data[:16, 0, 0])
-    together = forecasts(stack, states)
-    worst = 0.0
-    for number in range(alone):
-        one, _ = job_of(config, (number,), data, **few).fit()
-        gap = np.abs(forecasts(one, states)[0] - together[number])
-        worst = max(worst, float(gap.max()))
-    return worst
+    ids = range(min(training.num_alone, config.num_checkpoints))
+
+    def alone(number, steps):
+        few = dict(steps=steps, progress=False, save_every_steps=None)
+        return job_of(config, (number,), data, **few).fit()[0]
+
+    def differences(one, stack, number):
+        pairs = zip(jax.tree.leaves(one.params), jax.tree.leaves(stack.params))
+        gaps = [np.abs(a[0] - b[number]).max() for a, b in ensjax.mesh.fetch([*pairs])]
+        apart = forecasts(one, states)[0] - forecasts(stack, states)[number]
+        return float(max(gaps)), float(np.abs(apart).max())
+
+    steps, is_whole = training.alone_steps, training.alone_steps == training.total_steps
+    few, stack = dict(steps=steps, progress=False, save_every_steps=None), trained
+    if not is_whole:
+        stack, _ = job_of(config, range(config.num_checkpoints), data, **few).fit()
+    found = [differences(alone(i, steps), stack, i) for i in ids]
+    names = ("alone_weights", "alone_forecasts", "whole_weights", "whole_forecasts")
+    whole = found[0]
+    if not is_whole:
+        whole = differences(alone(0, training.total_steps), trained, 0)
+    values = (*np.max(found, axis=0), *whole)
+    return dict(zip(names, (np.array(value) for value in values)))
 
 
 @dataclasses.dataclass(frozen=True)

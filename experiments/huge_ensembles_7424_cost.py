@@ -1,0 +1,98 @@
+"""What all members of a start cost: streamed forecasts beside the simulators.
+
+Each of three makes as many members of one start to the same leads, as many at once.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ensjax.emulate import run_trajectories
+from ensjax.experiment.fields import load_beside
+from ensjax.mesh import fetch
+
+weather = load_beside(__file__, "lorenz96_forecasts")
+ensembles = load_beside(__file__, "huge_ensembles_members")
+timing = load_beside(__file__, "huge_ensembles_cost")
+huge = load_beside(__file__, "huge_ensembles_7424_members")
+
+SIMULATORS = {"system": "two-scale simulator", "closure": "imperfect simulator"}
+
+
+def perturbed_starts(config, archive, fields, seed, num_members, amplitude):
+    """Analyses with independent noise of the emulators' norm, `[start, member, site]`,
+    in deviations of the climate."""
+    analysis = fields[:, config.archive.num_before]
+    return weather.perturbed(analysis, config, seed, num_members, noise=amplitude)
+
+
+def simulated(config, archive, starts, seed, kind: str) -> np.ndarray:
+    """Members of one of `SIMULATORS`, `[start, member, lead, site]`, in deviations.
+
+    Args:
+        config: of the run, with its leads.
+        archive: of the seed.
+        starts: `[start, member, site]`, in deviations.
+        seed: its number.
+        kind: "system", whose fast variables are the truth's at the start, which no
+            emulator sees; or "closure".
+    """
+    count = starts.shape[1]
+    slow = starts.reshape(-1, starts.shape[-1]) * archive["sd"] + archive["mean"]
+    leads, block = tuple(config.leads), config.block
+    if kind == "system":
+        steps = tuple(lead * config.archive.steps_per_output for lead in leads)
+        run = timing.FromState(weather.system_of(config), steps)
+        fast = np.repeat(archive["start_y"][: len(starts)], count, axis=0)
+        states = (jnp.asarray(slow, jnp.float32), jnp.asarray(fast, jnp.float32))
+        ids = np.arange(len(slow))
+        given = dict(seed=seed, stacked=(states,), block=block)
+        found = fetch(run_trajectories(run, ids, **given))[:, :, 0]
+    else:
+        system = weather.closure_of(config, archive)
+        given = dict(lead_steps=[2 * lead for lead in leads], seed=seed, block=block)
+        found = weather.closure_forecasts(system, slow, **given)
+    found = (found - archive["mean"]) / archive["sd"]
+    return found.reshape(len(starts), count, *found.shape[1:]).astype(np.float32)
+
+
+def measure(config, ensemble, archives) -> dict[str, np.ndarray]:
+    """Seconds of the first start of every seed, compiled before.
+
+    Returns:
+        `seconds_emulator`, bred vectors and all statistics included, `seconds_system`
+        and `seconds_closure`, whose members are kept: `[seed]`, the median of
+        `cost.num_timings`.
+    """
+    seconds = {name: [] for name in ("emulator", *SIMULATORS)}
+    for seed in range(config.num_seeds):
+        archive = {name: values[seed] for name, values in archives.items()}
+        own = ensembles.checkpoints_of(config, ensemble, seed)
+        fields = weather.analyses(archive, config, seed, noise=config.analysis_noise)
+        amplitude = ensembles.amplitude_of(config, own, archive)
+        starts = ensembles.starts_of(config, fields)
+        members = huge.all_members(config, 0)
+        count = members.start.size
+        rows = [config.archive.num_before + lead for lead in config.leads]
+        truth = jnp.asarray(archive["truth"][0, rows], jnp.float32)
+        levels = jnp.zeros((2,), jnp.float32)  # a count costs the same at any level
+        job = huge.Job(config, own, "bred", amplitude, starts, config.leads)
+        program, arguments = job.program(members, truth, levels, count)
+        drawn = perturbed_starts(
+            config, archive, fields[:1], seed, count, float(amplitude[0])
+        )
+
+        def emulate(program=program, arguments=arguments):
+            jax.block_until_ready(program(*arguments))
+
+        calls = {"emulator": emulate}
+        for kind in SIMULATORS:
+            calls[kind] = _call(config, archive, drawn, seed, kind)
+        for name, call in calls.items():
+            taken = timing.median_seconds(call, config.cost.num_timings)
+            seconds[name].append(taken)
+    return {f"seconds_{name}": np.array(values) for name, values in seconds.items()}
+
+
+def _call(config, archive, drawn, seed, kind):
+    return lambda: simulated(config, archive, drawn, seed, kind)
