@@ -186,6 +186,7 @@ def _ranks(config, done):
             width=0.9,
         )
         ax.axhline(1, color=GREY, lw=1, ls="--")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         finish(ax, x="rank", y="share / expected", title=verdicts.NAMES[name])
     return fig
 
