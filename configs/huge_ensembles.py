@@ -17,11 +17,11 @@ and the same command times them again, alone, such as on a quiet machine.
 
 `paper` has the published sizes: SFNO at 0.25 degrees, 29 checkpoints. ERA5 is not at
 hand, so that it is planned, not run. A checkpoint is 2,227,291,174 real numbers (1.12
-billion parameters where a complex one counts once), 24.9 GiB with Adam's moments. By
-the plan on the mesh (29, 64, 1), which has a sample of every checkpoint on a device, a
-peak of 154 GiB on each of 1,856 devices: 25 of the state, 17 of the members as given,
-and 110 of temporaries as XLA's compiler for CPU lays them out. Devices of 80 GB need
-samples that are split by latitude as well, which this job does not do.
+billion parameters where a complex one counts once), 24.9 GiB with Adam's moments. The
+mesh is (29, 64, 4): every checkpoint has 256 devices, as published, and four of them
+split the latitudes of a sample. By the plan a peak of 84 GiB on each of 7,424 devices,
+of which 40 are temporaries as XLA's compiler for CPU lays them out; with samples whole,
+on (29, 64, 1), 154.
 """
 
 import ml_collections
@@ -151,6 +151,7 @@ def _paper():
     )
     config.num_starts, config.num_steps = 730, 60  # of 6 hours
     config.block = 1
-    # Of every checkpoint a sample on each of 64 devices; 256 trained one as published.
-    config.mesh = ml_collections.ConfigDict(dict(member=29, data=64, model=1))
+    # Of every checkpoint a sample on four devices that split its latitudes: 256 of them
+    # for a checkpoint, as published.
+    config.mesh = ml_collections.ConfigDict(dict(member=29, data=64, model=4))
     return config

@@ -12,7 +12,7 @@ from ensjax.emulate.seeds import CosineAdam
 from ensjax.emulate.windows import OwnTask
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose, load_beside
-from ensjax.train import TrainingJob
+from ensjax.train import PointError, RolloutLoss, TrainingJob
 from ensjax.train.losses import weighted_mean
 
 weather = load_beside(__file__, "lorenz96_forecasts")
@@ -43,10 +43,25 @@ def _residual(config, rngs):
 
 def _sfno(config, rngs):
     model = config.model
-    return ensjax.nn.sfno(dtype=model.dtype, remat=model.remat, rngs=rngs)
+    return ensjax.nn.sfno(
+        dtype=model.dtype, remat=model.remat, axis=latitude_axis(config), rngs=rngs
+    )
 
 
 NETWORKS = {"residual": _residual, "sfno": _sfno}
+
+
+def latitude_axis(config) -> str | None:
+    """The axis of the mesh over which latitudes of the published size are split."""
+    is_full = config.model.name == "sfno"
+    return "model" if is_full and config.mesh.model != 1 else None
+
+
+def loss_of(config):
+    """The squared error of one step."""
+    if config.model.name == "sfno":
+        return RolloutLoss(1, PointError(latitude_axis=latitude_axis(config)))
+    return StepError()
 
 
 def make_model(config, rngs):
@@ -78,7 +93,7 @@ def job_of(config, ids, data, **more) -> TrainingJob:
     training = config.training
     steps = more.pop("steps", training.total_steps)
     options = dict(
-        loss=OwnTask(StepError()),
+        loss=OwnTask(loss_of(config)),
         make_tx=CosineAdam(training.total_steps),
         steps=steps,
         batch_size=training.batch_size,

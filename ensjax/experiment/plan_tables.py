@@ -79,6 +79,8 @@ def _print_plan(console, report):
             " and the share of each device hold; memory, operations and convolution"
             " forms are the CPU's."
         )
+    if report.get("only_some"):
+        console.print(f"[bold]planned:[/bold] {report['only_some']}.")
     if plan.padding:
         console.print(
             f"padding: {plan.num_members} members fill {plan.num_rows} rows;"

@@ -35,6 +35,7 @@ from ensjax.experiment.plan_options import (
     parse_memory,
     parse_mesh,
 )
+from ensjax.experiment.stand_ins import fewer_members, sizes_to_stand_in
 
 # The child that plans for stand-in devices writes what it found into this file.
 _CHILD = "ENSJAX_PLAN_FILE"
@@ -62,7 +63,8 @@ def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
     for axis, size in sizes.items():
         if axis in config.get("mesh", {}):
             config.mesh[axis] = size
-    sizes = dict(config.get("mesh", {})) | sizes
+    wanted = dict(config.get("mesh", {})) | sizes
+    sizes = wanted if options.topology is not None else sizes_to_stand_in(wanted)
     needed = _devices_needed(options, sizes)
     devices = _find_devices(options, needed)
     if devices is None:
@@ -71,7 +73,9 @@ def plan_config(options: PlanOptions, arguments: Sequence[str]) -> int:
             return code
     else:
         mesh = _make_mesh(sizes, devices)
-        report = _plan_here(options, source, config, path, mesh, memory)
+        report = _plan_here(
+            options, source, config, path, mesh, memory, (wanted, sizes)
+        )
     child_file = os.environ.get(_CHILD)
     if child_file:
         Path(child_file).write_text(json_text(report))
@@ -162,7 +166,9 @@ def _make_mesh(sizes, devices):
         raise ConfigError(one_line(error)) from error
 
 
-def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
+def _plan_here(
+    options, source, config, path, mesh, memory, wanted_and_planned
+) -> dict[str, Any]:
     from ensjax import planning
 
     experiment = _load_experiment(config, path, mesh)
@@ -171,7 +177,7 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
     if is_stand_in:
         trial = "never"
     say = _progress()
-    job = _make_job(experiment, config)
+    job, only_some = fewer_members(_make_job(experiment, config), *wanted_and_planned)
     is_mapped = isinstance(job, planning.MappedJob)
     if is_mapped and (options.tune or options.trial):
         raise ConfigError(
@@ -183,7 +189,8 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
 
         def make_job(changed):
             _validate(experiment, changed, mesh)
-            return _make_job(experiment, changed)
+            made = _make_job(experiment, changed)
+            return fewer_members(made, *wanted_and_planned)[0]
 
         with _one_line_errors():
             fields = find_fields(config, job, make_job)
@@ -201,6 +208,7 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
         "title": config.get("title", ""),
         "topology": options.topology,
         "structure_only": is_stand_in,
+        "only_some": only_some,
         "versions": _versions(),
         "fields": [],
         "fixed": _show_fixed(options, fields, is_mapped),
@@ -236,6 +244,7 @@ def _plan_here(options, source, config, path, mesh, memory) -> dict[str, Any]:
                 mesh,
                 memory_bytes=memory,
                 known=known,
+                wanted_and_planned=wanted_and_planned,
                 say=say,
             )
         if options.tune:
@@ -338,7 +347,16 @@ def _local_members(job, mesh) -> int:
 
 
 def _find_choices(
-    experiment, config, job, fields, mesh, *, memory_bytes, known, say
+    experiment,
+    config,
+    job,
+    fields,
+    mesh,
+    *,
+    memory_bytes,
+    known,
+    wanted_and_planned,
+    say,
 ) -> dict[str, Any]:
     from ensjax import planning
 
@@ -359,7 +377,8 @@ def _find_choices(
 
     def make_job(new):
         pinned = _pin_of_settings(fields, settings, new, rows)
-        return _make_job(experiment, changed_config(config, pinned))
+        made = _make_job(experiment, changed_config(config, pinned))
+        return fewer_members(made, *wanted_and_planned)[0]
 
     choices = planning.find_choices(
         make_job,

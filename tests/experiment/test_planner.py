@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ensjax import cli, make_mesh
-from ensjax.experiment import ConfigError, load_config, planner
+from ensjax.experiment import ConfigError, load_config, planner, stand_ins
 from ensjax.experiment.configs import find_experiment, load_module
 from ensjax.experiment.overrides import split_overrides
 from ensjax.experiment.plan_fields import batch_size_of, find_fields
@@ -19,6 +19,7 @@ from ensjax.experiment.plan_tables import show_bytes, show_seconds
 from ensjax.planning import MappedJob, Plan, Settings
 from ensjax.planning.plan import _arrays, _member_sizes, describe
 from ensjax.planning.step_cost import members_of_a_block
+from ensjax.train import TrainingJob
 
 ROOT = Path(__file__).parents[2]
 TOY = str(ROOT / "tests/experiment/toy/configs/toy.py")
@@ -54,6 +55,29 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys, monkeypatch):
         assert text in printed.out
     assert "compiling the program of training" in printed.err
     assert not report["structure_only"] and report["topology"] is None
+
+
+def test_a_mesh_beyond_all_stand_ins_is_planned_with_fewer_members():
+    """As many members on a device: 29 checkpoints on 29 x 64 x 4 devices."""
+    wanted = {"member": 29, "data": 64, "model": 4}
+    planned = stand_ins.sizes_to_stand_in(wanted)
+    assert planned == {"member": 8, "data": 64, "model": 4}
+    job = TrainingJob(
+        make_model=None, member_ids=tuple(range(58)), init_seed=0, data=np.zeros(4),
+        hyper={"rate": np.arange(58), "decay": 0.1}, mesh_sizes=wanted,
+        options={"weights": np.ones((58, 4))},
+    )  # fmt: skip
+    made, words = stand_ins.fewer_members(job, wanted, planned)
+    assert made.member_ids == tuple(range(16)) and made.mesh_sizes == planned
+    assert made.hyper["decay"] == 0.1
+    np.testing.assert_array_equal(made.hyper["rate"], np.arange(16))
+    assert made.options["weights"].shape == (16, 4)
+    assert "16 of 58 members on 8 of 29 devices" in words
+    assert stand_ins.fewer_members(job, planned, planned) == (job, "")
+    with pytest.raises(ConfigError, match="at most 2,048 devices; data x model"):
+        stand_ins.sizes_to_stand_in({"member": 1, "data": 1024, "model": 4})
+    with pytest.raises(ConfigError, match="not one stack"):
+        stand_ins.fewer_members(object(), wanted, planned)
 
 
 @pytest.mark.slow
