@@ -1,21 +1,57 @@
 """FourCastNet 3 at level 1: a small network on the sphere, its calibration and spectra.
 
-Data, training and scores are those of `spherical_noise.py`; `_size.py` splits a step by
-latitude and traces one at full size, `_claims.py` judges and `_figures.py` draws.
+Data, training and scores are those of `spherical_noise.py`; `_sampler.py` has a
+diffusion model of the same trunk and `_simulator.py` the simulator's own ensemble;
+`_size.py` splits a step by latitude and traces one at full size, `_claims.py` and
+`_comparison.py` judge and `_figures.py` draws.
 """
 
 import numpy as np
 
-from ensjax.experiment.fields import load_beside
+from ensjax.experiment import ConfigError
+from ensjax.experiment.fields import check_numbers, load_beside
 from ensjax.experiment.stages import run_stages
 
 base = load_beside(__file__, "spherical_noise")
 size = load_beside(__file__, "fourcastnet3_size")
+sampler = load_beside(__file__, "fourcastnet3_sampler")
+simulator = load_beside(__file__, "fourcastnet3_simulator")
 verdicts = load_beside(__file__, "fourcastnet3_claims")
 figures = load_beside(__file__, "fourcastnet3_figures")
 
 training = base.training
-training_job, validate = training.training_job, base.validate
+training_job = training.training_job
+
+
+def validate(config):
+    """Raises `ConfigError` for what would fail later, in one line."""
+    base.validate(config)
+    if config.data.source == "era5":
+        return
+    counts = ("num_runs", "num_states", "gap_days")
+    check_numbers(config, [f"simulator.{name}" for name in counts], at_least=1)
+    check_numbers(config, ("simulator.num_members",), at_least=2)
+    check_numbers(config, ("simulator.ridge",), above=0)
+    counts = ("batch_size", "num_timings", "num_level_channels")
+    check_numbers(config, [f"sampler.{name}" for name in counts], at_least=1)
+    check_numbers(config, ("sampler.num_members", "sampler.steps"), at_least=2)
+    check_numbers(config, ("sampler.learning_rate", "sampler.low"), above=0)
+    levels = config.sampler.num_levels
+    if not levels or min(levels) < 2 or len(set(levels)) < len(levels):
+        raise ConfigError(
+            "config.sampler.num_levels are different numbers of two or more; got"
+            f" {levels}."
+        )
+    if config.sampler.steps % config.steps_per_call:
+        raise ConfigError(
+            f"config.steps_per_call must divide sampler.steps = {config.sampler.steps};"
+            f" got {config.steps_per_call}."
+        )
+    if config.test.lead_days[0] != 1:
+        raise ConfigError(
+            "config.test.lead_days begin with day 1, on which systems are compared; got"
+            f" {config.test.lead_days}."
+        )
 
 
 def run(config, run_dir):
@@ -25,6 +61,8 @@ def run(config, run_dir):
         "simulate": lambda done: base.simulate(config),
         "size": lambda done: count(config, done["simulate"]),
         "emulate": lambda done: base.emulate(config, run_dir, done["simulate"]),
+        "sample": lambda done: sampler.measure(config, run_dir, done["simulate"]),
+        "ensemble": lambda done: simulator.measure(config, done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
     verdicts.add_tables(run_dir, config, done)

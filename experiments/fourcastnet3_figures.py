@@ -7,11 +7,21 @@ from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
 
 base = load_beside(__file__, "spherical_noise_figures")
 verdicts = load_beside(__file__, "fourcastnet3_claims")
+systems = verdicts.systems
 
 
 def add_figures(run_dir, config, done) -> None:
     """All figures."""
     found = verdicts.scores_of(done)
+    run_dir.add_figure(
+        "systems",
+        _systems(config, found["diffusion"], done),
+        "The network with noise inside, samplers of a diffusion model of its trunk, and"
+        " the simulator with starts by regression. Left: fair CRPS by days of forecast"
+        " (samplers on day 1 only). Middle: fair CRPS of day 1 against speed on this"
+        " device. Right: power of members on day 1 over the truth's; grey: 0.5 to 2."
+        " Mean over seeds, and left and middle over variables.",
+    )
     run_dir.add_figure(
         "leads",
         base._leads(config, found),
@@ -31,6 +41,70 @@ def add_figures(run_dir, config, done) -> None:
         "Rank of the truth among members: area of each rank over that of a reliable"
         " ensemble (1); mean over seeds and variables. Neighbours are not independent.",
     )
+
+
+def _systems(config, scores, done):
+    fig = new_figure(3.8, width=11.5)
+    leads, speed, spectra = fig.subplots(1, 3)
+    found, simulated = done["sample"], done["ensemble"]
+    samplers = systems.sampler.sampler_names(config)
+    best = systems.compare(config, found).best
+    net, other, grey = PALETTE[0], PALETTE[1], PALETTE[2]
+    days = config.test.lead_days
+    leads.plot(
+        days, scores["crps"].mean(axis=(0, 2)), color=net, marker=MARKERS[0],
+        label="CRPS network",
+    )  # fmt: skip
+    leads.plot(
+        days, simulated["crps"].mean(axis=1), color=grey, marker=MARKERS[2],
+        ls="--", label="simulator",
+    )  # fmt: skip
+    leads.plot(
+        [1], [found[f"fair_{best}"].mean()], color=other, marker=MARKERS[1], ls="",
+        label="best sampler",
+    )  # fmt: skip
+    leads.set_ylim(bottom=0)
+    finish(leads, x="days of forecast", y="fair CRPS, of the climate's sd", legend=True)
+    rows = [(systems.NET, net, 0), *((name, other, 1) for name in samplers)]
+    for name, color, mark in rows:
+        rate, fair = float(found[f"rate_{name}"]), found[f"fair_{name}"].mean()
+        speed.plot([rate], [fair], color=color, marker=MARKERS[mark], ls="")
+        word = "network" if name == systems.NET else name.removeprefix("levels_")
+        speed.annotate(
+            word, (rate, fair), xytext=(0, 6), textcoords="offset points",
+            ha="center", fontsize=8,
+        )  # fmt: skip
+    rate, fair = float(simulated["rate"]), simulated["crps"][0].mean()
+    speed.plot([rate], [fair], color=grey, marker=MARKERS[2], ls="")
+    speed.annotate(
+        "simulator", (rate, fair), xytext=(0, 6), textcoords="offset points",
+        ha="center", fontsize=8,
+    )  # fmt: skip
+    speed.set_xscale("log")
+    speed.set_ylim(bottom=0)
+    speed.margins(x=0.25, y=0.2)
+    finish(speed, x="days of a member a second", y="fair CRPS, day 1")
+    degree = np.arange(1, config.last_degree + 1)
+    lines = {
+        "CRPS network": (found[f"power_{systems.NET}"].mean(axis=0), net, 0),
+        "best sampler": (found[f"power_{best}"].mean(axis=0), other, 1),
+        "simulator": (systems.sampler.power_ratio(simulated)[0], grey, 2),
+    }
+    for label, (ratio, color, mark) in lines.items():
+        for variable, style in enumerate(("-", "--")):
+            spectra.plot(
+                degree, systems.kept_power(config, ratio)[variable], color=color,
+                marker=MARKERS[mark], ms=3, ls=style,
+                label=f"{label}, {('temperature', 'pressure')[variable]}",
+            )  # fmt: skip
+    spectra.axhspan(0.5, 2, color=GREY, alpha=0.15, lw=0)
+    spectra.axhline(1, color=GREY, lw=1)
+    spectra.set_yscale("log")
+    finish(
+        spectra, x="degree of spherical harmonics", y="power, of the truth's",
+        legend=True,
+    )  # fmt: skip
+    return fig
 
 
 def _spectra(config, scores):

@@ -29,10 +29,11 @@ def validate(config):
     check_numbers(config, ("num_members",), at_least=1)
     check_numbers(config, ("noise.lambd", "spectral_weight"), at_least=0)
     for stage in config.stages:
-        if len(stage) != 4 or stage[0] < 2 or stage[3] < 1:
+        if not 4 <= len(stage) <= 8 or stage[0] < 2 or stage[3] < 1:
             raise ConfigError(
                 "config.stages hold (steps, rate, estimator, rollout steps), with two"
-                f" steps or more; got {stage}."
+                " steps or more, and may go on with (members, centred, batch size,"
+                f" halving steps); got {stage}."
             )
         if stage[0] % config.steps_per_call:
             raise ConfigError(

@@ -152,6 +152,25 @@ def measure(config, archive, forecasts, long_power) -> dict[str, np.ndarray]:
     }
 
 
+def score_members(config, members, truth) -> dict[str, np.ndarray]:
+    """The scores of `measure` that need no long forecast, and the truth's power.
+
+    Args:
+        config: of the run.
+        members: `[member, case, lead, variable, lat, lon]`.
+        truth: `[case, lead, variable, lat, lon]`.
+
+    Returns:
+        `crps`, `rmse`, `spread`, `ssr`, `large_ssr` `[lead, variable]`; `power` of
+        members and `truth_power` `[lead, variable, l]`.
+    """
+    grid = training.grid_of(config)
+    found = _scored(members, truth, grid) | {
+        "truth_power": _power(truth, grid).mean(axis=0)
+    }
+    return jax.tree.map(np.asarray, found)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _power(fields, grid):
     return wave_power(to_real_harmonics(fields, grid))

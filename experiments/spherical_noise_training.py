@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ from ensjax.train import (
     StageAdam,
     TrainingJob,
     WhiteNoise,
+    change_weights,
     train_curriculum,
+    variable_weights,
 )
 
 data = load_beside(__file__, "spherical_noise_data")
@@ -135,35 +137,87 @@ class LossOfVariant:
         return rollout(model, windows, key, weight)
 
 
-def loss_of(config, stage) -> Any:
-    """The loss of a stage `(steps, rate, estimator, rollout steps)`."""
+class StageRow(NamedTuple):
+    """A stage as a config has it; what is left out is the config's own.
+
+    Attributes:
+        steps, rate, estimator: of the stage.
+        rollout_steps: of a forecast.
+        num_members: of a case, made in training.
+        centred: whether they come in pairs of opposite noise.
+        batch_size: cases of a step.
+        halving_steps: after which the rate is halved; 0: it is constant, and in the
+            last stage falls as a cosine.
+    """
+
+    steps: int
+    rate: float
+    estimator: str
+    rollout_steps: int
+    num_members: int
+    centred: bool
+    batch_size: int
+    halving_steps: int
+
+
+def stage_row(config, stage) -> StageRow:
+    """Of a stage of the config, with 4 entries or more."""
+    own = (config.num_members, config.centred, config.batch_size, 0)
+    return StageRow(*stage, *own[len(stage) - 4 :])
+
+
+def loss_of(config, stage, channel_weights=None) -> Any:
+    """The loss of a stage, as the config has it."""
     is_full = config.model.name == "fourcastnet3"
-    noise = noise_of(config)
+    noise, row = noise_of(config), stage_row(config, stage)
     score = SphericalCrps(
-        config.num_members,
+        row.num_members,
         WithKnown(noise, 3) if is_full else noise,
-        stage[2],
+        row.estimator,
         alpha=config.alpha,
-        centred=config.centred,
+        centred=row.centred,
         grid=grid_of(config),
         spectral_weight=config.spectral_weight,
+        channel_weights=channel_weights,
     )
-    rollout = RolloutLoss(stage[3], score)
+    rollout = RolloutLoss(row.rollout_steps, score)
     return rollout if is_full else LossOfVariant(rollout)
 
 
-def stages_of(config) -> list[Stage]:
+def channel_weights_of(config, archive=None) -> tuple[float, ...] | None:
+    """Of the config's loss: by the changes in a day, or as published; None: all 1.
+
+    Without an archive those of the variables alone, for a plan.
+    """
+    if not config.get("weighs_changes", False):
+        return None
+    levels = config.data.get("levels_hpa")
+    weights = None if levels is None else variable_weights(levels)
+    if archive is None:
+        return weights
+    area = grid_of(config).quadrature()
+    return change_weights(archive["train"], area=area, weights=weights)
+
+
+def stages_of(config, archive=None) -> list[Stage]:
     """The curriculum."""
-    return [
-        Stage(
-            stage[0],
-            stage[1],
-            loss_of(config, stage),
-            decay="cosine" if number == len(config.stages) - 1 else "constant",
-            warmup_steps=min(20, stage[0] - 1) if number == 0 else 0,
+    weights, last = channel_weights_of(config, archive), len(config.stages) - 1
+    stages = []
+    for number, stage in enumerate(config.stages):
+        row = stage_row(config, stage)
+        otherwise = "cosine" if number == last else "constant"
+        stages.append(
+            Stage(
+                row.steps,
+                row.rate,
+                loss_of(config, stage, weights),
+                decay="halving" if row.halving_steps else otherwise,
+                halving_steps=row.halving_steps or None,
+                warmup_steps=min(20, row.steps - 1) if number == 0 else 0,
+                batch_size=row.batch_size,
+            )
         )
-        for number, stage in enumerate(config.stages)
-    ]
+    return stages
 
 
 def hyper_of(config) -> dict[str, np.ndarray]:
@@ -189,7 +243,7 @@ def training_job(config, archive=None, *, shapes_only=False) -> TrainingJob:
     else:
         archive = data.simulate(config) if archive is None else archive
         windows = data.training_windows(config, archive)
-    stage, count = stages_of(config)[0], num_networks(config)
+    stage, count = stages_of(config, archive)[0], num_networks(config)
     rates = {name: np.full(count, value) for name, value in stage.hyper().items()}
     return TrainingJob(
         make_model=functools.partial(make_model, config),
@@ -202,7 +256,7 @@ def training_job(config, archive=None, *, shapes_only=False) -> TrainingJob:
             loss=stage.loss,
             make_tx=StageAdam(max_norm=config.max_norm),
             steps=stage.steps,
-            batch_size=config.batch_size,
+            batch_size=stage.batch_size,
             seed=config.seed,
             augment=data.turned,
             steps_per_call=config.steps_per_call,
@@ -225,7 +279,7 @@ def train(config, run_dir, archive):
     trained, logs = train_curriculum(
         ensemble,
         data.training_windows(config, archive),
-        stages_of(config),
+        stages_of(config, archive),
         make_tx=StageAdam(max_norm=config.max_norm),
         hyper=hyper_of(config),
         batch_size=config.batch_size,

@@ -103,12 +103,23 @@ class HeldSuarez:
         """Lowest temperature and surface pressure, `[variable 2, lat, lon]`."""
         return _core(self).observe(state)
 
+    def insert(self, state: Any, fields: jax.Array) -> Any:
+        """The state with what is seen of it replaced; the rest stays what it is.
+
+        Args:
+            state: one of dinosaur's.
+            fields: as `observe` gives them, `[variable 2, lat, lon]`. What they have
+                beyond the truncation is lost.
+        """
+        return _core(self).insert(state, fields)
+
 
 class _Core(NamedTuple):
     grid: Any
     start: Any
     step: Any
     observe: Any
+    insert: Any
 
 
 @functools.cache
@@ -171,7 +182,19 @@ def _core(system: HeldSuarez) -> _Core:
         fields = jax.numpy.stack([temperature * kelvin, pressure * hectopascal])
         return fields.swapaxes(-1, -2)  # [variable, lat, lon]
 
-    return _Core(grid, *(_allowing_ranks(fn) for fn in (start, step, observe)))
+    def insert(state, fields):
+        temperature, pressure = fields.swapaxes(-1, -2)  # [lon, lat] of dinosaur
+        air = state.temperature_variation
+        lowest_air = grid.to_modal(temperature / kelvin - lowest)
+        surface = grid.to_modal(jax.numpy.log(pressure / hectopascal))
+        return dataclasses.replace(
+            state,
+            temperature_variation=air.at[-1].set(lowest_air.astype(air.dtype)),
+            log_surface_pressure=surface[None].astype(air.dtype),
+        )
+
+    fns = (start, step, observe, insert)
+    return _Core(grid, *(_allowing_ranks(fn) for fn in fns))
 
 
 def _allowing_ranks(fn):

@@ -72,6 +72,7 @@ from ensjax.nn.sphere import (
     SpectralConv,
     SphereBlock,
 )
+from ensjax.nn.spherical_denoiser import SphericalDenoiser
 from ensjax.nn.spherical_forecaster import (
     SphericalForecaster,
     fourcastnet3,
@@ -112,6 +113,7 @@ __all__ = [
     "ShiftedConv",
     "SpectralConv",
     "SphereBlock",
+    "SphericalDenoiser",
     "SphericalForecaster",
     "UNetDenoiser",
     "ViT",

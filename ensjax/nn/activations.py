@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -15,6 +16,17 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
     """
     return x * nnx.sigmoid(1.702 * x)
+
+
+def soft_clamp(x: jax.Array) -> jax.Array:
+    """0 for x <= 0, x^2 up to 1/2, then x - 1/4: never negative, with a derivative.
+
+    Of what cannot be negative, such as water, counted from where there is none.
+
+    Source: Bonev et al. 2025, arXiv:2507.12144 (FourCastNet 3), of its water channels.
+    """
+    rising = jnp.clip(x, 0.0, 0.5)
+    return rising**2 + jnp.maximum(x - 0.5, 0.0)
 
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ensjax.nn.activations import soft_clamp
 from ensjax.nn.sphere import LocalSphereConv, SpectralConv, SphereBlock, resample
 from ensjax.ops.sphere import SphericalGrid
 from ensjax.ops.sphere_filters import LocalFilters
-from ensjax.ops.sphere_split import own_block
+from ensjax.ops.sphere_split import own_block, split_from_waves, split_to_waves
 
 BLOCKS = ("local", "global")
 
@@ -72,6 +73,12 @@ class SphericalForecaster(nnx.Module):
             nothing else that is known tells the hemispheres and the poles.
         adds_to_state: whether the network makes the change of the state instead of the
             state; its last layer then starts from zeros.
+        is_truncated: whether the next state is cut off at the grid's degree. States of
+            a spectral simulator have nothing beyond it: training never sees what a
+            network does to it, and in a long forecast it may grow without bounds.
+        floors: of each channel the least value it may take, or None for one without;
+            of water standardised by a mean and a deviation, -mean / deviation. Above
+            it, the channel goes through `soft_clamp`. None: no channel has one.
         levels: number of levels, and variables of each, of the first channels, which
             share encoder and decoder; (0, 0) for none.
         level_widths: channels inside of each level and of the rest; `width` is then
@@ -111,6 +118,8 @@ class SphericalForecaster(nnx.Module):
         layer_scale: float = 0.1,
         knows_latitude: bool = False,
         adds_to_state: bool = False,
+        is_truncated: bool = False,
+        floors: Sequence[float | None] | None = None,
         levels: tuple[int, int] = (0, 0),
         level_widths: tuple[int, int] | None = None,
         is_complex: bool = True,
@@ -125,6 +134,13 @@ class SphericalForecaster(nnx.Module):
                 f"blocks must be words of {', '.join(BLOCKS)}, at least one; got"
                 f" {tuple(blocks)}."
             )
+        if floors is not None and len(floors) != num_channels:
+            raise ValueError(
+                f"floors has a number, or None, for each of {num_channels} channels;"
+                f" got {len(floors)}."
+            )
+        self.is_truncated = is_truncated
+        self.floors = None if floors is None else tuple(floors)
         inner = grid if inner_grid is None else inner_grid
         self.grid, self.inner_grid, self.axis, self.remat = grid, inner, axis, remat
         self.num_channels, self.num_noise_channels = num_channels, num_noise_channels
@@ -192,7 +208,21 @@ class SphericalForecaster(nnx.Module):
             h = _rematerialised(block, h, beside) if self.remat else block(h, beside)
         h = resample(h, self.inner_grid, self.grid, axis=self.axis)
         made = self.decoder(h).astype(jnp.float32)
-        return state + made if self.adds_to_state else made
+        made = state + made if self.adds_to_state else made
+        if self.is_truncated:
+            made = self._truncated(made)
+        return made if self.floors is None else self._clamped(made)
+
+    def _truncated(self, state):
+        waves = split_to_waves(jnp.moveaxis(state, -1, -3), self.grid, self.axis)
+        return jnp.moveaxis(split_from_waves(waves, self.grid, self.axis), -3, -1)
+
+    def _clamped(self, state):
+        has_floor = np.array([floor is not None for floor in self.floors])
+        floor = np.array([floor or 0.0 for floor in self.floors], np.float32)
+        along = (1,) * (state.ndim - 1) + (-1,)
+        has_floor, floor = (jnp.asarray(x).reshape(along) for x in (has_floor, floor))
+        return jnp.where(has_floor, floor + soft_clamp(state - floor), state)
 
     def _known(self, noise, state):
         """What is known beside the state, `[lat, lon, channel]`."""
@@ -249,22 +279,48 @@ def _grouped(groups, filters, *, is_decoder, zero, axis, rngs):
     )
 
 
+# Of 13 levels of u, v, t, z and q, then 7 variables of the surface: q, and the last.
+WATER_CHANNELS = (*range(4, 13 * 5, 5), 71)
+
+
 def fourcastnet3(
-    *, axis: str | None = None, dtype=None, remat: bool = False, rngs: nnx.Rngs
+    *,
+    water_floors: Sequence[float] | None = None,
+    axis: str | None = None,
+    dtype=None,
+    remat: bool = False,
+    rngs: nnx.Rngs,
 ) -> SphericalForecaster:
     """FourCastNet 3 at its published size, of 710,867,670 parameters; ours 709,930,667.
 
-    72 channels at 0.25 degrees: u, v, t, z and q on 13 levels, then 7 of the surface;
-    8 channels of noise, and land, orography and the sun's height with them.
+    72 channels at 0.25 degrees: u, v, t, z and q on 13 levels, then 7 of the surface,
+    the last of them the water of the column; 8 channels of noise, and land, orography
+    and the sun's height with them.
 
     Args:
+        water_floors: of q on each level and of the column's water, where there is none
+            in the units of the states: 0 if they are only divided, -mean / deviation if
+            standardised. None: they are not clamped; the published ones are.
         axis, dtype, remat, rngs: of `SphericalForecaster`.
+
+    Raises:
+        ValueError: for another number of `water_floors`.
 
     Source: Bonev et al. 2025, arXiv:2507.12144, and its configuration.
     """
+    floors = None
+    if water_floors is not None:
+        if len(water_floors) != len(WATER_CHANNELS):
+            raise ValueError(
+                f"water_floors are of q on 13 levels and of the column; got"
+                f" {len(water_floors)} numbers."
+            )
+        of_channel = dict(zip(WATER_CHANNELS, map(float, water_floors), strict=True))
+        floors = [of_channel.get(channel) for channel in range(72)]
     return SphericalForecaster(
         SphericalGrid(721, 1440, "poles", northward=False),
         72,
+        floors=floors,
         num_noise_channels=8 + 3,
         width=13 * 45 + 56,
         noise_width=36,

@@ -1,6 +1,7 @@
 """Training: objectives, the compiled loop, health, early stopping, checkpoints."""
 
 from ensjax.train import losses
+from ensjax.train.channel_weights import change_weights, variable_weights
 from ensjax.train.curriculum import Stage, StageAdam, stage_rate, train_curriculum
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
@@ -47,6 +48,7 @@ __all__ = [
     "WhiteNoise",
     "area_crps",
     "call_on_inputs",
+    "change_weights",
     "ensemble_nll",
     "fit",
     "kernel_crps",
@@ -59,5 +61,6 @@ __all__ = [
     "smooth_labels",
     "stage_rate",
     "train_curriculum",
+    "variable_weights",
     "wave_crps",
 ]

@@ -110,7 +110,8 @@ class SphericalCrps(NoiseCrps):
         spectral_weight: 0.1 as published; 0 leaves the waves out. It may be traced,
             such as a hyperparameter of every member of a stack.
         channel_weights: u, one for each channel, such as those of the variables times
-            their deviation over that of their change in a step; None: all 1.
+            their deviation over that of their change in a step (`change_weights`);
+            None: all 1.
 
     Raises:
         ValueError: as `NoiseCrps`, without a grid, or for a negative weight; on the

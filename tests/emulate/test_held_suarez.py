@@ -83,6 +83,20 @@ SMALL = dict(
 )  # fmt: skip
 
 
+def test_what_is_seen_can_be_put_into_another_state(start, days_later):
+    fields = SYSTEM.observe(days_later(1))
+    found = SYSTEM.insert(start, fields)
+    np.testing.assert_allclose(SYSTEM.observe(found)[0], fields[0], atol=2e-3)
+    # The pressure is the exponential of what is truncated.
+    np.testing.assert_allclose(SYSTEM.observe(found)[1], fields[1], atol=2e-2)
+    assert np.abs(SYSTEM.observe(start)[1] - fields[1]).max() > 1
+    for name in ("vorticity", "divergence"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(start, name))
+    np.testing.assert_array_equal(
+        found.temperature_variation[:-1], start.temperature_variation[:-1]
+    )
+
+
 def test_an_archive_reports_its_progress_and_is_kept(tmp_path):
     lines = []
     archive = held_suarez_archive(**SMALL, say=lines.append)

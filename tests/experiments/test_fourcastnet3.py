@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "fourcastnet3.py"
 experiment = load_beside(str(ROOT / "experiments" / "x.py"), "fourcastnet3")
 verdicts, training = experiment.verdicts, experiment.training
+systems, sampler, simulator = (
+    verdicts.systems, experiment.sampler, experiment.simulator
+)  # fmt: skip
 SEEDS, LEADS, DEGREES = 5, 6, 22
 
 
@@ -52,7 +56,38 @@ def done_of(**changed):
         full_flops=2.9e13,
         full_bytes=2.5e12,
     )
-    return {"emulate": emulate, "size": size, "simulate": {"num_cases": 4}}
+    return {
+        "emulate": emulate,
+        "size": size,
+        "simulate": {"num_cases": 4},
+        "sample": sample_of(),
+        "ensemble": dict(
+            crps=np.full((LEADS, 2), 0.4),
+            ssr=np.ones((LEADS, 2)),
+            power=np.ones((LEADS, 2, DEGREES)),
+            truth_power=np.ones((LEADS, 2, DEGREES)),
+            rate=np.float64(35.0),
+        ),
+    }
+
+
+def sample_of(net=0.101, rate=1000.0, ssr=1.0):
+    """The first day's scores: 12 levels are nearly as good as 24, 6 are not."""
+    found = dict(training_seconds=1.0, frozen_steps=np.full(SEEDS, -1))
+    rows = {"net": (net, ssr, rate, 1)} | {
+        f"levels_{count}": (fair, 1.0, 1000.0 / count, 2 * count - 1)
+        for count, fair in ((6, 0.12), (12, 0.1005), (24, 0.1))
+    }
+    away = 1e-4 * np.arange(SEEDS)
+    for name, (fair, ratio, rate, calls) in rows.items():
+        found |= {
+            f"fair_{name}": fair + away,
+            f"ssr_{name}": np.full(SEEDS, ratio),
+            f"power_{name}": np.ones((SEEDS, 2, DEGREES)),
+            f"rate_{name}": np.float64(rate),
+            f"calls_{name}": np.int64(calls),
+        }
+    return found
 
 
 def failed(done):
@@ -61,7 +96,7 @@ def failed(done):
 
 
 def verdict(done):
-    return verdicts.make_claims(config_of("claims"), done)[0]["verdict"]
+    return verdicts.make_claims(config_of("claims"), done)[2]["verdict"]
 
 
 def test_claims_and_checks_follow_their_numbers():
@@ -83,11 +118,132 @@ def test_claims_and_checks_follow_their_numbers():
     assert failed(done_of(long_ratio=2.5 * long)) == {"(e)"}
     assert verdict(done_of(long_ratio=1.5 * long)) == "fails"  # 1.8 decibel more
     words = [c["verdict"] for c in verdicts.make_claims(config_of("claims"), good)]
-    assert words == ["holds"] + 4 * ["not run"]
+    assert words == 3 * ["holds"] + 2 * ["not run"]
     split = done_of()
     split["size"]["split_gradient_off"][1] = 1e-3
     assert failed(split) == {"gra"}
     assert "full_size_flops" in verdicts.summarise(config_of("claims"), good)
+
+
+def test_speed_is_over_the_cheapest_sampler_of_equal_skill():
+    config, done = config_of("claims"), done_of()
+    both = systems.compare(config, done["sample"])
+    assert (both.best, both.cheapest) == ("levels_24", "levels_12")
+    assert both.faster == pytest.approx(12) and both.is_equal
+    assert "at equal skill" in systems.describe(config, done)
+
+    def words(**changed):
+        other = done | {"sample": sample_of(**changed)}
+        made = systems.make_claims(config, other, paper="p", source="s",
+                                   certainty="read", scale="toy", )  # fmt: skip
+        return [claim["verdict"] for claim in made]
+
+    assert words() == ["holds", "holds"]
+    assert words(net=0.104) == ["holds", "fails"]  # within 5 %, but not 3 %
+    assert words(net=0.107) == ["fails", "fails"]
+    assert words(rate=600.0) == ["holds", "fails"]  # 7 times
+    # A spread that is too small is no equal skill, and a check says so.
+    dull = done | {"sample": sample_of(ssr=0.8)}
+    assert "not at equal skill" in systems.describe(config, dull)
+    assert failed(dull) == {"spe"}
+    # Behind the simulator.
+    better = done["ensemble"] | {"crps": np.full((LEADS, 2), 0.25)}
+    made = systems.make_claims(
+        config, done | {"ensemble": better}, paper="p", source="s", certainty="read",
+        scale="toy",
+    )  # fmt: skip
+    assert made[0]["verdict"] == "fails"
+    assert "simulator_crps" in systems.summarise(config, done)
+
+
+def test_stages_have_their_own_members_noise_and_batch():
+    stages = training.stages_of(config_of("paper"))
+    rows = [
+        (s.steps, s.loss.num_steps, s.loss.score.num_members, s.loss.score.centred,
+         s.loss.score.estimator, s.batch_size, s.decay, s.halving_steps)
+        for s in stages
+    ]  # fmt: skip
+    assert rows == [
+        (208_320, 1, 16, False, "standard", 16, "constant", None),
+        (5_040, 4, 2, False, "fair", 32, "halving", 840),
+        (4_380, 8, 4, True, "fair", 4, "halving", 1_095),
+    ]
+    weights = stages[0].loss.score.channel_weights
+    assert len(weights) == 72 and weights[0] == 0.05 and weights[-3] == 1.0
+    claims = config_of("claims")
+    days = np.random.default_rng(0).normal(size=(2, 6, 32, 64, 2))
+    days[..., 1] *= np.linspace(0, 0.1, 6)[:, None, None]
+    score = training.stages_of(claims, {"train": days})[1].loss.rollout.score
+    assert score.num_members == 2 and score.channel_weights[1] > 0
+    # What a stage leaves out is the config's.
+    row = training.stage_row(claims, (300, 3e-3, "fair", 1))
+    assert row[4:] == (claims.num_members, claims.centred, claims.batch_size, 0)
+    with pytest.raises(ConfigError, match="may go on with"):
+        experiment.validate(config_of("claims", "stages=((300, 3e-3, 'fair'),)"))
+    with pytest.raises(ConfigError, match="begin with day 1"):
+        experiment.validate(config_of("claims", "test.lead_days=(2, 3)"))
+    with pytest.raises(ConfigError, match="must divide sampler.steps"):
+        experiment.validate(config_of("claims", "sampler.steps=30"))
+    with pytest.raises(ConfigError, match="different numbers"):
+        experiment.validate(config_of("claims", "sampler.num_levels=(6, 6)"))
+
+
+def test_the_denoiser_learns_the_change_of_a_day_in_its_own_units():
+    rng = np.random.default_rng(0)
+    pairs = jnp.asarray(rng.normal(size=(3, 2, 4, 8, 2)), jnp.float32)
+    loss = sampler.diffusion.DenoisingLoss(
+        sampler.EDM, sampler.diffusion.LogNormalNoise()
+    )
+    own = sampler.ChangeLoss(loss, (0.5, 2.0))
+
+    def model(x, noise, condition):
+        return x + noise * condition
+
+    key = jax.random.key(0)
+    change = (pairs[:, 1] - pairs[:, 0]) / np.float32([0.5, 2.0]).reshape(1, 1, 1, 2)
+    expected = loss(model, (change, pairs[:, 0]), key)
+    np.testing.assert_allclose(own(model, pairs, key), expected, rtol=1e-6)
+
+
+def waves_of(count, seed):
+    """Waves of 1 level to degree 5 of which what is hidden follows from what is seen.
+
+    Divergence is the temperature's wave turned and made longer, vorticity the
+    pressure's of the next degree: in a mirror it changes its sign.
+    """
+    rng = np.random.default_rng(seed)
+    waves = rng.normal(size=(count, 4, 11, 7))
+    order = (np.arange(11) + 1) // 2
+    waves *= order[:, None] <= np.arange(7)
+    cosine, sine = waves[:, 2:, 1::2], waves[:, 2:, 2::2]
+    made = np.zeros_like(waves[:, :2])
+    made[:, 1, 0] = 2 * waves[:, 2, 0]
+    made[:, 1, 1::2] = 2 * cosine[:, 0] + sine[:, 0]  # (2 + i) (a - i b)
+    made[:, 1, 2::2] = 2 * sine[:, 0] - cosine[:, 0]
+    made[:, 0, :, :-1] = 3 * waves[:, 3, :, 1:]
+    made[:, 0] *= order[:, None] <= np.arange(7)
+    return np.concatenate([made, waves[:, 2:]], axis=1)
+
+
+def test_the_simulators_hidden_part_moves_with_what_is_seen():
+    """Where regression is exact, a state of the climate becomes the state it is of."""
+    gains = simulator.fit_gains(waves_of(300, 0), ridge=1e-9)
+    before, truth = waves_of(4, 1), waves_of(4, 2)
+    after = before.copy()
+    after[:, -2:] = truth[:, -2:]  # what is seen
+    moved = simulator.move_hidden(gains, before, after)
+    np.testing.assert_allclose(moved, truth, atol=1e-5)
+    assert np.abs(after - truth).max() > 1
+    # A climate in which nothing is told by what is seen leaves states as they are.
+    rng = np.random.default_rng(3)
+    chance = rng.normal(size=(3_000, 4, 11, 7))
+    still = simulator.move_hidden(
+        simulator.fit_gains(chance, ridge=0.1), before, after
+    )  # fmt: skip
+    assert np.abs(still - after)[:, :-2].std() < 0.15
+    np.testing.assert_allclose(
+        simulator.mirrored(simulator.mirrored(before)), before, atol=0
+    )
 
 
 @pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
@@ -107,7 +263,11 @@ def test_the_smoke_run_reports_and_splits_its_step(tmp_path, monkeypatch):
     options = RunOptions(f"{CONFIG}:smoke", str(tmp_path / "run"))
     assert run_and_report(options) == 0
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert len(found["claims"]) == 5 and len(found["checks"]) == 9
+    assert len(found["claims"]) == 5 and len(found["checks"]) == 15
+    made = np.load(tmp_path / "run" / "stages" / "sample.npz")
+    assert made["calls_levels_2"] == 3 and np.isfinite(made["fair_net"]).all()
+    ensemble = np.load(tmp_path / "run" / "stages" / "ensemble.npz")
+    assert np.isfinite(ensemble["crps"]).all() and ensemble["rate"] > 0
     split = [c for c in found["checks"] if "devices" in c["name"]]
     assert len(split) == 2 and all(c["pass"] for c in split)
     size = np.load(tmp_path / "run" / "stages" / "size.npz")

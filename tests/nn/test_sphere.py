@@ -11,7 +11,8 @@ from flax import nnx
 import ensjax
 from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh
-from ensjax.nn import SpectralConv, SphericalForecaster
+from ensjax.nn import SpectralConv, SphericalDenoiser, SphericalForecaster
+from ensjax.nn.activations import soft_clamp
 from ensjax.nn.sphere import resample
 from ensjax.ops import sphere_filters
 from ensjax.ops.sphere import (
@@ -175,6 +176,68 @@ def test_a_forecaster_makes_the_next_state_of_one_member():
         SphericalForecaster(GRID, 2, blocks=("near",), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="raise the cutoff"):
         LocalFilters(GRID, SphericalGrid(32, 16), cutoff=0.05)
+
+
+def test_a_soft_clamp_is_never_negative_and_has_no_corner():
+    x = jnp.array([-3.0, 0.0, 0.1, 0.5, 0.75, 4.0])
+    np.testing.assert_allclose(
+        soft_clamp(x), [0, 0, 0.01, 0.25, 0.5, 3.75], atol=1e-7, rtol=1e-6
+    )
+    slopes = jax.vmap(jax.grad(soft_clamp))(x + 1e-6)
+    np.testing.assert_allclose(slopes, [0, 0, 0.2, 1, 1, 1], atol=1e-4)
+
+
+def test_a_channel_with_a_floor_stays_above_it():
+    x, noise = 2 * field_of(GRID, 2), field_of(GRID, 3, seed=1)
+    floor = -0.8  # of -mean / deviation: where there is no water
+    plain = forecaster()(noise, x)
+    clamped = forecaster(floors=(None, floor))(noise, x)
+    np.testing.assert_array_equal(clamped[..., 0], plain[..., 0])
+    np.testing.assert_allclose(
+        clamped[..., 1], floor + soft_clamp(plain[..., 1] - floor), atol=1e-6
+    )
+    assert plain[..., 1].min() < floor <= clamped[..., 1].min()
+    with pytest.raises(ValueError, match="for each of 2 channels; got 1"):
+        forecaster(floors=(0.0,))
+    with pytest.raises(ValueError, match="13 levels and of the column; got 2"):
+        ensjax.nn.fourcastnet3(water_floors=(0.0, 0.0), rngs=nnx.Rngs(0))
+
+
+def test_a_truncated_step_leaves_nothing_beyond_the_grids_degree():
+    """What a forecast cannot be trained on must not grow: waves beyond the data's."""
+    grid = SphericalGrid(8, 16, truncation=3)
+    wide = SphericalGrid(8, 16)
+
+    def make(is_truncated):
+        return SphericalForecaster(
+            grid, 1, width=4, blocks=("local",), kernel_shape=(2, 2),
+            adds_to_state=True, is_truncated=is_truncated, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+
+    x = field_of(GRID, 1)
+    # It starts from zeros: the next state is the state, and its part within degree 3.
+    np.testing.assert_array_equal(make(False)(None, x), x)
+    waves = to_real_harmonics(jnp.moveaxis(make(True)(None, x), -1, 0), wide)
+    before = to_real_harmonics(jnp.moveaxis(x, -1, 0), wide)
+    assert np.abs(waves[..., 4:, :]).max() < 1e-5 < np.abs(before[..., 4:, :]).max()
+    np.testing.assert_allclose(waves[..., :4, :], before[..., :4, :], atol=1e-5)
+
+
+def test_a_denoiser_is_the_trunk_told_of_condition_and_level():
+    x, condition = field_of(GRID, 2), field_of(GRID, 1, seed=1)
+    network = SphericalDenoiser(
+        GRID, 2, num_condition_channels=1, num_level_channels=3, width=4,
+        blocks=("global",), kernel_shape=(1, 1), rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    made = network(x, jnp.float32(0.3), condition)
+    level = network.embedding(jnp.float32(0.3))
+    told = np.concatenate([np.broadcast_to(level, (*GRID.shape, 3)), condition], -1)
+    np.testing.assert_allclose(made, network.trunk(told, x), atol=1e-6)
+    for other in (network(x, jnp.float32(-1), condition),
+                  network(x, jnp.float32(0.3), -condition)):  # fmt: skip
+        assert np.abs(other - made).max() > 1e-4
+    with pytest.raises(ValueError, match="a condition of 1 channels"):
+        network(x, jnp.float32(0), None)
 
 
 def test_a_network_that_is_told_the_latitude_knows_the_hemispheres():

@@ -1,0 +1,202 @@
+"""32.a and 32.b of `fourcastnet3.py`: the network, samplers and the simulator."""
+
+import dataclasses
+
+import numpy as np
+
+from ensjax.experiment.claims import (
+    Part,
+    check_at_least,
+    check_at_most,
+    claim_of_all,
+    interval_text,
+)
+from ensjax.experiment.fields import load_beside
+
+base = load_beside(__file__, "spherical_noise_claims")
+sampler = load_beside(__file__, "fourcastnet3_sampler")
+
+NET = sampler.NET
+EQUAL = 1.01  # fair CRPS of a sampler over that of the best one
+MOST_BEHIND = 1.03  # of the network over the best sampler's, where speeds are compared
+SSR = (0.85, 1.15)  # where both must lie for "equal skill"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The network beside the samplers on the first day.
+
+    Attributes:
+        best: the sampler with the least fair CRPS, mean over seeds.
+        cheapest: the fastest sampler whose fair CRPS is within 1 % of that.
+        ratio: fair CRPS of the network over that of `best`, `[seed]`.
+        faster: members a second of the network over those of `cheapest`.
+        ssr: spread over error of the network and of `cheapest`, means over seeds.
+    """
+
+    best: str
+    cheapest: str
+    ratio: np.ndarray
+    faster: float
+    ssr: tuple[float, float]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the skill is equal: in fair CRPS, and in the spread of both."""
+        is_near = self.ratio.mean() <= MOST_BEHIND
+        return bool(is_near and all(SSR[0] <= x <= SSR[1] for x in self.ssr))
+
+
+def compare(config, found) -> Comparison:
+    """What the stage "sample" found."""
+    names = sampler.sampler_names(config)
+    fair = {name: float(found[f"fair_{name}"].mean()) for name in names}
+    best = min(names, key=fair.get)
+    within = [name for name in names if fair[name] <= EQUAL * fair[best]]
+    cheapest = max(within, key=lambda name: float(found[f"rate_{name}"]))
+    return Comparison(
+        best,
+        cheapest,
+        found[f"fair_{NET}"] / found[f"fair_{best}"],
+        float(found[f"rate_{NET}"] / found[f"rate_{cheapest}"]),
+        tuple(float(found[f"ssr_{name}"].mean()) for name in (NET, cheapest)),
+    )
+
+
+def ahead_of_simulator(done) -> np.ndarray:
+    """Fair CRPS of the network less the simulator's, mean over leads, `[seed]`."""
+    own = base.scores_of(done)["diffusion"]["crps"]
+    return (own - done["ensemble"]["crps"]).mean(axis=(1, 2))
+
+
+def make_claims(config, done, **about) -> list[dict]:
+    """32.a and 32.b. The simulator's ensemble and the times are of all seeds."""
+    both = compare(config, done["sample"])
+    seeds = np.ones(config.num_seeds)
+    return [
+        claim_of_all(
+            "32.a: more accurate than a simulator's ensemble of imperfect starts, and"
+            " within 5 % of a diffusion model",
+            parts=[
+                Part(
+                    "fair CRPS less the simulator's, mean over leads",
+                    ahead_of_simulator(done),
+                    0.0,
+                    "<",
+                ),
+                Part("fair CRPS over the best sampler's", both.ratio, 1.05, "<"),
+            ],
+            expected="beats IFS ENS, rivals GenCast",
+            **about,
+        ),
+        claim_of_all(
+            "32.b: 8 to 60 times faster than a diffusion sampler of equal skill",
+            parts=[
+                Part("times as many members a second", both.faster * seeds, 8.0, ">"),
+                Part("fair CRPS over the best sampler's", both.ratio, MOST_BEHIND, "<"),
+            ],
+            expected="8 to 60 times",
+            **about,
+        ),
+    ]
+
+
+def make_checks(config, found) -> list[dict]:
+    """Our bounds, of means over seeds."""
+    both = compare(config, found)
+    checks = [
+        check_at_least("speed: times the cheapest sampler's", both.faster, 10.0),
+        check_at_most("speed: fair CRPS over the best's", both.ratio.mean(), 1.05),
+    ]
+    for what, ssr in zip(("network", "sampler"), both.ssr, strict=True):
+        checks += [
+            check_at_least(f"speed: SSR of the {what}, low", ssr, SSR[0]),
+            check_at_most(f"speed: SSR of the {what}, high", ssr, SSR[1]),
+        ]
+    return checks
+
+
+def summarise(config, done) -> dict[str, float]:
+    """Flat scalars without times."""
+    found, simulated = done["sample"], done["ensemble"]
+    scalars = {
+        "simulator_crps": float(simulated["crps"].mean()),
+        "simulator_crps_first": float(simulated["crps"][0].mean()),
+        "simulator_ssr_first": float(simulated["ssr"][0].mean()),
+        "simulator_ssr_last": float(simulated["ssr"][-1].mean()),
+        "denoiser_frozen": int((found["frozen_steps"] >= 0).sum()),
+    }
+    for name in sampler.names_of(config):
+        power = kept_power(config, found[f"power_{name}"].mean(axis=0))
+        scalars |= {
+            f"day_fair_{name}": float(found[f"fair_{name}"].mean()),
+            f"day_ssr_{name}": float(found[f"ssr_{name}"].mean()),
+            f"day_least_power_{name}": float(power.min()),
+            f"day_most_power_{name}": float(power.max()),
+        }
+    return scalars
+
+
+def kept_power(config, ratio) -> np.ndarray:
+    """Of the degrees that are compared."""
+    return ratio[..., 1 : config.last_degree + 1]
+
+
+def label_of(name: str) -> str:
+    """A row's name in the table."""
+    if name == NET:
+        return "CRPS network, one call"
+    return f"diffusion, {name.removeprefix('levels_')} Heun levels"
+
+
+def add_table(run_dir, config, done) -> None:
+    """The three systems: skill, spread, spectra and speed side by side."""
+    found, simulated = done["sample"], done["ensemble"]
+    own = base.scores_of(done)["diffusion"]["crps"].mean(axis=(1, 2))
+    rows = []
+    for name in sampler.names_of(config):
+        power = kept_power(config, found[f"power_{name}"].mean(axis=0))
+        rows.append(
+            [label_of(name), interval_text(found[f"fair_{name}"]),
+             interval_text(own) if name == NET else "",
+             interval_text(found[f"ssr_{name}"]),
+             f"{power.min():.2f} to {power.max():.2f}",
+             f"{found[f'rate_{name}']:,.1f}", f"{found[f'calls_{name}']}"]
+        )  # fmt: skip
+    power = kept_power(config, sampler.power_ratio(simulated)[0])
+    rows.append(
+        ["simulator, starts by regression", f"{simulated['crps'][0].mean():.3f}",
+         f"{simulated['crps'].mean():.3f}", f"{simulated['ssr'][0].mean():.3f}",
+         f"{power.min():.2f} to {power.max():.2f}",
+         f"{simulated['rate']:,.1f}", ""]
+    )  # fmt: skip
+    both = compare(config, found)
+    run_dir.add_table(
+        "systems",
+        ["members made by", "fair CRPS, day 1", "fair CRPS, all leads", "SSR, day 1",
+         "power, day 1, of the truth's", "days of a member a second", "calls a day"],
+        rows,
+        f"{done['simulate']['num_cases']} cases; {config.sampler.num_members} members"
+        f" on day 1, {config.simulator.num_members} of the simulator;"
+        f" {config.num_seeds} seeds (means and 95 % intervals) of the networks, one of"
+        " the simulator. Power is the least and the most over degrees"
+        f" 1 to {config.last_degree}. Days a second are of one network on this device."
+        f" Training of a denoiser took {found['training_seconds']:,.0f} s. Skill of"
+        f" network and sampler is {'' if both.is_equal else 'not '}equal: fair CRPS"
+        f" within 3 % and both SSR in {SSR[0]} to {SSR[1]}.",
+    )  # fmt: skip
+
+
+def describe(config, done) -> str:
+    """A sentence for the report."""
+    both = compare(config, done["sample"])
+    word = "at equal skill" if both.is_equal else "but not at equal skill"
+    return (
+        f" It makes {both.faster:.1f} times as many members a second as"
+        f" {label_of(both.cheapest)}, {word}: its fair CRPS on day 1 is"
+        f" {both.ratio.mean():.3f} of the best sampler's, and spread over error is"
+        f" {both.ssr[0]:.2f} and {both.ssr[1]:.2f}. The simulator's ensemble, whose"
+        " hidden start comes from the climate by regression, has"
+        f" {done['ensemble']['crps'].mean():.3f} over all leads, the network"
+        f" {ahead_of_simulator(done).mean():+.3f} from there."
+    )
