@@ -74,7 +74,8 @@ def make_denoiser(config, rngs):
     """A denoiser with the trunk of the config's network, from `nnx.Rngs`."""
     options = config.model.options.to_dict()
     # A denoiser has to take away the noise beyond the grid's degree, too.
-    options.pop("is_truncated", None)
+    for name in ("is_truncated", "state_share"):
+        options.pop(name, None)
     num_variables = len(training.data.VARIABLES)
     return ensjax.nn.SphericalDenoiser(
         training.grid_of(config),

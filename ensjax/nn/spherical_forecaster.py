@@ -73,6 +73,11 @@ class SphericalForecaster(nnx.Module):
             nothing else that is known tells the hemispheres and the poles.
         adds_to_state: whether the network makes the change of the state instead of the
             state; its last layer then starts from zeros.
+        state_share: of the state, to which the change is added. Training on a few steps
+            tells the network nothing of directions that states hardly have: there its
+            layers, which grow in proportion for lack of a norm, are as likely to add to
+            a small error as to take from it, and at a share of 1 it then grows for
+            ever. Near the correlation of one step with the next, such errors decay.
         is_truncated: whether the next state is cut off at the grid's degree. States of
             a spectral simulator have nothing beyond it: training never sees what a
             network does to it, and in a long forecast it may grow without bounds.
@@ -118,6 +123,7 @@ class SphericalForecaster(nnx.Module):
         layer_scale: float = 0.1,
         knows_latitude: bool = False,
         adds_to_state: bool = False,
+        state_share: float = 1.0,
         is_truncated: bool = False,
         floors: Sequence[float | None] | None = None,
         levels: tuple[int, int] = (0, 0),
@@ -139,7 +145,12 @@ class SphericalForecaster(nnx.Module):
                 f"floors has a number, or None, for each of {num_channels} channels;"
                 f" got {len(floors)}."
             )
-        self.is_truncated = is_truncated
+        if not 0 < state_share <= 1 or (state_share != 1 and not adds_to_state):
+            raise ValueError(
+                "state_share is above 0 and at most 1, and 1 unless adds_to_state; got"
+                f" {state_share}."
+            )
+        self.is_truncated, self.state_share = is_truncated, state_share
         self.floors = None if floors is None else tuple(floors)
         inner = grid if inner_grid is None else inner_grid
         self.grid, self.inner_grid, self.axis, self.remat = grid, inner, axis, remat
@@ -208,7 +219,9 @@ class SphericalForecaster(nnx.Module):
             h = _rematerialised(block, h, beside) if self.remat else block(h, beside)
         h = resample(h, self.inner_grid, self.grid, axis=self.axis)
         made = self.decoder(h).astype(jnp.float32)
-        made = state + made if self.adds_to_state else made
+        if self.adds_to_state:
+            kept = state if self.state_share == 1 else self.state_share * state
+            made = kept + made
         if self.is_truncated:
             made = self._truncated(made)
         return made if self.floors is None else self._clamped(made)

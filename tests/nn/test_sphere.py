@@ -223,6 +223,14 @@ def test_a_truncated_step_leaves_nothing_beyond_the_grids_degree():
     np.testing.assert_allclose(waves[..., :4, :], before[..., :4, :], atol=1e-5)
 
 
+def test_a_change_may_be_added_to_a_share_of_the_state():
+    x, noise = field_of(GRID, 2), field_of(GRID, 3, seed=1)
+    half = forecaster(adds_to_state=True, state_share=0.5)
+    np.testing.assert_array_equal(half(noise, x), 0.5 * x)  # starts from zeros
+    with pytest.raises(ValueError, match="1 unless adds_to_state; got 0.5"):
+        forecaster(state_share=0.5)
+
+
 def test_a_denoiser_is_the_trunk_told_of_condition_and_level():
     x, condition = field_of(GRID, 2), field_of(GRID, 1, seed=1)
     network = SphericalDenoiser(
