@@ -8,6 +8,8 @@ The checkpoints of `huge_ensembles.py`, with 619 centred pairs each: 7,428 membe
 every start of two-scale Lorenz-96, bred and random. All members of a start are one
 program whose memory does not depend on their number; of one start of each seed what is
 streamed is compared with what is kept, and the most extreme member is made again alone.
+
+`paper` trains the checkpoints of `huge_ensembles.py:paper`, whose plan is this one's.
 """
 
 import ml_collections
@@ -104,11 +106,9 @@ def _paper():
     config.num_checkpoints = 29
     config.archive = ml_collections.ConfigDict(
         dict(
-            source="era5",  # 6-hourly, 1979 to 2015
+            source="era5",  # 6-hourly, 1979 to 2015, read as a stream
             space=(721, 1440),
             num_channels=74,
-            # On the devices at a time: steps of the archive stream.
-            num_train_windows=64,
         )
     )
     config.model = ml_collections.ConfigDict(
@@ -129,7 +129,6 @@ def _paper():
     )
     config.num_starts, config.num_steps = 92, 60  # of 6 hours
     config.block = 1
-    # 256 A100s trained one checkpoint: --mesh member=29,data=64 has a sample on each of
-    # as many devices for every checkpoint.
-    config.mesh = ml_collections.ConfigDict(dict(member=-1, data=1, model=1))
+    # Of every checkpoint a sample on each of 64 devices; 256 trained one as published.
+    config.mesh = ml_collections.ConfigDict(dict(member=29, data=64, model=1))
     return config

@@ -57,8 +57,18 @@ def rank_counts(members, truth, leads) -> np.ndarray:
     """Counts of the truth's rank at some leads, `[lead, rank]`."""
     metric = rank_histogram(len(members)).over(*_LEADS)
     places = np.asarray(leads) - 1
-    found = metric(jnp.asarray(members[:, :, places]), jnp.asarray(truth[:, places]))
+    found = _scored(metric, members[:, :, places], truth[:, places])
     return np.asarray(found.counts, np.float64)
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _scored(metric, members, truth):
+    return metric(members, truth)
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _summed(metric, members, truth):
+    return metric.sums(members, truth)
 
 
 # Variables of a cell beside a lead, on the ring of sites.
@@ -127,7 +137,7 @@ def sizes(members, truth, numbers, key, num_resamples) -> dict[str, np.ndarray]:
     """
     members, truth = jnp.asarray(members), jnp.asarray(truth)
     metric = crps("fair").over(1, 2)
-    sums = [metric.sums(members[:number], truth) for number in numbers]
+    sums = [_summed(metric, members[:number], truth) for number in numbers]
     scores = [by_lead(members[:number], truth) for number in numbers]
     blocks = dict(block_length=BLOCK_CASES, num_resamples=num_resamples)
     fair, differences = [], []
@@ -179,7 +189,7 @@ def anomaly_ratios(emulated, simulated, truth, hindcasts, drifts) -> np.ndarray:
         name: np.asarray(x).mean(axis=tuple(range(np.ndim(x) - 2)))
         for name, x in hindcasts.items()
     }
-    score = jax.jit(crps("fair").over(*_LEADS).__call__)
+    score = functools.partial(_scored, crps("fair").over(*_LEADS))
     found = np.zeros((2, len(drifts), truth.shape[1]))
     for number, own in enumerate(drifts):
         moved = simulated + own

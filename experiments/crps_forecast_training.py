@@ -53,6 +53,7 @@ def make_model(config, has_noise, step_scale, rngs):
         depth=model.depth,
         kernel_size=(model.kernel_size,) * (2 if is_plane else 1),
         padding=model.get("padding", "circular"),
+        remat=model.get("remat", False),
         dtype=model.get("dtype"),
         step_scale=step_scale,
         rngs=rngs,
@@ -102,9 +103,10 @@ def stages_of(config, losses) -> list[Stage]:
 
 def stack_of(config) -> dict[str, np.ndarray]:
     """Of every network with noise: its task (seed) and its weight of the fair form."""
-    fair = np.array([0.0, config.training.alpha, 1.0], np.float32)
+    weights = dict(zip(LOSSES, (0.0, config.training.alpha, 1.0), strict=True))
+    fair = np.array([weights[x] for x in config.get("losses", LOSSES)], np.float32)
     return {
-        "task": np.repeat(np.arange(config.num_seeds, dtype=np.int32), len(LOSSES)),
+        "task": np.repeat(np.arange(config.num_seeds, dtype=np.int32), len(fair)),
         "fair": np.tile(fair, config.num_seeds),
     }
 
@@ -157,16 +159,21 @@ def training_job(config, archives=None, *, shapes_only=False) -> TrainingJob:
             save_every_steps=training.save_every_steps,
         ),
         stage="noise/stage-0",
+        is_stream=config.archive.source == "era5",
     )
 
 
 def window_shapes(config) -> jax.ShapeDtypeStruct:
-    """Of the windows, `[window, seed, time, *space, channel]`."""
+    """Of the windows, `[window, seed, time, *space, channel]`.
+
+    At full size those of one batch of the first stage: the reanalyses stream, and each
+    stage reads windows as long as its rollout.
+    """
     archive = config.archive
     times = 1 + max(config.stages.rollout_steps)
     if archive.source == "era5":
         one = (*archive.space, archive.num_fields)
-        count = archive.num_windows
+        count, times = config.training.batch_size, 1 + config.stages.rollout_steps[0]
     else:
         one = (archive.num_sites, 1)
         count = archive.num_train_runs * (archive.num_train_outputs - times + 1)

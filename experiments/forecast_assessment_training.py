@@ -14,6 +14,7 @@ import numpy as np
 
 import ensjax
 from ensjax.emulate.closure import closure_forecasts
+from ensjax.emulate.rollout import NetworkStep, Rollout
 from ensjax.emulate.windows import OwnTask
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
@@ -178,36 +179,31 @@ def noise_of(config, name):
     return WhiteNoise(config.training.num_noise_channels) if name == "crps" else None
 
 
+def at_sites(state: jax.Array) -> jax.Array:
+    """A state `[site, 1]` as `[site]`."""
+    return state[:, 0]
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkForecast:
     """Forecasts of one network from many states, `[row, step, site]`.
 
     Attributes:
-        graph: of the ensemble; the network is a row of its state.
-        noise: as in `noise_of`.
+        rollout: of one forecast.
         num_steps: of each forecast.
     """
 
-    graph: Any
-    noise: Any
+    rollout: Rollout
     num_steps: int
 
     def __call__(self, model, starts, key):
         """`starts [row, site]`; the noise of a row follows its number."""
-        network = self.graph.merge(model, train=False)
+        leads = 1 + jnp.arange(self.num_steps)
 
         def of_row(row):
             number, start = row
             own = jax.random.fold_in(key, number)
-
-            def advance(state, step):
-                noise = None
-                if self.noise is not None:
-                    noise = self.noise(jax.random.fold_in(own, step), state.shape)
-                state = network(noise, state)
-                return state, state[:, 0]
-
-            return jax.lax.scan(advance, start[:, None], jnp.arange(self.num_steps))[1]
+            return self.rollout(model, own, start[:, None], leads)
 
         rows = jnp.arange(len(starts)), starts
         return jax.lax.map(of_row, rows, batch_size=min(ROWS_AT_ONCE, len(starts)))
@@ -216,10 +212,9 @@ class NetworkForecast:
 def network_forecasts(config, ensemble, name, starts) -> np.ndarray:
     """Of every seed's network from `starts [seed, row, site]`: `[seed, row, lead,
     site]` at all leads."""
+    rollout = Rollout(NetworkStep(ensemble.graph, noise_of(config, name)), at_sites)
     run = map_members(
-        NetworkForecast(
-            ensemble.graph, noise_of(config, name), config.archive.num_leads
-        ),
+        NetworkForecast(rollout, config.archive.num_leads),
         kinds=("member", "member", "shared"),
         mesh=ensemble.mesh,
         block=1,

@@ -11,7 +11,8 @@ from flax import nnx
 import ensjax
 from ensjax.experiment.fields import load_beside
 from ensjax.mapping import map_members
-from ensjax.ops.sphere_split import own_block, shared_by
+from ensjax.ops.device_sums import shared_by
+from ensjax.ops.sphere_split import own_block
 from ensjax.planning import read_collectives
 from ensjax.train import area_crps, wave_crps
 

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -159,12 +160,17 @@ def _differences(states, kept, truth) -> dict[str, float]:
     for lead in leads:
         reduced = jax.tree.map(lambda x, i=lead: x[i], states)
         for name, metric in METRICS.items():
-            streamed = metric.finish(metric.sums_of_reduced(reduced, truth[lead]))
-            whole = metric(jnp.asarray(kept[:, lead]), truth[lead])
+            streamed, whole = _scored(metric, reduced, kept[:, lead], truth[lead])
             pairs = zip(jax.tree.leaves(streamed), jax.tree.leaves(whole))
             own = of_crps if name == "crps" else gaps
             own += [abs(float(a) - float(b)) / max(abs(float(b)), 1) for a, b in pairs]
     return {"difference": float(max(gaps)), "crps_difference": float(max(of_crps))}
+
+
+@functools.partial(jax.jit, static_argnames="metric")
+def _scored(metric, reduced, kept, truth):
+    """A score of what was streamed, and of members that were kept."""
+    return metric.finish(metric.sums_of_reduced(reduced, truth)), metric(kept, truth)
 
 
 def _made_again(job, members, who) -> bool:

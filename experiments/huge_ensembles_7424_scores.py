@@ -99,43 +99,61 @@ def _of_size(key, members, truth, extreme, high, *, size, resamples, scored):
 def width(key, members, settings, size, clusters) -> np.ndarray:
     """Mean over cells of the interval of P(x > extreme); cells where it is 0 do not
     count."""
-    found = verification.exceedance_interval(
+    found = _interval(
         key,
         members,
-        settings["extreme"],
-        size,
+        jnp.float32(settings["extreme"]),
+        size=size,
         num_resamples=settings["num_resamples"],
-        replace=clusters is None,  # whole checkpoints are drawn with it
-        clusters=clusters,
+        clusters=None if clusters is None else tuple(np.asarray(clusters).tolist()),
     )
     possible = np.asarray((found.estimate > 0.002) & (found.estimate < 0.998))
     return np.mean(np.asarray(found.high - found.low)[possible])
 
 
+@functools.partial(jax.jit, static_argnames=("size", "num_resamples", "clusters"))
+def _interval(key, members, extreme, *, size, num_resamples, clusters):
+    return verification.exceedance_interval(
+        key,
+        members,
+        extreme,
+        size,
+        num_resamples=num_resamples,
+        replace=clusters is None,  # whole checkpoints are drawn with it
+        clusters=clusters,
+    )
+
+
+_PARTS = verification.crps_parts("fair")
+
+
+@jax.jit
+def _of_all(members, truth):
+    whole = _PARTS(members, truth)
+    ssr = verification.spread_skill()(members, truth).ratio
+    return whole.skill, whole.spread / 2, ssr
+
+
+@functools.partial(jax.jit, static_argnames=("size", "num_resamples"))
+def _of_few(key, members, truth, *, size, num_resamples):
+    def score(subset):
+        few = _PARTS(subset, truth)
+        return few.skill - few.spread / 2, few.skill, few.spread / 2
+
+    return verification.of_size(
+        key, members, size, score, num_resamples=num_resamples, replace=False
+    )
+
+
 def _crps(key, members, truth, settings) -> dict[str, np.ndarray]:
     """Fair and standard CRPS of all members and of subsets."""
     size = min(settings["crps_size"], len(members))
-    parts = verification.crps_parts("fair")
-
-    @jax.jit
-    def of_all(members, truth):
-        whole = parts(members, truth)
-        ssr = verification.spread_skill()(members, truth).ratio
-        return whole.skill, whole.spread / 2, ssr
-
-    @jax.jit
-    def of_few(members, truth):
-        def score(subset):
-            few = parts(subset, truth)
-            return few.skill - few.spread / 2, few.skill, few.spread / 2
-
-        number = settings["num_resamples"]
-        return verification.of_size(
-            key, members, size, score, num_resamples=number, replace=False
-        )
-
-    skill, spread, ssr = (float(x) for x in of_all(members, truth))
-    fair, few_skill, few_spread = (np.asarray(x) for x in of_few(members, truth))
+    number = settings["num_resamples"]
+    skill, spread, ssr = (float(x) for x in _of_all(members, truth))
+    fair, few_skill, few_spread = (
+        np.asarray(x)
+        for x in _of_few(key, members, truth, size=size, num_resamples=number)
+    )
 
     def standard(skill, spread, number):
         return skill - (1 - 1 / number) * spread

@@ -101,17 +101,22 @@ def job_of(config, ids, data, **more) -> TrainingJob:
         mesh_sizes=config.mesh.to_dict(),
         options=options | more,
         stage="train",
+        is_stream=config.archive.source != "lorenz96",
     )
 
 
 def window_shapes(config) -> jax.ShapeDtypeStruct:
-    """Shapes of the windows, `[window, seed, 2, *space, channel]`."""
+    """Shapes of the windows, `[window, seed, 2, *space, channel]`.
+
+    At full size those of one batch: the steps of the archive stream.
+    """
     archive = config.archive
     if archive.source == "lorenz96":
         count = archive.num_train_runs * (archive.num_train_outputs - 1)
         one = (archive.num_sites, 1)
     else:
-        count, one = archive.num_train_windows, (*archive.space, archive.num_channels)
+        count = config.training.batch_size
+        one = (*archive.space, archive.num_channels)
     return jax.ShapeDtypeStruct((count, config.num_seeds, 2, *one), np.float32)
 
 

@@ -109,12 +109,18 @@ def training_windows(config, archive) -> np.ndarray:
 
 
 def window_shapes(config) -> jax.ShapeDtypeStruct:
-    """What `training_windows` will be."""
-    data, length = config.data, 1 + max(stage[3] for stage in config.stages)
+    """What `training_windows` will be; at full size one batch of the first stage.
+
+    All windows of ERA5 are hundreds of TiB: they stream, and each stage reads as many
+    days of a window as its rollout needs.
+    """
+    data = config.data
     if data.source == "held_suarez":
+        length = 1 + max(stage[3] for stage in config.stages)
         count = data.num_train_runs * (data.num_days - length + 1)
         return jax.ShapeDtypeStruct((count, length, 32, 64, 2), np.float32)
-    shape = (data.num_train_windows, length, *data.space, data.num_channels)
+    length = 1 + config.stages[0][3]
+    shape = (config.batch_size, length, *data.space, data.num_channels)
     return jax.ShapeDtypeStruct(shape, np.float32)
 
 

@@ -179,6 +179,8 @@ def loss_of(config, stage, channel_weights=None) -> Any:
         grid=grid_of(config),
         spectral_weight=config.spectral_weight,
         channel_weights=channel_weights,
+        # On a mesh with several devices along it, members are split.
+        axis="model" if is_full and config.mesh.model != 1 else None,
     )
     rollout = RolloutLoss(row.rollout_steps, score)
     return rollout if is_full else LossOfVariant(rollout)
@@ -237,7 +239,17 @@ def num_networks(config) -> int:
 
 
 def training_job(config, archive=None, *, shapes_only=False) -> TrainingJob:
-    """The first stage of all networks, one for each variant and seed."""
+    """The first stage of all networks, one for each variant and seed.
+
+    Args:
+        config: of the run.
+        archive: what `data.simulate` gives, or None: it is simulated.
+        shapes_only: leave the data as their shapes; those of ERA5 are a stream's.
+
+    Raises:
+        ConfigError: for data that are not at hand, unless `shapes_only`.
+    """
+    is_simulated = config.data.source == "held_suarez"
     if shapes_only:
         windows = data.window_shapes(config)
     else:
@@ -258,12 +270,14 @@ def training_job(config, archive=None, *, shapes_only=False) -> TrainingJob:
             steps=stage.steps,
             batch_size=stage.batch_size,
             seed=config.seed,
-            augment=data.turned,
+            # The Earth has continents: it is no other globe when it is turned.
+            augment=data.turned if is_simulated else None,
             steps_per_call=config.steps_per_call,
             log_every_steps=config.steps_per_call,
             block=config.block,
         ),
         stage="train",
+        is_stream=not is_simulated,
     )
 
 

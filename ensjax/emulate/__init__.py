@@ -43,7 +43,7 @@ from ensjax.emulate.product import (
     states_by_lead,
 )
 from ensjax.emulate.product_job import MemberId
-from ensjax.emulate.rollout import NetworkStep, Rollout, SystemStep
+from ensjax.emulate.rollout import FieldsStep, NetworkStep, Rollout, SystemStep
 from ensjax.emulate.sample_job import (
     SampleJob,
     SamplerSettings,
@@ -80,6 +80,7 @@ __all__ = [
     "ClosureLorenz96",
     "ConstantPerturbation",
     "ConstantSpread",
+    "FieldsStep",
     "GaussianField",
     "GaussianPerturbation",
     "GlobalNorm",

@@ -103,6 +103,39 @@ class HeldSuarez:
         """Lowest temperature and surface pressure, `[variable 2, lat, lon]`."""
         return _core(self).observe(state)
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What `fields` holds: three variables of each layer, the topmost first."""
+        levels = range(1, self.num_levels + 1)
+        by_level = ("vorticity", "divergence", "temperature")
+        return (*(f"{x}_{n}" for x in by_level for n in levels), "surface_pressure")
+
+    def fields(self, state: Any) -> jax.Array:
+        """The whole of a state on the grid, `[lat, lon, channel]`.
+
+        Vorticity and divergence in 1/s, temperature in K, surface pressure in hPa. It
+        is what perturbations and networks are made of; `from_fields` goes back.
+        """
+        return _core(self).fields(state)
+
+    def from_fields(self, fields: jax.Array) -> Any:
+        """The state of fields `[lat, lon, channel]`.
+
+        What the truncation does not hold is lost, and so are global means of vorticity
+        and divergence, which no wind has.
+
+        Raises:
+            ValueError: if the shape does not fit.
+        """
+        core = _core(self)
+        longitudes, latitudes = core.grid.nodal_shape
+        expected = (latitudes, longitudes, len(self.channels))
+        if fields.shape != expected:
+            raise ValueError(
+                f"fields must be [lat, lon, channel] = {expected}; got {fields.shape}."
+            )
+        return core.from_fields(fields)
+
     def insert(self, state: Any, fields: jax.Array) -> Any:
         """The state with what is seen of it replaced; the rest stays what it is.
 
@@ -119,6 +152,8 @@ class _Core(NamedTuple):
     start: Any
     step: Any
     observe: Any
+    fields: Any
+    from_fields: Any
     insert: Any
 
 
@@ -182,6 +217,29 @@ def _core(system: HeldSuarez) -> _Core:
         fields = jax.numpy.stack([temperature * kelvin, pressure * hectopascal])
         return fields.swapaxes(-1, -2)  # [variable, lat, lon]
 
+    per_second = float(specs.dimensionalize(1.0, 1 / unit.second).m)
+    units = np.repeat([per_second, per_second, kelvin], system.num_levels)
+    units = np.append(units, hectopascal).astype(np.float32)
+    offset = np.zeros(len(units), np.float32)
+    offset[2 * system.num_levels : -1] = np.asarray(reference) * kelvin
+
+    def fields(state):
+        parts = state.vorticity, state.divergence, state.temperature_variation
+        nodal = [grid.to_nodal(part) for part in parts]  # [level, lon, lat]
+        pressure = jax.numpy.exp(grid.to_nodal(state.log_surface_pressure))
+        found = jax.numpy.concatenate([*nodal, pressure]).transpose(2, 1, 0)
+        return found * units + offset
+
+    def from_fields(fields):
+        nodal = ((fields - offset) / units).transpose(2, 1, 0)
+        nodal = jax.numpy.concatenate([nodal[:-1], jax.numpy.log(nodal[-1:])])
+        # The last degree of dinosaur's waves is for derivatives.
+        waves = grid.clip_wavenumbers(grid.to_modal(nodal))
+        of_wind = 2 * system.num_levels
+        waves = waves.at[:of_wind, 0, 0].set(0.0)
+        first = (system.num_levels, of_wind, of_wind + system.num_levels)
+        return primitive_equations.State(*jax.numpy.split(waves, first))
+
     def insert(state, fields):
         temperature, pressure = fields.swapaxes(-1, -2)  # [lon, lat] of dinosaur
         air = state.temperature_variation
@@ -193,8 +251,8 @@ def _core(system: HeldSuarez) -> _Core:
             log_surface_pressure=surface[None].astype(air.dtype),
         )
 
-    fns = (start, step, observe, insert)
-    return _Core(grid, *(_allowing_ranks(fn) for fn in fns))
+    functions = (start, step, observe, fields, from_fields, insert)
+    return _Core(grid, *map(_allowing_ranks, functions))
 
 
 def _allowing_ranks(fn):

@@ -86,6 +86,11 @@ class HemisphericNorm:
         is_south = (latitudes < -self.tropics).reshape(wide)
         north = _weighted_norm(field, weights * is_north)
         south = _weighted_norm(field, weights * is_south)
+        # Where one side has nothing, the tropics are not told that they are small.
+        north, south = (
+            jnp.where(one > 0, one, other)
+            for one, other in ((north, south), (south, north))
+        )
         place = np.clip((latitudes + self.tropics) / (2 * self.tropics), 0.0, 1.0)
         return south + (north - south) * place.reshape(wide).astype(np.float32)
 
@@ -147,7 +152,8 @@ def bred_amplitude(
     Args:
         errors: forecast less truth at a short lead (48 hours), `[case, *space,
             channel]`, of cases that nothing is judged by.
-        norm: its average is over all of space.
+        norm: of the vectors; its latitudes weigh the error, which is that of the whole
+            globe.
         share: of the root mean square error.
 
     Raises:
@@ -158,7 +164,7 @@ def bred_amplitude(
         raise ValueError(
             f"errors must be [case, *space, channel]; got shape {errors.shape}."
         )
-    size = jax.vmap(norm)(errors)  # [case, 1..., channel], or [case, lat, 1, channel]
+    size = jax.vmap(GlobalNorm(norm.latitudes))(errors)  # [case, 1..., channel]
     axes = tuple(range(size.ndim - 1))
     return share * jnp.sqrt(jnp.mean(size**2, axis=axes))
 
@@ -180,7 +186,7 @@ class RandomPerturbation:
     Attributes:
         amplitude: `[channel]`.
         norm: of a perturbation.
-        noise: `noise(key, shape) -> [*space, channel]`.
+        noise: `noise(key, shape) -> [*space, channel]`, or of one channel for all.
     """
 
     amplitude: jax.Array
@@ -191,6 +197,7 @@ class RandomPerturbation:
         """`[*space, channel]`; the model has no say."""
         del model
         drawn = self.noise(key, start.state.shape)
+        drawn = jnp.broadcast_to(drawn, start.state.shape)
         return rescale(drawn, self.amplitude, self.norm)
 
 

@@ -22,7 +22,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ensjax.emulate.perturb import NoPerturbation, Start, perturbed
-from ensjax.emulate.product_job import MemberId, ProductJob, product_rows, state_key
+from ensjax.emulate.product_job import (
+    MemberId,
+    ProductJob,
+    as_ids,
+    product_rows,
+    state_key,
+)
 from ensjax.emulate.rollout import Rollout, checked_leads
 from ensjax.mapping import mesh_program
 from ensjax.members import member_key, num_members, stack_members
@@ -46,11 +52,12 @@ def product_ids(
         with_control: whether the first member of the first checkpoint is unperturbed.
 
     Raises:
-        ValueError: if there is no checkpoint or no start, or pairs are negative.
+        TypeError, ValueError: if ids are no integers of 32 bits, there is no checkpoint
+            or no start, or pairs are negative.
     """
     checkpoints, starts = (
-        np.arange(x) if np.ndim(x) == 0 else np.asarray(x)
-        for x in (checkpoints, starts)
+        as_ids(name, np.arange(x) if np.ndim(x) == 0 else x)
+        for name, x in (("checkpoint", checkpoints), ("start", starts))
     )
     if not checkpoints.size or not starts.size or num_pairs < 0:
         raise ValueError(

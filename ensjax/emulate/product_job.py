@@ -35,6 +35,25 @@ class MemberId(NamedTuple):
     start: Any
 
 
+def as_ids(name: str, values: Any) -> np.ndarray:
+    """Ids as int32, of any shape.
+
+    Raises:
+        TypeError: if they are no integers.
+        ValueError: if one does not fit: two members would become one.
+    """
+    ids = np.asarray(values)
+    if ids.size and not np.issubdtype(ids.dtype, np.integer):
+        raise TypeError(f"{name} ids must be integers; got {ids.dtype}.")
+    limits = np.iinfo(np.int32)
+    if ids.size and not limits.min <= ids.min() <= ids.max() <= limits.max:
+        raise ValueError(
+            f"{name} ids must lie from {limits.min} to {limits.max}; got"
+            f" {ids.min()} to {ids.max()}. Number them anew."
+        )
+    return ids.astype(np.int32)
+
+
 class Rows(NamedTuple):
     """Who runs in each row, its number, and where its parameters and its start are."""
 
@@ -188,7 +207,7 @@ def product_rows(job, members, models, starts, checkpoint_ids, start_ids, mesh):
     check_mesh(mesh)
     devices = mesh.shape["member"]
     members = MemberId(
-        *(np.atleast_1d(np.asarray(x)).astype(np.int32) for x in members)
+        *(np.atleast_1d(as_ids(n, x)) for n, x in zip(MemberId._fields, members))
     )
     members = MemberId(*np.broadcast_arrays(*members))
     if members.start.ndim != 1 or not members.start.size:

@@ -23,7 +23,8 @@ class Step(Protocol):
     A step that remembers more than the state, such as noise that is a process in time,
     has two more methods: `begin(key, state) -> carried`, with the key of the member,
     and `state_of(carried) -> state`. It is then called with what is carried, and
-    returns it.
+    returns it. A step with a method `numbered(model, key, carried, number)` is called
+    by it, with the number of steps since the start.
     """
 
     def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
@@ -33,6 +34,9 @@ class Step(Protocol):
 @dataclasses.dataclass(frozen=True)
 class NetworkStep:
     """A step by a network, `network(noise, state) -> next state`.
+
+    A network with a true `flags_first_step` is told `is_first`; a step on its own, as
+    in a cycle of breeding, is one from an analysis.
 
     Attributes:
         graph: of the ensemble that it is of; the model is then a row of its `state`.
@@ -47,21 +51,26 @@ class NetworkStep:
     noise: Callable[[jax.Array, tuple[int, ...]], Any] | None = None
 
     def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
+        return self.numbered(model, key, state, 0)
+
+    def numbered(self, model: Any, key: jax.Array, carried: Any, number: Any) -> Any:
+        """The next state, or what is carried, of one so many steps after the start."""
         network = self.graph.merge(model, train=False)
-        if self._remembers:
-            state, process, has_begun = state
-            process = jnp.where(has_begun, self.noise.step(process, key), process)
-            state = network(self.noise.to_grid(process), state)
-            return state, process, jnp.bool_(True)
-        noise = None if self.noise is None else self.noise(key, state.shape)
-        return network(noise, state)
+        is_first = {}
+        if getattr(network, "flags_first_step", False):
+            is_first = {"is_first": number == 0}
+        if not self._remembers:
+            noise = None if self.noise is None else self.noise(key, carried.shape)
+            return network(noise, carried, **is_first)
+        state, process = carried
+        process = jnp.where(number > 0, self.noise.step(process, key), process)
+        return network(self.noise.to_grid(process), state, **is_first), process
 
     def begin(self, key: jax.Array, state: Any) -> Any:
         """What is carried from step to step; the key is of the member."""
         if not self._remembers:
             return state
-        process = self.noise.init(jax.random.fold_in(key, 0))
-        return state, process, jnp.bool_(False)
+        return state, self.noise.init(jax.random.fold_in(key, 0))
 
     def state_of(self, carried: Any) -> Any:
         """The state `[*space, channel]` of what is carried."""
@@ -87,6 +96,27 @@ class SystemStep:
     def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
         del model, key
         return advance(self.system, state, self.num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldsStep:
+    """Some steps of a simulator whose states are seen as fields on a grid.
+
+    Perturbations and networks have fields `[*space, channel]`, where a simulator may
+    have waves; this is its step for `BredVectors` and `Rollout` of those.
+
+    Attributes:
+        system: with `fields(state)` and `from_fields(fields)`, such as `HeldSuarez`.
+        num_steps: of the system in one step.
+    """
+
+    system: Any
+    num_steps: int = 1
+
+    def __call__(self, model: Any, key: jax.Array, state: jax.Array) -> jax.Array:
+        del model, key
+        state = advance(self.system, self.system.from_fields(state), self.num_steps)
+        return self.system.fields(state)
 
 
 def _as_it_is(state: Any) -> Any:
@@ -138,7 +168,10 @@ class Rollout:
         """
 
         def step(number, carried):
-            return self.step(model, jax.random.fold_in(key, number), carried)
+            own = jax.random.fold_in(key, number)
+            if hasattr(self.step, "numbered"):
+                return self.step.numbered(model, own, carried, number)
+            return self.step(model, own, carried)
 
         return jax.lax.fori_loop(first, first + num_steps, step, carried)
 
@@ -152,8 +185,13 @@ class Rollout:
             key: of the member.
             state: where it starts.
             lead_steps: rising numbers of steps from there, int `[lead]`; 0 is the start
-                itself. They may be traced; see `checked_leads`.
+                itself. They may be traced, and are then not checked.
+
+        Raises:
+            ValueError, TypeError: as `checked_leads`.
         """
+        if not isinstance(lead_steps, jax.core.Tracer):
+            lead_steps = checked_leads(lead_steps)
 
         def to_next(carry, length):
             number, carried = carry

@@ -15,6 +15,7 @@ training draws from p or q and which way the KL goes: both are arguments.
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,12 +66,7 @@ def emulators_of(trained: Ensemble) -> Ensemble:
     Raises:
         TypeError: if it is an ensemble of something else.
     """
-    graph = trained.graph
-    pair = (
-        nnx.merge(graph.graphdef, trained.state["params"], trained.state["rest"])
-        if isinstance(graph, NnxGraph)
-        else None
-    )
+    pair = _pair_of(trained)
     if not isinstance(pair, VariationalPair):
         raise TypeError(
             "emulators_of takes an ensemble of VariationalPair, as it was trained; got"
@@ -81,6 +77,14 @@ def emulators_of(trained: Ensemble) -> Ensemble:
     return dataclasses.replace(trained, state=state, graph=NnxGraph(graphdef))
 
 
+def _pair_of(trained):
+    """The model of a stack, all members at once; None if it is no nnx module."""
+    graph, state = trained.graph, trained.state
+    if not isinstance(graph, NnxGraph):
+        return None
+    return nnx.merge(graph.graphdef, state["params"], state["rest"])
+
+
 @dataclasses.dataclass(frozen=True)
 class VariationalLoss:
     """A loss of `fit` for a `VariationalPair`, of windows `[batch, time, *space,
@@ -89,7 +93,9 @@ class VariationalLoss:
 
     Members have their own states from the second step on, and a perturbation of their
     own at each. The noise depends on the case's place in the global batch, the member's
-    number and the step alone. Elements of a truth that are NaN do not count.
+    number and the step alone. Elements of a truth that are NaN do not count. Where a
+    state that a forecast starts from is NaN, the networks are given `fill`, and again
+    at each step, and nothing is trained there.
 
     A member's hyperparameters may hold "kl_weight" and "reconstruction" (its number in
     `RECONSTRUCTIONS`), so that one stack of networks is a sweep over both.
@@ -112,6 +118,7 @@ class VariationalLoss:
             those of forecasts do not.
         axis: a mesh axis that splits the members, as of `NoiseCrps`.
         remat: whether a step is computed again for the gradient.
+        fill: what a missing value is taken for; 0 is the mean of standardised values.
 
     Raises:
         ValueError: for words and numbers that do not fit; on the call, for windows of
@@ -131,8 +138,10 @@ class VariationalLoss:
     draw_from: str = "prior"
     axis: str | None = None
     remat: bool = False
+    fill: float = 0.0
 
     takes_hyper = True
+    takes_missing: ClassVar[bool] = True
 
     def __post_init__(self):
         for name, known in (
@@ -182,7 +191,8 @@ class VariationalLoss:
             ValueError: if the windows are of another length, or the prior is drawn from
                 a posterior that is not there.
         """
-        self._check(model, batch)
+        self._check_model(model)
+        self._check_windows(batch, model.emulator.num_states)
         numbers = hyper if isinstance(hyper, dict) else {}
         model = self._members.prepare(model)
         losses, found = jax.vmap(lambda *one: self._of_case(model, numbers, *one))(
@@ -190,7 +200,24 @@ class VariationalLoss:
         )
         return weighted_mean(losses, weight), self._metrics(found)
 
-    def _check(self, model, batch):
+    def check(self, windows: Any, ensemble: Any = None) -> None:
+        """Raises for windows, or a stack, that cannot be trained, before any work.
+
+        Args:
+            windows: arrays `[case, time, *space, channel]`.
+            ensemble: the stack, if known; says how many states a forecast starts from.
+
+        Raises:
+            ValueError, TypeError: as on the call.
+        """
+        num_states = 1
+        if ensemble is not None:
+            pair = _pair_of(ensemble)
+            self._check_model(pair)
+            num_states = pair.emulator.num_states
+        self._check_windows(windows, num_states)
+
+    def _check_model(self, model):
         if not isinstance(model, VariationalPair):
             raise TypeError(
                 "VariationalLoss trains a VariationalPair, an emulator and its"
@@ -204,12 +231,14 @@ class VariationalLoss:
                 f"num_scored must be at most the {channels} channels of a state; got"
                 f" {self.num_scored}."
             )
-        length = model.emulator.num_states + self.num_steps
-        if batch.ndim < 4 or batch.shape[1] < length:
+
+    def _check_windows(self, windows, num_states):
+        length = num_states + self.num_steps
+        shape = getattr(windows, "shape", ())
+        if len(shape) < 4 or shape[1] < length:
             raise ValueError(
                 f"windows must be [batch, {length} or more, *space, channel],"
-                f" {model.emulator.num_states} states and {self.num_steps} truths; got"
-                f" shape {batch.shape}."
+                f" {num_states} states and {self.num_steps} truths; got shape {shape}."
             )
 
     def _of_case(self, model, numbers, key, window):
@@ -222,7 +251,10 @@ class VariationalLoss:
             first = jax.random.randint(draw, (), 0, last + 1)
             window = jax.lax.dynamic_slice_in_dim(window, first, needed)
         start, truth = side_by_side(window[:num_states]), window[num_states:]
-        truth = self._known(truth)
+        # Missing once is missing always: nothing is trained to say it.
+        is_missing = jnp.isnan(window[:num_states]).any(axis=0)
+        start = jnp.where(jnp.tile(is_missing, num_states), jnp.nan, start)
+        truth = self._known(jnp.where(is_missing, jnp.nan, truth))
         members, kl, sigma = self._rolled(model, key, start, truth)
         is_there = ~jnp.isnan(truth)
         # Before and after: a NaN that is only masked afterwards has a NaN derivative.
@@ -284,10 +316,11 @@ class VariationalLoss:
 
     def _of_member(self, model, key, start, truth):
         graph, state = nnx.split(model)
-        is_there = ~jnp.isnan(truth)
+        is_there, is_missing = ~jnp.isnan(truth), jnp.isnan(start)
 
         def step(state, states, truth, is_there, number):
             model = nnx.merge(graph, state)
+            states = jnp.where(is_missing, self.fill, states)
             return self._step(model, key, number, states, truth, is_there)
 
         step = jax.checkpoint(step, static_argnums=4) if self.remat else step

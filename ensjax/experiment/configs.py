@@ -255,6 +255,7 @@ def other_run(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, Any, Any] 
 _FIELDS_OF_PROGRESS = (
     "block",
     "unroll",
+    "conv_form",
     "steps_per_call",
     "save_every_steps",
     "log_every_steps",

@@ -78,6 +78,10 @@ from ensjax.nn.spherical_forecaster import (
     fourcastnet3,
     sfno,
 )
+from ensjax.nn.truncation import (
+    HarmonicTruncation,
+    WaveTruncation,
+)
 from ensjax.nn.vit import (
     ViT,
 )
@@ -93,6 +97,7 @@ __all__ = [
     "ClipClassifier",
     "GlobalNoise",
     "GridNet",
+    "HarmonicTruncation",
     "ImageNetResNet",
     "LinearScaling",
     "Llama",
@@ -117,6 +122,7 @@ __all__ = [
     "SphericalForecaster",
     "UNetDenoiser",
     "ViT",
+    "WaveTruncation",
     "WideResNet",
     "WindowTransformer",
     "clip_image_tower",

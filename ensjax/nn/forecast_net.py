@@ -5,27 +5,28 @@ Members are made of it by `jax.vmap` over the noise, networks are stacked outsid
 forecast is the network applied to what it returns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from ensjax.nn.denoiser_net import FilmBlock, with_condition
+from ensjax.nn.denoiser_net import FilmBlock
 from ensjax.nn.grid_net import ResidualBlock
 from ensjax.nn.noise_net import SiteNoise
+from ensjax.nn.one_step import OneStep, scales_of
 from ensjax.nn.shifted_conv import ShiftedConv
 
 
-class ResidualForecaster(nnx.Module):
+class ResidualForecaster(OneStep):
     """The state, and beside it what a convolution, residual blocks and another add.
 
-        next = state + step_scale * f(state, noise)
+        next = reference(state) + step_scale * f(state, noise)
 
     Without noise channels it is deterministic. With them the noise at each place says
     to every block how to scale and shift what it has there. The last layer starts from
-    zeros: a new network is persistence, and its members are equal until the first step
-    of a CRPS parts them.
+    zeros: a new network is persistence (of its reference), and its members are equal
+    until the first step of a CRPS parts them.
 
     Args:
         num_channels: of the state.
@@ -39,6 +40,10 @@ class ResidualForecaster(nnx.Module):
         step_scale: standard deviation of one step's change in units of the state, for
             all channels or one for each.
         norm: `None`, "group" or "layer" before each block's convolutions.
+        reference: what the change is added to, such as `WaveTruncation((8,))`; None for
+            the state itself.
+        flags_first_step: whether the network is told if a step is a forecast's first,
+            by a channel that is then 1 and else 0.
         dtype: of the arithmetic; parameters and outputs are float32.
         rngs: stream `params`.
 
@@ -66,6 +71,8 @@ class ResidualForecaster(nnx.Module):
         padding: str = "circular",
         step_scale: float | Sequence[float] = 1.0,
         norm: str | None = "layer",
+        reference: Callable[[jax.Array], jax.Array] | None = None,
+        flags_first_step: bool = False,
         dtype=None,
         rngs: nnx.Rngs,
     ):
@@ -75,19 +82,14 @@ class ResidualForecaster(nnx.Module):
         ):
             if count < 0:
                 raise ValueError(f"{name} must not be negative; got {count}.")
-        scales = (step_scale,) if isinstance(step_scale, int | float) else step_scale
-        scales = tuple(float(scale) for scale in scales)
-        if len(scales) not in (1, num_channels):
-            raise ValueError(
-                "step_scale must be one number or one for each of the"
-                f" {num_channels} channels; got {len(scales)}."
-            )
         grid = dict(kernel_size=kernel_size, padding=padding, dtype=dtype, rngs=rngs)
         self.num_channels = num_channels
         self.num_noise_channels = num_noise_channels
         self.num_extra_channels = num_extra_channels
-        self.step_scale = scales
-        self.stem = ShiftedConv(num_channels + num_extra_channels, width, **grid)
+        self.step_scale = scales_of(step_scale, num_channels)
+        self.reference, self.flags_first_step = reference, flags_first_step
+        num_seen = num_channels + num_extra_channels + flags_first_step
+        self.stem = ShiftedConv(num_seen, width, **grid)
         if num_noise_channels:
             self.embedding = SiteNoise(
                 num_noise_channels, width, dtype=dtype, rngs=rngs
@@ -107,6 +109,8 @@ class ResidualForecaster(nnx.Module):
         noise: jax.Array | None,
         state: jax.Array,
         extra: jax.Array | None = None,
+        *,
+        is_first: Any = None,
     ) -> jax.Array:
         """The state one step later, `[*space, channel]`, float32.
 
@@ -114,15 +118,15 @@ class ResidualForecaster(nnx.Module):
             noise: `[*space, noise channel]` of unit variance; None without channels.
             state: `[*space, channel]`.
             extra: `[*space, extra channel]`; None without them.
+            is_first: whether the state is an analysis, a boolean that may be traced;
+                None unless the network has `flags_first_step`.
 
         Raises:
-            ValueError: if channels are not those of the network.
+            ValueError: if channels are not those of the network, or the first step is
+                not told as it was built for.
         """
-        if state.ndim < 2 or state.shape[-1] != self.num_channels:
-            raise ValueError(
-                f"state must be [*space, {self.num_channels}]; got shape {state.shape}."
-            )
-        h = self.stem(with_condition(state, extra, self.num_extra_channels))
+        seen = self._seen(state, extra, self.num_extra_channels, is_first)
+        h = self.stem(seen)
         if self.embedding is None:
             if noise is not None:
                 raise ValueError(
@@ -143,8 +147,4 @@ class ResidualForecaster(nnx.Module):
             embedding = self.embedding(noise)
             for block in self.blocks:
                 h = block(h, embedding)
-        change = self.head(nnx.gelu(h)).astype(jnp.float32)
-        scale = jnp.asarray(self.step_scale, jnp.float32)
-        return state + change * jnp.broadcast_to(
-            scale.reshape(*(1,) * (state.ndim - 1), -1), state.shape
-        )
+        return self._advanced(state, self.head(nnx.gelu(h)))

@@ -4,12 +4,15 @@ The noise may be there at each place, `[*space, noise channel]`, or be one vecto
 the whole of a state, `[noise channel]`. `ensjax.nn.noise_inputs` draws it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ensjax.nn.one_step import OneStep
+from ensjax.nn.repeated_blocks import again_for_gradient
 from ensjax.nn.shifted_conv import ShiftedConv
 
 _zeros = nnx.initializers.zeros_init()
@@ -162,10 +165,10 @@ class NoiseConditionedBlock(nnx.Module):
         return x + self.conv2(nnx.gelu(self.norm2(h, z)))
 
 
-class NoiseForecaster(nnx.Module):
+class NoiseForecaster(OneStep):
     """An emulator of one step whose norms are steered by noise.
 
-        next = state + step_scale * network(noise, state)
+        next = reference(state) + step_scale * network(noise, state)
 
     A deterministic one, of 0 noise channels, is given None for the noise; its norms
     then have a scale and a shift of their own.
@@ -177,11 +180,18 @@ class NoiseForecaster(nnx.Module):
         kernel_size, padding: of `ShiftedConv`.
         step_scale: standard deviation of what a state changes by in a step.
         noise_width: inside of `NoiseMlp`.
+        reference: what the change is added to, such as `WaveTruncation((8,))` for the
+            state's large scales, so that noise on fine ones is not carried from step to
+            step; None for the state itself.
+        flags_first_step: whether the network is told if a step is a forecast's first,
+            by a channel that is then 1 and else 0.
+        remat: compute blocks again for the gradient, in a loop.
         dtype: of the arithmetic; parameters and states are float32.
         rngs: stream `params`.
 
     Raises:
-        ValueError: on the call, for noise or states of other channels.
+        ValueError: on the call, for noise or states of other channels, or where the
+            first step is not told as it was built for.
 
     Source: Lang et al. 2024, arXiv:2412.15832, section 2, with convolutions on a closed
     grid in the place of a graph transformer.
@@ -203,12 +213,17 @@ class NoiseForecaster(nnx.Module):
         padding: str = "circular",
         step_scale: float = 1.0,
         noise_width: int = 32,
+        reference: Callable[[jax.Array], jax.Array] | None = None,
+        flags_first_step: bool = False,
+        remat: bool = False,
         dtype=None,
         rngs: nnx.Rngs,
     ):
         options = dict(dtype=dtype, rngs=rngs)
         grid = dict(kernel_size=kernel_size, padding=padding, **options)
         self.num_channels, self.step_scale = num_channels, step_scale
+        self.reference, self.flags_first_step = reference, flags_first_step
+        self.remat = remat
         self.num_noise_channels = num_noise_channels
         # Without noise z is one constant: W z + b then are a scale and a shift.
         self.mlp = (
@@ -217,24 +232,25 @@ class NoiseForecaster(nnx.Module):
             else None
         )
         z_channels = 1 if self.mlp is None else self.mlp.num_outputs
-        self.stem = ShiftedConv(num_channels, width, **grid)
+        self.stem = ShiftedConv(num_channels + flags_first_step, width, **grid)
         self.blocks = nnx.List(
             NoiseConditionedBlock(width, z_channels, **grid) for _ in range(depth)
         )
         self.norm = NoiseConditionedNorm(width, z_channels, **options)
         self.head = ShiftedConv(width, num_channels, **grid)
 
-    def __call__(self, noise: jax.Array | None, state: jax.Array) -> jax.Array:
+    def __call__(
+        self, noise: jax.Array | None, state: jax.Array, *, is_first: Any = None
+    ) -> jax.Array:
         """The next state, `[*space, channel]`.
 
         Args:
             noise: `[*space, noise channel]` or `[noise channel]`; None without.
             state: `[*space, channel]`, standardised.
+            is_first: whether the state is an analysis, a boolean that may be traced;
+                None unless the network has `flags_first_step`.
         """
-        if state.ndim < 2 or state.shape[-1] != self.num_channels:
-            raise ValueError(
-                f"a state is [*space, {self.num_channels}]; got shape {state.shape}."
-            )
+        seen = self._seen(state, is_first=is_first)
         found = None if noise is None else noise.shape[-1]
         if found != (self.num_noise_channels or None):
             raise ValueError(
@@ -242,8 +258,10 @@ class NoiseForecaster(nnx.Module):
                 f" (0: None is given); got {None if noise is None else noise.shape}."
             )
         z = jnp.ones(1) if self.mlp is None else self.mlp(noise)
-        h = self.stem(state)
-        for block in self.blocks:
-            h = block(h, z)
-        change = self.head(nnx.gelu(self.norm(h, z))).astype(jnp.float32)
-        return state + self.step_scale * change
+        h = self.stem(seen)
+        if self.remat:
+            h = again_for_gradient(self.blocks, h, z)
+        else:
+            for block in self.blocks:
+                h = block(h, z)
+        return self._advanced(state, self.head(nnx.gelu(self.norm(h, z))))

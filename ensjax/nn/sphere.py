@@ -8,6 +8,7 @@ Source: Bonev et al. 2023, arXiv:2306.03838 (spherical Fourier neural operators)
 2025, arXiv:2507.12144 (FourCastNet 3).
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -65,7 +66,7 @@ class SpectralConv(nnx.Module):
     @property
     def num_degrees(self) -> int:
         """Degrees that have a matrix."""
-        return min(self.grid.degree, self.grid_out.degree) + 1
+        return _of_common_degree(self.grid, self.grid_out)[0].degree + 1
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., lat out, lon out, num_out]` of `[..., lat, lon, num_in]`.
@@ -74,10 +75,10 @@ class SpectralConv(nnx.Module):
             ValueError: if the shape does not fit.
         """
         _check_channels(x, self.num_in)
-        waves = split_to_waves(jnp.moveaxis(x, -1, -3), self.grid, self.axis)
-        waves = self._mixed(waves[..., : self.num_degrees, :])
-        waves = _to_degree(waves, self.grid, self.grid_out, self.axis)
-        field = jnp.moveaxis(split_from_waves(waves, self.grid_out, self.axis), -3, -1)
+        grid, grid_out = _of_common_degree(self.grid, self.grid_out)
+        waves = split_to_waves(jnp.moveaxis(x, -1, -3), grid, self.axis)
+        waves = self._mixed(waves)
+        field = jnp.moveaxis(split_from_waves(waves, grid_out, self.axis), -3, -1)
         return field if self.bias is None else field + _along(self.bias[...], field)
 
     def _mixed(self, waves):
@@ -197,28 +198,15 @@ def resample(
     """
     if grid == grid_out:
         return x
+    grid, grid_out = _of_common_degree(grid, grid_out)
     waves = split_to_waves(jnp.moveaxis(x, -1, -3), grid, axis)
-    waves = _to_degree(waves, grid, grid_out, axis)
     return jnp.moveaxis(split_from_waves(waves, grid_out, axis), -3, -1)
 
 
-def _to_degree(waves, grid, grid_out, axis):
-    """Waves `[..., part, l, m]` cut off, or filled with zeros, to another degree."""
-    size = grid_out.degree + 1
-    waves = waves[..., : min(size, grid.degree + 1), :]
-    extra = size - waves.shape[-2]
-    waves = jnp.pad(waves, [(0, 0)] * (waves.ndim - 2) + [(0, extra), (0, 0)])
-    if grid.degree == grid_out.degree:
-        return waves
-    if axis is not None:
-        raise ValueError(
-            "latitudes that are split go from one grid to another only if both have"
-            f" the same degree; got {grid.degree} and {grid_out.degree}."
-        )
-    more = size - waves.shape[-1]
-    if more < 0:
-        return waves[..., :size]
-    return jnp.pad(waves, [(0, 0)] * (waves.ndim - 1) + [(0, more)])
+def _of_common_degree(*grids):
+    """The grids, cut off at the largest degree that all of them have."""
+    degree = min(grid.degree for grid in grids)
+    return [dataclasses.replace(grid, truncation=degree) for grid in grids]
 
 
 def _along(vector: jax.Array, x: jax.Array) -> jax.Array:

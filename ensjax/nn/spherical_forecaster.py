@@ -3,7 +3,7 @@
 `fourcastnet3` and `sfno` have published sizes, to be counted by shapes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from ensjax.nn.activations import soft_clamp
+from ensjax.nn.repeated_blocks import again_for_gradient
 from ensjax.nn.sphere import LocalSphereConv, SpectralConv, SphereBlock, resample
 from ensjax.ops.sphere import SphericalGrid
 from ensjax.ops.sphere_filters import LocalFilters
@@ -73,6 +74,8 @@ class SphericalForecaster(nnx.Module):
             nothing else that is known tells the hemispheres and the poles.
         adds_to_state: whether the network makes the change of the state instead of the
             state; its last layer then starts from zeros.
+        reference: what the change is added to, such as a `HarmonicTruncation` for the
+            state's large scales; None for the state itself.
         state_share: of the state, to which the change is added. Training on a few steps
             tells the network nothing of directions that states hardly have: there its
             layers, which grow in proportion for lack of a norm, are as likely to add to
@@ -90,9 +93,12 @@ class SphericalForecaster(nnx.Module):
             their sum.
         is_complex: of `SpectralConv`.
         axis: of the mesh, over which latitudes are split; states and noise are then
-            this device's rows.
+            this device's rows (`ops.sphere_split.own_block`). Any number of latitudes
+            fits any number of devices. `train.SphericalCrps(latitude_axis=...)` trains
+            it so.
         dtype: of products with weights; parameters and outputs are float32.
-        remat: compute blocks again for the gradient.
+        remat: compute blocks again for the gradient; equal ones that follow each other
+            are then one loop.
         rngs: stream `params`.
 
     Raises:
@@ -107,6 +113,9 @@ class SphericalForecaster(nnx.Module):
         model = SphericalForecaster(grid, 2, num_noise_channels=4, rngs=nnx.Rngs(0))
         model(noise, state)  # [32, 64, 4], [32, 64, 2] -> [32, 64, 2]
     """
+
+    # Of the class: a network that was stored before there was one has none.
+    reference = None
 
     def __init__(
         self,
@@ -123,6 +132,7 @@ class SphericalForecaster(nnx.Module):
         layer_scale: float = 0.1,
         knows_latitude: bool = False,
         adds_to_state: bool = False,
+        reference: Callable[[jax.Array], jax.Array] | None = None,
         state_share: float = 1.0,
         is_truncated: bool = False,
         floors: Sequence[float | None] | None = None,
@@ -140,6 +150,10 @@ class SphericalForecaster(nnx.Module):
                 f"blocks must be words of {', '.join(BLOCKS)}, at least one; got"
                 f" {tuple(blocks)}."
             )
+        if reference is not None and not adds_to_state:
+            raise ValueError(
+                "reference is what a change is added to: it needs adds_to_state=True."
+            )
         if floors is not None and len(floors) != num_channels:
             raise ValueError(
                 f"floors has a number, or None, for each of {num_channels} channels;"
@@ -156,6 +170,7 @@ class SphericalForecaster(nnx.Module):
         self.grid, self.inner_grid, self.axis, self.remat = grid, inner, axis, remat
         self.num_channels, self.num_noise_channels = num_channels, num_noise_channels
         self.adds_to_state, self.knows_latitude = adds_to_state, knows_latitude
+        self.reference = reference
         noise_width = width // 2 if noise_width is None else noise_width
         num_known = num_noise_channels + 2 * knows_latitude
         noise_width = noise_width if num_known else 0
@@ -215,12 +230,16 @@ class SphericalForecaster(nnx.Module):
         if self.noise_encoder is not None:
             beside = self.noise_encoder(self._known(noise, state))
         h = self.encoder(state)
-        for block in self.blocks:
-            h = _rematerialised(block, h, beside) if self.remat else block(h, beside)
+        if self.remat:
+            h = again_for_gradient(self.blocks, h, beside)
+        else:
+            for block in self.blocks:
+                h = block(h, beside)
         h = resample(h, self.inner_grid, self.grid, axis=self.axis)
         made = self.decoder(h).astype(jnp.float32)
         if self.adds_to_state:
-            kept = state if self.state_share == 1 else self.state_share * state
+            kept = state if self.reference is None else self.reference(state)
+            kept = kept if self.state_share == 1 else self.state_share * kept
             made = kept + made
         if self.is_truncated:
             made = self._truncated(made)
@@ -246,16 +265,6 @@ class SphericalForecaster(nnx.Module):
             told = own_block(jnp.asarray(told), self.axis, dim=0)
             fields.append(jnp.broadcast_to(told, (*state.shape[:-1], 2)))
         return jnp.concatenate(fields, axis=-1)
-
-
-def _rematerialised(block, x, beside):
-    """`block(x, beside)`, without state: it is mapped over members that share it."""
-    graph, state = nnx.split(block)
-
-    def call(state, x, beside):
-        return nnx.merge(graph, state)(x, beside)
-
-    return jax.checkpoint(call)(state, x, beside)
 
 
 def _groups(num_channels, width, levels, level_widths):

@@ -1,7 +1,9 @@
 """`Conv`: convolution whose form is a choice, for weights that are stacked."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,19 @@ FORMS = ("auto", "plain", "patches", "mixed", "depthwise")
 PATCHES_MAX_CHANNELS = 4
 # A kernel of so many channels keeps a GPU busy with one member alone.
 GPU_PLAIN_CHANNELS = 256
+
+_only_plain = jax.make_user_context(default_value=False)
+
+
+@contextlib.contextmanager
+def tracing_what_forms_compute() -> Iterator[None]:
+    """Traces every `Conv` in the plain form, whose numbers all forms have to rounding.
+
+    So that what models compute can be compared whatever forms they hold. A form that
+    does not fit its kernel raises all the same.
+    """
+    with _only_plain(True):
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +149,11 @@ class Conv:
         window = _window(
             x, kernel, window_strides, padding, rhs_dilation, feature_group_count
         )
+        form = self._resolve(x, kernel, window)
+        if _only_plain.value:
+            return plain(lhs, rhs)
         y = _convolve(
-            self._resolve(x, kernel, window),
+            form,
             x,
             kernel,
             window,

@@ -22,14 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.ops.sphere import (
-    MOST_CONSTANT,
-    SphericalGrid,
-    circle_field,
-    circle_waves,
-    wide,
-)
+from ensjax.ops.circles import circle_field, circle_waves
+from ensjax.ops.legendre import MOST_CONSTANT
+from ensjax.ops.sphere import wide
 from ensjax.ops.sphere_split import own_block, rows_here, whole_rows, with_halo
+from ensjax.ops.spherical_grid import SphericalGrid
 
 
 @dataclasses.dataclass(frozen=True)

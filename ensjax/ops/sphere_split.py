@@ -3,69 +3,29 @@
 Every device holds the rows of its own block, `[..., lat / devices, lon]`. For what is
 along latitudes the axis is transposed by an all-to-all that is written out: each device
 then has all latitudes of some orders m, sums them, and sends back. Neighbours exchange
-the rows at their edges. With `axis=None` a function is that of the whole sphere.
+the rows at their edges. Where latitudes do not divide (721 over 4 devices), the last
+rows are none: whatever finite numbers are in them have no effect. With `axis=None` a
+function is that of the whole sphere.
 
-Derivatives are those of the sum of all devices' losses: let every device compute its
-own part of the loss, sum the parts by `sum_over`, and pass what all devices share
-(parameters, whole fields) through `shared_by`.
+Derivatives are those of the sum of all devices' losses; `ensjax.ops.device_sums` says
+how to sum them, and how to pass what all devices share (parameters, whole fields).
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.circles import circle_field, circle_waves
+from ensjax.ops.legendre import analysis_table, synthesis_table
 from ensjax.ops.sphere import (
-    SphericalGrid,
     along_degrees,
     along_latitudes,
-    analysis_table,
-    circle_field,
-    circle_waves,
     from_real_harmonics,
-    synthesis_table,
     to_real_harmonics,
     wide,
 )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def shared_by(tree: Any, axis: str | None) -> Any:
-    """`tree`, the same on all devices of the axis; their cotangents are summed."""
-    return tree
-
-
-def _shared_by_fwd(tree, axis):
-    return tree, None
-
-
-def _shared_by_bwd(axis, _, cotangents):
-    return (cotangents if axis is None else jax.lax.psum(cotangents, axis),)
-
-
-shared_by.defvjp(_shared_by_fwd, _shared_by_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def sum_over(part: jax.Array, axis: str | None) -> jax.Array:
-    """The sum of the devices' parts, on all of them; each part has derivative 1.
-
-    (A plain psum is its own transpose where `shard_map` does not track which values
-    vary: the derivative would be too large by the number of devices.)
-    """
-    return part if axis is None else jax.lax.psum(part, axis)
-
-
-def _sum_over_fwd(part, axis):
-    return sum_over(part, axis), None
-
-
-def _sum_over_bwd(axis, _, cotangent):
-    return (cotangent,)
-
-
-sum_over.defvjp(_sum_over_fwd, _sum_over_bwd)
+from ensjax.ops.spherical_grid import SphericalGrid
 
 
 def num_parts(axis: str | None) -> int:
@@ -74,31 +34,32 @@ def num_parts(axis: str | None) -> int:
 
 
 def rows_here(num_latitudes: int, axis: str | None) -> int:
-    """Rows of a device.
-
-    Raises:
-        ValueError: if they do not divide.
-    """
-    parts = num_parts(axis)
-    if num_latitudes % parts:
-        raise ValueError(
-            f"{num_latitudes} latitudes do not divide over {parts} devices of the mesh"
-            f" axis {axis!r}."
-        )
-    return num_latitudes // parts
+    """Rows of a device; the last ones are none where they do not divide."""
+    return -(-num_latitudes // num_parts(axis))
 
 
 def own_block(whole: jax.Array, axis: str | None, *, dim: int) -> jax.Array:
-    """This device's share along one dimension of what every device has whole."""
+    """This device's share along one dimension of what every device has whole.
+
+    Zeros where there is none.
+    """
     if axis is None:
         return whole
     size = rows_here(whole.shape[dim], axis)
+    whole = _padded(whole, size * num_parts(axis), dim)
     first = jax.lax.axis_index(axis) * size
     return jax.lax.dynamic_slice_in_dim(whole, first, size, axis=dim)
 
 
+def _padded(values, size, dim):
+    """So many along a dimension, with zeros behind."""
+    padding = [(0, 0)] * values.ndim
+    padding[dim] = (0, size - values.shape[dim])
+    return jnp.pad(values, padding)
+
+
 def whole_rows(block: jax.Array, axis: str | None, *, dim: int) -> jax.Array:
-    """All rows, of every device's block, by an all-gather."""
+    """All rows, of every device's block, by an all-gather, and behind them the none."""
     if axis is None:
         return block
     return jax.lax.all_gather(block, axis, axis=dim % block.ndim, tiled=True)
@@ -144,7 +105,7 @@ def split_to_waves(
         axis: of the mesh, over which latitudes are split; waves are split by order.
 
     Raises:
-        ValueError: if shapes do not fit, or latitudes do not divide.
+        ValueError: if shapes do not fit.
     """
     if axis is None:
         return to_real_harmonics(block, grid)
@@ -184,7 +145,6 @@ def split_from_waves(
             f"waves must be [..., part, l, m / devices] = {expected}; got"
             f" {waves.shape}."
         )
-    rows_here(grid.num_latitudes, axis)
     around = along_degrees(waves, _own_table(synthesis_table(grid, waves.dtype), axis))
     # [..., lat, part, m / devices] -> [..., lat / devices, part, m]
     last = around.ndim - 1
@@ -202,12 +162,10 @@ def own_orders(whole: Any, grid: SphericalGrid, axis: str | None) -> jax.Array:
 
 def _filled(values, grid, axis):
     """Orders `[..., m]` with zeros behind, so that they divide over the devices."""
-    extra = num_orders_here(grid, axis) * num_parts(axis) - values.shape[-1]
-    return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, extra)])
+    return _padded(values, num_orders_here(grid, axis) * num_parts(axis), -1)
 
 
 def _own_table(table, axis):
-    """The orders `[m / devices, l, lat]` of this device."""
-    extra = -len(table) % num_parts(axis)
-    table = jnp.pad(table, [(0, extra), (0, 0), (0, 0)])
-    return own_block(table, axis, dim=0)
+    """The orders `[m / devices, l, lat]` of this device, with rows that are none."""
+    rows = rows_here(table.shape[-1], axis) * num_parts(axis)
+    return own_block(_padded(table, rows, -1), axis, dim=0)

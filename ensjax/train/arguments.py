@@ -49,14 +49,17 @@ def stacks_of(ensemble: Ensemble | Group) -> tuple[Ensemble, ...]:
 def check_fit_mesh(mesh: Mesh, loss: Any = None) -> None:
     """Raises `ValueError` for a mesh on which devices would repeat others' work.
 
-    A loss whose `axis` is "model" splits its own work over it (`train.NoiseCrps`).
+    A loss whose `axis` is "model" splits its own work over it (`train.NoiseCrps`), as
+    one does whose `latitude_axis` is (`train.SphericalCrps`).
     """
     check_mesh(mesh)
-    if mesh.shape["model"] > 1 and getattr(loss, "axis", None) != "model":
+    axes = [getattr(loss, name, None) for name in ("axis", "latitude_axis")]
+    if mesh.shape["model"] > 1 and "model" not in axes:
         raise ValueError(
             f"fit does not split one member: model={mesh.shape['model']} devices would"
             " all compute the same. Use more of member or data; shard_state=True splits"
-            ' the state over data, and NoiseCrps(axis="model") its members over model.'
+            ' the state over data, NoiseCrps(axis="model") its members over model, and'
+            ' SphericalCrps(latitude_axis="model") latitudes.'
         )
 
 

@@ -14,7 +14,7 @@ from ensjax.mapping import MeshProgram, mesh_program
 from ensjax.members import pad_members
 from ensjax.mesh import place
 from ensjax.train.evaluation import EarlyStopping, Evaluate
-from ensjax.train.feeds import ResidentData
+from ensjax.train.feeds import ResidentData, takes_missing_of
 from ensjax.train.health import Health
 from ensjax.train.joint_program import JointSteps
 from ensjax.train.layout import Layout
@@ -180,7 +180,13 @@ class Evaluation:
         Raises:
             ValueError: for arrays that do not fit together.
         """
-        feed = ResidentData.of(data, batch_size=None, mesh=mesh, name="evaluation")
+        feed = ResidentData.of(
+            data,
+            batch_size=None,
+            mesh=mesh,
+            name="evaluation",
+            takes_missing=takes_missing_of(loss, data),
+        )
         evaluate = evaluation_job(
             job,
             mesh,

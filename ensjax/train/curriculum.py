@@ -171,7 +171,7 @@ def train_curriculum(
         ]
         ensemble, logs = train_curriculum(ensemble, windows, stages)
     """
-    _check(stages, data)
+    _check(stages, data, ensemble)
     if steps_per_call is None:
         steps_per_call = min(100, *(stage.steps for stage in stages))
     logs = []
@@ -203,7 +203,7 @@ def stage_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
 
 
-def _check(stages, data):
+def _check(stages, data, ensemble):
     if not stages:
         raise ValueError("a curriculum has at least one stage.")
     for number, stage in enumerate(stages):
@@ -213,6 +213,6 @@ def _check(stages, data):
         if not hasattr(stage.loss, "check"):
             continue
         try:
-            stage.loss.check(given)
+            stage.loss.check(given, ensemble)
         except ValueError as error:
             raise ValueError(f"stage {number}: {error}") from None

@@ -27,15 +27,28 @@ def is_resident(data: Any) -> bool:
     )
 
 
-def check_arrays(name: str, tree: Any) -> int:
+def check_arrays(name: str, tree: Any, *, takes_missing: Any = False) -> int:
     """The common length of arrays `[example, ...]`.
+
+    Args:
+        name: of the tree in messages.
+        tree: the arrays.
+        takes_missing: whether NaN may stand for what is missing, see
+            `takes_missing_of`: one word for all leaves, or a tree that begins as `tree`
+            does.
 
     Raises:
         TypeError: for what is not an array of numbers; names the leaf.
         ValueError: for no array, unequal lengths or values that are not finite.
     """
     counts = {}
-    for path, leaf in jax.tree.leaves_with_path(tree):
+    spread = jax.tree.map(
+        lambda word, part: jax.tree.map(lambda _: word, part), takes_missing, tree
+    )
+    words = jax.tree.leaves(spread)
+    for (path, leaf), may_miss in zip(
+        jax.tree.leaves_with_path(tree), words, strict=True
+    ):
         label = name + jax.tree_util.keystr(path)
         if not np.shape(leaf) or not np.shape(leaf)[0]:
             raise ValueError(
@@ -51,15 +64,36 @@ def check_arrays(name: str, tree: Any) -> int:
                 f"{label} must hold numbers; got dtype {array.dtype}. Number the"
                 " classes, for instance with np.unique(labels, return_inverse=True)."
             )
-        floating = jnp.issubdtype(array.dtype, jnp.floating)
-        if floating and not np.isfinite(np.asarray(array)).all():
-            raise ValueError(f"{label} holds NaN or infinite values.")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            continue
+        values = np.asarray(array)
+        if may_miss and np.isinf(values).any():
+            raise ValueError(f"{label} holds infinite values.")
+        if not may_miss and not np.isfinite(values).all():
+            raise ValueError(
+                f"{label} holds NaN or infinite values, which this loss cannot leave"
+                " out. (NoiseCrps leaves out targets that are NaN, RolloutLoss and"
+                " VariationalLoss states; so does a loss with takes_missing = True.)"
+            )
     if not counts:
         raise ValueError(f"{name} holds no array.")
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{k}: {v}" for k, v in counts.items())
         raise ValueError(f"{name} needs the same number of examples in all; {listed}.")
     return next(iter(counts.values()))
+
+
+def takes_missing_of(loss: Any, data: Any) -> Any:
+    """Where a loss leaves NaN out itself: its attribute `takes_missing`.
+
+    True or False for all of the data, or for each of its parts in a tuple of them, such
+    as `(False, True)` for pairs of inputs and targets.
+    """
+    words = getattr(loss, "takes_missing", False)
+    fits = isinstance(words, tuple) and isinstance(data, (tuple, list))
+    if isinstance(words, tuple) and not (fits and len(data) == len(words)):
+        return False
+    return type(data)(words) if fits else words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +112,21 @@ class ResidentData:
     kind = "shared"
 
     @classmethod
-    def of(cls, data, *, batch_size: int | None, mesh: Mesh, name: str = "data"):
+    def of(
+        cls,
+        data,
+        *,
+        batch_size: int | None,
+        mesh: Mesh,
+        name: str = "data",
+        takes_missing: Any = False,
+    ):
         """Checks arrays and puts them on the devices.
 
         Raises:
             TypeError, ValueError: as `check_arrays`, or a batch does not fit.
         """
-        num_examples = check_arrays(name, data)
+        num_examples = check_arrays(name, data, takes_missing=takes_missing)
         batch_size = (
             num_examples if batch_size is None else integer("batch_size", batch_size)
         )

@@ -10,12 +10,13 @@ Source: Lang et al. 2024, arXiv:2412.15832 (AIFS-CRPS), section 2.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ensjax.ops.device_sums import shared_by
 from ensjax.train.kernel_crps import FORMS, crps_of_weight, fair_weight
 from ensjax.train.losses import example_keys, weighted_mean
 
@@ -79,6 +80,8 @@ class NoiseCrps:
     form: str = "auto"
     axis: str | None = None
     centred: bool = False
+    # Of (condition, target): see `feeds.takes_missing_of`.
+    takes_missing: ClassVar[tuple[bool, bool]] = (False, True)
 
     def __post_init__(self):
         fair_weight(self.estimator, self.alpha, self.num_members)
@@ -108,7 +111,8 @@ class NoiseCrps:
         if self.axis is None:
             return model
         graph, params, rest = nnx.split(model, nnx.Param, ...)
-        return nnx.merge(graph, _summed_back(self.axis, params), rest)
+        # Each device goes back through its own members only.
+        return nnx.merge(graph, shared_by(params, self.axis), rest)
 
     def of_one(
         self, model: Any, key: jax.Array, target: jax.Array, condition: Any
@@ -168,32 +172,12 @@ class NoiseCrps:
             return model(noise, condition)
 
         own = jax.vmap(of_member)(ids)
-        return own if self.axis is None else _gathered(self.axis, own)
+        return own if self.axis is None else all_parts(self.axis, own)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed_back(axis, tree):
-    """`tree`, the same on all devices of an axis, whose cotangents are summed over it.
-
-    Each device goes back through its own members only.
-    """
-    return tree
-
-
-def _summed_back_fwd(axis, tree):
-    return tree, None
-
-
-def _summed_back_bwd(axis, _, cotangents):
-    return (jax.lax.psum(cotangents, axis),)
-
-
-_summed_back.defvjp(_summed_back_fwd, _summed_back_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gathered(axis, own):
-    """The members of all devices, `[member, ...]`, of each one's own.
+def all_parts(axis, own):
+    """The members (or rows) of all devices, `[member, ...]`, of each one's own.
 
     Every device holds the derivative of the whole score with respect to every member,
     and goes back through its own. (Gathering others' members without a derivative would
@@ -202,15 +186,15 @@ def _gathered(axis, own):
     return jax.lax.all_gather(own, axis, axis=0, tiled=True)
 
 
-def _gathered_fwd(axis, own):
-    return _gathered(axis, own), None
+def _all_parts_fwd(axis, own):
+    return all_parts(axis, own), None
 
 
-def _gathered_bwd(axis, _, cotangents):
+def _all_parts_bwd(axis, _, cotangents):
     size = jax.lax.axis_size(axis)
     local = cotangents.shape[0] // size
     first = jax.lax.axis_index(axis) * local
     return (jax.lax.dynamic_slice_in_dim(cotangents, first, local, axis=0),)
 
 
-_gathered.defvjp(_gathered_fwd, _gathered_bwd)
+all_parts.defvjp(_all_parts_fwd, _all_parts_bwd)

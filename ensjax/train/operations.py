@@ -3,7 +3,8 @@
 Functions have names, and what they hold (a closure, a global, the activation of a
 module) does not show in them. It does in the operations that they are traced to: two
 functions of the same operations on the same numbers are the same. One member is traced
-alone on one device, so that blocks, the mesh and the number of members have no say.
+alone on one device, so that blocks, the mesh and the number of members have no say; nor
+has the form of a convolution, which is traced as what all forms compute.
 """
 
 import dataclasses
@@ -21,11 +22,14 @@ import optax
 from jax.sharding import Mesh
 
 from ensjax.mesh import platform, tracing_for
+from ensjax.ops.conv import tracing_what_forms_compute
 from ensjax.train import identity
 from ensjax.train.member import Member
 from ensjax.train.objectives import Joint
 
 _AXES = [(name, 1) for name in ("member", "data", "model")]
+# How a checksum is made; another number where the same functions get other ones.
+_KIND = 2
 
 
 def operations_of(
@@ -55,7 +59,7 @@ def operations_of(
         `{"made_with": versions and platform, "stacks": [{part: checksum}]}`; compare
         them with `other_operations`.
     """
-    with tracing_for(platform(mesh)):
+    with tracing_for(platform(mesh)), tracing_what_forms_compute():
         stacks = [
             dict(
                 _parts(
@@ -77,7 +81,7 @@ def other_operations(stored: Any, ours: dict[str, Any]) -> list[str] | None:
     """The parts in which two runs differ; None if that cannot be told.
 
     Another version of JAX writes the same computation in other operations, so does
-    another platform; and older checkpoints hold no checksums.
+    another platform; and older checkpoints hold no checksums, or of another kind.
     """
     if stored is None or stored["made_with"] != ours["made_with"]:
         return None
@@ -92,6 +96,7 @@ def other_operations(stored: Any, ours: dict[str, Any]) -> list[str] | None:
 def _versions(mesh):
     found = {"jax": jax.__version__, "flax": flax.__version__}
     found |= {"optax": optax.__version__, "platform": platform(mesh)}
+    found["checksums"] = _KIND
     return found
 
 

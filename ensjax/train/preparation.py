@@ -15,7 +15,7 @@ from ensjax.mesh import fetch
 from ensjax.train import arguments, identity
 from ensjax.train.assembly import Evaluation, Stacks, build_programs
 from ensjax.train.evaluation import EarlyStopping
-from ensjax.train.feeds import ResidentData, is_resident
+from ensjax.train.feeds import ResidentData, is_resident, takes_missing_of
 from ensjax.train.health import Health
 from ensjax.train.objectives import Joint
 from ensjax.train.operations import operations_of
@@ -91,7 +91,12 @@ def prepare_run(
         save_every_steps=save_every_steps if saves else 0,
     )
     if is_resident(data):
-        feed = ResidentData.of(data, batch_size=batch_size, mesh=mesh)
+        feed = ResidentData.of(
+            data,
+            batch_size=batch_size,
+            mesh=mesh,
+            takes_missing=takes_missing_of(loss, data),
+        )
     else:
         sampling = "stream"
         feed = StreamedData.of(
@@ -99,6 +104,7 @@ def prepare_run(
             mesh=mesh,
             max_steps=schedule.steps_per_call,
             saves=saves,
+            loss=loss,
         )
     if isinstance(loss, Joint):
         arguments.check_joint(

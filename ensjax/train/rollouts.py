@@ -1,10 +1,11 @@
 """Losses of forecasts over several steps of one emulator, for `fit`.
 
 An emulator is a model of one member, `model(noise, state) -> next state`, with states
-`[*space, channel]`; the noise is None for a deterministic one. `RolloutLoss` unrolls it
-from the first state of a window and scores every step against the window's next states;
-what a score is, `NoiseCrps` (members of the noise) or `PointError` (one forecast) says.
-The gradient goes back through all steps.
+`[*space, channel]`; the noise is None for a deterministic one. One with a true
+`flags_first_step` is also told `is_first`, a boolean, of each step. `RolloutLoss`
+unrolls it from the first state of a window and scores every step against the window's
+next states; what a score is, `NoiseCrps` (members of the noise) or `PointError` (one
+forecast) says. The gradient goes back through all steps.
 
 Source: Lang et al. 2024, arXiv:2412.15832 (AIFS-CRPS), section 2; Bonev et al. 2025,
 arXiv:2507.12144 (FourCastNet 3).
@@ -12,7 +13,7 @@ arXiv:2507.12144 (FourCastNet 3).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,7 @@ class RolloutLoss:
     fill: float = 0.0
     fair_hyper: str | None = None
     task_hyper: str | None = None
+    takes_missing: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.num_steps < 1:
@@ -139,8 +141,8 @@ class RolloutLoss:
 
     @property
     def axis(self) -> str | None:
-        """The mesh axis over which members of the noise are split, if any."""
-        return self.score.axis
+        """The mesh axis over which members or latitudes are split, if any."""
+        return getattr(self.score, "latitude_axis", None) or self.score.axis
 
     def __call__(self, model, windows, key, weight=None, *, hyper=None):
         """The mean loss of the batch; `weight` `[batch]` weighs its cases."""
@@ -169,20 +171,24 @@ class RolloutLoss:
         The noise has leaves `[step, ...]`, or is None; `start` may hold NaN.
         """
         fill = self.fill
+        told = {}
+        if getattr(model, "flags_first_step", False):
+            told["is_first"] = jnp.arange(self.num_steps) == 0
 
         def unrolled(noise, start):
             is_missing = jnp.isnan(start)
 
-            def advance(state, noise):
-                state = model(noise, jnp.where(is_missing, fill, state))
+            def advance(state, of_step):
+                noise, told = of_step
+                state = model(noise, jnp.where(is_missing, fill, state), **told)
                 return state, state
 
             if self.num_steps == 1:
-                now = jax.tree.map(lambda x: x[0], noise)
+                now = jax.tree.map(lambda x: x[0], (noise, told))
                 return advance(start, now)[0][None]
             # Nothing is merged across the iterations of a loop.
             step = jax.checkpoint(advance, prevent_cse=False) if self.remat else advance
-            return jax.lax.scan(step, start, noise, length=self.num_steps)[1]
+            return jax.lax.scan(step, start, (noise, told), length=self.num_steps)[1]
 
         return unrolled
 
@@ -209,8 +215,9 @@ class RolloutLoss:
         totals = jnp.sum(jnp.where(jnp.isnan(target), 0.0, weights), axis=others)
         return jnp.sum(values * weights, axis=others), totals
 
-    def check(self, windows: Any) -> None:
+    def check(self, windows: Any, ensemble: Any = None) -> None:
         """Raises `ValueError` for windows that the loss cannot be trained on."""
+        del ensemble
         has_tasks = self.task_hyper is not None
         if not hasattr(windows, "shape") or len(windows.shape) < 3 + has_tasks:
             axes = "[batch, task, time" if has_tasks else "[batch, time"

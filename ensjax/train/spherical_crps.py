@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ensjax.ops.device_sums import sum_over
 from ensjax.ops.sphere import SphericalGrid, order_weights
-from ensjax.ops.sphere_split import own_block, own_orders, split_to_waves, sum_over
+from ensjax.ops.sphere_split import own_block, own_orders, split_to_waves
 from ensjax.train.kernel_crps import crps_of_weight, fair_weight
-from ensjax.train.noise_members import NoiseCrps
+from ensjax.train.noise_members import NoiseCrps, all_parts
 
 
 def area_crps(
@@ -112,18 +113,33 @@ class SphericalCrps(NoiseCrps):
         channel_weights: u, one for each channel, such as those of the variables times
             their deviation over that of their change in a step (`change_weights`);
             None: all 1.
+        latitude_axis: "model": the latitudes of a case are split over that axis of the
+            mesh, and the model is one of its rows (`SphericalForecaster(axis="model")`,
+            `condition` a state or a pytree of fields `[..., lat, lon, channel]`). Noise
+            is drawn whole on every device. None: a device has all latitudes.
 
     Raises:
-        ValueError: as `NoiseCrps`, without a grid, or for a negative weight; on the
-            call, if the target is not on the grid.
+        ValueError: as `NoiseCrps`, without a grid, for a negative weight, or if both
+            members and latitudes are to be split; on the call, if the target is not on
+            the grid.
     """
 
     grid: SphericalGrid | None = None
     spectral_weight: Any = 0.1
     channel_weights: tuple[float, ...] | None = None
+    latitude_axis: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        if self.latitude_axis not in (None, "model"):
+            raise ValueError(
+                f'latitude_axis must be None or "model"; got {self.latitude_axis!r}.'
+            )
+        if self.latitude_axis is not None and self.axis is not None:
+            raise ValueError(
+                'either members (axis="model") or latitudes (latitude_axis="model")'
+                " are split over the mesh; got both."
+            )
         if not isinstance(self.grid, SphericalGrid):
             raise ValueError(f"grid must be a SphericalGrid; got {self.grid!r}.")
         weights = self.channel_weights or ()
@@ -149,19 +165,32 @@ class SphericalCrps(NoiseCrps):
                 f"targets must be [..., lat, lon, channel] on {self.grid.shape}; got"
                 f" {target.shape}."
             )
-        members = self.members(model, key, target.shape, condition)
+        latitudes = self.latitude_axis
         is_there = ~jnp.isnan(target)
         # Before and after: a NaN that is only masked afterwards has a NaN derivative.
-        target = jnp.where(is_there, target, 0.0)
+        whole = jnp.where(is_there, target, 0.0)
+        target = own_block(whole, latitudes, dim=-3)
+        members = self.members(model, key, whole.shape, condition)
         if fair is None:
             fair = fair_weight(self.estimator, self.alpha, self.num_members)
         values = crps_of_weight(members, target, fair, form=self.form)
+        if latitudes is not None:
+            values = jnp.moveaxis(values, -3, 0)
+            values = jnp.moveaxis(all_parts(latitudes, values), 0, -3)
+            values = values[..., : self.grid.num_latitudes, :, :]
         size = self.grid.num_latitudes * self.grid.num_longitudes
         areas = jnp.asarray(_areas(self.grid) * size)
-        values = values * areas.reshape((1,) * (values.ndim - 3) + (-1, 1, 1))
+        areas = areas.reshape((1,) * (values.ndim - 3) + (-1, 1, 1))
+        # The mean over the places that there are is the mean over their area.
+        there = jnp.sum(jnp.where(is_there, areas, 0.0), axis=(-3, -2), keepdims=True)
+        number = jnp.sum(is_there, axis=(-3, -2), keepdims=True)
+        share = jnp.where(there > 0, number / jnp.maximum(there, 1e-6), 0.0)
+        values = values * areas * jnp.where(number == size, 1.0, share)
         if not (_is_number(self.spectral_weight) and self.spectral_weight == 0):
             fields, own = (jnp.moveaxis(x, -1, -3) for x in (members, target))
-            spectral = wave_crps(fields, own, self.grid, fair=fair, form=self.form)
+            spectral = wave_crps(
+                fields, own, self.grid, fair=fair, form=self.form, axis=latitudes
+            )
             is_whole = is_there.all(axis=(-3, -2))
             spectral = self.spectral_weight * jnp.where(is_whole, spectral, 0.0)
             values = values + spectral[..., None, None, :]
@@ -169,3 +198,27 @@ class SphericalCrps(NoiseCrps):
             weights = jnp.asarray(self.channel_weights, jnp.float32)
             values = values * weights.reshape((1,) * (values.ndim - 1) + (-1,))
         return jnp.where(is_there, values, 0.0)
+
+    def prepare(self, model: Any) -> Any:
+        """As `NoiseCrps.prepare`, also where latitudes are split."""
+        if self.latitude_axis is None:
+            return super().prepare(model)
+        return dataclasses.replace(
+            self, axis=self.latitude_axis, latitude_axis=None
+        ).prepare(model)
+
+    def members(
+        self, model: Any, key: jax.Array, shape: tuple[int, ...], condition: Any
+    ) -> jax.Array:
+        """As `NoiseCrps.members`; this device's rows of them where they are split."""
+        axis = self.latitude_axis
+        if axis is None:
+            return super().members(model, key, shape, condition)
+
+        def own(fields):
+            return jax.tree.map(lambda x: own_block(x, axis, dim=-3), fields)
+
+        def of_rows(noise, condition):
+            return model(own(noise), condition)
+
+        return super().members(of_rows, key, shape, own(condition))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ensjax.data.prefetch import prefetch_chunks, stack_steps
 from ensjax.data.streams import as_batches
-from ensjax.train.feeds import canonical, check_arrays
+from ensjax.train.feeds import canonical, check_arrays, takes_missing_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,15 @@ class StreamedData:
     kind = "batch"
 
     @classmethod
-    def of(cls, data: Any, *, mesh: Mesh, max_steps: int, saves: bool):
+    def of(
+        cls,
+        data: Any,
+        *,
+        mesh: Mesh,
+        max_steps: int,
+        saves: bool,
+        loss: Any = None,
+    ):
         """Wraps an iterable and reads its first batch to know the shapes.
 
         Args:
@@ -45,6 +53,7 @@ class StreamedData:
             mesh: where chunks go.
             max_steps: batches of a full chunk.
             saves: whether there will be checkpoints, which need a position.
+            loss: which may leave out what is missing (`takes_missing_of`).
 
         Raises:
             TypeError: if `data` cannot be iterated, or a position is no JSON.
@@ -59,7 +68,10 @@ class StreamedData:
         batches = _Peekable(
             as_batches(data, num_epochs=None if restarts else 1), type(data).__name__
         )
-        local = check_arrays("data (its first batch)", batches.peek())
+        first = batches.peek()
+        local = check_arrays(
+            "data (its first batch)", first, takes_missing=takes_missing_of(loss, first)
+        )
         shards = mesh.shape["data"]
         batch_size = local * _processes_over_data(mesh)
         if batch_size % shards:

@@ -6,6 +6,8 @@ resampled are the sums of each date: ratios and roots are taken of the resampled
 never averaged over dates.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,7 +54,20 @@ def draw_blocks(
             f"block_length must be from 1 to the {num_dates} dates and num_resamples"
             f" 1 or more; got {block_length} and {num_resamples}."
         )
+    return _counts(
+        key,
+        num_dates=num_dates,
+        block_length=block_length,
+        num_resamples=num_resamples,
+        scheme=scheme,
+    )
 
+
+# A loop of a new function compiles anew at every call; here one program is for all.
+@functools.partial(
+    jax.jit, static_argnames=("num_dates", "block_length", "num_resamples", "scheme")
+)
+def _counts(key, *, num_dates, block_length, num_resamples, scheme):
     def one(number):
         drawn = jax.random.fold_in(key, number)
         draw = _moving if scheme == "moving" else _stationary
@@ -107,9 +122,8 @@ def bootstrap_score(
     """
     return _bootstrap(
         key,
-        (metric,),
         (sums,),
-        lambda score: score if then is None else then(score),
+        _Score((metric,), then),
         dict(block_length=block_length, num_resamples=num_resamples, scheme=scheme),
         confidence,
     )
@@ -164,24 +178,64 @@ def bootstrap_comparison(
             f" {first.total['weight'].shape} and {second.total['weight'].shape}."
         )
 
-    def compare(one, other):
-        if then is not None:
-            one, other = then(one), then(other)
-        difference = jax.tree.map(jnp.subtract, one, other)
-        skill = jax.tree.map(lambda a, b: 1 - a / b, one, other)
-        return Comparison(one, other, difference, skill)
-
     return _bootstrap(
         key,
-        (metric, metric),
         (first, second),
-        compare,
+        _Compared((metric, metric), then),
         dict(block_length=block_length, num_resamples=num_resamples, scheme=scheme),
         confidence,
     )
 
 
-def _bootstrap(key, metrics, sums, function, settings, confidence):
+@dataclasses.dataclass(frozen=True)
+class _Score:
+    """What is made of the score of one system; equal where its functions are."""
+
+    metrics: tuple[Metric, ...]
+    then: Callable[[Any], Any] | None
+
+    def __call__(self, score):
+        return score if self.then is None else self.then(score)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """What is made of the scores of two systems."""
+
+    metrics: tuple[Metric, ...]
+    then: Callable[[Any], Any] | None
+
+    def __call__(self, one, other):
+        if self.then is not None:
+            one, other = self.then(one), self.then(other)
+        difference = jax.tree.map(jnp.subtract, one, other)
+        skill = jax.tree.map(lambda a, b: 1 - a / b, one, other)
+        return Comparison(one, other, difference, skill)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Alone:
+    """A function that cannot be compared by value: a program of its own."""
+
+    of: _Score | _Compared
+
+    @property
+    def metrics(self):
+        return self.of.metrics
+
+    def __call__(self, *scores):
+        return self.of(*scores)
+
+
+def _comparable(function):
+    try:
+        hash(function)
+    except TypeError:
+        return _Alone(function)
+    return function
+
+
+def _bootstrap(key, sums, function, settings, confidence):
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1); got {confidence}.")
     weight = sums[0].total["weight"]
@@ -192,7 +246,13 @@ def _bootstrap(key, metrics, sums, function, settings, confidence):
         )
     counts = draw_blocks(key, weight.shape[0], **settings)
     totals = [jax.tree.map(jnp.add, s.total, s.lost) for s in sums]
+    tail = (1 - confidence) / 2
+    ends = jnp.asarray([tail, 1 - tail])
+    return _intervals(counts, totals, ends, function=_comparable(function))
 
+
+@functools.partial(jax.jit, static_argnames="function")
+def _intervals(counts, totals, ends, *, function):
     def score(count):
         """The function of the scores where each date counts so often."""
 
@@ -203,14 +263,12 @@ def _bootstrap(key, metrics, sums, function, settings, confidence):
         zeros = [jax.tree.map(jnp.zeros_like, total) for total in of]
         scores = [
             metric.finish(Sums(total, lost))
-            for metric, total, lost in zip(metrics, of, zeros, strict=True)
+            for metric, total, lost in zip(function.metrics, of, zeros, strict=True)
         ]
         return function(*scores)
 
-    estimate = score(jnp.ones(weight.shape[0], jnp.float32))
+    estimate = score(jnp.ones(counts.shape[1], jnp.float32))
     draws = jax.lax.map(score, counts, batch_size=32)
-    tail = (1 - confidence) / 2
-    ends = jnp.asarray([tail, 1 - tail])
 
     def interval(value, drawn):
         low, high = jnp.nanquantile(drawn.astype(jnp.float32), ends, axis=0)

@@ -51,7 +51,7 @@ def test_hemispheric_norms_are_linear_in_between():
 def test_a_quarter_degree_grid_has_280_rows_in_each_hemisphere():
     latitudes = np.linspace(90, -90, 721)
     x = np.zeros((721, 1, 1), np.float32)
-    x[:280] = 1
+    x[:280], x[441:] = 1, 1e-6
     norm = HemisphericNorm(tuple(latitudes.tolist()))(jnp.asarray(x))
     np.testing.assert_allclose(norm[:280], 1, rtol=1e-6)
     assert float(norm[280, 0, 0]) == 1, "20 N itself is at the end of the tropics"
@@ -192,6 +192,32 @@ def test_the_amplitude_is_a_share_of_the_error():
     np.testing.assert_allclose(bred_amplitude(errors), expected, rtol=1e-5)
     with pytest.raises(ValueError, match="must be .case"):
         bred_amplitude(errors[:0])
+
+
+def test_the_amplitude_on_a_globe_is_of_the_whole_globe():
+    """Rows count by their area, the tropics too."""
+    errors = np.ones((3, len(LATITUDES), 4, 1), np.float32)
+    is_tropical = np.abs(LATITUDES) <= 20
+    errors[:, is_tropical] = 0
+    area = np.cos(np.radians(LATITUDES))
+    expected = np.sqrt(area[~is_tropical].sum() / area.sum())
+    found = bred_amplitude(errors, norm=HemisphericNorm(LATITUDES), share=1.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_hemisphere_without_anything_does_not_raise_the_tropics():
+    field = np.zeros((len(LATITUDES), 4, 1), np.float32)
+    field[np.asarray(LATITUDES) > -20] = 1.0
+    scaled = rescale(jnp.asarray(field), jnp.array([0.5]), HemisphericNorm(LATITUDES))
+    np.testing.assert_allclose(scaled[field == 1], 0.5, rtol=1e-5)
+
+
+def test_one_channel_of_noise_may_perturb_all():
+    noise = RandomPerturbation(
+        jnp.array([1.0, 2.0]), noise=lambda key, shape: jnp.ones((*shape[:-1], 1))
+    )
+    found = noise(None, jax.random.key(0), Start(field(1)))
+    np.testing.assert_allclose(found, np.broadcast_to([1.0, 2.0], found.shape))
 
 
 def test_lagged_members_are_valid_at_the_same_time():

@@ -334,3 +334,21 @@ def test_what_does_not_fit_is_said_before_anything_runs(call, words):
 def test_leads_are_integers():
     with pytest.raises(TypeError, match="integers"):
         checked_leads([0.5])
+
+
+def test_ids_that_are_no_integers_of_32_bits_are_refused():
+    """Two starts would become one."""
+    with pytest.raises(ValueError, match="start ids must lie from .* 5 to 4294967301"):
+        product_ids(1, 1, [2**32 + 5, 5])
+    with pytest.raises(TypeError, match="checkpoint ids must be integers"):
+        product_ids([1.7, 2.2], 1, 1)
+    members = MemberId(0, 0, 1, np.array([2**40]))
+    options = dict(models=MODELS, starts=starts(), lead_steps=(1,), block=1)
+    with pytest.raises(ValueError, match="start ids must lie"):
+        run_product(forecast(), members, **options)
+
+
+def test_leads_of_one_member_are_checked():
+    model = jax.tree.map(lambda x: x[0], MODELS)
+    with pytest.raises(ValueError, match="must rise"):
+        ROLLOUT(model, jax.random.key(0), starts().state[0], [5, 3])

@@ -20,7 +20,7 @@ from ensjax.emulate.variational_training import (
     emulators_of,
 )
 from ensjax.nn import GridNet
-from ensjax.train import kernel_crps
+from ensjax.train import Stage, kernel_crps, train_curriculum
 
 SITES, STATES = 5, 2
 
@@ -412,6 +412,36 @@ def test_truths_that_are_missing_have_no_weight_and_no_gradient(pair, value):
     _, metrics, slopes = value(dataclasses.replace(LOSS, kl_weight=0.0), pair, nothing)
     assert float(metrics["score_1"]) == 0
     assert not any(np.any(x) for x in jax.tree.leaves(slopes))
+
+
+def test_states_that_are_missing_are_filled_and_not_trained(pair, value):
+    """A start that is NaN at one place, now or earlier: the others train as ever."""
+    whole = windows(4, time=3)
+    broken = whole.copy()
+    broken[:, 0, 2], broken[:, 1, 3] = np.nan, np.nan
+    total, metrics, slopes = value(LOSS, pair, broken)
+    assert np.isfinite(total) and all(np.isfinite(x) for x in metrics.values())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+    # What the truth says where the start is missing is not looked at.
+    other = broken.copy()
+    other[:, 2:, [2, 3]] = 100.0
+    assert value(LOSS, pair, other)[0] == pytest.approx(float(total))
+    filled = np.nan_to_num(broken)
+    filled[:, :2, [2, 3]] = 0.0
+    filled[:, 2:, [2, 3]] = np.nan
+    assert value(LOSS, pair, filled)[0] == pytest.approx(float(total), rel=1e-5)
+
+
+def test_windows_are_checked_before_any_stage_is_trained(pair):
+    ensemble = Ensemble.init(make_pair, num_members=1)
+    LOSS.check(windows(), ensemble)
+    longer = dataclasses.replace(LOSS, num_steps=3)
+    longer.check(windows())  # as far as it can know
+    with pytest.raises(ValueError, match="2 states and 3 truths"):
+        longer.check(windows(), ensemble)
+    stages = [Stage(1, 1e-3, LOSS), Stage(1, 1e-3, longer)]
+    with pytest.raises(ValueError, match="stage 1: windows must be"):
+        train_curriculum(ensemble, windows(), stages)
 
 
 def test_of_longer_windows_a_case_begins_at_a_time_drawn_anew(pair, value):

@@ -265,12 +265,14 @@ def test_members_may_come_from_runs_that_were_run_and_shown_in_another_way():
         "num_seeds": 2,
         "block": 4,
         "training": {"block": 1, "save_every_steps": 10, "rate": 0.1},
+        "model": {"conv_form": "auto"},
         "num_bins": 10,
     }
     ours = theirs | {
         "num_seeds": 5,
         "block": "auto",
         "training": {"block": 2, "save_every_steps": 20, "rate": 0.1},
+        "model": {"conv_form": "patches"},
         "num_bins": 15,
     }
     assert configs.other_training(theirs, ours) is None

@@ -17,6 +17,8 @@ from ensjax.experiment.plan_fields import batch_size_of, find_fields
 from ensjax.experiment.plan_options import parse_memory, parse_mesh
 from ensjax.experiment.plan_tables import show_bytes, show_seconds
 from ensjax.planning import MappedJob, Plan, Settings
+from ensjax.planning.plan import _arrays, _member_sizes, describe
+from ensjax.planning.step_cost import members_of_a_block
 
 ROOT = Path(__file__).parents[2]
 TOY = str(ROOT / "tests/experiment/toy/configs/toy.py")
@@ -154,6 +156,43 @@ def test_what_pins_a_choice_is_what_run_takes(spec):
         if wanted is None and "all" not in fields.words:
             wanted = rows
         assert found.options.get("block", "auto") == wanted
+
+
+# Parameters of a network, and bytes of one batch: float32 windows of the first stage.
+PUBLISHED = {
+    "crps_forecast": (229_137_676, 16 * 2 * 180 * 224 * 100 * 4),
+    "fuxi_ens": (2_121_000_000, 3 * 720 * 1440 * 78 * 4),
+    "spherical_noise": (709_930_667, 16 * 2 * 721 * 1440 * 72 * 4),
+    "fourcastnet3": (709_930_667, 16 * 2 * 721 * 1440 * 72 * 4),
+    "huge_ensembles": (2_227_000_000, 64 * 2 * 721 * 1440 * 74 * 4),
+    "huge_ensembles_7424": (2_227_000_000, 64 * 2 * 721 * 1440 * 74 * 4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_of_emulators_are_traced_with_a_batch_at_a_time(name):
+    """What a device would hold, from the program of all its steps; none is compiled."""
+    mesh = make_mesh(member=1, devices=jax.devices()[:1])
+    source, config = load_config(f"{ROOT}/configs/{name}.py:paper")
+    path = find_experiment(source, config)
+    experiment = planner._load_experiment(config, path, mesh)
+    job = planner._make_job(experiment, config).select([0])
+    described = describe(job, mesh)
+    (size,) = _member_sizes(described)
+    arrays = _arrays(described, job.abstract_ensemble(mesh))
+    parameters, batch = PUBLISHED[name]
+    assert size.parameters == pytest.approx(parameters, rel=1e-3)
+    # Weights and two moments of Adam; counts and keys beside them are small.
+    assert arrays["training state"] == pytest.approx(12 * parameters, rel=2e-3)
+    assert arrays["data"] == batch
+    assert members_of_a_block(described) == 1  # traces it
+
+
+def test_what_trains_nothing_is_refused_in_a_sentence(capsys):
+    assert run(f"{ROOT}/configs/forecast_assessment.py:paper") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "nothing is trained at full size" in error
 
 
 @pytest.mark.slow

@@ -245,8 +245,10 @@ def test_presets_are_valid_and_have_a_job(preset):
     experiment.validate(config)
     job = training.training_job(config, shapes_only=True)
     assert job.data.shape[1] == config.num_seeds
-    assert len(job.member_ids) == 3 * config.num_seeds
+    assert len(job.member_ids) == len(training.stack_of(config)["fair"])
+    assert len(job.member_ids) == (1 if preset == "paper" else 3 * config.num_seeds)
     if preset == "paper":
+        np.testing.assert_allclose(job.hyper["fair"], 0.95)
         with pytest.raises(ConfigError, match="reanalyses are not at hand"):
             training.simulate(config)
 
@@ -256,7 +258,7 @@ def test_the_paper_has_as_many_weights_as_published():
     config = config_of("paper")
     job = training.training_job(config, shapes_only=True)
     mesh = make_mesh(member=1, devices=jax.devices()[:1])
-    params = job.select([0]).abstract_ensemble(mesh).params
+    params = job.abstract_ensemble(mesh).params
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     assert count == pytest.approx(229e6, rel=0.02)
 

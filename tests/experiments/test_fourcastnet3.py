@@ -179,13 +179,13 @@ def test_stages_have_their_own_members_noise_and_batch():
     row = training.stage_row(claims, (300, 3e-3, "fair", 1))
     assert row[4:] == (claims.num_members, claims.centred, claims.batch_size, 0)
     with pytest.raises(ConfigError, match="may go on with"):
-        experiment.validate(config_of("claims", "stages=((300, 3e-3, 'fair'),)"))
+        experiment.validate(config_of("claims", ("stages", "((300, 3e-3, 'fair'),)")))
     with pytest.raises(ConfigError, match="begin with day 1"):
-        experiment.validate(config_of("claims", "test.lead_days=(2, 3)"))
+        experiment.validate(config_of("claims", ("test.lead_days", "(2, 3)")))
     with pytest.raises(ConfigError, match="must divide sampler.steps"):
-        experiment.validate(config_of("claims", "sampler.steps=30"))
+        experiment.validate(config_of("claims", ("sampler.steps", "30")))
     with pytest.raises(ConfigError, match="different numbers"):
-        experiment.validate(config_of("claims", "sampler.num_levels=(6, 6)"))
+        experiment.validate(config_of("claims", ("sampler.num_levels", "(6, 6)")))
 
 
 def test_the_denoiser_learns_the_change_of_a_day_in_its_own_units():

@@ -228,7 +228,9 @@ def test_the_published_sizes_are_planned_and_not_run(name, tmp_path):
     if not hasattr(ensjax.nn, "sfno"):
         pytest.skip("the network on the sphere is not there")
     job = EXPERIMENTS[name].training_job(config, shapes_only=True)
-    ensemble = job.abstract_ensemble(job.mesh(jax.devices()[:1]))
+    assert job.is_stream and job.data.shape == (64, 1, 2, 721, 1440, 74)
+    mesh = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
+    ensemble = job.abstract_ensemble(mesh)
     assert ensemble.num_members == 29
     sizes = sum(x.size for x in jax.tree.leaves(ensemble.params)) / 29
     assert 1.0e9 < sizes < 2.4e9, "a complex number is two real ones"

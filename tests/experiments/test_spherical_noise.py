@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ensjax
 from ensjax.experiment import ConfigError
 from ensjax.experiment.configs import load_config
 from ensjax.experiment.fields import load_beside
@@ -176,9 +177,11 @@ def test_the_full_size_is_planned_and_not_run():
     with pytest.raises(ConfigError, match="ensjax plan"):
         experiment.run(config, None)
     job = training.training_job(config, shapes_only=True)
-    assert job.data.shape == (324_336, 9, 721, 1440, 72)
-    shapes = jax.eval_shape(lambda: job.ensemble().params)
-    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
+    assert job.is_stream and job.data.shape == (16, 2, 721, 1440, 72)
+    assert job.options["augment"] is None and job.options["loss"].axis == "model"
+    mesh = ensjax.make_mesh(member=1, devices=jax.devices()[:1])
+    params = job.abstract_ensemble(mesh).params
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
     assert count == 709_930_667
 
 

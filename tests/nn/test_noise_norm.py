@@ -122,7 +122,7 @@ def test_the_forecaster_steps_from_its_state():
         still(noise, state)
     with pytest.raises(ValueError, match="built for 3 noise channels"):
         model(None, state)
-    with pytest.raises(ValueError, match=r"a state is \[\*space, 2\]"):
+    with pytest.raises(ValueError, match=r"state must be \[\*space, 2\]"):
         model(noise, state[:, :1])
     with pytest.raises(ValueError, match=r"x is \[\*space, 6\]"):
         nn.NoiseConditionedNorm(6, 2, rngs=nnx.Rngs(0))(jnp.ones((5, 6)), noise[:, :2])

@@ -205,6 +205,28 @@ def test_blocks_mesh_and_members_are_no_part_of_what_is_compared(
     assert "operations" not in identities(fit, kit, [0], None)
 
 
+def fit_images(kit, directory, **options):
+    def make_model(rngs):
+        sizes = dict(image_shape=(8, 8, 5), features=(6, 6), num_outputs=3)
+        return nn.CNN(**sizes, **options, rngs=rngs)
+
+    ensemble = ensjax.Ensemble.init(make_model, num_members=1, mesh=kit.mesh(1, 1))
+    data = np.zeros((16, 8, 8, 5), np.float32), np.zeros(16, np.int32)
+    return kit.fit(ensemble, data, **OPTIONS, checkpoint_dir=directory)
+
+
+def test_the_form_of_a_convolution_is_no_part_of_what_is_compared(
+    kit, tmp_path, identities
+):
+    """It changes rounding alone; the precision of a convolution changes more."""
+    first = identities(fit_images, kit, tmp_path)["operations"]
+    for form in ("plain", "patches", "mixed"):
+        other = identities(fit_images, kit, tmp_path, conv_form=form)["operations"]
+        assert other_operations(other, first) == []
+    low = identities(fit_images, kit, tmp_path, dtype=jnp.bfloat16)["operations"]
+    assert other_operations(low, first) == ["loss or model"]
+
+
 def test_what_an_older_version_wrote_is_taken_with_a_word(kit, tmp_path, monkeypatch):
     save = Checkpoints.save
 

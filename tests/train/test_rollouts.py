@@ -340,3 +340,18 @@ def test_what_does_not_fit_is_refused():
     uneven = RolloutLoss(1, SCORE, element_weights=((1.0,), (1.0,)))
     with pytest.raises(ValueError, match="do not broadcast to a state"):
         trained(uneven, mesh())
+
+
+def test_fit_takes_what_the_loss_leaves_out_and_nothing_else():
+    """NaN in windows of a rollout trains; infinities, and NaN of other losses, end."""
+    data = windows()
+    data[:, :, 1] = np.nan
+    assert np.isfinite(weights(trained(LOSS, mesh(), data=data))).all()
+    data[0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="data holds infinite values"):
+        trained(LOSS, mesh(), data=data)
+    pairs = windows()[:, 0], windows()[:, 1]
+    pairs[1][:, 1] = np.nan
+    assert np.isfinite(weights(trained(SCORE, mesh(), data=pairs))).all()
+    with pytest.raises(ValueError, match=r"data\[0\] holds NaN .* this loss cannot"):
+        trained(SCORE, mesh(), data=pairs[::-1])

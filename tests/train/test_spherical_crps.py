@@ -167,7 +167,15 @@ def test_missing_targets_do_not_count_and_leave_gradients_finite():
     whole, found = loss(0.5, target), loss(0.5, holes)
     np.testing.assert_allclose(found[..., 0], whole[..., 0], rtol=1e-6)
     np.testing.assert_array_equal(found[2:4, :, 1], 0)
-    assert (found[:2, :, 1] < whole[:2, :, 1]).all()  # without the spectral term
+    # Without the spectral term, by the share of area that is left.
+    bare = SphericalCrps(4, NOISE, grid=GRID, spectral_weight=0).elements(
+        lambda n, s: 0.5 * s + n, key, target, state
+    )
+    area = GRID.quadrature()
+    share = (6 / 8) / (1 - area[2:4].sum() / 2)
+    expected = share * bare[jnp.array([0, 1, 4, 5, 6, 7]), :, 1]
+    left = found[jnp.array([0, 1, 4, 5, 6, 7]), :, 1]
+    np.testing.assert_allclose(left, expected, rtol=1e-5)
     double = loss(0.5, target, (2.0, 0.0))
     np.testing.assert_allclose(double[..., 0], 2 * whole[..., 0], rtol=1e-6)
     np.testing.assert_array_equal(double[..., 1], 0)
@@ -185,3 +193,25 @@ def test_mistakes_are_told():
     with pytest.raises(ValueError, match=r"on \(8, 16\)"):
         SCORE.elements(shifted, jax.random.key(0), np.zeros((4, 4, 1)), None)
     assert isinstance(SCORE, NoiseCrps) and hash(SCORE) == hash(SCORE)
+
+
+def test_where_rows_are_missing_places_count_by_the_area_that_is_left():
+    """The mean of the elements' scores is the mean over the area with targets."""
+    target = np.random.default_rng(4).normal(size=(*GRID.shape, 1)).astype(np.float32)
+    score = SphericalCrps(4, NOISE, grid=GRID, spectral_weight=0)
+
+    def network(noise, condition):
+        return noise[..., :1]
+
+    def of(target):
+        return score.of_one(network, jax.random.key(0), jnp.asarray(target), None)
+
+    whole = score.elements(network, jax.random.key(0), jnp.asarray(target), None)
+    missing = target.copy()
+    missing[:2] = np.nan
+    area = np.broadcast_to(GRID.quadrature()[:, None, None], target.shape)
+    places = np.asarray(whole) / area  # by area before
+    expected = np.average(places[2:], weights=area[2:]) / np.average(
+        places, weights=area
+    )
+    np.testing.assert_allclose(of(missing) / of(target), expected, rtol=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ensjax import verification as v
+from ensjax.verification import bootstrap
 
 
 @pytest.mark.parametrize("scheme", ["moving", "stationary"])
@@ -150,6 +151,36 @@ def test_intervals_of_what_is_read_off_a_table(systems):
         then=v.roc_area,
     )
     assert area.low[0] < area.estimate[0] < area.high[0] <= 1
+
+
+def test_equal_metrics_are_one_program(systems):
+    good, bad, y = systems
+    metric = v.bias()
+    sums = [metric.over(1).sums(x, y) for x in (good, bad)]
+    options = dict(block_length=3, num_resamples=7)
+
+    def compare(then, seed=0):
+        key = jax.random.key(seed)
+        return v.bootstrap_comparison(key, v.bias(), *sums, then=then, **options)
+
+    compare(jnp.abs)
+    known = bootstrap._intervals._cache_size(), bootstrap._counts._cache_size()
+    first, other = compare(jnp.abs), compare(jnp.abs, seed=1)
+    assert first.difference.low != other.difference.low
+    assert known == (
+        bootstrap._intervals._cache_size(),
+        bootstrap._counts._cache_size(),
+    )
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, score):
+            return jnp.abs(score)
+
+    again = compare(Unhashable())
+    for one, two in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_bad_arguments(systems):

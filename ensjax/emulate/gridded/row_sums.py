@@ -104,7 +104,8 @@ class VerifyJob:
 
         Raises:
             GriddedError: if a file holds an infinity, or a number whose squares float32
-                cannot sum; names file, variable, start and lead.
+                cannot sum, at a place that is scored; names file, variable, start and
+                lead.
         """
         sizes = self.pairs.sizes
         shape = sizes["case"], sizes["lead"], sizes["variable"]
@@ -153,7 +154,7 @@ class VerifyJob:
             of_other = self.other.select(case=cases, lead=leads, channel=channels)
             other = dataclasses.replace(of_other, truth=None).read().values
         climate = None if self.read_climate is None else self.read_climate(part)
-        self._check_range(part, archive, other, climate)
+        archive, other, climate = self._in_range(part, archive, other, climate)
         ids = cases[:, None] * self.pairs.sizes["lead"] + leads[None, :]
         for i, channel in enumerate(channels):
             truth = _rows(archive.truth[:, :, i])
@@ -170,42 +171,60 @@ class VerifyJob:
                 found = self._sums(values, truth, reference, scores, channel)
                 total.add(found, cases, leads, channel)
 
-    def _check_range(self, part, archive, other, climate):
-        """What has no square in float32 would spoil a whole lead: names it."""
-        points = int(np.prod([len(v) for v in part.space.values()], initial=1))
-        limit = float(np.sqrt(np.finfo(np.float32).max / points))
+    def _in_range(self, part, archive, other, climate):
+        """The same, with what has no square in float32 missing where nothing is scored:
+        outside of all regions, or where the truth is missing (all members, for it).
+
+        Elsewhere it would spoil a whole lead, though it weighs nothing: it is named.
+        """
         dims = ("start", "member", "lead", "variable")
         flat = tuple(d for d in dims if d != "member")
-        read = [
-            (part.names[0], dims, archive.values),
-            (part.names[1], flat, archive.truth),
-        ]
-        if other is not None:
-            read.append((self.other.names[0], dims, other))
-        if climate is not None:
-            read.append((self.climate_name, flat, climate))
         labels = dict(start=archive.case, lead=archive.lead, variable=archive.variable)
-        for name, axes, values in read:
-            # The largest but for NaN, which is what is missing.
-            if np.fmax.reduce(np.abs(values), axis=None) <= limit:
-                continue
-            is_large = np.abs(values) > limit
-            if not is_large.any():  # all of it is missing
-                continue
-            at = tuple(np.argwhere(is_large)[0])
-            place = dict(zip(axes, at))
-            where = ", ".join(
-                f"{d} {labels[d][place[d]] if d in labels else place[d]}"
-                for d in axes
-                if d != "variable"
-            )
-            raise GriddedError(
-                f"{name}: variable {labels['variable'][place['variable']]!r} holds"
-                f" {values[at]:g} ({where}), and {int(is_large.sum())} such values in"
-                " this block: no number that can be scored, but an infinity or the"
-                " fill value of a file that does not declare it. Mark it as missing:"
-                " the attribute _FillValue of the variable, or dataset.where(...)."
-            )
+
+        def has_truth(values):
+            known = ~np.isnan(archive.truth)
+            return known if values.ndim == known.ndim else known[:, None]
+
+        def has_member(truth):
+            return ~np.isnan(archive.values).all(axis=1)
+
+        def checked(name, dims, values, is_met=has_truth):
+            return self._scorable(name, dims, values, is_met, labels)
+
+        values = checked(part.names[0], dims, archive.values)
+        truth = checked(part.names[1], flat, archive.truth, has_member)
+        if other is not None:
+            other = checked(self.other.names[0], dims, other)
+        if climate is not None:
+            climate = checked(self.climate_name, flat, climate)
+        return dataclasses.replace(archive, values=values, truth=truth), other, climate
+
+    def _scorable(self, name, dims, values, is_met, labels):
+        """Values `[*dims, *space]`; raises for one to be scored that has no square."""
+        points = int(np.prod([len(v) for v in self.pairs.space.values()], initial=1))
+        limit = float(np.sqrt(np.finfo(np.float32).max / points))
+        # The largest but for NaN, which is what is missing.
+        if np.fmax.reduce(np.abs(values), axis=None) <= limit:
+            return values
+        is_large = np.abs(values) > limit
+        in_regions = np.any(np.asarray(self.weights) > 0, axis=0)
+        is_scored = is_large & in_regions & is_met(values)
+        if not is_scored.any():
+            return np.where(is_large, np.float32(np.nan), values)
+        at = tuple(np.argwhere(is_scored)[0])
+        place = dict(zip(dims, at))
+        where = ", ".join(
+            f"{d} {labels[d][place[d]] if d in labels else place[d]}"
+            for d in dims
+            if d != "variable"
+        )
+        raise GriddedError(
+            f"{name}: variable {labels['variable'][place['variable']]!r} holds"
+            f" {values[at]:g} ({where}), and {int(is_scored.sum())} such values in"
+            " this block: no number that can be scored, but an infinity or the"
+            " fill value of a file that does not declare it. Mark it as missing:"
+            " the attribute _FillValue of the variable, or dataset.where(...)."
+        )
 
     def _sums(self, forecast, truth, reference, scores, channel):
         """Rows split over all devices; some are added that weigh nothing."""

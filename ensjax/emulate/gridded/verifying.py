@@ -121,8 +121,8 @@ def verify(
 
     Raises:
         GriddedError: if files do not fit each other; names them and the dimension. If
-            a file holds an infinity or an undeclared fill value; names the variable.
-            Or if nothing at all could be scored.
+            a file holds an infinity or an undeclared fill value at a place that is
+            scored; names the variable. Or if nothing at all could be scored.
         ValueError: if a number is out of range, before anything is read.
 
     Example:

@@ -422,6 +422,43 @@ def test_infinities_and_undeclared_fill_values_are_named(where, value):
     assert np.isfinite(verify(**files).value.sel(score="rmse")).all()
 
 
+@pytest.mark.parametrize("where", ["forecast", "truth", "compare_to", "climatology"])
+def test_an_infinity_that_a_mask_leaves_out_is_ignored(where):
+    """As if there were no such place; one region that has it is enough to object."""
+    files = dict(
+        forecast=forecast(),
+        truth=truth(),
+        compare_to=forecast(seed=5),
+        climatology=truth().mean("time"),
+    )
+    mask = np.ones((4, 4), bool)
+    mask[3, 0] = mask[0, 2] = False
+    regions = {"masked": mask, "half": mask & (LAT > 0)[:, None]}
+    plain = verify(**files, regions=regions)
+    files[where] = files[where].copy(deep=True)
+    files[where]["w"].values[..., 3, 0] = -np.inf
+    files[where]["w"].values[..., 0, 2] = 9.97e36
+    xr.testing.assert_equal(verify(**files, regions=regions), plain)
+    regions["north"] = {"lat": (0, 90)}
+    with pytest.raises(GriddedError, match=f"{where}: variable 'w' holds -inf"):
+        verify(**files, regions=regions)
+
+
+def test_an_infinity_where_the_other_side_is_missing_is_ignored():
+    """A mask in the truth (land, say), or in every member of the forecast."""
+    masked, ours = truth(), forecast()
+    masked["w"].values[:, 3, 0] = np.nan
+    ours["w"].values[..., 0, 2] = np.nan
+    plain = verify(ours, masked)
+    filled, other = ours.copy(deep=True), masked.copy(deep=True)
+    filled["w"].values[..., 3, 0] = np.inf
+    other["w"].values[:, 0, 2] = 9.97e36
+    xr.testing.assert_equal(verify(filled, other), plain)
+    filled["w"].values[2, 1, 0, 0, 2] = 0.0  # one member is there after all
+    with pytest.raises(GriddedError, match="truth: variable 'w' holds"):
+        verify(filled, other)
+
+
 @pytest.fixture
 def unread(monkeypatch):
     def read(*_, **__):
