@@ -16,7 +16,7 @@ training = load_beside(__file__, "spherical_noise_training")
 LARGE = 5  # the last degree of what is called large scales
 _DRAWS = 500
 _SCRAMBLED_CASES, _SCRAMBLED_MEMBERS = 60, 8
-_SCRAMBLED_KM = 2000.0  # the channel nearest to it is scrambled
+_SCRAMBLED_KM = 2100.0  # the channel nearest to it is scrambled
 _RADIUS_KM = 6370.0
 
 
@@ -245,7 +245,9 @@ def of_runs(config, by_run, weights=None) -> dict[str, np.ndarray]:
     num_runs = by_run["error_by_run"].shape[1]
     weights = np.full((1, num_runs), 1 / num_runs) if weights is None else weights
     mean = {
-        name.removesuffix("_by_run"): np.einsum("dr,sr...->ds...", weights, by_run[name])
+        name.removesuffix("_by_run"): np.einsum(
+            "dr,sr...->ds...", weights, by_run[name]
+        )
         for name in RUN_SCORES
     }
     last, truth = slice(1, config.last_degree + 1), mean["truth_power"]
