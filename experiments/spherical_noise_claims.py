@@ -261,8 +261,8 @@ def add_tables(run_dir, config, done) -> None:
         f" from {config.data.num_test_runs} runs;"
         f" {config.num_seeds} seeds (means and 95 % intervals), which share the runs of"
         " the simulator. In units of the climate's deviation; means by area and over"
-        f" both variables. Distance and power of degrees 1 to {config.last_degree}; power"
-        " is the least and the most of all seeds, variables and degrees.",
+        f" both variables. Distance and power of degrees 1 to {config.last_degree};"
+        " power is the least and the most of all seeds, variables and degrees.",
     )  # fmt: skip
 
 

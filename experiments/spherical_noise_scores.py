@@ -194,8 +194,9 @@ def measure(config, archive, forecasts, longer) -> dict[str, np.ndarray]:
         test, which is what it is made of, `power_by_run` and `long_power_by_run` `[run,
         lead, variable, l]`, `truth_power_by_run` `[run, variable, l]` of all its days,
         and `error_by_run` and `spread_by_run` `[run, lead and step, variable]`, the
-        mean square of the error and what it is of a reliable ensemble; `is_finite`; `ranks` `[lead, member + 1]` and `long_ranks` of the
-        truth, by area, 1 for a reliable ensemble.
+        mean square of the error and what it is of a reliable ensemble; `is_finite`;
+        `ranks` `[lead, member + 1]` and `long_ranks` of the truth, by area, 1 for a
+        reliable ensemble.
     """
     grid, num_runs = training.grid_of(config), len(archive["test"])
     _, truth = training.data.test_starts(config, archive)
