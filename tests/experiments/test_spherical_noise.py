@@ -111,6 +111,48 @@ def test_a_forecast_has_the_noise_that_it_was_trained_with():
         assert np.abs(seen[1, 1] - seen[1, 0]).max() > 0.1
 
 
+def test_a_place_of_another_variance_is_seen():
+    """Standard errors are those of draws, and small enough to see 10 %."""
+    config = config_of("small")
+    noise, grid = training.noise_of(config), training.grid_of(config)
+    fields = scores._draws(noise, 3)[1]
+    squares = (fields**2).mean(axis=2)  # [draw, lat, channel]
+    power = scores.published_power(config.noise.lengths_km, grid.degree)
+    theory = scores.row_errors(power, grid)
+    np.testing.assert_allclose(squares.std(axis=0).T, theory, rtol=0.35)
+    # At the poles a row is one place, of variance 2; a short field has many elsewhere.
+    assert theory[-1, 0] == pytest.approx(np.sqrt(2), rel=0.02)
+    assert theory[0, 16] < 0.25
+    # One degree alone, by hand: r = cos g, whose mean square on the equator is 1 / 2.
+    one = scores.row_errors(np.array([[0.0, 1.0]]), grid)
+    assert one[0, 16] == pytest.approx(1.0, rel=0.01)
+    assert scores._contrast_errors(squares, grid).max() < 4.5
+    sine = np.sin(np.radians(grid.latitudes()))[:, None]
+    uneven = squares * (1 + 0.1 * (3 * sine**2 - 1))
+    assert scores._contrast_errors(uneven, grid).max() > 4.5
+
+
+def test_published_power_by_hand():
+    # L = R sqrt(2 k) has kT = k.
+    length = 6370 * np.sqrt(2 * 0.1)
+    shares = np.array([0, 3 * np.exp(-0.2), 5 * np.exp(-0.6)])
+    found = scores.published_power([length], 2)
+    np.testing.assert_allclose(found, [shares / shares.sum()], rtol=1e-12)
+
+
+def test_pairs_are_those_of_the_loss(monkeypatch):
+    config = config_of("smoke")
+    pair_sum, pair_sd = scores._pairs(config)
+    assert pair_sum == 0 and 0.8 < pair_sd < 1.2
+    loss_of = training.loss_of
+
+    def without_pairs(config, stage):
+        return loss_of(config, (*stage[:5], False))
+
+    monkeypatch.setattr(scores.training, "loss_of", without_pairs)
+    assert scores._pairs(config)[0] > 1
+
+
 def test_variants_are_one_stack_and_differ_in_hyperparameters():
     config = config_of("claims")
     job = training.training_job(config, shapes_only=True)
@@ -129,8 +171,11 @@ def done_of(good, narrow, better="diffusion"):
     for name in training.VARIANTS:
         for key, value in (good if name == better else narrow).items():
             values = np.stack([value] * SEEDS).astype(float)
-            noise = 0.02 * rng.normal(size=SEEDS)
-            emulate[f"{name}_{key}"] = values + noise.reshape(-1, *(1,) * value.ndim)
+            noise = 0.02 * rng.normal(size=SEEDS).reshape(-1, *(1,) * np.ndim(value))
+            is_square = key in scores.RUN_SCORES
+            emulate[f"{name}_{key}"] = (
+                values * (1 + noise) if is_square else (values + noise)
+            )
         emulate[f"{name}_frozen_steps"] = np.full(SEEDS, -1)
         emulate[f"{name}_example"] = np.zeros((2, 6, 32, 64, 2))
     theory = dict(sd=np.ones(4), lag=np.ones(4), lag_expected=np.ones(4))
@@ -144,7 +189,8 @@ def done_of(good, narrow, better="diffusion"):
 
 
 def test_the_claim_and_checks_follow_their_numbers(found):
-    config, (good, narrow, _) = config_of("claims"), found
+    config = config_of("claims", ("data.num_test_runs", "2"))
+    good, narrow, _ = found
     done = done_of(good, narrow)
     claim = verdicts.make_claims(config, done)[0]
     assert claim["verdict"] == "holds" and len(claim["parts"]) == 2
