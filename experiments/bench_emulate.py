@@ -5,9 +5,10 @@
     ensjax bench emulate --part crps --size 50x721x1440
     ensjax bench emulate --part loss --loss-size 4x721x1440
     ensjax bench emulate --part rollout,harmonics
+    ensjax bench emulate --part sphere --sphere-size 1x721x620   # an accelerator
     ensjax bench emulate --compare emulate.json
 
-Six parts (`emulate_ways`), every way in a process of its own; its first call, with
+Seven parts (`emulate_ways`), every way in a process of its own; its first call, with
 compilation, is apart, and ways of a row are compared before they are timed:
 
 - sampling: members per second of one start of Lorenz-96 (40 sites; a network of 3
@@ -29,6 +30,10 @@ compilation, is apart, and ways of a row are compared before they are timed:
   and of 600 steps differ by their arithmetic alone is what one compiled loop is for.
 - harmonics: spherical harmonics of fields and back (`emulate_harmonics`), beside s2fft
   and torch-harmonics. Sizes are fields x latitudes.
+- sphere: steps of members a second of a spherical Fourier neural operator
+  (`emulate_sphere`; 74 channels, 8 spectral blocks, random weights) on one device, as
+  one program and by a loop over steps. Sizes are members x latitudes x width; 721 and
+  620 are the published ones, which want some 30 GB of memory.
 
 Repetitions take turns, and a way that has used its seconds has no more of them; medians
 are compared. All is float32. Progress is said before each way's first call, after each
@@ -71,8 +76,13 @@ SIZED = {
     "loss": ("loss-size", ("4x721x1440", "16x181x360", "64x64x128")),
     "rollout": ("rollout-size", ("512x60", "512x600")),
     "harmonics": ("harmonics-size", ("64x32", "16x128")),
+    "sphere": ("sphere-size", ("1x121x64",)),
 }
-MEANING = {"rollout": "members x steps", "harmonics": "fields x latitudes"}
+MEANING = {
+    "rollout": "members x steps",
+    "harmonics": "fields x latitudes",
+    "sphere": "members x latitudes x width",
+}
 PACKAGES = (
     "scoringrules",
     "xskillscore",
@@ -91,6 +101,7 @@ TOLERANCES = {
     "loss": 1e-4,
     "rollout": 1e-2,
     "harmonics": 1e-3,
+    "sphere": 1e-2,
 }
 # What the rates of a part are over: the first of these in a row.
 REFERENCE = dict.fromkeys(ways.PARTS, ways.OURS) | {"cost": "simulated"}
@@ -182,8 +193,11 @@ def _options(arguments):
     if any(size[0] < 2 for size in options.sizes["loss"]):
         parser.error("--loss-size has at least 2 members")
     for part in MEANING:
-        if any(len(size) != 2 or min(size) < 8 for size in options.sizes[part]):
-            parser.error(f"--{part}-size is {MEANING[part]}, each at least 8")
+        length, least = (3, 1) if part == "sphere" else (2, 8)
+        if any(len(s) != length or min(s) < least for s in options.sizes[part]):
+            parser.error(f"--{part}-size is {MEANING[part]}, each at least {least}")
+    if any(size[1] < 17 for size in options.sizes["sphere"]):
+        parser.error("--sphere-size has at least 17 latitudes")
     if options.levels < 2 or options.repetitions < 1 or options.way_seconds < 0:
         parser.error(
             "--levels is at least 2, --repetitions 1 and --way-seconds not negative"
@@ -363,7 +377,8 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
     table = rich.table.Table(
         title="sampling, simulating and scoring ensembles, float32",
         caption="Rates: members a second (crps, loss, harmonics: million values;"
-        " rollout: steps of members), from the median \\[quartiles] of repetitions."
+        " rollout, sphere: steps of members), from the median \\[quartiles] of"
+        " repetitions."
         " Ratio: our rate over the way's (above 1 ours is faster); of cost, what a"
         " member costs over a simulated one. Networks have random weights. xskillscore"
         " sorts only where numba is installed.",

@@ -16,6 +16,7 @@ from ensjax.experiment.fields import load_beside
 losses = load_beside(__file__, "emulate_losses")
 rollouts = load_beside(__file__, "emulate_rollouts")
 harmonics = load_beside(__file__, "emulate_harmonics")
+sphere = load_beside(__file__, "emulate_sphere")
 
 OURS = "ensjax"
 NUM_COMPARED = 8  # members
@@ -397,6 +398,7 @@ PARTS = {
     "loss": LOSS,
     "rollout": {name: _as_call(way) for name, way in rollouts.WAYS.items()},
     "harmonics": {name: _as_call(way) for name, way in harmonics.WAYS.items()},
+    "sphere": {name: _as_call(way) for name, way in sphere.WAYS.items()},
 }
 # On a CPU these have one device for each core; others have one that uses all cores.
 ON_ALL_DEVICES = (OURS, "emulated", "simulated")

@@ -79,7 +79,11 @@ class WithKnown:
     num_known: int
 
     def __call__(self, key, shape):
-        made = self.noise(key, shape)
+        return self.of_steps(key, shape, 1)[0]
+
+    def of_steps(self, key, shape, num_steps):
+        """`[step, lat, lon, channel]`, as `RolloutLoss` asks for it."""
+        made = self.noise.of_steps(key, shape, num_steps)
         known = jnp.zeros((*made.shape[:-1], self.num_known))
         return jnp.concatenate([made, known], axis=-1)
 

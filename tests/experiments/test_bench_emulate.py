@@ -86,6 +86,7 @@ def test_a_way_that_gives_something_else_is_not_timed():
         (["--loss-size", "1x4"], "--loss-size has at least 2 members"),
         (["--rollout-size", "8"], "--rollout-size is members x steps"),
         (["--harmonics-size", "4x4"], "--harmonics-size is fields x latitudes, each"),
+        (["--sphere-size", "1x9x4"], "--sphere-size has at least 17 latitudes"),
         (["--levels", "1"], "--levels is at least 2"),
         (["--members", "2"], "--members must be at least 8"),
     ],
@@ -236,7 +237,10 @@ def test_the_command_writes_a_report_that_compares_with_itself(tmp_path, capsys)
     assert "0 of" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part, numbers", [("rollout", (9, 8)), ("harmonics", (8, 8))])
+@pytest.mark.parametrize(
+    "part, numbers",
+    [("rollout", (9, 8)), ("harmonics", (8, 8)), ("sphere", (2, 17, 3))],
+)
 def test_ways_of_forecasts_and_of_harmonics_give_the_same(part, numbers):
     found = {}
     for name, way in ways.PARTS[part].items():
@@ -245,7 +249,7 @@ def test_ways_of_forecasts_and_of_harmonics_give_the_same(part, numbers):
         except ImportError as error:
             assert "not installed" in str(error) and name != ways.OURS
             continue
-        made = 9 * 8 if part == "rollout" else 8 * 8 * 15
+        made = {"rollout": 9 * 8, "harmonics": 8 * 8 * 15, "sphere": 2 * 4}[part]
         assert call.made == made
         with jax.numpy_rank_promotion("allow"):  # s2fft relies on it
             found[name] = call.compared(call.run())

@@ -67,6 +67,18 @@ def test_harmonics_up_to_the_truncation_stay_and_no_others():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_latitudes_that_are_split_are_truncated_alike():
+    grid = SphericalGrid(8, 16, truncation=3)
+    state = field((8, 16, 2))
+    mesh = ensjax.make_mesh(member=1, model=2, devices=jax.devices()[:2])
+    rows = jax.P("model")
+    split = jax.shard_map(
+        nn.HarmonicTruncation(grid, "model"), mesh=mesh, in_specs=rows, out_specs=rows
+    )
+    whole = nn.HarmonicTruncation(grid)(state)
+    np.testing.assert_allclose(jax.jit(split)(state), whole, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", MAKE)
 def test_the_change_is_added_to_the_reference(kind):
     """Of the same parameters, since neither option has any of its own."""
