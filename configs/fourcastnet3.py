@@ -12,8 +12,7 @@ is a dry atmosphere (Held-Suarez forcing at T21, package dinosaur, extra `weathe
 which only the temperature of the lowest layer and the surface pressure are seen.
 
 The trunk has two blocks of 16 channels, one global and one local, half of what was
-planned for this level: with four, training and the long forecasts cost twice as much,
-and all seeds of all variants should take minutes.
+planned for this level, so that all seeds of all three variants take minutes.
 
 Two other systems forecast the same starts. One is a diffusion model whose denoiser has
 the same trunk, sampled with ever more levels, on the first day. The other one is the

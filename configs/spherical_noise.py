@@ -9,12 +9,9 @@ inside, learns the daily step of a dry atmosphere (Held-Suarez forcing at T21, p
 dinosaur, extra `weather`) of which only the temperature of the lowest layer and the
 surface pressure are seen, in three ways: with diffusion noise and a loss of places and
 waves, without the waves, and with white noise instead. All seeds share the free runs of
-<<<<<<< HEAD
 the simulator, which are kept in the user's cache; intervals hold the choice of the runs
 that are tested on, too. The trunk has two blocks, one global and one local, where four
-were planned: training would cost twice as much.
-=======
-the simulator, which are kept in the user's cache.
+were planned, so that all seeds of all three take minutes.
 
 `paper` has the published sizes: FourCastNet 3, 72 channels at 0.25 degrees, 16 members
 of each of 16 cases. ERA5 is not at hand and would be 324,336 windows: it is a stream of
@@ -22,7 +19,6 @@ batches, planned, not run. A network is 709,930,667 parameters, 7.9 GiB with Ada
 moments; on the mesh (1, 16, 16) each of 256 devices makes one member of one case, and
 scores all 16. By the plan a peak of 284 GiB a device, of which 268 are temporaries as
 XLA's compiler for CPU lays them out.
->>>>>>> main
 """
 
 import ml_collections

@@ -232,9 +232,9 @@ def add_tables(run_dir, config, done) -> None:
                    "collectives"))
             )
         ],
-        "One step of the small network with its latitudes split over devices, which"
-        " are parts of one CPU where there are not so many; the collectives are read off"
-        " the compiled program.",
+        "One step of the small network with its latitudes split over devices, parts of"
+        " one CPU where there are not so many; the collectives are read off the compiled"
+        " program.",
     )  # fmt: skip
     run_dir.add_table(
         "full_size",
