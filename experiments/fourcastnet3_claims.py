@@ -233,8 +233,8 @@ def add_tables(run_dir, config, done) -> None:
             )
         ],
         "One step of the small network with its latitudes split over devices, parts of"
-        " one CPU where there are not so many; the collectives are read off the compiled"
-        " program.",
+        " one CPU where there are not so many; the collectives are read off the"
+        " compiled program.",
     )  # fmt: skip
     run_dir.add_table(
         "full_size",
