@@ -80,7 +80,7 @@ class SphericalForecaster(nnx.Module):
             tells the network nothing of directions that states hardly have: there its
             layers, which grow in proportion for lack of a norm, are as likely to add to
             a small error as to take from it, and at a share of 1 it then grows for
-            ever. Near the correlation of one step with the next, such errors decay.
+            ever. Less, near the correlation of one step with the next, damps them.
         is_truncated: whether the next state is cut off at the grid's degree. States of
             a spectral simulator have nothing beyond it: training never sees what a
             network does to it, and in a long forecast it may grow without bounds.
