@@ -56,7 +56,10 @@ def make_model(config, rngs, axis=None):
     model = config.model
     if model.name == "fourcastnet3":
         return ensjax.nn.fourcastnet3(
-            dtype=model.dtype, remat=model.remat, axis=axis, rngs=rngs
+            dtype=model.dtype,
+            remat=model.remat,
+            axis=axis or latitude_axis(config),
+            rngs=rngs,
         )
     choose("model.name", model.name, {"small": None, "fourcastnet3": None})
     return SphericalForecaster(
@@ -69,6 +72,12 @@ def make_model(config, rngs, axis=None):
         **model.options.to_dict(),
         rngs=rngs,
     )
+
+
+def latitude_axis(config) -> str | None:
+    """The axis of the mesh over which latitudes of the published size are split."""
+    is_full = config.model.name == "fourcastnet3"
+    return "model" if is_full and config.mesh.model != 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +192,7 @@ def loss_of(config, stage, channel_weights=None) -> Any:
         grid=grid_of(config),
         spectral_weight=config.spectral_weight,
         channel_weights=channel_weights,
-        # On a mesh with several devices along it, members are split.
-        axis="model" if is_full and config.mesh.model != 1 else None,
+        latitude_axis=latitude_axis(config),
     )
     rollout = RolloutLoss(row.rollout_steps, score)
     return rollout if is_full else LossOfVariant(rollout)

@@ -50,7 +50,7 @@ def verify(options: argparse.Namespace) -> int:
         raise ConfigError(f"cannot read or write: {one_line(error)}.") from error
     finally:
         progress.close()
-    _tell(scores)
+    _tell(scores, gridded.notes_of(scores))
     for path in (asked.out, asked.scorecard):
         if path:
             print(path)
@@ -71,7 +71,7 @@ def _write_card(card, path):
     if path.endswith(".png"):
         from ensjax import plot
 
-        plot.save(plot.scorecard(card), path)
+        plot.save(plot.scorecard(card, shows_notes=True), path)
         return
     text = (scorecard_json if path.endswith(".json") else scorecard_markdown)(card)
     pathlib.Path(path).write_text(text, encoding="utf-8")
@@ -119,7 +119,7 @@ def _scores(gridded: Any, asked: VerifyOptions, progress: ReadProgress) -> Any:
     )
 
 
-def _tell(scores: Any) -> None:
+def _tell(scores: Any, notes: list[str]) -> None:
     """A table for each variable and region: scores, over leads."""
     import rich.console
     import rich.table
@@ -130,7 +130,7 @@ def _tell(scores: Any) -> None:
         f"{about['forecast']}: {about['num_cases']} starts, {about['num_members']}"
         f" members, against {about['truth']}"
     )
-    for line in _share_lines(scores):
+    for line in (*_share_lines(scores), *notes):
         print(line)
     leads = _shown(scores.sizes["lead"])
     for region in scores["region"].values:
@@ -205,12 +205,14 @@ def _lead_text(lead):
 
 
 def _cell(row, i):
+    import numpy as np
+
     value, low, high = (float(row[k][i]) for k in ("value", "low", "high"))
     if value != value:
         return ""
     text = f"{value:.4g}"
     if low == low:
         text += f"\n[{low:.3g}, {high:.3g}]"
-    if "skill" in row and float(row["skill"][i]) == float(row["skill"][i]):
+    if "skill" in row and bool(row["comparable"]) and not np.isnan(row["skill"][i]):
         text += f"\n({float(row['skill'][i]):+.1%})"
     return text

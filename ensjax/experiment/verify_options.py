@@ -68,7 +68,8 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare_to",
         "--compare-to",
         metavar="FILE",
-        help="another forecast: differences and skill too",
+        help="another forecast: differences and skill too; of another number of members"
+        " only by fair scores",
     )
     parser.add_argument(
         "--variable",
@@ -115,7 +116,8 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
         "--block_length",
         "--block-length",
         type=int,
-        help="in starts (default: the longest lead over their spacing)",
+        help="in starts (default: the longest lead over their spacing); fewer than 4"
+        " blocks have no interval",
     )
     parser.add_argument(
         "--confidence", type=float, default=0.95, help="of intervals (%(default)s)"

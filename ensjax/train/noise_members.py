@@ -108,11 +108,8 @@ class NoiseCrps:
 
     def prepare(self, model: Any) -> Any:
         """The model that `of_one` is given: its derivative sums over the axis."""
-        if self.axis is None:
-            return model
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
         # Each device goes back through its own members only.
-        return nnx.merge(graph, shared_by(params, self.axis), rest)
+        return shared_model(model, self.axis)
 
     def of_one(
         self, model: Any, key: jax.Array, target: jax.Array, condition: Any
@@ -173,6 +170,22 @@ class NoiseCrps:
 
         own = jax.vmap(of_member)(ids)
         return own if self.axis is None else all_parts(self.axis, own)
+
+
+def shared_model(model: Any, axis: str | None) -> Any:
+    """The model of all devices of an axis, whose parts of the derivative are summed."""
+    if axis is None:
+        return model
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    return nnx.merge(graph, shared_by(params, axis), rest)
+
+
+def all_rows(axis: str | None, values: jax.Array, num_rows: int) -> jax.Array:
+    """`[..., lat, lon, channel]` of all devices' rows of it, as `all_parts` has it."""
+    if axis is None:
+        return values
+    whole = all_parts(axis, jnp.moveaxis(values, -3, 0))[:num_rows]
+    return jnp.moveaxis(whole, 0, -3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

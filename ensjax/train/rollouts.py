@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.sphere_split import own_block
 from ensjax.train.kernel_crps import magnitude
 from ensjax.train.losses import example_keys, weighted_mean
-from ensjax.train.noise_members import NoiseCrps
+from ensjax.train.noise_members import NoiseCrps, all_rows, shared_model
 
 # Of the draw of a window's first time; members of the noise never have such a number.
 _START = 2**32 - 1
@@ -32,26 +33,42 @@ class PointError:
 
     Attributes:
         kind: "squared" or "absolute".
+        latitude_axis: "model": the latitudes of a case `[..., lat, lon, channel]` are
+            split over that axis of the mesh, and the model is one of its rows; as of
+            `SphericalCrps`.
 
     Raises:
-        ValueError: for another kind.
+        ValueError: for another kind or axis.
     """
 
     kind: str = "squared"
-    axis = None
+    latitude_axis: str | None = None
+    axis: ClassVar[None] = None
 
     def __post_init__(self):
         if self.kind not in ("squared", "absolute"):
             raise ValueError(f'kind is "squared" or "absolute"; got {self.kind!r}.')
+        if self.latitude_axis not in (None, "model"):
+            raise ValueError(
+                f'latitude_axis must be None or "model"; got {self.latitude_axis!r}.'
+            )
+
+    def prepare(self, model: Any) -> Any:
+        """As `NoiseCrps.prepare`."""
+        return shared_model(model, self.latitude_axis)
 
     def elements(self, model, key, target, condition) -> jax.Array:
         """The error of every element of one case, 0 where it has no target."""
         del key
+        axis = self.latitude_axis
         is_there = ~jnp.isnan(target)
         # Before and after, as in `NoiseCrps`.
-        error = model(None, condition) - jnp.where(is_there, target, 0.0)
+        whole = jnp.where(is_there, target, 0.0)
+        own, start = (own_block(x, axis, dim=-3) for x in (whole, condition))
+        error = model(None, start) - own
         values = error**2 if self.kind == "squared" else magnitude(error)
-        return jnp.where(is_there, values, 0.0)
+        num_rows = 0 if axis is None else target.shape[-3]
+        return jnp.where(is_there, all_rows(axis, values, num_rows), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

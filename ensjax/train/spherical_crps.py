@@ -20,7 +20,7 @@ from ensjax.ops.device_sums import sum_over
 from ensjax.ops.sphere import SphericalGrid, order_weights
 from ensjax.ops.sphere_split import own_block, own_orders, split_to_waves
 from ensjax.train.kernel_crps import crps_of_weight, fair_weight
-from ensjax.train.noise_members import NoiseCrps, all_parts
+from ensjax.train.noise_members import NoiseCrps, all_rows, shared_model
 
 
 def area_crps(
@@ -174,10 +174,7 @@ class SphericalCrps(NoiseCrps):
         if fair is None:
             fair = fair_weight(self.estimator, self.alpha, self.num_members)
         values = crps_of_weight(members, target, fair, form=self.form)
-        if latitudes is not None:
-            values = jnp.moveaxis(values, -3, 0)
-            values = jnp.moveaxis(all_parts(latitudes, values), 0, -3)
-            values = values[..., : self.grid.num_latitudes, :, :]
+        values = all_rows(latitudes, values, self.grid.num_latitudes)
         size = self.grid.num_latitudes * self.grid.num_longitudes
         areas = jnp.asarray(_areas(self.grid) * size)
         areas = areas.reshape((1,) * (values.ndim - 3) + (-1, 1, 1))
@@ -201,11 +198,7 @@ class SphericalCrps(NoiseCrps):
 
     def prepare(self, model: Any) -> Any:
         """As `NoiseCrps.prepare`, also where latitudes are split."""
-        if self.latitude_axis is None:
-            return super().prepare(model)
-        return dataclasses.replace(
-            self, axis=self.latitude_axis, latitude_axis=None
-        ).prepare(model)
+        return shared_model(model, self.latitude_axis or self.axis)
 
     def members(
         self, model: Any, key: jax.Array, shape: tuple[int, ...], condition: Any

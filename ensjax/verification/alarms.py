@@ -21,11 +21,14 @@ class SmoothingAlarm(NamedTuple):
         fires: booleans, of the shape of the errors.
         error_change: of the error, as a share of the reference's; negative: improved.
         activity_change: of the activity ratio, likewise; negative: smoother.
+        is_known: booleans; False where a score is missing (NaN), or one of the
+            reference is 0. There it does not fire, which says nothing.
     """
 
     fires: jax.Array
     error_change: jax.Array
     activity_change: jax.Array
+    is_known: jax.Array
 
 
 def smoothing_alarm(
@@ -39,7 +42,8 @@ def smoothing_alarm(
     """Fires where the error improves on a reference and activity drops by over 5 %.
 
     Args:
-        rmse: of the forecast, such as by lead, `[...]`.
+        rmse: of the forecast, such as by lead, `[...]`; NaN where it is missing, as in
+            the others.
         activity_ratio: its activity over the truth's, `[...]`.
         reference_rmse, reference_activity_ratio: of the forecast it is compared with.
         drop: as a share of the reference's activity ratio, from which it fires.
@@ -60,31 +64,38 @@ def smoothing_alarm(
         x / jnp.where(reference > 0, reference, jnp.nan) - 1
         for x, reference in zip(values[:2], values[2:], strict=True)
     )
-    return SmoothingAlarm((error < 0) & (activity < -drop), error, activity)
+    is_known = ~(jnp.isnan(error) | jnp.isnan(activity))
+    fires = (error < 0) & (activity < -drop)
+    return SmoothingAlarm(fires, error, activity, is_known)
 
 
 class DriftAlarm(NamedTuple):
     """Whether the bias is a large part of the error at the last lead, `[...]`.
 
+    Last and first are of the leads that have both scores.
+
     Attributes:
-        fires: booleans.
-        share: bias over root mean square error at the last lead, with its sign.
+        fires: booleans; False also where it is not known.
+        share: bias over root mean square error at the last lead, with its sign; NaN
+            where it is not known, or where there is no error.
         growth: bias at the last lead less that at the first, in the values' unit.
+        last: which lead that is, an index; -1 where no lead has scores: not known.
     """
 
     fires: jax.Array
     share: jax.Array
     growth: jax.Array
+    last: jax.Array
 
 
 def drift_alarm(
     bias: jax.Array, rmse: jax.Array, *, share: float = LEAST_SHARE
 ) -> DriftAlarm:
-    """Fires where |bias| at the last lead exceeds 25 % of the error there.
+    """Fires where |bias| at the last lead with scores exceeds 25 % of the error there.
 
     Args:
-        bias: signed, `[lead, ...]`.
-        rmse: root mean square error, `[lead, ...]`.
+        bias: signed, `[lead, ...]`; NaN where it is missing.
+        rmse: root mean square error, `[lead, ...]`, likewise.
         share: from which it fires.
 
     Raises:
@@ -96,8 +107,20 @@ def drift_alarm(
         raise ValueError(f"bias must be [lead, ...]; got shape {bias.shape}.")
     if not share > 0:
         raise ValueError(f"share must be positive; got {share}.")
-    found = bias[-1] / jnp.where(rmse[-1] > 0, rmse[-1], jnp.nan)
-    return DriftAlarm(jnp.abs(found) > share, found, bias[-1] - bias[0])
+    number = len(bias)
+    lead = jnp.arange(number).reshape(-1, *(1,) * (bias.ndim - 1))
+    is_known = ~(jnp.isnan(bias) | jnp.isnan(rmse))
+    last = jnp.max(jnp.where(is_known, lead, -1), axis=0)
+    first = jnp.min(jnp.where(is_known, lead, number), axis=0)
+
+    def at(values, index):
+        index = jnp.clip(index, 0, number - 1)[None]
+        found = jnp.take_along_axis(values, index, axis=0)[0]
+        return jnp.where(last >= 0, found, jnp.nan)
+
+    error, final = at(rmse, last), at(bias, last)
+    found = final / jnp.where(error > 0, error, jnp.nan)
+    return DriftAlarm(jnp.abs(found) > share, found, final - at(bias, first), last)
 
 
 def _check_shapes(names, values):

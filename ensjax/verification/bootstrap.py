@@ -4,6 +4,10 @@ Forecasts of near dates err together, so whole blocks of successive dates are dr
 systems see the same blocks, so that their differences are compared in pairs. What is
 resampled are the sums of each date: ratios and roots are taken of the resampled sums,
 never averaged over dates.
+
+Resamples of few blocks are nearly all the same: with one block there is one, and its
+interval has no width. So where fewer than `LEAST_BLOCKS` blocks of dates were scored
+the interval is not known (NaN).
 """
 
 import dataclasses
@@ -19,6 +23,7 @@ from ensjax.verification.metric import Metric
 from ensjax.verification.sums import Sums
 
 SCHEMES = ("moving", "stationary")
+LEAST_BLOCKS = 4
 
 
 def draw_blocks(
@@ -33,7 +38,8 @@ def draw_blocks(
 
     Every resample has `num_dates` dates. "moving": blocks of one length that begin
     anywhere but too late, the last one cut. "stationary": blocks of random length,
-    geometric with mean `block_length`, around the end to the beginning.
+    geometric with mean `block_length`, around the end to the beginning. Intervals of
+    fewer than 4 blocks are far too narrow; here nothing stops that.
 
     Args:
         key: random key.
@@ -47,13 +53,7 @@ def draw_blocks(
 
     Source: Kuensch 1989, Annals of Statistics 17; Politis and Romano 1994, JASA 89.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}.")
-    if not 1 <= block_length <= num_dates or num_resamples < 1:
-        raise ValueError(
-            f"block_length must be from 1 to the {num_dates} dates and num_resamples"
-            f" 1 or more; got {block_length} and {num_resamples}."
-        )
+    _check_draws(num_dates, block_length, num_resamples, scheme)
     return _counts(
         key,
         num_dates=num_dates,
@@ -75,6 +75,16 @@ def _counts(key, *, num_dates, block_length, num_resamples, scheme):
         return jnp.zeros(num_dates, jnp.float32).at[dates].add(1.0)
 
     return jax.lax.map(one, jnp.arange(num_resamples), batch_size=64)
+
+
+def _check_draws(num_dates, block_length, num_resamples, scheme):
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}.")
+    if not 1 <= block_length <= num_dates or num_resamples < 1:
+        raise ValueError(
+            f"block_length must be from 1 to the {num_dates} dates and num_resamples"
+            f" 1 or more; got {block_length} and {num_resamples}."
+        )
 
 
 def _moving(key, num_dates, length):
@@ -107,10 +117,13 @@ def bootstrap_score(
 ) -> Any:
     """A score and the percentile interval of its resamples, an `Interval` a leaf.
 
+    Its ends are NaN where fewer than 4 blocks of dates were scored: not known.
+
     Args:
         key: random key.
         metric: whose sums they are.
-        sums: with dates as the first axis: of `metric.over(...)` all axes but 0.
+        sums: with dates as the first axis: of `metric.over(...)` all axes but 0. Kept
+            axes stay the first axes of the score.
         block_length: as in `draw_blocks`, as the next two.
         num_resamples: how many.
         scheme: "moving" or "stationary".
@@ -158,8 +171,8 @@ def bootstrap_comparison(
 ) -> Comparison:
     """Whether one system scores better than another on the same dates.
 
-    The interval of `difference` that does not hold 0 says so. Skill is the ratio of the
-    aggregated scores.
+    The interval of `difference` that does not hold 0 says so; it is NaN where fewer
+    than 4 blocks of dates were scored. Skill is the ratio of the aggregated scores.
 
     Args:
         key: random key.
@@ -244,15 +257,17 @@ def _bootstrap(key, sums, function, settings, confidence):
             "the sums have no axis of dates: make them with metric.over(...) of all"
             " axes but the first."
         )
+    # Of few dates all intervals are unknown, which the program finds by itself.
     counts = draw_blocks(key, weight.shape[0], **settings)
+    least = LEAST_BLOCKS * settings["block_length"]
     totals = [jax.tree.map(jnp.add, s.total, s.lost) for s in sums]
     tail = (1 - confidence) / 2
     ends = jnp.asarray([tail, 1 - tail])
-    return _intervals(counts, totals, ends, function=_comparable(function))
+    return _intervals(counts, totals, ends, least, function=_comparable(function))
 
 
 @functools.partial(jax.jit, static_argnames="function")
-def _intervals(counts, totals, ends, *, function):
+def _intervals(counts, totals, ends, least, *, function):
     def score(count):
         """The function of the scores where each date counts so often."""
 
@@ -269,9 +284,28 @@ def _intervals(counts, totals, ends, *, function):
 
     estimate = score(jnp.ones(counts.shape[1], jnp.float32))
     draws = jax.lax.map(score, counts, batch_size=32)
+    scored = functools.reduce(jnp.minimum, [_dates_scored(t) for t in totals])
 
     def interval(value, drawn):
-        low, high = jnp.nanquantile(drawn.astype(jnp.float32), ends, axis=0)
+        is_known = _like(scored, value) >= least
+        found = jnp.nanquantile(drawn.astype(jnp.float32), ends, axis=0)
+        low, high = jnp.where(is_known, found, jnp.nan)
         return Interval(value, low, high)
 
     return jax.tree.map(interval, estimate, draws)
+
+
+def _dates_scored(total):
+    """How many dates have any weight, `[kept axes..., extra axes...]`."""
+    return jnp.sum(total["weight"] > 0, axis=0)
+
+
+def _like(number, value):
+    """The least `number` of every element of `value`, by the first axes they share."""
+    shape, shared = jnp.shape(value), 0
+    for a, b in zip(number.shape, shape):
+        if a != b:
+            break
+        shared += 1
+    number = jnp.min(number, axis=tuple(range(shared, number.ndim)))
+    return number.reshape(number.shape + (1,) * (len(shape) - shared))

@@ -3,7 +3,8 @@
 Every cell holds a normalised difference that is positive where the first system is
 better, and the interval of it that a paired bootstrap over blocks of dates gives. What
 is off 0 with its whole interval is called significant; no account is taken of the
-number of cells, of which 1 in 20 would be so by chance.
+number of cells, of which 1 in 20 would be so by chance. Where fewer than 4 blocks of
+dates were scored the interval is not known (NaN), and nothing is significant.
 
     best     normalised difference
     low      (S_ref - S) / S_ref
@@ -19,7 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.verification.bootstrap import Comparison, bootstrap_comparison
+from ensjax.verification.bootstrap import (
+    LEAST_BLOCKS,
+    Comparison,
+    bootstrap_comparison,
+)
 from ensjax.verification.metric import Metric
 from ensjax.verification.sums import Sums
 
@@ -28,6 +33,8 @@ BESTS = ("low", "high", "one")
 
 class CardScore(NamedTuple):
     """One score of a card.
+
+    Of ensembles of different size only what `metric.is_fair` can be compared.
 
     Attributes:
         metric: whose sums it is made of, averaged over all axes but [date, lead,
@@ -48,7 +55,8 @@ class Scorecard(NamedTuple):
         scores, best: names of the scores, and what is best of each.
         variables, leads, regions: names; leads are numbers.
         value, reference: of the first system and of the one it is compared with.
-        normalised, low, high: the normalised difference and its interval.
+        normalised, low, high: the normalised difference and its interval, NaN where
+            it is not known.
         systems: names of both.
         lead_unit: in words.
         notes: what a reader should know: alarms that fired, and how cells were found.
@@ -72,7 +80,10 @@ class Scorecard(NamedTuple):
 
     @property
     def verdict(self) -> np.ndarray:
-        """1 where significantly better, -1 where worse, else 0; integers."""
+        """1 where significantly better, -1 where worse, else 0; integers.
+
+        Also 0 where the interval is not known.
+        """
         return (self.low > 0).astype(int) - (self.high < 0).astype(int)
 
 
@@ -107,7 +118,7 @@ def make_scorecard(
         scheme: "moving" or "stationary".
         confidence: of the intervals.
         systems, lead_unit, notes, costs: of the `Scorecard`; a note on how intervals
-            were found is added.
+            were found, or that there are too few dates for any, is added.
 
     Raises:
         ValueError: if a score has no sums, their axes are not those, a word is unknown,
@@ -148,6 +159,12 @@ def make_scorecard(
         f"Intervals of {confidence:.0%} from {num_resamples} paired resamples of blocks"
         f" of {block_length} dates."
     )
+    num_dates = next(iter(first.values())).total["weight"].shape[0]
+    drawn = [drawn]
+    if num_dates < LEAST_BLOCKS * block_length:
+        drawn = [too_few_text(num_dates, block_length, "dates")]
+    elif np.any(np.isfinite(arrays["normalised"]) & np.isnan(arrays["low"])):
+        drawn.append(some_lack_text(block_length, "dates"))
     return Scorecard(
         scores=tuple(scores),
         best=tuple(score.best for score in scores.values()),
@@ -157,8 +174,24 @@ def make_scorecard(
         **arrays,
         systems=tuple(systems),
         lead_unit=lead_unit,
-        notes=(*notes, drawn),
+        notes=(*notes, *drawn),
         costs=dict(costs or {}),
+    )
+
+
+def too_few_text(number: int, block_length: int, what: str) -> str:
+    """A note for cards whose intervals are not known, `what` being "dates" or so."""
+    return (
+        f"Too few {what} for an interval: {number} {what}, blocks of {block_length};"
+        f" {LEAST_BLOCKS} blocks are the least. Nothing is marked."
+    )
+
+
+def some_lack_text(block_length: int, what: str) -> str:
+    """A note for cards of which some cells have no interval."""
+    return (
+        f"No interval, and no mark, where fewer than {LEAST_BLOCKS * block_length}"
+        f" {what} ({LEAST_BLOCKS} blocks) could be scored."
     )
 
 

@@ -13,7 +13,8 @@ WORDS = {1: "better", 0: "not significant", -1: "worse"}
 def scorecard_rows(card: Scorecard) -> list[dict[str, Any]]:
     """One dict a cell, of plain numbers and words: `pandas.DataFrame` takes the list.
 
-    Cells that could not be scored are left out.
+    Cells that could not be scored are left out. The verdict is "unknown" where there is
+    no interval.
     """
     rows = []
     verdict = card.verdict
@@ -36,7 +37,7 @@ def scorecard_rows(card: Scorecard) -> list[dict[str, Any]]:
                             "normalised_difference": float(card.normalised[at]),
                             "low": float(card.low[at]),
                             "high": float(card.high[at]),
-                            "verdict": WORDS[int(verdict[at])],
+                            "verdict": _word(card, verdict, at),
                         }
                     )
     return rows
@@ -61,11 +62,13 @@ def scorecard_json(card: Scorecard) -> str:
 def scorecard_markdown(card: Scorecard) -> str:
     """The card as tables of Markdown, one for each variable and region.
 
-    ▲ better and ▼ worse than the reference with the whole interval, · neither.
+    ▲ better and ▼ worse than the reference with the whole interval, · neither, or
+    without an interval.
     """
     lines = [
         f"**{card.systems[0]}** against **{card.systems[1]}**: normalised difference,"
-        " positive where the first is better; ▲ better, ▼ worse, · not significant."
+        " positive where the first is better; ▲ better, ▼ worse, · not significant or"
+        " without an interval. Of scores that are best at 1: how much nearer, no share."
     ]
     verdict = card.verdict
     heads = [f"{lead:g}" for lead in card.leads]
@@ -84,6 +87,12 @@ def scorecard_markdown(card: Scorecard) -> str:
         lines += [f"| {name} | {value:.4g} |" for name, value in card.costs.items()]
     lines += ["", *(f"- {note}" for note in card.notes)]
     return "\n".join(lines) + "\n"
+
+
+def _word(card, verdict, at):
+    if math.isnan(card.low[at]) or math.isnan(card.high[at]):
+        return "unknown"
+    return WORDS[int(verdict[at])]
 
 
 def _cell(card, verdict, at):

@@ -52,7 +52,7 @@ def test_scores_are_printed_and_written(files, tmp_path, tmp_path_factory, capsy
     arguments = [files / "f.zarr", files / "truth.nc", "-o", out]
     arguments += ["--map", "forecast:time=begin", "--climatology", files / "climate.nc"]
     arguments += ["--region", "global", "--region", "belt=-10,10,100,200"]
-    arguments += ["--threshold", "t2m=0,1", "--bootstrap", "20", "--block-length", "2"]
+    arguments += ["--threshold", "t2m=0,1", "--bootstrap", "20", "--block-length", "1"]
     assert (
         run(*arguments, "--compare-to", files / "f.zarr") == 2
     )  # its start has no map
@@ -68,7 +68,13 @@ def test_scores_are_printed_and_written(files, tmp_path, tmp_path_factory, capsy
     assert {cell["region"] for cell in card["cells"]} == {"global", "belt"}
     assert {"crps", "acc"} <= {cell["score"] for cell in card["cells"]}
     printed = capsys.readouterr().out
-    for words in ("member is 'number' (by its name)", "5 starts, 3 members", "1 d"):
+    for words in (
+        "member is 'number' (by its name)",
+        "5 starts, 3 members",
+        "1 d",
+        "Both forecasts have 3 members.",
+        "Intervals of 95% from 20 paired resamples of blocks of 1 starts; 5 starts.",
+    ):
         assert words in printed
     assert printed.rstrip().splitlines()[-2:] == [str(out), str(cards / "card.json")]
     with xr.open_dataset(out, decode_timedelta=True) as scores:
@@ -110,6 +116,11 @@ def test_scores_are_printed_and_written(files, tmp_path, tmp_path_factory, capsy
         (["f.zarr", "truth.nc", "--scorecard", "a.pdf"], "must end in .md, .json"),
         (["f.zarr", "truth.nc", "-o", "scores.txt"], "must end in .zarr or .nc"),
         (["f.zarr"], "required: TRUTH"),
+        (
+            ["f.zarr", "truth.nc", "--map", "forecast:time=begin", "--bootstrap", "9"]
+            + ["--block_length", "3"],
+            "block_length 3 leaves fewer than two blocks of the 5 starts",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(files, capsys, monkeypatch, arguments, words):
@@ -157,6 +168,27 @@ print([name for name in heavy if name in sys.modules])
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_members_of_another_number_have_no_skill_by_the_standard_crps(
+    files, tmp_path, capsys
+):
+    opened = xr.open_zarr(files / "f.zarr", decode_timedelta=False)
+    opened.isel(number=[0, 1]).to_zarr(tmp_path / "two.zarr")
+    start = ["--map", "forecast:time=begin", "--map", "compare_to:time=begin"]
+    arguments = [files / "f.zarr", files / "truth.nc", *start, "--bootstrap", "5"]
+    card = tmp_path / "card.png"
+    arguments += ["--compare-to", tmp_path / "two.zarr", "--scorecard", card]
+    assert run(*arguments, "--block_length", "2") == 0
+    printed = capsys.readouterr().out
+    assert "has 3 members" in printed and "has 2 members" in printed
+    assert "depend on the number of members: crps; the fair ones do not" in printed
+    assert "Too few starts for an interval: 5 starts, blocks of 2" in printed
+    rows = printed[printed.index("│ crps") :].splitlines()
+    names = [row.split("│")[1].strip() for row in rows if "│" in row]
+    fair = names.index("fair_crps")
+    assert "%" not in "".join(rows[:fair]) and "%" in "".join(rows[fair : fair + 2])
+    assert card.stat().st_size > 0
 
 
 def test_progress_says_how_long_it_takes(files, capsys, monkeypatch):

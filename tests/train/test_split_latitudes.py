@@ -11,7 +11,7 @@ import ensjax
 from ensjax.emulate import SphericalNoise
 from ensjax.nn import SphericalForecaster
 from ensjax.ops.sphere import SphericalGrid
-from ensjax.train import RolloutLoss, SphericalCrps
+from ensjax.train import PointError, RolloutLoss, SphericalCrps
 
 # 7 rows over 4 devices: two on each, and one that is none.
 GRID = SphericalGrid(7, 14, "poles")
@@ -19,13 +19,13 @@ INNER = SphericalGrid(5, 14)
 NOISE = SphericalNoise(GRID, (0.05,), lambd=0.5)
 
 
-def trained(axis, missing, **sizes):
+def trained(axis, missing, is_point=False, **sizes):
     """Weights of two networks after 2 steps of SGD, `[member, parameter]`."""
 
     def make_model(rngs):
         return SphericalForecaster(
-            GRID, 2, num_noise_channels=1, width=2, inner_grid=INNER, axis=axis,
-            blocks=("local", "global"), kernel_shape=(1, 1), rngs=rngs,
+            GRID, 2, num_noise_channels=int(not is_point), width=2, inner_grid=INNER,
+            blocks=("local", "global"), kernel_shape=(1, 1), axis=axis, rngs=rngs,
         )  # fmt: skip
 
     devices = jax.devices()[: math.prod(sizes.values())]
@@ -34,6 +34,8 @@ def trained(axis, missing, **sizes):
     score = SphericalCrps(
         3, NOISE, grid=GRID, channel_weights=(1.0, 0.5), latitude_axis=axis
     )
+    if is_point:
+        score = PointError("absolute", latitude_axis=axis)
     windows = np.random.default_rng(0).normal(size=(4, 3, *GRID.shape, 2))
     windows = windows.astype(np.float32)
     if missing is not None:
@@ -46,10 +48,12 @@ def trained(axis, missing, **sizes):
     return np.concatenate([np.asarray(x).reshape(2, -1) for x in leaves], axis=1)
 
 
-@pytest.mark.parametrize("missing", [None, (0, 1, 2, 3)])
-def test_latitudes_on_four_devices_train_as_on_one(missing):
-    one = trained(None, missing, member=1)
-    split = trained("model", missing, member=2, model=4)
+@pytest.mark.parametrize(
+    "missing, is_point", [(None, False), ((0, 1, 2, 3), False), (None, True)]
+)
+def test_latitudes_on_four_devices_train_as_on_one(missing, is_point):
+    one = trained(None, missing, is_point, member=1)
+    split = trained("model", missing, is_point, member=2, model=4)
     assert np.isfinite(one).all()
     np.testing.assert_allclose(split, one, atol=1e-5)
 

@@ -171,6 +171,12 @@ def test_the_smoothing_alarm():
     # A better error, hardly smoother; smoother but worse; as smooth as the reference.
     np.testing.assert_array_equal(found.fires, [True, False, False, False])
     np.testing.assert_allclose(found.activity_change[0], -0.06, rtol=1e-5)
+    assert np.asarray(found.is_known).all()
+    gaps = v.smoothing_alarm(
+        np.array([0.9, np.nan, 0.9, 0.9]), np.array([0.9, 0.9, np.nan, 0.4]), **more
+    )
+    np.testing.assert_array_equal(gaps.fires, [True, False, False, True])
+    np.testing.assert_array_equal(gaps.is_known, [True, False, False, True])
     with pytest.raises(ValueError, match="one shape; got rmse"):
         v.smoothing_alarm(np.ones(3), np.ones(4), **more)
 
@@ -183,8 +189,24 @@ def test_the_drift_alarm_has_the_sign_of_the_drift():
     np.testing.assert_allclose(found.share, -0.4 / 1.4, rtol=1e-6)
     np.testing.assert_allclose(found.growth, -0.4, rtol=1e-6)
     assert not v.drift_alarm(0.8 * drift, rmse).fires
+    assert found.last == 2
     with pytest.raises(ValueError, match="share must be positive"):
         v.drift_alarm(drift, rmse, share=0)
+
+
+def test_the_drift_alarm_is_of_the_last_lead_that_has_scores():
+    nan = np.nan
+    found = v.drift_alarm(np.array([0, 5, nan]), np.array([1, 6, nan]))
+    assert found.fires and found.last == 1
+    np.testing.assert_allclose([found.share, found.growth], [5 / 6, 5], rtol=1e-6)
+    # One that lacks an error, one without any score, and one that begins late.
+    bias = np.array([[1.0, nan, nan], [2, nan, 3], [3, nan, 4]])
+    rmse = np.array([[9.0, nan, nan], [4, 1, 9], [nan, nan, 9]])
+    found = v.drift_alarm(bias, rmse)
+    np.testing.assert_array_equal(found.last, [1, -1, 2])
+    np.testing.assert_array_equal(found.fires, [True, False, True])
+    np.testing.assert_allclose(found.share, [0.5, nan, 4 / 9], rtol=1e-6)
+    np.testing.assert_allclose(found.growth, [1, nan, 1], rtol=1e-6)
 
 
 LAT, LON = np.array([60.0, 30, 0, -30]), np.arange(0.0, 360, 45)
@@ -309,6 +331,33 @@ def test_a_scorecard_says_who_is_better(card):
         np.abs(card.reference[1] - 1) - np.abs(card.value[1] - 1),
         atol=1e-6,
     )
+
+
+def test_a_card_of_few_dates_marks_nothing_and_says_so():
+    rng = np.random.default_rng(8)
+    errors = rng.normal(size=(3, 2, 1, 1, 30)).astype(np.float32)
+    rmse = v.root_mean_square_error().over(4)
+    truth = np.zeros_like(errors)
+    sums = [{"RMSE": rmse.sums(x[None], truth)} for x in (0.5 * errors, errors)]
+    card = v.make_scorecard(
+        jax.random.key(0),
+        {"RMSE": v.CardScore(rmse, _itself)},
+        *sums,
+        variables=["t"],
+        leads=[1, 3],
+        regions=["all"],
+        block_length=3,
+        num_resamples=20,
+    )
+    np.testing.assert_allclose(card.normalised, 0.5, rtol=1e-5)
+    assert np.isnan(card.low).all() and np.isnan(card.high).all()
+    np.testing.assert_array_equal(card.verdict, 0)
+    assert {row["verdict"] for row in v.scorecard_rows(card)} == {"unknown"}
+    cells = json.loads(v.scorecard_json(card))["cells"]
+    assert cells[0]["low"] is None and cells[0]["verdict"] == "unknown"
+    text = v.scorecard_markdown(card)
+    assert "| RMSE | · +50.0 % | · +50.0 % |" in text
+    assert "Too few dates for an interval: 3 dates, blocks of 3" in text
 
 
 def test_the_systems_the_other_way_round(card):

@@ -28,6 +28,55 @@ def test_blocks_of_all_dates_change_nothing():
     np.testing.assert_array_equal(counts, 1)
 
 
+@pytest.mark.parametrize("scheme", ["moving", "stationary"])
+def test_fewer_than_four_blocks_have_no_interval(systems, scheme):
+    """Of one block there is one resample, whose interval has no width."""
+    good, bad, y = systems
+    metric, key = v.crps("fair"), jax.random.key(0)
+    first, second = (metric.over(1).sums(x[:, :15], y[:15]) for x in (good, bad))
+    settings = dict(num_resamples=20, scheme=scheme)
+    for length in (15, 4):  # one block, and nearly four
+        got = v.bootstrap_comparison(
+            key, metric, first, second, block_length=length, **settings
+        )
+        for part in got:
+            assert np.isfinite(part.estimate)
+            assert np.isnan(part.low) and np.isnan(part.high)
+    got = v.bootstrap_score(key, metric, first, block_length=3, **settings)
+    assert got.low < got.estimate < got.high
+
+
+def test_dates_without_truth_are_no_dates_of_an_interval(systems):
+    """Place 1 has truth on 8 of 60 dates: four blocks of 2, but not of 3."""
+    good, bad, y = systems
+    y = y.copy()
+    y[8:, 1] = np.nan
+    metric = v.crps().over(0)
+    kept = v.crps().over()  # [date, place]
+    first, second = (kept.sums(x, y) for x in (good, bad))
+    settings = dict(num_resamples=20)
+    for length, is_known in ((2, [1, 1, 1, 1]), (3, [1, 0, 1, 1])):
+        got = v.bootstrap_comparison(
+            jax.random.key(0), metric, first, second, block_length=length, **settings
+        )
+        np.testing.assert_array_equal(np.isfinite(got.skill.low), is_known)
+        np.testing.assert_array_equal(np.isfinite(got.skill.high), is_known)
+        assert np.isfinite(got.skill.estimate).all()
+    # Also where the score has axes more: its first ones are those of the sums.
+    table = v.event_table((0.0, 1.0), num_members=5).over()
+    got = v.bootstrap_score(
+        jax.random.key(0),
+        table,
+        table.sums(good, y),
+        block_length=3,
+        then=v.roc_area,
+        **settings,
+    )
+    np.testing.assert_array_equal(
+        np.isfinite(got.low), np.array([1, 0, 1, 1])[:, None] * np.ones(2)
+    )
+
+
 def test_the_mean_length_of_stationary_blocks():
     """Neighbours stay together with probability 1 - 1 / 5 (and 1 / 200 by chance)."""
     from ensjax.verification.bootstrap import _stationary

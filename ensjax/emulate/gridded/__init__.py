@@ -25,7 +25,7 @@ from ensjax.emulate.gridded.regridding import (
     regrid_archive,
     regrid_dataset,
 )
-from ensjax.emulate.gridded.scorecards import scorecard_of
+from ensjax.emulate.gridded.scorecards import notes_of, scorecard_of
 from ensjax.emulate.gridded.standard import standard_dataset
 from ensjax.emulate.gridded.streaming import (
     Channel,
@@ -68,6 +68,7 @@ __all__ = [
     "gaussian_grid",
     "grid_of",
     "is_same_unit",
+    "notes_of",
     "open_climatology",
     "open_gridded",
     "open_raw",

@@ -16,12 +16,15 @@ class Score(NamedTuple):
         best: "low", "high", "one" or "none" where it is no score.
         has_interval: False where resampling shifts it, as it does the squared
             deviations of counts, so that the interval of resamples is not around it.
+        is_comparable: False where its estimator depends on the number of members, so
+            that ensembles of different size cannot be judged by it.
     """
 
     metric: str
     pick: Callable[[Any], Any]
     best: str
     has_interval: bool = True
+    is_comparable: bool = True
 
 
 class Scores(NamedTuple):
@@ -50,7 +53,7 @@ def score_list(
         "ranks": verification.rank_histogram(num_members),
     }
     scores = {
-        "crps": Score("crps", _itself, "low"),
+        "crps": Score("crps", _itself, "low", is_comparable=False),
         "fair_crps": Score("fair_crps", _itself, "low"),
         "rmse": Score("rmse", _itself, "low"),
         "bias": Score("bias", _itself, "none"),
@@ -60,9 +63,13 @@ def score_list(
             "spread_skill", lambda s: s.unbiased_ratio, "one"
         ),
         "rank_unreliability": Score(
-            "ranks", lambda r: r.unreliability, "none", has_interval=False
+            "ranks",
+            lambda r: r.unreliability,
+            "none",
+            has_interval=False,
+            is_comparable=False,
         ),
-        "outliers": Score("ranks", lambda r: r.outliers, "none"),
+        "outliers": Score("ranks", lambda r: r.outliers, "none", is_comparable=False),
     }
     if with_climatology:
         metrics["anomalies"] = verification.anomalies()
@@ -79,7 +86,9 @@ def score_list(
         metrics["fair_brier"] = verification.brier_score(fair=True)
         for i in range(num_thresholds):
             for name in ("brier", "fair_brier"):
-                scores[f"{name}_{i}"] = Score(name, _at(i), "low")
+                scores[f"{name}_{i}"] = Score(
+                    name, _at(i), "low", is_comparable=name == "fair_brier"
+                )
     return Scores(metrics, scores)
 
 

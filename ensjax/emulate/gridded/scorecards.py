@@ -6,14 +6,22 @@ import numpy as np
 
 from ensjax.emulate.gridded.layout import GriddedError
 from ensjax.verification import Scorecard, drift_alarm, smoothing_alarm
+from ensjax.verification.bootstrap import LEAST_BLOCKS
+from ensjax.verification.scorecard import some_lack_text, too_few_text
+
+_CELLS = {"low": "skill", "high": "difference", "one": "nearer"}  # by what is best
+_OF_THE_MEAN = ("rmse", "acc", "activity_ratio")
 
 
 def scorecard_of(scores: Any) -> Scorecard:
     """The card of a forecast against the one that it was compared with.
 
-    Scores of which less is better, and those that are 1 if perfect (ACC): a difference
-    of these is divided by what the reference lacks of 1, its interval too. Others have
-    no place on it. Notes say where an alarm fires.
+    Scores of which less is better; those that are 1 if perfect (ACC), where a
+    difference is divided by what the reference lacks of 1, its interval too; and those
+    that are best at 1 (spread over error, activity ratio), of which it shows how much
+    nearer they are. Others have no place on it, nor have those that ensembles of
+    different size cannot be compared by. Notes say so, how many members both have, how
+    intervals were found, and where an alarm fires or is unknown.
 
     Args:
         scores: of `verify` with `compare_to` and `bootstrap`.
@@ -31,17 +39,14 @@ def scorecard_of(scores: Any) -> Scorecard:
     for name in scores["score"].values:
         row = scores.sel(score=name)
         best = str(row["best"].values)
-        if best not in ("low", "high"):
+        if best not in _CELLS or not bool(row["comparable"]):
             continue
         value, reference = (row[k].values for k in ("value", "reference"))
-        if best == "low":
-            cells = [row[k].values for k in ("skill", "skill_low", "skill_high")]
-        else:
+        column = _CELLS[best]
+        cells = [row[k].values for k in (column, f"{column}_low", f"{column}_high")]
+        if best == "high":
             lacking = np.where(reference < 1, 1 - reference, np.nan)
-            cells = [
-                row[k].values / lacking
-                for k in ("difference", "difference_low", "difference_high")
-            ]
+            cells = [cell / lacking for cell in cells]
         names.append(str(name))
         bests.append(best)
         for part, array in zip(parts, (value, reference, *cells), strict=True):
@@ -57,54 +62,139 @@ def scorecard_of(scores: Any) -> Scorecard:
         **{name: np.stack(rows) for name, rows in parts.items()},
         systems=(about["forecast"], about["compare_to"]),
         lead_unit=unit,
-        notes=(
-            *alarms_of(scores),
-            f"Intervals of {about['bootstrap_confidence']:.0%} from"
-            f" {about['bootstrap_num_resamples']} paired resamples of blocks of"
-            f" {about['bootstrap_block_length']} starts; {about['num_cases']} starts.",
-        ),
+        notes=(*alarms_of(scores), *notes_of(scores)),
     )
 
 
-def alarms_of(scores: Any) -> list[str]:
-    """A line for each variable and region in which an alarm fires, or that none does.
+def notes_of(scores: Any) -> list[str]:
+    """What a reader of scores should know: the members of both, and the intervals.
 
-    The smoothing alarm needs the scores of anomalies, and so a climatology.
+    Args:
+        scores: of `verify`.
+
+    Returns:
+        Lines: how many members both forecasts have and what cannot be compared for
+        that; how intervals were found, or why there are none.
     """
-    known = list(scores["score"].values)
-    leads, unit = _leads(scores)
+    about = scores.attrs
     lines = []
+    if "compare_to" in about:
+        mine, other = about["num_members"], about["num_members_of_compare_to"]
+        if mine == other:
+            lines.append(f"Both forecasts have {_members(mine)}.")
+        else:
+            lines += _different_sizes(scores, mine, other)
+    if "bootstrap_block_length" in about:
+        number, length = about["num_cases"], about["bootstrap_block_length"]
+        if number < LEAST_BLOCKS * length:
+            return [*lines, too_few_text(number, length, "starts")]
+        paired = "paired " if "compare_to" in about else ""
+        lines.append(
+            f"Intervals of {about['bootstrap_confidence']:.0%} from"
+            f" {about['bootstrap_num_resamples']} {paired}resamples of blocks of"
+            f" {length} starts; {number} starts."
+        )
+        # The error has an interval wherever it is scored on enough starts.
+        rmse = scores.sel(score="rmse")
+        if np.any(np.isfinite(rmse["value"]) & np.isnan(rmse["low"])):
+            lines.append(some_lack_text(length, "starts"))
+    return lines
+
+
+def _different_sizes(scores, mine, other):
+    about = scores.attrs
+    is_judged = scores["best"].isin(list(_CELLS))
+    names = scores["score"][is_judged & ~scores["comparable"]].values
+    of_mean = [n for n in _OF_THE_MEAN if n in scores["score"].values]
+    return [
+        f"{about['forecast']} has {_members(mine)}, {about['compare_to']} has"
+        f" {_members(other)}.",
+        f"Not compared, since these estimators depend on the number of members:"
+        f" {', '.join(map(str, names))}; the fair ones do not.",
+        f"Of ensemble means ({', '.join(of_mean)}) those of more members have less"
+        " error and less activity for that alone.",
+    ]
+
+
+def _members(number):
+    return f"{number} member" + ("" if number == 1 else "s")
+
+
+def alarms_of(scores: Any) -> list[str]:
+    """A line for each variable and region in which an alarm fires or is unknown.
+
+    Where a kind of alarm neither fires nor is unknown anywhere, a line says that it
+    does not. The drift alarm is of the last lead that has scores, and names it if it is
+    not the last one. The smoothing alarm needs the scores of anomalies, and so a
+    climatology: without, it is unknown.
+
+    Args:
+        scores: of `verify` with `compare_to`.
+    """
+    kinds = {"drift": [], "smoothing": []}
+    silent = dict.fromkeys(kinds, False)
     for variable in scores["variable"].values:
         for region in scores["region"].values:
             part = scores.sel(variable=variable, region=region)
-            rmse = part.sel(score="rmse")
-            drift = drift_alarm(
-                part["value"].sel(score="bias").values, rmse["value"].values
-            )
-            if bool(drift.fires):
-                lines.append(
-                    f"Drift alarm, {variable}, {region}: the bias is"
-                    f" {float(drift.share):+.0%} of the error at lead {leads[-1]:g}"
-                    f" {unit}."
-                )
-            if "activity_ratio" not in known:
-                continue
-            activity = part.sel(score="activity_ratio")
-            fires = np.asarray(
-                smoothing_alarm(
-                    rmse["value"].values,
-                    activity["value"].values,
-                    reference_rmse=rmse["reference"].values,
-                    reference_activity_ratio=activity["reference"].values,
-                ).fires
-            )
-            if fires.any():
-                where = ", ".join(f"{lead:g}" for lead in np.asarray(leads)[fires])
-                lines.append(
-                    f"Smoothing alarm, {variable}, {region}: a smaller error with less"
-                    f" activity at leads {where} {unit}."
-                )
-    return lines or ["No alarm fires."]
+            for kind, lines_of in (("drift", _drift), ("smoothing", _smoothing)):
+                told = lines_of(part)
+                kinds[kind] += [
+                    f"{kind.capitalize()} alarm, {variable}, {region}: {line}"
+                    for line in told
+                ]
+                silent[kind] |= not told
+    if "activity_ratio" not in scores["score"].values:
+        kinds["smoothing"] = ["Smoothing alarm: unknown, it needs a climatology."]
+        silent["smoothing"] = False
+    lines = [line for told in kinds.values() for line in told]
+    if not lines:
+        return ["No alarm fires."]
+    for kind, told in kinds.items():
+        if silent[kind]:
+            lines.append(f"No {'other ' if told else ''}{kind} alarm fires.")
+    return lines
+
+
+def _drift(part):
+    leads, unit = _leads(part)
+    of = {name: part["value"].sel(score=name).values for name in ("bias", "rmse")}
+    found = drift_alarm(of["bias"], of["rmse"])
+    last = int(found.last)
+    if last < 0:
+        return ["unknown, no lead has scores."]
+    where = f"at lead {leads[last]:g} {unit}"
+    if last < len(leads) - 1:
+        where += ", the last that has scores"
+    if bool(found.fires):
+        return [f"the bias is {float(found.share):+.0%} of the error {where}."]
+    return [] if last == len(leads) - 1 else [f"silent {where}."]
+
+
+def _smoothing(part):
+    if "activity_ratio" not in part["score"].values:
+        return []
+    leads, unit = _leads(part)
+    rmse, activity = (part.sel(score=name) for name in ("rmse", "activity_ratio"))
+    found = smoothing_alarm(
+        rmse["value"].values,
+        activity["value"].values,
+        reference_rmse=rmse["reference"].values,
+        reference_activity_ratio=activity["reference"].values,
+    )
+    fires, is_known = np.asarray(found.fires), np.asarray(found.is_known)
+    if not is_known.any():
+        return ["unknown, no lead has scores of both."]
+
+    def at(chosen):
+        return f"at leads {', '.join(f'{x:g}' for x in np.asarray(leads)[chosen])}"
+
+    lines = []
+    if fires.any():
+        lines.append(f"a smaller error with less activity {at(fires)} {unit}.")
+    if not is_known.all():
+        text = "" if fires.any() else f"silent {at(is_known)}, "
+        lines.append(f"{text}unknown {at(~is_known)} {unit}.")
+    return lines
 
 
 def _leads(scores):

@@ -24,11 +24,17 @@ _BRIER = ("brier", "fair_brier")
 def finish_scores(
     job: VerifyJob, totals: Sequence[Totals], bootstrap: Any
 ) -> dict[str, dict[str, np.ndarray]]:
-    """By score: `value`, `low`, `high` and the rest, `[lead, channel, region]`."""
+    """By score: `value`, `low`, `high` and the rest, `[lead, channel, region]`.
+
+    Intervals are NaN where fewer than 4 blocks of starts were scored.
+    """
     found: dict[str, dict[str, np.ndarray]] = {}
     key = jax.random.key(0 if bootstrap is None else bootstrap.seed)
     settings = {} if bootstrap is None else dataclasses.asdict(bootstrap)
     settings.pop("seed", None)
+    if bootstrap is not None:  # of one block, too, intervals are not known
+        num_dates = job.pairs.sizes["case"]
+        settings["block_length"] = min(bootstrap.block_length, num_dates)
     for metric_name, metric in job.scores.metrics.items():
         own = {k: s for k, s in job.scores.scores.items() if s.metric == metric_name}
         sums = totals[0].sums(metric_name)
@@ -39,6 +45,14 @@ def finish_scores(
         def then(score, own=own):
             return {name: s.pick(score) for name, s in own.items()}
 
+        def with_distances(score, then=then, own=own):
+            found = then(score)
+            return found | {
+                _distance(name): jnp.abs(found[name] - 1)
+                for name, s in own.items()
+                if s.best == "one"
+            }
+
         values = then(metric.finish(_over_dates(sums)))
         others = None
         if second is not None:
@@ -47,9 +61,8 @@ def finish_scores(
         if bootstrap is not None and second is None:
             intervals = bootstrap_score(key, metric, sums, then=then, **settings)
         elif bootstrap is not None:
-            drawn = _compared(
-                key, (metric, other_metric), (sums, second), then, settings
-            )
+            both = (metric, other_metric), (sums, second)
+            drawn = _compared(key, *both, with_distances, settings)
             intervals = drawn.first
         for name, score in own.items():
             row = found[name] = {"value": values[name]}
@@ -62,6 +75,8 @@ def finish_scores(
             row["difference"] = values[name] - others[name]
             if score.best == "low":
                 row["skill"] = 1 - values[name] / others[name]
+            if score.best == "one":
+                row["nearer"] = abs(others[name] - 1) - abs(values[name] - 1)
             if drawn is None or not score.has_interval:
                 continue
             for what in (
@@ -69,7 +84,14 @@ def finish_scores(
             ):
                 interval = getattr(drawn, what)[name]
                 row[f"{what}_low"], row[f"{what}_high"] = interval.low, interval.high
+            if score.best == "one":
+                interval = drawn.difference[_distance(name)]
+                row["nearer_low"], row["nearer_high"] = -interval.high, -interval.low
     return found
+
+
+def _distance(name):
+    return f"{name}, distance from 1"
 
 
 def _threshold_of(name):
@@ -115,7 +137,7 @@ def tidy_dataset(
     xarray = optional_package("xarray")
     pairs = job.pairs
     names = [c.name for c in pairs.channels]
-    found, best = _name_thresholds(job, found, thresholds, names)
+    found, told = _name_thresholds(job, found, thresholds, names)
     columns = list(dict.fromkeys(k for row in found.values() for k in row))
     order = ["value", "low", "high", "scored"]
     columns = order + [c for c in columns if c not in order]
@@ -137,7 +159,7 @@ def tidy_dataset(
             "variable": names,
             "lead": pairs.forecast["lead"].values,
             "region": regions,
-            "best": ("score", best),
+            "best": ("score", [score.best for score in told.values()]),
         },
         attrs={
             "forecast": pairs.names[0],
@@ -149,6 +171,13 @@ def tidy_dataset(
     if job.other is not None:
         result.attrs["compare_to"] = job.other.names[0]
         result.attrs["num_members_of_compare_to"] = job.other.sizes["member"]
+        is_same_size = job.other.sizes["member"] == pairs.sizes["member"]
+        result = result.assign_coords(
+            comparable=(
+                "score",
+                [is_same_size or score.is_comparable for score in told.values()],
+            )
+        )
     if bootstrap is not None:
         result.attrs |= {
             f"bootstrap_{k}": v for k, v in dataclasses.asdict(bootstrap).items()
@@ -163,10 +192,13 @@ def _number_text(value):
 
 
 def _name_thresholds(job, found, thresholds, names):
-    """Brier scores under their thresholds: those of a variable are NaN elsewhere."""
+    """Brier scores under their thresholds: those of a variable are NaN elsewhere.
+
+    Also the `Score` of each.
+    """
     scores = job.scores.scores
     plain = {k: v for k, v in found.items() if scores[k].metric not in _BRIER}
-    best = [scores[k].best for k in plain]
+    told = {k: scores[k] for k in plain}
     values = sorted({float(t) for row in (thresholds or {}).values() for t in row})
     for kind in _BRIER if thresholds else ():
         for value in values:
@@ -181,5 +213,5 @@ def _name_thresholds(job, found, thresholds, names):
                     row = rows.setdefault(column, np.full(array.shape, np.nan))
                     row[:, channel] = array[:, channel]
             plain[f"{kind}_above_{_number_text(value)}"] = rows
-            best.append("low")
-    return plain, best
+            told[f"{kind}_above_{_number_text(value)}"] = scores[f"{kind}_0"]
+    return plain, told

@@ -24,7 +24,7 @@ from ensjax.emulate.gridded.score_list import score_list
 from ensjax.emulate.gridded.tidy_scores import finish_scores, tidy_dataset
 from ensjax.emulate.gridded.times import positions
 from ensjax.mesh import default_mesh
-from ensjax.verification.bootstrap import SCHEMES
+from ensjax.verification.bootstrap import LEAST_BLOCKS, SCHEMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Bootstrap:
     """How intervals are found: by drawing blocks of successive starts.
 
     Attributes:
-        block_length: in starts; None: the longest lead over the starts' spacing.
+        block_length: in starts; None: the longest lead over the starts' spacing. Where
+            fewer than 4 blocks were scored an interval is not known (NaN).
         num_resamples: how many.
         scheme: "moving" or "stationary", as in `verification.draw_blocks`.
         confidence: of the intervals, in (0, 1).
@@ -99,7 +100,8 @@ def verify(
         regions: boxes or masks by name, as in `region_weights`; None: all of the grid.
         compare_to: another forecast of the same grid; both are scored on the starts,
             leads, variables and places that both have. Places that one of them lacks
-            count as not scored.
+            count as not scored. Ensembles of different size have no comparable
+            standard CRPS and Brier scores: there compare the fair ones.
         bootstrap: how intervals are found; None: there are none (NaN).
         variables: those to score; by default all that both have.
         thresholds: by variable (`t2m`, `z_500`), in its unit: adds Brier scores of
@@ -115,15 +117,18 @@ def verify(
     Returns:
         A dataset with `value`, `low` and `high` `[score, variable, lead, region]`, and
         `scored`, the share of the weight that could be scored. With `compare_to` also
-        `reference`, its scores; `difference` (value less reference) and, where less is
-        better, `skill` (1 - value / reference), each with `_low` and `_high`. The
-        coordinate `best` says which scores are better low, high or near one.
+        `reference`, its scores; `difference` (value less reference); where less is
+        better, `skill` (1 - value / reference); and where 1 is best, `nearer`, by how
+        much (|reference - 1| - |value - 1|); each with `_low` and `_high`. The
+        coordinate `best` says which scores are better low, high or near one, and
+        `comparable` which can be compared between ensembles of these sizes.
 
     Raises:
         GriddedError: if files do not fit each other; names them and the dimension. If
             a file holds an infinity or an undeclared fill value at a place that is
             scored; names the variable. Or if nothing at all could be scored.
-        ValueError: if a number is out of range, before anything is read.
+        ValueError: if a number is out of range, or `block_length` leaves fewer than two
+            blocks of starts; before anything is read.
 
     Example:
         forecast = open_gridded("forecast.zarr")
@@ -240,10 +245,16 @@ def _thresholds(pairs, thresholds):
 
 def _with_block_length(bootstrap, pairs):
     if bootstrap.block_length is not None:
-        if bootstrap.block_length > pairs.sizes["case"]:
+        number, length = pairs.sizes["case"], bootstrap.block_length
+        if number < 2 * length:
+            advice = (
+                f"take {number // LEAST_BLOCKS} or less, for {LEAST_BLOCKS} of them"
+                if number >= LEAST_BLOCKS
+                else "so few have no interval"
+            )
             raise ValueError(
-                f"block_length must be from 1 to the {pairs.sizes['case']} starts that"
-                f" are scored; got {bootstrap.block_length}."
+                f"block_length {length} leaves fewer than two blocks of the {number}"
+                f" starts that are scored: {advice}."
             )
         return bootstrap
     time, lead = pairs.forecast["time"].values, pairs.forecast["lead"].values
@@ -256,5 +267,4 @@ def _with_block_length(bootstrap, pairs):
             else min(steps) / np.timedelta64(1, "h")
         )
         length = int(np.ceil(lead.max() / np.timedelta64(1, "h") / hours))
-    length = min(max(length, 1), len(time))
-    return dataclasses.replace(bootstrap, block_length=length)
+    return dataclasses.replace(bootstrap, block_length=max(length, 1))

@@ -16,6 +16,7 @@ from ensjax.emulate.gridded import (  # noqa: E402
     GriddedError,
     scorecard_of,
 )
+from ensjax.emulate.gridded.scorecards import alarms_of  # noqa: E402
 
 # One device but where several are the point: programs for eight take long to compile.
 verify = functools.partial(gridded.verify, mesh=make_mesh(devices=jax.devices()[:1]))
@@ -206,11 +207,139 @@ def test_a_better_forecast_has_skill_whose_interval_is_above_zero():
 
 
 def test_ensembles_of_different_size_are_compared():
-    found = verify(
-        forecast(), truth(), variables=["t"], compare_to=forecast(seed=5, members=7)
-    ).squeeze()
+    other = forecast(seed=5, members=7)
+    about = dict(
+        variables=["t"],
+        thresholds={"t": [0.5]},
+        climatology=truth()[["t"]].mean("time"),
+        bootstrap=Bootstrap(block_length=2, num_resamples=20),
+    )
+    found = verify(forecast(), truth(), compare_to=other, **about)
     assert found.attrs["num_members_of_compare_to"] == 7
     assert np.isfinite(found.reference.sel(score="fair_crps")).all()
+    # The standard estimators of 4 and of 7 members are other scores.
+    standard = {"crps", "brier_above_0.5"}
+    assert not found.comparable.sel(score=list(standard)).any()
+    card = scorecard_of(found)
+    assert not standard & set(card.scores)
+    assert {"fair_crps", "fair_brier_above_0.5", "rmse", "acc"} < set(card.scores)
+    notes = " ".join(card.notes)
+    assert "forecast has 4 members, compare_to has 7 members." in notes
+    assert "depend on the number of members: crps, brier_above_0.5;" in notes
+    # What is best at 1 is on it: how much nearer, with an interval of just that.
+    for name in ("spread_skill_ratio", "activity_ratio"):
+        at = card.scores.index(name)
+        assert card.best[at] == "one"
+        row = found.sel(score=name)
+        nearer = np.abs(row.reference - 1) - np.abs(row.value - 1)
+        np.testing.assert_allclose(card.normalised[at], nearer, rtol=1e-5, atol=1e-6)
+        assert (card.low[at] < card.high[at]).all()
+    values, observed = arrays("t")
+    metric = verification.spread_skill().over(2, 3)
+    sums = [
+        metric.sums(arrays("t", of)[0], observed, weights=weights())
+        for of in (forecast(), other)
+    ]
+    wanted = verification.bootstrap_comparison(
+        jax.random.key(0),
+        metric,
+        *sums,
+        block_length=2,
+        num_resamples=20,
+        then=lambda s: abs(s.ratio - 1),
+    ).difference
+    at = card.scores.index("spread_skill_ratio")
+    np.testing.assert_allclose(card.low[at, 0, :, 0], -wanted.high, atol=1e-5)
+    np.testing.assert_allclose(card.high[at, 0, :, 0], -wanted.low, atol=1e-5)
+
+
+def scores_by_lead(**rows):
+    """What `verify` would give of one variable, region and these scores, 3 leads."""
+    dims = ("score", "variable", "lead", "region")
+    values = np.array(list(rows.values()), "f4")[:, None, :, None]
+    lead = (np.arange(3) + 1) * np.timedelta64(24, "h")
+    coords = dict(score=list(rows), variable=["t"], lead=lead, region=["globe"])
+    reference = np.ones_like(values)
+    return xr.Dataset({"value": (dims, values), "reference": (dims, reference)}, coords)
+
+
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    "bias, rmse, activity, wanted",
+    [
+        ([0, 0, 0], [1, 1, 1], [1, 1, 1], ["No alarm fires."]),
+        (
+            [0, 5, NAN],
+            [1, 6, NAN],
+            [1, 1, 1],
+            [
+                "Drift alarm, t, globe: the bias is +83% of the error at lead 2 days,"
+                " the last that has scores.",
+                "Smoothing alarm, t, globe: silent at leads 1, 2, unknown at leads 3"
+                " days.",
+            ],
+        ),
+        (
+            [NAN] * 3,
+            [NAN] * 3,
+            [NAN] * 3,
+            [
+                "Drift alarm, t, globe: unknown, no lead has scores.",
+                "Smoothing alarm, t, globe: unknown, no lead has scores of both.",
+            ],
+        ),
+        (
+            [0, 0, NAN],
+            [0.5, 0.5, NAN],
+            [0.5, 1, 1],
+            [
+                "Drift alarm, t, globe: silent at lead 2 days, the last that has"
+                " scores.",
+                "Smoothing alarm, t, globe: a smaller error with less activity at"
+                " leads 1 days.",
+                "Smoothing alarm, t, globe: unknown at leads 3 days.",
+            ],
+        ),
+        (
+            [0, 0, 0],
+            [1, 1, 1],
+            None,
+            [
+                "Smoothing alarm: unknown, it needs a climatology.",
+                "No drift alarm fires.",
+            ],
+        ),
+    ],
+)
+def test_an_alarm_that_is_not_known_is_not_silent(bias, rmse, activity, wanted):
+    rows = dict(bias=bias, rmse=rmse)
+    if activity is not None:
+        rows["activity_ratio"] = activity
+    assert alarms_of(scores_by_lead(**rows)) == wanted
+
+
+def test_a_card_of_few_starts_marks_nothing_and_says_so():
+    """Three daily starts, forecasts to two and to ten days: blocks of 2 and of 10."""
+    few = slice(0, 3)
+    for longest in (2, 10):
+        systems = [forecast(seed=s)[["t"]].isel(time=few) for s in (1, 2)]
+        lead = np.array([24, 24 * longest], "timedelta64[h]").astype(LEAD.dtype)
+        mine, other = (s.assign_coords(lead=lead) for s in systems)
+        found = verify(
+            mine, truth(), compare_to=other, bootstrap=Bootstrap(num_resamples=5)
+        )
+        assert found.attrs["bootstrap_block_length"] == longest
+        for name in ("low", "high", "skill_low", "difference_high", "nearer_low"):
+            assert np.isnan(found[name]).all(), name
+        card = scorecard_of(found)
+        assert np.isfinite(card.normalised[card.scores.index("crps")]).all()
+        np.testing.assert_array_equal(card.verdict, 0)
+        text = verification.scorecard_markdown(card)
+        assert "▲" not in text.split("\n", 1)[1] and "▼" not in text.split("\n", 1)[1]
+        assert f"Too few starts for an interval: 3 starts, blocks of {longest};" in text
+        assert "Both forecasts have 4 members." in text
 
 
 def test_missing_members_and_truth_leave_the_rest():
@@ -332,7 +461,7 @@ def test_what_does_not_fit_is_said():
     late = forecast().assign_coords(time=TIME + np.timedelta64(12, "h"))
     with pytest.raises(GriddedError, match="no valid time of compare_to"):
         verify(forecast(), truth(), compare_to=late)
-    with pytest.raises(ValueError, match="block_length must be from 1 to the 10"):
+    with pytest.raises(ValueError, match="block_length 11 leaves fewer than two"):
         verify(forecast(), truth(), bootstrap=Bootstrap(block_length=11))
 
 
@@ -471,7 +600,10 @@ def unread(monkeypatch):
     "settings, words",
     [
         (dict(confidence=95), r"confidence must be in \(0, 1\), such as 0.95; got 95"),
-        (dict(block_length=11), "block_length must be from 1 to the 10 starts"),
+        (
+            dict(block_length=6),
+            "fewer than two blocks of the 10 starts that are .*ake 2",
+        ),
         (dict(block_length=0), "block_length must be an integer from 1 on; got 0"),
         (dict(num_resamples=0), "num_resamples must be an integer from 1 on; got 0"),
         (dict(num_resamples=1e3), "num_resamples must be an integer"),
