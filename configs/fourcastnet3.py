@@ -7,9 +7,9 @@
 Level 1 of FourCastNet 3: the networks of `spherical_noise.py`, trained in stages that
 change estimator, members and rollout, and run on to day 240, each day with its truth; a
 step with its latitudes split over 1, 2 and 4 devices; and a step at full size by
-tracing. The simulator
-is a dry atmosphere (Held-Suarez forcing at T21, package dinosaur, extra `weather`) of
-which only the temperature of the lowest layer and the surface pressure are seen.
+tracing. The simulator is a dry atmosphere (Held-Suarez forcing at T21, package
+dinosaur, extra `weather`) of which only the temperature of the lowest layer and the
+surface pressure are seen.
 
 The trunk has two blocks of 16 channels, one global and one local, half of what was
 planned for this level, so that all seeds of all three variants take minutes.

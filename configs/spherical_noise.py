@@ -66,7 +66,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             kernel_shape=(1, 1) if smoke else (2, 2),
             mlp_ratio=2.0,
             layer_scale=0.3,
-            state_share=0.5,  # as `fourcastnet3.py`: others run away
+            state_share=0.5,  # as in `fourcastnet3.py`
             is_truncated=True,
         )
     )

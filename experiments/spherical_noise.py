@@ -11,6 +11,7 @@ import numpy as np
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
+from ensjax.verification.bootstrap import LEAST_BLOCKS
 
 training = load_beside(__file__, "spherical_noise_training")
 scores = load_beside(__file__, "spherical_noise_scores")
@@ -57,10 +58,10 @@ def validate(config):
             "config.test.num_long_members go on of config.test.num_members ="
             f" {config.test.num_members}; got {config.test.num_long_members}."
         )
-    if config.num_seeds > 1 and data.num_test_runs < 2:
+    if config.num_seeds > 1 and data.num_test_runs < LEAST_BLOCKS:
         raise ConfigError(
-            "config.data.num_test_runs must be two or more where seeds are compared:"
-            f" runs are resampled; got {data.num_test_runs}."
+            f"config.data.num_test_runs must be {LEAST_BLOCKS} or more with several"
+            f" seeds, for intervals that hold their choice; got {data.num_test_runs}."
         )
     check_numbers(config, ("test.gap_days",), at_least=1)
     check_numbers(config, ("last_degree",), at_least=5, at_most=data.truncation)

@@ -212,6 +212,7 @@ def test_the_claim_and_checks_follow_their_numbers(found):
         ("test.lead_days", "(2, 1)", "must rise"),
         ("test.long_days", "(3, 5)", "config.test.long_days end at 5"),
         ("test.num_long_members", "3", "go on of config.test.num_members"),
+        ("num_seeds", "5", "config.data.num_test_runs must be 4 or more"),
         ("steps_per_call", "3", "must divide the 2 steps"),
         ("stages", "((2, 1e-3),)", "config.stages hold"),
         ("noise.lengths_km", "()", "kt must hold"),
