@@ -5,10 +5,14 @@
     ensjax plan configs/fourcastnet3.py:paper   # 709.9 M parameters: shapes only
 
 Level 1 of FourCastNet 3: the networks of `spherical_noise.py`, trained in stages that
-change estimator, members and rollout, and run on to day 240; a step with its latitudes
-split over the devices that there are; and a step at full size by tracing. The simulator
-is a dry atmosphere (Held-Suarez forcing at T21, package dinosaur, extra `weather`) of
-which only the temperature of the lowest layer and the surface pressure are seen.
+change estimator, members and rollout, and run on to day 240, each day with its truth; a
+step with its latitudes split over 1, 2 and 4 devices; and a step at full size by
+tracing. The simulator is a dry atmosphere (Held-Suarez forcing at T21, package
+dinosaur, extra `weather`) of which only the temperature of the lowest layer and the
+surface pressure are seen.
+
+The trunk has two blocks of 16 channels, one global and one local, half of what was
+planned for this level, so that all seeds of all three variants take minutes.
 
 Two other systems forecast the same starts. One is a diffusion model whose denoiser has
 the same trunk, sampled with ever more levels, on the first day. The other one is the
@@ -51,12 +55,18 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             spin_up_days=2 if smoke else 150,
             num_days=5 if smoke else 80,
             num_train_runs=2 if smoke else 6,
-            num_test_runs=1 if smoke else 2,
+            # Long enough for a truth at the last long day.
+            num_test_days=5 if smoke else 262 if claims else 280,
+            num_test_runs=1 if smoke else 8 if claims else 2,
         )
     )
+    # As many as published, from what is white on this grid (whose places lie about
+    # 600 km apart) to the longest published one.
+    lengths_km = (250.0, 400.0, 640.0, 1000.0, 1600.0, 2500.0, 4000.0, 6400.0)
+    if smoke:
+        lengths_km = (500.0, 1000.0, 2000.0, 4000.0)
     config.noise = ml_collections.ConfigDict(
-        # Of a step; the grid's places lie about 600 km apart.
-        dict(lengths_km=(500.0, 1000.0, 2000.0, 4000.0), lambd=1.0)
+        dict(lengths_km=lengths_km, lambd=1.0)  # lambd: of a step
     )
     config.model = ml_collections.ConfigDict(dict(name="small"))
     config.model.options = ml_collections.ConfigDict(
@@ -105,6 +115,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             lead_days=(1, 2) if smoke else (1, 2, 3, 5, 7, 10),
             long_days=(3,) if smoke else (30, 100, 240),
             num_members=2 if smoke else 16 if claims else 8,
+            num_long_members=2 if smoke else 8 if claims else 4,  # go on to long days
             gap_days=3 if smoke else 20 if claims else 35,
         )
     )

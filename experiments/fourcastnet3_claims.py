@@ -22,24 +22,41 @@ _MOST_TREND = 1.0  # decibel
 
 
 def worst_ratio(config, scores) -> np.ndarray:
-    """The largest |spread over error less 1| from the second step on, `[seed]`."""
-    later = [i for i, lead in enumerate(config.test.lead_days) if lead >= 2]
-    off = np.abs(scores["ssr"][:, later].mean(axis=-1) - 1)
-    return off.max(axis=-1)
+    """The largest |spread over error less 1| from the second step on, `[..., seed]`.
+
+    Of each variable for itself, and of all leads and long steps.
+    """
+    off = np.abs(all_ratios(scores)[..., later_than_first(config), :] - 1)
+    return off.max(axis=(-2, -1))
+
+
+def all_ratios(scores) -> np.ndarray:
+    """Spread over error at leads and then long steps, `[..., step, variable]`."""
+    return np.concatenate([scores["ssr"], scores["long_ssr"]], axis=-2)
+
+
+def all_steps(config) -> tuple[int, ...]:
+    """Leads, and then long steps."""
+    return (*config.test.lead_days, *config.test.long_days)
+
+
+def later_than_first(config) -> list[int]:
+    """Places of `all_steps` from the second step on."""
+    return [i for i, step in enumerate(all_steps(config)) if step >= 2]
 
 
 def trend(config, scores) -> np.ndarray:
-    """The largest change of power from the last lead to the last step, `[seed]`.
+    """The largest change of power from the last lead to a long step, `[..., seed]`.
 
-    In decibel, the mean over degrees up to the config's last, the larger one of the two
-    variables.
+    In decibel, of each degree up to the config's last and each variable for itself:
+    what one gains another one cannot lose. Chance makes it larger, never smaller.
     """
     degrees = slice(1, config.last_degree + 1)
-    truth = scores["truth_power"][:, :, degrees]
-    early = scores["power"][:, -1, :, degrees] / truth
-    late = scores["long_ratio"][:, -1, :, degrees]
-    change = 10 * np.log10(late / early)
-    return np.abs(change.mean(axis=-1)).max(axis=-1)
+    truth = scores["truth_power"][..., degrees]
+    early = scores["power"][..., -1, :, degrees] / truth
+    late = scores["long_ratio"][..., degrees]
+    change = 10 * np.log10(late / early[..., None, :, :])
+    return np.abs(change).max(axis=(-3, -2, -1))
 
 
 def summarise(config, done) -> dict[str, float]:
@@ -53,7 +70,10 @@ def summarise(config, done) -> dict[str, float]:
     for name, scores in found.items():
         scalars[f"{name}_crps"] = float(scores["crps"].mean())
         scalars[f"{name}_crps_first"] = float(scores["crps"][:, 0].mean())
-        scalars[f"{name}_worst_ratio"] = float(worst_ratio(config, scores).mean())
+        worst = float(worst_ratio(config, scores).mean())
+        scalars[f"{name}_worst_ratio"] = worst
+        ends = scores["long_ranks"][:, -1, [0, -1]].mean()  # 1 of a reliable one
+        scalars[f"{name}_long_outer_ranks"] = float(ends)
         scalars[f"{name}_large_ssr"] = float(scores["large_ssr"].mean())
         scalars[f"{name}_distance"] = float(scores["distance"].mean())
         scalars[f"{name}_trend"] = float(trend(config, scores).mean())
@@ -65,38 +85,46 @@ def summarise(config, done) -> dict[str, float]:
 
 def make_claims(config, done) -> list[dict]:
     """32.a to 32.c, as far as a dry atmosphere tells; the others are not measured."""
-    own = scores_of(done)["diffusion"]
+    own, size = scores_of(done)["diffusion"], done["size"]
     about = dict(paper=PAPER, source="abstract", certainty="read", scale=config.scale)
     last = config.test.long_days[-1]
+
+    def part(text, measure, bound):
+        def drawn(found):
+            return measure(config, found["diffusion"])
+
+        half = base.half_of_runs(config, {"diffusion": own}, drawn)
+        return Part(text, measure(config, own), bound, "<", shared_half=half)
+
     return [
         *systems.make_claims(config, done, **about),
         claim_of_all(
             f"32.c: calibrated, and spectra stay realistic to step {last}",
             parts=[
-                Part(
-                    "largest |SSR - 1| from step 2 on",
-                    worst_ratio(config, own),
-                    0.15,
-                    "<",
-                ),
-                Part(
-                    f"change of power from step {config.test.lead_days[-1]} to {last},"
+                part("largest |SSR - 1| from step 2 on", worst_ratio, 0.15),
+                part(
+                    f"largest change of power after step {config.test.lead_days[-1]},"
                     " decibel",
-                    trend(config, own),
+                    trend,
                     _MOST_TREND,
-                    "<",
                 ),
             ],
             expected="calibration is excellent, spectra are realistic to 60 days",
             **about,
         ),
+        # Stand-ins for these are reported; none of them could confirm a claim.
         not_run(
-            "32.e: scales to 1,024 GPUs and more (the checks hold one step, split)",
+            "32.e: scales to 1,024 GPUs and more (stand-in: one step on"
+            f" {size['split_devices'].max()} CPU devices, loss off by"
+            f" {size['split_loss_off'].max():.0e}, gradients by"
+            f" {size['split_gradient_off'].max():.0e})",
             expected="1,024 GPUs",
             **about,
         ),
         not_run(
-            "32.f: 60 days in under four minutes on a GPU (traced, see the table)",
+            "32.f: 60 days in under four minutes on a GPU (stand-in: traced,"
+            f" {float(size['full_flops']):.3g} operations a step; the table has the"
+            " time at this device's rate)",
             expected="under 4 minutes",
             **about,
         ),
@@ -109,9 +137,10 @@ def make_checks(config, done) -> list[dict]:
     own = found["diffusion"]
     ratio = own["crps"].mean() / found["places"]["crps"].mean()
     closer = own["distance"] <= 0.8 * found["places"]["distance"]
-    later = [i for i, lead in enumerate(config.test.lead_days) if lead >= 2]
-    ssr = own["ssr"][:, later].mean(axis=(0, -1))
-    least, most = base.long_range(config, own)
+    # Of each variable, at leads and long steps.
+    ssr = all_ratios(own)[:, later_than_first(config)].mean(axis=0)
+    long_days = tuple(config.test.long_days)
+    card = long_days.index(100) if 100 in long_days else len(long_days) - 1
     large = {name: found[name]["large_ssr"].mean() for name in ("diffusion", "white")}
     return [
         check(
@@ -132,13 +161,12 @@ def make_checks(config, done) -> list[dict]:
             large["white"] / large["diffusion"],
             1.0,
         ),
-        check(
-            f"(e) power after {config.test.long_days[-1]} steps, of the truth's",
-            bound="0.5 to 2",
-            measured=least if least < 1 / most else most,
-            passed=least >= 0.5 and most <= 2 and bool(own["is_finite"].all()),
-        ),
+        base.check_long_power(config, own, card),
+        base.check_long_power(config, own, card, config.data.truncation),
         *systems.make_checks(config, done["sample"]),
+        check_at_least(
+            "devices that a step was split over", size["split_devices"].max(), 4
+        ),
         check_at_most(
             f"loss on up to {size['split_devices'].max()} devices, relative",
             size["split_loss_off"].max(),
@@ -178,14 +206,18 @@ def add_tables(run_dir, config, done) -> None:
         ["trained with", *(f"fair CRPS, day {leads[i]}" for i in (0, -1)),
          *(f"SSR, day {leads[i]}" for i in (0, -1)), "SSR of degrees 1 to 5",
          f"distance of spectra, day {leads[-1]}, dB",
-         f"change of power to day {config.test.long_days[-1]}, dB",
+         f"largest change of power to day {config.test.long_days[-1]}, dB",
          f"power, day {config.test.long_days[-1]}, of the truth's"],
         rows,
-        f"{done['simulate']['num_cases']} cases of {config.test.num_members} members;"
+        f"{done['simulate']['num_cases']} cases of {config.test.num_members} members,"
+        f" from {config.data.num_test_runs} runs;"
         f" {config.num_seeds} seeds (means and 95 % intervals), which share the runs of"
         " the simulator. In units of the climate's deviation; means by area and over"
-        f" both variables. Spectra of degrees 1 to {config.last_degree}.",
+        f" both variables. Spectra of degrees 1 to {config.last_degree}; the change of"
+        " power is the largest of any degree, variable and long step, and power the"
+        " least and the most of all seeds, variables and degrees.",
     )  # fmt: skip
+    _add_steps(run_dir, config, scores_of(done)["diffusion"])
     size = done["size"]
     run_dir.add_table(
         "devices",
@@ -200,8 +232,9 @@ def add_tables(run_dir, config, done) -> None:
                    "collectives"))
             )
         ],
-        "One step of the small network with its latitudes split over devices; the"
-        " collectives are read off the compiled program.",
+        "One step of the small network with its latitudes split over devices, parts of"
+        " one CPU where there are not so many; the collectives are read off the"
+        " compiled program.",
     )  # fmt: skip
     run_dir.add_table(
         "full_size",
@@ -213,6 +246,38 @@ def add_tables(run_dir, config, done) -> None:
         "FourCastNet 3 as the paper has it, one member and step, counted on the program"
         " before it is optimized; nothing of it was run. The published model makes 240"
         " steps in under four minutes on a GPU.",
+    )  # fmt: skip
+
+
+def _add_steps(run_dir, config, scores) -> None:
+    """Calibration and power of the network with both, step by step to the last one."""
+    ratios, num_leads = all_ratios(scores), len(config.test.lead_days)
+    rows = []
+    for place, step in enumerate(all_steps(config)):
+        far = place >= num_leads
+        own = place - num_leads if far else place
+        ranks = scores["long_ranks" if far else "ranks"][:, own]
+        degrees = slice(1, config.last_degree + 1)
+        if far:
+            power = scores["long_ratio"][:, own, :, degrees]
+        else:
+            power = scores["power"][:, own] / scores["truth_power"]
+            power = power[..., degrees]
+        rows.append(
+            [step, *(interval_text(ratios[:, place, v]) for v in range(2)),
+             config.test.num_long_members if far else config.test.num_members,
+             interval_text(ranks[:, [0, -1]].mean(axis=-1), form=".2f"),
+             f"{power.min():.2f} to {power.max():.2f}"]
+        )  # fmt: skip
+    variables = base.base.training.data.VARIABLES
+    run_dir.add_table(
+        "steps",
+        ["step", *(f"SSR, {name}" for name in variables), "members",
+         "outer ranks, of a reliable ensemble's", "power, of the truth's"],
+        rows,
+        f"Diffusion noise, with waves; {config.num_seeds} seeds (means and 95 %"
+        " intervals). Power is the least and the most of all seeds, variables and"
+        f" degrees 1 to {config.last_degree}.",
     )  # fmt: skip
 
 

@@ -39,7 +39,8 @@ def add_figures(run_dir, config, done) -> None:
         "ranks",
         _ranks(config, found["diffusion"]),
         "Rank of the truth among members: area of each rank over that of a reliable"
-        " ensemble (1); mean over seeds and variables. Neighbours are not independent.",
+        " ensemble (1), to the last day of forecast; mean over seeds and variables."
+        " Neighbours are not independent.",
     )
 
 
@@ -143,16 +144,29 @@ def _spectra(config, scores):
 
 
 def _ranks(config, scores):
-    fig = new_figure(3.6)
+    fig = new_figure(4.0)
     ax = fig.subplots()
-    for number, lead in enumerate((0, -1)):
-        ranks = scores["ranks"][:, lead].mean(axis=0)
-        ax.step(
-            np.arange(len(ranks)), ranks, where="mid", color=PALETTE[number],
-            ls=("-", "--")[number], label=f"day {config.test.lead_days[lead]}",
+    days, far = config.test.lead_days, config.test.long_days
+    shown = [(f"day {days[i]}", scores["ranks"][:, i]) for i in (0, -1)]
+    shown += [
+        (f"day {day}", scores["long_ranks"][:, i])
+        for i, day in enumerate(far)
+        if i == len(far) - 1 or day >= 100
+    ]
+    for number, (word, ranks) in enumerate(shown):
+        ranks = ranks.mean(axis=0)
+        places = np.arange(len(ranks)) / (len(ranks) - 1)
+        ax.plot(
+            places, ranks, color=PALETTE[number % len(PALETTE)], ms=4,
+            marker=MARKERS[number % len(MARKERS)],
+            label=f"{word}, {len(ranks) - 1} members",
         )  # fmt: skip
-    ax.set_xticks(range(0, len(ranks), max(1, len(ranks) // 8)))
     ax.axhline(1, color=GREY, lw=1)
     ax.set_ylim(bottom=0)
-    finish(ax, x="rank of the truth", y="area, of a reliable one's", legend=True)
+    finish(
+        ax,
+        x="share of members below the truth",
+        y="area, of a reliable ensemble's",
+        legend=True,
+    )
     return fig

@@ -1,10 +1,17 @@
 """One step of `fourcastnet3.py` split by latitude, and one at full size by tracing."""
 
 import dataclasses
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import nnx
 
@@ -61,22 +68,24 @@ class SplitStep:
         return jax.value_and_grad(loss)(params)
 
 
-def split_steps(config, archive) -> dict[str, np.ndarray]:
-    """One step on 1, 2 and 4 devices, as far as there are so many.
+def split_on(config, window) -> dict[str, np.ndarray]:
+    """One step on 1, 2 and 4 of this process's devices.
+
+    Args:
+        config: of the run.
+        window: two days, `[2, lat, lon, variable]`.
 
     Returns:
         By number of devices (`devices` `[mesh]`): `loss`; `gradient_off`, the largest
         difference from one device over the largest gradient; `loss_off`, relative; and
         `exchanged_bytes`, of all collectives on a device, and their `collectives`.
     """
-    window = jnp.asarray(training.data.training_windows(config, archive)[0, :2])
+    window = jnp.asarray(window)
     found = {name: [] for name in
              ("devices", "loss", "gradient_off", "loss_off", "exchanged_bytes",
               "collectives")}  # fmt: skip
     first = None
     for parts in PARTS:
-        if parts > jax.device_count():
-            break
         axis = None if parts == 1 else "model"
         graph, params = nnx.split(training.make_model(config, nnx.Rngs(0), axis))
         # The last layer starts from zeros, behind which nothing has a gradient.
@@ -107,6 +116,42 @@ def split_steps(config, archive) -> dict[str, np.ndarray]:
         words = ", ".join(f"{c.count} {c.operation}" for c in collectives)
         found["collectives"].append(words or "none")
     return {name: np.asarray(values) for name, values in found.items()}
+
+
+def split_steps(config, archive) -> dict[str, np.ndarray]:
+    """One step on 1, 2 and 4 devices: `split_on`.
+
+    Where this process has fewer than 4, in one of its own that makes 4 of the CPU.
+
+    Raises:
+        RuntimeError: if that process fails; with the end of what it wrote.
+    """
+    window = training.data.training_windows(config, archive)[0, :2]
+    if jax.device_count() >= max(PARTS):
+        return split_on(config, window)
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = (pathlib.Path(folder) / name for name in ("given", "found.npz"))
+        given.write_bytes(pickle.dumps((config.to_dict(), window)))
+        env = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="4")
+        # It may set another number of CPU devices, and the two must not differ.
+        env.pop("XLA_FLAGS", None)
+        above = str(pathlib.Path(ensjax.__file__).parents[1])
+        env["PYTHONPATH"] = os.pathsep.join(
+            part for part in (above, os.environ.get("PYTHONPATH")) if part
+        )
+        done = subprocess.run(
+            [sys.executable, __file__, str(given), str(found)],
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(
+                "a step on 4 CPU devices, in a process of its own, failed with"
+                f" {done.returncode}: {done.stderr[-2000:]}"
+            )
+        with np.load(found) as arrays:
+            return dict(arrays)
 
 
 def full_size_step() -> dict[str, np.ndarray]:
@@ -148,3 +193,13 @@ def _device_flops(size=1024):
         jax.block_until_ready(product(a))
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
+
+
+def _main(given, found):
+    """`split_on` of what `split_steps` wrote."""
+    config, window = pickle.loads(pathlib.Path(given).read_bytes())
+    np.savez(found, **split_on(ml_collections.ConfigDict(config), window))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -11,6 +11,7 @@ import numpy as np
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
+from ensjax.verification.bootstrap import LEAST_BLOCKS
 
 training = load_beside(__file__, "spherical_noise_training")
 scores = load_beside(__file__, "spherical_noise_scores")
@@ -47,9 +48,21 @@ def validate(config):
         raise ConfigError(f"config: {error}") from error
     if data.source == "era5":
         return
-    counts = ("num_train_runs", "num_test_runs", "num_days", "truncation")
+    counts = ("num_train_runs", "num_test_runs", "num_days", "num_test_days")
     check_numbers(config, [f"data.{name}" for name in counts], at_least=1)
-    check_numbers(config, ("test.num_members",), at_least=2)
+    check_numbers(config, ("data.truncation",), at_least=1)
+    counts = ("num_members", "num_long_members")
+    check_numbers(config, [f"test.{name}" for name in counts], at_least=2)
+    if config.test.num_long_members > config.test.num_members:
+        raise ConfigError(
+            "config.test.num_long_members go on of config.test.num_members ="
+            f" {config.test.num_members}; got {config.test.num_long_members}."
+        )
+    if config.num_seeds > 1 and data.num_test_runs < LEAST_BLOCKS:
+        raise ConfigError(
+            f"config.data.num_test_runs must be {LEAST_BLOCKS} or more with several"
+            f" seeds, for intervals that hold their choice; got {data.num_test_runs}."
+        )
     check_numbers(config, ("test.gap_days",), at_least=1)
     check_numbers(config, ("last_degree",), at_least=5, at_most=data.truncation)
     leads = (0, *config.test.lead_days, *config.test.long_days)
@@ -57,10 +70,10 @@ def validate(config):
         raise ConfigError(
             f"config.test.lead_days and then long_days must rise; got {leads[1:]}."
         )
-    if config.test.lead_days[-1] >= data.num_days:
+    if leads[-1] >= data.num_test_days:
         raise ConfigError(
-            f"config.test.lead_days end at {config.test.lead_days[-1]}, beyond the"
-            f" {data.num_days} days of a run."
+            f"config.test.long_days end at {leads[-1]}, beyond the"
+            f" {data.num_test_days} days of a run that is tested on."
         )
     if importlib.util.find_spec("dinosaur") is None:
         raise ConfigError(
@@ -106,16 +119,22 @@ def emulate(config, run_dir, archive) -> dict[str, np.ndarray]:
     """
     ensemble, frozen = training.train(config, run_dir, archive)
     starts, _ = training.data.test_starts(config, archive)
-    forecasts, power = training.forecast(config, ensemble, starts)
+    is_white = training.hyper_of(config)["is_white"]
     found = {}
     for number, variant in enumerate(training.VARIANTS):
-        own = slice(number * config.num_seeds, (number + 1) * config.num_seeds)
+        own = np.arange(config.num_seeds) + number * config.num_seeds
+        # The others go on by two members, for their power.
+        num_long = config.test.num_long_members if variant == "diffusion" else 2
+        forecasts, longer = training.forecast(
+            config, ensemble.select(own.tolist()), starts, is_white[own],
+            num_long=num_long,
+        )  # fmt: skip
         rows = [
             scores.measure(config, archive, *both)
-            for both in zip(forecasts[own], power[own], strict=True)
+            for both in zip(forecasts, longer, strict=True)
         ]
         for name in rows[0]:
             found[f"{variant}_{name}"] = np.stack([row[name] for row in rows])
         found[f"{variant}_frozen_steps"] = frozen[own]
-        found[f"{variant}_example"] = forecasts[own][0, 0, :2]
+        found[f"{variant}_example"] = forecasts[0, 0, :2]
     return found

@@ -17,6 +17,7 @@ from ensjax.ops.sphere import SphericalGrid
 
 VARIABLES = ("temperature of the lowest layer", "surface pressure")
 UNITS = ("K", "hPa")
+_OF_TESTS = 10_000  # added to the seed of the runs that are tested on
 
 
 def grid_of(config) -> SphericalGrid:
@@ -45,9 +46,10 @@ def simulate(config) -> dict[str, np.ndarray]:
             f"data.source {data.source!r} is not at hand, so that this preset is"
             " planned: ensjax plan"
         )
-    count = data.num_train_runs + data.num_test_runs
-    runs, space = _runs(config, count)
-    train, test = np.split(runs, [data.num_train_runs])
+    train, space = _runs(config, data.num_train_runs, data.num_days, config.seed)
+    test, _ = _runs(
+        config, data.num_test_runs, data.num_test_days, config.seed + _OF_TESTS
+    )
     both = np.concatenate([train, train[:, :, ::-1]])
     mean = both.mean(axis=(0, 1, 3))  # [lat, variable]
     area = grid_of(config).quadrature()[:, None] / 2
@@ -67,15 +69,15 @@ def _standardised(runs, mean, sd):
     return ((runs - mean[:, None]) / sd).astype(np.float32)
 
 
-def _runs(config, count):
+def _runs(config, count, days, seed):
     """Runs `[run, day, lat, lon, variable]`, one output a day, and coordinates."""
     data, system = config.data, system_of(config)
     settings = dict(
         system=dataclasses.asdict(system),
         count=count,
-        days=data.num_days,
+        days=days,
         spin_up_days=data.spin_up_days,
-        seed=config.seed,
+        seed=seed,
         dinosaur=importlib.metadata.version("dinosaur"),
     )
 
@@ -83,19 +85,19 @@ def _runs(config, count):
         values = run_climate(
             system,
             num_trajectories=count,
-            num_outputs=data.num_days,
+            num_outputs=days,
             steps_per_output=system.steps_per_day,
             spin_up_steps=data.spin_up_days * system.steps_per_day,
-            seed=config.seed,
+            seed=seed,
         )
         return Archive(
             values[:, None],  # one member
             case=np.arange(count),
-            lead=np.arange(1, data.num_days + 1).astype("timedelta64[D]"),
+            lead=np.arange(1, days + 1).astype("timedelta64[D]"),
             variable=system.variable,
             space=system.space,
             units=system.units,
-            source=f"free runs of {system.name}, seed {config.seed}",
+            source=f"free runs of {system.name}, seed {seed}",
         )
 
     found = kept_archive("held-suarez-free", settings, make)
@@ -125,14 +127,29 @@ def window_shapes(config) -> jax.ShapeDtypeStruct:
 
 
 def test_starts(config, archive) -> tuple[np.ndarray, np.ndarray]:
-    """Starts `[case, lat, lon, variable]`, and truth `[case, lead, ...]`."""
-    leads = np.asarray(config.test.lead_days)
-    last = archive["test"].shape[1] - 1 - leads[-1]
-    days = np.arange(0, last + 1, config.test.gap_days)
-    test = archive["test"]
+    """Starts `[case, lat, lon, variable]`, and truth `[case, lead, ...]`.
+
+    Run by run, as many of each, and so early that the last long step has a truth.
+    """
+    test, days = archive["test"], _start_days(config, archive)
     starts = test[:, days].reshape(-1, *test.shape[2:])
+    return starts, _truth(archive, days, config.test.lead_days)
+
+
+def long_truth(config, archive) -> np.ndarray:
+    """Truth of the same cases at the long steps, `[case, step, lat, lon, variable]`."""
+    return _truth(archive, _start_days(config, archive), config.test.long_days)
+
+
+def _start_days(config, archive):
+    last = archive["test"].shape[1] - 1 - config.test.long_days[-1]
+    return np.arange(0, last + 1, config.test.gap_days)
+
+
+def _truth(archive, days, leads):
+    test = archive["test"]
     truth = np.stack([test[:, days + lead] for lead in leads], axis=2)
-    return starts, truth.reshape(-1, *truth.shape[2:])
+    return truth.reshape(-1, *truth.shape[2:])
 
 
 def turned(key, window):

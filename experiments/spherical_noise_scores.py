@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.emulate.spherical_noise import of_pair
 from ensjax.experiment.fields import load_beside
 from ensjax.ops.sphere import to_real_harmonics, wave_power
 from ensjax.train import area_crps, wave_crps
@@ -17,6 +16,8 @@ training = load_beside(__file__, "spherical_noise_training")
 LARGE = 5  # the last degree of what is called large scales
 _DRAWS = 500
 _SCRAMBLED_CASES, _SCRAMBLED_MEMBERS = 60, 8
+_SCRAMBLED_KM = 2100.0  # the channel nearest to it is scrambled
+_RADIUS_KM = 6370.0
 
 
 # Level 0
@@ -25,55 +26,105 @@ _SCRAMBLED_CASES, _SCRAMBLED_MEMBERS = 60, 8
 def noise_statistics(config) -> dict[str, np.ndarray]:
     """The noise of many members at two steps, against theory; and the scramble test.
 
+    All of it is measured on fields, and the theory is written out here, not asked of
+    the noise (`published_power`, `row_errors`).
+
     Returns:
         By channel: `sd` of a place, `lag` (correlation of one step with the next) and
-        `lag_expected`, `power` and `power_expected` `[channel, l]`, `power_errors` and
-        `latitude_errors`, the largest deviations in standard errors; `pair_sum`, the
-        largest of |member 2k + member 2k + 1|; `scramble_places` and `scramble_waves`,
-        ratios of scores of scrambled members to those of whole ones; and `fields`
-        `[2, channel, lat, lon]` of the first draw at both steps.
+        `lag_expected`, `power` and `power_expected` `[channel, l]`; `power_errors` and
+        `latitude_errors`, the largest deviations of a degree and of a row of places in
+        standard errors; `contrast_errors`, that of the poles' variance from the
+        equator's; `pair_sum` and `pair_sd`, of members of a centred loss, see
+        `_pairs`; `scramble_places` and `scramble_waves`, ratios of scores of scrambled
+        members to those of whole ones; and `fields` `[2, channel, lat, lon]` of the
+        first draw at both steps.
     """
     noise, grid = training.noise_of(config), training.grid_of(config)
-    states, later, fields = _draws(noise, config.seed)
+    lengths = np.asarray(config.noise.lengths_km)
+    before, fields = _draws(noise, config.seed)  # [draw, lat, lon, channel]
     area = grid.quadrature() / 2
-    by_latitude = (fields**2).mean(axis=(0, 2))  # [lat, channel]
-    power = np.asarray(wave_power(later)).mean(axis=0)
-    expected = noise.power()
+    squares = (fields**2).mean(axis=2)  # [draw, lat, channel]
+    by_latitude = squares.mean(axis=0)
+    power = np.asarray(_power(np.moveaxis(fields, -1, 1), grid)).mean(axis=0)
+    expected = published_power(lengths, grid.degree)
     degree = np.arange(grid.degree + 1)
     error = np.sqrt(2 / ((2 * degree + 1) * _DRAWS))
-    is_there = expected > 1e-30
+    is_there = expected > 1e-9  # below, the float32 of a field has its own power
     off = np.where(is_there, np.abs(power / np.where(is_there, expected, 1) - 1), 0)
-    axes = (0, 2, 3, 4)
-    lag = (states * later).sum(axes) / np.sqrt(
-        (states**2).sum(axes) * (later**2).sum(axes)
-    )
+    row_error = row_errors(expected, grid) / np.sqrt(_DRAWS)  # [channel, lat]
     places, waves = _scramble(config)
-    first = np.moveaxis(np.asarray(jax.jit(noise.to_grid)(states[0])), -1, 0)
+    pair_sum, pair_sd = _pairs(config)
+    both = [np.einsum("dijc,dijc,i->c", x, y, area) for x, y in
+            ((before, fields), (before, before), (fields, fields))]  # fmt: skip
     return {
         "sd": np.sqrt(area @ by_latitude),
-        "lag": lag,
-        "lag_expected": noise.memory,
+        "lag": both[0] / np.sqrt(both[1] * both[2]),
+        "lag_expected": np.full(len(lengths), np.exp(-config.noise.lambd)),
         "power": power,
         "power_expected": expected,
         "power_errors": (off / error).max(axis=1),
-        # A row near a pole is one place for the longest scales.
-        "latitude_errors": np.abs(by_latitude - 1).max(axis=0) / np.sqrt(2 / _DRAWS),
-        "pair_sum": np.float64(_pair_sum(config)),
+        "latitude_errors": (np.abs(by_latitude.T - 1) / row_error).max(axis=1),
+        "contrast_errors": _contrast_errors(squares, grid),
+        "pair_sum": np.float64(pair_sum),
+        "pair_sd": np.float64(pair_sd),
         "scramble_places": np.float64(places),
         "scramble_waves": np.float64(waves),
-        "fields": np.stack([first, np.moveaxis(fields[0], -1, 0)]),
+        "fields": np.moveaxis(np.stack([before[0], fields[0]]), -1, 1),
     }
 
 
+def published_power(lengths_km, last_degree) -> np.ndarray:
+    """Power by degree of noise of variance 1, as published, `[channel, l]`.
+
+        P_l = (2 l + 1) exp(-kT l (l + 1)) / F0,   kT = (L / R)^2 / 2,
+
+    with F0 the sum of the same over l >= 1; no power at l = 0, and none beyond the last
+    degree. Source: Bonev et al. 2025, arXiv:2507.12144, of the noise.
+    """
+    kt = 0.5 * (np.asarray(lengths_km, np.float64)[:, None] / _RADIUS_KM) ** 2
+    degree = np.arange(last_degree + 1)
+    # Against degree 1, so that the longest noise does not underflow.
+    power = (2 * degree + 1) * np.exp(-kt * (degree * (degree + 1) - 2))
+    power[:, 0] = 0
+    return power / power.sum(axis=1, keepdims=True)
+
+
+def row_errors(power, grid) -> np.ndarray:
+    """Deviation of one draw's mean of squares along a row of places, `[channel, lat]`.
+
+    Of a Gaussian field with this power by degree, whose places at an angle g have the
+    correlation r(g) = sum_l P_l legendre_l(cos g): the variance of the mean of squares
+    is 2 mean r^2 over the row. Near a pole a row is one place, and r is 1.
+    """
+    sine = np.sin(np.radians(grid.latitudes()))
+    turn = 2 * np.pi * np.arange(grid.num_longitudes) / grid.num_longitudes
+    cosine = sine[:, None] ** 2 + (1 - sine[:, None] ** 2) * np.cos(turn)
+    series = np.polynomial.legendre.legval(cosine, np.asarray(power).T)
+    return np.sqrt(2 * (series**2).mean(axis=-1))
+
+
+def _contrast_errors(squares, grid):
+    """Variance of the poles less the equator's, in standard errors, `[channel]`.
+
+    The mean of f^2 legendre_2(sin latitude) over the sphere is 0 if the variance is the
+    same everywhere; its standard error is that of the draws. All rows count in it.
+    """
+    sine = np.sin(np.radians(grid.latitudes()))
+    weight = grid.quadrature() / 2 * (1.5 * sine**2 - 0.5)
+    contrast = np.einsum("dic,i->dc", squares, weight)
+    error = contrast.std(axis=0, ddof=1) / np.sqrt(len(contrast))
+    return np.abs(contrast.mean(axis=0)) / error
+
+
 def _draws(noise, seed):
-    """States at two steps, and the fields of the second, `[draw, ...]`."""
+    """Fields of many members at two steps, `[draw, lat, lon, channel]` each."""
 
     @jax.jit
     def run(keys):
         def of_member(key):
             state = noise.init(key)
             later = noise.step(state, jax.random.fold_in(key, 1))
-            return state, later, noise.to_grid(later)
+            return noise.to_grid(state), noise.to_grid(later)
 
         return jax.vmap(of_member)(keys)
 
@@ -81,24 +132,32 @@ def _draws(noise, seed):
     return jax.tree.map(np.asarray, run(keys))
 
 
-def _pair_sum(config):
-    """The largest of a centred pair's sums over two steps, which should be 0."""
-    noise, shape = training.noise_of(config), (*training.grid_of(config).shape, 1)
+def _pairs(config):
+    """The noise of the members of a centred loss, seen by a network that shows it.
 
-    def of_member(member):
-        pair, sign = of_pair(member)
-        key = jax.random.fold_in(jax.random.key(config.seed), pair)
-        return sign * noise.of_steps(key, shape, 2)
-
-    fields = np.asarray(jax.jit(jax.vmap(of_member))(jnp.arange(4)))
-    return np.abs(fields[0::2] + fields[1::2]).max()
+    Returns:
+        The largest |member 2k + member 2k + 1|, which should be 0; and the deviation of
+        the mean of the pairs' first members, over 1 / root of the pairs: 1 if the pairs
+        are different draws, and 0 if there is no noise.
+    """
+    num_pairs = 16
+    stage = (2, 1e-3, "fair", 1, 2 * num_pairs, True)
+    score = training.loss_of(config, stage).rollout.score
+    shape = (*training.grid_of(config).shape, len(config.noise.lengths_km))
+    key = jax.random.key(config.seed)
+    fields = jax.jit(lambda k: score.members(lambda noise, _: noise, k, shape, None))
+    first, second = np.asarray(fields(key)).reshape(num_pairs, 2, *shape).swapaxes(0, 1)
+    mean = first.mean(axis=0) * np.sqrt(num_pairs)
+    area = training.grid_of(config).quadrature() / 2
+    return np.abs(first + second).max(), np.sqrt(area @ (mean**2).mean(axis=(1, 2)))
 
 
 def _scramble(config):
     """Scores of members dealt out anew at every place over those of whole members."""
     grid = training.grid_of(config)
     noise = training.noise_of(config)
-    channel = noise.num_channels // 2  # of middle length
+    lengths = np.asarray(config.noise.lengths_km)
+    channel = int(np.abs(np.log(lengths / _SCRAMBLED_KM)).argmin())
     shape = (_SCRAMBLED_MEMBERS + 1, _SCRAMBLED_CASES)
     keys = jax.random.split(jax.random.key(config.seed + 1), shape)
     draw = jax.jit(
@@ -120,36 +179,107 @@ def _scramble(config):
 # Forecasts
 
 
-def measure(config, archive, forecasts, long_power) -> dict[str, np.ndarray]:
-    """Scores of one seed's forecasts `[case, member, lead, lat, lon, variable]`.
+def measure(config, archive, forecasts, longer) -> dict[str, np.ndarray]:
+    """Scores of one seed's forecasts.
+
+    Args:
+        config: of the run.
+        archive: of `simulate`.
+        forecasts: `[case, member, lead, lat, lon, variable]`.
+        longer: of the first members, `[case, member, step, lat, lon, variable]`.
 
     Returns:
-        `crps` (fair), `rmse` of the mean, `ssr` and `large_ssr` (of degrees 1 to 5)
-        `[lead, variable]`; `power` of members by lead `[lead, variable, l]`;
-        `truth_power` `[variable, l]` of all days of the test runs; `distance` of the
-        last lead's power in decibel, mean over variables; `long_ratio` of power at the
-        long steps over the truth's `[step, variable, l]`; `is_finite`; and `ranks`
-        `[lead, member + 1]` of the truth, by area, 1 for a reliable ensemble.
+        `crps` (fair), `rmse` of the mean and `large_ssr` (spread over error of degrees
+        1 to 5) `[lead, variable]`; what `of_runs` gives, of all runs; by run of the
+        test, which is what it is made of, `power_by_run` and `long_power_by_run` `[run,
+        lead, variable, l]`, `truth_power_by_run` `[run, variable, l]` of all its days,
+        and `error_by_run` and `spread_by_run` `[run, lead and step, variable]`, the
+        mean square of the error and what it is of a reliable ensemble; `is_finite`;
+        `ranks` `[lead, member + 1]` and `long_ranks` of the truth, by area, 1 for a
+        reliable ensemble.
     """
+    grid, num_runs = training.grid_of(config), len(archive["test"])
     _, truth = training.data.test_starts(config, archive)
-    grid = training.grid_of(config)
-    members = np.moveaxis(forecasts, -1, 3).swapaxes(0, 1)  # [member, case, lead, ...]
-    truth = np.moveaxis(truth, -1, 2)  # [case, lead, variable, lat, lon]
-    found = jax.tree.map(np.asarray, _scored(members, truth, grid))
+    near = _with_members_first(forecasts, truth)
+    far = _with_members_first(longer, training.data.long_truth(config, archive))
+    found = jax.tree.map(np.asarray, _scored(*near, grid))
     days = np.moveaxis(archive["test"], -1, 2)
-    truth_power = np.asarray(_power(days, grid)).mean(axis=(0, 1))
-    last = config.last_degree
-    distance = log_spectral_distance(
-        found["power"][-1][:, 1 : last + 1], truth_power[:, 1 : last + 1], first=0
-    )
-    ratio = long_power.mean(axis=(0, 1)) / np.where(truth_power > 0, truth_power, 1)
-    return found | {
-        "truth_power": truth_power,
-        "distance": np.asarray(distance).mean(),
-        "long_ratio": ratio,
-        "is_finite": np.isfinite(forecasts).all() & np.isfinite(long_power).all(),
-        "ranks": _ranks(members, truth, grid),
+    cases = [jax.tree.map(np.asarray, _by_case(*both, grid)) for both in (near, far)]
+
+    def of_run(x):  # all runs have as many cases
+        return x.reshape(num_runs, -1, *x.shape[1:]).mean(axis=1)
+
+    by_run = {
+        "power_by_run": of_run(cases[0]["power"]),
+        "long_power_by_run": of_run(cases[1]["power"]),
+        "truth_power_by_run": np.asarray(_power(days, grid)).mean(axis=1),
     }
+    # The mean of M members of the truth's own law misses it by (M + 1) / M.
+    shares = [(len(members) + 1) / len(members) for members, _ in (near, far)]
+    for name, factors in (("error", (1, 1)), ("spread", shares)):
+        sums = [x * c[name].sum(axis=-1) for x, c in zip(factors, cases, strict=True)]
+        by_run[f"{name}_by_run"] = of_run(np.concatenate(sums, axis=1))
+    whole = of_runs(config, {name: x[None] for name, x in by_run.items()})
+    kept = {name: found[name] for name in ("crps", "rmse", "large_ssr")}
+    return kept | by_run | {name: x[0, 0] for name, x in whole.items()} | {
+        "is_finite": np.isfinite(forecasts).all() & np.isfinite(longer).all(),
+        "ranks": _ranks(*near, grid),
+        "long_ranks": _ranks(*far, grid),
+    }  # fmt: skip
+
+
+def of_runs(config, by_run, weights=None) -> dict[str, np.ndarray]:
+    """Scores that are no means of cases, where the runs of the test have weights.
+
+    Args:
+        config: of the run.
+        by_run: what `measure` gives by run, of seeds, `[seed, run, ...]`.
+        weights: of runs, that add to 1, `[draw, run]`; None: one draw, all equal.
+
+    Returns:
+        `[draw, seed, ...]`: `power` of members by lead `[lead, variable, l]` and
+        `truth_power` `[variable, l]`; `distance` of the last lead's power from it in
+        decibel, mean over variables; `long_ratio` of power at the long steps over the
+        truth's `[step, variable, l]`; `ssr` `[lead, variable]` and `long_ssr` `[step,
+        variable]`, spread over error.
+    """
+    num_runs = by_run["error_by_run"].shape[1]
+    weights = np.full((1, num_runs), 1 / num_runs) if weights is None else weights
+    mean = {
+        name.removesuffix("_by_run"): np.einsum(
+            "dr,sr...->ds...", weights, by_run[name]
+        )
+        for name in RUN_SCORES
+    }
+    last, truth = slice(1, config.last_degree + 1), mean["truth_power"]
+    distance = log_spectral_distance(
+        mean["power"][:, :, -1, :, last], truth[..., last], first=0
+    )
+    num_leads = len(config.test.lead_days)
+    share = np.sqrt(mean["spread"] / mean["error"])
+    ratio = mean["long_power"] / np.where(truth > 0, truth, 1)[:, :, None]
+    return {
+        "power": mean["power"],
+        "truth_power": truth,
+        "distance": np.asarray(distance).mean(axis=-1),
+        "long_ratio": ratio,
+        "ssr": share[:, :, :num_leads],
+        "long_ssr": share[:, :, num_leads:],
+    }
+
+
+RUN_SCORES = (
+    "power_by_run",
+    "long_power_by_run",
+    "truth_power_by_run",
+    "error_by_run",
+    "spread_by_run",
+)
+
+
+def _with_members_first(forecasts, truth):
+    """`[member, case, lead, variable, lat, lon]`, and `[case, lead, ...]`."""
+    return np.moveaxis(forecasts, -1, 3).swapaxes(0, 1), np.moveaxis(truth, -1, 2)
 
 
 def score_members(config, members, truth) -> dict[str, np.ndarray]:
@@ -177,14 +307,25 @@ def _power(fields, grid):
 
 
 @functools.partial(jax.jit, static_argnums=2)
+def _by_case(members, truth, grid):
+    """Power of members, and mean squares of error and spread, `[case, ..., l]`."""
+    mean = members.mean(axis=0)
+    around = _power(members - mean[None], grid).sum(axis=0) / (members.shape[0] - 1)
+    return {
+        "power": _power(members, grid).mean(axis=0),
+        "error": _power(mean - truth, grid),
+        "spread": around,
+    }
+
+
+@functools.partial(jax.jit, static_argnums=2)
 def _scored(members, truth, grid):
     count = members.shape[0]
-    mean = members.mean(axis=0)
     crps = area_crps(members, truth, grid).mean(axis=0)
-    error = _power(mean - truth, grid).mean(axis=0)  # [lead, variable, l]
-    power = _power(members, grid).mean(axis=(0, 1))
-    around = _power(members - mean[None], grid).sum(axis=0) / (count - 1)
-    spread = around.mean(axis=0)
+    cases = _by_case(members, truth, grid)
+    power, error, spread = (
+        cases[name].mean(axis=0) for name in ("power", "error", "spread")
+    )  # [lead, variable, l]
 
     def ratio(degrees):
         # The mean of M members of the truth's own law misses it by (M + 1) / M.

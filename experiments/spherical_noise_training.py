@@ -15,7 +15,7 @@ from ensjax.experiment.fields import choose, load_beside
 from ensjax.mapping import map_members
 from ensjax.members import member_key
 from ensjax.nn import SphericalForecaster
-from ensjax.ops.sphere import SphericalGrid, to_real_harmonics, wave_power
+from ensjax.ops.sphere import SphericalGrid
 from ensjax.train import (
     RolloutLoss,
     SphericalCrps,
@@ -333,25 +333,24 @@ class Forecast:
     Attributes:
         graph: of the ensemble.
         noise: by diffusion.
-        grid: of the states.
         leads: numbers of steps at which members are kept.
         num_members: M.
-        long_steps: at which the power of the first two members is kept, from the last
-            lead on.
+        num_long: of them, the first ones, go on from the last lead.
+        long_steps: at which these are kept.
         seed: of the draws.
     """
 
     graph: object
     noise: object
-    grid: SphericalGrid
     leads: tuple[int, ...]
     num_members: int
+    num_long: int
     long_steps: tuple[int, ...]
     seed: int
 
     def __call__(self, state, is_white, starts):
-        """Of one network: `[case, member, lead, lat, lon, variable]`, and power
-        `[case, member 2, long step, variable, l]`."""
+        """Of one network: `[case, member, lead, lat, lon, variable]`, and the first
+        members `[case, member, long step, lat, lon, variable]`."""
         network = self.graph.merge(state, train=False), is_white
 
         def of_member(case, start, member):
@@ -364,8 +363,8 @@ class Forecast:
             return jax.vmap(lambda m: of_member(case, start, m))(members)
 
         cases = jnp.arange(starts.shape[0])
-        seen, last = jax.lax.map(of_case, (cases, starts))
-        few = jax.tree.map(lambda x: x[:, :2], last)
+        last, seen = jax.lax.map(of_case, (cases, starts))
+        few = jax.tree.map(lambda x: x[:, : self.num_long], last)
         return seen, jax.lax.map(
             lambda x: jax.vmap(lambda y: self._longer(network, *y))(x), few
         )
@@ -373,6 +372,14 @@ class Forecast:
     def _of_one(self, network, key, start):
         process = self.noise.init(jax.random.fold_in(key, 0))
         carry = (key, start, process, jnp.int32(0))
+        return self._at_steps(network, carry, (0, *self.leads))
+
+    def _longer(self, network, *carry):
+        steps = (self.leads[-1], *self.long_steps)
+        return self._at_steps(network, carry, steps)[1]
+
+    def _at_steps(self, network, carry, steps):
+        """What is carried at the end, and states at all steps but the first."""
 
         def to_next(carry, length):
             carry = jax.lax.fori_loop(
@@ -380,19 +387,8 @@ class Forecast:
             )
             return carry, carry[1]
 
-        lengths = np.diff((0, *self.leads))
-        last, seen = jax.lax.scan(to_next, carry, jnp.asarray(lengths))
-        return seen, last
-
-    def _longer(self, network, *carry):
-        def to_next(carry, length):
-            carry = jax.lax.fori_loop(
-                0, length, lambda _, c: self._step(network, c), carry
-            )
-            return carry, power_of(carry[1], self.grid)
-
-        lengths = np.diff((self.leads[-1], *self.long_steps))
-        return jax.lax.scan(to_next, carry, jnp.asarray(lengths))[1]
+        last, seen = jax.lax.scan(to_next, carry, jnp.asarray(np.diff(steps)))
+        return last, seen
 
     def _step(self, network, carry):
         """One step; step i has the noise that `of_steps` gives as its i-th."""
@@ -405,26 +401,28 @@ class Forecast:
         return key, network(noise, state), process, number + 1
 
 
-def power_of(state, grid):
-    """Power by degree of a state `[lat, lon, variable]`, `[variable, l]`."""
-    return wave_power(to_real_harmonics(jnp.moveaxis(state, -1, 0), grid))
+def forecast(config, ensemble, starts, is_white, *, num_long):
+    """Forecasts of every network of a stack, on the host.
 
-
-def forecast(config, ensemble, starts):
-    """Forecasts of every network of the stack, on the host.
+    Args:
+        config: of the run.
+        ensemble: the networks.
+        starts: `[case, lat, lon, variable]`.
+        is_white: whether a network's noise is white, `[network]`.
+        num_long: members that go on to the long steps.
 
     Returns:
-        `[network, case, member, lead, lat, lon, variable]`, and power at the long steps
-        `[network, case, member 2, long step, variable, l]`.
+        `[network, case, member, lead, lat, lon, variable]`, and `[network, case,
+        num_long, long step, lat, lon, variable]`.
     """
     test = config.test
     run = map_members(
         Forecast(
             ensemble.graph,
             noise_of(config),
-            grid_of(config),
             tuple(test.lead_days),
             test.num_members,
+            num_long,
             tuple(test.long_days),
             config.seed,
         ),
@@ -433,8 +431,8 @@ def forecast(config, ensemble, starts):
         mesh=ensemble.mesh,
         block=1,
     )
-    is_white = jnp.asarray(hyper_of(config)["is_white"])
-    return jax.tree.map(np.asarray, run(ensemble.state, is_white, jnp.asarray(starts)))
+    given = jnp.asarray(is_white, jnp.float32), jnp.asarray(starts)
+    return jax.tree.map(np.asarray, run(ensemble.state, *given))
 
 
 def check_at_hand(config) -> None:

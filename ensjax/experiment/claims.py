@@ -34,6 +34,7 @@ def claim(
     bound: float,
     split_sizes: tuple[int, int] | None = None,
     is_share: bool = False,
+    shared_half: float = 0.0,
 ) -> dict[str, Any]:
     """A paper's statement, measured over seeds.
 
@@ -51,6 +52,9 @@ def claim(
             and test rows, of splits of the same rows.
         is_share: whether values are shares, or 0 and 1 for no and yes: `share_interval`
             then takes the place of `student_interval`.
+        shared_half: half the 95 % interval of what all seeds share, such as the cases
+            that they are tested on. It is independent of the seeds, so that squares
+            add: the interval's halves become sqrt(half^2 + shared_half^2).
 
     Returns:
         The entry for `results.json`: the arguments and `measured` (mean over seeds),
@@ -58,17 +62,22 @@ def claim(
         `verdict`. Values that are not finite leave it undecided, with `measured` None.
 
     Raises:
-        ValueError: for words other than those above, no values, or shares that do not
-            lie between 0 and 1.
+        ValueError: for words other than those above, no values, shares that do not
+            lie between 0 and 1, or a half that is negative or beside shares.
     """
     _check_words(certainty, scale)
+    if not 0 <= shared_half < math.inf or (shared_half and is_share):
+        raise ValueError(
+            "shared_half must be a number of 0 or more, and 0 for shares; got"
+            f" {shared_half} for claim {name!r}."
+        )
     if side not in (">", "<"):
         raise ValueError(f'side must be ">" or "<"; got {side!r}.')
     values = [float(value) for value in values_by_seed]
     if not values:
         raise ValueError(f"claim {name!r} has no values; use not_run(...) for that.")
     ends = share_interval if is_share else student_interval
-    interval = ends(values, split_sizes=split_sizes)
+    interval = _widened(ends(values, split_sizes=split_sizes), float(shared_half))
     is_finite = all(math.isfinite(value) for value in values)
     return {
         "name": name,
@@ -84,6 +93,7 @@ def claim(
         "seeds": len(values),
         **({} if split_sizes is None else {"split_sizes": list(split_sizes)}),
         **({"is_share": True} if is_share else {}),
+        **({"shared_half": float(shared_half)} if shared_half else {}),
         "verdict": _verdict(interval, len(values), side, float(bound)),
     }
 
@@ -101,6 +111,7 @@ class Part(NamedTuple):
     side: str = ">"
     split_sizes: tuple[int, int] | None = None
     is_share: bool = False
+    shared_half: float = 0.0
 
 
 def claim_of_all(
@@ -148,13 +159,15 @@ def claim_of_all(
             bound=part.bound,
             split_sizes=part.split_sizes,
             is_share=part.is_share,
+            shared_half=part.shared_half,
             **about,
         )
         for part in parts
     ]
     if len(parts) == 1:
         return entries[0]
-    kept = ("side", "bound", "measured", "interval", "seeds", "split_sizes", "is_share")
+    kept = ("side", "bound", "measured", "interval", "seeds", "split_sizes", "is_share",
+            "shared_half")  # fmt: skip
     told = [
         {"part": part.text, **{key: entry[key] for key in kept if key in entry}}
         for part, entry in zip(parts, entries, strict=True)
@@ -394,6 +407,16 @@ def build_results(
         "claims": claims,
         "checks": checks,
     }
+
+
+def _widened(
+    interval: tuple[float, float] | None, shared_half: float
+) -> tuple[float, float] | None:
+    if interval is None or not shared_half:
+        return interval
+    middle, half = (interval[0] + interval[1]) / 2, (interval[1] - interval[0]) / 2
+    half = math.hypot(half, shared_half)
+    return middle - half, middle + half
 
 
 def _verdict(

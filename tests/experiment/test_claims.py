@@ -65,6 +65,32 @@ def test_splits_of_the_same_rows_have_a_wider_interval_which_decides_less():
     assert interval_text(values, split_sizes=sizes, form=".2f") == "1.20 (0.88 to 1.52)"
 
 
+def test_what_seeds_share_adds_to_the_interval_by_squares():
+    values = [1.1, 1.3, 1.0, 1.4, 1.2]
+    low, high = student_interval(values)
+    own = (high - low) / 2
+    for shared, verdict in ((0.0, "holds"), (0.1, "undecided")):
+        found = claim("x", values_by_seed=values, bound=1.0, shared_half=0.1 * shared,
+                      **ABOUT)  # fmt: skip
+        assert found["verdict"] == "holds"
+        found = claim("x", values_by_seed=values, bound=1.0, shared_half=shared,
+                      **ABOUT)  # fmt: skip
+        half = math.hypot(own, shared)
+        assert found["interval"] == pytest.approx([1.2 - half, 1.2 + half])
+        assert found["verdict"] == verdict and ("shared_half" in found) == bool(shared)
+    both = claim_of_all(
+        "y", parts=[Part("a", values, 1.0), Part("b", values, 1.0, shared_half=0.1)],
+        **ABOUT,
+    )  # fmt: skip
+    assert both["verdict"] == "undecided" and both["parts"][1]["shared_half"] == 0.1
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="shared_half must be a number of 0 or"):
+            claim("x", values_by_seed=values, bound=1.0, shared_half=wrong, **ABOUT)
+    with pytest.raises(ValueError, match="0 for shares"):
+        claim("x", values_by_seed=[0.5, 1], bound=0, shared_half=0.1, is_share=True,
+              **ABOUT)  # fmt: skip
+
+
 def test_a_check_passes_on_its_bound():
     assert [check_at_least("x", v, 0.5)["pass"] for v in (0.4, 0.5, math.nan)] == [
         False, True, False,

@@ -17,41 +17,58 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "fourcastnet3.py"
 experiment = load_beside(str(ROOT / "experiments" / "x.py"), "fourcastnet3")
 verdicts, training = experiment.verdicts, experiment.training
+scores = experiment.base.scores
 systems, sampler, simulator = (
     verdicts.systems, experiment.sampler, experiment.simulator
 )  # fmt: skip
-SEEDS, LEADS, DEGREES = 5, 6, 22
+SEEDS, RUNS, LEADS, LONG, DEGREES = 5, 8, 6, 3, 22
 
 
 def config_of(preset, *overrides):
     return load_config(f"{CONFIG}:{preset}", overrides)[1]
 
 
+def by_run_of():
+    """Scores by run of a reliable ensemble; seeds and runs differ a little."""
+    away = 1 + 0.01 * np.arange(SEEDS)[:, None, None, None]
+    away = away + 0.01 * np.linspace(-1, 1, RUNS)[:, None, None]
+    ones = np.ones((SEEDS, RUNS, LEADS + LONG, 2)) * away
+    power = ones[..., None] * np.ones(DEGREES)
+    return dict(
+        power_by_run=power[:, :, :LEADS],
+        long_power_by_run=power[:, :, LEADS:],
+        truth_power_by_run=np.ones((SEEDS, RUNS, 2, DEGREES)),
+        error_by_run=np.ones((SEEDS, RUNS, LEADS + LONG, 2)),
+        spread_by_run=ones,
+    )
+
+
 def done_of(**changed):
     """Results that pass, but for what is changed of the variant with both."""
-    emulate = {}
+    emulate, config = {}, config_of("claims")
     for name in training.VARIANTS:
+        is_own = name == "diffusion"
+        by_run = by_run_of()
+        by_run |= {k: v for k, v in changed.items() if is_own and k in by_run}
+        whole = {k: v[0] for k, v in scores.of_runs(config, by_run).items()}
         ones = np.ones((SEEDS, LEADS, 2))
         ones[..., 0] += 0.01 * np.arange(SEEDS)[:, None]  # seeds differ a little
-        spectra = np.ones((SEEDS, LEADS, 2, DEGREES)) * ones[..., None]
-        own = dict(
+        own = whole | by_run | dict(
             crps=0.3 * ones,
-            ssr=ones,
             large_ssr=ones if name != "white" else 0.5 * ones,
-            power=spectra,
-            truth_power=np.ones((SEEDS, 2, DEGREES)),
-            long_ratio=spectra[:, :3],
-            distance=np.full(SEEDS, 1.0 if name == "diffusion" else 2.0),
+            distance=np.full(SEEDS, 1.0 if is_own else 2.0),
             is_finite=np.ones(SEEDS, bool),
             frozen_steps=np.full(SEEDS, -1),
-        )
-        if name == "diffusion":
+            ranks=np.ones((SEEDS, LEADS, 17)),
+            long_ranks=np.ones((SEEDS, LONG, 9)),
+        )  # fmt: skip
+        if is_own:
             own |= changed
         emulate |= {f"{name}_{key}": value for key, value in own.items()}
     size = dict(
-        split_devices=np.array([1, 2]),
-        split_loss_off=np.zeros(2),
-        split_gradient_off=np.zeros(2),
+        split_devices=np.array([1, 2, 4]),
+        split_loss_off=np.zeros(3),
+        split_gradient_off=np.zeros(3),
         full_params=np.int64(709_930_667),
         full_flops=2.9e13,
         full_bytes=2.5e12,
@@ -102,21 +119,41 @@ def verdict(done):
 def test_claims_and_checks_follow_their_numbers():
     good = done_of()
     assert failed(good) == set() and verdict(good) == "holds"
-    ones = good["emulate"]["diffusion_ssr"]
-    assert failed(done_of(ssr=0.7 * ones)) == {"(c)"}
-    assert verdict(done_of(ssr=0.7 * ones)) == "fails"
-    # The first step does not count.
-    first = ones.copy()
-    first[:, 0] = 0.2
-    assert (
-        failed(done_of(ssr=first)) == set() and verdict(done_of(ssr=first)) == "holds"
-    )
+    # Runs that differ much leave open what all seeds say.
+    spread = good["emulate"]["diffusion_spread_by_run"]
+    factor = np.where(np.arange(RUNS) < 1, 1 + 0.19 * RUNS, 1)[:, None, None]
+    assert verdict(done_of(spread_by_run=spread * factor)) == "undecided"
+    spread = good["emulate"]["diffusion_spread_by_run"]
+
+    def told(name, where, factor):
+        other = good["emulate"][f"diffusion_{name}"].copy()
+        other[where] *= factor
+        done = done_of(**{name: other})
+        return failed(done), verdict(done)
+
+    every = (slice(None),) * 2
+    assert told("spread_by_run", every, 0.5) == ({"(c)"}, "fails")
+    # The first step does not count; the last long one does.
+    assert told("spread_by_run", (*every, 0), 0.2) == (set(), "holds")
+    assert told("spread_by_run", (*every, -1), 0.5) == ({"(c)"}, "fails")
+    # One variable too wide and the other one too narrow do not cancel.
+    both = spread.copy()
+    both[..., 0], both[..., 1] = 0.36, 1.96
+    both = done_of(spread_by_run=both)
+    assert failed(both) == {"(c)"} and verdict(both) == "fails"
+    ones = good["emulate"]["diffusion_crps"] / 0.3
     assert failed(done_of(crps=0.32 * ones)) == {"(a)"}
     assert failed(done_of(distance=np.full(SEEDS, 1.9))) == {"(b)"}
     assert failed(done_of(large_ssr=0.4 * ones)) == {"(d)"}
-    long = good["emulate"]["diffusion_long_ratio"]
-    assert failed(done_of(long_ratio=2.5 * long)) == {"(e)"}
-    assert verdict(done_of(long_ratio=1.5 * long)) == "fails"  # 1.8 decibel more
+    assert told("long_power_by_run", every, 2.5) == ({"(e)"}, "fails")
+    assert told("long_power_by_run", every, 1.5) == (set(), "fails")  # 1.8 decibel
+    # What one degree gains another one does not lose; (e) is of every seed.
+    power = good["emulate"]["diffusion_long_power_by_run"].copy()
+    power[..., 1:9], power[..., 9:] = 0.51, 1.9
+    assert verdict(done_of(long_power_by_run=power)) == "fails"
+    assert told("long_power_by_run", (0, slice(None), 1, 0, 3), 3.0)[0] == {"(e)"}
+    # Beyond the config's last degree one of the two checks of (e) sees it.
+    assert told("long_power_by_run", (*every, 1, 0, 20), 3.0) == ({"(e)"}, "holds")
     words = [c["verdict"] for c in verdicts.make_claims(config_of("claims"), good)]
     assert words == 3 * ["holds"] + 2 * ["not run"]
     split = done_of()
@@ -263,14 +300,13 @@ def test_the_smoke_run_reports_and_splits_its_step(tmp_path, monkeypatch):
     options = RunOptions(f"{CONFIG}:smoke", str(tmp_path / "run"))
     assert run_and_report(options) == 0
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert len(found["claims"]) == 5 and len(found["checks"]) == 15
+    assert len(found["claims"]) == 5 and len(found["checks"]) == 17
     made = np.load(tmp_path / "run" / "stages" / "sample.npz")
     assert made["calls_levels_2"] == 3 and np.isfinite(made["fair_net"]).all()
     ensemble = np.load(tmp_path / "run" / "stages" / "ensemble.npz")
     assert np.isfinite(ensemble["crps"]).all() and ensemble["rate"] > 0
     split = [c for c in found["checks"] if "devices" in c["name"]]
-    assert len(split) == 2 and all(c["pass"] for c in split)
+    assert len(split) == 3 and all(c["pass"] for c in split)
     size = np.load(tmp_path / "run" / "stages" / "size.npz")
-    expected = [n for n in (1, 2, 4) if n <= jax.device_count()]
-    assert size["split_devices"].tolist() == expected
+    assert size["split_devices"].tolist() == [1, 2, 4]
     assert (size["split_exchanged_bytes"][1:] > 0).all()

@@ -42,15 +42,18 @@ def fields(config, *shape, power=1.0, seed=0):
 def found():
     """Scores of members of the truth's law, and of members with half the spread."""
     config = config_of("small")
-    leads, days = len(config.test.lead_days), 31
+    leads, steps, days = len(config.test.lead_days), len(config.test.long_days), 121
     archive = {"test": fields(config, 2, days, seed=1)}
-    starts, _ = training.data.test_starts(config, archive)
+    starts, truth = training.data.test_starts(config, archive)
+    long = training.data.long_truth(config, archive)
+    # Run by run; the second start of the first run is that of day 20.
+    np.testing.assert_array_equal(truth[1, 0], archive["test"][0, 20 + 1])
+    np.testing.assert_array_equal(long[-1, -1], archive["test"][1, 20 + 100])
     draw = fields(config, len(starts), MEMBERS, leads, seed=2)
-    days = np.moveaxis(archive["test"], -1, 2)
-    power = np.asarray(scores._power(days, training.grid_of(config)))
-    long = np.broadcast_to(power.mean(axis=(0, 1)), (len(starts), 2, 2, 2, 22))
-    good = scores.measure(config, archive, draw, long)
-    return good, scores.measure(config, archive, 0.5 * draw, long), starts.shape
+    far = fields(config, len(starts), 4, steps, seed=3)
+    good = scores.measure(config, archive, draw, far)
+    narrow = scores.measure(config, archive, 0.5 * draw, far)
+    return good, narrow, starts.shape
 
 
 def test_members_of_the_truths_law_are_reliable(found):
@@ -61,13 +64,26 @@ def test_members_of_the_truths_law_are_reliable(found):
     assert good["crps"].mean() == pytest.approx(np.pi**-0.5, rel=0.05)
     assert good["ssr"].mean() == pytest.approx(1, abs=0.05)
     assert good["large_ssr"].mean() == pytest.approx(1, abs=0.12)
-    np.testing.assert_allclose(good["long_ratio"], 1, rtol=1e-5)
+    assert good["long_ssr"].shape == (2, 2)
+    assert good["long_ssr"].mean() == pytest.approx(1, abs=0.06)
+    assert good["long_ratio"].shape == (2, 2, 22)
+    assert good["long_ratio"][..., 3:12].mean() == pytest.approx(1, abs=0.1)
+    assert good["long_ranks"].shape == (2, 5)
     assert good["distance"] < 0.6 and good["is_finite"]
     assert narrow["ssr"].mean() < 0.7
     assert narrow["distance"] == pytest.approx(10 * np.log10(4), abs=0.6)
     assert good["ranks"].shape == (6, MEMBERS + 1)
     np.testing.assert_allclose(good["ranks"].mean(), 1)
     assert narrow["ranks"][:, [0, -1]].mean() > 1.5 > good["ranks"].max()
+    # What is resampled by runs is the same where every run counts once.
+    by_run = {name: good[name][None] for name in scores.RUN_SCORES}
+    weights = np.array([[0.5, 0.5], [1.0, 0.0]])
+    again = scores.of_runs(config_of("small"), by_run, weights)
+    for name in ("ssr", "long_ssr", "distance", "power", "long_ratio"):
+        np.testing.assert_allclose(again[name][0, 0], good[name], rtol=1e-5)
+        assert not np.allclose(again[name][1, 0], good[name], rtol=1e-3)
+    error = good["error_by_run"][:, 0].mean(axis=0)
+    np.testing.assert_allclose(np.sqrt(error), good["rmse"][0], rtol=1e-5)
 
 
 def test_a_forecast_has_the_noise_that_it_was_trained_with():
@@ -80,18 +96,61 @@ def test_a_forecast_has_the_noise_that_it_was_trained_with():
         def merge(self, state, *, train):
             return lambda noise, x: noise[..., :2] + state
 
-    forecast = training.Forecast(Graph(), noise, grid, (1, 3), 2, (4,), 0)
+    forecast = training.Forecast(Graph(), noise, (1, 3), 2, 1, (4,), 0)
     starts = jnp.zeros((2, *grid.shape, 2))
     run = jax.jit(forecast)
     for is_white in (0.0, 1.0):
-        seen, power = run(jnp.zeros(()), is_white, starts)
-        assert seen.shape == (2, 2, 2, 32, 64, 2) and power.shape == (2, 2, 1, 2, 22)
-        key = jax.random.fold_in(member_key(0, "sample", 1), 1)
+        seen, late = run(jnp.zeros(()), is_white, starts)
+        assert seen.shape == (2, 2, 2, 32, 64, 2)
+        assert late.shape == (2, 1, 1, 32, 64, 2)
+        key = jax.random.fold_in(member_key(0, "sample", 1), 0)
         either = training.EitherNoise(noise, jnp.asarray(is_white))
         expected = either.of_steps(key, (32, 64, 2), 4)[..., :2]
-        np.testing.assert_allclose(seen[1, 1], expected[jnp.array([0, 2])], atol=1e-5)
-        late = training.power_of(expected[3], grid)
-        np.testing.assert_allclose(power[1, 1, 0], late, atol=1e-5)
+        np.testing.assert_allclose(seen[1, 0], expected[jnp.array([0, 2])], atol=1e-5)
+        np.testing.assert_allclose(late[1, 0, 0], expected[3], atol=1e-5)
+        assert np.abs(seen[1, 1] - seen[1, 0]).max() > 0.1
+
+
+def test_a_place_of_another_variance_is_seen():
+    """Standard errors are those of draws, and small enough to see 10 %."""
+    config = config_of("small")
+    noise, grid = training.noise_of(config), training.grid_of(config)
+    fields = scores._draws(noise, 3)[1]
+    squares = (fields**2).mean(axis=2)  # [draw, lat, channel]
+    power = scores.published_power(config.noise.lengths_km, grid.degree)
+    theory = scores.row_errors(power, grid)
+    np.testing.assert_allclose(squares.std(axis=0).T, theory, rtol=0.35)
+    # At the poles a row is one place, of variance 2; a short field has many elsewhere.
+    assert theory[-1, 0] == pytest.approx(np.sqrt(2), rel=0.02)
+    assert theory[0, 16] < 0.25
+    # One degree alone, by hand: r = cos g, whose mean square on the equator is 1 / 2.
+    one = scores.row_errors(np.array([[0.0, 1.0]]), grid)
+    assert one[0, 16] == pytest.approx(1.0, rel=0.01)
+    assert scores._contrast_errors(squares, grid).max() < 4.5
+    sine = np.sin(np.radians(grid.latitudes()))[:, None]
+    uneven = squares * (1 + 0.1 * (3 * sine**2 - 1))
+    assert scores._contrast_errors(uneven, grid).max() > 4.5
+
+
+def test_published_power_by_hand():
+    # L = R sqrt(2 k) has kT = k.
+    length = 6370 * np.sqrt(2 * 0.1)
+    shares = np.array([0, 3 * np.exp(-0.2), 5 * np.exp(-0.6)])
+    found = scores.published_power([length], 2)
+    np.testing.assert_allclose(found, [shares / shares.sum()], rtol=1e-12)
+
+
+def test_pairs_are_those_of_the_loss(monkeypatch):
+    config = config_of("smoke")
+    pair_sum, pair_sd = scores._pairs(config)
+    assert pair_sum == 0 and 0.8 < pair_sd < 1.2
+    loss_of = training.loss_of
+
+    def without_pairs(config, stage):
+        return loss_of(config, (*stage[:5], False))
+
+    monkeypatch.setattr(scores.training, "loss_of", without_pairs)
+    assert scores._pairs(config)[0] > 1
 
 
 def test_variants_are_one_stack_and_differ_in_hyperparameters():
@@ -112,13 +171,16 @@ def done_of(good, narrow, better="diffusion"):
     for name in training.VARIANTS:
         for key, value in (good if name == better else narrow).items():
             values = np.stack([value] * SEEDS).astype(float)
-            noise = 0.02 * rng.normal(size=SEEDS)
-            emulate[f"{name}_{key}"] = values + noise.reshape(-1, *(1,) * value.ndim)
+            noise = 0.02 * rng.normal(size=SEEDS).reshape(-1, *(1,) * np.ndim(value))
+            is_square = key in scores.RUN_SCORES
+            emulate[f"{name}_{key}"] = (
+                values * (1 + noise) if is_square else (values + noise)
+            )
         emulate[f"{name}_frozen_steps"] = np.full(SEEDS, -1)
         emulate[f"{name}_example"] = np.zeros((2, 6, 32, 64, 2))
     theory = dict(sd=np.ones(4), lag=np.ones(4), lag_expected=np.ones(4))
-    errors = dict(power_errors=np.ones(4), latitude_errors=np.ones(4))
-    scramble = dict(pair_sum=0.0, scramble_places=1.0, scramble_waves=1.8)
+    errors = {f"{x}_errors": np.ones(4) for x in ("power", "latitude", "contrast")}
+    scramble = dict(scramble_places=1.0, scramble_waves=1.8, pair_sum=0.0, pair_sd=1.0)
     return {
         "noise": theory | errors | scramble,
         "simulate": {"num_cases": 4},
@@ -127,7 +189,8 @@ def done_of(good, narrow, better="diffusion"):
 
 
 def test_the_claim_and_checks_follow_their_numbers(found):
-    config, (good, narrow, _) = config_of("claims"), found
+    config = config_of("claims", ("data.num_test_runs", "2"))
+    good, narrow, _ = found
     done = done_of(good, narrow)
     claim = verdicts.make_claims(config, done)[0]
     assert claim["verdict"] == "holds" and len(claim["parts"]) == 2
@@ -137,7 +200,7 @@ def test_the_claim_and_checks_follow_their_numbers(found):
     other["noise"]["sd"] = np.array([1.0, 1.03])
     other["emulate"]["diffusion_long_ratio"][:, -1, 0, 3] = 3.0
     failed = {c["name"] for c in verdicts.make_checks(config, other) if not c["pass"]}
-    assert len(failed) == 4 and "noise: sd less 1" in failed
+    assert len(failed) == 5 and "noise: sd less 1" in failed
     scalars = verdicts.summarise(config, done)
     assert scalars["diffusion_distance"] < scalars["white_distance"]
 
@@ -147,7 +210,9 @@ def test_the_claim_and_checks_follow_their_numbers(found):
     [
         ("num_members", "1", "at least two members"),
         ("test.lead_days", "(2, 1)", "must rise"),
-        ("test.lead_days", "(1, 5)", "config.test.lead_days"),
+        ("test.long_days", "(3, 5)", "config.test.long_days end at 5"),
+        ("test.num_long_members", "3", "go on of config.test.num_members"),
+        ("num_seeds", "5", "config.data.num_test_runs must be 4 or more"),
         ("steps_per_call", "3", "must divide the 2 steps"),
         ("stages", "((2, 1e-3),)", "config.stages hold"),
         ("noise.lengths_km", "()", "kt must hold"),
@@ -193,8 +258,8 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path, monkeypatch
     assert run_and_report(options) == 0
     path = tmp_path / "run" / "results.json"
     first = json.loads(path.read_text())
-    assert len(first["claims"]) == 1 and len(first["checks"]) == 10
-    level_0 = [c["pass"] for c in first["checks"][:7]]
+    assert len(first["claims"]) == 1 and len(first["checks"]) == 13
+    level_0 = [c["pass"] for c in first["checks"][:9]]
     assert all(level_0)
     path.unlink()
     (tmp_path / "run" / "stages" / "emulate.npz").unlink()
