@@ -45,10 +45,23 @@ class NetworkStep:
             with `init(key)`, `step(process, key)` and `to_grid(process)`, which a
             member remembers: the i-th step has what its `of_steps` gives as the i-th.
             None where the network has no noise.
+
+    Raises:
+        TypeError: for noise with `of_steps` that is no such process: a forecast could
+            not go on with it.
     """
 
     graph: Any
     noise: Callable[[jax.Array, tuple[int, ...]], Any] | None = None
+
+    def __post_init__(self):
+        lacking = [x for x in ("init", "step", "to_grid") if not hasattr(self.noise, x)]
+        if self._remembers and lacking:
+            raise TypeError(
+                f"{type(self.noise).__name__} has of_steps, so that it is a process in"
+                f" time, and a forecast goes on with its {', '.join(lacking)}, which it"
+                " lacks."
+            )
 
     def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
         return self.numbered(model, key, state, 0)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ensjax.emulate import NetworkStep, Rollout, SphericalNoise
 from ensjax.emulate.perturb import BredVectors, Start
@@ -58,3 +59,12 @@ def test_bred_vectors_step_with_it():
     delta = bred(jnp.float32(1.0), jax.random.key(0), Start(START, history))
     assert delta.shape == START.shape  # both steps have the same noise: nothing grows
     np.testing.assert_array_equal(delta, 0.0)
+
+
+def test_a_process_that_a_forecast_cannot_go_on_with_is_refused():
+    class OfSteps:
+        def of_steps(self, key, shape, num_steps):
+            raise NotImplementedError
+
+    with pytest.raises(TypeError, match="OfSteps has of_steps, .* init, step, to_grid"):
+        NetworkStep(Graph(), OfSteps())
