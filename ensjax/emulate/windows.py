@@ -68,6 +68,11 @@ class OwnTask:
         """The mesh axis over which the loss splits members, if any."""
         return getattr(self.loss, "axis", None)
 
+    @property
+    def takes_missing(self):
+        """Where the loss leaves out what is missing; see `feeds.takes_missing_of`."""
+        return getattr(self.loss, "takes_missing", False)
+
     def __call__(self, model, batch, key, weight=None, *, hyper):
         own = jax.tree.map(lambda x: x[:, hyper["task"]], batch)
         more = {"hyper": hyper} if takes_hyper(self.loss) else {}

@@ -90,10 +90,12 @@ def takes_missing_of(loss: Any, data: Any) -> Any:
     as `(False, True)` for pairs of inputs and targets.
     """
     words = getattr(loss, "takes_missing", False)
-    fits = isinstance(words, tuple) and isinstance(data, (tuple, list))
-    if isinstance(words, tuple) and not (fits and len(data) == len(words)):
+    if not isinstance(words, tuple):
+        return words
+    if not isinstance(data, (tuple, list)) or len(data) != len(words):
         return False
-    return type(data)(words) if fits else words
+    parts = jax.tree.structure(data, is_leaf=lambda x: x is not data)
+    return jax.tree.unflatten(parts, words)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Losses of forecasts over several steps: against loops, on meshes, with gaps."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import pytest
 from flax import nnx
 
 from ensjax import Ensemble, fit, make_mesh
+from ensjax.emulate.windows import OwnTask
 from ensjax.train import NoiseCrps, NoiseOfSteps, PointError, RolloutLoss, WhiteNoise
+from ensjax.train.feeds import check_arrays, takes_missing_of
 from ensjax.train.kernel_crps import kernel_crps
 
 SITES, TIMES, CASES = 3, 4, 16
@@ -355,3 +358,23 @@ def test_fit_takes_what_the_loss_leaves_out_and_nothing_else():
     assert np.isfinite(weights(trained(SCORE, mesh(), data=pairs))).all()
     with pytest.raises(ValueError, match=r"data\[0\] holds NaN .* this loss cannot"):
         trained(SCORE, mesh(), data=pairs[::-1])
+
+
+def test_what_may_be_missing_follows_the_kind_of_the_data():
+    class Pair(NamedTuple):
+        given: Any
+        target: Any
+
+    nan, one = np.full((2, 3), np.nan, np.float32), np.ones((2, 3), np.float32)
+    for pair in (
+        (one, nan),
+        [one, nan],
+        Pair(one, nan),
+        ({"a": one}, nan),
+        (None, nan),
+    ):
+        words = takes_missing_of(SCORE, pair)
+        assert check_arrays("data", pair, takes_missing=words) == 2
+    assert takes_missing_of(SCORE, one) is False
+    assert takes_missing_of(OwnTask(LOSS), nan) is True
+    assert takes_missing_of(lambda model, batch, key: 0.0, nan) is False
