@@ -128,6 +128,7 @@ def _paper():
     )
     config.num_starts, config.num_steps = 92, 60  # of 6 hours
     config.block = 1
-    # Of every checkpoint a sample on each of 64 devices; 256 trained one as published.
+    # Of every checkpoint a sample on four devices that split its latitudes: 256 of them
+    # for a checkpoint, as published.
     config.mesh = ml_collections.ConfigDict(dict(member=29, data=64, model=4))
     return config

@@ -126,6 +126,7 @@ def _paper():
     config.num_members = 16
     config.batch_size = 16
     config.steps_per_call = 1
-    # A device for each member of each case; the published run had four for it.
+    # 16 devices for the 16 members of a case, which split its latitudes; the published
+    # run had 64, four for each member.
     config.mesh = ml_collections.ConfigDict(dict(member=1, data=16, model=16))
     return config

@@ -28,9 +28,11 @@ def validate(config):
     base.validate(config)
     if config.data.source == "era5":
         return
-    counts = ("num_runs", "num_states", "gap_days")
+    counts = ("num_states", "gap_days")
     check_numbers(config, [f"simulator.{name}" for name in counts], at_least=1)
-    check_numbers(config, ("simulator.num_members",), at_least=2)
+    # A run's states are moved by what the other runs say.
+    counts = ("num_members", "num_runs")
+    check_numbers(config, [f"simulator.{name}" for name in counts], at_least=2)
     check_numbers(config, ("simulator.ridge",), above=0)
     counts = ("batch_size", "num_timings", "num_level_channels")
     check_numbers(config, [f"sampler.{name}" for name in counts], at_least=1)

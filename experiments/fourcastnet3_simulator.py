@@ -19,7 +19,7 @@ import numpy as np
 
 from ensjax.emulate.trajectories import climate_states, forecast, run_trajectories
 from ensjax.experiment.fields import load_beside
-from ensjax.mesh import fetch
+from ensjax.mesh import fetch, make_mesh
 
 base = load_beside(__file__, "spherical_noise_scores")
 training = base.training
@@ -74,6 +74,8 @@ def _forecast(config, system, leads, states, rows):
         rows,
         seed=config.seed,
         stacked=(jax.tree.map(lambda x: x[rows], states),),
+        # The devices of the networks, with whose rate this one is compared.
+        mesh=make_mesh(**config.mesh.to_dict()),
     )
     return fetch(found)
 
@@ -105,8 +107,15 @@ def analyses(config, archive, states, starts):
     fields = np.repeat(np.moveaxis(fields, -1, 1), num_members, axis=0)
     before = jax.tree.map(lambda x: x[chosen], states)
     after = fetch(jax.jit(jax.vmap(system.insert))(before, jnp.asarray(fields)))
-    gains = fit_gains(stack_fields(states), ridge=config.simulator.ridge)
-    moved = move_hidden(gains, stack_fields(before), stack_fields(after))
+    waves, before, waves_after = map(stack_fields, (states, before, after))
+    moved = np.empty_like(waves_after, dtype=np.float64)
+    # Regression is of the other runs: what it leaves open of its own states is too
+    # little, and members made of them would lie too close together.
+    run_of = np.arange(count) // config.simulator.num_states
+    for run in np.unique(run_of[chosen]):
+        gains = fit_gains(waves[run_of != run], ridge=config.simulator.ridge)
+        rows = run_of[chosen] == run
+        moved[rows] = move_hidden(gains, before[rows], waves_after[rows])
     return unstack_fields(after, moved)
 
 

@@ -321,7 +321,8 @@ class VariationalLoss:
         def step(state, states, truth, is_there, number):
             model = nnx.merge(graph, state)
             states = jnp.where(is_missing, self.fill, states)
-            return self._step(model, key, number, states, truth, is_there)
+            there = is_there, ~is_missing
+            return self._step(model, key, number, states, truth, there)
 
         step = jax.checkpoint(step, static_argnums=4) if self.remat else step
         states, found = start, []
@@ -334,8 +335,17 @@ class VariationalLoss:
             found.append((model.emulator.newest(states), *values))
         return tuple(jnp.stack(values) for values in zip(*found, strict=True))
 
-    def _step(self, model, key, number, states, truth, is_there):
-        """States one step later, KL and sigma (means over elements)."""
+    def _step(self, model, key, number, states, truth, there):
+        """States one step later, KL and sigma (means over elements that there are).
+
+        `there` says so of the truth and of the states.
+        """
+        is_there, has_state = there
+        number_of_states = jnp.maximum(jnp.sum(has_state), 1)
+
+        def mean(values):
+            return jnp.sum(jnp.where(has_state, values, 0.0)) / number_of_states
+
         emulator = model.emulator
         prior, kl = emulator.prior(states), jnp.float32(0)
         drawn = prior
@@ -345,10 +355,10 @@ class VariationalLoss:
             posterior = model.posterior(jnp.concatenate([newest, seen], axis=-1))
             pair = (prior, posterior)
             pair = pair if self.kl_direction == "prior_posterior" else pair[::-1]
-            kl = gaussian_kl(*pair).mean()
+            kl = mean(gaussian_kl(*pair))
             drawn = posterior if self.draw_from == "posterior" else prior
         noise = step_noise(key, number, states.shape)
-        return emulator.advance(states, drawn.at(noise)), kl, prior.sigma.mean()
+        return emulator.advance(states, drawn.at(noise)), kl, mean(prior.sigma)
 
     def _metrics(self, found):
         """Means over the batch, by name and step; SSR is of sums over the batch."""

@@ -202,6 +202,8 @@ class NoiseForecaster(OneStep):
         model(noise, state)  # [36, 4], [36, 1] -> [36, 1]
     """
 
+    remat: bool = False  # of the class, as those of `OneStep`
+
     def __init__(
         self,
         num_channels: int,

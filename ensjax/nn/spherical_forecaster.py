@@ -114,8 +114,11 @@ class SphericalForecaster(nnx.Module):
         model(noise, state)  # [32, 64, 4], [32, 64, 2] -> [32, 64, 2]
     """
 
-    # Of the class: a network that was stored before there was one has none.
-    reference = None
+    # Of the class: a network that was stored before there were these has none.
+    reference: Callable[[jax.Array], jax.Array] | None = None
+    state_share: float = 1.0
+    is_truncated: bool = False
+    floors: tuple[float | None, ...] | None = None
 
     def __init__(
         self,

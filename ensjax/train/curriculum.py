@@ -34,7 +34,8 @@ class Stage:
         steps: of the optimizer.
         learning_rate: at its highest; one number, or one for each member of the stack.
         loss: of this stage: rollout length, estimator, members, centring of noise. Any
-            loss of `fit`; the method `check(data)` of one is called before any work.
+            loss of `fit`; the method `check(data, ensemble)` of one is called before
+            any work.
         decay: "constant", "cosine" (to 0 at the last step) or "halving".
         warmup_steps: over which the rate rises linearly from 0.
         halving_steps: after which the rate is halved, and again, for "halving".

@@ -429,7 +429,10 @@ def test_states_that_are_missing_are_filled_and_not_trained(pair, value):
     filled = np.nan_to_num(broken)
     filled[:, :2, [2, 3]] = 0.0
     filled[:, 2:, [2, 3]] = np.nan
-    assert value(LOSS, pair, filled)[0] == pytest.approx(float(total), rel=1e-5)
+    alone = dataclasses.replace(LOSS, kl_weight=0.0)  # which leaves them out as well
+    total = float(value(alone, pair, broken)[0])
+    assert value(alone, pair, filled)[0] == pytest.approx(total, rel=1e-5)
+    assert metrics["kl_1"] != value(alone, pair, filled)[1]["kl_1"]
 
 
 def test_windows_are_checked_before_any_stage_is_trained(pair):
