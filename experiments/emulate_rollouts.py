@@ -32,7 +32,7 @@ def _task(members):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     # The last layer starts from zeros. Small weights keep the states finite.
     leaves = [
-        x + 0.01 * jax.random.normal(key, x.shape, x.dtype)
+        x + 0.001 * jax.random.normal(key, x.shape, x.dtype)
         for x, key in zip(leaves, keys, strict=True)
     ]
     state = jax.device_get(jax.tree.unflatten(tree, leaves))
