@@ -18,8 +18,8 @@ from ensjax.verification.crps import weight_of_fair
 
 FORMS = ("auto", "pairs", "sorted")
 # Pairs cost M passes over the members, as one program that keeps nothing of them; nor
-# does its derivative, which is one factor for each member. On a CPU value and gradient of
-# 16 members take a sixth of a sort's time, those of 64 a fifth.
+# does its derivative, which is one factor for each member. On a CPU value and gradient
+# of 16 members take a sixth of a sort's time, those of 64 a fifth.
 _MOST_IN_PAIRS = 128
 
 
