@@ -167,14 +167,18 @@ def flops(name, members, devices, **options):
 def test_operations_per_device_are_the_share_of_its_members(name):
     """M/D times one member's; all at once, so that no loop hides any.
 
-    Within 0.5 % before fusion. Fused on a CPU, many members repeat less elementwise
-    work: the compiler may compute an elementwise value in each of several fusions,
-    which is 5 % of the operations of one small member, and less with eight at once.
+    16 members have twice the operations of 8 within 0.5 %, before fusion, and 8 no more
+    than 8 alone: a call has a few of its own besides (up to 5 % of one small member),
+    of its look at health. Fused on a CPU, many members repeat less elementwise work:
+    the compiler may compute an elementwise value in each of several fusions, which is
+    5 % of the operations of one small member, and less with eight at once.
     """
-    one = lowered(name, 1, make_mesh(member=1), block=None)
-    eight = lowered(name, 8, make_mesh(member=1), block=None)
-    before = [p.cost_analysis()["flops"] for p in (one, eight)]
-    assert before[1] == pytest.approx(8 * before[0], rel=5e-3)
+    one, eight, more = (
+        lowered(name, count, make_mesh(member=1), block=None) for count in (1, 8, 16)
+    )
+    before = [p.cost_analysis()["flops"] for p in (one, eight, more)]
+    assert before[2] == pytest.approx(2 * before[1], rel=5e-3)
+    assert 0.92 * 8 * before[0] <= before[1] <= 8 * before[0]
     single = one.compile(QUICK).cost_analysis()["flops"]
     assert eight.compile(QUICK).cost_analysis()["flops"] <= 1.02 * 8 * single
     # A device of D does what one device does with M/D members.
