@@ -13,13 +13,8 @@ the simulator, which are kept in the user's cache; intervals hold the choice of 
 that are tested on, too. The trunk has two blocks, one global and one local, where four
 were planned, so that all seeds of all three take minutes.
 
-`paper` has the published sizes: FourCastNet 3, 72 channels at 0.25 degrees, 16 members
-of each of 16 cases. ERA5 is not at hand and would be 324,336 windows: it is a stream of
-batches, planned, not run. A network is 709,930,667 parameters, 7.9 GiB with Adam's
-moments; on the mesh (1, 16, 16) each of 256 devices makes all members of one case, 46
-of their 721 rows. By the plan a peak of 105 GiB a device, as XLA's compiler for CPU
-lays temporaries out. (With a member whole on each device, which then scores all 16: 284
-GiB.)
+`paper` is FourCastNet 3 at its published size, planned, not run: see `fourcastnet3.py`,
+whose plan has the numbers.
 """
 
 import ml_collections

@@ -168,10 +168,11 @@ def test_operations_per_device_are_the_share_of_its_members(name):
     """M/D times one member's; all at once, so that no loop hides any.
 
     16 members have twice the operations of 8 within 0.5 %, before fusion, and 8 no more
-    than 8 alone: a call has a few of its own besides (up to 5 % of one small member),
-    of its look at health. Fused on a CPU, many members repeat less elementwise work:
-    the compiler may compute an elementwise value in each of several fusions, which is
-    5 % of the operations of one small member, and less with eight at once.
+    than 8 alone: a call has some that do not grow with members (as many as 5 % of one
+    small member's; what they are was not looked for). Fused on a CPU, many members
+    repeat less elementwise work: the compiler may compute an elementwise value in each
+    of several fusions, which is 5 % of the operations of one small member, and less
+    with eight at once.
     """
     one, eight, more = (
         lowered(name, count, make_mesh(member=1), block=None) for count in (1, 8, 16)
