@@ -118,5 +118,6 @@ def legendre_in_program(grid: SphericalGrid, dtype=jnp.float32) -> jax.Array:
     carry = (jnp.zeros_like(start), jnp.zeros_like(start), low)
     rows = (jnp.arange(size), *coefficients)
     found = jax.lax.scan(to_next, carry, rows)[1].swapaxes(0, 1)  # of |sine|
-    is_odd = ((degree - order) % 2 == 1)[..., None] & (latitude < 0)
-    return jnp.where(is_odd, -found, found)
+    # Signs of orders, degrees and rows: their product would be a large constant.
+    parity = jnp.asarray(np.where((degree - order) % 2, -1.0, 1.0)[..., None], dtype)
+    return jnp.where(jnp.asarray(latitude < 0), parity, 1) * found

@@ -124,22 +124,28 @@ class LocalFilters:
                 f" {(rows, self.grid.num_longitudes)}; got {field.shape}."
             )
         around = circle_waves(field, self.grid.num_longitudes // 2 + 1)
-        near = self._near(around, axis)  # [..., lat out, near, part, m]
         # [part 2, filter, m, lat out, near]
         tables = own_block(_tables(self).astype(field.dtype), axis, dim=3)
-        cosine, sine = near[..., 0, :], near[..., 1, :]
-
-        def along(table, x):
-            return jnp.einsum("kmib,...ibm->...kim", table, x, precision="highest")
-
-        even, odd = tables
+        # [near, part, filter, lat out, m]
+        tables = jnp.moveaxis(tables, (4, 2), (0, 4))
+        mixes_first = weights is not None and weights.shape[2] < weights.shape[0]
+        if mixes_first:  # the fewer channels are filtered
+            around = jnp.einsum(
+                "...cipm,cko->...okipm", around, weights, precision="highest"
+            )
+        else:
+            around = around[..., None, :, :, :]  # filter
+        # Cosines and sines of a row are a product with both parts of a table,
         # (even + i odd) (cosine - i sine), of a correlation.
-        found = jnp.stack(
-            [along(even, cosine) + along(odd, sine),
-             along(even, sine) - along(odd, cosine)],
-            axis=-2,
-        )  # fmt: skip
-        if weights is not None:
+        found = 0.0
+        for near, table in zip(self._near(around, axis), tables, strict=True):
+            before = tuple(range(near.ndim - 4))
+            even, odd = jnp.expand_dims(table, (*(d + 1 for d in before), -2))
+            turned = jnp.stack([near[..., 1, :], -near[..., 0, :]], axis=-2)
+            found = found + even * near + odd * turned
+        if mixes_first:
+            found = found.sum(axis=-4)
+        elif weights is not None:
             found = jnp.einsum(
                 "...ckipm,cko->...oipm", found, weights, precision="highest"
             )
@@ -147,19 +153,19 @@ class LocalFilters:
         return made[..., :: self.grid.num_longitudes // self.target.num_longitudes]
 
     def _near(self, around, axis):
-        """The rows `[..., lat out, near, part, m]` that each row of the result sees."""
+        """The rows `[..., lat out, part, m]` that rows of the result see, one by one."""
         dim = around.ndim - 3
         if self.target == self.grid:
             half = (_rows(self).shape[1] - 1) // 2
             rows = around.shape[dim]
             padded = with_halo(around, half, axis, dim=dim)
-            copies = [
+            return [
                 jax.lax.slice_in_dim(padded, shift, shift + rows, axis=dim)
                 for shift in range(2 * half + 1)
             ]
-            return jnp.stack(copies, axis=dim + 1)
         index = own_block(jnp.asarray(_rows(self)), axis, dim=0)
-        return jnp.take(whole_rows(around, axis, dim=dim), index, axis=dim)
+        whole = whole_rows(around, axis, dim=dim)
+        return [jnp.take(whole, near, axis=dim) for near in index.T]
 
 
 @functools.lru_cache(maxsize=32)

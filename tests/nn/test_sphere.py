@@ -79,6 +79,21 @@ def test_filters_are_sums_over_geodesic_neighbourhoods(filters):
         np.testing.assert_allclose(at_pole, at_pole[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("num_out", [2, 5])
+@pytest.mark.parametrize("target", [None, SphericalGrid(6, 8)])
+def test_fewer_channels_are_mixed_before_they_are_filtered(target, num_out):
+    filters = LocalFilters(POLES, target)
+    field = np.moveaxis(field_of(POLES, 4), -1, 0)
+    weights = field_of(SphericalGrid(4, filters.num_filters), num_out, seed=1)
+    text = jax.jit(filters.apply).lower(field, weights).as_text()
+    every = np.einsum("ckij,cko->oij", filters.apply(field), weights)
+    np.testing.assert_allclose(filters.apply(field, weights), every, atol=1e-5)
+    # Both are a product with the weights; only one makes all filters of all channels.
+    rows = (target or POLES).num_latitudes
+    filtered = f"tensor<4x{filters.num_filters}x{rows}x2x9xf32>"
+    assert (filtered in text) == (num_out > 4)
+
+
 def test_large_tables_of_filters_are_computed_in_the_program(monkeypatch):
     field = field_of(POLES)
     for filters in (LocalFilters(POLES), LocalFilters(POLES, SphericalGrid(6, 8))):
