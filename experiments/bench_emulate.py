@@ -6,6 +6,7 @@
     ensjax bench emulate --part loss --loss-size 4x721x1440
     ensjax bench emulate --part rollout,harmonics
     ensjax bench emulate --part sphere --sphere-size 1x721x620   # an accelerator
+    ensjax bench emulate --part sphere --sphere-size 1x721x641 --sphere-network local
     ensjax bench emulate --compare emulate.json
 
 Seven parts (`emulate_ways`), every way in a process of its own; its first call, with
@@ -30,10 +31,11 @@ compilation, is apart, and ways of a row are compared before they are timed:
   and of 600 steps differ by their arithmetic alone is what one compiled loop is for.
 - harmonics: spherical harmonics of fields and back (`emulate_harmonics`), beside s2fft
   and torch-harmonics. Sizes are fields x latitudes.
-- sphere: steps of members a second of a spherical Fourier neural operator
-  (`emulate_sphere`; 74 channels, 8 spectral blocks, random weights) on one device, as
-  one program and by a loop over steps. Sizes are members x latitudes x width; 721 and
-  620 are the published ones, which want some 30 GB of memory.
+- sphere: steps of members a second of networks on the sphere (`emulate_sphere`; random
+  weights) on one device, as one program and by a loop over steps: a spherical Fourier
+  neural operator (spectral), or FourCastNet 3 with its local filters. Sizes are members
+  x latitudes x width; 721 and 620, or 641 of local, are the published ones, each of
+  which wants some 40 GB of memory.
 
 Repetitions take turns, and a way that has used its seconds has no more of them; medians
 are compared. All is float32. Progress is said before each way's first call, after each
@@ -162,6 +164,12 @@ def _options(arguments):
             help=f"of {part}: {MEANING.get(part, 'members x values')}, of %(default)s;"
             " several with commas",
         )
+    parser.add_argument(
+        "--sphere-network",
+        default="spectral",
+        choices=list(ways.sphere.BLOCKS),
+        help="default: %(default)s",
+    )
     every = [way for part in ways.PARTS.values() for way in part]
     parser.add_argument(
         "--ways", help=f"with commas, beside the first, of {', '.join(every)}"
@@ -232,7 +240,11 @@ def _tasks(options):
     for part in options.part:
         if part in SIZED:
             sizes = options.sizes[part]
-            tasks += [(part, "x".join(map(str, s)), list(s)) for s in sizes]
+            rest = [options.sphere_network] if part == "sphere" else []
+            tasks += [
+                (part, " ".join(["x".join(map(str, s)), *rest]), [*s, *rest])
+                for s in sizes
+            ]
             continue
         for system in ["lorenz96"] if part == "sampling" else options.system:
             is_sphere = system == "held_suarez"

@@ -17,7 +17,7 @@ class Way(load_beside(__file__, "clocks").Clock):
 
     On a CPU a way of `ON_ALL_DEVICES` sees one device for each core, others see one.
     `prepare` gives `seconds`, `made` and `compared` of the first call and `peak_bytes`
-    of the process (None where the system does not tell); or `missing` and why.
+    (`_peak_bytes`); or `missing` and why.
     """
 
     def __init__(self, part: str, name: str, numbers: Sequence[Any], *, on_all: bool):
@@ -61,7 +61,19 @@ def serve(part: str, name: str, numbers: Sequence[Any]) -> None:
 
 
 def _peak_bytes():
-    """The most memory that this process held so far."""
+    """The most memory that this process held so far, of an accelerator if it uses one.
+
+    None where nothing tells.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if "jax" in sys.modules:
+        import jax
+
+        counts = [device.memory_stats() or {} for device in jax.local_devices()]
+        if jax.default_backend() != "cpu" and "peak_bytes_in_use" in counts[0]:
+            return sum(count["peak_bytes_in_use"] for count in counts)
     try:
         import resource
     except ImportError:  # not on Windows

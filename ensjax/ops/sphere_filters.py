@@ -153,7 +153,7 @@ class LocalFilters:
         return made[..., :: self.grid.num_longitudes // self.target.num_longitudes]
 
     def _near(self, around, axis):
-        """The rows `[..., lat out, part, m]` that rows of the result see, one by one."""
+        """The rows `[..., lat out, part, m]` that a row sees, one after the other."""
         dim = around.ndim - 3
         if self.target == self.grid:
             half = (_rows(self).shape[1] - 1) // 2

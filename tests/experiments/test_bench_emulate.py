@@ -239,7 +239,12 @@ def test_the_command_writes_a_report_that_compares_with_itself(tmp_path, capsys)
 
 @pytest.mark.parametrize(
     "part, numbers",
-    [("rollout", (9, 8)), ("harmonics", (8, 8)), ("sphere", (2, 17, 3))],
+    [
+        ("rollout", (9, 8)),
+        ("harmonics", (8, 8)),
+        ("sphere", (2, 17, 3, "spectral")),
+        ("sphere", (2, 17, 3, "local")),
+    ],
 )
 def test_ways_of_forecasts_and_of_harmonics_give_the_same(part, numbers):
     found = {}
@@ -255,7 +260,7 @@ def test_ways_of_forecasts_and_of_harmonics_give_the_same(part, numbers):
             found[name] = call.compared(call.run())
     for name, values in found.items():
         bench._difference(part, name, values, found[ways.OURS])
-    assert np.abs(found[ways.OURS]).max() > 0.1
+    assert np.abs(found[ways.OURS]).max() > (0.001 if "local" in numbers else 0.1)
     # Steps do something: the last states are not the first.
     if part == "rollout":
         starts = ways.rollouts._task(9)[3][:8, :8, 0]
