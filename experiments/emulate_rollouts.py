@@ -11,7 +11,7 @@ import numpy as np
 
 NUM_CHECKPOINTS = 4
 NUM_SITES = 36
-BLOCK = 64
+BLOCK = 64  # of a CPU; an accelerator takes all members of a checkpoint at once
 NUM_COMPARED = 8  # members
 
 
@@ -65,6 +65,8 @@ def with_ensjax(members, steps):
     )
     forecast = MemberForecast(Rollout(NetworkStep(graph)))
     state, starts = jax.device_put((state, starts))
+    is_cpu = jax.default_backend() == "cpu"
+    block = BLOCK if is_cpu else -(-members // NUM_CHECKPOINTS)
 
     def run():
         found = run_product(
@@ -73,7 +75,7 @@ def with_ensjax(members, steps):
             models=state,
             starts=Start(starts),
             lead_steps=[steps],
-            block=BLOCK,
+            block=block,
         )
         return jax.block_until_ready(found[:, 0])
 
