@@ -1,6 +1,7 @@
 """Pairs of members: exact derivatives both ways, in the memory of the members."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from ensjax.train.kernel_crps import crps_of_weight
+
+# The package has the function under the module's name.
+kernel_crps = sys.modules[crps_of_weight.__module__]
 
 
 def naive(members, truth, fair):
@@ -19,8 +23,10 @@ def naive(members, truth, fair):
     return error - kept * distance / (2 * count * (count - 1))
 
 
+@pytest.mark.parametrize("block", [1, 4, 16])  # 1 of a CPU, 16 of accelerators
 @pytest.mark.parametrize("count", [2, 5, 16])
-def test_derivatives_are_those_of_the_definition(count):
+def test_derivatives_are_those_of_the_definition(count, block, monkeypatch):
+    monkeypatch.setitem(kernel_crps._BLOCKS, "cpu", block)
     with jax.enable_x64(True):
         draws = np.random.default_rng(count).normal(size=(count + 1, 7))
         members, truth = jnp.asarray(draws[1:]), jnp.asarray(draws[0])
