@@ -70,13 +70,31 @@ def run(config, run_dir):
         ConfigError: for data that are not at hand, before anything is done.
     """
     training.check_at_hand(config)
+    kept: list = []
+
+    def trained(done):
+        if not kept:
+            kept.append(training.train(config, run_dir, done["simulate"]))
+        return kept[0]
+
+    def of_seed(seed):
+        return lambda done: members_of(config, trained(done)[0], done["simulate"], seed)
+
+    names = [f"members-{seed}" for seed in range(config.num_seeds)]
     stages = {
         "simulate": lambda done: training.simulate(config),
-        "members": lambda done: members_of(config, run_dir, done["simulate"]),
+        "train": lambda done: {
+            "frozen_steps": np.asarray(trained(done)[1].frozen_steps)
+        },
+        **{name: of_seed(seed) for seed, name in enumerate(names)},
         # The last: on a quiet machine it can be deleted and timed again alone.
-        "cost": lambda done: measure_cost(config, run_dir, done["simulate"]),
+        "cost": lambda done: cost.measure(config, trained(done)[0], done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
+    parts = [done[name] for name in names]
+    found = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    example = {name: found[name][0] for name in ("example", "example_truth")}
+    done["members"] = found | example | done["train"]
     tables.add_tables(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
     run_dir.finish(
@@ -88,34 +106,17 @@ def run(config, run_dir):
     )
 
 
-def members_of(config, run_dir, archives) -> dict[str, np.ndarray]:
-    """Trains, runs all members of all starts, and measures them.
+def members_of(config, trained, archives, seed) -> dict[str, np.ndarray]:
+    """Runs all members of all starts of a seed, and measures them.
 
     Returns:
-        Of each kind of perturbation what `by_size` gives, `<kind>_<name>` `[seed,
-        ...]`; `stream_<name>` `[seed]` of the first start, bred; `drawn_<name>`
-        `[seed]` of a known field; `system_fair` and `closure_fair` `[seed]`, the fair
-        CRPS of the simulators; `frozen_steps` `[network]`; and `example` `[member,
-        site]` with its `example_truth`.
+        Of each kind of perturbation what `by_size` gives, `<kind>_<name>`;
+        `stream_<name>` of the first start, bred; `drawn_<name>` of a known field;
+        `system_fair` and `closure_fair`, the fair CRPS of the simulators; and `example`
+        `[member, site]` with its `example_truth`.
     """
-    trained, log = training.train(config, run_dir, archives)
-    parts = []
-    for seed in range(config.num_seeds):
-        own = ensembles.checkpoints_of(config, trained, seed)
-        archive = training.of_seed(archives, seed)
-        parts.append(_of_seed(config, own, archive, seed))
-    found = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-    example = {name: found.pop(name)[0] for name in ("example", "example_truth")}
-    return found | example | {"frozen_steps": np.asarray(log.frozen_steps)}
-
-
-def measure_cost(config, run_dir, archives) -> dict[str, np.ndarray]:
-    """Seconds of `_cost.py` with the trained checkpoints, `[seed]`."""
-    trained, _ = training.train(config, run_dir, archives)
-    return cost.measure(config, trained, archives)
-
-
-def _of_seed(config, own, archive, seed) -> dict[str, np.ndarray]:
+    own = ensembles.checkpoints_of(config, trained, seed)
+    archive = training.of_seed(archives, seed)
     noise = config.analysis_noise
     fields = weather.analyses(archive, config, seed, noise=noise)
     starts = ensembles.starts_of(config, fields)
