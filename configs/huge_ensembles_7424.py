@@ -2,19 +2,24 @@
 
     ensjax run configs/huge_ensembles_7424.py
     ensjax run configs/huge_ensembles_7424.py:claims
-    ensjax plan configs/huge_ensembles_7424.py:paper   # shapes only, without running
+    ensjax plan configs/huge_ensembles_7424.py:paper   # its training, from shapes alone
 
 The checkpoints of `huge_ensembles.py`, with 619 centred pairs each: 7,428 members of
 every start of two-scale Lorenz-96, bred and random. All members of a start are one
-program whose memory does not depend on their number; of one start of each seed what is
-streamed is compared with what is kept, and the most extreme member is made again alone.
+program that holds a block of them at a time. Apart from the ids of members, and from
+the summary of their order that the CRPS keeps (which grows to a bound that its error
+asks for), its memory does not depend on their number; the run counts both. Of one start
+of each seed what is streamed is compared with what is kept, and the most extreme member
+is made again alone.
 Both simulators, the two-scale one that made the truth and an imperfect one, are scored
 and timed beside them, with the same members of a start to the same leads.
 
 Costs are the last stage: delete `stages/cost.npz` and `results.json` of a finished run,
 and the same command times them again, alone, such as on a quiet machine.
 
-`paper` trains the checkpoints of `huge_ensembles.py:paper`, whose plan is this one's.
+`paper` is planned, not run, and its plan is of the training alone, of 29 checkpoints as
+in `huge_ensembles.py:paper`. The 7,424 members of each of 92 starts, their bred vectors
+and 60 steps are in no plan: nothing here says what they take at full size.
 """
 
 import ml_collections
@@ -95,11 +100,14 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
 
 def _paper():
-    """SFNO at 0.25 degrees; nobody has run it. Batch and rate are assumed."""
+    """The training of SFNO at 0.25 degrees; nobody has run it.
+
+    Batch and rate are assumed. Members, starts and leads are no part of it.
+    """
     config = ml_collections.ConfigDict(
         dict(experiment="huge_ensembles_7424", scale="full")
     )
-    config.title = "Huge ensembles II at full size: 29 checkpoints x 128 centred pairs"
+    config.title = "Huge ensembles II at full size: training of 29 checkpoints"
     config.seed = 0
     config.num_seeds = 1
     config.num_checkpoints = 29
@@ -123,11 +131,6 @@ def _paper():
             block=1,
         )
     )
-    config.perturbations = ml_collections.ConfigDict(
-        dict(share=0.35, error_leads=8, num_cycles=3, num_pairs=128)
-    )
-    config.num_starts, config.num_steps = 92, 60  # of 6 hours
-    config.block = 1
     # Of every checkpoint a sample on four devices that split its latitudes: 256 of them
     # for a checkpoint, as published.
     config.mesh = ml_collections.ConfigDict(dict(member=29, data=64, model=4))

@@ -1,12 +1,6 @@
 """One step of `fourcastnet3.py` split by latitude, and one at full size by tracing."""
 
 import dataclasses
-import os
-import pathlib
-import pickle
-import subprocess
-import sys
-import tempfile
 import time
 
 import jax
@@ -23,6 +17,7 @@ from ensjax.ops.sphere_split import own_block
 from ensjax.planning import read_collectives
 from ensjax.train import area_crps, wave_crps
 
+cpu_devices = load_beside(__file__, "cpu_devices")
 training = load_beside(__file__, "spherical_noise_training")
 
 PARTS = (1, 2, 4)
@@ -129,29 +124,8 @@ def split_steps(config, archive) -> dict[str, np.ndarray]:
     window = training.data.training_windows(config, archive)[0, :2]
     if jax.device_count() >= max(PARTS):
         return split_on(config, window)
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = (pathlib.Path(folder) / name for name in ("given", "found.npz"))
-        given.write_bytes(pickle.dumps((config.to_dict(), window)))
-        env = dict(os.environ, JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="4")
-        # It may set another number of CPU devices, and the two must not differ.
-        env.pop("XLA_FLAGS", None)
-        above = str(pathlib.Path(ensjax.__file__).parents[1])
-        env["PYTHONPATH"] = os.pathsep.join(
-            part for part in (above, os.environ.get("PYTHONPATH")) if part
-        )
-        done = subprocess.run(
-            [sys.executable, __file__, str(given), str(found)],
-            env=env,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(
-                "a step on 4 CPU devices, in a process of its own, failed with"
-                f" {done.returncode}: {done.stderr[-2000:]}"
-            )
-        with np.load(found) as arrays:
-            return dict(arrays)
+    given = (config.to_dict(), window)
+    return cpu_devices.in_own_process(__file__, given, max(PARTS))
 
 
 def full_size_step() -> dict[str, np.ndarray]:
@@ -195,11 +169,11 @@ def _device_flops(size=1024):
     return 2 * size**3 / min(times)
 
 
-def _main(given, found):
-    """`split_on` of what `split_steps` wrote."""
-    config, window = pickle.loads(pathlib.Path(given).read_bytes())
-    np.savez(found, **split_on(ml_collections.ConfigDict(config), window))
+def _split_on(given):
+    """`split_on` of what `split_steps` gives."""
+    config, window = given
+    return split_on(ml_collections.ConfigDict(config), window)
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    cpu_devices.answer(_split_on)

@@ -1,8 +1,9 @@
 """Huge ensembles II on Lorenz-96: what thousands of members of a start are good for.
 
 The checkpoints are trained as in `huge_ensembles.py`; `_members.py` runs and streams
-members, `_scores.py` has what depends on their number, `_cost.py` times and simulates,
-`_claims.py` judges, `_tables.py` and `_figures.py` show.
+members, `_draws.py` streams a known field, `_scores.py` has what depends on their
+number, `_cost.py` counts bytes, times and simulates, `_claims.py` judges, `_tables.py`
+and `_figures.py` show.
 """
 
 import jax
@@ -16,6 +17,7 @@ weather = load_beside(__file__, "lorenz96_forecasts")
 training = load_beside(__file__, "huge_ensembles_training")
 ensembles = load_beside(__file__, "huge_ensembles_members")
 cost = load_beside(__file__, "huge_ensembles_7424_cost")
+draws = load_beside(__file__, "huge_ensembles_7424_draws")
 huge = load_beside(__file__, "huge_ensembles_7424_members")
 scores = load_beside(__file__, "huge_ensembles_7424_scores")
 verdicts = load_beside(__file__, "huge_ensembles_7424_claims")
@@ -30,7 +32,7 @@ def validate(config):
     choose("archive.source", config.archive.source, dict.fromkeys(("lorenz96", "era5")))
     choose("model.name", config.model.name, training.NETWORKS)
     check_numbers(config, ("num_seeds", "num_checkpoints"), at_least=1)
-    names = ("training.total_steps", "training.steps_per_call", "block")
+    names = ("training.total_steps", "training.steps_per_call")
     check_numbers(config, names, at_least=1)
     if config.archive.source != "lorenz96":
         return
@@ -41,7 +43,7 @@ def validate(config):
     check_numbers(config, ("extreme_quantile", "high_quantile"), above=0, at_most=1)
     check_numbers(config, ("num_resamples", "num_score_resamples"), at_least=1)
     check_numbers(config, ("crps_size", "num_resamples", "num_drawn"), at_least=2)
-    check_numbers(config, ("cost.num_timings",), at_least=1)
+    check_numbers(config, ("block", "cost.num_timings"), at_least=1)
     leads, sizes = tuple(config.leads), tuple(config.sizes)
     for name, values in (("leads", leads), ("sizes", sizes)):
         if len(values) < 1 or any(a >= b for a, b in zip(values, values[1:])):
@@ -87,6 +89,7 @@ def run(config, run_dir):
             "frozen_steps": np.asarray(trained(done)[1].frozen_steps)
         },
         **{name: of_seed(seed) for seed, name in enumerate(names)},
+        "memory": lambda done: cost.memory(config, trained(done)[0], done["simulate"]),
         # The last: on a quiet machine it can be deleted and timed again alone.
         "cost": lambda done: cost.measure(config, trained(done)[0], done["simulate"]),
     }
@@ -151,7 +154,7 @@ def members_of(config, trained, archives, seed) -> dict[str, np.ndarray]:
         key = jax.random.key(config.seed + seed)
         sizes = scores.by_size(key, kept, truth[:, at], members.checkpoint, settings)
         found |= {f"{kind}_{name}": value for name, value in sizes.items()}
-    drawn = huge.statistics_of_draws(
+    drawn = draws.statistics_of_draws(
         config.num_drawn, tuple(config.drawn_shape), config.seed + seed
     )
     found |= {f"drawn_{name}": np.float64(value) for name, value in drawn.items()}

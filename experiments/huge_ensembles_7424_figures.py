@@ -25,7 +25,8 @@ def add_figures(run_dir, config, done):
         " distribution), error of the best member in deviations of the climate, and"
         " width of the 95 % interval"
         f" of P(x > its {100 * config.extreme_quantile:g} % quantile) over members"
-        f" (solid) and over checkpoints (dotted); {seeds}.",
+        " (solid, a power of -1/2 by construction) and over checkpoints (dotted);"
+        f" {seeds}.",
     )
     run_dir.add_figure(
         "tails",
@@ -39,9 +40,10 @@ def add_figures(run_dir, config, done):
         _scores(config, found),
         "Brier score of exceeding the extreme quantile and outcome-weighted CRPS above"
         f" the {100 * config.high_quantile:g} % quantile, over the standard ones of"
-        f" {config.sizes[0]} members: standard scores (solid), which fall by"
-        " construction, and fair ones (dashed). Right: share of cells whose truth is"
-        f" inside more than 95 % of subsets. {seeds.capitalize()}.",
+        f" {config.sizes[0]} members: standard scores (solid) and fair ones (dashed)."
+        " The fair Brier score alone does not fall by construction: where no member is"
+        " above, the error of the largest is scored, fair or not. Right: share of cells"
+        f" whose truth is inside more than 95 % of subsets. {seeds.capitalize()}.",
     )
 
 

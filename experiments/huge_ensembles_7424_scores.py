@@ -24,15 +24,19 @@ def by_size(key, members, truth, clusters, settings) -> dict[str, np.ndarray]:
         `[size]`: `outliers`, the share outside; `gain`, the median over cells of its
         mean over subsets, and `gain_low`, `gain_high`, the least and most of a cell;
         `best`, root mean square error of the best member; `brier` of exceeding
-        `extreme` and `owcrps`, whose standard forms fall with the number of members by
-        construction, and `fair_brier`, with its standard error over subsets
-        `fair_brier_error`, and `fair_owcrps`, which do not; `width` and
-        `cluster_width`, mean over cells of the 95 % interval of that probability over
-        members with replacement, and over whole checkpoints; `bracketed`, the share of
-        cells that are satisfactory. `[]`:
+        `extreme`, whose standard form falls with the number of members by construction,
+        and `fair_brier`, whose mean over subsets is that of all, with its standard
+        error `fair_brier_error`; `owcrps` and `fair_owcrps`, which both fall: the
+        error of the largest member, where none is above, falls whatever the estimator,
+        and fair ones leave out events with one above, other ones at each size; `width`
+        and `cluster_width`, mean over cells of the 95 % interval of that probability
+        over members with replacement (which falls as n^-1/2 whatever they are), and
+        over whole checkpoints; `bracketed`, the share of cells that are satisfactory.
+        `[]`:
         `fair` and `crps` of all, and `small_fair`, `small_crps` of subsets of
         `crps_size`, with standard errors over subsets `small_error` and
-        `small_crps_error`; `spread` (half the mean distance of two members), `ssr` of
+        `small_crps_error`; `small_gap`, standard less fair of the same subset, with
+        `small_gap_error`; `spread` (half the mean distance of two members), `ssr` of
         all.
     """
     members, truth = jnp.asarray(members), jnp.asarray(truth)
@@ -170,9 +174,9 @@ def _crps(key, members, truth, settings) -> dict[str, np.ndarray]:
     number = settings["num_resamples"]
     few = _of_few(key, members, truth, size=size, num_resamples=number)
     found = dict(jax.device_get(_of_all(members, truth)))
-    for name, values in zip(("fair", "crps"), few):
-        values = np.asarray(values, np.float64)
-        found[f"small_{name}"] = values.mean()
-        error = "small_error" if name == "fair" else "small_crps_error"
-        found[error] = values.std(ddof=1) / np.sqrt(len(values))
+    fair, standard = (np.asarray(values, np.float64) for values in few)
+    rows = {"": fair, "_crps": standard, "_gap": standard - fair}
+    for name, values in rows.items():
+        found[f"small{name or '_fair'}"] = values.mean()
+        found[f"small{name}_error"] = values.std(ddof=1) / np.sqrt(len(values))
     return {name: np.float64(value) for name, value in found.items()}

@@ -16,10 +16,7 @@ def add_tables(run_dir, config, done) -> None:
                 interval_text(found[f"{kind}_{name}"][:, place])
                 for name in verdicts.BY_SIZE
             ]
-            wide = interval_text(found[f"{kind}_cluster_width"][:, place])
-            rows.append(
-                [label, f"{size:,}", f"{expected_outliers(size):.2g}", *texts, wide]
-            )
+            rows.append([label, f"{size:,}", f"{expected_outliers(size):.2g}", *texts])
     ssr = {kind: found[f"{kind}_ssr"].mean() for kind in verdicts.KINDS}
     run_dir.add_table(
         "sizes",
@@ -33,7 +30,8 @@ def add_tables(run_dir, config, done) -> None:
         " and the best member's error fall by construction. Bracketed: cells whose"
         " truth is inside more than 95 % of the subsets. Intervals of P(x > its"
         f" {100 * config.extreme_quantile:g} % quantile) with it, over members and over"
-        " whole checkpoints. Errors in deviations of the climate.",
+        " whole checkpoints: over members they shrink as n^-1/2 whatever these are."
+        " Errors in deviations of the climate.",
     )  # fmt: skip
     names = ("brier", "fair_brier", "owcrps", "fair_owcrps")
     rows = [
@@ -47,9 +45,10 @@ def add_tables(run_dir, config, done) -> None:
         "scores",
         ["members", "n", "Brier", "fair Brier", "owCRPS", "fair owCRPS"],
         rows,
-        "Standard scores fall with n by what few members add to them; fair ones are of"
-        " the distribution that members are drawn from. Fair owCRPS leaves out events"
-        " with one member above.",
+        "Standard scores fall with n by what few members add to them; the fair Brier"
+        " score is that of the distribution that members are drawn from. The fair"
+        " owCRPS falls, too: without a member above, the error of the largest takes its"
+        " place, and events with one member above are left out, others at each size.",
     )
     members, sites = config.sizes[-1], config.archive.num_sites
     seconds = done["cost"]["seconds_emulator"].mean()
@@ -57,11 +56,6 @@ def add_tables(run_dir, config, done) -> None:
     rows = [
         ["seconds a start, streamed", f"{seconds:.3g}"],
         ["member-steps a second", f"{members * steps / seconds:,.0f}"],
-        ["temporary GiB", f"{found['stream_bytes'].max() / 2**30:.4f}"],
-        [
-            "temporary GiB of few members",
-            f"{found['stream_few_bytes'].max() / 2**30:.4f}",
-        ],
         [
             "GiB if all were kept",
             f"{members * len(config.leads) * sites * 4 / 2**30:.4f}",
@@ -74,6 +68,25 @@ def add_tables(run_dir, config, done) -> None:
         f"{members:,} members, {steps} steps, bred vectors, and states of all"
         f" statistics at {len(config.leads)} leads; compiled before.",
     )
+    memory = done["memory"]
+    rows = [
+        [words, f"{int(memory['members'][place]):,}",
+         *(f"{x / 2**20:.3f}" for x in memory[name][place]),
+         f"{memory['id_bytes'][place] / 2**20:.3f}",
+         f"{int(memory['summary_numbers'][place]):,}" if name == "bytes" else "none"]
+        for name, words in (("bytes", "all"), ("unordered_bytes", "without the CRPS"))
+        for place in range(2)
+    ]  # fmt: skip
+    run_dir.add_table(
+        "memory",
+        ["statistics", "members", "temporary MiB", "arguments", "results",
+         "of arguments, ids", "CRPS's summary"],
+        rows,
+        "Of the program of one start on a device, as compiled, with states made for its"
+        " own number of members. What does not need their order takes as much for any"
+        " number; ids of members, which are arguments, grow with it, and the summary of"
+        " the CRPS (numbers at a site) with what its error of rank, 0.5 %, needs.",
+    )  # fmt: skip
     rows = [
         [
             label,
@@ -103,6 +116,10 @@ def describe(config, done) -> str:
     mean = {name: values.mean(axis=0) for name, values in found.items()
             if name.startswith(tuple(verdicts.KINDS))}  # fmt: skip
     least, most = config.sizes[0], config.sizes[-1]
+
+    def slope(name):
+        return float(verdicts.slopes(config, found, "bred", name).mean())
+
     again = "is" if found["stream_again"].min() == 1 else "is not always"
     return (
         f"{most:,} members of {config.archive.num_starts} starts and"
@@ -115,7 +132,10 @@ def describe(config, done) -> str:
         f" {mean['bred_gain'][0]:.2f} to {mean['bred_gain'][-1]:.2f}, and the best"
         f" member's error falls from {mean['bred_best'][0]:.3f} to"
         f" {mean['bred_best'][-1]:.3f}; cells bracketed rise from"
-        f" {mean['bred_bracketed'][0]:.2f} to {mean['bred_bracketed'][-1]:.2f}. Fair"
+        f" {mean['bred_bracketed'][0]:.2f} to {mean['bred_bracketed'][-1]:.2f}. The"
+        " interval of the extreme's probability shrinks with a power of n of"
+        f" {slope('width'):.2f} over members and {slope('cluster_width'):.2f} over"
+        " checkpoints. Fair"
         f" CRPS: {mean['bred_small_fair']:.4f} of"
         f" {config.crps_size}, {mean['bred_fair']:.4f} of all. The highest member, made"
         f" again alone, {again} equal bit for bit. An ensemble with too little spread"

@@ -23,6 +23,7 @@ from ensjax.emulate.product import (
 from ensjax.emulate.product_job import ProductJob
 from ensjax.emulate.rollout import Rollout, SystemStep, checked_leads
 from ensjax.mapping import mesh_program
+from ensjax.reduce.sorted_runs import sketch_size
 
 SITES, CHECKPOINTS = 8, 3
 SLOW = pytest.mark.slow
@@ -145,18 +146,53 @@ def test_other_lengths_compile_nothing_new():
     assert program.cache_size() == before
 
 
+def bytes_of(num_members, metrics, share="block"):
+    """Temporary ones, those of arguments but for ids of members, and of results.
+
+    The states are made for this number of members.
+    """
+
+    def make(lead):
+        return {
+            "x": verification.member_states(
+                metrics, jnp.zeros(SITES), max_members=num_members
+            ),
+            "energy": {"moments": reduce.init_moments(jnp.zeros(()))},
+        }
+
+    members = product_ids(2, num_members // 4, 1)  # two checkpoints, two signs
+    states = states_by_lead(make, 2)
+    program = lowered(members, (1, 4), states, block=64, share=share)
+    quick = {"xla_backend_optimization_level": 0}
+    known = program.compile(quick).memory_analysis()
+    ids = (7 * 4 + 1) * num_members  # seven integers, and whether it counts
+    return np.array(
+        [
+            known.temp_size_in_bytes,
+            known.argument_size_in_bytes - ids,
+            known.output_size_in_bytes,
+        ]
+    )
+
+
 @pytest.mark.parametrize("share", ["block", pytest.param("member", marks=SLOW)])
 def test_memory_is_that_of_a_block_for_512_and_7424_members(share):
-    states = empty(jnp.zeros((2, SITES)))
-    sizes = []
-    for pairs in (128, 1_856):  # two checkpoints
-        members = product_ids(2, pairs, 1)
-        program = lowered(members, (1, 4), states, block=64, share=share)
-        quick = {"xla_backend_optimization_level": 0}
-        sizes.append(program.compile(quick).memory_analysis().temp_size_in_bytes)
-    # Ids of members are arguments; their copies in blocks are all that may grow.
-    assert abs(sizes[1] - sizes[0]) < 0.01 * sizes[0], sizes
-    assert sizes[1] < 7_424 * 2 * SITES * 4, "all values would be there"
+    """Each with states for its own number, where nothing needs the members' order."""
+    few, all_ = (bytes_of(count, METRICS, share) for count in (512, 7_424))
+    # Copies of ids in blocks are all of the temporary ones that may grow.
+    np.testing.assert_allclose(all_[0], few[0], rtol=0.01)
+    np.testing.assert_array_equal(all_[1:], few[1:])
+    assert all_[0] < 7_424 * 2 * SITES * 4, "all values would be there"
+
+
+def test_memory_of_the_crps_grows_as_its_summary():
+    """From all of 512 members to what 0.5 % of rank asks for of 7,424."""
+    few, all_ = (bytes_of(n, (verification.crps(),)) for n in (512, 7_424))
+    numbers = [(levels + 1) * width for levels, width in map(sketch_size, (512, 7_424))]
+    assert numbers[1] < 5 * numbers[0]
+    grown = (numbers[1] - numbers[0]) * 2 * SITES * 4  # of two leads, in float32
+    np.testing.assert_allclose(all_[1:] - few[1:], grown, atol=64)
+    assert np.all(all_ / few < numbers[1] / numbers[0])
 
 
 def test_what_is_folded_is_what_is_kept():

@@ -235,6 +235,74 @@ def test_statistics_by_size_of_normal_members():
     assert found["small_crps"] - found["crps"] > 4 * found["small_crps_error"]
     # Members of a checkpoint are as different as others: the interval is as wide.
     np.testing.assert_allclose(found["cluster_width"], found["width"], rtol=0.2)
+    gap = found["small_gap"] - found["spread"] / 58
+    assert abs(gap) < 4 * found["small_gap_error"] < 0.1 * found["small_gap"]
+
+
+def test_the_gap_of_the_standard_crps_is_that_of_the_card():
+    """And another one is found out: a third less, or that of one member fewer."""
+    config = config_of("huge_ensembles_7424", "claims")
+    gap, spread = 0.28 / 58, np.full(NUM_SEEDS, 0.28)
+    found = {
+        "bred_spread": spread,
+        "bred_fair": spread,
+        "bred_small_fair": spread,
+        "bred_small_error": 1e-4 * spread,
+        "bred_crps": spread * (1 + 1 / 7_428),
+        "bred_small_crps_error": 1e-4 * spread,
+        "bred_small_gap_error": 1e-3 * gap * np.ones(NUM_SEEDS),
+    }
+
+    def failed(gap):
+        own = found | {
+            "bred_small_gap": np.full(NUM_SEEDS, gap),
+            "bred_small_crps": spread + gap,
+        }
+        checks = second.verdicts._checks_of_crps(config, own, "bred")
+        return [c["name"].split(",")[0] for c in checks if not c["pass"]]
+
+    assert failed(gap) == []
+    of_gap = "(e) bred: standard less fair CRPS of 58"
+    assert failed(gap * 58 / 57) == [of_gap]
+    assert failed(gap * 2 / 3) == [of_gap, "(e) bred: standard CRPS"]
+
+
+def test_probabilities_are_not_known_better_where_checkpoints_disagree():
+    """Over members the interval shrinks whatever they are; over checkpoints not."""
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(8), 100)
+    apart = np.linspace(-2, 2, 8)[clusters][:, None, None]
+    drawn = apart + 0.05 * rng.normal(size=(800, 4, 5))
+    keys = [jax.random.key(seed) for seed in range(NUM_SEEDS)]
+    settings = dict(extreme=0.6, num_resamples=200)
+    sizes = (50, 200, 800)
+    members = drawn.astype(np.float32)
+    widths = {
+        name: np.stack(
+            [
+                [second.scores.width(key, members, settings, n, of) for n in sizes]
+                for key in keys
+            ]
+        )
+        for name, of in (("width", None), ("cluster_width", clusters))
+    }
+    slopes = {
+        name: np.polyfit(np.log(sizes), np.log(values.T), 1)[0]
+        for name, values in widths.items()
+    }
+    np.testing.assert_allclose(slopes["width"].mean(), -0.5, atol=0.06)
+    assert np.abs(slopes["cluster_width"]).max() < 0.06
+    config, done = huge_done()
+
+    def verdict(name, values):
+        own = done["members"] | {name: values}
+        found = second.verdicts.make_claims(config, done | {"members": own})
+        return {c["name"][:4]: c["verdict"] for c in found}["13.c"]
+
+    two = widths["cluster_width"][:, [0, 2]]
+    assert verdict("bred_width", widths["width"][:, [0, 2]]) == "holds"
+    assert verdict("bred_cluster_width", two) != "holds"
+    assert verdict("bred_cluster_width", np.sort(two, axis=1) * [1, 1.1]) == "fails"
 
 
 def huge_done():
@@ -257,7 +325,8 @@ def huge_done():
             closure_fair=0.1,
         ).items()
     }
-    for name in ("brier", "owcrps", "outliers", "width", "best"):
+    names = ("brier", "owcrps", "outliers", "width", "cluster_width", "best")
+    for name in names:
         found[f"bred_{name}"] = falls
     found["bred_gain"] = spread[:, None] * np.array([2.5, 3.5])
     found |= {"bred_gain_high": 6 * falls[:, ::-1], "bred_gain_low": 3 * falls}
@@ -284,10 +353,31 @@ def test_the_claim_of_cost_has_one_simulator_for_both_halves():
 
 
 def test_a_known_field_is_streamed_as_two_passes_have_it():
-    found = second.huge.statistics_of_draws(128, (6, 4), 0)
+    found = second.draws.statistics_of_draws(128, (6, 4), 0)
     assert found["counts"] == 1
     for name in ("two_pass", "block", "devices"):
         assert found[name] < 1e-5, name
+
+
+@pytest.mark.slow
+def test_one_device_and_two_are_compared_in_a_process_of_its_own(monkeypatch):
+    expected = second.draws.statistics_of_draws(128, (6, 4), 0)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    found = second.draws.statistics_of_draws(128, (6, 4), 0)
+    assert found["counts"] == 1
+    assert found["devices"] < 1e-5
+    assert found.keys() == expected.keys()
+    with pytest.raises(RuntimeError, match="on 2 CPU devices, in a process of its own"):
+        second.draws.cpu_devices.in_own_process(second.draws.__file__, (128,), 2)
+
+
+def test_a_part_of_a_claim_that_is_not_known_leaves_it_undecided():
+    config, done = huge_done()
+    assert "13.f" in str(second.verdicts.make_claims(config, done))
+    unknown = done["members"] | {"drawn_devices": np.full(NUM_SEEDS, np.nan)}
+    for members, verdict in ((done["members"], "holds"), (unknown, "undecided")):
+        claims = second.verdicts.make_claims(config, done | {"members": members})
+        assert {c["name"][:4]: c["verdict"] for c in claims}["13.f"] == verdict
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
