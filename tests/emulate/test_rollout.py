@@ -165,7 +165,8 @@ def bytes_of(num_members, metrics, share="block"):
     program = lowered(members, (1, 4), states, block=64, share=share)
     quick = {"xla_backend_optimization_level": 0}
     known = program.compile(quick).memory_analysis()
-    ids = (7 * 4 + 1) * num_members  # seven integers, and whether it counts
+    # Whether it counts and six integers; its number is for states that tell members.
+    ids = (6 * 4 + 1) * num_members
     return np.array(
         [
             known.temp_size_in_bytes,
