@@ -11,12 +11,13 @@ tracing. The simulator is a dry atmosphere (Held-Suarez forcing at T21, package
 dinosaur, extra `weather`) of which only the temperature of the lowest layer and the
 surface pressure are seen.
 
-The trunk has two blocks of 16 channels, one global and one local, half of what was
-planned for this level, so that all seeds of all three variants take minutes.
+The trunk has blocks of 16 channels, global and local in turn: four in `claims`, and two
+in `small`, where all of it has to take minutes of two cores.
 
 Two other systems forecast the same starts. One is a diffusion model whose denoiser has
-the same trunk, sampled with ever more levels, on the first day. The other one is the
-simulator itself. It is given what the network is given, and no more: the winds and the
+the same trunk, sampled with ever more levels, on the first day; in training it makes at
+least as many states as the network does, and one of half as many is scored beside it.
+The other one is the simulator itself. It is given what the network is given, and no more: the winds and the
 air above come from states of its climate, moved by regression on what is seen, as in
 the analysis of an ensemble Kalman filter. So its starts are imperfect and its spread
 is fair. Its equations are the truth's, which no real model can say: a network that is

@@ -10,8 +10,8 @@ dinosaur, extra `weather`) of which only the temperature of the lowest layer and
 surface pressure are seen, in three ways: with diffusion noise and a loss of places and
 waves, without the waves, and with white noise instead. All seeds share the free runs of
 the simulator, which are kept in the user's cache; intervals hold the choice of the runs
-that are tested on, too. The trunk has two blocks, one global and one local, where four
-were planned, so that all seeds of all three take minutes.
+that are tested on, too. The trunk has blocks of 16 channels, global and local in turn:
+four in `claims`, and two in `small`, where all of it has to take minutes of two cores.
 
 `paper` is FourCastNet 3 at its published size, planned, not run: see `fourcastnet3.py`,
 whose plan has the numbers.

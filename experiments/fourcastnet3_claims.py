@@ -207,7 +207,7 @@ def make_checks(config, done) -> list[dict]:
             np.median(widths(config, own)),
             _MOST_TREND,
         ),
-        *systems.make_checks(config, done["sample"]),
+        *systems.make_checks(config, done),
         check_at_least(
             "devices that a step was split over", size["split_devices"].max(), 4
         ),

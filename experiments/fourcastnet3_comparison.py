@@ -129,10 +129,17 @@ def make_claims(config, done, **about) -> list[dict]:
     ]
 
 
-def make_checks(config, found) -> list[dict]:
+def make_checks(config, done) -> list[dict]:
     """Our bounds, of means over seeds."""
-    both = compare(config, found)
+    both, simulated = compare(config, done["sample"]), done["ensemble"]
+    climate = simulated["climate_crps"]
     checks = [
+        # Starts by regression that are out of balance would be no baseline.
+        check_at_most(
+            "simulator: fair CRPS over the climate's, most of any lead",
+            (simulated["crps"].mean(axis=1) / climate.mean(axis=1)).max(),
+            1.0,
+        ),
         check_at_least("speed: times the cheapest sampler's", both.faster, 10.0),
         check_at_most("speed: fair CRPS over the best's", both.ratio.mean(), 1.05),
     ]
@@ -150,6 +157,8 @@ def summarise(config, done) -> dict[str, float]:
     scalars = {
         "simulator_crps": float(simulated["crps"].mean()),
         "simulator_crps_first": float(simulated["crps"][0].mean()),
+        "climate_crps": float(simulated["climate_crps"].mean()),
+        "climate_crps_first": float(simulated["climate_crps"][0].mean()),
         "simulator_ssr_first": float(simulated["ssr"][0].mean()),
         "simulator_ssr_last": float(simulated["ssr"][-1].mean()),
         "denoiser_frozen": int((found["frozen_steps"] >= 0).sum()),
@@ -205,6 +214,11 @@ def add_table(run_dir, config, done) -> None:
          f"{power.min():.2f} to {power.max():.2f}",
          f"{simulated['rate']:,.1f}", ""]
     )  # fmt: skip
+    climate = simulated["climate_crps"]
+    rows.append(
+        ["days of the climate", "", f"{climate[0].mean():.3f}", f"{climate.mean():.3f}",
+         "", "", "", ""]
+    )  # fmt: skip
     both = compare(config, found)
     run_dir.add_table(
         "systems",
@@ -213,7 +227,7 @@ def add_table(run_dir, config, done) -> None:
          "power, day 1, of the truth's", "days of a member a second", "calls a day"],
         rows,
         f"{done['simulate']['num_cases']} cases; {config.sampler.num_members} members"
-        f" on day 1, {config.simulator.num_members} of the simulator;"
+        f" on day 1, {config.simulator.num_members} of simulator and climate;"
         f" {config.num_seeds} seeds (means and 95 % intervals) of the networks, one of"
         " the simulator. Power is the least and the most over degrees"
         f" 1 to {config.last_degree}. Days a second are one number of one device, the"

@@ -33,8 +33,9 @@ def measure(config, archive) -> dict[str, np.ndarray]:
     """Forecasts of the test's starts.
 
     Returns:
-        What `score_members` gives, all leads; and `rate`, days of a member that are
-        simulated in a second, without compilation.
+        What `score_members` gives, all leads; `rate`, days of a member that are
+        simulated in a second, without compilation; and `climate_crps` `[lead,
+        variable]`, fair, of as many states of the climate in the place of members.
     """
     simulator = config.simulator
     starts, truth = training.data.test_starts(config, archive)
@@ -56,7 +57,27 @@ def measure(config, archive) -> dict[str, np.ndarray]:
     members = np.moveaxis(values, -1, 3).swapaxes(0, 1).astype(np.float32)
     found = base.score_members(config, members, np.moveaxis(truth, -1, 2))
     rate = half * config.test.lead_days[-1] / seconds
-    return found | {"rate": np.float64(rate)}
+    return found | {
+        "rate": np.float64(rate),
+        "climate_crps": climate_crps(config, archive, truth),
+    }
+
+
+def climate_crps(config, archive, truth) -> np.ndarray:
+    """Fair CRPS of days of the training runs, `[lead, variable]`: no skill at all.
+
+    Args:
+        config: of the run.
+        archive: of `simulate`.
+        truth: `[case, lead, lat, lon, variable]`.
+    """
+    days = archive["train"].reshape(-1, *truth.shape[2:])
+    rng = np.random.default_rng(config.seed)
+    count = config.simulator.num_members
+    own = np.stack([rng.choice(len(days), count, replace=False) for _ in truth])
+    members = np.moveaxis(days[own], -1, 2).swapaxes(0, 1)[:, :, None]
+    members = np.repeat(members, truth.shape[1], axis=2)
+    return base.score_members(config, members, np.moveaxis(truth, -1, 2))["crps"]
 
 
 @dataclasses.dataclass(frozen=True)

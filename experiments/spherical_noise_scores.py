@@ -242,10 +242,10 @@ def of_runs(config, by_run, weights=None) -> dict[str, np.ndarray]:
 
     Returns:
         `[draw, seed, ...]`: `crps` (fair) `[lead, variable]`; `power` of members by
-        lead `[lead, variable, l]` and `truth_power` `[variable, l]`; `distance` of the last lead's power from it in
-        decibel, mean over variables; `long_ratio` of power at the long steps over the
-        truth's `[step, variable, l]`; `ssr` `[lead, variable]` and `long_ssr` `[step,
-        variable]`, spread over error.
+        lead `[lead, variable, l]` and `truth_power` `[variable, l]`; `distance` of the
+        last lead's power from it in decibel, mean over variables; `long_ratio` of power
+        at the long steps over the truth's `[step, variable, l]`; `ssr` `[lead,
+        variable]` and `long_ssr` `[step, variable]`, spread over error.
     """
     num_runs = by_run["error_by_run"].shape[1]
     weights = np.full((1, num_runs), 1 / num_runs) if weights is None else weights

@@ -82,6 +82,7 @@ def done_of(**changed):
         "ensemble": dict(
             crps=np.full((LEADS, 2), 0.4),
             crps_by_run=np.full((RUNS, LEADS, 2), 0.4),
+            climate_crps=np.full((LEADS, 2), 0.5),
             ssr=np.ones((LEADS, 2)),
             power=np.ones((LEADS, 2, DEGREES)),
             truth_power=np.ones((LEADS, 2, DEGREES)),
@@ -160,6 +161,9 @@ def test_claims_and_checks_follow_their_numbers():
     assert told("long_power_by_run", (*every, 1, 0, 20), 3.0) == ({"(e)"}, "holds")
     words = [c["verdict"] for c in verdicts.make_claims(config_of("claims"), good)]
     assert words == 3 * ["holds"] + 2 * ["not run"]
+    climate = done_of()
+    climate["ensemble"]["crps"][2] = 0.51
+    assert failed(climate) == {"sim"}
     split = done_of()
     split["size"]["split_gradient_off"][1] = 1e-3
     assert failed(split) == {"gra"}
@@ -365,6 +369,17 @@ def test_the_simulators_hidden_part_moves_with_what_is_seen():
     )
 
 
+def test_days_of_the_climate_score_as_they_must():
+    """White days of variance 1 against their like: a fair CRPS of 1 / sqrt(pi)."""
+    config = config_of("small", ("data.num_test_runs", "1"))
+    rng = np.random.default_rng(0)
+    days = rng.normal(size=(2, 20, 32, 64, 2)).astype(np.float32)
+    truth = rng.normal(size=(4, 3, 32, 64, 2)).astype(np.float32)
+    found = simulator.climate_crps(config, {"train": days}, truth)
+    assert found.shape == (3, 2)
+    np.testing.assert_allclose(found, np.pi**-0.5, rtol=0.05)
+
+
 @pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
 def test_presets_are_valid(preset):
     config = config_of(preset)
@@ -382,7 +397,7 @@ def test_the_smoke_run_reports_and_splits_its_step(tmp_path, monkeypatch):
     options = RunOptions(f"{CONFIG}:smoke", str(tmp_path / "run"))
     assert run_and_report(options) == 0
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert len(found["claims"]) == 5 and len(found["checks"]) == 18
+    assert len(found["claims"]) == 5 and len(found["checks"]) == 19
     made = np.load(tmp_path / "run" / "stages" / "sample.npz")
     assert made["calls_levels_2"] == 3 and np.isfinite(made["fair_half"]).all()
     assert made["fair_by_run_half"].shape == (1, 1)
