@@ -17,10 +17,10 @@ in `small`, where all of it has to take minutes of two cores.
 Two other systems forecast the same starts. One is a diffusion model whose denoiser has
 the same trunk, sampled with ever more levels, on the first day; in training it makes at
 least as many states as the network does, and one of half as many is scored beside it.
-The other one is the simulator itself. It is given what the network is given, and no more: the winds and the
-air above come from states of its climate, moved by regression on what is seen, as in
-the analysis of an ensemble Kalman filter. So its starts are imperfect and its spread
-is fair. Its equations are the truth's, which no real model can say: a network that is
+The other one is the simulator itself. It is given what the network is given, and no
+more: the winds and the air above come from states of its climate, moved by regression
+on what is seen, as in the analysis of an ensemble Kalman filter. So its starts are
+imperfect and its spread is fair. Its equations are the truth's, which no real model can say: a network that is
 ahead of it is not ahead because of a flaw that was put into the simulator. (States of
 the climate with the seen part pasted in would be out of balance, and no baseline.)
 
