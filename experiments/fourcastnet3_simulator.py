@@ -134,7 +134,11 @@ def analyses(config, archive, states, starts):
     # little, and members made of them would lie too close together.
     run_of = np.arange(count) // config.simulator.num_states
     for run in np.unique(run_of[chosen]):
-        gains = fit_gains(waves[run_of != run], ridge=config.simulator.ridge)
+        gains = fit_gains(
+            waves[run_of != run],
+            ridge=config.simulator.ridge,
+            last_degree=config.last_degree,
+        )
         rows = run_of[chosen] == run
         moved[rows] = move_hidden(gains, before[rows], waves_after[rows])
     return unstack_fields(after, moved)
@@ -189,12 +193,15 @@ def mirrored(waves) -> np.ndarray:
     return turned
 
 
-def fit_gains(waves, *, ridge) -> list[np.ndarray]:
+def fit_gains(waves, *, ridge, last_degree) -> list[np.ndarray]:
     """Regression of hidden on seen waves, of each order `[seen, hidden]`, complex.
 
     Args:
         waves: of states of the climate, `[state, field, m, l]`.
         ridge: share of a wave's variance that is added, against chance correlations.
+        last_degree: of seen waves that tell something. Beyond it the simulator's filter
+            leaves less than what a field on the grid has by rounding, 100 times a
+            wave's deviation at the last degree, which would move what is hidden far.
     """
     both = np.concatenate([waves, mirrored(waves)])
     gains = []
@@ -203,12 +210,17 @@ def fit_gains(waves, *, ridge) -> list[np.ndarray]:
         if order == 0:  # the climate is the same all round: others have mean 0
             seen, hidden = seen - seen.mean(axis=0), hidden - hidden.mean(axis=0)
         scale = np.sqrt((np.abs(seen) ** 2).mean(axis=0))
-        # A wave that is not there, such as that of degree 0 of the pressure's mass.
-        seen = seen / np.where(scale > 1e-12, scale, np.inf)
+        degree = np.arange(order, waves.shape[-1])
+        # The mass of the air, degree 0 of the pressure, is the same but for rounding.
+        tells = np.stack([degree <= last_degree] * 2)
+        tells[1] &= degree > 0
+        tells = (scale > 1e-12) & tells.ravel()
+        scale = np.where(tells, scale, np.inf)
+        seen = seen / scale
         covariance = seen.conj().T @ seen / len(seen)
         covariance += ridge * np.eye(len(covariance))
         gain = np.linalg.solve(covariance, seen.conj().T @ hidden / len(seen))
-        gains.append(gain / np.where(scale > 1e-12, scale, np.inf)[:, None])
+        gains.append(gain / scale[:, None])
     return gains
 
 

@@ -350,7 +350,7 @@ def waves_of(count, seed):
 
 def test_the_simulators_hidden_part_moves_with_what_is_seen():
     """Where regression is exact, a state of the climate becomes the state it is of."""
-    gains = simulator.fit_gains(waves_of(300, 0), ridge=1e-9)
+    gains = simulator.fit_gains(waves_of(300, 0), ridge=1e-9, last_degree=6)
     before, truth = waves_of(4, 1), waves_of(4, 2)
     after = before.copy()
     after[:, -2:] = truth[:, -2:]  # what is seen
@@ -361,8 +361,8 @@ def test_the_simulators_hidden_part_moves_with_what_is_seen():
     rng = np.random.default_rng(3)
     chance = rng.normal(size=(3_000, 4, 11, 7))
     still = simulator.move_hidden(
-        simulator.fit_gains(chance, ridge=0.1), before, after
-    )  # fmt: skip
+        simulator.fit_gains(chance, ridge=0.1, last_degree=6), before, after
+    )
     assert np.abs(still - after)[:, :-2].std() < 0.15
     np.testing.assert_allclose(
         simulator.mirrored(simulator.mirrored(before)), before, atol=0
@@ -378,6 +378,20 @@ def test_days_of_the_climate_score_as_they_must():
     found = simulator.climate_crps(config, {"train": days}, truth)
     assert found.shape == (3, 2)
     np.testing.assert_allclose(found, np.pi**-0.5, rtol=0.05)
+
+
+def test_rounding_of_waves_that_are_filtered_away_moves_nothing():
+    """A field on the grid has by rounding what the climate hardly has."""
+    climate, before = waves_of(300, 0), waves_of(4, 1)
+    climate[:, -2:, :, 6] *= 1e-9
+    after = before.copy()
+    after[:, -2:, :, 6] += 1e-6
+
+    def moves(last_degree):
+        gains = simulator.fit_gains(climate, ridge=0.1, last_degree=last_degree)
+        return np.abs(simulator.move_hidden(gains, before, after) - after).max()
+
+    assert moves(5) == 0 and moves(6) > 10
 
 
 @pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
