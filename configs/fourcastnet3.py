@@ -20,9 +20,11 @@ least as many states as the network does, and one of half as many is scored besi
 The other one is the simulator itself. It is given what the network is given, and no
 more: the winds and the air above come from states of its climate, moved by regression
 on what is seen, as in the analysis of an ensemble Kalman filter. So its starts are
-imperfect and its spread is fair. Its equations are the truth's, which no real model can say: a network that is
-ahead of it is not ahead because of a flaw that was put into the simulator. (States of
-the climate with the seen part pasted in would be out of balance, and no baseline.)
+imperfect and its spread is fair. Its equations are the truth's, which no real model can
+say: a network that is ahead of it is not ahead because of a flaw that was put into the
+simulator. (States of the climate with the seen part pasted in are out of balance, and
+no baseline: a fair CRPS of 0.33 on day 1 where regression has 0.12, days of the climate
+0.52.) Days of the climate stand beside it in the table.
 
 `paper` has the published sizes: FourCastNet 3, 72 channels at 0.25 degrees, 16 members
 of each of 16 cases. ERA5 is not at hand and would be 324,336 windows: it is a stream of

@@ -32,7 +32,7 @@ def system_of(config) -> HeldSuarez:
     )
     # Its matrices are made here, outside of any program: those that are made inside of
     # one belong to that program's mesh, and a program of another mesh cannot use them.
-    system.latitude_weights
+    _ = system.space
     return system
 
 
