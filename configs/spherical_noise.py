@@ -10,8 +10,8 @@ dinosaur, extra `weather`) of which only the temperature of the lowest layer and
 surface pressure are seen, in three ways: with diffusion noise and a loss of places and
 waves, without the waves, and with white noise instead. All seeds share the free runs of
 the simulator, which are kept in the user's cache; intervals hold the choice of the runs
-that are tested on, too. The trunk has two blocks, one global and one local, where four
-were planned, so that all seeds of all three take minutes.
+that are tested on, too. The trunk has blocks of 16 channels, global and local in turn:
+four in `claims`, and two in `small`, where all of it has to take minutes of two cores.
 
 `paper` is FourCastNet 3 at its published size, planned, not run: see `fourcastnet3.py`,
 whose plan has the numbers.
@@ -42,7 +42,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             num_train_runs=2 if smoke else 6,
             # As `fourcastnet3.py` has them; each has a truth at the last long day.
             num_test_days=5 if smoke else 262 if claims else 180,
-            num_test_runs=1 if smoke else 8 if claims else 2,
+            num_test_runs=1 if smoke else 16 if claims else 2,
         )
     )
     # As many as published, from what is white on this grid (whose places lie about
@@ -54,11 +54,12 @@ def get_config(preset="small"):  # smoke | small | claims | paper
         dict(lengths_km=lengths_km, lambd=1.0)  # lambd: of a step
     )
     config.model = ml_collections.ConfigDict(dict(name="small"))
+    both = ("global", "local")
     config.model.options = ml_collections.ConfigDict(
         dict(
             width=4 if smoke else 16,
             noise_width=2 if smoke else 8,
-            blocks=("global",) if smoke else ("global", "local"),
+            blocks=("global",) if smoke else 2 * both if claims else both,
             kernel_shape=(1, 1) if smoke else (2, 2),
             mlp_ratio=2.0,
             layer_scale=0.3,
@@ -81,13 +82,14 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.batch_size = 2 if smoke else 8
     config.max_norm = 32.0  # of a gradient
     config.steps_per_call = 2 if smoke else 100
-    config.block = 1
+    config.block = 5 if claims else 1  # networks at once
     config.test = ml_collections.ConfigDict(
         dict(
             lead_days=(1, 2) if smoke else (1, 2, 3, 5, 7, 10),
             long_days=(3,) if smoke else (30, 100),
             num_members=2 if smoke else 16,
             num_long_members=2,  # go on to the long days
+            cases_at_once=8 if claims else 1,  # of one network, in one batch
             gap_days=3 if smoke else 80 if claims else 20,
         )
     )
@@ -120,7 +122,7 @@ def _paper():
     )
     config.num_members = 16
     config.batch_size = 16
-    config.steps_per_call = 1
+    config.steps_per_call, config.block = 1, 1
     # 16 devices for the 16 members of a case, which split its latitudes; the published
     # run had 64, four for each member.
     config.mesh = ml_collections.ConfigDict(dict(member=1, data=16, model=16))
