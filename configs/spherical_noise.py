@@ -100,7 +100,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
 
 def _paper():
-    """The first stage of FourCastNet 3: ERA5 at 0.25 degrees, 16 members."""
+    """FourCastNet 3 as `fourcastnet3.py` has it: ERA5 at 0.25 degrees, three stages."""
     config = get_config("claims")
     config.scale = "full"
     config.num_seeds = 1
@@ -109,17 +109,34 @@ def _paper():
             source="era5",  # 324,336 hourly starts from 1980 to 2016, a stream
             space=(721, 1440),
             num_channels=72,
+            levels_hpa=(
+                50,
+                100,
+                150,
+                200,
+                250,
+                300,
+                400,
+                500,
+                600,
+                700,
+                850,
+                925,
+                1000,
+            ),
         )
     )
     config.noise.lengths_km = tuple(50.0 * 2**k for k in range(8))
     config.model = ml_collections.ConfigDict(
         dict(name="fourcastnet3", dtype="bfloat16", remat=True)
     )
+    # As there: members, whether noise is centred, the batch, and steps of a halving.
     config.stages = (
-        (208_320, 5e-4, "standard", 1),
-        (5_040, 4e-4, "fair", 4),
-        (4_380, 4e-6, "fair", 8),
+        (208_320, 5e-4, "standard", 1, 16, False, 16, 0),
+        (5_040, 4e-4, "fair", 4, 2, False, 32, 840),
+        (4_380, 4e-6, "fair", 8, 4, True, 4, 1_095),
     )
+    config.weighs_changes = True
     config.num_members = 16
     config.batch_size = 16
     config.steps_per_call, config.block = 1, 1
