@@ -30,9 +30,8 @@ no baseline: a fair CRPS of 0.33 on day 1 where regression has 0.12, days of the
 of each of 16 cases. ERA5 is not at hand and would be 324,336 windows: it is a stream of
 batches, planned, not run. A network is 709,930,667 parameters, 7.9 GiB with Adam's
 moments; on the mesh (1, 16, 16) each of 256 devices makes all members of one case, 46
-of their 721 rows. By the plan a peak of 105 GiB a device, as XLA's compiler for CPU
-lays temporaries out. (With a member whole on each device, which then scores all 16: 284
-GiB.)
+of their 721 rows. By the plan a peak of 62 GiB a device, as XLA's compiler for CPU
+lays temporaries out.
 """
 
 import ml_collections
