@@ -266,9 +266,9 @@ def measure_row(
     Returns:
         What the table shows and the JSON holds: `made` by one call (members, or
         values), `seconds` (medians of a call), `all_seconds`, `first_seconds` (with
-        compilation), `peak_bytes` (memory of its process), `rates` (made a second),
-        `ratios` of rates (of the reference over the way's), `largest_difference` from
-        the first way, and `missing` ways, why.
+        compilation), `compile_seconds`, `peak_bytes` (memory of its process, or of its
+        accelerator), `rates` (made a second), `ratios` of rates (of the reference over
+        the way's), `largest_difference` from the first way, and `missing` ways, why.
 
     Raises:
         RuntimeError: if a way gives something else than the first one.
@@ -278,6 +278,7 @@ def measure_row(
     if options.ways is not None and part != "cost":
         others = [way for way in others if way in options.ways]
     processes, first, made, differences, missing, peak = {}, {}, {}, {}, {}, {}
+    compiled = {}
     compared: np.ndarray = np.zeros(0)
     try:
         for way in (first_way, *others):
@@ -293,7 +294,7 @@ def measure_row(
                 continue
             processes[way] = process
             first[way], made[way] = answer["seconds"], answer["made"]
-            peak[way] = answer["peak_bytes"]
+            peak[way], compiled[way] = answer["peak_bytes"], answer["compile_seconds"]
             found = np.asarray(answer["compared"])
             compared = found if way == first_way else compared
             differences[way] = _difference(part, way, found, compared)
@@ -327,6 +328,7 @@ def measure_row(
         "seconds": seconds,
         "all_seconds": times,
         "first_seconds": first,
+        "compile_seconds": compiled,
         "peak_bytes": peak,
         "rates": rates,
         "ratios": {w: reference / rate for w, rate in rates.items()}
@@ -395,7 +397,8 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
         " member costs over a simulated one. Networks have random weights. xskillscore"
         " sorts only where numba is installed.",
     )
-    columns = ("row", "way", "rate", "ratio", "made a call", "first call s", "peak GB")
+    columns = ("row", "way", "rate", "ratio", "made a call", "first call s")
+    columns = (*columns, "compiled s", "peak GB")
     for column in columns:
         table.add_column(column)
     for row in rows:
@@ -403,6 +406,7 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
         scale = 1e6 if row["part"] in OF_VALUES else 1
         for way, rate in row["rates"].items():
             made, peak = row["made"][way], row.get("peak_bytes", {}).get(way)
+            compiled = row.get("compile_seconds", {}).get(way)
             low, high = np.percentile(row["all_seconds"][way], [25, 75])
             table.add_row(
                 title,
@@ -412,6 +416,7 @@ def make_table(rows: list[dict[str, Any]]) -> rich.table.Table:
                 f"{row['ratios'][way]:.3g}" if way in row["ratios"] else "-",
                 f"{made:,}",
                 f"{row['first_seconds'][way]:.1f}",
+                "-" if compiled is None else f"{compiled:.2f}",
                 f"{peak / 1e9:.2f}" if peak else "-",
             )
         for way, reason in row["missing"].items():

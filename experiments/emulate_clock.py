@@ -16,7 +16,8 @@ class Way(load_beside(__file__, "clocks").Clock):
     """One way of `emulate_ways.PARTS` in another process.
 
     On a CPU a way of `ON_ALL_DEVICES` sees one device for each core, others see one.
-    `prepare` gives `seconds`, `made` and `compared` of the first call and `peak_bytes`
+    `prepare` gives `seconds`, `made` and `compared` of the first call, what of it JAX
+    compiled (`compile_seconds`: lowering and XLA; None without JAX) and `peak_bytes`
     (`_peak_bytes`); or `missing` and why.
     """
 
@@ -45,10 +46,12 @@ def serve(part: str, name: str, numbers: Sequence[Any]) -> None:
             except ImportError as error:
                 answer = {"missing": str(error)}
             else:
+                compiled = _listen_to_compilation()
                 start = time.perf_counter()
                 found = call.run()
                 answer = {
                     "seconds": time.perf_counter() - start,
+                    "compile_seconds": compiled and sum(compiled),
                     "made": call.made,
                     "peak_bytes": _peak_bytes(),
                     "compared": call.compared(found).ravel().tolist(),
@@ -58,6 +61,22 @@ def serve(part: str, name: str, numbers: Sequence[Any]) -> None:
             call.run()
             answer = time.perf_counter() - start
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _listen_to_compilation():
+    """A list that JAX adds the seconds of lowering and compiling to, or None."""
+    if "jax" not in sys.modules:
+        return None
+    import jax
+
+    seconds = [0.0]
+
+    def listen(event, duration, **_):
+        if event.startswith("/jax/core/compile/") and "trace" not in event:
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seconds
 
 
 def _peak_bytes():

@@ -36,7 +36,7 @@ def validate(config):
     check_numbers(config, ("simulator.ridge",), above=0)
     counts = ("batch_size", "num_timings", "num_level_channels")
     check_numbers(config, [f"sampler.{name}" for name in counts], at_least=1)
-    check_numbers(config, ("sampler.num_members", "sampler.steps"), at_least=2)
+    check_numbers(config, ("sampler.num_members",), at_least=2)
     check_numbers(config, ("sampler.learning_rate", "sampler.low"), above=0)
     levels = config.sampler.num_levels
     if not levels or min(levels) < 2 or len(set(levels)) < len(levels):
@@ -44,10 +44,12 @@ def validate(config):
             "config.sampler.num_levels are different numbers of two or more; got"
             f" {levels}."
         )
-    if config.sampler.steps % config.steps_per_call:
+    # A denoiser of half of the steps is trained, too.
+    if config.sampler.steps < 4 or config.sampler.steps % (2 * config.steps_per_call):
         raise ConfigError(
-            f"config.steps_per_call must divide sampler.steps = {config.sampler.steps};"
-            f" got {config.steps_per_call}."
+            "config.steps_per_call must divide half of sampler.steps ="
+            f" {config.sampler.steps}, which are 4 or more; got"
+            f" {config.steps_per_call}."
         )
     if config.test.lead_days[0] != 1:
         raise ConfigError(

@@ -30,6 +30,7 @@ training = base.training
 
 EDM = diffusion.EDM()
 NET = "net"
+HALF = "half"  # denoisers trained over half of the steps
 
 
 def names_of(config) -> list[str]:
@@ -88,18 +89,37 @@ def make_denoiser(config, rngs):
     )
 
 
-def train_denoisers(config, run_dir, archive):
-    """Denoisers of all seeds in one stack, averaged; seconds of one; frozen steps."""
+def passes(config) -> dict[str, int]:
+    """States that a network and a denoiser made in training, of each number of steps.
+
+    A member of the noise and a step of a rollout count as one each.
+    """
+    rows = [training.stage_row(config, stage) for stage in config.stages]
+    sampler = config.sampler
+    return {
+        NET: sum(
+            r.steps * r.batch_size * r.num_members * r.rollout_steps for r in rows
+        ),
+        "half": sampler.steps // 2 * sampler.batch_size,
+        "whole": sampler.steps * sampler.batch_size,
+    }
+
+
+def train_denoisers(config, run_dir, archive, steps, name):
+    """Denoisers of all seeds in one stack, averaged; seconds of one; frozen steps.
+
+    The rate falls to 0 over `steps`; `name` is that of the stage.
+    """
     sampler = config.sampler
     pairs = windows(archive["train"], 2)
     area = tuple(gauss_weights(pairs.shape[2]).tolist())
     loss = diffusion.DenoisingLoss(EDM, diffusion.LogNormalNoise(), area)
     stage = Stage(
-        sampler.steps,
+        steps,
         sampler.learning_rate,
         ChangeLoss(loss, change_sd(config, archive)),
         decay="cosine",
-        warmup_steps=min(20, sampler.steps - 1),
+        warmup_steps=min(20, steps - 1),
     )
     ensemble = ensjax.Ensemble.init(
         functools.partial(make_denoiser, config),
@@ -121,8 +141,8 @@ def train_denoisers(config, run_dir, archive):
         augment=training.data.turned,
         steps_per_call=config.steps_per_call,
         log_every_steps=config.steps_per_call,
-        checkpoint_dir=run_dir.checkpoints / "denoise",
-        logger=run_dir.logger("denoise"),
+        checkpoint_dir=run_dir.checkpoints / name,
+        logger=run_dir.logger(name),
         block=config.block,
     )
     seconds = log.times.device_seconds / ensemble.mesh.size / config.num_seeds
@@ -158,17 +178,27 @@ class DrawOnce:
 def measure(config, run_dir, archive) -> dict[str, np.ndarray]:
     """Trains the denoisers, and scores and times both kinds on the first day.
 
+    Others are trained over half of the steps and sampled with the most levels, which
+    shows whether more steps would have helped.
+
     Returns:
         For each of `names_of`: `fair_` and `ssr_` `[seed]`, means of variables;
-        `power_` of members over the truth's `[seed, variable, l]`; `rate_`, members of
-        a case and day made in a second by the first network alone, the best of the
-        timings, without compilation; `calls_` of a network for a member. And
+        `fair_by_run_` `[seed, run]`; `power_` of members over the truth's `[seed,
+        variable, l]`; `rate_`, members of a case and day made in a second by the first
+        network alone, the best of the timings, without compilation; `calls_` of a
+        network for a member. All but the last two also of `HALF`. And
         `training_seconds` of a denoiser with its part of the compilation, and its
-        `frozen_steps` `[seed]`.
+        `frozen_steps` `[seed]`, the latest of both.
     """
     networks, _ = training.train(config, run_dir, archive)
     networks = networks.select(list(range(config.num_seeds)))  # diffusion, with waves
-    denoisers, seconds, frozen = train_denoisers(config, run_dir, archive)
+    steps = config.sampler.steps
+    early, _, frozen_early = train_denoisers(
+        config, run_dir, archive, steps // 2, "denoise_half"
+    )
+    denoisers, seconds, frozen = train_denoisers(
+        config, run_dir, archive, steps, "denoise"
+    )
     starts, truth = training.data.test_starts(config, archive)
     sd = np.asarray(change_sd(config, archive), np.float32)
     ways = {NET: (OneCall, networks, DrawOnce(training.noise_of(config)))}
@@ -177,9 +207,11 @@ def measure(config, run_dir, archive) -> dict[str, np.ndarray]:
     ):
         ends = {key: config.sampler[key] for key in ("low", "high", "rho")}
         ways[name] = _denoiser, denoisers, SamplerSettings("heun", count, **ends).make()
+    most = f"levels_{max(config.sampler.num_levels)}"
+    ways[HALF] = _denoiser, early, ways[most][2]
     found = {
         "training_seconds": np.float64(seconds),
-        "frozen_steps": np.asarray(frozen),
+        "frozen_steps": np.maximum(frozen, frozen_early),
     }
     for name, (make, ensemble, sampler) in ways.items():
         made = _draw(config, make, ensemble, sampler, starts)
@@ -189,6 +221,8 @@ def measure(config, run_dir, archive) -> dict[str, np.ndarray]:
             f"{key}_{name}": value
             for key, value in _scores(config, np.asarray(made), truth).items()
         }
+        if name == HALF:
+            continue
         found[f"rate_{name}"] = _rate(config, make, ensemble, sampler, starts)
         found[f"calls_{name}"] = np.int64(sampler.num_calls)
     return found
@@ -237,10 +271,11 @@ def _whole(states, grid):
 def _scores(config, made, truth):
     """Of members `[seed, member, case, lat, lon, variable]` on the first lead."""
     truth = np.moveaxis(truth[:, :1], -1, 2)  # [case, lead 1, variable, lat, lon]
-    found = {"fair": [], "ssr": [], "power": []}
+    found = {"fair": [], "fair_by_run": [], "ssr": [], "power": []}
     for members in np.moveaxis(made, -1, -3)[:, :, :, None]:
         scores = base.score_members(config, members, truth)
         found["fair"].append(scores["crps"].mean())
+        found["fair_by_run"].append(scores["crps_by_run"].mean(axis=(1, 2)))
         found["ssr"].append(scores["ssr"].mean())
         found["power"].append(power_ratio(scores)[0])
     return {name: np.stack(values) for name, values in found.items()}

@@ -33,8 +33,9 @@ def measure(config, archive) -> dict[str, np.ndarray]:
     """Forecasts of the test's starts.
 
     Returns:
-        What `score_members` gives, all leads; and `rate`, days of a member that are
-        simulated in a second, without compilation.
+        What `score_members` gives, all leads; `rate`, days of a member that are
+        simulated in a second, without compilation; and `climate_crps` `[lead,
+        variable]`, fair, of as many states of the climate in the place of members.
     """
     simulator = config.simulator
     starts, truth = training.data.test_starts(config, archive)
@@ -56,7 +57,27 @@ def measure(config, archive) -> dict[str, np.ndarray]:
     members = np.moveaxis(values, -1, 3).swapaxes(0, 1).astype(np.float32)
     found = base.score_members(config, members, np.moveaxis(truth, -1, 2))
     rate = half * config.test.lead_days[-1] / seconds
-    return found | {"rate": np.float64(rate)}
+    return found | {
+        "rate": np.float64(rate),
+        "climate_crps": climate_crps(config, archive, truth),
+    }
+
+
+def climate_crps(config, archive, truth) -> np.ndarray:
+    """Fair CRPS of days of the training runs, `[lead, variable]`: no skill at all.
+
+    Args:
+        config: of the run.
+        archive: of `simulate`.
+        truth: `[case, lead, lat, lon, variable]`.
+    """
+    days = archive["train"].reshape(-1, *truth.shape[2:])
+    rng = np.random.default_rng(config.seed)
+    count = config.simulator.num_members
+    own = np.stack([rng.choice(len(days), count, replace=False) for _ in truth])
+    members = np.moveaxis(days[own], -1, 2).swapaxes(0, 1)[:, :, None]
+    members = np.repeat(members, truth.shape[1], axis=2)
+    return base.score_members(config, members, np.moveaxis(truth, -1, 2))["crps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +134,11 @@ def analyses(config, archive, states, starts):
     # little, and members made of them would lie too close together.
     run_of = np.arange(count) // config.simulator.num_states
     for run in np.unique(run_of[chosen]):
-        gains = fit_gains(waves[run_of != run], ridge=config.simulator.ridge)
+        gains = fit_gains(
+            waves[run_of != run],
+            ridge=config.simulator.ridge,
+            last_degree=config.last_degree,
+        )
         rows = run_of[chosen] == run
         moved[rows] = move_hidden(gains, before[rows], waves_after[rows])
     return unstack_fields(after, moved)
@@ -168,12 +193,15 @@ def mirrored(waves) -> np.ndarray:
     return turned
 
 
-def fit_gains(waves, *, ridge) -> list[np.ndarray]:
+def fit_gains(waves, *, ridge, last_degree) -> list[np.ndarray]:
     """Regression of hidden on seen waves, of each order `[seen, hidden]`, complex.
 
     Args:
         waves: of states of the climate, `[state, field, m, l]`.
         ridge: share of a wave's variance that is added, against chance correlations.
+        last_degree: of seen waves that tell something. Beyond it the simulator's filter
+            leaves less than what a field on the grid has by rounding, 100 times a
+            wave's deviation at the last degree, which would move what is hidden far.
     """
     both = np.concatenate([waves, mirrored(waves)])
     gains = []
@@ -182,12 +210,17 @@ def fit_gains(waves, *, ridge) -> list[np.ndarray]:
         if order == 0:  # the climate is the same all round: others have mean 0
             seen, hidden = seen - seen.mean(axis=0), hidden - hidden.mean(axis=0)
         scale = np.sqrt((np.abs(seen) ** 2).mean(axis=0))
-        # A wave that is not there, such as that of degree 0 of the pressure's mass.
-        seen = seen / np.where(scale > 1e-12, scale, np.inf)
+        degree = np.arange(order, waves.shape[-1])
+        # The mass of the air, degree 0 of the pressure, is the same but for rounding.
+        tells = np.stack([degree <= last_degree] * 2)
+        tells[1] &= degree > 0
+        tells = (scale > 1e-12) & tells.ravel()
+        scale = np.where(tells, scale, np.inf)
+        seen = seen / scale
         covariance = seen.conj().T @ seen / len(seen)
         covariance += ridge * np.eye(len(covariance))
         gain = np.linalg.solve(covariance, seen.conj().T @ hidden / len(seen))
-        gains.append(gain / np.where(scale > 1e-12, scale, np.inf)[:, None])
+        gains.append(gain / scale[:, None])
     return gains
 
 

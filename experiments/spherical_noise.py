@@ -63,7 +63,7 @@ def validate(config):
             f"config.data.num_test_runs must be {LEAST_BLOCKS} or more with several"
             f" seeds, for intervals that hold their choice; got {data.num_test_runs}."
         )
-    check_numbers(config, ("test.gap_days",), at_least=1)
+    check_numbers(config, ("test.gap_days", "test.cases_at_once"), at_least=1)
     check_numbers(config, ("last_degree",), at_least=5, at_most=data.truncation)
     leads = (0, *config.test.lead_days, *config.test.long_days)
     if any(a >= b for a, b in zip(leads, leads[1:])):

@@ -55,13 +55,16 @@ def half_of_runs(config, found, statistic) -> float:
 
     Source: Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 6.
     """
-    count = config.data.num_test_runs
-    if count < 2:
-        return 0.0
     weights = draw_runs(config)
     drawn = {name: base.of_runs(config, x, weights) for name, x in found.items()}
-    low, high = np.percentile(statistic(drawn).mean(axis=-1), [2.5, 97.5])
-    half = (high - low) / 2 * np.sqrt(count / (count - 1))
+    return half_of_draws(config, statistic(drawn))
+
+
+def half_of_draws(config, values) -> float:
+    """As `half_of_runs`, of a statistic `[draw, seed]` for the rows of `draw_runs`."""
+    count = config.data.num_test_runs
+    low, high = np.percentile(values.mean(axis=-1), [2.5, 97.5])
+    half = (high - low) / 2 * np.sqrt(count / max(count - 1, 1))
     return float(half) if np.isfinite(half) else 0.0
 
 

@@ -189,27 +189,26 @@ def measure(config, archive, forecasts, longer) -> dict[str, np.ndarray]:
         longer: of the first members, `[case, member, step, lat, lon, variable]`.
 
     Returns:
-        `crps` (fair), `rmse` of the mean and `large_ssr` (spread over error of degrees
-        1 to 5) `[lead, variable]`; what `of_runs` gives, of all runs; by run of the
-        test, which is what it is made of, `power_by_run` and `long_power_by_run` `[run,
-        lead, variable, l]`, `truth_power_by_run` `[run, variable, l]` of all its days,
-        and `error_by_run` and `spread_by_run` `[run, lead and step, variable]`, the
-        mean square of the error and what it is of a reliable ensemble; `is_finite`;
+        `rmse` of the mean and `large_ssr` (spread over error of degrees 1 to 5) `[lead,
+        variable]`; what `of_runs` gives, of all runs; by run of the test, which is what
+        it is made of, `crps_by_run` `[run, lead, variable]`, `power_by_run` and
+        `long_power_by_run` `[run, lead, variable, l]`, `truth_power_by_run` `[run,
+        variable, l]` of all its days, and `error_by_run` and `spread_by_run` `[run,
+        lead and step, variable]`, the mean square of the error and what it is of a
+        reliable ensemble; `is_finite`;
         `ranks` `[lead, member + 1]` and `long_ranks` of the truth, by area, 1 for a
         reliable ensemble.
     """
-    grid, num_runs = training.grid_of(config), len(archive["test"])
+    grid = training.grid_of(config)
     _, truth = training.data.test_starts(config, archive)
     near = _with_members_first(forecasts, truth)
     far = _with_members_first(longer, training.data.long_truth(config, archive))
     found = jax.tree.map(np.asarray, _scored(*near, grid))
     days = np.moveaxis(archive["test"], -1, 2)
     cases = [jax.tree.map(np.asarray, _by_case(*both, grid)) for both in (near, far)]
-
-    def of_run(x):  # all runs have as many cases
-        return x.reshape(num_runs, -1, *x.shape[1:]).mean(axis=1)
-
+    of_run = functools.partial(_of_run, len(archive["test"]))
     by_run = {
+        "crps_by_run": of_run(cases[0]["crps"]),
         "power_by_run": of_run(cases[0]["power"]),
         "long_power_by_run": of_run(cases[1]["power"]),
         "truth_power_by_run": np.asarray(_power(days, grid)).mean(axis=1),
@@ -220,7 +219,7 @@ def measure(config, archive, forecasts, longer) -> dict[str, np.ndarray]:
         sums = [x * c[name].sum(axis=-1) for x, c in zip(factors, cases, strict=True)]
         by_run[f"{name}_by_run"] = of_run(np.concatenate(sums, axis=1))
     whole = of_runs(config, {name: x[None] for name, x in by_run.items()})
-    kept = {name: found[name] for name in ("crps", "rmse", "large_ssr")}
+    kept = {name: found[name] for name in ("rmse", "large_ssr")}
     return kept | by_run | {name: x[0, 0] for name, x in whole.items()} | {
         "is_finite": np.isfinite(forecasts).all() & np.isfinite(longer).all(),
         "ranks": _ranks(*near, grid),
@@ -228,8 +227,13 @@ def measure(config, archive, forecasts, longer) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def _of_run(num_runs, x):
+    """Means of the cases of each run, `[run, ...]`: all runs have as many."""
+    return np.asarray(x).reshape(num_runs, -1, *x.shape[1:]).mean(axis=1)
+
+
 def of_runs(config, by_run, weights=None) -> dict[str, np.ndarray]:
-    """Scores that are no means of cases, where the runs of the test have weights.
+    """Scores where the runs of the test have weights, of all or drawn again.
 
     Args:
         config: of the run.
@@ -237,11 +241,11 @@ def of_runs(config, by_run, weights=None) -> dict[str, np.ndarray]:
         weights: of runs, that add to 1, `[draw, run]`; None: one draw, all equal.
 
     Returns:
-        `[draw, seed, ...]`: `power` of members by lead `[lead, variable, l]` and
-        `truth_power` `[variable, l]`; `distance` of the last lead's power from it in
-        decibel, mean over variables; `long_ratio` of power at the long steps over the
-        truth's `[step, variable, l]`; `ssr` `[lead, variable]` and `long_ssr` `[step,
-        variable]`, spread over error.
+        `[draw, seed, ...]`: `crps` (fair) `[lead, variable]`; `power` of members by
+        lead `[lead, variable, l]` and `truth_power` `[variable, l]`; `distance` of the
+        last lead's power from it in decibel, mean over variables; `long_ratio` of power
+        at the long steps over the truth's `[step, variable, l]`; `ssr` `[lead,
+        variable]` and `long_ssr` `[step, variable]`, spread over error.
     """
     num_runs = by_run["error_by_run"].shape[1]
     weights = np.full((1, num_runs), 1 / num_runs) if weights is None else weights
@@ -259,6 +263,7 @@ def of_runs(config, by_run, weights=None) -> dict[str, np.ndarray]:
     share = np.sqrt(mean["spread"] / mean["error"])
     ratio = mean["long_power"] / np.where(truth > 0, truth, 1)[:, :, None]
     return {
+        "crps": mean["crps"],
         "power": mean["power"],
         "truth_power": truth,
         "distance": np.asarray(distance).mean(axis=-1),
@@ -269,6 +274,7 @@ def of_runs(config, by_run, weights=None) -> dict[str, np.ndarray]:
 
 
 RUN_SCORES = (
+    "crps_by_run",
     "power_by_run",
     "long_power_by_run",
     "truth_power_by_run",
@@ -291,12 +297,14 @@ def score_members(config, members, truth) -> dict[str, np.ndarray]:
         truth: `[case, lead, variable, lat, lon]`.
 
     Returns:
-        `crps`, `rmse`, `spread`, `ssr`, `large_ssr` `[lead, variable]`; `power` of
-        members and `truth_power` `[lead, variable, l]`.
+        `crps`, `rmse`, `spread`, `ssr`, `large_ssr` `[lead, variable]`; `crps_by_run`
+        `[run, lead, variable]`; `power` of members and `truth_power` `[lead, variable,
+        l]`.
     """
-    grid = training.grid_of(config)
+    grid, num_runs = training.grid_of(config), config.data.num_test_runs
     found = _scored(members, truth, grid) | {
-        "truth_power": _power(truth, grid).mean(axis=0)
+        "crps_by_run": _of_run(num_runs, _by_case(members, truth, grid)["crps"]),
+        "truth_power": _power(truth, grid).mean(axis=0),
     }
     return jax.tree.map(np.asarray, found)
 
@@ -308,10 +316,11 @@ def _power(fields, grid):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _by_case(members, truth, grid):
-    """Power of members, and mean squares of error and spread, `[case, ..., l]`."""
+    """Power, mean squares of error and spread `[case, ..., l]`, and CRPS."""
     mean = members.mean(axis=0)
     around = _power(members - mean[None], grid).sum(axis=0) / (members.shape[0] - 1)
     return {
+        "crps": area_crps(members, truth, grid),
         "power": _power(members, grid).mean(axis=0),
         "error": _power(mean - truth, grid),
         "spread": around,
@@ -321,11 +330,10 @@ def _by_case(members, truth, grid):
 @functools.partial(jax.jit, static_argnums=2)
 def _scored(members, truth, grid):
     count = members.shape[0]
-    crps = area_crps(members, truth, grid).mean(axis=0)
     cases = _by_case(members, truth, grid)
-    power, error, spread = (
-        cases[name].mean(axis=0) for name in ("power", "error", "spread")
-    )  # [lead, variable, l]
+    crps, power, error, spread = (
+        cases[name].mean(axis=0) for name in ("crps", "power", "error", "spread")
+    )  # [lead, variable], and [lead, variable, l]
 
     def ratio(degrees):
         # The mean of M members of the truth's own law misses it by (M + 1) / M.

@@ -133,12 +133,25 @@ class LossOfVariant:
 
     rollout: RolloutLoss
     takes_hyper = True
-    axis = None
+
+    @property
+    def axis(self) -> str | None:
+        """Of the mesh, over which the rollout splits members or latitudes."""
+        return self.rollout.axis
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether NaN may stand for what is missing, which `fit` asks for."""
+        return self.rollout.takes_missing
 
     @property
     def num_steps(self) -> int:
-        """Of the rollout, which a curriculum asks for."""
+        """Of the rollout."""
         return self.rollout.num_steps
+
+    def check(self, windows, ensemble=None) -> None:
+        """As `RolloutLoss.check`, which a curriculum asks for before any work."""
+        self.rollout.check(windows, ensemble)
 
     def __call__(self, model, windows, key, weight=None, *, hyper):
         score = dataclasses.replace(
@@ -338,6 +351,7 @@ class Forecast:
         num_long: of them, the first ones, go on from the last lead.
         long_steps: at which these are kept.
         seed: of the draws.
+        cases_at_once: the members of as many cases are one batch.
     """
 
     graph: object
@@ -347,6 +361,7 @@ class Forecast:
     num_long: int
     long_steps: tuple[int, ...]
     seed: int
+    cases_at_once: int = 1
 
     def __call__(self, state, is_white, starts):
         """Of one network: `[case, member, lead, lat, lon, variable]`, and the first
@@ -362,12 +377,13 @@ class Forecast:
             members = jnp.arange(self.num_members)
             return jax.vmap(lambda m: of_member(case, start, m))(members)
 
-        cases = jnp.arange(starts.shape[0])
-        last, seen = jax.lax.map(of_case, (cases, starts))
+        def further(members):
+            return jax.vmap(lambda x: self._longer(network, *x))(members)
+
+        cases, size = jnp.arange(starts.shape[0]), self.cases_at_once
+        last, seen = jax.lax.map(of_case, (cases, starts), batch_size=size)
         few = jax.tree.map(lambda x: x[:, : self.num_long], last)
-        return seen, jax.lax.map(
-            lambda x: jax.vmap(lambda y: self._longer(network, *y))(x), few
-        )
+        return seen, jax.lax.map(further, few, batch_size=size)
 
     def _of_one(self, network, key, start):
         process = self.noise.init(jax.random.fold_in(key, 0))
@@ -425,11 +441,12 @@ def forecast(config, ensemble, starts, is_white, *, num_long):
             num_long,
             tuple(test.long_days),
             config.seed,
+            test.cases_at_once,
         ),
         kinds=("member", "member", "shared"),
         out=("member", "member"),
         mesh=ensemble.mesh,
-        block=1,
+        block=config.block,
     )
     given = jnp.asarray(is_white, jnp.float32), jnp.asarray(starts)
     return jax.tree.map(np.asarray, run(ensemble.state, *given))

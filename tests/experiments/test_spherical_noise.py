@@ -1,6 +1,7 @@
 """spherical_noise: noise of forecasts, scores of known ensembles, claims, a run."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -109,6 +110,12 @@ def test_a_forecast_has_the_noise_that_it_was_trained_with():
         np.testing.assert_allclose(seen[1, 0], expected[jnp.array([0, 2])], atol=1e-5)
         np.testing.assert_allclose(late[1, 0, 0], expected[3], atol=1e-5)
         assert np.abs(seen[1, 1] - seen[1, 0]).max() > 0.1
+        # The same of both cases in one batch, and of a batch and a rest.
+        for size in (2, 3):
+            at_once = jax.jit(dataclasses.replace(forecast, cases_at_once=size))
+            again = at_once(jnp.zeros(()), is_white, starts)
+            for x, y in zip(again, (seen, late), strict=True):
+                np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_a_place_of_another_variance_is_seen():
@@ -162,6 +169,33 @@ def test_variants_are_one_stack_and_differ_in_hyperparameters():
     np.testing.assert_allclose(weights, [0.1] * 5 + [0] * 5 + [0.1] * 5)
     assert job.data.shape == (6 * 79, 2, 32, 64, 2)
     assert job.options["loss"] == training.loss_of(config, config.stages[0])
+
+
+def test_the_loss_of_a_variant_asks_of_windows_what_its_rollout_asks():
+    """Missing values are left out, and short windows are told before any work."""
+    config = config_of("smoke", ("stages", "((2, 3e-3, 'fair', 2),)"))
+    stage = training.stages_of(config)[0]
+    assert stage.loss.takes_missing is True and stage.loss.axis is None
+    ensemble = ensjax.Ensemble.init(
+        functools.partial(training.make_model, config), num_members=1, seed=0
+    )
+    hyper = {name: x[:1] for name, x in training.hyper_of(config).items()}
+
+    def train(num_days, value):
+        days = np.random.default_rng(0).normal(size=(2, num_days, 32, 64, 2))
+        days[0, 1, 3, 4, 0] = value
+        return ensjax.train.train_curriculum(
+            ensemble, days.astype(np.float32), [stage], hyper=hyper, seed=0,
+            make_tx=ensjax.train.StageAdam(), batch_size=2, steps_per_call=2,
+            log_every_steps=2,
+        )[1][0]  # fmt: skip
+
+    missing, whole = train(3, np.nan), train(3, 0.0)
+    assert np.isfinite(missing.metrics["loss"]).all()
+    assert missing.frozen_steps.max() < 0
+    assert not np.array_equal(missing.metrics["loss"], whole.metrics["loss"])
+    with pytest.raises(ValueError, match="stage 0: a rollout of 2 steps needs windows"):
+        train(2, 0.0)
 
 
 def done_of(good, narrow, better="diffusion"):
