@@ -131,6 +131,63 @@ def crps_of_weight(
     return jnp.mean(magnitude(away), axis=0) - _spread(away) * kept
 
 
+def crps_of_complex(
+    members: jax.Array, truth: jax.Array, fair: jax.Array | float
+) -> jax.Array:
+    """`crps_of_weight` of complex numbers, whose distance is the modulus, in pairs.
+
+        mean_m |z_m - w| - kept / (2 M (M - 1)) sum_{m,l} |z_m - z_l|
+
+    with the `kept` of the real ones. It is 0 or more, and sees phases, to which a CRPS
+    of moduli is blind. There is no sorted form of it: numbers of a plane have no order.
+
+    Args:
+        members: real and imaginary parts, `[member, part 2, ...]`.
+        truth: `[part 2, ...]`.
+        fair: weight of the fair estimator, from 0 to 1; may be traced.
+
+    Returns:
+        `[...]`, float32, or float64 for such members.
+
+    Raises:
+        ValueError: if shapes do not fit.
+    """
+    members, truth = jnp.asarray(members), jnp.asarray(truth)
+    if members.ndim < 2 or members.shape[1:] != truth.shape or len(truth) != 2:
+        raise ValueError(
+            "members must be [member, part 2, ...] and truth [part 2, ...]; got"
+            f" {members.shape} and {truth.shape}."
+        )
+    dtype = jnp.promote_types(jnp.result_type(members, truth), jnp.float32)
+    away = members.astype(dtype) - truth.astype(dtype)[None]
+    count, error = len(away), modulus(away, axis=1)
+    if count == 1:
+        return error[0]
+    kept = 1 - (1 - fair) / count
+
+    # Again on the way back: of each member's pairs nothing is kept but their sum.
+    @jax.checkpoint
+    def with_others(number):
+        distance = modulus(away - away[number][None], axis=1)
+        terms = error + error[number][None] - kept * distance
+        is_pair = (jnp.arange(count) != number).reshape(-1, *(1,) * (terms.ndim - 1))
+        return jnp.sum(jnp.where(is_pair, terms, 0.0), axis=0)
+
+    def add(total, number):
+        return total + with_others(number), None
+
+    twice = jax.lax.scan(add, jnp.zeros_like(error[0]), jnp.arange(count))[0]
+    return twice / (2 * count * (count - 1))
+
+
+def modulus(parts: jax.Array, *, axis: int) -> jax.Array:
+    """The root of the sum of squares along an axis, with derivative 0 at 0."""
+    squared = jnp.sum(jnp.square(parts), axis=axis)
+    # The root has no derivative at 0, where there is no harmonic for instance.
+    is_there = squared > 0
+    return jnp.where(is_there, jnp.sqrt(jnp.where(is_there, squared, 1.0)), 0.0)
+
+
 def _of_elements(name, values, shape):
     """`values` for every element `[...]`."""
     try:
