@@ -12,18 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def missing_places(is_missing: jax.Array, num_states: int) -> jax.Array:
-    """Missing at one of several states side by side is missing at all of them.
-
-    Args:
-        is_missing: `[..., num_states * channel]`; so is what is returned.
-        num_states: in the channels.
-    """
-    if num_states == 1:
-        return is_missing
-    apart = is_missing.reshape(*is_missing.shape[:-1], num_states, -1)
-    return jnp.tile(apart.any(axis=-2), num_states)
+from ensjax.mesh import fetch
 
 
 def check_no_gaps(
@@ -50,10 +39,13 @@ def check_no_gaps(
             continue
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        if not jnp.isnan(leaf).any():  # where it lies; nothing is fetched
+        # Where it lies, so that nothing is fetched; known also inside of a trace.
+        with jax.ensure_compile_time_eval():
+            has_gap = bool(jnp.isnan(leaf).any())
+        if not has_gap:
             continue
         where = f"{name}{jax.tree_util.keystr(path)}"
-        gaps = np.asarray(jnp.isnan(leaf))
+        gaps = np.isnan(fetch(leaf))
         if rows is not None:
             has_gaps = gaps.reshape(len(gaps), -1).any(axis=1)
             found = [row for row in np.unique(rows) if has_gaps[row]]

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ensjax.emulate.gaps import missing_places
 from ensjax.emulate.trajectories import System, advance
+from ensjax.ops.side_by_side import missing_places
 
 
 class Step(Protocol):

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ensjax.emulate.gaps import check_no_gaps, missing_places
+from ensjax.emulate.gaps import check_no_gaps
+from ensjax.ops.side_by_side import missing_places
 
 LOG_VARIANCE_OFFSET = -4.0
 LOG_VARIANCE_RANGE = (-12.0, 2.0)
@@ -294,13 +295,6 @@ class VariationalForecaster(nnx.Module):
     def newest(self, states: jax.Array) -> jax.Array:
         """The last state `[..., *space, channel]` of states side by side."""
         return states[..., -self.num_channels :]
-
-
-def side_by_side(history: jax.Array) -> jax.Array:
-    """States one after the other, `[time, *space, channel]`, as `[*space, time *
-    channel]`, the oldest first."""
-    together = jnp.moveaxis(history, 0, -2)
-    return together.reshape(*together.shape[:-2], -1)
 
 
 def step_noise(member_key: jax.Array, step: Any, shape: Sequence[int]) -> jax.Array:

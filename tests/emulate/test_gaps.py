@@ -10,7 +10,7 @@ from flax import nnx
 
 from ensjax import Ensemble, make_mesh, verification
 from ensjax.emulate import variational as v
-from ensjax.emulate.gaps import check_no_gaps, missing_places
+from ensjax.emulate.gaps import check_no_gaps
 from ensjax.emulate.perturb import (
     BredVectors,
     GlobalNorm,
@@ -31,6 +31,7 @@ from ensjax.emulate.product import (
 )
 from ensjax.emulate.rollout import NetworkStep, Rollout, SystemStep
 from ensjax.emulate.variational_training import VariationalLoss, VariationalPair
+from ensjax.ops.side_by_side import missing_places
 from ensjax.train import PointError, RolloutLoss, WhiteNoise
 
 SITES, LEADS = 6, (1, 2, 4)
@@ -262,8 +263,15 @@ def test_a_variational_forecast_without_fill_is_refused():
     states = np.zeros((SITES, 2), np.float32)
     states[GAP] = np.nan
     emulator, key = variational_emulator(), jax.random.key(5)
-    with pytest.raises(ValueError, match="states holds NaN at 1 of 12 .* fill=0.0"):
+    words = "states holds NaN at 1 of 12 .* fill=0.0"
+    with pytest.raises(ValueError, match=words):
         v.sample_forecast(emulator, key, 0, states, num_steps=2)
+    # States that a compiled function holds are known to it.
+    known = jnp.asarray(states)
+    with pytest.raises(ValueError, match=words):
+        jax.jit(lambda key: v.sample_forecast(emulator, key, 0, known, num_steps=2))(
+            key
+        )
 
 
 def test_places_of_states_side_by_side():
