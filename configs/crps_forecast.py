@@ -23,14 +23,22 @@ drifts by 0.25 deviations (added) is 0.99 raw and 1.05 on anomalies. Rain: CRPS 
 (EMOS 4.69). What claims found is in experiments/RESULTS.md.
 
 `paper` has the sizes of the model at about 1 degree (O96): its stages, members, batch
-and number of weights, with convolutions in the place of a graph transformer. Its
-reanalyses are not at hand, so that it is planned, not run: one almost fair network of
-229 million parameters, 2.6 GiB with Adam's moments, on the mesh (1, 16, 4), where each
-of 64 devices makes one member of one case. Assumed: 100 fields, a regular grid of as
-many places, the steps of the last stage.
+and number of weights. It sees the states of six hours before and of now, is told which
+step is a forecast's first, adds to the state cut off at degree 31 (for O32), and is
+scored by area and by the pressure of the level, not below 0.2. Its reanalyses are not
+at hand, so that it is planned, not run: one almost fair network of 230 million
+parameters, 2.6 GiB with Adam's moments, on the mesh (1, 16, 4), where each of 64
+devices makes one member of one case. Left out: the graph transformer, in whose place
+are convolutions; its hidden grid, which has the noise there and is the places
+themselves here; forcings and static fields; scales of the variables' changes; rollouts
+of the third stage that grow with the epochs, here 3 steps and then 12 (the last on
+operational analyses there). Assumed: 100 fields and the weights of 22 of them, a
+regular grid of as many places, the steps of the last stage.
 """
 
 import ml_collections
+
+_LEVELS_HPA = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1_000)
 
 
 def get_config(preset="small"):  # smoke | small | claims | paper
@@ -138,7 +146,14 @@ def _paper():
             source="era5",
             # Of 1979 to 2017 every 6 hours, read as a stream: a batch at a time.
             space=(180, 224),  # 40,320 places, as many as O96 has
+            latitudes=(89.5, -89.5),  # first and last row
             num_fields=100,
+            # Six variables on each level, by its pressure and not below 0.2, then 22
+            # others; which fields there are, and the others' 1, is assumed.
+            field_weights=tuple(
+                max(hpa / 1_000, 0.2) for hpa in _LEVELS_HPA for _ in range(6)
+            )
+            + (1.0,) * 22,
             num_leads=60,
         )
     )
@@ -149,6 +164,8 @@ def _paper():
             kernel_size=3,
             num_noise_channels=4,
             noise="white",
+            num_states=2,  # six hours before, and now
+            reference_degree=31,  # of the state that a change is added to; O32 there
             padding="lat_lon",
             dtype="bfloat16",
             remat=True,

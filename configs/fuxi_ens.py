@@ -28,8 +28,9 @@ run: 2.12 billion parameters (1.18 of the forecaster, 0.47 each of prior and pos
 one case and eight members, 5.35 x 10^13 a step of a member's forecast
 (`fuxi_ens_networks.costs`, which counts loops in full), and by the plan a peak of 97
 GiB on each of eight devices, of which 57 GiB are temporaries as XLA's compiler for CPU
-lays them out. Not published and assumed: width and heads of the transformers, warm-up;
-static fields and the time of the year are left out.
+lays them out. Score and KL are means over the area, with all channels alike: weights
+of channels are not published. Not published and assumed: width and heads of the
+transformers, warm-up; static fields and the time of the year are left out.
 """
 
 import ml_collections
@@ -143,7 +144,8 @@ def _paper():
                 "t2m", "d2m", "sst", "u10", "v10", "u100", "v100", "msl", "snsr",
                 "ssrd", "fdir", "ttr", "tp",
             ),
-            space=(720, 1440),  # without the row at the south pole
+            space=(720, 1440),
+            latitudes=(90.0, -89.75),  # without the row at the south pole
         )
     )  # fmt: skip
     config.variants = ml_collections.ConfigDict(

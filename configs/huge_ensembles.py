@@ -21,10 +21,13 @@ billion parameters where a complex one counts once), 24.9 GiB with Adam's moment
 mesh is (29, 64, 4): every checkpoint has 256 devices, as published, and four of them
 split the latitudes of a sample. By the plan a peak of 73 GiB on each of 7,424 devices,
 of which 40 are temporaries as XLA's compiler for CPU lays them out; with samples whole,
-on (29, 64, 1), 154.
+on (29, 64, 1), 154. The squared error is weighted by area, a pole counting once, and
+by channel; not by the deviation of a channel's change, which takes the archive.
 """
 
 import ml_collections
+
+_LEVELS_HPA = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1_000)
 
 
 def get_config(preset="small"):  # smoke | small | claims | paper
@@ -120,7 +123,11 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
 
 def _paper():
-    """SFNO at 0.25 degrees; nobody has run it. Batch and rate are assumed."""
+    """SFNO at 0.25 degrees; nobody has run it. Batch, rate and weights are assumed.
+
+    Weights of channels are those of FourCastNet 3, by the same authors, with 0.1 for
+    what that has not.
+    """
     config = ml_collections.ConfigDict(dict(experiment="huge_ensembles", scale="full"))
     config.title = "Huge ensembles I at full size: 29 checkpoints x one centred pair"
     config.seed = 0
@@ -144,6 +151,9 @@ def _paper():
             steps_per_call=1,
             save_every_steps=1_000,
             block=1,
+            # Of u10 v10 u100 v100 t2m sp msl tcwv d2m, then of u v z t q on each level.
+            channel_weights=(0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 0.1)
+            + tuple(hpa / 1_000 for hpa in _LEVELS_HPA for _ in range(5)),
         )
     )
     config.perturbations = ml_collections.ConfigDict(

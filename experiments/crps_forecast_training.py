@@ -19,6 +19,7 @@ from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose, load_beside
 from ensjax.mapping import map_members
 from ensjax.members import member_key
+from ensjax.ops.sphere import SphericalGrid
 from ensjax.train import (
     NoiseCrps,
     PointError,
@@ -27,8 +28,10 @@ from ensjax.train import (
     StageAdam,
     TrainingJob,
     WhiteNoise,
+    area_channel_weights,
     train_curriculum,
 )
+from ensjax.verification import cell_weights
 
 lorenz = load_beside(__file__, "lorenz96_forecasts")
 
@@ -43,21 +46,39 @@ SOURCES = ("lorenz96", "era5")
 
 
 def make_model(config, has_noise, step_scale, rngs):
-    """One network, from `nnx.Rngs`."""
+    """One network, from `nnx.Rngs`; at full size of the last states."""
     model, archive = config.model, config.archive
-    is_plane = archive.source == "era5"
-    return nn.NoiseForecaster(
-        archive.num_fields if is_plane else 1,
+    options = dict(
         num_noise_channels=model.num_noise_channels if has_noise else 0,
         width=model.width,
         depth=model.depth,
-        kernel_size=(model.kernel_size,) * (2 if is_plane else 1),
-        padding=model.get("padding", "circular"),
-        remat=model.get("remat", False),
-        dtype=model.get("dtype"),
         step_scale=step_scale,
         rngs=rngs,
     )
+    if archive.source != "era5":
+        return nn.NoiseForecaster(1, kernel_size=(model.kernel_size,), **options)
+    fields, num_states = archive.num_fields, model.num_states
+    rows, columns = archive.space
+    grid = SphericalGrid(
+        rows, columns, "cells", truncation=model.reference_degree, northward=False
+    )
+    network = nn.NoiseForecaster(
+        fields,
+        num_extra_channels=(num_states - 1) * fields,
+        kernel_size=(model.kernel_size,) * 2,
+        padding=model.padding,
+        reference=nn.HarmonicTruncation(grid),
+        flags_first_step=True,
+        remat=model.remat,
+        dtype=model.dtype,
+        **options,
+    )
+    return nn.LastStates(network, num_channels=fields, num_states=num_states)
+
+
+def num_states_of(config) -> int:
+    """That a step starts from."""
+    return config.model.get("num_states", 1)
 
 
 def noise_of(config):
@@ -69,6 +90,7 @@ def noise_of(config):
 def losses_of(config) -> list[RolloutLoss]:
     """The loss of every stage of the networks with noise."""
     stages, training = config.stages, config.training
+    weights = element_weights_of(config)
     axis = "model" if training.split_members else None
     return [
         RolloutLoss(
@@ -76,13 +98,24 @@ def losses_of(config) -> list[RolloutLoss]:
             NoiseCrps(
                 int(members), noise=noise_of(config), axis=axis, centred=bool(centred)
             ),
+            element_weights=weights,
             fair_hyper="fair",
             task_hyper="task",
+            num_states=num_states_of(config),
         )
         for rollout, members, centred in zip(
             stages.rollout_steps, stages.num_members, stages.is_centred, strict=True
         )
     ]
+
+
+def element_weights_of(config):
+    """At full size areas of rows times weights of fields; sites of a ring are alike."""
+    archive = config.archive
+    if archive.source != "era5":
+        return None
+    rows = np.linspace(*archive.latitudes, archive.space[0])
+    return area_channel_weights(cell_weights(rows), archive.field_weights)
 
 
 def stages_of(config, losses) -> list[Stage]:
@@ -173,7 +206,8 @@ def window_shapes(config) -> jax.ShapeDtypeStruct:
     times = 1 + max(config.stages.rollout_steps)
     if archive.source == "era5":
         one = (*archive.space, archive.num_fields)
-        count, times = config.training.batch_size, 1 + config.stages.rollout_steps[0]
+        count = config.training.batch_size
+        times = num_states_of(config) + config.stages.rollout_steps[0]
     else:
         one = (archive.num_sites, 1)
         count = archive.num_train_runs * (archive.num_train_outputs - times + 1)

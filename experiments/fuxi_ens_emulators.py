@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ensjax.emulate.variational import ConstantSpread, sample_forecast, side_by_side
+from ensjax.emulate.variational import ConstantSpread, sample_forecast
 from ensjax.graphs import NnxGraph
 from ensjax.mapping import map_members
 from ensjax.members import member_key
 from ensjax.mesh import fetch
+from ensjax.ops.side_by_side import side_by_side
 
 NUM_STATES = 2
 _MOMENT_WINDOWS = 2_000  # of which the prior's mean and variance are taken

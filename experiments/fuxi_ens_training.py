@@ -26,7 +26,8 @@ from ensjax.emulate.windows import OwnTask
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose, load_beside
 from ensjax.mesh import fetch
-from ensjax.train import TrainingJob
+from ensjax.train import TrainingJob, area_channel_weights
+from ensjax.verification import cell_weights
 
 weather = load_beside(__file__, "lorenz96_forecasts")
 full_size = load_beside(__file__, "fuxi_ens_networks")
@@ -133,6 +134,7 @@ def _job(config, make_model, data, *, rollout=0, twin=None) -> TrainingJob:
         draw_from="prior" if twin else training.draw_from,
         # On a mesh with several devices along it, members are split.
         axis="model" if config.mesh.model != 1 else None,
+        element_weights=element_weights_of(config),
     )
     name = twin or "train"
     why = "" if len(training.rollout_steps) == 1 and not twin else _WHY
@@ -169,6 +171,15 @@ def _job(config, make_model, data, *, rollout=0, twin=None) -> TrainingJob:
         stage=name if rollout == 0 else f"{name}_{rollout}",
         why_no_replay=why,
     )
+
+
+def element_weights_of(config):
+    """At full size the areas of the rows; sites of a ring weigh the same."""
+    archive = config.archive
+    if archive.source != "era5":
+        return None
+    rows = np.linspace(*archive.latitudes, archive.space[0])
+    return area_channel_weights(cell_weights(rows))
 
 
 _WHY = "its weights start from those of another stage."

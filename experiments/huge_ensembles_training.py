@@ -12,7 +12,8 @@ from ensjax.emulate.seeds import CosineAdam
 from ensjax.emulate.windows import OwnTask
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import choose, load_beside
-from ensjax.train import PointError, RolloutLoss, TrainingJob
+from ensjax.ops.sphere import SphericalGrid
+from ensjax.train import PointError, RolloutLoss, TrainingJob, area_channel_weights
 from ensjax.train.losses import weighted_mean
 
 weather = load_beside(__file__, "lorenz96_forecasts")
@@ -58,9 +59,18 @@ def latitude_axis(config) -> str | None:
 
 
 def loss_of(config):
-    """The squared error of one step."""
+    """The squared error of one step; on the sphere by area and by channel.
+
+    A pole that is repeated counts once. The weights of channels are
+    `training.channel_weights`; a config without them weighs channels alike.
+    """
     if config.model.name == "sfno":
-        return RolloutLoss(1, PointError(latitude_axis=latitude_axis(config)))
+        grid = SphericalGrid(*config.archive.space, "poles", northward=False)
+        weights = area_channel_weights(
+            grid.quadrature(), config.training.get("channel_weights")
+        )
+        score = PointError(latitude_axis=latitude_axis(config))
+        return RolloutLoss(1, score, element_weights=weights)
     return StepError()
 
 

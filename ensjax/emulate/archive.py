@@ -16,7 +16,6 @@ import numpy as np
 
 from ensjax.data.downloads import WholeFile
 from ensjax.data.splits import check_disjoint
-from ensjax.members import member_rows
 from ensjax.provenance import Provenance
 
 AXES = ("case", "member", "lead", "variable")
@@ -164,7 +163,7 @@ class Archive:
         Args:
             case, member, lead: positions (not ids): a slice, integers, or booleans of
                 the axis; None: all.
-            variable: a name, names, or positions.
+            variable: a name, names, or positions as of the others.
 
         Returns:
             An archive of the same axes: nothing is dropped.
@@ -172,7 +171,8 @@ class Archive:
         Raises:
             ValueError: if nothing is chosen, a mask has another length, or no variable
                 has that name.
-            IndexError: if a position is out of range.
+            TypeError: for positions that are no integers.
+            IndexError: for a position beyond the axis, such as a lead.
         """
         found = self
         for axis, chosen in (
@@ -190,7 +190,7 @@ class Archive:
     def _variable_rows(self, variable):
         if variable is None or isinstance(variable, slice):
             return variable
-        names = [variable] if isinstance(variable, str) else list(variable)
+        names = [variable] if np.ndim(variable) == 0 else list(variable)
         if not any(isinstance(name, str) for name in names):
             return names
         for name in names:
@@ -301,12 +301,35 @@ class Archive:
 
 
 def _positions(axis, chosen, size):
-    rows = np.asarray(chosen) if not isinstance(chosen, slice) else chosen
-    try:
-        return member_rows(rows, size)
-    except (ValueError, TypeError, IndexError) as error:
-        # The rule is that of members; the words are of the axis.
-        raise type(error)(f"{axis} of {size}: {error}") from None
+    """Rows from 0 that are chosen of an axis, int `[selected]`."""
+    if isinstance(chosen, slice):
+        rows = np.arange(size)[chosen]
+    else:
+        rows = np.atleast_1d(np.asarray(chosen))
+    if rows.ndim != 1:
+        raise ValueError(
+            f"positions of {axis} must be [selected]; got shape {rows.shape}."
+        )
+    if rows.dtype == bool:
+        if rows.shape != (size,):
+            raise ValueError(
+                f"a mask over the axis {axis} has shape ({size},); got {rows.shape}."
+            )
+        rows = np.flatnonzero(rows)
+    if not rows.size:
+        raise ValueError(f"nothing is chosen of the axis {axis}: {chosen!r}.")
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise TypeError(
+            f"the axis {axis} is chosen by positions, which are integers; got"
+            f" {rows.dtype}."
+        )
+    beyond = rows[(rows < -size) | (rows >= size)]
+    if beyond.size:
+        raise IndexError(
+            f"{axis} {beyond[0]} is beyond the {axis}s of the archive, of which there"
+            f" are {size}: positions are 0 to {size - 1}."
+        )
+    return rows % size
 
 
 def _floats(name, values):

@@ -44,11 +44,18 @@ class GlobalNorm:
 
     latitudes: tuple[float, ...] | None = None
 
-    def __call__(self, field: jax.Array) -> jax.Array:
-        """`[1..., channel]` of a field `[*space, channel]`."""
+    def __call__(
+        self, field: jax.Array, is_there: jax.Array | None = None
+    ) -> jax.Array:
+        """`[1..., channel]` of a field `[*space, channel]`.
+
+        Args:
+            field: finite.
+            is_there: which of its elements count, `[*space, channel]`; None: all.
+        """
         _check_field(field, self.latitudes)
         weights = _row_weights(self.latitudes, field.ndim)
-        return _weighted_norm(field, weights)
+        return _weighted_norm(field, weights, is_there)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +83,21 @@ class HemisphericNorm:
                 f" both sides; got {min(self.latitudes):g} to {max(self.latitudes):g}."
             )
 
-    def __call__(self, field: jax.Array) -> jax.Array:
-        """`[lat, 1..., channel]` of a field `[lat, *space, channel]`."""
+    def __call__(
+        self, field: jax.Array, is_there: jax.Array | None = None
+    ) -> jax.Array:
+        """`[lat, 1..., channel]` of a field `[lat, *space, channel]`.
+
+        Arguments as of `GlobalNorm`.
+        """
         _check_field(field, self.latitudes)
         latitudes = np.asarray(self.latitudes, np.float64)
         weights = _row_weights(self.latitudes, field.ndim)
         wide = (-1,) + (1,) * (field.ndim - 1)
         is_north = (latitudes > self.tropics).reshape(wide)
         is_south = (latitudes < -self.tropics).reshape(wide)
-        north = _weighted_norm(field, weights * is_north)
-        south = _weighted_norm(field, weights * is_south)
+        north = _weighted_norm(field, weights * is_north, is_there)
+        south = _weighted_norm(field, weights * is_south, is_there)
         # Where one side has nothing, the tropics are not told that they are small.
         north, south = (
             jnp.where(one > 0, one, other)
@@ -112,15 +124,27 @@ def _row_weights(latitudes, ndim):
     return weights.reshape((-1,) + (1,) * (ndim - 1))
 
 
-def _weighted_norm(field, weights):
+def _weighted_norm(field, weights, is_there=None):
     space = tuple(range(field.ndim - 1))
     shape = (*field.shape[:-1], 1)
     weights = jnp.broadcast_to(jnp.asarray(weights, jnp.float32), shape)
+    if is_there is None:
+        total = jnp.sum(weights)
+    else:
+        weights = jnp.where(is_there, weights, 0.0)
+        total = jnp.sum(weights, axis=space, keepdims=True)
+        total = jnp.where(total > 0, total, 1.0)
     squares = jnp.sum(weights * field**2, axis=space, keepdims=True)
-    return jnp.sqrt(squares / jnp.sum(weights))
+    return jnp.sqrt(squares / total)
 
 
-def rescale(delta: jax.Array, amplitude: jax.Array, norm: Any) -> jax.Array:
+def rescale(
+    delta: jax.Array,
+    amplitude: jax.Array,
+    norm: Any,
+    *,
+    is_there: jax.Array | None = None,
+) -> jax.Array:
     """`delta` with the norm `amplitude` in each channel, `[*space, channel]`.
 
     A channel whose norm is 0 stays 0.
@@ -129,6 +153,8 @@ def rescale(delta: jax.Array, amplitude: jax.Array, norm: Any) -> jax.Array:
         delta: `[*space, channel]`.
         amplitude: `[channel]`, in the unit of the field.
         norm: `GlobalNorm()` or a `HemisphericNorm`.
+        is_there: what the norm is taken of, `[*space, channel]`; elsewhere the result
+            is 0. None: all.
 
     Raises:
         ValueError: if there is no number for each channel.
@@ -138,7 +164,11 @@ def rescale(delta: jax.Array, amplitude: jax.Array, norm: Any) -> jax.Array:
         raise ValueError(
             f"amplitude must be [channel] = {delta.shape[-1:]}; got {amplitude.shape}."
         )
-    size = norm(delta)
+    if is_there is None:
+        size = norm(delta)
+    else:
+        delta = jnp.where(is_there, delta, 0.0)
+        size = norm(delta, is_there)
     size = jnp.where(size > 0, size, 1.0)
     wide = amplitude.reshape((1,) * (delta.ndim - 1) + (-1,))
     return delta * (wide / size)
@@ -220,7 +250,9 @@ class BredVectors:
         delta <- rescaled(f(x_k + delta) - f(x_k)),   x_k the analysis of cycle k
 
     The first delta is noise of the amplitude in `seed_channels`, 0 elsewhere. Noise
-    inside f is the same in both forecasts of a cycle.
+    inside f is the same in both forecasts of a cycle. With a step that takes what is
+    missing (`NetworkStep.fill`), nothing is bred where an analysis is NaN, and the norm
+    is that of the other places.
 
     Attributes:
         amplitude: `[channel]`; see `bred_amplitude`.
@@ -270,7 +302,10 @@ class BredVectors:
             own = jax.random.fold_in(key, 1 + number)
             grown = one_step(self.step, model, own, analysis + delta)
             grown = grown - one_step(self.step, model, own, analysis)
-            return rescale(grown, self.amplitude, self.norm), None
+            is_there = None
+            if getattr(self.step, "takes_missing", False):
+                is_there = ~jnp.isnan(analysis)
+            return rescale(grown, self.amplitude, self.norm, is_there=is_there), None
 
         numbers = jnp.arange(self.num_cycles)
         return jax.lax.scan(cycle, delta, (numbers, analyses))[0]

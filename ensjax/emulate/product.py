@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from ensjax.emulate.gaps import check_no_gaps
 from ensjax.emulate.perturb import NoPerturbation, Start, perturbed
 from ensjax.emulate.product_job import (
     MemberId,
@@ -181,7 +182,9 @@ def fold_product(
 
     Raises:
         ValueError: for ids that no row has, leads that do not rise, a block below 1, or
-            states of another number of leads; says which.
+            states of another number of leads; says which. For a start that holds NaN,
+            with a step that cannot take what is missing (`NetworkStep.fill`); names the
+            start and the variable.
         TypeError: if a state is of no known reduction.
     """
     options = dict(
@@ -234,6 +237,7 @@ def fold_program(
     rows, kept, _ = product_rows(
         job, members, models, starts, checkpoint_ids, start_ids, mesh
     )
+    _check_starts(forecast, starts, rows, start_ids)
     program = mesh_program(job, default_mesh() if mesh is None else mesh)
     given = models, starts, leads, jnp.int32(seed), forecast
     return program, (flat, rows, kept, *given)
@@ -271,9 +275,22 @@ def run_product(
     rows, kept, place = product_rows(
         job, members, models, starts, checkpoint_ids, start_ids, mesh
     )
+    _check_starts(forecast, starts, rows, start_ids)
     program = mesh_program(job, default_mesh() if mesh is None else mesh)
     found = program(None, rows, kept, models, starts, leads, jnp.int32(seed), forecast)
     return jax.tree.map(lambda x: x[place], found)
+
+
+def _check_starts(forecast, starts, rows, start_ids):
+    """Raises `ValueError` for a start with NaN that nobody can begin at."""
+    breeding = getattr(forecast.perturb, "step", None)
+    remedy = "{} a fill, as NetworkStep(graph, fill=0.0), or starts without NaN"
+    options = dict(rows=rows.start, ids=start_ids)
+    for step, whose in ((forecast.rollout.step, "the step"), (breeding, "breeding")):
+        if step is None or getattr(step, "takes_missing", False):
+            continue
+        seen = starts if step is breeding else starts._replace(history=None)
+        check_no_gaps("starts", seen, remedy.format(whose), **options)
 
 
 def _families(states):

@@ -7,14 +7,16 @@ is kept, or reduced over members that never exist together (`product.fold_produc
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ensjax.emulate.trajectories import System, advance
+from ensjax.ops.side_by_side import missing_places
 
 
 class Step(Protocol):
@@ -24,11 +26,26 @@ class Step(Protocol):
     has two more methods: `begin(key, state) -> carried`, with the key of the member,
     and `state_of(carried) -> state`. It is then called with what is carried, and
     returns it. A step with a method `numbered(model, key, carried, number)` is called
-    by it, with the number of steps since the start.
+    by it, with the number of steps since the start. One with a true `takes_missing` may
+    begin at a state that holds NaN.
     """
 
     def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
         """The next state, of the parameters, a key of its own, and the state."""
+
+
+class Carried(NamedTuple):
+    """What a `NetworkStep` carries that remembers more than the state.
+
+    Attributes:
+        state: `[*space, channel]`.
+        process: of the noise, or None.
+        is_missing: where the start is NaN, `[*space, channel]`, or None.
+    """
+
+    state: Any
+    process: Any = None
+    is_missing: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +62,20 @@ class NetworkStep:
             with `init(key)`, `step(process, key)` and `to_grid(process)`, which a
             member remembers: the i-th step has what its `of_steps` gives as the i-th.
             None where the network has no noise.
+        fill: what a missing value of the start is taken for, as `RolloutLoss` and
+            `VariationalLoss` have it: where the start is NaN, the network is given
+            `fill` at every step. What it says at such a place is left as it is, though
+            no training has taught it to say anything there. None: a start has no NaN.
 
     Raises:
         TypeError: for noise with `of_steps` that is no such process: a forecast could
             not go on with it.
+        ValueError: if `fill` is not finite.
     """
 
     graph: Any
     noise: Callable[[jax.Array, tuple[int, ...]], Any] | None = None
+    fill: float | None = None
 
     def __post_init__(self):
         lacking = [x for x in ("init", "step", "to_grid") if not hasattr(self.noise, x)]
@@ -62,6 +85,8 @@ class NetworkStep:
                 f" time, and a forecast goes on with its {', '.join(lacking)}, which it"
                 " lacks."
             )
+        if self.fill is not None and not math.isfinite(self.fill):
+            raise ValueError(f"fill must be finite, or None; got {self.fill}.")
 
     def __call__(self, model: Any, key: jax.Array, state: Any) -> Any:
         return self.numbered(model, key, state, 0)
@@ -72,22 +97,42 @@ class NetworkStep:
         is_first = {}
         if getattr(network, "flags_first_step", False):
             is_first = {"is_first": number == 0}
-        if not self._remembers:
+        if not self._carries_more:
             noise = None if self.noise is None else self.noise(key, carried.shape)
             return network(noise, carried, **is_first)
-        state, process = carried
-        process = jnp.where(number > 0, self.noise.step(process, key), process)
-        return network(self.noise.to_grid(process), state, **is_first), process
+        state, process, is_missing = carried
+        if self._remembers:
+            process = jnp.where(number > 0, self.noise.step(process, key), process)
+            noise = self.noise.to_grid(process)
+        else:
+            noise = None if self.noise is None else self.noise(key, state.shape)
+        if self.fill is not None:
+            places = missing_places(is_missing, getattr(network, "num_states", 1))
+            state = jnp.where(places, self.fill, state)
+        return Carried(network(noise, state, **is_first), process, is_missing)
 
     def begin(self, key: jax.Array, state: Any) -> Any:
         """What is carried from step to step; the key is of the member."""
-        if not self._remembers:
+        if not self._carries_more:
             return state
-        return state, self.noise.init(jax.random.fold_in(key, 0))
+        process = None
+        if self._remembers:
+            process = self.noise.init(jax.random.fold_in(key, 0))
+        is_missing = None if self.fill is None else jnp.isnan(state)
+        return Carried(state, process, is_missing)
 
     def state_of(self, carried: Any) -> Any:
         """The state `[*space, channel]` of what is carried."""
-        return carried[0] if self._remembers else carried
+        return carried.state if self._carries_more else carried
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether a start may hold NaN."""
+        return self.fill is not None
+
+    @property
+    def _carries_more(self):
+        return self._remembers or self.fill is not None
 
     @property
     def _remembers(self):

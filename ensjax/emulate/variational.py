@@ -20,6 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ensjax.emulate.gaps import check_no_gaps
+from ensjax.ops.side_by_side import missing_places
+
 LOG_VARIANCE_OFFSET = -4.0
 LOG_VARIANCE_RANGE = (-12.0, 2.0)
 
@@ -294,13 +297,6 @@ class VariationalForecaster(nnx.Module):
         return states[..., -self.num_channels :]
 
 
-def side_by_side(history: jax.Array) -> jax.Array:
-    """States one after the other, `[time, *space, channel]`, as `[*space, time *
-    channel]`, the oldest first."""
-    together = jnp.moveaxis(history, 0, -2)
-    return together.reshape(*together.shape[:-2], -1)
-
-
 def step_noise(member_key: jax.Array, step: Any, shape: Sequence[int]) -> jax.Array:
     """The noise of one member at one step, `[*shape]`, whatever the others are.
 
@@ -319,6 +315,7 @@ def sample_forecast(
     states: jax.Array,
     *,
     num_steps: int,
+    fill: float | None = None,
 ) -> jax.Array:
     """One member's forecast of one case, `[step, *space, channel]`; a compiled scan.
 
@@ -329,10 +326,14 @@ def sample_forecast(
         member_id: integer. A member is the same whichever others are made.
         states: `[*space, num_states * channel]`, the oldest first.
         num_steps: how many.
+        fill: what a missing value is taken for, as `VariationalLoss` has it: where one
+            of the states is NaN, the emulator is given `fill` at every step, and what
+            it says there is left as it is. None: the states have no NaN.
 
     Raises:
         TypeError: if it is no `VariationalForecaster`.
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit; or if states that are known (not traced) hold
+            NaN, and there is no `fill`.
     """
     if not isinstance(emulator, VariationalForecaster):
         raise TypeError(
@@ -341,9 +342,17 @@ def sample_forecast(
             " emulators_of(ensemble)."
         )
 
+    if fill is None:
+        check_no_gaps("states", states, "fill=0.0, as the training had it")
     own_key = jax.random.fold_in(key, member_id)
 
+    is_missing = None
+    if fill is not None:
+        is_missing = missing_places(jnp.isnan(states), emulator.num_states)
+
     def one_step(states, step):
+        if fill is not None:
+            states = jnp.where(is_missing, fill, states)
         noise = step_noise(own_key, step, states.shape)
         states = emulator(noise, states)
         return states, emulator.newest(states)

@@ -25,14 +25,16 @@ from ensjax.emulate.variational import (
     GaussianField,
     VariationalForecaster,
     gaussian_kl,
-    side_by_side,
     step_noise,
 )
 from ensjax.ensemble import Ensemble
 from ensjax.graphs import NnxGraph
+from ensjax.ops.side_by_side import side_by_side
+from ensjax.train.identity import LATER
 from ensjax.train.kernel_crps import kernel_crps
 from ensjax.train.losses import example_keys, weighted_mean
 from ensjax.train.noise_members import NoiseCrps
+from ensjax.train.rollouts import check_element_weights
 
 RECONSTRUCTIONS = ("crps", "l1", "mse")
 DIRECTIONS = ("prior_posterior", "posterior_prior")
@@ -110,6 +112,11 @@ class VariationalLoss:
         num_scored: channels of a state that have a truth, the first ones; None: all.
             What a window holds of the others after its first states is not looked at.
         step_weights: of the steps, of any sum; None weighs them equally.
+        element_weights: u, nested tuples that broadcast to one state `[*space,
+            channel]`, such as `train.area_channel_weights`. Every mean over elements is
+            then weighted: of the score, of the metrics, and of the KL, whose elements
+            have the weights of their place and channel in each of the states. None
+            weighs them equally.
         reconstruction: "crps", "l1" or "mse".
         estimator, alpha, form: of `kernel_crps`.
         kl_weight: lambda.
@@ -129,6 +136,9 @@ class VariationalLoss:
     num_steps: int = 1
     num_scored: int | None = None
     step_weights: tuple[float, ...] | None = None
+    element_weights: tuple[Any, ...] | None = dataclasses.field(
+        default=None, metadata=LATER
+    )
     reconstruction: str = "crps"
     estimator: str = "fair"
     alpha: float = 0.95
@@ -169,6 +179,13 @@ class VariationalLoss:
         if not self.kl_weight >= 0:
             raise ValueError(f"kl_weight must not be negative; got {self.kl_weight}.")
         _ = self._members  # checks the words and numbers of the CRPS
+
+    @property
+    def _weights(self):
+        """u as an array, or None."""
+        if self.element_weights is None:
+            return None
+        return jnp.asarray(self.element_weights, jnp.float32)
 
     @property
     def _members(self) -> NoiseCrps:
@@ -240,6 +257,7 @@ class VariationalLoss:
                 f"windows must be [batch, {length} or more, *space, channel],"
                 f" {num_states} states and {self.num_steps} truths; got shape {shape}."
             )
+        check_element_weights(self.element_weights, tuple(shape[2:]))
 
     def _of_case(self, model, numbers, key, window):
         """The loss of one window, and what its metrics are made of, `[step]` each."""
@@ -262,8 +280,7 @@ class VariationalLoss:
         per_step = tuple(range(1, truth.ndim))
 
         def mean(values):
-            total = jnp.sum(jnp.where(is_there, values, 0.0), axis=per_step)
-            return total / jnp.maximum(jnp.sum(is_there, axis=per_step), 1)
+            return _mean_of(values, is_there, self._weights, per_step)
 
         score = self._score(members, filled, numbers, mean)
         weights = jnp.asarray(self.step_weights or (1.0,) * self.num_steps)
@@ -341,12 +358,15 @@ class VariationalLoss:
         `there` says so of the truth and of the states.
         """
         is_there, has_state = there
-        number_of_states = jnp.maximum(jnp.sum(has_state), 1)
+        emulator = model.emulator
+        weights = self._weights
+        if weights is not None:  # of each of the states side by side
+            one = (*states.shape[:-1], emulator.num_channels)
+            weights = jnp.tile(jnp.broadcast_to(weights, one), emulator.num_states)
 
         def mean(values):
-            return jnp.sum(jnp.where(has_state, values, 0.0)) / number_of_states
+            return _mean_of(values, has_state, weights, None)
 
-        emulator = model.emulator
         prior, kl = emulator.prior(states), jnp.float32(0)
         drawn = prior
         if model.posterior is not None:
@@ -375,6 +395,17 @@ class VariationalLoss:
             for name, value in values.items()
             for step in range(self.num_steps)
         }
+
+
+def _mean_of(values, is_there, weights, axis):
+    """The mean over what there is; 0 of nothing."""
+    if weights is None:
+        total = jnp.sum(jnp.where(is_there, values, 0.0), axis=axis)
+        return total / jnp.maximum(jnp.sum(is_there, axis=axis), 1)
+    weights = jnp.broadcast_to(weights, is_there.shape)
+    total = jnp.sum(jnp.where(is_there, values * weights, 0.0), axis=axis)
+    weight = jnp.sum(jnp.where(is_there, weights, 0.0), axis=axis)
+    return total / jnp.where(weight == 0, 1.0, weight)
 
 
 def _own_key(key, shape):

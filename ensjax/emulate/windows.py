@@ -73,6 +73,38 @@ class OwnTask:
         """Where the loss leaves out what is missing; see `feeds.takes_missing_of`."""
         return getattr(self.loss, "takes_missing", False)
 
+    @property
+    def num_steps(self) -> int:
+        """Of the loss's forecasts.
+
+        Raises:
+            AttributeError: where the loss has none.
+        """
+        return self.loss.num_steps
+
+    def check(self, batch: Any, ensemble: Any = None) -> None:
+        """What `check` of the loss says of one task's part, if it has one.
+
+        Args:
+            batch: leaves `[batch, task, ...]`; their shapes are enough.
+            ensemble: the stack, if known.
+
+        Raises:
+            ValueError: for leaves without an axis of tasks, and as the loss.
+        """
+        for path, leaf in jax.tree.leaves_with_path(batch):
+            if len(leaf.shape) < 2 or not leaf.shape[1]:
+                raise ValueError(
+                    f"batch{jax.tree_util.keystr(path)} must be [batch, task, ...],"
+                    f" with the tasks side by side; got shape {tuple(leaf.shape)}."
+                )
+        if hasattr(self.loss, "check"):
+            own = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype),
+                batch,
+            )
+            self.loss.check(own, ensemble)
+
     def __call__(self, model, batch, key, weight=None, *, hyper):
         own = jax.tree.map(lambda x: x[:, hyper["task"]], batch)
         more = {"hyper": hyper} if takes_hyper(self.loss) else {}

@@ -52,6 +52,7 @@ from ensjax.nn.noise_norm import (
     NoiseForecaster,
     NoiseMlp,
 )
+from ensjax.nn.one_step import LastStates
 from ensjax.nn.recurrent import (
     Recurrent,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "GridNet",
     "HarmonicTruncation",
     "ImageNetResNet",
+    "LastStates",
     "LinearScaling",
     "Llama",
     "Llama3Scaling",

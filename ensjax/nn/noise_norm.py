@@ -185,6 +185,8 @@ class NoiseForecaster(OneStep):
             step; None for the state itself.
         flags_first_step: whether the network is told if a step is a forecast's first,
             by a channel that is then 1 and else 0.
+        num_extra_channels: of what else is known of the step, such as an earlier state
+            (`LastStates`); 0 without.
         remat: compute blocks again for the gradient, in a loop.
         dtype: of the arithmetic; parameters and states are float32.
         rngs: stream `params`.
@@ -202,7 +204,9 @@ class NoiseForecaster(OneStep):
         model(noise, state)  # [36, 4], [36, 1] -> [36, 1]
     """
 
-    remat: bool = False  # of the class, as those of `OneStep`
+    # Of the class, as those of `OneStep`.
+    remat: bool = False
+    num_extra_channels: int = 0
 
     def __init__(
         self,
@@ -217,15 +221,22 @@ class NoiseForecaster(OneStep):
         noise_width: int = 32,
         reference: Callable[[jax.Array], jax.Array] | None = None,
         flags_first_step: bool = False,
+        num_extra_channels: int = 0,
         remat: bool = False,
         dtype=None,
         rngs: nnx.Rngs,
     ):
+        if num_extra_channels < 0:
+            raise ValueError(
+                f"num_extra_channels must not be negative; got {num_extra_channels}."
+            )
         options = dict(dtype=dtype, rngs=rngs)
         grid = dict(kernel_size=kernel_size, padding=padding, **options)
         self.num_channels, self.step_scale = num_channels, step_scale
         self.reference, self.flags_first_step = reference, flags_first_step
         self.remat = remat
+        if num_extra_channels:  # without, a network is what it was before it had any
+            self.num_extra_channels = num_extra_channels
         self.num_noise_channels = num_noise_channels
         # Without noise z is one constant: W z + b then are a scale and a shift.
         self.mlp = (
@@ -234,7 +245,8 @@ class NoiseForecaster(OneStep):
             else None
         )
         z_channels = 1 if self.mlp is None else self.mlp.num_outputs
-        self.stem = ShiftedConv(num_channels + flags_first_step, width, **grid)
+        num_seen = num_channels + num_extra_channels + flags_first_step
+        self.stem = ShiftedConv(num_seen, width, **grid)
         self.blocks = nnx.List(
             NoiseConditionedBlock(width, z_channels, **grid) for _ in range(depth)
         )
@@ -242,17 +254,23 @@ class NoiseForecaster(OneStep):
         self.head = ShiftedConv(width, num_channels, **grid)
 
     def __call__(
-        self, noise: jax.Array | None, state: jax.Array, *, is_first: Any = None
+        self,
+        noise: jax.Array | None,
+        state: jax.Array,
+        extra: jax.Array | None = None,
+        *,
+        is_first: Any = None,
     ) -> jax.Array:
         """The next state, `[*space, channel]`.
 
         Args:
             noise: `[*space, noise channel]` or `[noise channel]`; None without.
             state: `[*space, channel]`, standardised.
+            extra: `[*space, extra channel]`; None without them.
             is_first: whether the state is an analysis, a boolean that may be traced;
                 None unless the network has `flags_first_step`.
         """
-        seen = self._seen(state, is_first=is_first)
+        seen = self._seen(state, extra, self.num_extra_channels, is_first)
         found = None if noise is None else noise.shape[-1]
         if found != (self.num_noise_channels or None):
             raise ValueError(

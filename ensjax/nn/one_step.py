@@ -71,6 +71,69 @@ class OneStep(nnx.Module):
         )
 
 
+class LastStates(nnx.Module):
+    """An emulator of one step that starts from the last states, held side by side.
+
+    Args:
+        network: `network(noise, newest [*space, channel], earlier [*space, (num_states
+            - 1) * channel]) -> [*space, channel]` one step later, such as a
+            `NoiseForecaster` with `num_extra_channels`.
+        num_channels: of one state.
+        num_states: two or more.
+
+    Raises:
+        ValueError: for fewer; on the call, for other channels.
+
+    Source: Lang et al. 2024, arXiv:2412.15832, whose network sees the state and that of
+    six hours before.
+
+    Example::
+
+        network = NoiseForecaster(1, num_extra_channels=1, rngs=nnx.Rngs(0))
+        model = LastStates(network, num_channels=1)
+        states = model(noise, states)  # [36, 2] -> [36, 2], the oldest first
+    """
+
+    def __init__(self, network: nnx.Module, *, num_channels: int, num_states: int = 2):
+        if num_states < 2:
+            raise ValueError(
+                f"num_states must be at least 2, or the network needs no others; got"
+                f" {num_states}."
+            )
+        self.network = network
+        self.num_channels, self.num_states = num_channels, num_states
+
+    @property
+    def flags_first_step(self) -> bool:
+        """Whether the network is told of each step if it is a forecast's first."""
+        return getattr(self.network, "flags_first_step", False)
+
+    def __call__(
+        self, noise: jax.Array | None, states: jax.Array, *, is_first: Any = None
+    ) -> jax.Array:
+        """The states one step later, `[*space, num_states * channel]`.
+
+        Args:
+            noise: of the network.
+            states: the oldest first.
+            is_first: of the network, where it has `flags_first_step`.
+        """
+        expected = self.num_states * self.num_channels
+        if states.ndim < 2 or states.shape[-1] != expected:
+            raise ValueError(
+                f"states must be [*space, {expected}], {self.num_states} states of"
+                f" {self.num_channels} channels side by side; got {states.shape}."
+            )
+        earlier = states[..., : -self.num_channels]
+        told = {} if is_first is None else {"is_first": is_first}
+        after = self.network(noise, self.newest(states), earlier, **told)
+        return jnp.concatenate([states[..., self.num_channels :], after], axis=-1)
+
+    def newest(self, states: jax.Array) -> jax.Array:
+        """The last state `[..., *space, channel]` of states side by side."""
+        return states[..., -self.num_channels :]
+
+
 def scales_of(
     step_scale: float | Sequence[float], num_channels: int
 ) -> tuple[float, ...]:

@@ -1,7 +1,11 @@
 """Training: objectives, the compiled loop, health, early stopping, checkpoints."""
 
 from ensjax.train import losses
-from ensjax.train.channel_weights import change_weights, variable_weights
+from ensjax.train.channel_weights import (
+    area_channel_weights,
+    change_weights,
+    variable_weights,
+)
 from ensjax.train.curriculum import Stage, StageAdam, stage_rate, train_curriculum
 from ensjax.train.evaluation import EarlyStopping
 from ensjax.train.fit import fit
@@ -46,6 +50,7 @@ __all__ = [
     "TrainingJob",
     "TrainingLog",
     "WhiteNoise",
+    "area_channel_weights",
     "area_crps",
     "call_on_inputs",
     "change_weights",

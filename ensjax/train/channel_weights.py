@@ -1,4 +1,4 @@
-"""How much each channel of a state counts in a loss of forecasts.
+"""How much each channel, and each row, of a state counts in a loss of forecasts.
 
 Source: Bonev et al. 2025, arXiv:2507.12144 (FourCastNet 3), section on the loss.
 """
@@ -85,6 +85,48 @@ def change_weights(
         channel = int(np.flatnonzero(~(deviation > 0))[0])
         raise ValueError(f"channel {channel} of the series is constant, or all NaN.")
     return tuple((weights * deviation / np.maximum(change, least_change)).tolist())
+
+
+def area_channel_weights(
+    area: Any, channel_weights: Sequence[float] | None = None
+) -> tuple[Any, ...]:
+    """Weights of area times those of channels, nested tuples `[lat, 1, channel]`.
+
+    The `element_weights` of `RolloutLoss` and `VariationalLoss` for states `[lat, lon,
+    channel]`. Without them a loss is a plain mean over the grid, in which a pole counts
+    as often as there are longitudes.
+
+    Args:
+        area: of each row `[lat]`, in any unit: `SphericalGrid.quadrature()`, where a
+            pole that is repeated counts once, or `verification.cell_weights(latitudes)`
+            for other rows.
+        channel_weights: one for each channel, such as `variable_weights(levels)` or
+            `change_weights(...)`; None: all 1, `[lat, 1, 1]`.
+
+    Returns:
+        Tuples of mean 1, so that a constant field weighs what it does without.
+
+    Raises:
+        ValueError: for weights that are negative or all 0, or have other axes.
+
+    Example:
+        >>> from ensjax.train import area_channel_weights
+        >>> area_channel_weights([1.0, 2.0, 1.0], [1.0, 3.0])[1]
+        ((0.75, 2.25),)
+    """
+    area = np.asarray(area, np.float64)
+    channels = np.asarray([1.0] if channel_weights is None else channel_weights)
+    for name, values in (("area", area), ("channel_weights", channels)):
+        if values.ndim != 1 or not (values >= 0).all() or not values.sum() > 0:
+            raise ValueError(
+                f"{name} must be one number of 0 or more for each, not all of them 0;"
+                f" got shape {values.shape}, from {values.min(initial=0)} on."
+            )
+    weights = area[:, None, None] * channels.astype(np.float64)
+    return tuple(
+        tuple(tuple(row) for row in rows)
+        for rows in (weights / weights.mean()).tolist()
+    )
 
 
 def _deviation(values, area):

@@ -11,6 +11,10 @@ import numpy as np
 
 from ensjax.mesh import fetch
 
+# Metadata of a dataclass's field that the class has not always had: at its default it
+# is not described, and checkpoints from before there was the field stay what they are.
+LATER = {"is_later": True}
+
 
 def describe(value: Any) -> Any:
     """A function or a setting by what it is called and what it holds.
@@ -30,7 +34,11 @@ def describe(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return ["partial", *map(describe, (value.func, value.args, value.keywords))]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        fields = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if not _is_as_before(field, value)
+        }
         return [type(value).__name__, describe(fields)]
     if isinstance(value, dict):
         return {str(name): describe(item) for name, item in value.items()}
@@ -39,6 +47,11 @@ def describe(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return digest(value)
     return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _is_as_before(field, value):
+    is_later = field.metadata.get("is_later", False)
+    return is_later and getattr(value, field.name) == field.default
 
 
 def digest(tree: Any) -> str | None:

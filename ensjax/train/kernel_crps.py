@@ -35,8 +35,13 @@ def kernel_crps(
     estimator: str = "almost_fair",
     alpha: float = 0.95,
     form: str = "auto",
+    mask: jax.Array | None = None,
+    weights: jax.Array | None = None,
 ) -> jax.Array:
     """The CRPS of every element, `[...]`, in the unit of the values.
+
+    A NaN makes the value of its element NaN, and the derivative of every sum that it is
+    in, unless it is masked.
 
     Args:
         members: `[member, ...]`, of any floating type.
@@ -45,14 +50,20 @@ def kernel_crps(
         alpha: of the almost fair form, from 0 (standard) to 1 (fair).
         form: "pairs" (every term is 0 or more; work grows with the square of the number
             of members), "sorted" (M log M), or "auto": pairs of at most 128 members.
+        mask: booleans that broadcast to `[...]`. Where it is not set the value is 0 and
+            nothing has a derivative, whatever truth and members are there, such as
+            `mask=~jnp.isnan(truth)`. None: all elements count.
+        weights: what the values are multiplied by, broadcasting to `[...]`.
 
     Returns:
-        float32, or float64 for such members.
+        float32, or float64 for such members. Of a masked score the mean over what
+        counts is `sum(values) / sum(mask)`.
 
     Raises:
         ValueError: if shapes do not fit, a word is unknown, `alpha` is out of range, or
             there is one member and the estimator is not the standard one, which then is
             the absolute error.
+        TypeError: if the mask is not of booleans.
 
     Source: Lang et al. 2024, arXiv:2412.15832, equation 4 and its stable form; Ferro
     2014, QJRMS 140, equation 5 (fair). The optimum of the fair form with two members
@@ -68,11 +79,20 @@ def kernel_crps(
     members = jnp.asarray(members)
     count = members.shape[0] if members.ndim else 0
     fair = fair_weight(estimator, alpha, count)
-    return crps_of_weight(members, truth, fair, form=form)
+    values = crps_of_weight(members, truth, fair, form=form, mask=mask)
+    if weights is None:
+        return values
+    weights = jnp.asarray(weights, values.dtype)
+    return values * _of_elements("weights", weights, values.shape)
 
 
 def crps_of_weight(
-    members: jax.Array, truth: jax.Array, fair: jax.Array | float, *, form: str = "auto"
+    members: jax.Array,
+    truth: jax.Array,
+    fair: jax.Array | float,
+    *,
+    form: str = "auto",
+    mask: jax.Array | None = None,
 ) -> jax.Array:
     """`kernel_crps` by the weight of its fair estimator, which may be traced.
 
@@ -81,6 +101,7 @@ def crps_of_weight(
 
     Raises:
         ValueError: if shapes do not fit or the form is unknown.
+        TypeError: if the mask is not of booleans.
     """
     members, truth = jnp.asarray(members), jnp.asarray(truth)
     if members.ndim < 1 or members.shape[1:] != truth.shape:
@@ -92,6 +113,14 @@ def crps_of_weight(
         raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
     dtype = jnp.promote_types(jnp.result_type(members, truth), jnp.float32)
     away = members.astype(dtype) - truth.astype(dtype)[None]
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        if mask.dtype != bool:
+            raise TypeError(f"mask must be booleans; got {mask.dtype}.")
+        # Before the kernel: a NaN that is only masked afterwards has a NaN derivative.
+        # Of zeros the kernel is 0, and so is its derivative.
+        mask = _of_elements("mask", mask, truth.shape)
+        away = jnp.where(mask[None], away, 0.0)
     count = len(away)
     if count == 1:
         return magnitude(away[0])
@@ -100,6 +129,73 @@ def crps_of_weight(
     if form == "pairs" or (form == "auto" and count <= _MOST_IN_PAIRS):
         return _of_pairs(away, kept)
     return jnp.mean(magnitude(away), axis=0) - _spread(away) * kept
+
+
+def crps_of_complex(
+    members: jax.Array, truth: jax.Array, fair: jax.Array | float
+) -> jax.Array:
+    """`crps_of_weight` of complex numbers, whose distance is the modulus, in pairs.
+
+        mean_m |z_m - w| - kept / (2 M (M - 1)) sum_{m,l} |z_m - z_l|
+
+    with the `kept` of the real ones. It is 0 or more, and sees phases, to which a CRPS
+    of moduli is blind. There is no sorted form of it: numbers of a plane have no order.
+
+    Args:
+        members: real and imaginary parts, `[member, part 2, ...]`.
+        truth: `[part 2, ...]`.
+        fair: weight of the fair estimator, from 0 to 1; may be traced.
+
+    Returns:
+        `[...]`, float32, or float64 for such members.
+
+    Raises:
+        ValueError: if shapes do not fit.
+    """
+    members, truth = jnp.asarray(members), jnp.asarray(truth)
+    if members.ndim < 2 or members.shape[1:] != truth.shape or len(truth) != 2:
+        raise ValueError(
+            "members must be [member, part 2, ...] and truth [part 2, ...]; got"
+            f" {members.shape} and {truth.shape}."
+        )
+    dtype = jnp.promote_types(jnp.result_type(members, truth), jnp.float32)
+    away = members.astype(dtype) - truth.astype(dtype)[None]
+    count, error = len(away), modulus(away, axis=1)
+    if count == 1:
+        return error[0]
+    kept = 1 - (1 - fair) / count
+
+    # Again on the way back: of each member's pairs nothing is kept but their sum.
+    @jax.checkpoint
+    def with_others(number):
+        distance = modulus(away - away[number][None], axis=1)
+        terms = error + error[number][None] - kept * distance
+        is_pair = (jnp.arange(count) != number).reshape(-1, *(1,) * (terms.ndim - 1))
+        return jnp.sum(jnp.where(is_pair, terms, 0.0), axis=0)
+
+    def add(total, number):
+        return total + with_others(number), None
+
+    twice = jax.lax.scan(add, jnp.zeros_like(error[0]), jnp.arange(count))[0]
+    return twice / (2 * count * (count - 1))
+
+
+def modulus(parts: jax.Array, *, axis: int) -> jax.Array:
+    """The root of the sum of squares along an axis, with derivative 0 at 0."""
+    squared = jnp.sum(jnp.square(parts), axis=axis)
+    # The root has no derivative at 0, where there is no harmonic for instance.
+    is_there = squared > 0
+    return jnp.where(is_there, jnp.sqrt(jnp.where(is_there, squared, 1.0)), 0.0)
+
+
+def _of_elements(name, values, shape):
+    """`values` for every element `[...]`."""
+    try:
+        return jnp.broadcast_to(values, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must broadcast to the truth {shape}; got {values.shape}."
+        ) from None
 
 
 def magnitude(x: jax.Array) -> jax.Array:

@@ -138,13 +138,10 @@ class NoiseCrps:
                 own; it may be traced.
         """
         members = self.members(model, key, target.shape, condition)
-        is_there = ~jnp.isnan(target)
-        # Before and after: a NaN that is only masked afterwards has a NaN derivative.
-        target = jnp.where(is_there, target, 0.0)
         if fair is None:
             fair = fair_weight(self.estimator, self.alpha, self.num_members)
-        values = crps_of_weight(members, target, fair, form=self.form)
-        return jnp.where(is_there, values, 0.0)
+        is_there = ~jnp.isnan(target)
+        return crps_of_weight(members, target, fair, form=self.form, mask=is_there)
 
     def members(
         self, model: Any, key: jax.Array, shape: tuple[int, ...], condition: Any

@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from ensjax.ops.side_by_side import missing_places, side_by_side
 from ensjax.ops.sphere_split import own_block
+from ensjax.train.identity import LATER
 from ensjax.train.kernel_crps import magnitude
 from ensjax.train.losses import example_keys, weighted_mean
 from ensjax.train.noise_members import NoiseCrps, all_rows, shared_model
@@ -86,6 +88,10 @@ class RolloutLoss:
     is given `fill` there, and again at each step, whatever it said: no step is trained
     to say anything at such a place.
 
+    Of an emulator that starts from several states (`nn.LastStates`) a window holds as
+    many before the first target, and a state that is missing at one of these times is
+    missing at all of them.
+
     The noise of a member depends on the case's place in the global batch, on the
     member's number and on the step alone.
 
@@ -97,7 +103,8 @@ class RolloutLoss:
             split over that axis of the mesh.
         step_weights: w, one for each step; None weighs them equally.
         element_weights: u, nested tuples that broadcast to `[*space, channel]`, such as
-            weights of area times those of variables; None weighs them equally.
+            weights of area times those of variables (`area_channel_weights`); None
+            weighs them equally.
         remat: compute each step again on the way back, instead of keeping what is
             inside of it: memory for states, not for steps.
         random_start: False begins every case at its window's first time.
@@ -109,6 +116,9 @@ class RolloutLoss:
             member of the stack is trained on; windows are then `[batch, task, time,
             *space, channel]`. Seeds of an experiment with data of their own are trained
             as one stack with it.
+        num_states: that a step starts from; the model is then given them side by side,
+            `[*space, num_states * channel]`, the oldest first, and returns the next
+            ones so.
 
     Raises:
         ValueError: for sizes that do not fit; on the call, for windows that do not.
@@ -128,11 +138,14 @@ class RolloutLoss:
     fill: float = 0.0
     fair_hyper: str | None = None
     task_hyper: str | None = None
+    num_states: int = dataclasses.field(default=1, metadata=LATER)
     takes_missing: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.num_steps < 1:
             raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
+        if self.num_states < 1:
+            raise ValueError(f"num_states must be at least 1; got {self.num_states}.")
         weights = self.step_weights
         if weights is not None:
             if len(weights) != self.num_steps:
@@ -185,24 +198,35 @@ class RolloutLoss:
     def forecast(self, model: Any) -> Callable[[Any, jax.Array], jax.Array]:
         """`forecast(noise, start) -> [step, *space, channel]` of one member.
 
-        The noise has leaves `[step, ...]`, or is None; `start` may hold NaN.
+        The noise has leaves `[step, ...]`, or is None; `start` may hold NaN. Of several
+        states `start` has them side by side, and the last one of each step is returned.
+
+        Raises:
+            ValueError: if the model starts from another number of states.
         """
-        fill = self.fill
+        fill, num_states = self.fill, self.num_states
+        own = getattr(model, "num_states", num_states)
+        if own != num_states:
+            raise ValueError(
+                f"the emulator starts from {own} states; num_states of the loss is"
+                f" {num_states}."
+            )
         told = {}
         if getattr(model, "flags_first_step", False):
             told["is_first"] = jnp.arange(self.num_steps) == 0
 
         def unrolled(noise, start):
-            is_missing = jnp.isnan(start)
+            is_missing = missing_places(jnp.isnan(start), num_states)
+            channels = start.shape[-1] // num_states
 
             def advance(state, of_step):
                 noise, told = of_step
                 state = model(noise, jnp.where(is_missing, fill, state), **told)
-                return state, state
+                return state, state if num_states == 1 else state[..., -channels:]
 
             if self.num_steps == 1:
                 now = jax.tree.map(lambda x: x[0], (noise, told))
-                return advance(start, now)[0][None]
+                return advance(start, now)[1][None]
             # Nothing is merged across the iterations of a loop.
             step = jax.checkpoint(advance, prevent_cse=False) if self.remat else advance
             return jax.lax.scan(step, start, (noise, told), length=self.num_steps)[1]
@@ -211,18 +235,25 @@ class RolloutLoss:
 
     def _of_case(self, model, key, window, **fair):
         """Sums of weighted scores and of weights by step, `[step]` each."""
-        last = window.shape[0] - 1 - self.num_steps
+        before = self.num_states
+        last = window.shape[0] - before - self.num_steps
         if last and self.random_start:
             first = jax.random.randint(
                 jax.random.fold_in(key, jnp.uint32(_START)), (), 0, last + 1
             )
-            window = jax.lax.dynamic_slice_in_dim(window, first, self.num_steps + 1)
-        start, target = window[0], window[1 : self.num_steps + 1]
+            window = jax.lax.dynamic_slice_in_dim(
+                window, first, before + self.num_steps
+            )
+        start, target = window[0], window[before : before + self.num_steps]
+        is_missing = jnp.isnan(start)
+        if before > 1:
+            start = side_by_side(window[:before])
+            is_missing = jnp.isnan(window[:before]).any(axis=0)
         weights = jnp.ones(())
         if self.element_weights is not None:
             weights = jnp.asarray(self.element_weights, jnp.float32)
-        weights = jnp.broadcast_to(weights, start.shape)[None]
-        target = jnp.where(jnp.isnan(start)[None], jnp.nan, target)
+        weights = jnp.broadcast_to(weights, target.shape[1:])[None]
+        target = jnp.where(is_missing[None], jnp.nan, target)
         score = self.score
         if isinstance(score, NoiseCrps):
             noise = NoiseOfSteps(score.noise)
@@ -246,21 +277,29 @@ class RolloutLoss:
         if not jnp.issubdtype(windows.dtype, jnp.floating):
             raise ValueError(f"windows must be floating; got {windows.dtype}.")
         times, *state = windows.shape[1 + has_tasks :]
-        if times <= self.num_steps:
+        needed = self.num_states + self.num_steps
+        if times < needed:
+            of_states = f" from {self.num_states} states" if self.num_states > 1 else ""
             raise ValueError(
-                f"a rollout of {self.num_steps} steps needs windows of"
-                f" {self.num_steps + 1} times or more; these have {times}."
+                f"a rollout of {self.num_steps} steps{of_states} needs windows of"
+                f" {needed} times or more; these have {times}."
             )
-        if self.element_weights is not None:
-            shape = jnp.shape(jnp.asarray(self.element_weights))
-            try:
-                fits = jnp.broadcast_shapes(shape, tuple(state)) == tuple(state)
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"element_weights {shape} do not broadcast to a state {state}."
-                )
+        check_element_weights(self.element_weights, tuple(state))
+
+
+def check_element_weights(weights: Any, state: tuple[int, ...]) -> None:
+    """Raises `ValueError` unless weights, or None, broadcast to a state's shape."""
+    if weights is None:
+        return
+    shape = jnp.shape(jnp.asarray(weights))
+    try:
+        fits = jnp.broadcast_shapes(shape, state) == state
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"element_weights {shape} do not broadcast to a state {list(state)}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

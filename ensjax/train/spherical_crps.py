@@ -19,8 +19,17 @@ import numpy as np
 from ensjax.ops.device_sums import sum_over
 from ensjax.ops.sphere import SphericalGrid, order_weights
 from ensjax.ops.sphere_split import own_block, own_orders, split_to_waves
-from ensjax.train.kernel_crps import crps_of_weight, fair_weight
+from ensjax.train.identity import LATER
+from ensjax.train.kernel_crps import (
+    crps_of_complex,
+    crps_of_weight,
+    fair_weight,
+    modulus,
+)
 from ensjax.train.noise_members import NoiseCrps, all_rows, shared_model
+
+# What of a wave is scored; see `wave_crps`.
+KINDS = ("modulus", "complex")
 
 
 def area_crps(
@@ -35,8 +44,9 @@ def area_crps(
     """The CRPS of places, averaged by their areas, `[...]`, in the unit of the values.
 
     Args:
-        members: `[member, ..., lat, lon]`, without NaN.
-        truth: `[..., lat, lon]`.
+        members: `[member, ..., lat, lon]`.
+        truth: `[..., lat, lon]`. A NaN of either makes its field's score NaN, and all
+            derivatives of it; `SphericalCrps` leaves targets that are NaN out.
         grid: of the fields; a pole that is repeated counts once.
         fair: weight of the fair estimator, 0 the standard one.
         form: of `kernel_crps`.
@@ -57,27 +67,48 @@ def wave_crps(
     fair: jax.Array | float = 1.0,
     form: str = "auto",
     axis: str | None = None,
+    kind: str = "modulus",
 ) -> jax.Array:
-    """The CRPS of the moduli of the waves, summed, `[...]`, in the unit of the values.
+    """The CRPS of the waves, summed, `[...]`, in the unit of the values.
 
         sum_{l, m >= 0} v_m / (4 pi) CRPS(|c_lm|),   v_0 = 1, v_m = 2,
 
     with c_lm = a_lm / sqrt(4 pi) of orthonormal harmonics. Arguments as for
-    `area_crps`. It ignores phases, and cannot replace the CRPS of places.
+    `area_crps`, and as there a field with a NaN has the score NaN: every wave is of all
+    places.
+
+    Args:
+        members, truth, grid, fair, form, axis: as there.
+        kind: "modulus", as published: it ignores phases, and cannot replace the CRPS of
+            places. "complex": CRPS(c_lm) by distances in the complex plane, which sees
+            phases, always in pairs (`crps_of_complex`).
+
+    Raises:
+        ValueError: for another kind, or the sorted form of the complex one.
     """
-
-    def moduli(field):
-        waves = split_to_waves(field, grid, axis)
-        squared = jnp.sum(jnp.square(waves), axis=-3)
-        # The root has no derivative at 0, where there is no harmonic for instance.
-        is_there = squared > 0
-        root = jnp.where(is_there, jnp.sqrt(jnp.where(is_there, squared, 1.0)), 0.0)
-        share = own_orders(_modulus_share(grid), grid, axis)
-        return root * share.reshape((1,) * (root.ndim - 1) + share.shape)
-
-    values = crps_of_weight(moduli(members), moduli(truth), fair, form=form)
+    _check_kind(kind, form)
+    waves = [split_to_waves(field, grid, axis) for field in (members, truth)]
+    share = own_orders(_modulus_share(grid), grid, axis)
+    if kind == "modulus":
+        moduli = [modulus(x, axis=-3) for x in waves]
+        moduli = [x * share.reshape((1,) * (x.ndim - 1) + (-1,)) for x in moduli]
+        values = crps_of_weight(*moduli, fair, form=form)
+    else:
+        waves = [x * share.reshape((1,) * (x.ndim - 1) + (-1,)) for x in waves]
+        parts = [jnp.moveaxis(x, -3, place) for place, x in zip((1, 0), waves)]
+        values = crps_of_complex(*parts, fair)
     weights = own_orders(order_weights(grid) / np.float32(4 * np.pi), grid, axis)
     return sum_over(jnp.einsum("...lm,lm->...", values, weights), axis)
+
+
+def _check_kind(kind, form):
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    if kind == "complex" and form == "sorted":
+        raise ValueError(
+            'complex numbers have no order: kind="complex" needs form="pairs", or'
+            ' "auto".'
+        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -110,6 +141,8 @@ class SphericalCrps(NoiseCrps):
         grid: of the fields.
         spectral_weight: 0.1 as published; 0 leaves the waves out. It may be traced,
             such as a hyperparameter of every member of a stack.
+        spectral_kind: "modulus" as published, or "complex", which sees phases; see
+            `wave_crps`.
         channel_weights: u, one for each channel, such as those of the variables times
             their deviation over that of their change in a step (`change_weights`);
             None: all 1.
@@ -128,9 +161,11 @@ class SphericalCrps(NoiseCrps):
     spectral_weight: Any = 0.1
     channel_weights: tuple[float, ...] | None = None
     latitude_axis: str | None = None
+    spectral_kind: str = dataclasses.field(default="modulus", metadata=LATER)
 
     def __post_init__(self):
         super().__post_init__()
+        _check_kind(self.spectral_kind, self.form)
         if self.latitude_axis not in (None, "model"):
             raise ValueError(
                 f'latitude_axis must be None or "model"; got {self.latitude_axis!r}.'
@@ -186,7 +221,13 @@ class SphericalCrps(NoiseCrps):
         if not (_is_number(self.spectral_weight) and self.spectral_weight == 0):
             fields, own = (jnp.moveaxis(x, -1, -3) for x in (members, target))
             spectral = wave_crps(
-                fields, own, self.grid, fair=fair, form=self.form, axis=latitudes
+                fields,
+                own,
+                self.grid,
+                fair=fair,
+                form=self.form,
+                axis=latitudes,
+                kind=self.spectral_kind,
             )
             is_whole = is_there.all(axis=(-3, -2))
             spectral = self.spectral_weight * jnp.where(is_whole, spectral, 0.0)

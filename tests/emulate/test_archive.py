@@ -135,5 +135,39 @@ def test_wrong_kinds_are_refused():
         make(lead=["1 day", "2 days"])
     with pytest.raises(ValueError, match="no variable is called"):
         make().select(variable="q")
-    with pytest.raises(IndexError, match="lead of 2"):
-        make().select(lead=[2])
+
+
+@pytest.mark.parametrize(
+    "chosen, error, message",
+    [
+        (
+            dict(lead=[0, 2]),
+            IndexError,
+            "lead 2 is beyond the leads of",
+        ),
+        (dict(lead=9), IndexError, "lead 9 .* are 2: positions are 0 to 1"),
+        (dict(lead=-3), IndexError, "lead -3 is beyond"),
+        (dict(case=np.array([1, 7])), IndexError, "case 7 .* there are 5"),
+        (dict(variable=7), IndexError, "variable 7 is beyond the variables"),
+        (dict(variable=[0, "t"]), ValueError, "no variable is called 0"),
+        (dict(lead=0.5), TypeError, "lead is chosen by positions"),
+        (dict(member=[True]), ValueError, r"mask over the axis member .* \(3,\)"),
+        (dict(case=[]), ValueError, "nothing is chosen of the axis case"),
+        (dict(case=slice(9, 12)), ValueError, "nothing is chosen of the axis case"),
+        (dict(lead=[[0]]), ValueError, r"positions of lead must be \[selected\]"),
+    ],
+)
+def test_what_cannot_be_selected_is_said_in_words_of_its_axis(chosen, error, message):
+    with pytest.raises(error, match=message) as caught:
+        make().select(**chosen)
+    assert "ember" not in str(caught.value) or "member" in chosen
+
+
+def test_one_position_is_enough():
+    archive = make()
+    last = len(archive.variable) - 1
+    for chosen in (last, -1, np.int64(last), [last], archive.variable[last]):
+        found = archive.select(variable=chosen)
+        assert list(found.variable) == [archive.variable[last]]
+        np.testing.assert_array_equal(found.values, archive.values[:, :, :, [last]])
+    assert archive.select(lead=-1).lead.tolist() == archive.lead[-1:].tolist()

@@ -20,6 +20,7 @@ from ensjax.emulate.variational_training import (
     emulators_of,
 )
 from ensjax.nn import GridNet
+from ensjax.ops.side_by_side import side_by_side
 from ensjax.train import Stage, kernel_crps, train_curriculum
 
 SITES, STATES = 5, 2
@@ -170,12 +171,12 @@ def test_a_step_by_hand():
 
 def test_states_lie_side_by_side():
     history = jnp.arange(12.0).reshape(2, 3, 2)  # [time, site, channel]
-    found = v.side_by_side(history)
+    found = side_by_side(history)
     np.testing.assert_array_equal(found[1], [2, 3, 8, 9])
 
 
 def test_a_member_is_the_same_whichever_others_are_made(pair):
-    start = v.side_by_side(jnp.asarray(windows()[0, :2]))
+    start = side_by_side(jnp.asarray(windows()[0, :2]))
     key = jax.random.key(1)
 
     @jax.jit
@@ -293,7 +294,7 @@ def test_training_draws_the_members_of_a_forecast(pair, value):
     members = jnp.stack(
         [
             v.sample_forecast(
-                pair.emulator, key, i, v.side_by_side(window[:2]), num_steps=2
+                pair.emulator, key, i, side_by_side(window[:2]), num_steps=2
             )
             for i in (2, 0, 3, 1)  # in any order
         ]
@@ -320,9 +321,9 @@ def test_the_loss_is_its_parts(pair, value):
     parts = metrics["score_1"] + 0.1 * metrics["kl_1"]
     assert float(total) == pytest.approx(float(parts), rel=1e-6)
     # The divergence is that of the two networks' own answers.
-    states = jax.vmap(v.side_by_side)(batch[:, :2])
+    states = jax.vmap(side_by_side)(batch[:, :2])
     prior = jax.vmap(pair.emulator.prior)(states)
-    posterior = jax.vmap(pair.posterior)(jax.vmap(v.side_by_side)(batch[:, 1:]))
+    posterior = jax.vmap(pair.posterior)(jax.vmap(side_by_side)(batch[:, 1:]))
     for word, both in (
         ("prior_posterior", (prior, posterior)),
         ("posterior_prior", (posterior, prior)),
@@ -412,6 +413,58 @@ def test_truths_that_are_missing_have_no_weight_and_no_gradient(pair, value):
     _, metrics, slopes = value(dataclasses.replace(LOSS, kl_weight=0.0), pair, nothing)
     assert float(metrics["score_1"]) == 0
     assert not any(np.any(x) for x in jax.tree.leaves(slopes))
+
+
+def test_elements_have_weights_in_the_score_and_in_the_kl(value):
+    """Constant Gaussians and the identity: the loss in closed form.
+
+    One member without noise: score |x_i - y_i|, KL of N(m_i, 1) to N(0, 1) m_i^2 / 2.
+    """
+    weights = tuple((float(w),) for w in (0.0, 1.0, 2.0, 3.0, 4.0))
+    u = np.arange(5.0)
+
+    def still(noise, state, earlier):
+        return state
+
+    prior = v.ConstantPerturbation(2, mean=[0.0, 0.5], log_variance=-60.0)
+    emulator = v.VariationalForecaster(prior, still, num_channels=1, step_scale=2.0)
+    batch = jnp.asarray(windows(3, time=3))
+    loss = VariationalLoss(
+        1, estimator="standard", kl_weight=0.5, element_weights=weights
+    )
+    total, metrics = loss(VariationalPair(emulator), batch, jax.random.key(0))
+    error = np.abs(np.asarray(batch[:, 1] + 1.0 - batch[:, 2])[..., 0])
+    np.testing.assert_allclose(total, np.mean(error @ u / u.sum()), rtol=1e-5)
+
+    # With a posterior, of which the KL depends on the place.
+    class Posterior(nnx.Module):
+        num_channels = 2
+
+        def __call__(self, x):
+            ramp = jnp.broadcast_to(jnp.arange(5.0)[:, None], (5, 2))
+            return v.GaussianField(ramp, jnp.full((5, 2), -60.0))
+
+    pair = VariationalPair(
+        v.VariationalForecaster(
+            v.ConstantPerturbation(2, log_variance=-60.0), still, num_channels=1
+        ),
+        Posterior(),
+    )
+    _, metrics = loss(pair, batch, jax.random.key(0))
+    kl = 0.5 * np.exp(60.0) * np.sum(u * u**2) / u.sum()
+    np.testing.assert_allclose(metrics["kl_1"], kl, rtol=1e-4)
+    # Equal weights are none, whatever their size; gaps keep the others' weights.
+    even = dataclasses.replace(LOSS, element_weights=((3.0,),))
+    own = parted(make_pair(nnx.Rngs(0)))
+    np.testing.assert_allclose(
+        value(even, own, batch)[0], value(LOSS, own, batch)[0], rtol=1e-5
+    )
+    gap = batch.at[:, 2, 4].set(jnp.nan)
+    found = loss(VariationalPair(emulator), gap, jax.random.key(0))[0]
+    expected = np.mean(error[:, :4] @ u[:4] / u[:4].sum())
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"element_weights \(2,\) do not broadcast"):
+        dataclasses.replace(loss, element_weights=(1.0, 2.0)).check(windows())
 
 
 def test_states_that_are_missing_are_filled_and_not_trained(pair, value):

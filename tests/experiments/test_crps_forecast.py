@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from ensjax import Ensemble, make_mesh
 from ensjax.experiment import ConfigError
@@ -344,6 +345,14 @@ def test_presets_are_valid_and_have_a_job(preset):
     assert len(job.member_ids) == (1 if preset == "paper" else 3 * config.num_seeds)
     if preset == "paper":
         np.testing.assert_allclose(job.hyper["fair"], 0.95)
+        weights = np.array(job.options["loss"].element_weights)
+        assert weights.shape == (180, 1, 100)
+        assert weights[0, 0, 0] < 0.01 * weights[90, 0, 0]
+        np.testing.assert_allclose(weights[0, 0, 77], 5 * weights[0, 0, 0])
+        assert job.data.shape == (16, 1, 3, 180, 224, 100)
+        assert job.options["loss"].num_states == 2
+        model = nnx.eval_shape(lambda: job.make_model(nnx.Rngs(params=0)))
+        assert model.flags_first_step and model.network.reference.grid.degree == 31
         with pytest.raises(ConfigError, match="reanalyses are not at hand"):
             training.simulate(config)
 

@@ -189,6 +189,9 @@ def test_full_size_has_the_published_shapes():
     assert job.data.shape == (1, 1, 3, 720, 1440, 78)
     assert isinstance(job.options["loss"].loss, VariationalLoss)
     assert job.options["loss"].axis == "model"
+    weights = np.array(job.options["loss"].loss.element_weights)
+    assert weights.shape == (720, 1, 1) and weights.mean() == pytest.approx(1)
+    job.options["loss"].loss.check(jax.ShapeDtypeStruct((1, *job.data.shape[2:]), "f4"))
     pair = nnx.eval_shape(lambda: job.make_model(nnx.Rngs(params=0)))
 
     def count(module):

@@ -72,6 +72,46 @@ def test_alpha_goes_from_the_standard_to_the_fair_form(form):
         assert found == kernel_crps(members, truth, estimator=word, form=form)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_is_masked_has_no_value_and_no_gradient(form, count):
+    """Also where truth or members are NaN or infinite there; the rest is as without."""
+    members, truth = draw(count)
+    mask = np.arange(truth.size).reshape(truth.shape) % 3 > 0
+    broken = np.where(mask, truth, np.nan).astype(np.float32)
+    spoiled = np.array(members)
+    spoiled[0][~mask], spoiled[-1][~mask] = np.inf, np.nan
+    options = dict(form=form, estimator="standard" if count == 1 else "almost_fair")
+
+    def total(members, truth, **more):
+        values = kernel_crps(members, truth, **options, **more)
+        return jnp.sum(values), values
+
+    slopes_of = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (_, values), slopes = slopes_of(spoiled, broken, mask=mask)
+    (_, whole), whole_slopes = slopes_of(members, truth)
+    np.testing.assert_array_equal(values, np.where(mask, whole, 0))
+    for found, expected in zip(slopes, whole_slopes, strict=True):
+        np.testing.assert_array_equal(found, np.where(mask, expected, 0))
+    # Without the mask a NaN is not hidden.
+    (value, values), slopes = slopes_of(members, broken)
+    assert np.isnan(value) and np.isnan(values[~mask]).all()
+    assert np.isfinite(values[mask]).all() and np.isnan(slopes[0][:, ~mask]).all()
+
+
+def test_weights_multiply_the_score():
+    members, truth = draw(3)
+    weights = np.linspace(0, 2, truth.shape[-1], dtype=np.float32)
+    found = kernel_crps(members, truth, weights=weights)
+    np.testing.assert_allclose(found, kernel_crps(members, truth) * weights, rtol=1e-6)
+    with pytest.raises(ValueError, match="weights must broadcast to the truth"):
+        kernel_crps(members, truth, weights=np.ones((2, *truth.shape)))
+    with pytest.raises(ValueError, match="mask must broadcast to the truth"):
+        kernel_crps(members, truth, mask=np.ones((2, *truth.shape), bool))
+    with pytest.raises(TypeError, match="mask must be booleans; got float32"):
+        kernel_crps(members, truth, mask=np.ones(truth.shape, np.float32))
+
+
 def test_one_member_has_its_absolute_error_and_no_fair_score():
     members, truth = draw(1)
     found = kernel_crps(members, truth, estimator="standard")

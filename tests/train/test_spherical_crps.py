@@ -11,10 +11,12 @@ from ensjax import verification as v
 from ensjax.emulate import SphericalNoise
 from ensjax.mapping import map_members
 from ensjax.mesh import make_mesh
-from ensjax.ops.sphere import SphericalGrid
+from ensjax.ops.sphere import SphericalGrid, to_real_harmonics
 from ensjax.ops.sphere_split import own_block
 from ensjax.train import NoiseCrps, RolloutLoss, SphericalCrps, area_crps, wave_crps
+from ensjax.train.kernel_crps import crps_of_complex
 from ensjax.train.losses import example_keys
+from ensjax.train.spherical_crps import KINDS
 
 GRID = SphericalGrid(8, 16, truncation=6)
 POLES = SphericalGrid(13, 16, "poles")
@@ -80,27 +82,124 @@ def test_gradients_are_finite_also_where_a_wave_is_nothing():
     np.testing.assert_allclose(exact, numeric, rtol=1e-6)
 
 
-def scored(member_id, members, truth, *, axis):
+def complex_by_hand(members, truth, grid, fair):
+    """The complex score by loops over pairs of members and over waves."""
+
+    def coefficients(field):
+        cosine, sine = np.asarray(to_real_harmonics(field, grid), np.float64)
+        # a_lm of both orders m and -m share the two real waves of an order m > 0.
+        halves = np.where(np.arange(grid.degree + 1) == 0, 1, np.sqrt(0.5))
+        return (cosine - 1j * sine) * halves / np.sqrt(4 * np.pi)
+
+    found, own = 0.0, [coefficients(member) for member in members]
+    target, count = coefficients(truth), len(members)
+    for degree in range(grid.degree + 1):
+        for order in range(degree + 1):
+            z, w = [c[degree, order] for c in own], target[degree, order]
+            error = sum(abs(a - w) for a in z) / count
+            pairs = sum(abs(a - b) for a in z for b in z)
+            kept = (1 - fair) / count**2
+            kept += fair / (count * (count - 1)) if count > 1 else 0
+            share = (1 if order == 0 else 2) / (4 * np.pi)
+            found += share * (error - kept * pairs / 2)
+    return found
+
+
+@pytest.mark.parametrize("grid", [GRID, POLES])
+@pytest.mark.parametrize("count, fair", [(1, 0.0), (2, 1.0), (4, 0.0), (5, 0.95)])
+def test_the_complex_score_by_loops(grid, count, fair):
+    members, truth = ensemble(grid, count)
+    found = wave_crps(members, truth, grid, fair=fair, kind="complex")
+    expected = complex_by_hand(members, truth, grid, fair)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_the_complex_score_sees_phases():
+    """Of members turned about the axis the moduli are what they were."""
+    members, truth = ensemble(GRID, 4)
+    turned = np.roll(members, 3, axis=-1)
+    for kind, changes in (("modulus", False), ("complex", True)):
+        both = [wave_crps(x, truth, GRID, kind=kind) for x in (members, turned)]
+        assert (abs(both[0] / both[1] - 1) > 1e-2) == changes
+        # The same turn of the truth gives everything back; so does another order.
+        again = wave_crps(turned, np.roll(truth, 3, axis=-1), GRID, kind=kind)
+        np.testing.assert_allclose(again, both[0], rtol=1e-5)
+        other = wave_crps(members[::-1], truth, GRID, kind=kind)
+        np.testing.assert_allclose(other, both[0], rtol=1e-5)
+
+
+def test_gradients_of_the_complex_score():
+    members, truth = np.zeros((3, *GRID.shape), np.float32), np.zeros(GRID.shape)
+
+    def score(x, y):
+        return wave_crps(x, y, GRID, fair=0.9, kind="complex")
+
+    found = jax.grad(score)(members, truth.astype(np.float32))
+    np.testing.assert_array_equal(found, 0)  # equal members are not pushed apart
+    members, truth = ensemble(GRID, 3)
+    with jax.enable_x64(True):
+        x, y = (a.astype(np.float64) for a in (members, truth))
+        direction = np.random.default_rng(2).normal(size=x.shape)
+        ends = [score(x + step * direction, y) for step in (1e-6, -1e-6)]
+        exact = jnp.sum(jax.grad(score)(x, y) * direction)
+        numeric = (ends[0] - ends[1]) / 2e-6
+    np.testing.assert_allclose(exact, numeric, rtol=1e-6)
+
+
+def test_complex_numbers_of_one_part_are_real_ones():
+    members, truth = np.float32([[1.0], [2.0], [6.0]]), np.float32([3.0])
+    both = [np.stack([x, 0 * x], axis) for axis, x in ((1, members), (0, truth))]
+    np.testing.assert_allclose(crps_of_complex(*both, 1.0), [2 - 10 / 6], rtol=1e-6)
+    # 3 + 4 i and 0, truth 0: 2.5 less a quarter of 5, and less half of it.
+    z = np.float32([[[3.0], [4.0]], [[0.0], [0.0]]])
+    for fair, value in ((0.0, 1.25), (1.0, 0.0)):
+        found = crps_of_complex(z, np.zeros((2, 1), np.float32), fair)
+        np.testing.assert_allclose(found, [value], atol=1e-6)
+    with pytest.raises(ValueError, match=r"members must be \[member, part 2, ...\]"):
+        crps_of_complex(members, truth, 1.0)
+
+
+def test_the_loss_has_the_complex_score():
+    rng = np.random.default_rng(6)
+    target, state = rng.normal(size=(2, *GRID.shape, 2)).astype(np.float32)
+    key = jax.random.key(1)
+    plain, phased = (
+        SphericalCrps(4, NOISE, "fair", grid=GRID, spectral_kind=kind) for kind in KINDS
+    )
+    members = plain.members(shifted, key, target.shape, state)
+    fields = [np.moveaxis(np.asarray(x), -1, -3) for x in (members, target)]
+    expected = 0.1 * (
+        wave_crps(*fields, GRID, kind="complex") - wave_crps(*fields, GRID)
+    )
+    found = [x.elements(shifted, key, target, state) for x in (plain, phased)]
+    found = (found[1] - found[0])[3, 5]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-6)
+    assert np.all(np.abs(expected) > 1e-4)
+
+
+def scored(member_id, members, truth, *, axis, kind):
     del member_id
 
     def loss(members):
         own = [own_block(x, axis, dim=x.ndim - 2) for x in (members, truth)]
         options = dict(fair=0.9, axis=axis)
         places = area_crps(*own, GRID, **options)
-        return jnp.sum(places + 0.1 * wave_crps(*own, GRID, **options))
+        waves = wave_crps(*own, GRID, kind=kind, **options)
+        return jnp.sum(places + 0.1 * waves)
 
     value, gradient = jax.value_and_grad(loss)(members)
     # Every device has the derivative by its own rows.
     return value, gradient if axis is None else jax.lax.psum(gradient, axis)
 
 
-def test_latitudes_on_1_2_and_4_devices_have_one_loss_and_gradient():
+@pytest.mark.parametrize("kind", KINDS)
+def test_latitudes_on_1_2_and_4_devices_have_one_loss_and_gradient(kind):
     members, truth = (jnp.asarray(x) for x in ensemble(GRID, 4, 2))
     found = []
     for parts in (1, 2, 4):
         axis = None if parts == 1 else "model"
         run = map_members(
-            functools.partial(scored, axis=axis),
+            functools.partial(scored, axis=axis, kind=kind),
             kinds=("member", "shared", "shared"),
             out=("member", "member"),
             mesh=make_mesh(member=1, model=parts),
@@ -184,6 +283,10 @@ def test_missing_targets_do_not_count_and_leave_gradients_finite():
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="must be a SphericalGrid"):
         SphericalCrps(4)
+    with pytest.raises(ValueError, match="kind must be one of modulus, complex"):
+        SphericalCrps(4, grid=GRID, spectral_kind="phase")
+    with pytest.raises(ValueError, match="complex numbers have no order"):
+        SphericalCrps(4, grid=GRID, spectral_kind="complex", form="sorted")
     with pytest.raises(ValueError, match="not be negative"):
         SphericalCrps(4, grid=GRID, spectral_weight=-1.0)
     with pytest.raises(ValueError, match="at least two members"):
