@@ -10,14 +10,15 @@ program that holds a block of them at a time. Apart from the ids of members, and
 the summary of their order that the CRPS keeps (which grows to a bound that its error
 asks for), its memory does not depend on their number; the run counts both. Of one start
 of each seed what is streamed is compared with what is kept, and the most extreme member
-is made again alone. Both simulators, the two-scale one that made the truth and an imperfect one, are scored
-and timed beside them, with the same members of a start to the same leads.
+is made again alone. Both simulators, the two-scale one that made the truth and an
+imperfect one, are scored and timed beside them, with the same members of a start to the
+same leads.
 
 claims took 70 minutes of two CPU cores that other jobs shared (training 7, each seed's
 members 8 to 10): of 50 and of 7,428 members the truth is outside in 18 and 6.8 % of
-cells, at a spread over error of .81; the interval of an extreme's probability falls with
-n to the power -.49 over members and -.03 over checkpoints. experiments/RESULTS.md has
-the rest.
+cells, at a spread over error of .81; the interval of an extreme's probability falls
+with n to the power -.49 over members and -.03 over checkpoints.
+experiments/RESULTS.md has the rest.
 
 Costs are the last stage: delete `stages/cost.npz` and `results.json` of a finished run,
 and the same command times them again, alone, such as on a quiet machine.

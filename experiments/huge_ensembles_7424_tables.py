@@ -36,7 +36,8 @@ def add_tables(run_dir, config, done) -> None:
     names = ("brier", "fair_brier", "owcrps", "fair_owcrps")
     rows = [
         [label, f"{size:,}", *(
-            interval_text(found[f"{kind}_{name}"][:, place], form=".5f") for name in names
+            interval_text(found[f"{kind}_{name}"][:, place], form=".5f")
+            for name in names
         )]
         for kind, label in verdicts.KINDS.items()
         for place, size in enumerate(config.sizes)
