@@ -200,7 +200,8 @@ def test_a_way_is_not_repeated_after_its_seconds_but_once(monkeypatch):
             self.took = 10.0 if way == "xskillscore" else 1.0
 
         def prepare(self):
-            return {"seconds": 1.0, "made": 5, "compared": [1.0], "peak_bytes": 7}
+            answer = {"seconds": 1.0, "made": 5, "compared": [1.0], "peak_bytes": 7}
+            return answer | {"compile_seconds": 0.5}
 
         def seconds(self):
             time.sleep(0.05 if self.took > 1 else 0)
@@ -218,6 +219,7 @@ def test_a_way_is_not_repeated_after_its_seconds_but_once(monkeypatch):
     found = bench.measure_row("crps", "5", [5], options, console)
     assert found["all_seconds"] == {ways.OURS: [1.0] * 3, "xskillscore": [10.0]}
     assert found["ratios"]["xskillscore"] == 10 and found["peak_bytes"][ways.OURS] == 7
+    assert found["compile_seconds"] == {ways.OURS: 0.5, "xskillscore": 0.5}
     assert "xskillscore: for 0 s so far" in console.export_text()
 
 
