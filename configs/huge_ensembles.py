@@ -20,9 +20,9 @@ hand, so that it is planned, not run. A checkpoint is 2,227,291,174 real numbers
 billion parameters where a complex one counts once), 24.9 GiB with Adam's moments. The
 mesh is (29, 64, 4): every checkpoint has 256 devices, as published, and four of them
 split the latitudes of a sample. By the plan a peak of 73 GiB on each of 7,424 devices,
-of which 40 are temporaries as XLA's compiler for CPU lays them out; with samples whole,
-on (29, 64, 1), 154. The squared error is weighted by area, a pole counting once, and
-by channel; not by the deviation of a channel's change, which takes the archive.
+of which 29 are temporaries as XLA's compiler for CPU lays them out. The squared error
+is weighted by area, a pole counting once, and by channel; not by the deviation of a
+channel's change, which takes the archive.
 """
 
 import ml_collections
