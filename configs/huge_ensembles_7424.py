@@ -14,8 +14,8 @@ is made again alone. Both simulators, the two-scale one that made the truth and 
 imperfect one, are scored and timed beside them, with the same members of a start to the
 same leads.
 
-claims took 70 minutes of two CPU cores that other jobs shared (training 7, each seed's
-members 8 to 10): of 50 and of 7,428 members the truth is outside in 18 and 6.8 % of
+claims took 65 minutes of two CPU cores that other jobs shared (training 6, each seed's
+members 8 to 10, costs 14): of 50 and of 7,428 members the truth is outside in 18 and 6.8 % of
 cells, at a spread over error of .81; the interval of an extreme's probability falls
 with n to the power -.49 over members and -.03 over checkpoints.
 experiments/RESULTS.md has the rest.
