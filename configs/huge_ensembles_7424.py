@@ -15,9 +15,9 @@ imperfect one, are scored and timed beside them, with the same members of a star
 same leads.
 
 claims took 65 minutes of two CPU cores that other jobs shared (training 6, each seed's
-members 8 to 10, costs 14): of 50 and of 7,428 members the truth is outside in 18 and 6.8 % of
-cells, at a spread over error of .81; the interval of an extreme's probability falls
-with n to the power -.49 over members and -.03 over checkpoints.
+members 8 to 10, costs 14): of 50 and of 7,428 members the truth is outside in 18 and
+6.8 % of cells, at a spread over error of .81; the interval of an extreme's probability
+falls with n to the power -.49 over members and -.03 over checkpoints.
 experiments/RESULTS.md has the rest.
 
 Costs are the last stage: delete `stages/cost.npz` and `results.json` of a finished run,
