@@ -5,10 +5,10 @@ draws follows from them, so that any member is made again alone. Members run in 
 In a block they share one checkpoint, whose parameters are then not copied; or each has
 its own, gathered. Either way no more than a block of members exists.
 
-`fold_product` reduces members lead by lead while they run and forgets them: beside their
-ids and what a metric of their order keeps (the CRPS: up to a bound that its error asks
-for), memory does not depend on how many there are. `run_product` keeps what is seen of
-them.
+`fold_product` reduces members lead by lead while they run and forgets them: beside
+their ids and what a metric of their order keeps (the CRPS: up to a bound that its error
+asks for), memory does not depend on how many there are. `run_product` keeps what is
+seen of them.
 With the same block and the same `diagnose` both make the same bits of a member,
 whichever members are beside it.
 """
