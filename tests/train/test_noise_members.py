@@ -90,9 +90,14 @@ def test_what_is_masked_has_no_value_and_no_gradient(form, count):
     slopes_of = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
     (_, values), slopes = slopes_of(spoiled, broken, mask=mask)
     (_, whole), whole_slopes = slopes_of(members, truth)
-    np.testing.assert_array_equal(values, np.where(mask, whole, 0))
+    np.testing.assert_array_equal(values[~mask], 0)
+    # Members are of the size of 1. (Not bit for bit: with the mask and without it other
+    # programs are compiled, which round as they like.)
+    np.testing.assert_allclose(values[mask], whole[mask], rtol=0, atol=2e-6)
     for found, expected in zip(slopes, whole_slopes, strict=True):
-        np.testing.assert_array_equal(found, np.where(mask, expected, 0))
+        np.testing.assert_array_equal(found[..., ~mask], 0)
+        expected = expected[..., mask]
+        np.testing.assert_allclose(found[..., mask], expected, rtol=0, atol=2e-6)
     # Without the mask a NaN is not hidden.
     (value, values), slopes = slopes_of(members, broken)
     assert np.isnan(value) and np.isnan(values[~mask]).all()
