@@ -9,6 +9,10 @@ import importlib.util
 
 import numpy as np
 
+from ensjax.experiment.fields import load_beside
+
+calls = load_beside(__file__, "emulate_calls")
+
 
 def make_fields(count, size):
     """Fields `[field, lat, lon]` that the harmonics hold exactly, float32."""
@@ -21,7 +25,8 @@ def make_fields(count, size):
 
 
 def _timed(run, fields):
-    return run, fields.size, lambda found: np.asarray(found)[0].ravel()[:512]
+    made = fields.size * calls.num_repeats()
+    return run, made, lambda found: np.asarray(found)[0].ravel()[:512]
 
 
 def with_ensjax(count, size):
@@ -37,7 +42,7 @@ def with_ensjax(count, size):
     def there_and_back(fields):
         return sphere.from_real_harmonics(sphere.to_real_harmonics(fields, grid), grid)
 
-    return _timed(lambda: jax.block_until_ready(there_and_back(given)), fields)
+    return _timed(lambda: calls.repeat(there_and_back, given), fields)
 
 
 def with_s2fft(count, size):
@@ -74,7 +79,7 @@ def with_s2fft(count, size):
         return jax.vmap(of_field)(fields)
 
     def run():
-        return jax.block_until_ready(there_and_back(given, there, back))
+        return calls.repeat(there_and_back, given, there, back)
 
     return _timed(run, fields)
 
@@ -98,12 +103,14 @@ def with_torch_harmonics(count, size):
 
     def run():
         with torch.no_grad():
-            found = back(there(given))
+            for _ in range(calls.num_repeats() if device == "cuda" else 1):
+                found = back(there(given))
         if device == "cuda":
             torch.cuda.synchronize()
         return found
 
-    return run, fields.size, lambda found: found.cpu().numpy()[0].ravel()[:512]
+    made = fields.size * (calls.num_repeats() if device == "cuda" else 1)
+    return run, made, lambda found: found.cpu().numpy()[0].ravel()[:512]
 
 
 WAYS = {

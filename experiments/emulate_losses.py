@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ensjax.experiment.fields import load_beside
+
+calls = load_beside(__file__, "emulate_calls")
+
 ALPHA = 0.95
 NUM_COMPARED = 64
 
@@ -32,7 +36,7 @@ def _timed(score: Callable[..., Any], size, *, last=False):
     step = jax.jit(jax.value_and_grad(lambda x, y: score(x, y).mean()))
 
     def run():
-        return jax.block_until_ready(step(members, truth))
+        return calls.repeat(step, members, truth)
 
     def compared(found):
         value, slopes = found
@@ -40,7 +44,7 @@ def _timed(score: Callable[..., Any], size, *, last=False):
         own = np.asarray(slopes[:, :NUM_COMPARED]).ravel() * slopes.size
         return np.concatenate([[float(value)], own])
 
-    return run, int(np.prod(size)), compared
+    return run, int(np.prod(size)) * calls.num_repeats(), compared
 
 
 def of_ensjax(form):
