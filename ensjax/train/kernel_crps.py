@@ -20,12 +20,13 @@ from ensjax.verification.crps import weight_of_fair
 FORMS = ("auto", "pairs", "sorted")
 # Pairs cost M passes over the members, as one program that keeps nothing of them; nor
 # does its derivative, which is one factor for each member. On a CPU value and gradient
-# of 16 members take a sixth of a sort's time, those of 64 a fifth.
-_MOST_IN_PAIRS = 128
-# So many members at a time are paired with all: a CPU has them in its cache, while an
-# accelerator waits for the beginning of every pass (H200: of 64 members the pairs of
-# one at a time took three times as long as a sort).
-_BLOCKS, _BLOCK = {"cpu": 1}, 16
+# of 16 members take a sixth of a sort's time, those of 64 a fifth; on an H200 a quarter
+# and nine tenths.
+_MOST_IN_PAIRS, _MOST_IN_PAIRS_ELSE = {"cpu": 128}, 64
+# A CPU has one member at a time in its cache. An accelerator pairs all of so many at
+# once, within one kernel, since it waits for the beginning of every pass (H200, 64
+# members: 16 at a time took 1.4 times as long, of few values 2.8 times).
+_BLOCK, _BLOCK_ELSE = {"cpu": 1}, 128
 
 
 def kernel_crps(
@@ -49,7 +50,8 @@ def kernel_crps(
         estimator: "standard", "fair" or "almost_fair".
         alpha: of the almost fair form, from 0 (standard) to 1 (fair).
         form: "pairs" (every term is 0 or more; work grows with the square of the number
-            of members), "sorted" (M log M), or "auto": pairs of at most 128 members.
+            of members), "sorted" (M log M), or "auto": pairs of at most 128 members
+            on a CPU and of 64 elsewhere.
         mask: booleans that broadcast to `[...]`. Where it is not set the value is 0 and
             nothing has a derivative, whatever truth and members are there, such as
             `mask=~jnp.isnan(truth)`. None: all elements count.
@@ -126,7 +128,8 @@ def crps_of_weight(
         return magnitude(away[0])
     # What a pair's distance counts beside its two errors; e of the source is 1 - kept.
     kept = 1 - (1 - fair) / count
-    if form == "pairs" or (form == "auto" and count <= _MOST_IN_PAIRS):
+    most = _MOST_IN_PAIRS.get(tracing_platform(), _MOST_IN_PAIRS_ELSE)
+    if form == "pairs" or (form == "auto" and count <= most):
         return _of_pairs(away, kept)
     return jnp.mean(magnitude(away), axis=0) - _spread(away) * kept
 
@@ -272,7 +275,7 @@ def _over_blocks(add, away, total):
     itself or none. Compilers keep the parts of a sum that is written out, hence a loop.
     """
     count, ones = len(away), (1,) * (away.ndim - 1)
-    block = min(_BLOCKS.get(tracing_platform(), _BLOCK), count)
+    block = min(_BLOCK.get(tracing_platform(), _BLOCK_ELSE), count)
     padding = [(0, -count % block)] + [(0, 0)] * len(ones)
     padded, place = jnp.pad(away, padding), jnp.arange(count)
 

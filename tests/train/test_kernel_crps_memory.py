@@ -26,7 +26,7 @@ def naive(members, truth, fair):
 @pytest.mark.parametrize("block", [1, 4, 16])  # 1 of a CPU, 16 of accelerators
 @pytest.mark.parametrize("count", [2, 5, 16])
 def test_derivatives_are_those_of_the_definition(count, block, monkeypatch):
-    monkeypatch.setitem(kernel_crps._BLOCKS, "cpu", block)
+    monkeypatch.setitem(kernel_crps._BLOCK, "cpu", block)
     with jax.enable_x64(True):
         draws = np.random.default_rng(count).normal(size=(count + 1, 7))
         members, truth = jnp.asarray(draws[1:]), jnp.asarray(draws[0])
