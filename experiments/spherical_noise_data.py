@@ -27,13 +27,9 @@ def grid_of(config) -> SphericalGrid:
 
 def system_of(config) -> HeldSuarez:
     """The simulator."""
-    system = HeldSuarez(
+    return HeldSuarez(
         num_levels=config.data.num_levels, step_minutes=config.data.step_minutes
     )
-    # Its matrices are made here, outside of any program: those that are made inside of
-    # one belong to that program's mesh, and a program of another mesh cannot use them.
-    _ = system.space
-    return system
 
 
 def simulate(config) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ has spun up, stationary: no seasons, no land, no water.
 
 import dataclasses
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -159,7 +160,16 @@ class _Core(NamedTuple):
 
 @functools.cache
 def _core(system: HeldSuarez) -> _Core:
-    """The compiled-in parts of a system: matrices of its transforms and its scheme."""
+    """The compiled-in parts of a system: matrices of its transforms and its scheme.
+
+    They are made once, in a thread of their own: arrays that are made where a program
+    is being traced belong to its mesh, and programs of another mesh cannot use them.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_make_core, system).result()
+
+
+def _make_core(system):
     try:
         from dinosaur import (
             coordinate_systems,
@@ -178,8 +188,7 @@ def _core(system: HeldSuarez) -> _Core:
             " 'ensjax[weather]'"
         ) from error
     unit = scales.units
-    # Constants of the core are made once, also where the first use is being traced.
-    with jax.ensure_compile_time_eval(), jax.numpy_rank_promotion("allow"):
+    with jax.numpy_rank_promotion("allow"):
         specs = primitive_equations.PrimitiveEquationsSpecs.from_si()
         grid = spherical_harmonic.Grid.construct(
             max_wavenumber=system.truncation,

@@ -1,12 +1,13 @@
 """The Held-Suarez atmosphere, archives of it, and the cache that keeps them."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from ensjax import make_mesh
+from ensjax import make_mesh, map_members
 from ensjax.emulate.archive import Archive
 from ensjax.emulate.held_suarez import HeldSuarez
 from ensjax.emulate.held_suarez_archive import held_suarez_archive
@@ -106,6 +107,25 @@ SMALL = dict(
     spin_up_days=1, gap_days=1, settle_days=0, cases_per_call=2,
     mesh=make_mesh(member=1),
 )  # fmt: skip
+
+
+def test_programs_of_other_meshes_can_use_it_after_a_first_use_in_one():
+    """Its matrices belong to no mesh, although they are made where it is first used."""
+    system = dataclasses.replace(SYSTEM, step_minutes=96)  # of no other test
+    keys = jax.random.split(jax.random.key(1), 2)
+    found = [
+        map_members(_first_observed(system), kinds=("member",), mesh=mesh)(keys)
+        for mesh in (make_mesh(member=2), make_mesh(member=1), make_mesh(data=2))
+    ]
+    expected = jax.vmap(_first_observed(system))(keys)
+    for values in found:
+        # Rounding of transforms; the wave of pressure is of some 3 %.
+        np.testing.assert_allclose(values, expected, rtol=1e-4)
+
+
+@functools.cache
+def _first_observed(system):
+    return lambda key: system.observe(system.step(system.start(key)))
 
 
 def test_what_is_seen_can_be_put_into_another_state(start, days_later):
