@@ -30,6 +30,8 @@ and 60 steps are in no plan: nothing here says what they take at full size.
 
 import ml_collections
 
+_LEVELS_HPA = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1_000)
+
 
 def get_config(preset="small"):  # smoke | small | claims | paper
     if preset == "paper":
@@ -106,14 +108,14 @@ def get_config(preset="small"):  # smoke | small | claims | paper
 
 
 def _paper():
-    """The training of SFNO at 0.25 degrees; nobody has run it.
+    """SFNO at 0.25 degrees, and 7,424 members of a start; nobody has run it.
 
-    Batch and rate are assumed. Members, starts and leads are no part of it.
+    Batch, rate and weights of channels are assumed, as in `huge_ensembles.py`.
     """
     config = ml_collections.ConfigDict(
         dict(experiment="huge_ensembles_7424", scale="full")
     )
-    config.title = "Huge ensembles II at full size: training of 29 checkpoints"
+    config.title = "Huge ensembles II at full size: 29 checkpoints, 7,424 members"
     config.seed = 0
     config.num_seeds = 1
     config.num_checkpoints = 29
@@ -135,6 +137,26 @@ def _paper():
             steps_per_call=1,
             save_every_steps=1_000,
             block=1,
+            # Of u10 v10 u100 v100 t2m sp msl tcwv d2m, then of u v z t q on each level.
+            channel_weights=(0.1, 0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1, 0.1)
+            + tuple(hpa / 1_000 for hpa in _LEVELS_HPA for _ in range(5)),
+        )
+    )
+    # All members of one of 92 starts; another start is another such job.
+    of_day = tuple(range(1, 5))  # 6-hourly, the last one a whole day later
+    config.forecasts = ml_collections.ConfigDict(
+        dict(
+            num_pairs=128,  # of each checkpoint: 256 members
+            num_cycles=3,
+            noise_km=500.0,
+            seed_channel=46,  # the height of 500 hPa
+            # t2m d2m tcwv t850 z500 z300 msl t500 sp, as kept of the published run.
+            kept_channels=(4, 8, 7, 62, 46, 36, 6, 47, 5),
+            extreme_channel=4,  # t2m
+            # Days 4, 7 and 10, which were scored, and the last step of 15 days.
+            lead_steps=tuple(4 * day + n for day in (3, 6, 9) for n in of_day) + (60,),
+            block=1,
+            mesh=dict(member=29, data=1, model=1),  # a checkpoint on each device
         )
     )
     # Of every checkpoint a sample on four devices that split its latitudes: 256 of them

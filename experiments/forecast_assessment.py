@@ -23,8 +23,8 @@ training_job = training.training_job
 
 def validate(config):
     """Raises `ConfigError` for what would fail later, in one line."""
-    choose("source", config.source, dict.fromkeys(("lorenz96", "ifs")))
-    if config.source == "ifs":
+    choose("source", config.source, dict.fromkeys(("lorenz96", "era5")))
+    if config.source == "era5":
         return
     weather.validate(config)
     check_numbers(config, ("num_seeds", "cost_repeats"), at_least=1)
@@ -73,11 +73,11 @@ def run(config, run_dir):
     Raises:
         ConfigError: for data that are not at hand, before anything is done.
     """
-    if config.source == "ifs":
+    if config.source == "era5":
         raise ConfigError(
-            "forecasts of PanguWeather and of the IFS are not at hand, so that this"
-            " preset is not run: ensjax verify FORECAST TRUTH --compare-to OTHER scores"
-            " them where they are."
+            "era5 and the forecasts of the IFS are not at hand, so that this preset is"
+            " planned: ensjax plan. Where forecasts are, ensjax verify FORECAST TRUTH"
+            " --compare-to OTHER scores them."
         )
     stages = {
         "simulate": lambda done: training.simulate(config),

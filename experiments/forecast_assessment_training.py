@@ -16,7 +16,6 @@ import ensjax
 from ensjax.emulate.closure import closure_forecasts
 from ensjax.emulate.rollout import NetworkStep, Rollout
 from ensjax.emulate.windows import OwnTask
-from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import load_beside
 from ensjax.mapping import map_members
 from ensjax.mesh import fetch, make_mesh
@@ -32,6 +31,7 @@ from ensjax.train import (
 )
 
 weather = load_beside(__file__, "lorenz96_forecasts")
+published = load_beside(__file__, "huge_ensembles_training")
 
 ROWS_AT_ONCE = 256  # forecasts of one network
 NETWORKS = ("emulator", "multistep", "crps")
@@ -62,13 +62,10 @@ def training_job(config, archives=None, *, name="emulator", shapes_only=False):
         shapes_only: leave the data as their shapes.
 
     Raises:
-        ConfigError: for the preset at full size, of which nothing is trained here.
+        ConfigError: for data that are not at hand, unless `shapes_only`.
     """
-    if config.source != "lorenz96":
-        raise ConfigError(
-            "nothing is trained at full size: forecasts of PanguWeather and of the IFS"
-            " are not at hand; ensjax verify scores them where they are."
-        )
+    if config.source != "lorenz96":  # several steps, of a network of published size
+        return published.training_job(config, shapes_only=shapes_only)
     training, archive = config.training, config.archive
     length = training.num_rollout_steps + 1
     if shapes_only:

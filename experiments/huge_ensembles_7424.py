@@ -19,12 +19,13 @@ ensembles = load_beside(__file__, "huge_ensembles_members")
 cost = load_beside(__file__, "huge_ensembles_7424_cost")
 draws = load_beside(__file__, "huge_ensembles_7424_draws")
 huge = load_beside(__file__, "huge_ensembles_7424_members")
+planned = load_beside(__file__, "huge_ensembles_7424_plan")
 scores = load_beside(__file__, "huge_ensembles_7424_scores")
 verdicts = load_beside(__file__, "huge_ensembles_7424_claims")
 tables = load_beside(__file__, "huge_ensembles_7424_tables")
 figures = load_beside(__file__, "huge_ensembles_7424_figures")
 
-training_job = training.training_job
+training_job, forecast_job = training.training_job, planned.forecast_job
 
 
 def validate(config):

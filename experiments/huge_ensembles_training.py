@@ -61,8 +61,9 @@ def latitude_axis(config) -> str | None:
 def loss_of(config):
     """The squared error of one step; on the sphere by area and by channel.
 
-    A pole that is repeated counts once. The weights of channels are
-    `training.channel_weights`; a config without them weighs channels alike.
+    There it is of `training.num_rollout_steps`, if a config has them. A pole that is
+    repeated counts once. The weights of channels are `training.channel_weights`; a
+    config without them weighs channels alike.
     """
     if config.model.name == "sfno":
         grid = SphericalGrid(*config.archive.space, "poles", northward=False)
@@ -70,7 +71,8 @@ def loss_of(config):
             grid.quadrature(), config.training.get("channel_weights")
         )
         score = PointError(latitude_axis=latitude_axis(config))
-        return RolloutLoss(1, score, element_weights=weights)
+        steps = config.training.get("num_rollout_steps", 1)
+        return RolloutLoss(steps, score, element_weights=weights)
     return StepError()
 
 
@@ -131,18 +133,19 @@ def job_of(config, ids, data, **more) -> TrainingJob:
 
 
 def window_shapes(config) -> jax.ShapeDtypeStruct:
-    """Shapes of the windows, `[window, seed, 2, *space, channel]`.
+    """Shapes of the windows, `[window, seed, time, *space, channel]`, of two times.
 
     At full size those of one batch: the steps of the archive stream.
     """
-    archive = config.archive
+    archive, length = config.archive, 2
     if archive.source == "lorenz96":
         count = archive.num_train_runs * (archive.num_train_outputs - 1)
         one = (archive.num_sites, 1)
     else:
         count = config.training.batch_size
         one = (*archive.space, archive.num_channels)
-    return jax.ShapeDtypeStruct((count, config.num_seeds, 2, *one), np.float32)
+        length = 1 + config.training.get("num_rollout_steps", 1)
+    return jax.ShapeDtypeStruct((count, config.num_seeds, length, *one), np.float32)
 
 
 def windows_of(config, archives) -> np.ndarray:

@@ -12,6 +12,7 @@ from ensjax.emulate.closure import (
     closure_forecasts,
     fit_closure,
 )
+from ensjax.emulate.forecast_plan import ForecastJob, ForecastPlan, plan_forecasts
 from ensjax.emulate.held_suarez import HeldSuarez
 from ensjax.emulate.held_suarez_archive import held_suarez_archive
 from ensjax.emulate.kept import archive_folder, kept_archive
@@ -81,6 +82,8 @@ __all__ = [
     "ConstantPerturbation",
     "ConstantSpread",
     "FieldsStep",
+    "ForecastJob",
+    "ForecastPlan",
     "GaussianField",
     "GaussianPerturbation",
     "GlobalNorm",
@@ -125,6 +128,7 @@ __all__ = [
     "lagged_ensemble",
     "lorenz96_archive",
     "lorenz96_tendency",
+    "plan_forecasts",
     "product_ids",
     "read_pp",
     "run_climate",

@@ -286,6 +286,11 @@ class BredVectors:
         if self.num_cycles < 1:
             raise ValueError(f"num_cycles must be at least 1; got {self.num_cycles}.")
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of `step` that one vector takes: two in each cycle."""
+        return 2 * self.num_cycles
+
     def __call__(self, model: Any, key: jax.Array, start: Start) -> jax.Array:
         """`[*space, channel]`."""
         analyses = self.analyses(start)

@@ -18,6 +18,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         console.print(report["does_not_fit"], markup=False)
     else:
         _print_plan(console, report)
+    if report["forecasts"] is not None:
+        _print_forecasts(console, report["forecasts"])
     if report["choices"] is not None:
         _print_choices(console, report)
     if report["tuning"] is not None:
@@ -271,6 +273,32 @@ def _print_run(console, plan):
         " counts. The estimate is compilation, steps, calls and evaluations; not"
         " loading, saving, or what comes after training."
     )
+
+
+def _print_forecasts(console, plan):
+    mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
+    title = f"Forecasts of {plan['num_members']:,} members ({mesh})"
+    table = _table(title, "what", "each device")
+    memory, step = plan["memory"], plan["step"]
+    steps = plan["num_steps"] + plan["num_breeding_steps"]
+    rows = {
+        "members, one after the other" if plan["block"] == 1 else "members": (
+            f"{plan['num_rows']:,}, {plan['block']} at once"
+        ),
+        "steps of each": f"{plan['num_steps']:,} + {plan['num_breeding_steps']} to"
+        " make its perturbation",
+        **{name: show_bytes(size) for name, size in plan["arrays"].items()},
+        "temporaries": show_bytes(memory["temporary_bytes"]),
+        "peak": show_bytes(plan["peak_bytes"]),
+        f"one step of {plan['block']}: operations": _count(step["flops"]),
+        f"all {plan['num_rows'] * steps:,} steps: operations": _count(plan["flops"]),
+        "time to compile here": show_seconds(memory["compile_seconds"]),
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    console.print(table)
+    if step["has_loop"]:
+        console.print("A step holds a loop, whose body is counted once.")
 
 
 def _print_choices(console, report):

@@ -213,6 +213,7 @@ def _plan_here(
         "fields": [],
         "fixed": _show_fixed(options, fields, is_mapped),
         "plan": None,
+        "forecasts": None,
         "choices": None,
         "tuning": None,
     }
@@ -260,7 +261,29 @@ def _plan_here(
             rows = _local_members(job, mesh)
             pin = _pin_of_timing(fields, tuning, job.options, rows)
             report["tuning"]["field"] = pin
+        report["forecasts"] = _plan_forecasts(experiment, config, mesh, say)
     return report
+
+
+def _plan_forecasts(experiment, config, mesh, say) -> dict[str, Any] | None:
+    """Of a config with `forecasts`, on the first devices of those that are planned for.
+
+    Raises:
+        ConfigError: if there are too few devices.
+    """
+    if "forecasts" not in config or not hasattr(experiment, "forecast_job"):
+        return None
+    from ensjax.emulate import plan_forecasts
+
+    job = experiment.forecast_job(config)
+    devices, number = list(mesh.devices.flat), math.prod(job.mesh_sizes.values())
+    if number > len(devices):
+        raise ConfigError(
+            f"config.forecasts.mesh has {number} devices, of which {len(devices)} are"
+            " planned for: set --config.forecasts.mesh.member to fewer."
+        )
+    own = job.mesh(devices[:number])
+    return plan_forecasts(job, own, say=say).to_json()
 
 
 @contextlib.contextmanager
