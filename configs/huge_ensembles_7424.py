@@ -2,7 +2,7 @@
 
     ensjax run configs/huge_ensembles_7424.py
     ensjax run configs/huge_ensembles_7424.py:claims
-    ensjax plan configs/huge_ensembles_7424.py:paper   # its training, from shapes alone
+    ensjax plan configs/huge_ensembles_7424.py:paper   # from shapes alone
 
 The checkpoints of `huge_ensembles.py`, with 619 centred pairs each: 7,428 members of
 every start of two-scale Lorenz-96, bred and random. All members of a start are one
@@ -23,9 +23,14 @@ experiments/RESULTS.md has the rest.
 Costs are the last stage: delete `stages/cost.npz` and `results.json` of a finished run,
 and the same command times them again, alone, such as on a quiet machine.
 
-`paper` is planned, not run, and its plan is of the training alone, of 29 checkpoints as
-in `huge_ensembles.py:paper`. The 7,424 members of each of 92 starts, their bred vectors
-and 60 steps are in no plan: nothing here says what they take at full size.
+`paper` is planned, not run: the training of 29 checkpoints as in
+`huge_ensembles.py:paper`, and the forecasts of the 7,424 members of one of 92 starts,
+on 29 devices with a checkpoint each. A device runs 256 members, one after the other: 60
+steps and 6 for its bred vector. They are 2.3e17 operations, 80 minutes at the 3.5 steps
+a second of an H200 (experiments/benchmarks/emulate-gpu-h200.json). Moments of nine
+channels, extremes with their members, exceedances and outliers of one are kept at 13
+leads. The plan has a peak of 39 GiB a device, as XLA's compiler for CPU lays
+temporaries out.
 """
 
 import ml_collections
