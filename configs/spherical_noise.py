@@ -79,7 +79,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     config.alpha = 0.95  # of the almost fair estimator
     config.centred = False
     config.spectral_weight = 0.1
-    config.batch_size = 2 if smoke else 8
+    config.batch_size = 2 if smoke else 1 if claims else 8
     config.max_norm = 32.0  # of a gradient
     config.steps_per_call = 2 if smoke else 100
     config.block = 5 if claims else 1  # networks at once
@@ -90,7 +90,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             num_members=2 if smoke else 16,
             num_long_members=2,  # go on to the long days
             cases_at_once=8 if claims else 1,  # of one network, in one batch
-            gap_days=3 if smoke else 80 if claims else 20,
+            gap_days=3 if smoke else 200 if claims else 20,  # one case of each run
         )
     )
     # Beyond it the simulator's filter leaves little: spectra are compared up to there.

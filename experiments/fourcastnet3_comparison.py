@@ -31,7 +31,7 @@ class Comparison:
         cheapest: the fastest sampler whose fair CRPS is within 1 % of that.
         ratio: fair CRPS of the network over that of `best`, `[seed]`.
         ratio_half: half the 95 % interval that the choice of the test's runs makes.
-        faster: members a second of the network over those of `cheapest`.
+        faster: members a second of the network over those of `cheapest`, `[seed]`.
         ssr: spread over error of the network and of `cheapest`, means over seeds.
     """
 
@@ -39,7 +39,7 @@ class Comparison:
     cheapest: str
     ratio: np.ndarray
     ratio_half: float
-    faster: float
+    faster: np.ndarray
     ssr: tuple[float, float]
 
     @property
@@ -57,13 +57,13 @@ def compare(config, found) -> Comparison:
     weights = base.draw_runs(config)
     drawn = [weights @ found[f"fair_by_run_{name}"].T for name in (NET, best)]
     within = [name for name in names if fair[name] <= EQUAL * fair[best]]
-    cheapest = max(within, key=lambda name: float(found[f"rate_{name}"]))
+    cheapest = max(within, key=lambda name: float(found[f"rate_{name}"].mean()))
     return Comparison(
         best,
         cheapest,
         found[f"fair_{NET}"] / found[f"fair_{best}"],
         base.half_of_draws(config, drawn[0] / drawn[1]),
-        float(found[f"rate_{NET}"] / found[f"rate_{cheapest}"]),
+        found[f"rate_{NET}"] / found[f"rate_{cheapest}"],
         tuple(float(found[f"ssr_{name}"].mean()) for name in (NET, cheapest)),
     )
 
@@ -85,11 +85,10 @@ def half_ahead(config, done) -> float:
 def make_claims(config, done, **about) -> list[dict]:
     """32.a and 32.b.
 
-    All seeds share the runs that they are tested on, one ensemble of the simulator, and
-    one number for the speed of each system: of the first seed, on one device.
+    All seeds share the runs that they are tested on, and one ensemble of the simulator.
+    Equal skill is fair CRPS and a spread that fits the error, of both.
     """
-    both = compare(config, done["sample"])
-    seeds = np.ones(config.num_seeds)
+    both, found = compare(config, done["sample"]), done["sample"]
     equal = Part(
         "fair CRPS over the best sampler's", both.ratio, MOST_BEHIND, "<",
         shared_half=both.ratio_half,
@@ -112,16 +111,22 @@ def make_claims(config, done, **about) -> list[dict]:
             **about,
         ),
         claim_of_all(
-            "32.b: 8 to 60 times faster than a diffusion sampler of equal skill (spread"
-            f" over error {both.ssr[0]:.2f}, the sampler's {both.ssr[1]:.2f})",
+            "32.b: 8 to 60 times faster than a diffusion sampler of equal skill",
             parts=[
-                Part(
-                    "times as many members a second, one timing of one device",
-                    both.faster * seeds,
-                    8.0,
-                    ">",
-                ),
+                Part("times as many members a second", both.faster, 8.0, ">"),
                 equal,
+                *(
+                    Part(
+                        f"|SSR - 1| of the {what}",
+                        np.abs(found[name] - 1),
+                        SSR[1] - 1,
+                        "<",
+                    )
+                    for what, name in (
+                        ("network", f"ssr_{NET}"),
+                        ("sampler", f"ssr_{both.cheapest}"),
+                    )
+                ),
             ],
             expected="8 to 60 times",
             **about,
@@ -140,7 +145,7 @@ def make_checks(config, done) -> list[dict]:
             (simulated["crps"].mean(axis=1) / climate.mean(axis=1)).max(),
             1.0,
         ),
-        check_at_least("speed: times the cheapest sampler's", both.faster, 10.0),
+        check_at_least("speed: times the cheapest sampler's", both.faster.mean(), 10.0),
         check_at_most("speed: fair CRPS over the best's", both.ratio.mean(), 1.05),
     ]
     for what, ssr in zip(("network", "sampler"), both.ssr, strict=True):
@@ -204,7 +209,7 @@ def add_table(run_dir, config, done) -> None:
              interval_text(own) if name == NET else "",
              interval_text(found[f"ssr_{name}"]),
              f"{power.min():.2f} to {power.max():.2f}",
-             f"{found[f'rate_{name}']:,.1f}" if is_timed else "",
+             f"{found[f'rate_{name}'].mean():,.1f}" if is_timed else "",
              f"{found[f'calls_{name}']}" if is_timed else ""]
         )  # fmt: skip
     power = kept_power(config, sampler.power_ratio(simulated)[0])
@@ -230,8 +235,8 @@ def add_table(run_dir, config, done) -> None:
         f" on day 1, {config.simulator.num_members} of simulator and climate;"
         f" {config.num_seeds} seeds (means and 95 % intervals) of the networks, one of"
         " the simulator. Power is the least and the most over degrees"
-        f" 1 to {config.last_degree}. Days a second are one number of one device, the"
-        f" best of {config.sampler.num_timings} timings of the first seed's network."
+        f" 1 to {config.last_degree}. Days a second are of one device, means over"
+        " the seeds' networks, each timed alone; of the simulator one number."
         f" Training of a denoiser took {found['training_seconds']:,.0f} s. Skill of"
         f" network and sampler is {'' if both.is_equal else 'not '}equal: fair CRPS"
         f" within 3 % and both SSR in {SSR[0]} to {SSR[1]}.",
@@ -243,7 +248,7 @@ def describe(config, done) -> str:
     both = compare(config, done["sample"])
     word = "at equal skill" if both.is_equal else "but not at equal skill"
     return (
-        f" It makes {both.faster:.1f} times as many members a second as"
+        f" It makes {both.faster.mean():.1f} times as many members a second as"
         f" {label_of(both.cheapest)}, {word}: its fair CRPS on day 1 is"
         f" {both.ratio.mean():.3f} of the best sampler's, and spread over error is"
         f" {both.ssr[0]:.2f} and {both.ssr[1]:.2f}. The simulator's ensemble, whose"

@@ -68,7 +68,7 @@ def _systems(config, scores, done):
     finish(leads, x="days of forecast", y="fair CRPS, of the climate's sd", legend=True)
     rows = [(systems.NET, net, 0), *((name, other, 1) for name in samplers)]
     for name, color, mark in rows:
-        rate, fair = float(found[f"rate_{name}"]), found[f"fair_{name}"].mean()
+        rate, fair = found[f"rate_{name}"].mean(), found[f"fair_{name}"].mean()
         speed.plot([rate], [fair], color=color, marker=MARKERS[mark], ls="")
         word = "network" if name == systems.NET else name.removeprefix("levels_")
         speed.annotate(

@@ -184,9 +184,9 @@ def measure(config, run_dir, archive) -> dict[str, np.ndarray]:
     Returns:
         For each of `names_of`: `fair_` and `ssr_` `[seed]`, means of variables;
         `fair_by_run_` `[seed, run]`; `power_` of members over the truth's `[seed,
-        variable, l]`; `rate_`, members of a case and day made in a second by the first
-        network alone, the best of the timings, without compilation; `calls_` of a
-        network for a member. All but the last two also of `HALF`. And
+        variable, l]`; `rate_` `[seed]`, members of a case and day made in a second by
+        each network alone, the best of the timings, without compilation; `calls_` of
+        a network for a member. All but the last two also of `HALF`. And
         `training_seconds` of a denoiser with its part of the compilation, and its
         `frozen_steps` `[seed]`, the latest of both.
     """
@@ -214,17 +214,18 @@ def measure(config, run_dir, archive) -> dict[str, np.ndarray]:
         "frozen_steps": np.maximum(frozen, frozen_early),
     }
     for name, (make, ensemble, sampler) in ways.items():
-        made = _draw(config, make, ensemble, sampler, starts)
+        if name == HALF:
+            made = _draw(config, make, ensemble, sampler, starts)
+        else:
+            made, rates = _draw_timed(config, make, ensemble, sampler, starts)
+            found[f"rate_{name}"] = rates
+            found[f"calls_{name}"] = np.int64(sampler.num_calls)
         if name != NET:
             made = _whole(starts + sd * made, training.grid_of(config))
         found |= {
             f"{key}_{name}": value
             for key, value in _scores(config, np.asarray(made), truth).items()
         }
-        if name == HALF:
-            continue
-        found[f"rate_{name}"] = _rate(config, make, ensemble, sampler, starts)
-        found[f"calls_{name}"] = np.int64(sampler.num_calls)
     return found
 
 
@@ -249,16 +250,21 @@ def _draw(config, make, ensemble, sampler, starts):
     return fetch(jax.block_until_ready(drawn))
 
 
-def _rate(config, make, ensemble, sampler, starts):
-    """Members of a case a second, by one network."""
-    first = ensemble.select([0])
-    count = _draw(config, make, first, sampler, starts)[..., 0, 0, 0].size  # compiles
-    times = []
-    for _ in range(config.sampler.num_timings):
-        start = time.perf_counter()
-        _draw(config, make, first, sampler, starts)
-        times.append(time.perf_counter() - start)
-    return np.float64(count / min(times))
+def _draw_timed(config, make, ensemble, sampler, starts):
+    """What `_draw` gives, one network after the other, and members a second of each."""
+    drawn, rates = [], []
+    for seed in range(config.num_seeds):
+        one = ensemble.select([seed])
+        if seed == 0:  # compiles
+            _draw(config, make, one, sampler, starts)
+        times = []
+        for _ in range(config.sampler.num_timings):
+            start = time.perf_counter()
+            made = _draw(config, make, one, sampler, starts)
+            times.append(time.perf_counter() - start)
+        drawn.append(made)
+        rates.append(made[..., 0, 0, 0].size / min(times))
+    return np.concatenate(drawn), np.array(rates)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -34,7 +34,8 @@ def add_tables(run_dir, config, done) -> None:
         " and fair CRPS take members for independent, which those of one checkpoint"
         " are not. The simulator's members are perturbed at random. Early: after"
         f" {config.training.early_steps:,} of {config.training.total_steps:,} steps,"
-        " where checkpoints differ more and err more.",
+        " where checkpoints differ more and err more. Of lagged starts two of the five"
+        " members begin at analyses after the others', which no forecast has.",
     )
     at = verdicts.units(config.efi.judged_leads)
     labels = {

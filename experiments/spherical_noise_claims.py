@@ -136,6 +136,32 @@ def check_long_power(config, scores, place=-1, last_degree=None) -> dict:
     )
 
 
+def check_level_one(config, found) -> list[dict]:
+    """(a), (c) and (d) of level 1, means over seeds, variables and leads.
+
+    Of SSR the leads from the second step on.
+    """
+    ratio = found["diffusion"]["crps"].mean() / found["places"]["crps"].mean()
+    later = [i for i, day in enumerate(config.test.lead_days) if day >= 2]
+    ssr = found["diffusion"]["ssr"][:, later].mean(axis=(0, 2))
+    large = {name: found[name]["large_ssr"].mean() for name in ("diffusion", "white")}
+    return [
+        check(
+            "(a) CRPS of places, with over without waves",
+            bound="0.97 to 1.03",
+            measured=ratio,
+            passed=abs(ratio - 1) <= 0.03,
+        ),
+        check_at_least("(c) SSR from step 2 on, least", ssr.min(), 0.8),
+        check_at_most("(c) SSR from step 2 on, most", ssr.max(), 1.15),
+        check_at_most(
+            "(d) SSR of degrees 1 to 5, white over diffusion noise",
+            large["white"] / large["diffusion"],
+            1.0,
+        ),
+    ]
+
+
 def make_claims(config, done) -> list[dict]:
     """32.d: the sphere's noise, and a loss that sees waves, make better spectra."""
     found = scores_of(done)
@@ -200,6 +226,7 @@ def make_checks(config, done) -> list[dict]:
             1e-6,
         ),
         check_at_least("scramble: CRPS of waves", noise["scramble_waves"], 1.5),
+        *check_level_one(config, found),
         check_at_most(
             "(b) distance of spectra, with over without waves",
             mine / found["places"]["distance"].mean(),

@@ -211,10 +211,15 @@ def test_presets_are_valid(preset):
     experiment.validate(config_of(preset))
 
 
-def test_what_is_not_at_hand_is_said_at_once(tmp_path):
+def test_what_is_not_at_hand_is_said_at_once_and_planned(tmp_path):
+    config = config_of("paper")
     for call in (experiment.training_job, lambda c: experiment.run(c, tmp_path)):
-        with pytest.raises(ConfigError, match="ensjax verify"):
-            call(config_of("paper"))
+        with pytest.raises(ConfigError, match="ensjax plan"):
+            call(config)
+    job = experiment.training_job(config, shapes_only=True)
+    assert job.is_stream and job.data.shape == (32, 1, 9, 721, 1440, 74)
+    loss = job.options["loss"].loss
+    assert loss.num_steps == 8 and np.shape(loss.element_weights) == (721, 1, 74)
 
 
 def test_plans_have_the_shapes_of_what_is_simulated():
@@ -232,7 +237,7 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path):
     assert run_and_report(options) == 0
     path = tmp_path / "run" / "results.json"
     first = json.loads(path.read_text())
-    assert len(first["claims"]) == 7 and len(first["checks"]) == 31
+    assert len(first["claims"]) == 6 and len(first["checks"]) == 31
     path.unlink()
     assert run_and_report(options) == 0
     assert json.loads(path.read_text()) == first

@@ -421,7 +421,7 @@ def test_the_published_sizes_are_planned_and_not_run(name, tmp_path):
     sizes = sum(x.size for x in jax.tree.leaves(ensemble.params)) / 29
     assert 1.0e9 < sizes < 2.4e9, "a complex number is two real ones"
     weights = np.array(job.options["loss"].loss.element_weights)
-    assert weights.shape == (721, 1, 74 if name == "huge_ensembles" else 1)
+    assert weights.shape == (721, 1, 74)
     assert weights.mean() == pytest.approx(1)
     # A pole of 1,440 places has the area of one cap.
     assert weights[0, 0, 0] < 2e-3 * weights[360, 0, 0]
