@@ -5,12 +5,14 @@ and forecasts, `_claims.py` judges and `_figures.py` draws.
 """
 
 import importlib.util
+import time
 
 import numpy as np
 
 from ensjax.experiment import ConfigError
 from ensjax.experiment.fields import check_numbers, choose, load_beside
 from ensjax.experiment.stages import run_stages
+from ensjax.train.progress import duration
 from ensjax.verification.bootstrap import LEAST_BLOCKS
 
 training = load_beside(__file__, "spherical_noise_training")
@@ -120,7 +122,7 @@ def emulate(config, run_dir, archive) -> dict[str, np.ndarray]:
     ensemble, frozen = training.train(config, run_dir, archive)
     starts, _ = training.data.test_starts(config, archive)
     is_white = training.hyper_of(config)["is_white"]
-    found = {}
+    found, begun = {}, time.perf_counter()
     for number, variant in enumerate(training.VARIANTS):
         own = np.arange(config.num_seeds) + number * config.num_seeds
         # The others go on by two members, for their power.
@@ -137,4 +139,10 @@ def emulate(config, run_dir, archive) -> dict[str, np.ndarray]:
             found[f"{variant}_{name}"] = np.stack([row[name] for row in rows])
         found[f"{variant}_frozen_steps"] = frozen[own]
         found[f"{variant}_example"] = forecasts[0, 0, :2]
+        taken, left = time.perf_counter() - begun, len(training.VARIANTS) - number - 1
+        print(
+            f"forecasts of {variant}: {duration(taken)}"
+            + (f" | {duration(taken / (number + 1) * left)} left" if left else ""),
+            flush=True,
+        )
     return found
