@@ -26,8 +26,8 @@ devices, rollouts of 1, 2 and 3 steps. ERA5 is not at hand, so that it is planne
 run: 2.12 billion parameters (1.18 of the forecaster, 0.47 each of prior and posterior),
 33.9 GB with gradients and Adam's moments, 1.24 x 10^15 operations a training step of
 one case and eight members, 5.35 x 10^13 a step of a member's forecast
-(`fuxi_ens_networks.costs`, which counts loops in full), and by the plan a peak of 97
-GiB on each of eight devices, of which 57 GiB are temporaries as XLA's compiler for CPU
+(`fuxi_ens_networks.costs`, which counts loops in full), and by the plan a peak of 93
+GiB on each of eight devices, of which 53 GiB are temporaries as XLA's compiler for CPU
 lays them out. Score and KL are means over the area, with all channels alike: weights
 of channels are not published. Not published and assumed: width and heads of the
 transformers, warm-up; static fields and the time of the year are left out.
