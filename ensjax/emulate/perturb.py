@@ -199,6 +199,23 @@ def bred_amplitude(
     return share * jnp.sqrt(jnp.mean(size**2, axis=axes))
 
 
+def _check_amplitude(amplitude):
+    """Raises `ValueError` where the numbers are known, and are none to scale by.
+
+    A pytree is also made of what stands for its arrays: tracers, shapes, axes.
+    """
+    is_known = isinstance(amplitude, np.ndarray)
+    if isinstance(amplitude, jax.Array) and not isinstance(amplitude, jax.core.Tracer):
+        is_known = amplitude.is_fully_addressable and not amplitude.is_deleted()
+    known = np.asarray(amplitude) if is_known else np.zeros(0)
+    wrong = np.flatnonzero(~((known >= 0) & (known < np.inf)))
+    if wrong.size:
+        raise ValueError(
+            "amplitude must be finite and not negative; that of channel"
+            f" {wrong[0]} is {known.ravel()[wrong[0]]}."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class NormalNoise:
     """Independent normal numbers everywhere; spherical noise can take its place."""
@@ -217,11 +234,18 @@ class RandomPerturbation:
         amplitude: `[channel]`.
         norm: of a perturbation.
         noise: `noise(key, shape) -> [*space, channel]`, or of one channel for all.
+
+    Raises:
+        ValueError: for an amplitude that is negative or not finite (one that is traced
+            is not looked at); on the call, for one of other channels than the state's.
     """
 
     amplitude: jax.Array
     norm: Any = dataclasses.field(default=GlobalNorm(), metadata={"static": True})
     noise: Any = dataclasses.field(default=NormalNoise(), metadata={"static": True})
+
+    def __post_init__(self):
+        _check_amplitude(self.amplitude)
 
     def __call__(self, model: Any, key: jax.Array, start: Start) -> jax.Array:
         """`[*space, channel]`; the model has no say."""
@@ -267,7 +291,9 @@ class BredVectors:
             later than it is added.
 
     Raises:
-        ValueError: if there is no cycle; on the call, for a history that is too short.
+        ValueError: if there is no cycle, or for an amplitude that is negative or not
+            finite (one that is traced is not looked at); on the call, for an amplitude
+            or seeds of other channels than the state's, or a history that is too short.
     """
 
     amplitude: jax.Array
@@ -285,6 +311,7 @@ class BredVectors:
     def __post_init__(self):
         if self.num_cycles < 1:
             raise ValueError(f"num_cycles must be at least 1; got {self.num_cycles}.")
+        _check_amplitude(self.amplitude)
 
     @property
     def num_steps(self) -> int:
@@ -293,6 +320,7 @@ class BredVectors:
 
     def __call__(self, model: Any, key: jax.Array, start: Start) -> jax.Array:
         """`[*space, channel]`."""
+        self._check_channels(start.state.shape[-1])
         analyses = self.analyses(start)
         delta = self.noise(jax.random.fold_in(key, 0), start.state.shape)
         wide = (1,) * (delta.ndim - 1) + (-1,)
@@ -314,6 +342,20 @@ class BredVectors:
 
         numbers = jnp.arange(self.num_cycles)
         return jax.lax.scan(cycle, delta, (numbers, analyses))[0]
+
+    def _check_channels(self, channels):
+        shape = jnp.shape(self.amplitude)
+        if shape != (channels,):
+            raise ValueError(
+                f"amplitude must be [channel] = ({channels},), the channels of the"
+                f" start; got {shape}."
+            )
+        for channel in self.seed_channels or ():
+            if channel not in range(-channels, channels):
+                raise ValueError(
+                    f"seed_channels must be of the {channels} channels of the start;"
+                    f" got {channel}."
+                )
 
     def analyses(self, start: Start) -> jax.Array:
         """Those that the cycles start from, `[cycle, *space, channel]`."""
@@ -378,14 +420,20 @@ def lagged_ensemble(
             case's own has L.
 
     Raises:
-        ValueError: if no case or no lead has all lags, or lags repeat.
+        ValueError: if no case or no lead has all lags, or lags repeat or are no whole
+            numbers.
 
     Source: Mahesh et al. 2024, arXiv:2408.03100, section 3; Brenowitz et al. 2024,
     arXiv:2401.15305.
     """
-    lags = np.asarray(lags, np.int64)
-    if lags.ndim != 1 or not lags.size or len(set(lags.tolist())) != lags.size:
+    lags = np.asarray(lags)
+    is_whole = lags.dtype.kind in "iuf" and np.all(
+        np.isfinite(lags) & (lags == np.round(lags))
+    )
+    is_list = lags.ndim == 1 and 0 < lags.size == len(set(lags.tolist()))
+    if not is_whole or not is_list:
         raise ValueError(f"lags must be different integers [lag]; got {lags}.")
+    lags = lags.astype(np.int64)
     num_starts, num_leads = values.shape[:2]
     cases = np.arange(max(0, -lags.min()), num_starts - max(0, lags.max()))
     leads = np.arange(max(0, lags.max()), num_leads + min(0, lags.min()))

@@ -159,6 +159,11 @@ def fold_product(
     of members to the first lead, folds in what is seen of them, goes on to the next,
     and at last takes the next block; then the devices' states are merged.
 
+    A member that becomes NaN under way is left out of the scores of `member_states`
+    there, and nothing says so: they are of the others alone. A state of
+    `verification.member_state.init_not_finite` beside theirs counts such members, by
+    lead and element.
+
     Args:
         forecast: of one member.
         members: who runs, `[member]`, in any order.

@@ -34,7 +34,7 @@ from ensjax.train.identity import LATER
 from ensjax.train.kernel_crps import kernel_crps
 from ensjax.train.losses import example_keys, weighted_mean
 from ensjax.train.noise_members import NoiseCrps
-from ensjax.train.rollouts import check_element_weights
+from ensjax.train.rollouts import check_element_weights, check_weights_fit
 
 RECONSTRUCTIONS = ("crps", "l1", "mse")
 DIRECTIONS = ("prior_posterior", "posterior_prior")
@@ -128,8 +128,9 @@ class VariationalLoss:
         fill: what a missing value is taken for; 0 is the mean of standardised values.
 
     Raises:
-        ValueError: for words and numbers that do not fit; on the call, for windows of
-            another length.
+        ValueError: for words and numbers that do not fit, and weights that are
+            negative, not finite or all 0; on the call, for windows of another length.
+        TypeError: if `element_weights` are no tuples.
     """
 
     num_members: int = 8
@@ -176,6 +177,7 @@ class VariationalLoss:
             )
         if min(weights) < 0 or not sum(weights) > 0:
             raise ValueError(f"step_weights are not negative, nor all 0: {weights}.")
+        check_element_weights(self.element_weights)
         if not self.kl_weight >= 0:
             raise ValueError(f"kl_weight must not be negative; got {self.kl_weight}.")
         _ = self._members  # checks the words and numbers of the CRPS
@@ -257,7 +259,7 @@ class VariationalLoss:
                 f"windows must be [batch, {length} or more, *space, channel],"
                 f" {num_states} states and {self.num_steps} truths; got shape {shape}."
             )
-        check_element_weights(self.element_weights, tuple(shape[2:]))
+        check_weights_fit(self.element_weights, tuple(shape[2:]))
 
     def _of_case(self, model, numbers, key, window):
         """The loss of one window, and what its metrics are made of, `[step]` each."""

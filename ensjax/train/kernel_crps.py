@@ -10,8 +10,11 @@ where two are equal. Differences are taken in float32 at least, of what the memb
 |0| has derivative 0, so that equal members are not pushed apart by their order.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from ensjax.mesh import tracing_platform
@@ -53,8 +56,8 @@ def kernel_crps(
             of members), "sorted" (M log M), or "auto": pairs of at most 128 members
             on a CPU and of 64 elsewhere.
         mask: booleans that broadcast to `[...]`. Where it is not set the value is 0 and
-            nothing has a derivative, whatever truth and members are there, such as
-            `mask=~jnp.isnan(truth)`. None: all elements count.
+            nothing has a derivative, whatever truth, members and weights are there,
+            such as `mask=~jnp.isnan(truth)`. None: all elements count.
         weights: what the values are multiplied by, broadcasting to `[...]`.
 
     Returns:
@@ -62,10 +65,10 @@ def kernel_crps(
         counts is `sum(values) / sum(mask)`.
 
     Raises:
-        ValueError: if shapes do not fit, a word is unknown, `alpha` is out of range, or
-            there is one member and the estimator is not the standard one, which then is
-            the absolute error.
-        TypeError: if the mask is not of booleans.
+        ValueError: if shapes do not fit, a word is unknown, `alpha` is out of range,
+            there is no member, or there is one and the estimator is not the standard
+            one, which then is the absolute error.
+        TypeError: if members or truth are complex, or the mask is not of booleans.
 
     Source: Lang et al. 2024, arXiv:2412.15832, equation 4 and its stable form; Ferro
     2014, QJRMS 140, equation 5 (fair). The optimum of the fair form with two members
@@ -78,14 +81,16 @@ def kernel_crps(
         >>> kernel_crps(members, jnp.array([0.7]), estimator="fair").round(4)
         Array([0.16], dtype=float32)
     """
-    members = jnp.asarray(members)
-    count = members.shape[0] if members.ndim else 0
-    fair = fair_weight(estimator, alpha, count)
+    members, truth = checked_members(members, truth)
+    fair = fair_weight(estimator, alpha, len(members))
     values = crps_of_weight(members, truth, fair, form=form, mask=mask)
     if weights is None:
         return values
     weights = jnp.asarray(weights, values.dtype)
-    return values * _of_elements("weights", weights, values.shape)
+    weights = _of_elements("weights", weights, values.shape)
+    if mask is not None:  # 0 times infinity is none
+        weights = jnp.where(jnp.asarray(mask), weights, 0.0)
+    return values * weights
 
 
 def crps_of_weight(
@@ -99,18 +104,14 @@ def crps_of_weight(
     """`kernel_crps` by the weight of its fair estimator, which may be traced.
 
     Members of a stack may then differ in it: 0 is the standard form, 1 the fair one.
-    That it is in range, and that there are two members, is for the caller to check.
+    That it is in range, and that there are two members, is for the caller to check
+    (`check_fair`).
 
     Raises:
         ValueError: if shapes do not fit or the form is unknown.
-        TypeError: if the mask is not of booleans.
+        TypeError: if members or truth are complex, or the mask is not of booleans.
     """
-    members, truth = jnp.asarray(members), jnp.asarray(truth)
-    if members.ndim < 1 or members.shape[1:] != truth.shape:
-        raise ValueError(
-            f"members must be [member, ...] and truth [...]; got {members.shape} and"
-            f" {truth.shape}."
-        )
+    members, truth = checked_members(members, truth)
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}; got {form!r}.")
     dtype = jnp.promote_types(jnp.result_type(members, truth), jnp.float32)
@@ -132,6 +133,28 @@ def crps_of_weight(
     if form == "pairs" or (form == "auto" and count <= most):
         return _of_pairs(away, kept)
     return jnp.mean(magnitude(away), axis=0) - _spread(away) * kept
+
+
+def checked_members(members: Any, truth: Any) -> tuple[jax.Array, jax.Array]:
+    """Arrays `[member, ...]` and `[...]`.
+
+    Raises:
+        ValueError: if shapes do not fit.
+        TypeError: if one is complex: those numbers have no order.
+    """
+    members, truth = jnp.asarray(members), jnp.asarray(truth)
+    if members.ndim < 1 or members.shape[1:] != truth.shape:
+        raise ValueError(
+            f"members must be [member, ...] and truth [...]; got {members.shape} and"
+            f" {truth.shape}."
+        )
+    dtype = jnp.result_type(members, truth)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"members and truth must be real; got {dtype}. `crps_of_complex` takes real"
+            " and imaginary parts."
+        )
+    return members, truth
 
 
 def crps_of_complex(
@@ -210,15 +233,42 @@ def fair_weight(estimator: str, alpha: float, num_members: int) -> float:
     """`weight_of_fair`, for this many members.
 
     Raises:
-        ValueError: as there, or for one member unless the weight is 0.
+        ValueError: as there, or as `check_fair`.
     """
     fair = weight_of_fair(estimator, alpha)
-    if num_members < 1 or (num_members < 2 and fair > 0):
+    check_fair(fair, num_members, estimator=estimator)
+    return fair
+
+
+def check_fair(fair: Any, num_members: int, *, estimator: str = "fair") -> None:
+    """Raises unless a CRPS has this weight of its fair estimator with so many members.
+
+    A weight that is traced is not known, and not looked at.
+
+    Args:
+        fair: from 0 (standard) to 1 (fair).
+        num_members: M.
+        estimator: what the weight is called.
+
+    Raises:
+        ValueError: for no member, a weight out of range, or one member unless the
+            weight is 0.
+    """
+    if num_members < 1:
+        raise ValueError(f"the CRPS needs at least one member; got {num_members}.")
+    if isinstance(fair, jax.core.Tracer):
+        return
+    known = np.asarray(fair)
+    if not ((known >= 0) & (known <= 1)).all():
+        raise ValueError(
+            f"fair must be from 0 (standard) to 1 (fair estimator); got {fair}."
+        )
+    if num_members < 2 and (known > 0).any():
         raise ValueError(
             f"the {estimator} CRPS needs at least two members; got {num_members}. One"
-            ' member has the estimator "standard", which is its absolute error.'
+            ' member has the estimator "standard" (a weight of 0), which is its'
+            " absolute error."
         )
-    return fair
 
 
 @jax.custom_jvp

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ensjax.ops.side_by_side import missing_places, side_by_side
 from ensjax.ops.sphere_split import own_block
@@ -121,7 +122,9 @@ class RolloutLoss:
             ones so.
 
     Raises:
-        ValueError: for sizes that do not fit; on the call, for windows that do not.
+        ValueError: for sizes that do not fit, and weights that are negative, not finite
+            or all 0; on the call, for windows that do not fit.
+        TypeError: if `element_weights` are no tuples.
 
     Example:
         >>> from ensjax.train import NoiseCrps, RolloutLoss, WhiteNoise
@@ -157,6 +160,7 @@ class RolloutLoss:
                 raise ValueError(
                     f"step_weights are not negative, nor all 0; got {weights}."
                 )
+        check_element_weights(self.element_weights)
         has_members = isinstance(self.score, NoiseCrps) and self.score.num_members > 1
         if self.fair_hyper is not None and not has_members:
             raise ValueError(
@@ -284,10 +288,40 @@ class RolloutLoss:
                 f"a rollout of {self.num_steps} steps{of_states} needs windows of"
                 f" {needed} times or more; these have {times}."
             )
-        check_element_weights(self.element_weights, tuple(state))
+        check_weights_fit(self.element_weights, tuple(state))
 
 
-def check_element_weights(weights: Any, state: tuple[int, ...]) -> None:
+def check_element_weights(weights: Any) -> None:
+    """Raises unless weights, or None, are nested tuples of numbers to weigh by.
+
+    Raises:
+        ValueError: if one is negative or not finite, as float32, or all are 0; names
+            the place.
+        TypeError: if they cannot be hashed, as a loss of `fit` is.
+    """
+    if weights is None:
+        return
+    try:
+        hash(weights)
+    except TypeError:
+        raise TypeError(
+            "element_weights must be nested tuples, such as those of"
+            f" `area_channel_weights`; got {type(weights).__name__}, or one inside."
+        ) from None
+    with np.errstate(over="ignore"):
+        values = np.asarray(weights, np.float32)
+    wrong = np.argwhere(~((values >= 0) & (values < np.inf)))
+    if len(wrong):
+        place = tuple(wrong[0].tolist())
+        raise ValueError(
+            f"element_weights must be finite and not negative; at {place} of"
+            f" {list(values.shape)} there is {values[place]}."
+        )
+    if not values.any():
+        raise ValueError(f"element_weights of {list(values.shape)} elements are all 0.")
+
+
+def check_weights_fit(weights: Any, state: tuple[int, ...]) -> None:
     """Raises `ValueError` unless weights, or None, broadcast to a state's shape."""
     if weights is None:
         return

@@ -18,9 +18,11 @@ import numpy as np
 
 from ensjax.ops.device_sums import sum_over
 from ensjax.ops.sphere import SphericalGrid, order_weights
-from ensjax.ops.sphere_split import own_block, own_orders, split_to_waves
+from ensjax.ops.sphere_split import own_block, own_orders, rows_here, split_to_waves
 from ensjax.train.identity import LATER
 from ensjax.train.kernel_crps import (
+    check_fair,
+    checked_members,
     crps_of_complex,
     crps_of_weight,
     fair_weight,
@@ -48,12 +50,20 @@ def area_crps(
         truth: `[..., lat, lon]`. A NaN of either makes its field's score NaN, and all
             derivatives of it; `SphericalCrps` leaves targets that are NaN out.
         grid: of the fields; a pole that is repeated counts once.
-        fair: weight of the fair estimator, 0 the standard one.
+        fair: weight of the fair estimator, from 0, the standard one, to 1. It may be
+            traced, and is then not checked.
         form: of `kernel_crps`.
         axis: of the mesh, over which latitudes are split: fields are then this device's
             rows, the result is the whole sphere's, and derivatives are those of a
             device's own part (see `ops.sphere_split`).
+
+    Raises:
+        ValueError: if members and truth do not fit each other or are not on the grid,
+            for another form, a weight out of range, no member, or one unless the
+            weight is 0, which then is the absolute error.
+        TypeError: if members or truth are complex.
     """
+    members, truth = _checked_fields(members, truth, grid, fair, axis)
     values = crps_of_weight(members, truth, fair, form=form)
     area = own_block(jnp.asarray(_areas(grid)), axis, dim=0)
     return sum_over(jnp.einsum("...ij,i->...", values, area), axis)
@@ -84,9 +94,12 @@ def wave_crps(
             phases, always in pairs (`crps_of_complex`).
 
     Raises:
-        ValueError: for another kind, or the sorted form of the complex one.
+        ValueError: as `area_crps`, for another kind, or the sorted form of the complex
+            one.
+        TypeError: as there.
     """
     _check_kind(kind, form)
+    members, truth = _checked_fields(members, truth, grid, fair, axis)
     waves = [split_to_waves(field, grid, axis) for field in (members, truth)]
     share = own_orders(_modulus_share(grid), grid, axis)
     if kind == "modulus":
@@ -99,6 +112,19 @@ def wave_crps(
         values = crps_of_complex(*parts, fair)
     weights = own_orders(order_weights(grid) / np.float32(4 * np.pi), grid, axis)
     return sum_over(jnp.einsum("...lm,lm->...", values, weights), axis)
+
+
+def _checked_fields(members, truth, grid, fair, axis):
+    """Both as arrays, if they are fields of this device and have such a score."""
+    members, truth = checked_members(members, truth)
+    expected = (rows_here(grid.num_latitudes, axis), grid.num_longitudes)
+    if truth.shape[-2:] != expected:
+        rows = "lat" if axis is None else "lat / devices"
+        raise ValueError(
+            f"fields must be [..., {rows}, lon] on {expected}; got {truth.shape}."
+        )
+    check_fair(fair, len(members))
+    return members, truth
 
 
 def _check_kind(kind, form):

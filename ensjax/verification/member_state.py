@@ -3,7 +3,8 @@
 A metric says what it needs of every member (`OfMembers`: booleans that are counted,
 numbers whose moments, extremes or order are kept). Blocks of members are folded into a
 `MemberState` one after the other, or on different devices, in any order. A member that
-is NaN is missing: it is left out there, and counted nowhere.
+is NaN is missing: it is left out there, and counted nowhere but in a state of
+`init_not_finite`.
 """
 
 import dataclasses
@@ -300,3 +301,56 @@ def _empty(state):
 
 
 MemberState.family = Family(_update, _psum, _empty)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NotFinite:
+    """How many members are NaN or infinite at each element.
+
+    Those of other members add: `jax.tree.map(jnp.add, a, b)`.
+
+    Attributes:
+        count: int32 `[...]`. Scores leave out those of them that are NaN.
+        number: of members that were folded in, int32 `[]`.
+    """
+
+    count: jax.Array
+    number: jax.Array
+    family: ClassVar[Family]
+
+
+def init_not_finite(like: jax.Array) -> NotFinite:
+    """The state of no members, for `fold_members` and `fold_product`.
+
+    Args:
+        like: of the shape of one member's values `[...]`, such as the truth.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from ensjax.reduce import fold_members
+        >>> from ensjax.verification.member_state import init_not_finite
+        >>> states = {"lost": init_not_finite(jnp.zeros(2))}
+        >>> members = jnp.array([[1.0, 2.0], [jnp.nan, 3.0], [jnp.inf, 4.0]])
+        >>> fold_members(jnp.abs, members, states, block=1)["lost"].count.tolist()
+        [2, 0]
+    """
+    return NotFinite(jnp.zeros(jnp.shape(like), jnp.int32), jnp.int32(0))
+
+
+def _update_not_finite(state, stacked, mask):
+    mask = member_mask(mask, check_values(state.count, stacked))
+    is_lost = ~jnp.isfinite(stacked) & along_members(mask, stacked)
+    count = state.count + jnp.sum(is_lost, axis=0, dtype=jnp.int32)
+    return NotFinite(count, state.number + jnp.sum(mask, dtype=jnp.int32))
+
+
+def _psum_not_finite(state, axis_name):
+    return jax.tree.map(lambda x: jax.lax.psum(x, axis_name), state)
+
+
+def _empty_not_finite(state):
+    return jax.tree.map(jnp.zeros_like, state)
+
+
+NotFinite.family = Family(_update_not_finite, _psum_not_finite, _empty_not_finite)

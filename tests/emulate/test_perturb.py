@@ -237,6 +237,25 @@ def test_lagged_members_are_valid_at_the_same_time():
         lagged_ensemble(values[:, :4])
     with pytest.raises(ValueError, match="different integers"):
         lagged_ensemble(values, (0, 0))
+    for lags in ((-1.9, 0, 1), (0.0, np.nan), (0.0, np.inf), (), ((0, 1),), "01"):
+        with pytest.raises(ValueError, match="different integers"):
+            lagged_ensemble(values, lags)
+    again = lagged_ensemble(values, np.arange(-2.0, 3.0))  # whole numbers
+    np.testing.assert_array_equal(again.members, found.members)
+
+
+def breed(amplitude, seeds=None, channels=2):
+    start = Start(field(1, (12, channels)), field(2, (4, 12, channels)))
+    bred = BredVectors(amplitude, linear, seed_channels=seeds)
+    return bred(MATRIX, jax.random.key(0), start)
+
+
+def test_an_amplitude_that_is_not_known_is_not_looked_at():
+    """Traced, or a shape of it; what is seeded may be counted from the end."""
+    traced = jax.jit(breed, static_argnums=(1, 2))(AMPLITUDE, (-2,), 2)
+    np.testing.assert_allclose(traced, breed(AMPLITUDE, (0,)), rtol=1e-5, atol=1e-6)
+    assert np.isnan(jax.jit(breed)(AMPLITUDE * jnp.nan)).all()
+    BredVectors(jax.ShapeDtypeStruct((2,), np.float32), linear)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +266,14 @@ def test_lagged_members_are_valid_at_the_same_time():
         (lambda: HemisphericNorm((80.0, 30.0, 0.0)), "beyond 20 degrees"),
         (lambda: GlobalNorm(LATITUDES)(jnp.ones((4, 2))), "19 latitudes"),
         (lambda: rescale(field(), jnp.ones(3), GlobalNorm()), "amplitude must be"),
+        (lambda: breed(jnp.ones(2), channels=1), r"\(1,\), .*; got \(2,\)"),
+        (lambda: breed(jnp.ones(1)), r"\(2,\), the channels of the start; got \(1,\)"),
+        (lambda: breed(jnp.float32(1)), r"got \(\)"),
+        (lambda: breed(AMPLITUDE, (0, 2)), "of the 2 channels of the start; got 2"),
+        (lambda: breed(AMPLITUDE, (-3,)), "of the 2 channels of the start; got -3"),
+        (lambda: breed(jnp.array([1.0, jnp.nan])), "that of channel 1 is nan"),
+        (lambda: breed(np.array([-1.0, 1.0])), "that of channel 0 is -1.0"),
+        (lambda: RandomPerturbation(jnp.array([jnp.inf])), "that of channel 0 is inf"),
     ],
 )
 def test_what_does_not_fit_is_said(call, words):

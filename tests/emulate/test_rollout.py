@@ -24,6 +24,7 @@ from ensjax.emulate.product_job import ProductJob
 from ensjax.emulate.rollout import Rollout, SystemStep, checked_leads
 from ensjax.mapping import mesh_program
 from ensjax.reduce.sorted_runs import sketch_size
+from ensjax.verification.member_state import init_not_finite
 
 SITES, CHECKPOINTS = 8, 3
 SLOW = pytest.mark.slow
@@ -226,6 +227,54 @@ def test_folding_goes_on_from_what_was_folded():
     whole = fold(members, empty(observed))
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def until_it_breaks(rate, key, state):
+    del key
+    return jnp.where(state > 4, jnp.nan, rate * state)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_members_that_are_lost_under_way_are_counted(devices):
+    """Scores leave them out; blocks that are filled with copies count nobody twice."""
+    rates, state = jnp.array([1.0, 2.0, 3.0, jnp.inf, jnp.nan]), jnp.ones((1, SITES, 1))
+    options = dict(
+        models=rates,
+        starts=Start(state.at[0, 0].set(0.1)),
+        lead_steps=(1, 2, 3, 4),
+        block=2,
+        mesh=make_mesh(member=devices),
+    )
+    own = MemberForecast(Rollout(until_it_breaks, lambda x: x[:, 0]))
+    truth = jnp.zeros(SITES)
+    metrics = (verification.crps(),)
+
+    def make(lead):
+        del lead
+        scored = verification.member_states(metrics, truth, max_members=5)
+        return scored | {"lost": init_not_finite(truth)}
+
+    def folded(members, states):
+        return fold_product(own, members, states, **options)
+
+    members = product_ids(5, 0, 1)
+    states = folded(members, states_by_lead(make, 4))
+    kept = np.asarray(run_product(own, members, **options))
+    lost = states["lost"]
+    np.testing.assert_array_equal(lost.count, np.sum(~np.isfinite(kept), axis=0))
+    np.testing.assert_array_equal(lost.count[:, 1], [2, 2, 3, 4])
+    np.testing.assert_array_equal(lost.number, 5)
+    scored = states["crps"].moments[" error"].count
+    np.testing.assert_array_equal(5 - scored, np.isnan(kept).sum(axis=0))
+    assert np.all(5 - scored <= lost.count)
+    # In two calls, and as the sum of two.
+    first, second = (
+        MemberId(*(x[part] for x in members)) for part in np.split(np.arange(5), [2])
+    )
+    empty = states_by_lead(make, 4)
+    begun, other = folded(first, empty), folded(second, empty)
+    for both in (folded(second, begun), jax.tree.map(jnp.add, begun, other)):
+        jax.tree.map(np.testing.assert_array_equal, both["lost"], lost)
 
 
 @pytest.mark.parametrize("devices, split", [(2, False), (4, True)])

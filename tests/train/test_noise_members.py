@@ -117,12 +117,38 @@ def test_weights_multiply_the_score():
         kernel_crps(members, truth, mask=np.ones(truth.shape, np.float32))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_that_are_not_finite_do_not_count_where_nothing_does(form):
+    """Such as one over the deviation of a place that is constant."""
+    members, truth = draw(3, 4)
+    mask = np.array([True, False, False, True])
+    weights = jnp.array([2.0, np.inf, np.nan, 0.5])
+
+    def total(members, weights):
+        values = kernel_crps(members, truth, form=form, mask=mask, weights=weights)
+        return jnp.sum(values), values
+
+    slopes_of = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (_, found), slopes = slopes_of(members, weights)
+    (_, expected), whole = slopes_of(members, jnp.where(mask, weights, 1.0))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found[~mask], 0)
+    for slope, finite in zip(slopes, whole, strict=True):
+        np.testing.assert_array_equal(slope, finite)
+    # One mask for all rows, and weights that do count.
+    both = kernel_crps(members, truth, form=form, mask=np.array(True), weights=weights)
+    np.testing.assert_array_equal(np.isnan(both), np.isnan(weights))
+
+
 def test_one_member_has_its_absolute_error_and_no_fair_score():
     members, truth = draw(1)
     found = kernel_crps(members, truth, estimator="standard")
     np.testing.assert_array_equal(found, jnp.abs(members[0] - truth))
     with pytest.raises(ValueError, match="at least two members; got 1"):
         kernel_crps(members, truth)
+    for word in WORDS:
+        with pytest.raises(ValueError, match="at least one member; got 0"):
+            kernel_crps(members[:0], truth, estimator=word)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 9])
@@ -245,6 +271,11 @@ def test_wrong_words_and_shapes_are_refused():
     members, truth = draw(3)
     with pytest.raises(ValueError, match=r"members must be \[member, ...\]"):
         kernel_crps(members, truth[:3])
+    with pytest.raises(ValueError, match=r"\[...\]; got \(\) and \(\)"):
+        kernel_crps(truth[0], truth[0])
+    for own in ((members + 1j, truth), (members, truth + 1j)):
+        with pytest.raises(TypeError, match="must be real; got complex64"):
+            kernel_crps(*own)
     with pytest.raises(ValueError, match="form must be one of"):
         kernel_crps(members, truth, form="naive")
     with pytest.raises(ValueError, match="estimator must be one of"):

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from ensjax import Ensemble, fit, make_mesh
+from ensjax.emulate.variational_training import VariationalLoss
 from ensjax.emulate.windows import OwnTask
 from ensjax.train import NoiseCrps, NoiseOfSteps, PointError, RolloutLoss, WhiteNoise
 from ensjax.train.feeds import check_arrays, takes_missing_of
@@ -343,6 +344,25 @@ def test_what_does_not_fit_is_refused():
     uneven = RolloutLoss(1, SCORE, element_weights=((1.0,), (1.0,)))
     with pytest.raises(ValueError, match="do not broadcast to a state"):
         trained(uneven, mesh())
+
+
+@pytest.mark.parametrize("make", [RolloutLoss, VariationalLoss])
+def test_elements_are_weighed_by_numbers_of_0_or_more(make):
+    options = {} if make is VariationalLoss else {"score": SCORE}
+
+    def loss(weights):
+        return make(num_steps=1, element_weights=weights, **options)
+
+    for wrong in (-1.0, np.nan, np.inf, 1e39):
+        words = r"not negative; at \(2, 0\) of \[3, 1\] there is"
+        with pytest.raises(ValueError, match=words):
+            loss(((1.0,), (0.0,), (wrong,)))
+    with pytest.raises(ValueError, match=r"of \[2, 1\] elements are all 0"):
+        loss(((0.0,), (0.0,)))
+    for unhashable in ([[1.0], [2.0]], ([1.0], [2.0]), np.ones((2, 1))):
+        with pytest.raises(TypeError, match="must be nested tuples"):
+            loss(unhashable)
+    assert hash(loss(((1, 0.0), (2.0, 3.0)))) == hash(loss(((1, 0.0), (2.0, 3.0))))
 
 
 def test_fit_takes_what_the_loss_leaves_out_and_nothing_else():

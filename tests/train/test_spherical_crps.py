@@ -280,6 +280,35 @@ def test_missing_targets_do_not_count_and_leave_gradients_finite():
     np.testing.assert_array_equal(double[..., 1], 0)
 
 
+@pytest.mark.parametrize("score", [area_crps, wave_crps])
+def test_fields_of_another_grid_or_number_of_members_are_refused(score):
+    members, truth = (jnp.asarray(x) for x in ensemble(GRID, 3, 2))
+    # With fewer longitudes the sum is over a part of the sphere.
+    for own in ((members[..., :12], truth[..., :12]), (members[..., 2:, :],) * 2):
+        own = own[0], own[0][0]
+        with pytest.raises(ValueError, match=r"lat, lon\] on \(8, 16\); got .*"):
+            score(*own, GRID)
+    with pytest.raises(ValueError, match=r"members must be \[member, ...\]"):
+        score(members, truth[:1], GRID)
+    with pytest.raises(ValueError, match="fair CRPS needs at least two members; got 1"):
+        score(members[:1], truth, GRID)
+    with pytest.raises(ValueError, match="at least one member; got 0"):
+        score(members[:0], truth, GRID)
+    for fair in (2.0, -0.5, np.float32(np.nan)):
+        with pytest.raises(ValueError, match="fair must be from 0 .* got"):
+            score(members, truth, GRID, fair=fair)
+    with pytest.raises(TypeError, match="must be real; got complex64"):
+        score(members + 1j, truth, GRID)
+    # Of one member there is the standard score; a traced weight is nobody's to check.
+    alone = score(members[:1], truth, GRID, fair=0)
+    traced = jax.jit(lambda fair: score(members[:1], truth, GRID, fair=fair))(0.0)
+    np.testing.assert_allclose(traced, alone, rtol=1e-6)
+    if score is area_crps:
+        areas = GRID.quadrature()[:, None] / (2 * GRID.num_longitudes)
+        error = np.sum(np.abs(members[0] - truth) * areas, axis=(-2, -1))
+        np.testing.assert_allclose(alone, error, rtol=1e-5)
+
+
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="must be a SphericalGrid"):
         SphericalCrps(4)
