@@ -155,9 +155,9 @@ def check_blocks(config: Mapping[str, Any], fields: Iterable[str]) -> None:
 
 
 def check_run(config: Mapping[str, Any], *, batch_size: str | None = None) -> None:
-    """Raises `ConfigError` for what every run has and no run can be made with.
+    """Raises `ConfigError` for a `seed` or a `scale` that no run can have.
 
-    That is `seed`, and `scale`, a word that claims know; `load_config` looks at `mesh`.
+    `scale` is a word that claims know. Sizes of `mesh` are for `load_config` to check.
 
     Args:
         config: of the run.
