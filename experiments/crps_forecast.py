@@ -14,9 +14,17 @@ import jax
 import numpy as np
 
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import (
+    check_multiples,
+    check_numbers,
+    check_rising,
+    check_run,
+    choose,
+    load_beside,
+)
 from ensjax.experiment.stages import run_stages
 
+fields = load_beside(__file__, "forecast_fields")
 training = load_beside(__file__, "crps_forecast_training")
 scores = load_beside(__file__, "crps_forecast_scores")
 theory = load_beside(__file__, "crps_forecast_theory")
@@ -34,31 +42,88 @@ def validate(config):
     """Raises `ConfigError` for what would fail later, in one line."""
     choose("archive.source", config.archive.source, dict.fromkeys(training.SOURCES))
     choose("model.noise", config.model.noise, training.NOISES)
-    check_numbers(config, ("num_seeds", "training.batch_size"), at_least=1)
+    for loss in config.get("losses", training.LOSSES):
+        choose("losses", loss, dict.fromkeys(training.LOSSES))
+    if config.archive.source == "era5":
+        fields.check_full_size(config, "archive")
+    check_run(config, batch_size="training.batch_size")
+    counts = ("num_seeds", "training.batch_size", "training.steps_per_call")
+    counts += ("model.width", "model.num_noise_channels")
+    check_numbers(config, counts, at_least=1, are_whole=True)
+    _validate_training(config)
+    if config.archive.source == "lorenz96":
+        _validate_toy(config)
+
+
+def _validate_training(config):
+    check_numbers(config, ("training.alpha",), at_least=0, at_most=1)
+    check_numbers(config, ("training.max_norm",), above=0)
+    check_numbers(config, ("training.weight_decay",), at_least=0)
+    saves = ("training.save_every_steps",)
+    check_numbers(config, saves, at_least=1, are_whole=True)
+    check_multiples(config, saves, of="training.steps_per_call")
     lengths = {name: len(values) for name, values in config.stages.items()}
     if len(set(lengths.values())) != 1 or not min(lengths.values()):
         raise ConfigError(
             f"config.stages has one entry for each stage in every field; got {lengths}."
         )
+    counts = ("total_steps", "rollout_steps", "num_members")
+    counts = [f"stages.{name}" for name in counts]
+    check_numbers(config, counts, at_least=1, are_whole=True)
+    check_numbers(config, ("stages.warmup_steps",), at_least=0, are_whole=True)
+    check_numbers(config, ("stages.learning_rate",), above=0)
+    if not {*config.stages.is_centred} <= {True, False}:
+        raise ConfigError(
+            "config.stages.is_centred must be True or False for each stage; got"
+            f" {config.stages.is_centred}."
+        )
     try:
         training.stages_of(config, training.losses_of(config))
     except ValueError as error:
         raise ConfigError(f"config.stages: {error}") from error
-    if config.archive.source != "lorenz96":
-        return
-    lorenz.validate(config)
-    archive = config.archive
-    check_numbers(config, ("num_members",), at_least=2)
-    check_numbers(config, ("num_test",), at_least=2, at_most=archive.num_starts - 2)
-    check_numbers(config, ("sizes",), at_least=2)
-    check_numbers(config, ("rank_leads",), at_least=1, at_most=archive.num_leads)
-    first = config.mean_outputs
-    check_numbers(config, ("mean_leads",), at_least=first, at_most=archive.num_leads)
+
+
+def _validate_toy(config):
+    archive, whole = config.archive, dict(are_whole=True)
+    check_numbers(config, ("archive.num_train_outputs",), at_least=1, **whole)
     if max(config.stages.rollout_steps) >= archive.num_train_outputs:
         raise ConfigError(
             f"a rollout of {max(config.stages.rollout_steps)} steps needs runs of more"
             f" outputs; archive.num_train_outputs is {archive.num_train_outputs}."
         )
+    fields.check_archive(config, num_times=1 + max(config.stages.rollout_steps))
+    fields.check_network(config)
+    # For means of nine sites, and the drift, which is three waves around the ring.
+    check_numbers(config, ("archive.num_sites",), at_least=9)
+    if archive.num_before:
+        raise ConfigError(
+            "config.archive.num_before must be 0: forecasts start from the first"
+            f" output; got {archive.num_before}."
+        )
+    num_starts, last = archive.num_starts, dict(at_most=archive.num_leads)
+    check_numbers(config, ("num_members",), at_least=2, **whole)
+    check_numbers(config, ("num_test",), at_least=2, at_most=num_starts - 2, **whole)
+    check_numbers(config, ("num_hindcast_members",), at_least=1, **whole)
+    check_numbers(config, ("num_resamples",), at_least=10, **whole)
+    check_numbers(config, ("optimum_draws",), at_least=1_024, **whole)
+    check_numbers(config, ("mean_outputs",), at_least=1, **last, **whole)
+    # The last one of some is what the others are compared with.
+    check_rising(config, ("sizes",), at_least=2, num_least=2)
+    check_rising(config, ("rank_leads",), at_least=1, **last)
+    first = config.mean_outputs
+    check_rising(config, ("mean_leads",), at_least=first, num_least=2, **last)
+    check_rising(config, ("drifts",), at_least=0, are_whole=False)
+    if config.drifts[0] != 0 or 0.25 not in config.drifts:
+        raise ConfigError(
+            "config.drifts begin with 0, without a drift, and hold 0.25, which checks"
+            f" name; got {config.drifts}."
+        )
+    check_numbers(config, ("rain.ema_decay",), above=0, below=1)
+    check_numbers(config, ("rain.weight_decay",), at_least=0)
+    counts = ("width", "num_noise_channels", "total_steps", "batch_size", "num_seeds")
+    counts += ("num_members", "num_samples")
+    check_numbers(config, [f"rain.{name}" for name in counts], at_least=1, **whole)
+    fields.check_rain(config, num_train=config.rain.batch_size)
     rain.validate(config)
 
 

@@ -28,18 +28,28 @@ def validate(config):
     base.validate(config)
     if config.data.source == "era5":
         return
+    whole, data = dict(are_whole=True), config.data
     counts = ("num_states", "gap_days")
-    check_numbers(config, [f"simulator.{name}" for name in counts], at_least=1)
+    check_numbers(config, [f"simulator.{name}" for name in counts], at_least=1, **whole)
     # A run's states are moved by what the other runs say.
     counts = ("num_members", "num_runs")
-    check_numbers(config, [f"simulator.{name}" for name in counts], at_least=2)
+    check_numbers(config, [f"simulator.{name}" for name in counts], at_least=2, **whole)
+    # As many days of the climate are scored beside them, each of them once.
+    days = data.num_train_runs * data.num_days
+    check_numbers(config, ("simulator.num_members",), at_most=days)
     check_numbers(config, ("simulator.ridge",), above=0)
-    counts = ("batch_size", "num_timings", "num_level_channels")
-    check_numbers(config, [f"sampler.{name}" for name in counts], at_least=1)
-    check_numbers(config, ("sampler.num_members",), at_least=2)
-    check_numbers(config, ("sampler.learning_rate", "sampler.low"), above=0)
+    counts = ("steps", "batch_size", "num_timings", "num_level_channels")
+    check_numbers(config, [f"sampler.{name}" for name in counts], at_least=1, **whole)
+    pairs = data.num_train_runs * (data.num_days - 1)
+    check_numbers(config, ("sampler.batch_size",), at_most=pairs)
+    counts = ("sampler.num_members", "sampler.num_levels")
+    check_numbers(config, counts, at_least=2, **whole)
+    names = ("learning_rate", "low", "rho")
+    check_numbers(config, [f"sampler.{name}" for name in names], above=0)
+    check_numbers(config, ("sampler.high",), above=config.sampler.low)
+    check_numbers(config, ("sampler.ema_decay",), above=0, below=1)
     levels = config.sampler.num_levels
-    if not levels or min(levels) < 2 or len(set(levels)) < len(levels):
+    if len(set(levels)) < len(levels):
         raise ConfigError(
             "config.sampler.num_levels are different numbers of two or more; got"
             f" {levels}."

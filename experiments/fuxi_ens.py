@@ -17,9 +17,18 @@ from flax import nnx
 from ensjax.emulate.variational_training import DIRECTIONS, RECONSTRUCTIONS, SOURCES
 from ensjax.experiment import ConfigError
 from ensjax.experiment.configs import load_config
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import (
+    check_blocks,
+    check_numbers,
+    check_rising,
+    check_run,
+    choose,
+    load_beside,
+)
 from ensjax.experiment.stages import run_stages
+from ensjax.verification.crps import ESTIMATORS
 
+fields = load_beside(__file__, "forecast_fields")
 training = load_beside(__file__, "fuxi_ens_training")
 scores = load_beside(__file__, "fuxi_ens_scores")
 rainfall = load_beside(__file__, "fuxi_ens_rainfall")
@@ -35,9 +44,13 @@ def validate(config):
     """Raises `ConfigError` for what would fail later, in one line."""
     own = config.training
     choose("archive.source", config.archive.source, dict.fromkeys(training.SOURCES))
-    choose("model.name", config.model.name, training.NETWORKS)
+    name = "residual" if config.archive.source == "lorenz96" else "windows"
+    choose("model.name", config.model.name, {name: training.NETWORKS[name]})
+    if config.archive.source == "era5":
+        fields.check_full_size(config, "archive")
     choose("training.kl_direction", own.kl_direction, dict.fromkeys(DIRECTIONS))
     choose("training.draw_from", own.draw_from, dict.fromkeys(SOURCES))
+    choose("training.estimator", own.estimator, dict.fromkeys(ESTIMATORS))
     kinds, weights = config.variants.reconstructions, config.variants.kl_weights
     for kind in kinds:
         choose("variants.reconstructions", kind, dict.fromkeys(RECONSTRUCTIONS))
@@ -46,44 +59,76 @@ def validate(config):
             "config.variants.reconstructions and kl_weights are as many, at least one,"
             f" and the first is crps; got {tuple(kinds)} and {tuple(weights)}."
         )
+    check_numbers(config, ("variants.kl_weights",), at_least=0)
+    names = training.variants(config)
+    if len({*names}) < len(names):
+        raise ConfigError(f"config.variants must differ; got {', '.join(names)}.")
+    check_run(config, batch_size="training.batch_size")
+    whole = dict(are_whole=True)
+    check_numbers(config, ("num_seeds", "model.width"), at_least=1, **whole)
+    limits = config.model.log_variance_range
+    check_rising(config, ("model.log_variance_range",), num_least=2, are_whole=False)
+    if len(limits) > 2:
+        raise ConfigError(f"config.model.log_variance_range are two; got {limits}.")
+    offset = ("model.log_variance_offset",)
+    check_numbers(config, offset, above=limits[0], below=limits[1])
+    _validate_training(config)
+    if config.archive.source == "lorenz96":
+        _validate_toy(config)
+
+
+def _validate_training(config):
+    own, whole = config.training, dict(are_whole=True)
     if len(own.rollout_steps) != len(own.total_steps) or not own.rollout_steps:
         raise ConfigError(
             "config.training.rollout_steps and total_steps are as many, one of each"
             f" stage; got {tuple(own.rollout_steps)} and {tuple(own.total_steps)}."
         )
-    check_numbers(config, ("num_seeds",), at_least=1)
-    check_numbers(config, ("num_members", "training.num_members"), at_least=2)
-    check_numbers(config, ("variants.kl_weights",), at_least=0)
+    check_numbers(config, ("num_members", "training.num_members"), at_least=2, **whole)
     names = ("rollout_steps", "total_steps", "batch_size", "steps_per_call")
-    check_numbers(config, [f"training.{name}" for name in names], at_least=1)
-    check_numbers(config, ("training.learning_rate",), above=0)
-    if config.archive.source == "lorenz96":
-        _validate_toy(config)
+    check_numbers(config, [f"training.{name}" for name in names], at_least=1, **whole)
+    check_numbers(config, ("training.warmup_steps",), at_least=0, **whole)
+    check_numbers(config, ("training.learning_rate", "training.max_norm"), above=0)
+    check_numbers(config, ("training.weight_decay",), at_least=0)
+    check_numbers(config, ("training.betas",), at_least=0, below=1)
+    if len(own.betas) != 2:
+        raise ConfigError(f"config.training.betas are two; got {own.betas}.")
+    check_blocks(config, ("training.block",))
+    for steps in own.total_steps:  # each stage is saved at its end
+        if steps % min(own.steps_per_call, steps):
+            raise ConfigError(
+                f"config.training.steps_per_call must divide the {steps} steps of a"
+                f" stage; got {own.steps_per_call}."
+            )
 
 
 def _validate_toy(config):
-    weather.validate(config)
-    archive = config.archive
+    archive, whole = config.archive, dict(are_whole=True)
+    longest = training.NUM_STATES + max(config.training.rollout_steps)
+    fields.check_archive(config, num_times=longest)
+    fields.check_network(config)
     check_numbers(config, ("archive.num_before",), at_least=training.NUM_STATES - 1)
-    check_numbers(config, ("short_leads",), at_least=1, at_most=archive.num_leads)
-    check_numbers(config, ("bootstrap.num_resamples",), at_least=10)
-    check_numbers(config, ("bootstrap.block_length",), at_least=1)
-    names = ("num_members", "width", "total_steps")
-    check_numbers(config, [f"rain.{name}" for name in names], at_least=1)
+    check_rising(config, ("short_leads",), at_least=1, at_most=archive.num_leads)
+    starts = dict(at_most=archive.num_starts)
+    check_numbers(config, ("bootstrap.num_resamples",), at_least=10, **whole)
+    check_numbers(config, ("bootstrap.block_length",), at_least=1, **starts, **whole)
+    check_numbers(config, ("rain.num_members",), at_least=2, **whole)
+    check_numbers(config, ("rain.width", "rain.total_steps"), at_least=1, **whole)
+    check_numbers(config, ("rain.depth",), at_least=0, **whole)
+    check_numbers(config, ("rain.learning_rate", "rain.dry_depth"), above=0)
+    check_numbers(config, ("rain.weight_decay", "rain.kl_weight"), at_least=0)
+    check_numbers(config, ("block_sites",), at_least=1, **whole)
     if training.l1_name(config) not in training.variants(config):
         raise ConfigError(
             "config.variants must hold l1 with the KL weight of the first variant,"
             f" {config.variants.kl_weights[0]:g}; got {training.variants(config)}."
         )
-    if config.block_sites < 1 or archive.num_sites % config.block_sites:
+    if archive.num_sites % config.block_sites:
         raise ConfigError(
             f"config.block_sites must divide the {archive.num_sites} sites; got"
             f" {config.block_sites}."
         )
-    try:
-        rainfall.load(config)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"config: {error}") from error
+    fields.check_rain(config, num_train=64)  # a batch of it
 
 
 def run(config, run_dir):

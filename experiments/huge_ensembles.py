@@ -8,10 +8,15 @@
 import numpy as np
 
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import (
+    check_numbers,
+    check_rising,
+    choose,
+    load_beside,
+)
 from ensjax.experiment.stages import run_stages
 
-weather = load_beside(__file__, "lorenz96_forecasts")
+fields = load_beside(__file__, "forecast_fields")
 training = load_beside(__file__, "huge_ensembles_training")
 ensembles = load_beside(__file__, "huge_ensembles_members")
 scores = load_beside(__file__, "huge_ensembles_scores")
@@ -26,24 +31,36 @@ training_job = training.training_job
 def validate(config):
     """Raises `ConfigError` for what would fail later, in one line."""
     choose("archive.source", config.archive.source, dict.fromkeys(("lorenz96", "era5")))
-    choose("model.name", config.model.name, training.NETWORKS)
-    check_numbers(config, ("num_seeds", "num_checkpoints"), at_least=1)
-    names = ("training.total_steps", "training.steps_per_call", "block")
-    check_numbers(config, names, at_least=1)
-    if config.archive.source != "lorenz96":
-        return
-    weather.validate(config)
-    names = ("num_cycles", "num_pairs", "error_leads")
-    check_numbers(config, [f"perturbations.{n}" for n in names], at_least=1)
-    check_numbers(config, ("perturbations.share", "analysis_noise"), above=0)
-    names = ("training.early_steps", "training.num_alone", "training.alone_steps")
-    check_numbers(config, names, at_least=1)
-    check_numbers(config, ("event_quantile",), above=0, at_most=1)
-    check_numbers(config, ("efi.num_free_starts",), at_least=1)
-    check_numbers(config, ("efi.num_pairs",), at_least=2)  # of which there are halves
-    check_numbers(config, ("efi.num_members",), at_least=4)
+    name = "residual" if config.archive.source == "lorenz96" else "sfno"
+    choose("model.name", config.model.name, {name: training.NETWORKS[name]})
+    if config.archive.source == "era5":
+        fields.check_full_size(config, "archive")
+    fields.check_checkpoints(config)
+    check_numbers(config, ("block",), at_least=1, are_whole=True)
+    if config.archive.source == "lorenz96":
+        _validate_toy(config)
+
+
+def _validate_toy(config):
+    fields.check_bred(config)
+    whole, total = dict(are_whole=True), dict(at_most=config.training.total_steps)
+    names = ("training.early_steps", "training.alone_steps")
+    check_numbers(config, names, at_least=1, **total, **whole)
+    check_numbers(config, ("training.num_alone",), at_least=1, **whole)
+    check_numbers(config, ("event_quantile",), above=0, below=1)
     names = ("num_members", "num_leads", "num_timings", "block")
-    check_numbers(config, [f"cost.{n}" for n in names], at_least=1)
+    check_numbers(config, [f"cost.{n}" for n in names], at_least=1, **whole)
+    _validate_leads(config)
+    _validate_efi(config)
+    last = max(*config.leads, *config.efi.leads)
+    if last > config.archive.num_leads:
+        raise ConfigError(
+            f"config.archive.num_leads must reach the last lead, {last}; got"
+            f" {config.archive.num_leads}."
+        )
+
+
+def _validate_leads(config):
     least = max(config.perturbations.num_cycles, 2)
     if config.archive.num_before < least:
         raise ConfigError(
@@ -51,23 +68,37 @@ def validate(config):
             f" lagged starts are older; got {config.archive.num_before}."
         )
     leads = tuple(config.leads)
-    if leads[:2] != (0, 1) or any(a >= b for a, b in zip(leads, leads[1:])):
+    check_rising(config, ("leads",), at_least=0)
+    if leads[:2] != (0, 1):
         raise ConfigError(f"config.leads must rise from 0 and 1; got {leads}.")
+    # Lagged forecasts reach as far back; at lead 0 there is no forecast.
+    check_rising(config, ("judged_leads",), at_least=max(ensembles.LAGS))
+    check_numbers(config, ("spectral_lead",), at_least=1, are_whole=True)
     wanted = {*config.judged_leads, config.spectral_lead}
     if not wanted <= set(leads):
         raise ConfigError(
             f"config.leads must hold judged_leads and spectral_lead, {sorted(wanted)};"
             f" got {leads}."
         )
-    lag = max(ensembles.LAGS)
-    check_numbers(config, ("judged_leads",), at_least=lag)
-    if not set(config.efi.judged_leads) <= set(config.efi.leads):
-        raise ConfigError("config.efi.leads must hold efi.judged_leads.")
-    last = max(*leads, *config.efi.leads)
-    if last > config.archive.num_leads:
+
+
+def _validate_efi(config):
+    efi, whole = config.efi, dict(are_whole=True)
+    check_numbers(config, ("efi.num_free_starts",), at_least=1, **whole)
+    check_numbers(config, ("efi.num_pairs",), at_least=2, **whole)  # there are halves
+    check_numbers(config, ("efi.num_members",), at_least=4, **whole)
+    check_numbers(config, ("efi.noise",), above=0)
+    check_rising(config, ("efi.leads", "efi.judged_leads"), at_least=1)
+    if not set(efi.judged_leads) <= set(efi.leads):
         raise ConfigError(
-            f"config.archive.num_leads must reach the last lead, {last}; got"
-            f" {config.archive.num_leads}."
+            f"config.efi.leads must hold efi.judged_leads, {efi.judged_leads}; got"
+            f" {efi.leads}."
+        )
+    check_numbers(config, ("efi.free_leads",), at_least=1, **whole)
+    if len(efi.free_leads) != 3 or efi.free_leads[0] > efi.free_leads[1]:
+        raise ConfigError(
+            "config.efi.free_leads are the first, one that is not before it, and the"
+            f" gap; got {efi.free_leads}."
         )
 
 

@@ -10,9 +10,16 @@ import jax
 import numpy as np
 
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import (
+    check_multiples,
+    check_numbers,
+    check_rising,
+    choose,
+    load_beside,
+)
 from ensjax.experiment.stages import run_stages
 
+fields = load_beside(__file__, "forecast_fields")
 weather = load_beside(__file__, "lorenz96_forecasts")
 training = load_beside(__file__, "huge_ensembles_training")
 ensembles = load_beside(__file__, "huge_ensembles_members")
@@ -31,38 +38,48 @@ training_job, forecast_job = training.training_job, planned.forecast_job
 def validate(config):
     """Raises `ConfigError` for what would fail later, in one line."""
     choose("archive.source", config.archive.source, dict.fromkeys(("lorenz96", "era5")))
-    choose("model.name", config.model.name, training.NETWORKS)
-    check_numbers(config, ("num_seeds", "num_checkpoints"), at_least=1)
-    names = ("training.total_steps", "training.steps_per_call")
-    check_numbers(config, names, at_least=1)
-    if config.archive.source != "lorenz96":
-        return
-    weather.validate(config)
-    names = ("num_cycles", "num_pairs", "error_leads")
-    check_numbers(config, [f"perturbations.{n}" for n in names], at_least=1)
-    check_numbers(config, ("perturbations.share", "analysis_noise"), above=0)
-    check_numbers(config, ("extreme_quantile", "high_quantile"), above=0, at_most=1)
-    check_numbers(config, ("num_resamples", "num_score_resamples"), at_least=1)
-    check_numbers(config, ("crps_size", "num_resamples", "num_drawn"), at_least=2)
-    check_numbers(config, ("block", "cost.num_timings"), at_least=1)
+    name = "residual" if config.archive.source == "lorenz96" else "sfno"
+    choose("model.name", config.model.name, {name: training.NETWORKS[name]})
+    if config.archive.source == "era5":
+        fields.check_full_size(config, "archive")
+    fields.check_checkpoints(config)
+    if config.archive.source == "lorenz96":
+        _validate_toy(config)
+
+
+def _validate_toy(config):
+    fields.check_bred(config)
+    whole = dict(are_whole=True)
+    check_numbers(config, ("extreme_quantile", "high_quantile"), above=0, below=1)
+    names = ("block", "cost.num_timings", "num_score_resamples", "drawn_shape")
+    check_numbers(config, names, at_least=1, **whole)
+    check_numbers(config, ("num_resamples", "num_drawn"), at_least=2, **whole)
+    check_multiples(config, ("num_drawn",), of=2)  # they come in pairs
+    if config.drawn_shape[0] < 2:
+        raise ConfigError(
+            "config.drawn_shape must begin with two or more places, of which half are"
+            f" of each kind; got {config.drawn_shape}."
+        )
+    check_rising(config, ("leads",), at_least=1)
+    check_rising(config, ("sizes",), at_least=2)
     leads, sizes = tuple(config.leads), tuple(config.sizes)
-    for name, values in (("leads", leads), ("sizes", sizes)):
-        if len(values) < 1 or any(a >= b for a, b in zip(values, values[1:])):
-            raise ConfigError(f"config.{name} must rise; got {values}.")
     if config.judged_lead not in leads or leads[-1] > config.archive.num_leads:
         raise ConfigError(
             f"config.leads must hold judged_lead and end by archive.num_leads; got"
             f" {leads}, {config.judged_lead} and {config.archive.num_leads}."
         )
     members = 2 * config.num_checkpoints * config.perturbations.num_pairs
-    if len(sizes) < 2 or sizes[-1] != members or sizes[0] < 2:
+    if len(sizes) < 2 or sizes[-1] != members:
         raise ConfigError(
             f"config.sizes must rise from 2 or more to all {members} members; got"
             f" {sizes}."
         )
+    # Few members are compared with all of them.
+    check_numbers(config, ("crps_size",), at_least=2, at_most=members - 1, **whole)
     if config.archive.num_before < config.perturbations.num_cycles:
         raise ConfigError(
-            "config.archive.num_before must reach back over perturbations.num_cycles."
+            "config.archive.num_before must reach back over perturbations.num_cycles ="
+            f" {config.perturbations.num_cycles}; got {config.archive.num_before}."
         )
 
 

@@ -10,11 +10,21 @@ import time
 import numpy as np
 
 from ensjax.experiment import ConfigError
-from ensjax.experiment.fields import check_numbers, choose, load_beside
+from ensjax.experiment.fields import (
+    check_blocks,
+    check_numbers,
+    check_rising,
+    check_run,
+    choose,
+    load_beside,
+)
 from ensjax.experiment.stages import run_stages
+from ensjax.nn.spherical_forecaster import BLOCKS
 from ensjax.train.progress import duration
 from ensjax.verification.bootstrap import LEAST_BLOCKS
+from ensjax.verification.crps import ESTIMATORS
 
+fields = load_beside(__file__, "forecast_fields")
 training = load_beside(__file__, "spherical_noise_training")
 scores = load_beside(__file__, "spherical_noise_scores")
 verdicts = load_beside(__file__, "spherical_noise_claims")
@@ -27,34 +37,114 @@ def validate(config):
     """Raises `ConfigError` for what would fail later, in one line."""
     data = config.data
     choose("data.source", data.source, dict.fromkeys(("held_suarez", "era5")))
-    choose("model.name", config.model.name, dict.fromkeys(("small", "fourcastnet3")))
-    check_numbers(config, ("num_seeds", "batch_size", "steps_per_call"), at_least=1)
-    check_numbers(config, ("num_members",), at_least=1)
+    name = "small" if data.source == "held_suarez" else "fourcastnet3"
+    choose("model.name", config.model.name, {name: None})
+    if data.source == "era5":
+        fields.check_full_size(config, "data")
+    check_run(config, batch_size="batch_size")
+    counts = ("num_seeds", "num_members", "batch_size", "steps_per_call")
+    check_numbers(config, counts, at_least=1, are_whole=True)
+    check_numbers(config, ("noise.lengths_km", "max_norm"), above=0)
     check_numbers(config, ("noise.lambd", "spectral_weight"), at_least=0)
-    for stage in config.stages:
-        if not 4 <= len(stage) <= 8 or stage[0] < 2 or stage[3] < 1:
+    check_numbers(config, ("alpha",), at_least=0, at_most=1)
+    check_blocks(config, ("block",))
+    _validate_stages(config)
+    if data.source == "era5":
+        return
+    _validate_model(config)
+    _validate_data(config)
+    _validate_test(config)
+    if importlib.util.find_spec("dinosaur") is None:
+        raise ConfigError(
+            "config.data: the Held-Suarez simulator needs package dinosaur: pip install"
+            " 'ensjax[weather]'"
+        )
+
+
+def _validate_stages(config):
+    if not config.stages:
+        raise ConfigError("config.stages must hold one stage or more; got none.")
+    for number, stage in enumerate(config.stages):
+        if not isinstance(stage, (tuple, list)) or not 4 <= len(stage) <= 8:
             raise ConfigError(
-                "config.stages hold (steps, rate, estimator, rollout steps), with two"
-                " steps or more, and may go on with (members, centred, batch size,"
-                f" halving steps); got {stage}."
+                "config.stages hold (steps, rate, estimator, rollout steps), and may go"
+                " on with (members, centred, batch size, halving steps); got"
+                f" {stage!r}."
             )
-        if stage[0] % config.steps_per_call:
+        name, row = f"stages[{number}]", training.stage_row(config, stage)
+        own, whole = {name: row._asdict()}, dict(are_whole=True)
+        check_numbers(own, (f"{name}.steps",), at_least=2, **whole)
+        counts = ("rollout_steps", "num_members", "batch_size")
+        check_numbers(own, [f"{name}.{x}" for x in counts], at_least=1, **whole)
+        check_numbers(own, (f"{name}.halving_steps",), at_least=0, **whole)
+        check_numbers(own, (f"{name}.rate",), above=0)
+        choose(f"{name}.estimator", row.estimator, dict.fromkeys(ESTIMATORS))
+        if row.centred not in (True, False):
             raise ConfigError(
-                f"config.steps_per_call must divide the {stage[0]} steps of a stage;"
+                f"config.{name}.centred must be True or False; got {row.centred!r}."
+            )
+        if row.steps % config.steps_per_call:
+            raise ConfigError(
+                f"config.steps_per_call must divide the {row.steps} steps of a stage;"
                 f" got {config.steps_per_call}."
             )
     try:
-        for stage in config.stages:
-            training.loss_of(config, stage)
+        training.stages_of(config)
     except ValueError as error:
-        raise ConfigError(f"config: {error}") from error
-    if data.source == "era5":
-        return
-    counts = ("num_train_runs", "num_test_runs", "num_days", "num_test_days")
-    check_numbers(config, [f"data.{name}" for name in counts], at_least=1)
-    check_numbers(config, ("data.truncation",), at_least=1)
+        raise ConfigError(f"config.stages: {error}") from error
+
+
+def _validate_model(config):
+    options = config.model.options
+    counts = ("width", "noise_width", "kernel_shape")
+    counts = [f"model.options.{name}" for name in counts]
+    check_numbers(config, counts, at_least=1, are_whole=True)
+    if len(options.kernel_shape) != 2:
+        raise ConfigError(
+            f"config.model.options.kernel_shape are two; got {options.kernel_shape}."
+        )
+    if not options.blocks:
+        raise ConfigError("config.model.options.blocks must hold one or more; got ().")
+    for block in options.blocks:
+        choose("model.options.blocks", block, dict.fromkeys(BLOCKS))
+    names = ("mlp_ratio", "layer_scale", "state_share")
+    check_numbers(config, [f"model.options.{name}" for name in names], above=0)
+    check_numbers(config, ("model.options.state_share",), at_most=1)
+    if round(options.mlp_ratio * options.width) < 1:
+        raise ConfigError(
+            "config.model.options.mlp_ratio must leave a channel of"
+            f" {options.width}; got {options.mlp_ratio}."
+        )
+
+
+def _validate_data(config):
+    data, whole = config.data, dict(are_whole=True)
+    counts = ("num_train_runs", "num_test_runs", "num_test_days", "spin_up_days")
+    counts += ("num_levels", "step_minutes")
+    check_numbers(config, [f"data.{name}" for name in counts], at_least=1, **whole)
+    # Degrees up to 5 are compared; the simulator has none beyond its own.
+    most = training.data.HeldSuarez.truncation
+    check_numbers(config, ("data.truncation",), at_least=5, at_most=most, **whole)
+    try:
+        training.data.system_of(config)
+    except ValueError as error:
+        raise ConfigError(f"config.data: {error}") from error
+    rows = [training.stage_row(config, stage) for stage in config.stages]
+    longest = 1 + max(row.rollout_steps for row in rows)
+    check_numbers(config, ("data.num_days",), at_least=longest, **whole)
+    windows = data.num_train_runs * (data.num_days - longest + 1)
+    for row in rows:
+        if row.batch_size > windows:
+            raise ConfigError(
+                f"config.data has {windows} windows to train on, too few for a batch of"
+                f" {row.batch_size}."
+            )
+
+
+def _validate_test(config):
+    data, whole = config.data, dict(are_whole=True)
     counts = ("num_members", "num_long_members")
-    check_numbers(config, [f"test.{name}" for name in counts], at_least=2)
+    check_numbers(config, [f"test.{name}" for name in counts], at_least=2, **whole)
     if config.test.num_long_members > config.test.num_members:
         raise ConfigError(
             "config.test.num_long_members go on of config.test.num_members ="
@@ -65,8 +155,11 @@ def validate(config):
             f"config.data.num_test_runs must be {LEAST_BLOCKS} or more with several"
             f" seeds, for intervals that hold their choice; got {data.num_test_runs}."
         )
-    check_numbers(config, ("test.gap_days", "test.cases_at_once"), at_least=1)
-    check_numbers(config, ("last_degree",), at_least=5, at_most=data.truncation)
+    counts = ("test.gap_days", "test.cases_at_once")
+    check_numbers(config, counts, at_least=1, **whole)
+    most = data.truncation
+    check_numbers(config, ("last_degree",), at_least=5, at_most=most, **whole)
+    check_rising(config, ("test.lead_days", "test.long_days"), at_least=1)
     leads = (0, *config.test.lead_days, *config.test.long_days)
     if any(a >= b for a, b in zip(leads, leads[1:])):
         raise ConfigError(
@@ -76,11 +169,6 @@ def validate(config):
         raise ConfigError(
             f"config.test.long_days end at {leads[-1]}, beyond the"
             f" {data.num_test_days} days of a run that is tested on."
-        )
-    if importlib.util.find_spec("dinosaur") is None:
-        raise ConfigError(
-            "config.data: the Held-Suarez simulator needs package dinosaur: pip install"
-            " 'ensjax[weather]'"
         )
 
 

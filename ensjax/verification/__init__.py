@@ -171,6 +171,7 @@ from ensjax.verification.huge import (
     satisfactory_size,
 )
 from ensjax.verification.member_draws import draw_members, of_size, resampled_means
+from ensjax.verification.member_state import NotFinite, init_not_finite
 from ensjax.verification.metric import Metric
 from ensjax.verification.multivariate import (
     energy_score,
@@ -239,6 +240,7 @@ __all__ = [
     "EconomicValue",
     "EventTable",
     "Metric",
+    "NotFinite",
     "OutcomeWeighted",
     "PitHistogram",
     "Probability",
@@ -300,6 +302,7 @@ __all__ = [
     "gauss_latitudes",
     "gauss_weights",
     "great_circle_km",
+    "init_not_finite",
     "inverse_distance_weights",
     "is_outside",
     "log_log_slope",

@@ -329,7 +329,7 @@ def init_not_finite(like: jax.Array) -> NotFinite:
     Example:
         >>> import jax.numpy as jnp
         >>> from ensjax.reduce import fold_members
-        >>> from ensjax.verification.member_state import init_not_finite
+        >>> from ensjax.verification import init_not_finite
         >>> states = {"lost": init_not_finite(jnp.zeros(2))}
         >>> members = jnp.array([[1.0, 2.0], [jnp.nan, 3.0], [jnp.inf, 4.0]])
         >>> fold_members(jnp.abs, members, states, block=1)["lost"].count.tolist()

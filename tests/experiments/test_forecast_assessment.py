@@ -199,11 +199,107 @@ def test_the_card_of_a_seed_says_who_is_better(config, done):
         ("num_members", "1", "config.num_members must be"),
         ("efi.last_lead", "11", "config.efi goes from"),
         ("extremes.leads", "(5, 7)", "config.extremes.leads are some"),
+        ("source", "mars", "config.source is one of"),
+        ("source", "era5", "config.archive must have the fields of preset paper"),
+        ("scale", "big", "config.scale is one of full, reduced, toy"),
+        ("cost_repeats", "0", "config.cost_repeats must be"),
+        ("analysis_noise", "-1", "config.analysis_noise must be a number at least 0"),
+        ("leads", "()", "config.leads must be whole numbers at least 1"),
+        ("leads", "(1,)", "config.leads must be 2 or more numbers that rise"),
+        ("leads", "(10,5,1)", "config.leads must be 2 or more numbers that rise"),
+        (
+            "archive.num_starts",
+            "3",
+            "config.bootstrap.block_length must be .* at most 3",
+        ),
+        ("archive.steps_per_output", "3", "steps_per_output=3 must be a multiple of 2"),
+        ("model.kernel_size", "4", "config.model.kernel_size must be odd"),
+        ("training.block", "autoo", "config.training.block must be"),
+        ("training.steps_per_call", "0", "config.training.steps_per_call must be"),
+        ("training.steps_per_call", "15", "training.one_step=20 must be a multiple of"),
+        (
+            "training.warmup_steps",
+            "20",
+            "warmup_steps must be fewer than training.one_step",
+        ),
+        ("training.alpha", "-0.5", "config.training.alpha must be"),
+        ("training.learning_rate", "0", "config.training.learning_rate must be"),
+        (
+            "training.several_learning_rate",
+            "nan",
+            "training.several_learning_rate must be",
+        ),
+        ("training.crps_members", "1", "config.training.crps_members must be"),
+        (
+            "training.num_noise_channels",
+            "0",
+            "config.training.num_noise_channels must be",
+        ),
+        (
+            "training.num_rollout_steps",
+            "30",
+            "config.archive.num_train_outputs must be",
+        ),
+        ("training.batch_size", "217", "config.training.batch_size .* at most 216"),
+        ("extremes.num_stations", "0", "config.extremes.num_stations must be"),
+        ("extremes.station_noise", "-1", "config.extremes.station_noise must be"),
+        ("extremes.leads", "(5,)", "config.extremes.leads must be 2 or more numbers"),
+        ("extremes.leads", "(10,5)", "config.extremes.leads must be .* that rise"),
+        (
+            "extremes.percents",
+            "(5.0,2.0,95.0)",
+            "config.extremes.percents must be .* that rise",
+        ),
+        ("extremes.percents", "(2.0,5.0)", "config.extremes.percents are two below 50"),
+        (
+            "extremes.percents",
+            "(2.0,95.0,98.0)",
+            "config.extremes.percents are two below 50",
+        ),
+        (
+            "extremes.member_counts",
+            "(2,5)",
+            "config.extremes.member_counts .* at most 4",
+        ),
+        (
+            "extremes.member_counts",
+            "(4,2)",
+            "extremes.member_counts must be .* that rise",
+        ),
+        ("drift.time", "0", "config.drift.time must be a number above 0"),
+        ("drift.size", "nan", "config.drift.size must be a number finite"),
+        ("drift.num_resamples", "0", "config.drift.num_resamples must be"),
+        ("num_sectors", "0", "config.num_sectors must be a whole number at least 1"),
+        ("efi.first_lead", "0", "config.efi.first_lead must be"),
+        ("bootstrap.num_resamples", "0", "config.bootstrap.num_resamples must be"),
+        ("bootstrap.block_length", "0", "config.bootstrap.block_length must be"),
+        ("rain.split_date", "2030-01-01", "config.rain.split_date must be a day with"),
+        (
+            "rain.gap_days",
+            "2",
+            "config.rain.gap_days must be a whole number at least 3",
+        ),
+        (
+            "rain.num_test",
+            "20",
+            "must leave 1 or more cases to train on and 30 to test on",
+        ),
+        ("rain.num_test", "-1", "config.rain.num_test must be"),
+        ("rain.num_quantiles", "1", "config.rain.num_quantiles must be"),
+        ("rain.threshold", "-1", "config.rain.threshold must be"),
+        ("rain.block_days", "0", "config.rain.block_days must be"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(field, value, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as error:
         experiment.validate(config_of("smoke", (field, value)))
+    assert "\n" not in str(error.value)
+
+
+def test_the_climate_of_the_window_has_to_be_there():
+    few = ("archive.num_train_outputs", "5"), ("training.batch_size", "8")
+    with pytest.raises(ConfigError, match="must be more than the 5 leads from efi"):
+        experiment.validate(config_of("smoke", *few))
 
 
 @pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])

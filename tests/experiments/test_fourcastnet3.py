@@ -317,6 +317,44 @@ def test_stages_have_their_own_members_noise_and_batch():
         experiment.validate(config_of("claims", ("sampler.num_levels", "(6, 6)")))
 
 
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("stages", "()", "config.stages must hold one stage or more"),
+        ("block", "-1", 'config.block must be "auto", None'),
+        ("model.options.blocks", "('globl',)", "config.model.options.blocks is one of"),
+        ("sampler.low", "0", "config.sampler.low must be a number above 0"),
+        ("sampler.high", "0.01", "config.sampler.high must be a number above 0.02"),
+        ("sampler.rho", "0", "config.sampler.rho must be a number above 0"),
+        (
+            "sampler.ema_decay",
+            "2",
+            "config.sampler.ema_decay must be .* below 1; got 2",
+        ),
+        ("sampler.ema_decay", "0", "config.sampler.ema_decay must be a number above 0"),
+        ("sampler.learning_rate", "nan", "config.sampler.learning_rate must be"),
+        ("sampler.steps", "0", "config.sampler.steps must be"),
+        ("sampler.batch_size", "9", "config.sampler.batch_size must be .* at most 8"),
+        ("sampler.num_levels", "()", "config.sampler.num_levels must be whole numbers"),
+        (
+            "sampler.num_levels",
+            "(1,)",
+            "config.sampler.num_levels must be whole numbers",
+        ),
+        ("sampler.num_members", "1", "config.sampler.num_members must be"),
+        ("sampler.num_timings", "0", "config.sampler.num_timings must be"),
+        ("simulator.ridge", "-1", "config.simulator.ridge must be a number above 0"),
+        ("simulator.num_runs", "1", "config.simulator.num_runs must be"),
+        ("simulator.num_members", "11", "simulator.num_members must be .* at most 10"),
+        ("simulator.gap_days", "0", "config.simulator.gap_days must be"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_simulated(field, value, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        experiment.validate(config_of("smoke", (field, value)))
+    assert "\n" not in str(error.value)
+
+
 def test_the_denoiser_learns_the_change_of_a_day_in_its_own_units():
     rng = np.random.default_rng(0)
     pairs = jnp.asarray(rng.normal(size=(3, 2, 4, 8, 2)), jnp.float32)

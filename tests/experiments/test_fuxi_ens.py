@@ -128,19 +128,66 @@ def test_claims_follow_the_scores(gain, verdict):
     assert np.isfinite(list(experiment.verdicts.summarise(config, done).values())).all()
 
 
-def test_configs_that_do_not_fit_are_refused():
-    for change, message in (
-        (("variants.kl_weights", "(1e-4,)"), "are as many"),
-        (("variants.reconstructions", "('l1', 'l1')"), "the first is crps"),
-        (("variants.kl_weights", "(1e-4, 1e-2)"), "must hold l1 with the KL weight"),
-        (("training.rollout_steps", "(1, 2)"), "one of each stage"),
-        (("archive.num_before", "0"), "num_before"),
-        (("block_sites", "5"), "must divide the 36 sites"),
-        (("short_leads", "(1, 20)"), "short_leads"),
-        (("training.kl_direction", "both"), "kl_direction"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            experiment.validate(config_of("smoke", change))
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("archive.source", "era5", "config.model.name is one of windows"),
+        ("archive.num_before", "0", "config.archive.num_before must be"),
+        ("archive.num_train_outputs", "2", "config.archive.num_train_outputs must be"),
+        ("scale", "small", "config.scale is one of full, reduced, toy"),
+        ("variants.kl_weights", "(1e-4,)", "are as many"),
+        ("variants.kl_weights", "(1e-4, 1e-2)", "must hold l1 with the KL weight"),
+        ("variants.kl_weights", "(1e-4, -1)", "config.variants.kl_weights must be"),
+        ("variants.reconstructions", "('l1', 'l1')", "the first is crps"),
+        ("variants.reconstructions", "('crps', 'crps')", "config.variants must differ"),
+        ("model.name", "windows", "config.model.name is one of residual"),
+        ("model.width", "0", "config.model.width must be"),
+        ("model.depth", "-1", "config.model.depth must be a whole number at least 0"),
+        ("model.kernel_size", "2", "config.model.kernel_size must be odd"),
+        ("model.log_variance_offset", "3", "log_variance_offset .* below 2; got 3"),
+        (
+            "model.log_variance_range",
+            "(2, -12)",
+            "log_variance_range must be 2 or more",
+        ),
+        ("model.log_variance_range", "(-12, 1, 2)", "log_variance_range are two; got"),
+        ("training.estimator", "fairr", "config.training.estimator is one of"),
+        ("training.kl_direction", "both", "config.training.kl_direction is one of"),
+        ("training.num_members", "1", "config.training.num_members must be"),
+        ("training.rollout_steps", "(1, 2)", "one of each stage"),
+        ("training.batch_size", "500", "config.training.batch_size .* at most 144"),
+        ("training.steps_per_call", "0", "config.training.steps_per_call must be"),
+        ("training.steps_per_call", "3", "steps_per_call must divide the 20 steps"),
+        ("training.learning_rate", "0", "config.training.learning_rate must be"),
+        ("training.weight_decay", "-0.1", "config.training.weight_decay must be"),
+        ("training.betas", "(0.9, 1.0)", "config.training.betas must be .* below 1"),
+        ("training.betas", "(0.9,)", "config.training.betas are two"),
+        ("training.block", "0", 'config.training.block must be "auto", None'),
+        ("num_members", "1", "config.num_members must be"),
+        ("short_leads", "(1, 20)", "config.short_leads must be"),
+        ("short_leads", "(10, 4, 1)", "config.short_leads must be .* that rise"),
+        ("block_sites", "5", "must divide the 36 sites"),
+        ("block_sites", "0", "config.block_sites must be a whole number at least 1"),
+        ("bootstrap.num_resamples", "0", "config.bootstrap.num_resamples must be"),
+        ("bootstrap.block_length", "9", "block_length must be .* at most 8; got 9"),
+        ("rain.num_members", "1", "config.rain.num_members must be"),
+        ("rain.width", "0", "config.rain.width must be"),
+        ("rain.learning_rate", "-1", "config.rain.learning_rate must be"),
+        ("rain.dry_depth", "0", "config.rain.dry_depth must be"),
+        ("rain.kl_weight", "-1", "config.rain.kl_weight must be"),
+        ("rain.gap_days", "0", "config.rain.gap_days must be"),
+        ("rain.split_date", "1990-01-01", "config.rain.split_date must be a day with"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(field, value, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        experiment.validate(config_of("smoke", (field, value)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("preset", ["smoke", "small", "claims", "paper"])
+def test_presets_are_valid(preset):
+    experiment.validate(config_of(preset))
 
 
 # Networks.

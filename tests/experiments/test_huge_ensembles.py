@@ -390,14 +390,200 @@ def test_presets_are_valid(name, preset):
     "name, field, value, message",
     [
         ("huge_ensembles", "archive.num_before", "1", "num_before must be at least 3"),
-        ("huge_ensembles", "leads", "(1,2)", "must rise from 0 and 1"),
+        ("huge_ensembles", "leads", "(1,2)", "config.leads must rise from 0 and 1"),
         ("huge_ensembles", "archive.num_leads", "4", "must reach the last lead"),
         ("huge_ensembles_7424", "sizes", "(8,32)", "to all 64 members"),
         ("huge_ensembles_7424", "judged_lead", "3", "judged_lead"),
         ("huge_ensembles_7424", "num_resamples", "1", "num_resamples"),
+        ("huge_ensembles", "leads", "(0,1,3,2,4)", "config.leads must be .* that rise"),
+        (
+            "huge_ensembles",
+            "judged_leads",
+            "()",
+            "config.judged_leads must be whole numbers at least 2",
+        ),
+        (
+            "huge_ensembles",
+            "judged_leads",
+            "(3,2)",
+            "config.judged_leads must be .* that rise",
+        ),
+        ("huge_ensembles", "spectral_lead", "0", "config.spectral_lead must be"),
+        (
+            "huge_ensembles",
+            "event_quantile",
+            "1",
+            "config.event_quantile must be .* below 1; got 1",
+        ),
+        (
+            "huge_ensembles",
+            "training.early_steps",
+            "21",
+            "training.early_steps must be .* at most 20",
+        ),
+        (
+            "huge_ensembles",
+            "training.alone_steps",
+            "0",
+            "config.training.alone_steps must be",
+        ),
+        (
+            "huge_ensembles",
+            "efi.noise",
+            "0",
+            "config.efi.noise must be a number above 0",
+        ),
+        (
+            "huge_ensembles",
+            "efi.leads",
+            "(0,1,2,3)",
+            "config.efi.leads must be whole numbers at least 1",
+        ),
+        (
+            "huge_ensembles",
+            "efi.leads",
+            "(5,3,2,1)",
+            "config.efi.leads must be .* that rise",
+        ),
+        (
+            "huge_ensembles",
+            "efi.judged_leads",
+            "(1,9)",
+            "config.efi.leads must hold efi.judged_leads",
+        ),
+        (
+            "huge_ensembles",
+            "efi.judged_leads",
+            "()",
+            "config.efi.judged_leads must be whole numbers",
+        ),
+        (
+            "huge_ensembles",
+            "efi.free_leads",
+            "(30,10,5)",
+            "config.efi.free_leads are the first, one that is not",
+        ),
+        (
+            "huge_ensembles",
+            "efi.free_leads",
+            "(10,30)",
+            "config.efi.free_leads are the first",
+        ),
+        (
+            "huge_ensembles",
+            "efi.free_leads",
+            "(10,30,0)",
+            "config.efi.free_leads must be whole numbers",
+        ),
+        ("huge_ensembles", "cost.num_timings", "0", "config.cost.num_timings must be"),
+        (
+            "huge_ensembles",
+            "block",
+            "0",
+            "config.block must be a whole number at least 1",
+        ),
+        (
+            "huge_ensembles_7424",
+            "leads",
+            "(5,4,2)",
+            "config.leads must be .* that rise",
+        ),
+        (
+            "huge_ensembles_7424",
+            "leads",
+            "(0,4,5)",
+            "config.leads must be whole numbers at least 1",
+        ),
+        ("huge_ensembles_7424", "sizes", "(64,8)", "config.sizes must be .* that rise"),
+        (
+            "huge_ensembles_7424",
+            "sizes",
+            "(1,64)",
+            "config.sizes must be whole numbers at least 2",
+        ),
+        (
+            "huge_ensembles_7424",
+            "sizes",
+            "()",
+            "config.sizes must be whole numbers at least 2",
+        ),
+        (
+            "huge_ensembles_7424",
+            "crps_size",
+            "64",
+            "config.crps_size must be .* at most 63; got 64",
+        ),
+        (
+            "huge_ensembles_7424",
+            "extreme_quantile",
+            "1",
+            "config.extreme_quantile must be .* below 1; got 1",
+        ),
+        ("huge_ensembles_7424", "high_quantile", "nan", "config.high_quantile must be"),
+        (
+            "huge_ensembles_7424",
+            "num_score_resamples",
+            "0",
+            "config.num_score_resamples must be",
+        ),
+        (
+            "huge_ensembles_7424",
+            "num_drawn",
+            "255",
+            "config.num_drawn=255 must be a multiple of 2",
+        ),
+        (
+            "huge_ensembles_7424",
+            "drawn_shape",
+            "()",
+            "config.drawn_shape must be whole numbers at least 1",
+        ),
+        (
+            "huge_ensembles_7424",
+            "drawn_shape",
+            "(1,4)",
+            "config.drawn_shape must begin with two or more",
+        ),
+        (
+            "huge_ensembles_7424",
+            "archive.num_before",
+            "2",
+            "num_before must reach back .* = 3; got 2",
+        ),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(name, field, value, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        EXPERIMENTS[name].validate(config_of(name, "smoke", (field, value)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("scale", "toys", "config.scale is one of full, reduced, toy"),
+        ("archive.source", "era5", "config.model.name is one of sfno"),
+        ("archive.steps_per_output", "7", "steps_per_output=7 must be a multiple of 2"),
+        ("num_checkpoints", "1", "config.num_checkpoints must be a number at least 2"),
+        ("model.name", "sfno", "config.model.name is one of residual"),
+        ("model.width", "0", "config.model.width must be"),
+        ("model.step_scale", "0", "config.model.step_scale must be"),
+        ("training.batch_size", "313", "config.training.batch_size .* at most 312"),
+        ("training.learning_rate", "0", "config.training.learning_rate must be"),
+        ("training.steps_per_call", "3", "steps_per_call=3, both cut to the 20 steps"),
+        ("training.save_every_steps", "0", "config.training.save_every_steps must be"),
+        ("training.block", "autoo", "config.training.block must be"),
+        ("perturbations.share", "0", "config.perturbations.share must be"),
+        (
+            "perturbations.error_leads",
+            "40",
+            "perturbations.error_leads must be .* at most 39",
+        ),
+        ("analysis_noise", "-1", "config.analysis_noise must be"),
+    ],
+)
+def test_mistakes_of_checkpoints_are_one_line(name, field, value, message):
     with pytest.raises(ConfigError, match=message):
         EXPERIMENTS[name].validate(config_of(name, "smoke", (field, value)))
 
