@@ -161,8 +161,8 @@ def fold_product(
 
     A member that becomes NaN under way is left out of the scores of `member_states`
     there, and nothing says so: they are of the others alone. A state of
-    `verification.init_not_finite` beside theirs counts such members, by
-    lead and element.
+    `verification.init_not_finite` beside theirs counts such members, by lead and
+    element.
 
     Args:
         forecast: of one member.
