@@ -12,6 +12,7 @@ waves, without the waves, and with white noise instead. All seeds share the free
 the simulator, which are kept in the user's cache; intervals hold the choice of the runs
 that are tested on, too. The trunk has blocks of 16 channels, global and local in turn:
 four in `claims`, and two in `small`, where all of it has to take minutes of two cores.
+`small` has one seed, of which no verdict but "undecided" can come.
 
 `paper` is FourCastNet 3 at its published size, planned, not run: see `fourcastnet3.py`,
 whose plan has the numbers.

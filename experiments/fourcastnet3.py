@@ -84,7 +84,8 @@ def run(config, run_dir):
     run_dir.finish(
         title=config.title,
         summary=verdicts.describe(config, done),
-        scalars=verdicts.summarise(config, done),
+        scalars=verdicts.summarise(config, done)
+        | verdicts.systems.summarise(config, done),
         claims=verdicts.make_claims(config, done),
         checks=verdicts.make_checks(config, done),
     )

@@ -82,8 +82,8 @@ def _systems(config, scores, done):
         ha="center", fontsize=8,
     )  # fmt: skip
     speed.set_xscale("log")
-    speed.set_ylim(bottom=0)
     speed.margins(x=0.25, y=0.2)
+    speed.set_ylim(bottom=0)
     finish(speed, x="days of a member a second", y="fair CRPS, day 1")
     degree = np.arange(1, config.last_degree + 1)
     lines = {
@@ -100,10 +100,12 @@ def _systems(config, scores, done):
             )  # fmt: skip
     spectra.axhspan(0.5, 2, color=GREY, alpha=0.15, lw=0)
     spectra.axhline(1, color=GREY, lw=1)
-    spectra.set_yscale("log")
-    finish(
-        spectra, x="degree of spherical harmonics", y="power, of the truth's",
-        legend=True,
+    base.power_axis(spectra)
+    # Names above, where no line is: colours are systems, dashes the pressure.
+    finish(spectra, x="degree of spherical harmonics", y="power, of the truth's")
+    spectra.legend(
+        fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0),
+        frameon=False,
     )  # fmt: skip
     return fig
 
@@ -131,7 +133,7 @@ def _spectra(config, scores):
             )  # fmt: skip
         ax.axhspan(0.5, 2, color=GREY, alpha=0.15, lw=0)
         ax.axhline(1, color=GREY, lw=1)
-        ax.set_yscale("log")
+        base.power_axis(ax)
         ax.set_title(base.VARIABLES[variable], fontsize=10, loc="left")
         ax.set_xticks(range(1, degree[-1] + 1, 4))
         finish(

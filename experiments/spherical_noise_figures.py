@@ -1,6 +1,7 @@
 """Figures of `spherical_noise.py`; maps are of the first seed and case."""
 
 import numpy as np
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ensjax.experiment.fields import load_beside
 from ensjax.plot.style import GREY, MARKERS, PALETTE, finish, new_figure
@@ -125,7 +126,7 @@ def _spectra(config, found):
             ax.set_xticks(range(1, degree[-1] + 1, 4))
             ax.axhspan(0.5, 2, color=GREY, alpha=0.15, lw=0)
             ax.axhline(1, color=GREY, lw=1)
-            ax.set_yscale("log")
+            power_axis(ax)
     steps = (config.test.lead_days[-1], config.test.long_days[-1])
     for ax, step in zip(axes[0], steps):
         ax.set_title(f"day {step}: {VARIABLES[0]}", fontsize=10, loc="left")
@@ -155,13 +156,28 @@ def _leads(config, found):
         right.plot(days, mean["ssr"], **style)
         right.plot(days, mean["large_ssr"], ls="--", **style)
     right.axhline(1, color=GREY, lw=1)
+    for style, words in (("-", "all degrees"), ("--", "degrees 1 to 5")):
+        right.plot([], [], color=GREY, ls=style, label=words)
     for ax in (left, right):
         ax.set_xticks(days)
     left.set_ylim(bottom=0)
     right.set_ylim(bottom=0)
     finish(left, x="days of forecast", y="fair CRPS", legend=True)
-    finish(right, x="days of forecast", y="spread over error")
+    finish(right, x="days of forecast", y="spread over error", legend=True)
     return fig
+
+
+def power_axis(ax) -> None:
+    """A logarithmic y axis of power over the truth's, marked at powers of two.
+
+    Beyond a factor of 64 at powers of ten.
+    """
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    base = 2 if max(high, 1 / low) < 64 else 10
+    ax.yaxis.set_major_locator(LogLocator(base=base))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
 def _members(config, done):

@@ -260,7 +260,8 @@ def of_runs(config, by_run, weights=None) -> dict[str, np.ndarray]:
         mean["power"][:, :, -1, :, last], truth[..., last], first=0
     )
     num_leads = len(config.test.lead_days)
-    share = np.sqrt(mean["spread"] / mean["error"])
+    with np.errstate(invalid="ignore"):  # of networks that ran away
+        share = np.sqrt(mean["spread"] / mean["error"])
     ratio = mean["long_power"] / np.where(truth > 0, truth, 1)[:, :, None]
     return {
         "crps": mean["crps"],
