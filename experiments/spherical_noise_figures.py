@@ -94,16 +94,19 @@ def _noise_spectra(config, noise):
     ax = fig.subplots()
     degree = np.arange(1, noise["power"].shape[1])
     for number, length in enumerate(config.noise.lengths_km):
-        color = PALETTE[number % len(PALETTE)]
+        # As many as published are one more than the palette has.
+        colors, markers = (*PALETTE, GREY), (*MARKERS, "*")
+        color = colors[number % len(colors)]
         ax.plot(degree, noise["power_expected"][number, 1:], color=color, lw=1)
         ax.plot(
             degree, noise["power"][number, 1:], ls="", color=color,
-            marker=MARKERS[number % len(MARKERS)], ms=4, label=f"{length:g} km",
+            marker=markers[number % len(markers)], ms=4, label=f"{length:g} km",
         )  # fmt: skip
     ax.set_yscale("log")
     ax.set_ylim(1e-6, 1)
     ax.set_xticks(range(1, degree[-1] + 1, 4))
-    finish(ax, x="degree of spherical harmonics", y="power", legend=True)
+    finish(ax, x="degree of spherical harmonics", y="power")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return fig
 
 
