@@ -17,8 +17,7 @@ claims (two CPU cores that other jobs shared: 78 minutes): spread over error aft
 step .56, .88 and .90 (standard, almost fair, fair; asked for: .63, .98, 1), fair CRPS
 .147 and .428 at 2 and 5 time units (almost fair), of the simulator .169 and .452, of
 one forecast of the squared error .216 and .809. Rain: CRPS 4.61 mm (EMOS 4.69). The
-rest is in experiments/RESULTS.md. small takes 3.5 minutes of CPU time with one of its
-two seeds.
+rest is in experiments/RESULTS.md. small takes 3 minutes of two quiet cores.
 
 `paper` has the sizes of the model at about 1 degree (O96): its stages, members, batch
 and number of weights. It sees the states of six hours before and of now, is told which

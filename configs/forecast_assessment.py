@@ -18,7 +18,8 @@ several, 0.996 for CRPS members and 0.78 for their mean, at which the smoothing 
 rings. A planted drift is found in every resample, none where there is none. SEDI
 differs by 0.03 on average. A forecast day of the simulator takes 0.7 % of the
 emulator's operations. Rain: CRPS 7.08 mm raw, 4.69 after EMOS; SEEPS of the medians,
-0.74 and 0.78. experiments/RESULTS.md has the rest.
+0.74 and 0.78. experiments/RESULTS.md has the rest. `small` takes 2.5 minutes
+of two quiet cores.
 
 `paper` is planned, not run: what was verified, PanguWeather, is no network of ensjax.
 In its place stands the spherical Fourier neural operator of Huge Ensembles at 0.25
