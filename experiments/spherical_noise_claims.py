@@ -136,14 +136,14 @@ def check_long_power(config, scores, place=-1, last_degree=None) -> dict:
     )
 
 
-def check_level_one(config, found) -> list[dict]:
+def check_level_one(found, ssr) -> list[dict]:
     """(a), (c) and (d) of level 1, means over seeds, variables and leads.
 
-    Of SSR the leads from the second step on.
+    Args:
+        found: of `scores_of`.
+        ssr: spread over error from the second step on, of which least and most count.
     """
     ratio = found["diffusion"]["crps"].mean() / found["places"]["crps"].mean()
-    later = [i for i, day in enumerate(config.test.lead_days) if day >= 2]
-    ssr = found["diffusion"]["ssr"][:, later].mean(axis=(0, 2))
     large = {name: found[name]["large_ssr"].mean() for name in ("diffusion", "white")}
     return [
         check(
@@ -197,6 +197,8 @@ def make_checks(config, done) -> list[dict]:
     noise, found = done["noise"], scores_of(done)
     lag = np.abs(noise["lag"] - noise["lag_expected"]).max()
     mine = found["diffusion"]["distance"].mean()
+    later = [i for i, day in enumerate(config.test.lead_days) if day >= 2]
+    ssr = found["diffusion"]["ssr"][:, later].mean(axis=(0, 2))
     return [
         check_at_most("noise: sd less 1", np.abs(noise["sd"] - 1).max(), 0.02),
         check_at_most("noise: lag-1 correlation off exp(-lambda)", lag, 0.02),
@@ -226,7 +228,7 @@ def make_checks(config, done) -> list[dict]:
             1e-6,
         ),
         check_at_least("scramble: CRPS of waves", noise["scramble_waves"], 1.5),
-        *check_level_one(config, found),
+        *check_level_one(found, ssr),
         check_at_most(
             "(b) distance of spectra, with over without waves",
             mine / found["places"]["distance"].mean(),
