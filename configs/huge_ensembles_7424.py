@@ -59,7 +59,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             spin_up_steps=400 if smoke else 2_000,
             num_train_runs=8 if smoke else 64,
             num_train_outputs=40 if smoke else 300,
-            num_starts=2 if smoke else 12 if claims else 4,
+            num_starts=2 if smoke else 12 if claims else 3,
             num_before=4,
             num_leads=5 if smoke else 30,
         )
@@ -75,7 +75,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             step_scale=0.4,
         )
     )
-    total_steps = 20 if smoke else 2_000
+    total_steps = 20 if smoke else 2_000 if claims else 1_000
     config.training = ml_collections.ConfigDict(
         dict(
             total_steps=total_steps,

@@ -11,6 +11,7 @@ verdicts = load_beside(__file__, "spherical_noise_claims")
 
 VARIABLES, UNITS = training.data.VARIABLES, training.data.UNITS
 COLORS = dict(zip(verdicts.NAMES, PALETTE))
+MOST_POWER = 30_000.0  # of the truth's: members that run away leave the axis there
 
 
 def add_figures(run_dir, config, done) -> None:
@@ -33,7 +34,7 @@ def add_figures(run_dir, config, done) -> None:
         _spectra(config, found),
         f"Power of members over the truth's by degree, after {last} daily steps"
         f" (left) and {config.test.long_days[-1]} (right); mean over members, cases and"
-        " seeds. Grey: 0.5 to 2.",
+        f" seeds. Grey: 0.5 to 2; beyond {MOST_POWER:,.0f} the axis ends.",
     )
     run_dir.add_figure(
         "leads",
@@ -114,22 +115,32 @@ def _spectra(config, found):
     fig = new_figure(4.8, width=11.0)
     axes = fig.subplots(len(VARIABLES), 2, sharex=True, sharey=True)
     degree = np.arange(1, config.last_degree + 1)
+    beyond = [([], []) for _ in VARIABLES]
     for variable, row in enumerate(axes):
         for name, scores in found.items():
             truth = scores["truth_power"][:, variable]
             after = scores["power"][:, -1, variable] / np.where(truth > 0, truth, 1)
             late = scores["long_ratio"][:, -1, variable]
-            for ax, ratio in zip(row, (after, late)):
+            for ax, ratio, words in zip(row, (after, late), beyond[variable]):
+                power = ratio.mean(axis=0)[1 : len(degree) + 1]
                 ax.plot(
-                    degree, ratio.mean(axis=0)[1 : len(degree) + 1], ms=4,
-                    color=COLORS[name], marker=MARKERS[list(found).index(name)],
+                    degree, power, ms=4, color=COLORS[name],
+                    marker=MARKERS[list(found).index(name)],
                     label=verdicts.NAMES[name],
                 )  # fmt: skip
-        for ax in row:
+                if not (power <= MOST_POWER).all():
+                    words.append(verdicts.NAMES[name])
+        for ax, words in zip(row, beyond[variable]):
+            if words:
+                text = f"beyond {MOST_POWER:,.0f}: " + "; ".join(words)
+                ax.text(0.98, 0.96, text, ha="right", va="top", fontsize=8,
+                        transform=ax.transAxes)  # fmt: skip
             ax.set_xticks(range(1, degree[-1] + 1, 4))
             ax.axhspan(0.5, 2, color=GREY, alpha=0.15, lw=0)
             ax.axhline(1, color=GREY, lw=1)
             power_axis(ax)
+    if any(words for row in beyond for words in row):
+        axes[0, 0].set_ylim(top=MOST_POWER)
     steps = (config.test.lead_days[-1], config.test.long_days[-1])
     for ax, step in zip(axes[0], steps):
         ax.set_title(f"day {step}: {VARIABLES[0]}", fontsize=10, loc="left")
