@@ -15,7 +15,8 @@ all are trained as one stack.
 On 2 CPU cores (AMD EPYC) claims gave a spread over error of .74 and .85 at times 1 and
 2 with both sources, .63 and .77 with checkpoints, .36 and .49 with bred vectors of one,
 .74 and .85 with random perturbations; fair CRPS .068 and .169 with both, .081 and .195
-of the imperfect simulator. experiments/RESULTS.md has the rest.
+of the imperfect simulator. experiments/RESULTS.md has the rest. small takes 5 minutes
+of two quiet cores.
 
 Costs are the last stage: delete `stages/cost.npz` and `results.json` of a finished run,
 and the same command times them again, alone, such as on a quiet machine.

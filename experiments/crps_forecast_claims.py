@@ -69,6 +69,8 @@ def summarise(config, done) -> dict[str, float]:
             for score in ("ssr", "unbiased_ssr"):
                 values = found[f"sizes_{score}"][:, number, lead - 1]
                 scalars[f"{score}_of_{size}_lead{lead * STEP:g}"] = float(values.mean())
+    for name, values in done["first_step"].items():
+        scalars[f"{name}_step1_all"] = float(values.mean())
     return scalars | {
         "share_of_cells": float(found["cells_share"].mean()),
         "rain_crps": float(done["rain"]["crps"].mean()),
@@ -221,8 +223,10 @@ def make_checks(config, done) -> list[dict]:
     """Acceptance (a) to (e) and 6b of the replication; means over seeds."""
     mean = {name: np.asarray(x).mean(axis=0) for name, x in done["scores"].items()}
     late, middle = late_lead(config) - 1, middle_lead(config) - 1
-    ssr, standard = mean["almost_fair_ssr"], mean["standard_ssr"]
-    error, own = mean["error_rmse"][late], mean["almost_fair_rmse"][late]
+    ssr = mean["almost_fair_ssr"]
+    first = {name: float(x.mean()) for name, x in done["first_step"].items()}
+    own, standard = first["almost_fair_ssr"], first["standard_ssr"]
+    error, rmse = mean["error_rmse"][late], mean["almost_fair_rmse"][late]
     asked = theory.optimal_spread(config.stages.num_members[-1], 0.0)
     activity = np.abs(mean["almost_fair_activity"] - 1).max()
     raw, anomaly = mean["ratios"]  # [drift, lead]
@@ -234,11 +238,11 @@ def make_checks(config, done) -> list[dict]:
     drifts = np.asarray(config.drifts)
     quarter = int(np.argmin(np.abs(drifts - 0.25)))
     checks = [
-        check_at_least("(a) SSR at step 1, almost fair, low", float(ssr[0]), 0.93),
-        check_at_most("(a) SSR at step 1, almost fair, high", float(ssr[0]), 1.05),
+        check_at_least("(a) SSR at step 1, almost fair, low", own, 0.93),
+        check_at_most("(a) SSR at step 1, almost fair, high", own, 1.05),
         check_at_most(
             f"(a) SSR at step 1, standard, off the {asked:.3f} it asks for",
-            float(abs(standard[0] - asked)),
+            abs(standard - asked),
             0.05,
         ),
         check_at_least(
@@ -254,7 +258,7 @@ def make_checks(config, done) -> list[dict]:
         ),
         check_at_least(
             "(d) RMSE late, how much below that of the squared error",
-            float(1 - own / error),
+            float(1 - rmse / error),
             0.15,
         ),
         check_at_most("(e) activity of members off the truth's", float(activity), 0.03),
@@ -302,13 +306,14 @@ def describe(config, done) -> str:
     ratios, pushed = mean["ratios"], mean["pushed_ratios"]
     raw, whole, rain = done["rain"]["references"]
     ssr = ", ".join(
-        f"{NAMES[name]} {mean[f'{name}_ssr'][0]:.2f}"
+        f"{NAMES[name]} {done['first_step'][f'{name}_ssr'].mean():.2f}"
         for name in ("standard", "almost_fair", "fair")
     )
     return (
         f"{config.num_seeds} seeds of two-scale Lorenz-96; networks of one step of"
         f" {STEP:g} time units, trained on {config.stages.num_members[0]} members and"
-        f" verified with {config.num_members}. Spread-skill ratio after one step:"
+        f" verified with {config.num_members}. Spread-skill ratio after one step"
+        f" from all {config.archive.num_starts} starts:"
         f" {ssr} (asked for:"
         f" {theory.optimal_spread(config.stages.num_members[0], 0.0):.3f},"
         f" {theory.optimal_spread(config.stages.num_members[0], 0.95):.3f}, 1)."

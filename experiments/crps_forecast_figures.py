@@ -30,17 +30,21 @@ def add_tables(run_dir, config, done):
         ]
         pilot = verdicts.PILOT.get(name)
         beside = "-" if pilot is None else " / ".join(f"{x:.3g}" for x in pilot)
+        every = done["first_step"].get(f"{name}_ssr")
+        texts.insert(0, "-" if every is None else interval_text(every))
         rows.append([label, *texts, beside])
     words = {"ssr": "SSR", "fair": "fair CRPS", "rmse": "RMSE of the mean"}
     run_dir.add_table(
         "losses",
-        ["trained with"]
+        ["trained with", f"SSR at {STEP:g}, all starts"]
         + [f"{words[score]} at {lead * STEP:g}" for score, lead in columns]
         + ["pilot (leads 0.1, 2, 5)"],
         rows,
         f"Leads in time units; {config.num_test} starts, {config.num_members} members,"
-        f" {config.num_seeds} seeds (mean and 95 % interval). In {_SD}. SSR: spread"
-        " over error, 1 if calibrated. One forecast has its absolute error.",
+        f" {config.num_seeds} seeds (mean and 95 % interval); the first column is of"
+        f" all {config.archive.num_starts} starts, since few tell little of one step."
+        f" In {_SD}. SSR: spread over error, 1 if calibrated. One forecast has its"
+        " absolute error.",
     )
     _add_sizes(run_dir, config, found)
     _add_drifts(run_dir, config, found)

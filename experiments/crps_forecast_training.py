@@ -298,8 +298,10 @@ def train(config, run_dir, archives) -> dict[str, Any]:
     return found
 
 
-def forecast(config, ensemble, starts, num_members, *, first_case=0) -> np.ndarray:
-    """Forecasts of every network of a stack, at all leads.
+def forecast(
+    config, ensemble, starts, num_members, *, first_case=0, num_leads=None
+) -> np.ndarray:
+    """Forecasts of every network of a stack.
 
     Args:
         config: of the run.
@@ -307,6 +309,7 @@ def forecast(config, ensemble, starts, num_members, *, first_case=0) -> np.ndarr
         starts: `[case, site]`, in deviations.
         num_members: of each case.
         first_case: number of the first case; a case's noise follows its number.
+        num_leads: how many of the first; None for all.
 
     Returns:
         `[network, member, case, lead, site]`, NumPy.
@@ -314,7 +317,7 @@ def forecast(config, ensemble, starts, num_members, *, first_case=0) -> np.ndarr
     has_noise = ensemble[0].num_noise_channels > 0
     noise = noise_of(config) if has_noise else None
     run = map_members(
-        _Forecast(ensemble.graph, noise, config.archive.num_leads),
+        _Forecast(ensemble.graph, noise, num_leads or config.archive.num_leads),
         kinds=("member", "shared", "shared", "shared", "shared"),
         mesh=ensemble.mesh,
         block=1,

@@ -27,6 +27,7 @@ verdicts = load_beside(__file__, "forecast_assessment_claims")
 figures = load_beside(__file__, "forecast_assessment_figures")
 
 training_job = training.training_job
+MEASURED = "scores-2"
 
 
 def validate(config):
@@ -151,7 +152,8 @@ def run(config, run_dir):
     stages = {
         "simulate": lambda done: training.simulate(config),
         "forecast": lambda done: training.forecast(config, run_dir, done["simulate"]),
-        "scores": lambda done: scores.measure(
+        # The name changes with what the stage gives: "scores" is of older versions.
+        MEASURED: lambda done: scores.measure(
             config, done["simulate"], done["forecast"]
         ),
         "cards": lambda done: cards.measure(config, done["simulate"], done["forecast"]),
@@ -159,6 +161,7 @@ def run(config, run_dir):
         "rain": lambda done: rain.measure(config),
     }
     done = run_stages(run_dir, config, stages)
+    done["scores"] = done.pop(MEASURED)
     verdicts.add_tables(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
     run_dir.finish(

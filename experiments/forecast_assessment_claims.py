@@ -97,7 +97,7 @@ def make_claims(config, done) -> list[dict]:
                 Part(f"{text}, {part} mean", found[f"emulator_{part}_{name}"], 0.0)
                 for name, text in (
                     ("slope", "absolute bias"),
-                    ("squared_slope", "squared bias less what the sample adds"),
+                    ("squared_slope", "squared bias, by halves of the starts"),
                 )
                 for part in ("area", "zonal")
             ],

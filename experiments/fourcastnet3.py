@@ -1,7 +1,7 @@
 """FourCastNet 3 at level 1: a small network on the sphere, its calibration and spectra.
 
 Data, training and scores are those of `spherical_noise.py`; `_sampler.py` has a
-diffusion model of the same trunk and `_simulator.py` the simulator's own ensemble;
+diffusion model of the same trunk and `_simulator.py` the simulators' own ensembles;
 `_size.py` splits a step by latitude and traces one at full size, `_claims.py` and
 `_comparison.py` judge and `_figures.py` draws.
 """
@@ -37,7 +37,8 @@ def validate(config):
     # As many days of the climate are scored beside them, each of them once.
     days = data.num_train_runs * data.num_days
     check_numbers(config, ("simulator.num_members",), at_most=days)
-    check_numbers(config, ("simulator.ridge",), above=0)
+    names = ("ridge", "contrast_kelvin", "friction_days")
+    check_numbers(config, [f"simulator.{name}" for name in names], above=0)
     counts = ("steps", "batch_size", "num_timings", "num_level_channels")
     check_numbers(config, [f"sampler.{name}" for name in counts], at_least=1, **whole)
     pairs = data.num_train_runs * (data.num_days - 1)
@@ -76,7 +77,13 @@ def run(config, run_dir):
         "size": lambda done: count(config, done["simulate"]),
         "emulate": lambda done: base.emulate(config, run_dir, done["simulate"]),
         "sample": lambda done: sampler.measure(config, run_dir, done["simulate"]),
-        "ensemble": lambda done: simulator.measure(config, done["simulate"]),
+        # With the truth's equations, and with others.
+        "ensemble": lambda done: simulator.measure(
+            config, done["simulate"], training.data.system_of(config)
+        ),
+        "imperfect": lambda done: simulator.measure(
+            config, done["simulate"], simulator.imperfect_of(config)
+        ),
     }
     done = run_stages(run_dir, config, stages)
     verdicts.add_tables(run_dir, config, done)

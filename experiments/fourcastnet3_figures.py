@@ -17,7 +17,8 @@ def add_figures(run_dir, config, done) -> None:
         "systems",
         _systems(config, found["diffusion"], done),
         "The network with noise inside, samplers of a diffusion model of its trunk, and"
-        " the simulator with starts by regression. Left: fair CRPS by days of forecast"
+        " an imperfect simulator with starts by regression; dotted: one with the"
+        " truth's equations. Left: fair CRPS by days of forecast"
         " (samplers on day 1 only). Middle: fair CRPS of day 1 against speed on this"
         " device. Right: power of members on day 1 over the truth's; grey: 0.5 to 2."
         " Mean over seeds, and left and middle over variables.",
@@ -47,7 +48,7 @@ def add_figures(run_dir, config, done) -> None:
 def _systems(config, scores, done):
     fig = new_figure(3.8, width=11.5)
     leads, speed, spectra = fig.subplots(1, 3)
-    found, simulated = done["sample"], done["ensemble"]
+    found, simulated = done["sample"], done["imperfect"]
     samplers = systems.sampler.sampler_names(config)
     best = systems.compare(config, found).best
     net, other, grey = PALETTE[0], PALETTE[1], PALETTE[2]
@@ -58,7 +59,11 @@ def _systems(config, scores, done):
     )  # fmt: skip
     leads.plot(
         days, simulated["crps"].mean(axis=1), color=grey, marker=MARKERS[2],
-        ls="--", label="simulator",
+        ls="--", label="imperfect simulator",
+    )  # fmt: skip
+    leads.plot(
+        days, done["ensemble"]["crps"].mean(axis=1), color=grey, ls=":",
+        label="the truth's equations",
     )  # fmt: skip
     leads.plot(
         [1], [found[f"fair_{best}"].mean()], color=other, marker=MARKERS[1], ls="",

@@ -7,7 +7,10 @@ whose ensemble is the climate):
 
     hidden = hidden_k + K (seen - seen_k),   K = cov(hidden, seen) (cov(seen) + r)^-1
 
-Members have the spread that the regression leaves open. The model is that of the truth.
+Members have the spread that the regression leaves open. The simulator is imperfect: the
+profile that its temperature relaxes to has another contrast, its winds another friction
+than the truth's, and its climate is its own. One with the truth's equations, which no
+real simulator has, stands beside it.
 """
 
 import dataclasses
@@ -29,8 +32,23 @@ _FIRST_RUN = 1_000
 FIELDS = ("vorticity", "divergence", "temperature_variation", "log_surface_pressure")
 
 
-def measure(config, archive) -> dict[str, np.ndarray]:
+def imperfect_of(config):
+    """The simulator with other numbers in its equations than the truth's."""
+    own = config.simulator
+    return dataclasses.replace(
+        training.data.system_of(config),
+        contrast_kelvin=own.contrast_kelvin,
+        friction_days=own.friction_days,
+    )
+
+
+def measure(config, archive, system) -> dict[str, np.ndarray]:
     """Forecasts of the test's starts.
+
+    Args:
+        config: of the run.
+        archive: of `simulate`.
+        system: the simulator, on the truth's grid.
 
     Returns:
         What `score_members` gives, all leads; `rate`, days of a member that are
@@ -39,8 +57,7 @@ def measure(config, archive) -> dict[str, np.ndarray]:
     """
     simulator = config.simulator
     starts, truth = training.data.test_starts(config, archive)
-    states = analyses(config, archive, climate(config), starts)
-    system = training.data.system_of(config)
+    states = analyses(config, archive, system, climate(config, system), starts)
     leads = [system.steps_per_day * day for day in config.test.lead_days]
     ids = np.arange(len(starts) * simulator.num_members)
     # Two calls of one program: the first one compiles. An odd one comes twice.
@@ -101,10 +118,9 @@ def _forecast(config, system, leads, states, rows):
     return fetch(found)
 
 
-def climate(config):
-    """States of the climate, leaves `[state, ...]`, NumPy."""
+def climate(config, system):
+    """States of a simulator's climate, leaves `[state, ...]`, NumPy."""
     data, simulator = config.data, config.simulator
-    system = training.data.system_of(config)
     states = climate_states(
         system,
         _FIRST_RUN + np.arange(simulator.num_runs),
@@ -116,10 +132,9 @@ def climate(config):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), fetch(states))
 
 
-def analyses(config, archive, states, starts):
+def analyses(config, archive, system, states, starts):
     """States of the members of every start, leaves `[case * member, ...]`."""
     num_members = config.simulator.num_members
-    system = training.data.system_of(config)
     count = len(states.vorticity)
     rng = np.random.default_rng(config.seed)
     order = [rng.permutation(count) for _ in starts]

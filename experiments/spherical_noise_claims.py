@@ -201,6 +201,7 @@ def make_checks(config, done) -> list[dict]:
     ssr = found["diffusion"]["ssr"][:, later].mean(axis=(0, 2))
     return [
         check_at_most("noise: sd less 1", np.abs(noise["sd"] - 1).max(), 0.02),
+        check_at_most("noise: sd, standard errors", noise["sd_errors"].max(), 4.5),
         check_at_most("noise: lag-1 correlation off exp(-lambda)", lag, 0.02),
         check_at_most(
             "noise: power by degree, standard errors", noise["power_errors"].max(), 4.5
@@ -263,9 +264,9 @@ def add_tables(run_dir, config, done) -> None:
                 noise["latitude_errors"], noise["contrast_errors"],
             )
         ],
-        "500 draws of each channel on the simulator's grid; deviations are the largest"
-        " over degrees, and over latitudes; the last one is of the mean of f^2 times"
-        " the second Legendre polynomial of the sine of latitude.",
+        "2,000 draws of each channel on the simulator's grid; deviations are the"
+        " largest over degrees, and over latitudes; the last one is of the mean of f^2"
+        " times the second Legendre polynomial of the sine of latitude.",
     )  # fmt: skip
     leads = config.test.lead_days
     rows = []

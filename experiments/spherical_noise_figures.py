@@ -26,7 +26,7 @@ def add_figures(run_dir, config, done) -> None:
     run_dir.add_figure(
         "noise_spectra",
         _noise_spectra(config, noise),
-        "Power of the noise by degree: 500 draws (markers) and theory (lines).",
+        "Power of the noise by degree: 2,000 draws (markers) and theory (lines).",
     )
     found, last = verdicts.scores_of(done), config.test.lead_days[-1]
     run_dir.add_figure(

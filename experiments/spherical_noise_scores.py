@@ -14,7 +14,7 @@ from ensjax.verification import log_spectral_distance
 training = load_beside(__file__, "spherical_noise_training")
 
 LARGE = 5  # the last degree of what is called large scales
-_DRAWS = 500
+_DRAWS = 2_000  # of 500 the longest scale's deviation is known to .015 only
 _SCRAMBLED_CASES, _SCRAMBLED_MEMBERS = 60, 8
 _SCRAMBLED_KM = 2100.0  # the channel nearest to it is scrambled
 _RADIUS_KM = 6370.0
@@ -30,7 +30,8 @@ def noise_statistics(config) -> dict[str, np.ndarray]:
     the noise (`published_power`, `row_errors`).
 
     Returns:
-        By channel: `sd` of a place, `lag` (correlation of one step with the next) and
+        By channel: `sd` of a place, how far from 1 it is in standard errors,
+        `sd_errors`, `lag` (correlation of one step with the next) and
         `lag_expected`, `power` and `power_expected` `[channel, l]`; `power_errors` and
         `latitude_errors`, the largest deviations of a degree and of a row of places in
         standard errors; `contrast_errors`, that of the poles' variance from the
@@ -51,13 +52,18 @@ def noise_statistics(config) -> dict[str, np.ndarray]:
     error = np.sqrt(2 / ((2 * degree + 1) * _DRAWS))
     is_there = expected > 1e-9  # below, the float32 of a field has its own power
     off = np.where(is_there, np.abs(power / np.where(is_there, expected, 1) - 1), 0)
+    share = expected / expected.sum(axis=-1, keepdims=True)
+    # Of the mean square, whose waves of a degree are 2 l + 1; of its root the half.
+    sd_error = np.sqrt((share**2 / (2 * degree + 1)).sum(axis=-1) / (2 * _DRAWS))
     row_error = row_errors(expected, grid) / np.sqrt(_DRAWS)  # [channel, lat]
     places, waves = _scramble(config)
     pair_sum, pair_sd = _pairs(config)
     both = [np.einsum("dijc,dijc,i->c", x, y, area) for x, y in
             ((before, fields), (before, before), (fields, fields))]  # fmt: skip
+    sd = np.sqrt(area @ by_latitude)
     return {
-        "sd": np.sqrt(area @ by_latitude),
+        "sd": sd,
+        "sd_errors": np.abs(sd - 1) / sd_error,
         "lag": both[0] / np.sqrt(both[1] * both[2]),
         "lag_expected": np.full(len(lengths), np.exp(-config.noise.lambd)),
         "power": power,

@@ -27,12 +27,18 @@ class HeldSuarez:
         step_minutes: of the semi-implicit scheme; 60 for T21, 40 for T31, 30 for T42.
         variable: what `observe` gives: the temperature of the lowest layer in K, and
             the surface pressure in hPa.
+        contrast_kelvin: between equator and poles in the profile that temperature
+            relaxes to, in K. The published 60; others make an imperfect simulator.
+        friction_days: in which friction takes 1 / e of the wind at the ground, in days.
+            The published 1.
     """
 
     truncation: int = 21
     num_levels: int = 5
     step_minutes: int = 60
     variable: tuple[str, ...] = ("temperature", "surface_pressure")
+    contrast_kelvin: float = 60.0
+    friction_days: float = 1.0
 
     def __post_init__(self):
         if self.truncation not in _GAUSSIAN_NODES:
@@ -47,6 +53,10 @@ class HeldSuarez:
             raise ValueError(
                 f"step_minutes must divide a day of 1,440; got {self.step_minutes}."
             )
+        for name in ("contrast_kelvin", "friction_days"):
+            value = getattr(self, name)
+            if not 0 < value < np.inf:
+                raise ValueError(f"{name} must be a number above 0; got {value}.")
 
     @property
     def name(self) -> str:
@@ -208,7 +218,13 @@ def _make_core(system):
                 primitive_equations.PrimitiveEquations(
                     reference, orography, coords, specs
                 ),
-                held_suarez.HeldSuarezForcing(coords, specs, reference),
+                held_suarez.HeldSuarezForcing(
+                    coords,
+                    specs,
+                    reference,
+                    kf=1 / (system.friction_days * unit.day),
+                    dTy=system.contrast_kelvin * unit.degK,
+                ),
             ]
         )
         length = specs.nondimensionalize(system.step_minutes * unit.minute)

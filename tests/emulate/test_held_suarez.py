@@ -180,11 +180,36 @@ def test_a_damaged_file_is_made_again():
     assert Archive.load(path).values.item() == 1
 
 
+def test_an_imperfect_simulator_has_other_friction_and_another_profile(days_later):
+    """By one step, whose difference is that of the forcing alone."""
+    state = days_later(1)
+
+    def after(**settings):
+        system = dataclasses.replace(SYSTEM, **settings)
+        return np.asarray(system.fields(jax.jit(system.step)(state)))
+
+    usual = after()
+    rubbed, flat = after(friction_days=0.25), after(contrast_kelvin=30.0)
+    kept = (rubbed * usual).sum(axis=(0, 1)) / (usual**2).sum(axis=(0, 1))
+    top, low = (kept[SYSTEM.channels.index(f"vorticity_{n}")] for n in (1, 2))
+    # Friction reaches up to .7 of the surface pressure: at .75, 1 / 6 of its rate.
+    assert low == pytest.approx(np.exp(-(4 - 1) / 6 * SYSTEM.step_length), abs=0.003)
+    assert top == pytest.approx(1.0, abs=0.003)
+    # Less contrast is more warmth at the poles, in a fortieth of the gap a day there.
+    warmer = (flat - usual)[..., SYSTEM.channels.index("temperature_2")].mean(axis=1)
+    pole = 30.0 * 0.75 ** (2 / 7) * SYSTEM.step_length / 40
+    assert warmer[0] == pytest.approx(pole, rel=0.2) and abs(warmer[16]) < 0.2 * pole
+
+
 def test_what_does_not_work_is_refused_before_any_work():
     with pytest.raises(ValueError, match="truncation is one of"):
         HeldSuarez(truncation=20)
     with pytest.raises(ValueError, match="must divide a day"):
         HeldSuarez(step_minutes=50)
+    with pytest.raises(ValueError, match="friction_days must be a number above 0"):
+        HeldSuarez(friction_days=0)
+    with pytest.raises(ValueError, match="contrast_kelvin must be a number above 0"):
+        HeldSuarez(contrast_kelvin=float("nan"))
     with pytest.raises(ValueError, match="must rise"):
         held_suarez_archive(lead_days=(5, 5))
     with pytest.raises(ValueError, match="num_cases must be at least 1"):

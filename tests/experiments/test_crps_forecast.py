@@ -269,7 +269,9 @@ def done_of(
         for end in ("spread", "found")
     }
     exact = closed | {"gradients": np.array([0.0, 0.0125])}
-    return {"scores": found, "rain": rain, "theory": exact}
+    first = {f"{name}_ssr": np.full(seeds, ssr) for name in ("almost_fair", "fair")}
+    first["standard_ssr"] = np.full(seeds, asked)
+    return {"scores": found, "first_step": first, "rain": rain, "theory": exact}
 
 
 def test_claims_and_checks_follow_their_numbers():
@@ -314,6 +316,13 @@ def test_claims_and_checks_follow_their_numbers():
     ]
     narrow = verdicts.make_checks(config, done_of(config, ssr=0.7))
     assert [c["pass"] for c in narrow[:4]] == [False, True, True, False]
+    # Of one step all starts count, and not those of later leads.
+    few = done_of(config)
+    few["scores"]["almost_fair_ssr"][:, 0] = few["scores"]["standard_ssr"][:, 0] = 0.3
+    assert all(c["pass"] for c in verdicts.make_checks(config, few)[:3])
+    off = done_of(config)
+    off["first_step"]["standard_ssr"] += 0.06
+    assert [c["pass"] for c in verdicts.make_checks(config, off)[:3]] == [1, 1, 0]
     assert "CRPS 4.80 mm" in verdicts.describe(config, perfect)
     scalars = verdicts.summarise(config, perfect)
     assert scalars["ratio_raw_drift0.25_lead1.2"] == pytest.approx(0.8, abs=2e-3)

@@ -1,5 +1,6 @@
 """fourcastnet3: claims and checks follow their numbers, a split step, a short run."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -79,16 +80,22 @@ def done_of(**changed):
         "size": size,
         "simulate": {"num_cases": 4},
         "sample": sample_of(),
-        "ensemble": dict(
-            crps=np.full((LEADS, 2), 0.4),
-            crps_by_run=np.full((RUNS, LEADS, 2), 0.4),
-            climate_crps=np.full((LEADS, 2), 0.5),
-            ssr=np.ones((LEADS, 2)),
-            power=np.ones((LEADS, 2, DEGREES)),
-            truth_power=np.ones((LEADS, 2, DEGREES)),
-            rate=np.float64(35.0),
-        ),
+        "ensemble": simulated_of(0.4),
+        "imperfect": simulated_of(0.45),
     }
+
+
+def simulated_of(fair):
+    """Scores of a simulator."""
+    return dict(
+        crps=np.full((LEADS, 2), fair),
+        crps_by_run=np.full((RUNS, LEADS, 2), fair),
+        climate_crps=np.full((LEADS, 2), 0.5),
+        ssr=np.ones((LEADS, 2)),
+        power=np.ones((LEADS, 2, DEGREES)),
+        truth_power=np.ones((LEADS, 2, DEGREES)),
+        rate=np.float64(35.0),
+    )
 
 
 def sample_of(net=0.101, rate=1000.0, ssr=1.0):
@@ -170,6 +177,10 @@ def test_claims_and_checks_follow_their_numbers():
     climate = done_of()
     climate["ensemble"]["crps"][2] = 0.51
     assert failed(climate) == {"sim"}
+    climate = done_of()
+    climate["imperfect"]["crps"][2] = 0.51
+    assert failed(climate) == {"imp"}
+    assert failed(done_of() | {"imperfect": simulated_of(0.4)}) == {"imp"}  # no flaw
     split = done_of()
     split["size"]["split_gradient_off"][1] = 1e-3
     assert failed(split) == {"gra"}
@@ -266,7 +277,7 @@ def test_speed_is_over_the_cheapest_sampler_of_equal_skill():
         by_run = np.broadcast_to(by_run, (RUNS, LEADS, 2))
         other = dict(crps=by_run.mean(axis=0), crps_by_run=by_run)
         return systems.make_claims(
-            config, done | {"ensemble": done["ensemble"] | other}, paper="p",
+            config, done | {"imperfect": done["imperfect"] | other}, paper="p",
             source="s", certainty="read", scale="toy",
         )[0]["verdict"]  # fmt: skip
 
@@ -282,7 +293,18 @@ def test_speed_is_over_the_cheapest_sampler_of_equal_skill():
         scale="toy",
     )  # fmt: skip
     assert [x["verdict"] for x in words] == 2 * ["undecided"]
-    assert "simulator_crps" in systems.summarise(config, done)
+    scalars = systems.summarise(config, done)
+    assert scalars["simulator_crps"] == pytest.approx(0.4)
+    assert scalars["imperfect_crps"] == pytest.approx(0.45)
+
+
+def test_the_imperfect_simulator_has_other_equations_and_the_truths_grid():
+    config = config_of("smoke")
+    truth, other = training.data.system_of(config), simulator.imperfect_of(config)
+    assert (other.contrast_kelvin, other.friction_days) == (54.0, 1.25)
+    assert (truth.contrast_kelvin, truth.friction_days) == (60.0, 1.0)
+    changed = dict(contrast_kelvin=60.0, friction_days=1.0)
+    assert dataclasses.replace(other, **changed) == truth
 
 
 def test_stages_have_their_own_members_noise_and_batch():
@@ -346,6 +368,7 @@ def test_stages_have_their_own_members_noise_and_batch():
         ("simulator.ridge", "-1", "config.simulator.ridge must be a number above 0"),
         ("simulator.num_runs", "1", "config.simulator.num_runs must be"),
         ("simulator.num_members", "11", "simulator.num_members must be .* at most 10"),
+        ("simulator.friction_days", "0", "simulator.friction_days must be a number"),
         ("simulator.gap_days", "0", "config.simulator.gap_days must be"),
     ],
 )
@@ -460,8 +483,13 @@ def test_the_smoke_run_reports_and_splits_its_step(tmp_path, monkeypatch):
     assert made["calls_levels_2"] == 3 and np.isfinite(made["fair_half"]).all()
     assert made["fair_by_run_half"].shape == (1, 1)
     assert np.isfinite(made["fair_net"]).all()
-    ensemble = np.load(tmp_path / "run" / "stages" / "ensemble.npz")
+    ensemble, imperfect = (
+        np.load(tmp_path / "run" / "stages" / f"{name}.npz")
+        for name in ("ensemble", "imperfect")
+    )
     assert np.isfinite(ensemble["crps"]).all() and ensemble["rate"] > 0
+    assert np.isfinite(imperfect["crps"]).all()
+    assert (imperfect["crps"] != ensemble["crps"]).any()
     split = [c for c in found["checks"] if "devices" in c["name"]]
     assert len(split) == 3 and all(c["pass"] for c in split)
     size = np.load(tmp_path / "run" / "stages" / "size.npz")

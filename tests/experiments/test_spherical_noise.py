@@ -218,7 +218,9 @@ def done_of(good, narrow, better="diffusion"):
         emulate[f"{name}_large_ssr"] = np.full(shape, 0.9 if name == "white" else 1.0)
         emulate[f"{name}_example"] = np.zeros((2, 6, 32, 64, 2))
     theory = dict(sd=np.ones(4), lag=np.ones(4), lag_expected=np.ones(4))
-    errors = {f"{x}_errors": np.ones(4) for x in ("power", "latitude", "contrast")}
+    errors = {
+        f"{x}_errors": np.ones(4) for x in ("sd", "power", "latitude", "contrast")
+    }
     scramble = dict(scramble_places=1.0, scramble_waves=1.8, pair_sum=0.0, pair_sd=1.0)
     return {
         "noise": theory | errors | scramble,

@@ -160,6 +160,27 @@ def test_the_squared_bias_is_unbiased_where_the_absolute_one_is_not():
     np.testing.assert_allclose(v.squared_bias(np.array([1.0, 2])), by_hand)
 
 
+def test_the_squared_bias_by_halves_has_no_skew():
+    """The same expectation; of five repeats Student's interval is not below 0."""
+    rng = np.random.default_rng(1)
+    errors = rng.normal(size=(40, 4_000, 5))
+    halves = np.asarray(v.squared_bias(errors, by_halves=True))
+    whole = np.asarray(v.squared_bias(errors))
+    assert abs(halves.mean()) < 0.001 > abs(whole.mean())
+    assert halves.std() / whole.std() == pytest.approx(np.sqrt(2), rel=0.05)
+    biased = v.squared_bias(errors + 0.5, by_halves=True)
+    assert np.mean(biased) == pytest.approx(0.25, abs=0.005)
+
+    def below(found):
+        half = 2.776 * found.std(axis=1, ddof=1) / np.sqrt(5)
+        return (found.mean(axis=1) + half < 0).mean()
+
+    assert below(halves) < 0.03 and below(whole) > 0.1
+    by_hand = v.squared_bias(np.array([1.0, 2, np.nan, 4]), by_halves=True)
+    np.testing.assert_allclose(by_hand, 1.0 * 3.0)
+    assert np.isnan(v.squared_bias(np.array([1.0, np.nan]), by_halves=True))
+
+
 def test_the_smoothing_alarm():
     more = dict(
         reference_rmse=np.array([1.0, 1, 1, 1]),
