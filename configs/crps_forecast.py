@@ -14,7 +14,7 @@ ways: by a known wave that is added to its forecasts and hindcasts, which anomal
 off by algebra, and by a forcing in its equations with which the mean moves as far.
 
 claims (two CPU cores that other jobs shared: 78 minutes): spread over error after one
-step .56, .88 and .90 (standard, almost fair, fair; asked for: .63, .98, 1), fair CRPS
+step .58, .91 and .94 (standard, almost fair, fair; asked for: .63, .98, 1), fair CRPS
 .147 and .428 at 2 and 5 time units (almost fair), of the simulator .169 and .452, of
 one forecast of the squared error .216 and .809. Rain: CRPS 4.61 mm (EMOS 4.69). The
 rest is in experiments/RESULTS.md. small takes 3 minutes of two quiet cores.

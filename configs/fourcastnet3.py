@@ -155,9 +155,6 @@ def get_config(preset="small"):  # smoke | small | claims | paper
             gap_days=1 if smoke else 4,
             # Share of a wave's variance.
             ridge=0.01 if claims else 0.1,
-            # Of the imperfect one; the truth has 60 and 1.
-            contrast_kelvin=54.0,
-            friction_days=1.25,
         )
     )
     # Beyond it the simulator's filter leaves little: spectra are compared up to there.

@@ -27,8 +27,10 @@ compilation, is apart, and ways of a row are compared before they are timed:
   and its standard one are weighted, or the standard one by a sort is turned into it.
 - rollout: steps of members a second of forecasts by four networks of Lorenz-96 (36
   sites; random weights, `emulate_rollouts`), in one program, by a loop over members, by
-  `lax.map` and by a loop over steps. Sizes are members x steps; that first calls of 60
-  and of 600 steps differ by their arithmetic alone is what one compiled loop is for.
+  `lax.map` and by a loop over steps. On a CPU the first has a device for each core and
+  the others one for all, of which products this small use one. Sizes are members x
+  steps; that first calls of 60 and of 600 steps differ by their arithmetic alone is
+  what one compiled loop is for.
 - harmonics: spherical harmonics of fields and back (`emulate_harmonics`), beside s2fft
   and torch-harmonics. Sizes are fields x latitudes.
 - sphere: steps of members a second of networks on the sphere (`emulate_sphere`; random

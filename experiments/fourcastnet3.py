@@ -37,8 +37,7 @@ def validate(config):
     # As many days of the climate are scored beside them, each of them once.
     days = data.num_train_runs * data.num_days
     check_numbers(config, ("simulator.num_members",), at_most=days)
-    names = ("ridge", "contrast_kelvin", "friction_days")
-    check_numbers(config, [f"simulator.{name}" for name in names], above=0)
+    check_numbers(config, ("simulator.ridge",), above=0)
     counts = ("steps", "batch_size", "num_timings", "num_level_channels")
     check_numbers(config, [f"sampler.{name}" for name in counts], at_least=1, **whole)
     pairs = data.num_train_runs * (data.num_days - 1)

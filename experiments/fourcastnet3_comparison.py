@@ -19,6 +19,7 @@ from ensjax.experiment.fields import load_beside
 
 base = load_beside(__file__, "spherical_noise_claims")
 sampler = load_beside(__file__, "fourcastnet3_sampler")
+simulator = load_beside(__file__, "fourcastnet3_simulator")
 
 NET = sampler.NET
 SIMULATORS = {
@@ -236,7 +237,7 @@ def add_table(run_dir, config, done) -> None:
         ["days of the climate", "", f"{climate[0].mean():.3f}", f"{climate.mean():.3f}",
          "", "", "", ""]
     )  # fmt: skip
-    both = compare(config, found)
+    both, flaws = compare(config, found), simulator.FLAWS
     run_dir.add_table(
         "systems",
         ["members made by", "states made in training", "fair CRPS, day 1",
@@ -247,8 +248,8 @@ def add_table(run_dir, config, done) -> None:
         f" on day 1, {config.simulator.num_members} of simulators and climate;"
         f" {config.num_seeds} seeds (means and 95 % intervals) of the networks, one of"
         " a simulator. The imperfect one relaxes to a contrast of"
-        f" {config.simulator.contrast_kelvin:g} K (the truth: 60) and has a friction of"
-        f" {config.simulator.friction_days:g} days (1). Power is the least and the most"
+        f" {flaws['contrast_kelvin']:g} K (the truth: 60) and has a friction of"
+        f" {flaws['friction_days']:g} days (1). Power is the least and the most"
         f" over degrees 1 to {config.last_degree}. Days a second are of one device,"
         " means over the seeds' networks, each timed alone; of a simulator one number."
         f" Training of a denoiser took {found['training_seconds']:,.0f} s. Skill of"

@@ -174,13 +174,13 @@ def _validate_test(config):
 
 
 def run(config, run_dir):
-    """Measures noise, simulates, trains, forecasts and judges; resumes by stages."""
+    """Simulates, trains, forecasts, measures noise and judges; resumes by stages."""
     training.check_at_hand(config)
     stages = {
-        # The name changes with what the stage gives: "noise" is of older versions.
-        MEASURED: lambda done: scores.noise_statistics(config),
         "simulate": lambda done: simulate(config),
         "emulate": lambda done: emulate(config, run_dir, done["simulate"]),
+        # The name changes with what the stage gives: "noise" is of older versions.
+        MEASURED: lambda done: scores.noise_statistics(config),
     }
     done = run_stages(run_dir, config, stages)
     done["noise"] = done.pop(MEASURED)

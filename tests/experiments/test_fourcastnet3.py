@@ -368,7 +368,6 @@ def test_stages_have_their_own_members_noise_and_batch():
         ("simulator.ridge", "-1", "config.simulator.ridge must be a number above 0"),
         ("simulator.num_runs", "1", "config.simulator.num_runs must be"),
         ("simulator.num_members", "11", "simulator.num_members must be .* at most 10"),
-        ("simulator.friction_days", "0", "simulator.friction_days must be a number"),
         ("simulator.gap_days", "0", "config.simulator.gap_days must be"),
     ],
 )
