@@ -187,8 +187,10 @@ def bred_amplitude(
         share: of the root mean square error.
 
     Raises:
-        ValueError: if there is no case.
+        ValueError: if there is no case, or the share is not positive and finite.
     """
+    if not 0 < share < np.inf:
+        raise ValueError(f"share must be positive and finite; got {share}.")
     errors = jnp.asarray(errors)
     if errors.ndim < 2 or not len(errors):
         raise ValueError(
@@ -199,20 +201,44 @@ def bred_amplitude(
     return share * jnp.sqrt(jnp.mean(size**2, axis=axes))
 
 
-def _check_amplitude(amplitude):
-    """Raises `ValueError` where the numbers are known, and are none to scale by.
+def _known(values):
+    """The numbers `[number]`, or none where they are not known.
 
     A pytree is also made of what stands for its arrays: tracers, shapes, axes.
     """
-    is_known = isinstance(amplitude, np.ndarray)
-    if isinstance(amplitude, jax.Array) and not isinstance(amplitude, jax.core.Tracer):
-        is_known = amplitude.is_fully_addressable and not amplitude.is_deleted()
-    known = np.asarray(amplitude) if is_known else np.zeros(0)
+    is_known = isinstance(values, np.ndarray)
+    if isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer):
+        is_known = values.is_fully_addressable and not values.is_deleted()
+    return np.asarray(values).ravel() if is_known else np.zeros(0)
+
+
+def _check_amplitude(amplitude):
+    """Raises `ValueError` where the numbers are known, and are none to scale by."""
+    known = _known(amplitude)
     wrong = np.flatnonzero(~((known >= 0) & (known < np.inf)))
     if wrong.size:
         raise ValueError(
             "amplitude must be finite and not negative; that of channel"
-            f" {wrong[0]} is {known.ravel()[wrong[0]]}."
+            f" {wrong[0]} is {known[wrong[0]]}."
+        )
+
+
+def check_floor(floor: Any) -> None:
+    """Raises `ValueError` where the numbers are known, and nothing can lie above them.
+
+    Args:
+        floor: of `perturbed`; one that is traced is not looked at.
+    """
+    known = [np.zeros(0)]
+    for leaf in jax.tree.leaves(floor):
+        is_number = isinstance(leaf, (int, float, np.generic))
+        known.append(np.ravel(leaf) if is_number else _known(leaf))
+    known = np.concatenate(known)
+    wrong = np.flatnonzero(~(known < np.inf))
+    if wrong.size:
+        raise ValueError(
+            "floor must be finite, or -inf where there is none; that of channel"
+            f" {wrong[0]} is {known[wrong[0]]}."
         )
 
 
@@ -293,7 +319,8 @@ class BredVectors:
     Raises:
         ValueError: if there is no cycle, or for an amplitude that is negative or not
             finite (one that is traced is not looked at); on the call, for an amplitude
-            or seeds of other channels than the state's, or a history that is too short.
+            or seeds of other channels than the state's, or a history that is too short
+            or of other places or channels.
     """
 
     amplitude: jax.Array
@@ -367,6 +394,12 @@ class BredVectors:
                 f"{self.num_cycles} cycles need a history of {least} analyses, the last"
                 f" of which is the start's own; got {given}."
             )
+        if start.history.shape[1:] != start.state.shape:
+            raise ValueError(
+                "a history must be [time, *space, channel] of states"
+                f" {start.state.shape}, as the start's own is; got"
+                f" {start.history.shape}."
+            )
         return start.history[given - least : given - last]
 
 
@@ -378,8 +411,12 @@ def perturbed(state: Any, delta: Any, sign: Any, floor: Any = None) -> Any:
         delta: of its structure.
         sign: -1, 0 (the analysis itself, also where delta is not finite) or 1.
         floor: for one array `[*space, channel]`: the lowest value of each channel, in
-            the unit of the state, `[channel]` (humidity has one, others -inf). None:
-            nothing is clipped.
+            the unit of the state, `[channel]` (humidity has one, others -inf), or one
+            number for all. None: nothing is clipped.
+
+    Raises:
+        ValueError: for a floor of other channels than the state's, or one that is NaN
+            or infinite above (one that is traced is not looked at).
     """
 
     def moved(x, dx):
@@ -388,7 +425,13 @@ def perturbed(state: Any, delta: Any, sign: Any, floor: Any = None) -> Any:
     result = jax.tree.map(moved, state, delta)
     if floor is None:
         return result
+    check_floor(floor)
     floor = jnp.asarray(floor, result.dtype)
+    if floor.shape not in ((), result.shape[-1:]):
+        raise ValueError(
+            f"floor must be a number, or [channel] = {result.shape[-1:]}, the channels"
+            f" of the state; got {floor.shape}."
+        )
     return jnp.maximum(result, floor.reshape((1,) * (result.ndim - 1) + (-1,)))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ensjax.emulate.gaps import check_no_gaps
-from ensjax.emulate.perturb import NoPerturbation, Start, perturbed
+from ensjax.emulate.perturb import NoPerturbation, Start, check_floor, perturbed
 from ensjax.emulate.product_job import (
     MemberId,
     ProductJob,
@@ -101,12 +101,19 @@ class MemberForecast:
     Attributes:
         rollout: of one member.
         perturb: such as `BredVectors`; a pytree.
-        floor: of `perturbed`, `[channel]`, or None.
+        floor: of `perturbed`, `[channel]` or one number, or None.
+
+    Raises:
+        ValueError: for a floor that is NaN or infinite above (one that is traced is not
+            looked at); in a forecast, for one of other channels than the state's.
     """
 
     rollout: Rollout
     perturb: Any = NoPerturbation()
     floor: Any = None
+
+    def __post_init__(self):
+        check_floor(self.floor)
 
     def begin(
         self, member: MemberId, model: Any, start: Start, seed: Any

@@ -17,6 +17,8 @@ from ensjax.emulate.perturb import (
     perturbed,
     rescale,
 )
+from ensjax.emulate.product import MemberForecast, product_ids, run_product
+from ensjax.emulate.rollout import Rollout
 
 LATITUDES = tuple(np.linspace(90, -90, 19).tolist())  # every 10 degrees
 AMPLITUDE = jnp.array([0.5, 2.0])
@@ -184,6 +186,51 @@ def test_pairs_are_centred_and_clipped():
     clipped = perturbed(state, delta, -1, floor)
     np.testing.assert_array_equal(clipped[..., 0], np.maximum(minus[..., 0], 0))
     np.testing.assert_array_equal(clipped[..., 1], minus[..., 1])
+    for number in (0.0, 0, jnp.float32(0), [0.0, 0.0]):
+        clipped = perturbed(state, delta, -1, number)
+        np.testing.assert_array_equal(clipped, np.maximum(minus, 0))
+
+
+@pytest.mark.parametrize("channels, floors", [(1, 2), (2, 1), (2, 3)])
+def test_a_floor_is_one_for_each_channel(channels, floors):
+    """Two floors of one channel would make two channels of it."""
+    state = field(1, (3, channels))
+    words = rf"\[channel\] = \({channels},\), .* of the state; got \({floors},\)"
+    for call in (perturbed, jax.jit(perturbed)):
+        with pytest.raises(ValueError, match=words):
+            call(state, state, 1, jnp.zeros(floors))
+    starts = Start(state[None])
+    forecast = MemberForecast(Rollout(still), floor=jnp.zeros(floors))
+    with pytest.raises(ValueError, match=words):
+        run_product(
+            forecast,
+            product_ids(1, 0, 1),
+            models=jnp.zeros(1),
+            starts=starts,
+            lead_steps=(0,),
+            block=1,
+        )
+
+
+def still(model, key, state):
+    del model, key
+    return state
+
+
+def test_a_floor_is_below_something():
+    """One that is traced, or a shape of it, is not looked at."""
+    for floor in (np.nan, np.inf, jnp.float32(np.nan)):
+        with pytest.raises(ValueError, match="of channel 0 is (nan|inf)"):
+            MemberForecast(Rollout(still), floor=floor)
+    for floor in (np.array([0.0, np.nan]), jnp.array([-jnp.inf, jnp.inf]), (0, np.nan)):
+        with pytest.raises(ValueError, match="or -inf .* channel 1 is (nan|inf)"):
+            MemberForecast(Rollout(still), floor=floor)
+        with pytest.raises(ValueError, match="of channel 1 is"):
+            perturbed(field(1), field(2), 1, floor)
+    traced = jax.jit(perturbed)(field(1), field(2), 1, jnp.full(2, jnp.nan))
+    assert np.isnan(traced).all()
+    shapes = MemberForecast(Rollout(still), floor=jax.ShapeDtypeStruct((2,), float))
+    assert jax.tree.map(lambda x: None, shapes).floor is None
 
 
 def test_the_amplitude_is_a_share_of_the_error():
@@ -192,6 +239,9 @@ def test_the_amplitude_is_a_share_of_the_error():
     np.testing.assert_allclose(bred_amplitude(errors), expected, rtol=1e-5)
     with pytest.raises(ValueError, match="must be .case"):
         bred_amplitude(errors[:0])
+    for share in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"positive and finite; got {share}"):
+            bred_amplitude(errors, share=share)
 
 
 def test_the_amplitude_on_a_globe_is_of_the_whole_globe():
@@ -248,6 +298,15 @@ def breed(amplitude, seeds=None, channels=2):
     start = Start(field(1, (12, channels)), field(2, (4, 12, channels)))
     bred = BredVectors(amplitude, linear, seed_channels=seeds)
     return bred(MATRIX, jax.random.key(0), start)
+
+
+@pytest.mark.parametrize("shape", [(4, 12, 1), (4, 1, 2), (4, 2), (4, 2, 12, 2)])
+def test_a_history_is_of_the_states_own_shape(shape):
+    """It would be broadcast to the start."""
+    bred = BredVectors(AMPLITUDE, still)
+    start = Start(field(1, (12, 2)), field(2, shape))
+    with pytest.raises(ValueError, match=r"of states \(12, 2\), .*; got \(4, .*\)"):
+        bred(None, jax.random.key(0), start)
 
 
 def test_an_amplitude_that_is_not_known_is_not_looked_at():
