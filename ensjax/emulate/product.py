@@ -56,8 +56,10 @@ def product_ids(
 
     Raises:
         TypeError, ValueError: if ids are no integers of 32 bits, there is no checkpoint
-            or no start, or pairs are negative.
+            or no start, or pairs are negative or no whole number.
     """
+    if isinstance(num_pairs, bool) or not isinstance(num_pairs, (int, np.integer)):
+        raise TypeError(f"num_pairs must be a whole number; got {num_pairs!r}.")
     checkpoints, starts = (
         as_ids(name, np.arange(x) if np.ndim(x) == 0 else x)
         for name, x in (("checkpoint", checkpoints), ("start", starts))

@@ -428,6 +428,14 @@ def test_ids_that_are_no_integers_of_32_bits_are_refused():
         product_ids(1, 1, [2**32 + 5, 5])
     with pytest.raises(TypeError, match="checkpoint ids must be integers"):
         product_ids([1.7, 2.2], 1, 1)
+    for number in ((1.5, 1, 1), (1, 1, 2.0)):
+        with pytest.raises(TypeError, match="ids must be integers"):
+            product_ids(*number)
+    for pairs in (1.5, 2.0, True, "2"):
+        with pytest.raises(TypeError, match=f"whole number; got {pairs!r}"):
+            product_ids(2, pairs, 1)
+    one, two = product_ids(2, 3, 1), product_ids(*map(np.int64, (2, 3, 1)))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
     members = MemberId(0, 0, 1, np.array([2**40]))
     options = dict(models=MODELS, starts=starts(), lead_steps=(1,), block=1)
     with pytest.raises(ValueError, match="start ids must lie"):
