@@ -70,6 +70,10 @@ class Stage:
                 'halving_steps belong to decay="halving", which needs them; got'
                 f" {self.decay!r} and {self.halving_steps}."
             )
+        if self.halving_steps is not None and not self.halving_steps >= 1:
+            raise ValueError(
+                f"halving_steps must be at least 1; got {self.halving_steps}."
+            )
         if not np.all(np.asarray(self.learning_rate) > 0):
             raise ValueError(f"rates are positive; got {self.learning_rate}.")
 

@@ -162,6 +162,9 @@ def test_stages_that_do_not_fit_are_refused(emulators):
         Stage(3, 1e-3, RolloutLoss(1, SCORE), decay="linear")
     with pytest.raises(ValueError, match="halving_steps belong to"):
         Stage(3, 1e-3, RolloutLoss(1, SCORE), decay="halving")
+    for steps in (0, -5):
+        with pytest.raises(ValueError, match=f"halving_steps .* least 1; got {steps}"):
+            Stage(3, 1e-3, RolloutLoss(1, SCORE), decay="halving", halving_steps=steps)
     with pytest.raises(ValueError, match="rates are positive"):
         Stage(3, 0.0, RolloutLoss(1, SCORE))
     with pytest.raises(ValueError, match="at least one stage"):
