@@ -206,12 +206,17 @@ def satisfactory(
         truth: `[...]`.
         size: members of a resample.
         num_resamples: how many.
-        share: of them that must bracket the truth (0-1).
+        share: of them, from 0 to below 1; more must bracket the truth.
         replace, clusters: as in `draw_members`.
 
     Raises:
         ValueError: if a number is out of range or a shape does not fit.
     """
+    if not 0 <= share < 1:
+        raise ValueError(
+            "share must be from 0 to below 1, as more than it of the resamples must"
+            f" bracket the truth; got {share}."
+        )
     forecast, truth, _ = check_forecast(forecast, truth, None)
 
     def inside(members):

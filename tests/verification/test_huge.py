@@ -117,6 +117,16 @@ def test_the_satisfactory_size_is_the_first_that_brackets():
     np.testing.assert_array_equal(found, [6, 40, np.inf])
 
 
+def enough(share):
+    """Of two members around the truth, of which half of the resamples have both."""
+    x = np.array([[-1.0], [1.0]], np.float32)
+    return bool(v.satisfactory(KEY, x, np.zeros(1, np.float32), 2, share=share)[0])
+
+
+def test_any_resample_is_more_than_a_share_of_0():
+    assert [enough(share) for share in (0, 0.25, 0.75)] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -130,6 +140,10 @@ def test_the_satisfactory_size_is_the_first_that_brackets():
         (lambda: v.resampled_means(KEY, jnp.ones((3, 2)), 2, num_resamples=0), "1 or"),
         (lambda: v.log_log_slope((3,), jnp.ones(1)), "two or more sizes"),
         (lambda: v.satisfactory_size(KEY, np.ones((3, 1)), [0.0], (2, 1)), "must rise"),
+        (lambda: enough(1.5), "share must be from 0 to below 1, .*; got 1.5"),
+        (lambda: enough(1.0), "below 1, as more than it of the resamples"),
+        (lambda: enough(-0.1), "got -0.1"),
+        (lambda: enough(np.nan), "got nan"),
     ],
 )
 def test_numbers_that_do_not_fit(call, words):
