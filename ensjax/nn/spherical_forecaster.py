@@ -3,6 +3,7 @@
 `fourcastnet3` and `sfno` have published sizes, to be counted by shapes.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -67,7 +68,7 @@ class SphericalForecaster(nnx.Module):
         inner_grid: of the blocks; None for `grid`. The decoder comes back to `grid` by
             spherical harmonics (the published one: bilinear interpolation).
         kernel_shape: waves of the local filters, see `LocalFilters`; the blocks' have
-            twice the default's radius if the inner grid is another, as published.
+            twice their default radius if the inner grid is another, as published.
         mlp_ratio: of the blocks.
         layer_scale: where the blocks' scales start.
         knows_latitude: whether it is told the sine of latitude and its square, where
@@ -180,8 +181,9 @@ class SphericalForecaster(nnx.Module):
         here = dict(axis=axis, rngs=rngs)
         down = LocalFilters(grid, inner, kernel_shape)
         # Filters of the blocks reach twice as far where the blocks' grid is coarser.
-        reach = None if inner == grid else 2 * LocalFilters(inner).radius
-        around = LocalFilters(inner, None, kernel_shape, reach)
+        around = LocalFilters(inner, None, kernel_shape)
+        if inner != grid:
+            around = dataclasses.replace(around, cutoff=2 * around.radius)
         up = LocalFilters(grid, None, kernel_shape)
         self.noise_encoder = (
             LocalSphereConv(down, num_known, noise_width, **here)

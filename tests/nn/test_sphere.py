@@ -397,6 +397,23 @@ def test_a_split_transform_fits_any_number_of_orders():
     np.testing.assert_allclose(back[0], from_real_harmonics(expected, grid), atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel_shape, rows", [((2, 2), 3), ((3, 3), 4)])
+def test_blocks_of_another_grid_reach_twice_as_far_as_their_filters(kernel_shape, rows):
+    """(waves + 1) half rows of the grid, and twice as many of an inner one."""
+    inner = SphericalGrid(6, 16)
+
+    def radius(inner_grid):
+        model = SphericalForecaster(
+            POLES, 1, width=2, blocks=("local",), inner_grid=inner_grid,
+            kernel_shape=kernel_shape, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+        return model.blocks[0].conv.filters.radius
+
+    assert radius(inner) == pytest.approx(rows * np.pi / 5)
+    assert radius(inner) == 2 * LocalFilters(inner, None, kernel_shape).radius
+    assert radius(None) == pytest.approx(rows * np.pi / 8 / 2)
+
+
 def test_any_number_of_latitudes_fits_any_number_of_devices():
     """9 rows with poles, and 6 Gaussian ones of another degree, over 4 devices."""
     grid, inner = SphericalGrid(9, 16, "poles"), SphericalGrid(6, 16)
