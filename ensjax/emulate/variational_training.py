@@ -33,8 +33,13 @@ from ensjax.ops.side_by_side import side_by_side
 from ensjax.train.identity import LATER
 from ensjax.train.kernel_crps import kernel_crps
 from ensjax.train.losses import example_keys, weighted_mean
-from ensjax.train.noise_members import NoiseCrps
-from ensjax.train.rollouts import check_element_weights, check_weights_fit
+from ensjax.train.noise_members import NoiseCrps, check_count
+from ensjax.train.rollouts import (
+    check_element_weights,
+    check_fill,
+    check_step_weights,
+    check_weights_fit,
+)
 
 RECONSTRUCTIONS = ("crps", "l1", "mse")
 DIRECTIONS = ("prior_posterior", "posterior_prior")
@@ -128,8 +133,9 @@ class VariationalLoss:
         fill: what a missing value is taken for; 0 is the mean of standardised values.
 
     Raises:
-        ValueError: for words and numbers that do not fit, and weights that are
-            negative, not finite or all 0; on the call, for windows of another length.
+        ValueError: for words and numbers that do not fit, weights that are negative,
+            not finite or all 0, and a fill that is not finite; on the call, for windows
+            of another length.
         TypeError: if `element_weights` are no tuples.
     """
 
@@ -165,19 +171,12 @@ class VariationalLoss:
                     f"{name} must be one of {', '.join(known)}; got"
                     f" {getattr(self, name)!r}."
                 )
-        if self.num_scored is not None and self.num_scored < 1:
-            raise ValueError(f"num_scored must be at least 1; got {self.num_scored}.")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
-        weights = (1.0,) if self.step_weights is None else self.step_weights
-        if self.step_weights is not None and len(weights) != self.num_steps:
-            raise ValueError(
-                f"step_weights must be one for each of {self.num_steps} steps; got"
-                f" {len(weights)}."
-            )
-        if min(weights) < 0 or not sum(weights) > 0:
-            raise ValueError(f"step_weights are not negative, nor all 0: {weights}.")
+        if self.num_scored is not None:
+            check_count("num_scored", self.num_scored)
+        check_count("num_steps", self.num_steps)
+        check_step_weights(self.step_weights, self.num_steps)
         check_element_weights(self.element_weights)
+        check_fill(self.fill)
         if not self.kl_weight >= 0:
             raise ValueError(f"kl_weight must not be negative; got {self.kl_weight}.")
         _ = self._members  # checks the words and numbers of the CRPS

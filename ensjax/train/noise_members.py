@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ensjax.ops.device_sums import shared_by
@@ -85,6 +86,7 @@ class NoiseCrps:
 
     def __post_init__(self):
         fair_weight(self.estimator, self.alpha, self.num_members)
+        check_count("num_members", self.num_members)
         if self.form not in FORMS:
             raise ValueError(
                 f"form must be one of {', '.join(FORMS)}; got {self.form!r}."
@@ -167,6 +169,13 @@ class NoiseCrps:
 
         own = jax.vmap(of_member)(ids)
         return own if self.axis is None else all_parts(self.axis, own)
+
+
+def check_count(name: str, count: Any) -> None:
+    """Raises `ValueError` unless it is a whole number of 1 or more."""
+    is_whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+    if not is_whole or count < 1:
+        raise ValueError(f"{name} must be at least 1, and a whole number; got {count}.")
 
 
 def shared_model(model: Any, axis: str | None) -> Any:

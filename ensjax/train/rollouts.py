@@ -12,6 +12,7 @@ arXiv:2507.12144 (FourCastNet 3).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -24,7 +25,12 @@ from ensjax.ops.sphere_split import own_block
 from ensjax.train.identity import LATER
 from ensjax.train.kernel_crps import magnitude
 from ensjax.train.losses import example_keys, weighted_mean
-from ensjax.train.noise_members import NoiseCrps, all_rows, shared_model
+from ensjax.train.noise_members import (
+    NoiseCrps,
+    all_rows,
+    check_count,
+    shared_model,
+)
 
 # Of the draw of a window's first time; members of the noise never have such a number.
 _START = 2**32 - 1
@@ -122,8 +128,9 @@ class RolloutLoss:
             ones so.
 
     Raises:
-        ValueError: for sizes that do not fit, and weights that are negative, not finite
-            or all 0; on the call, for windows that do not fit.
+        ValueError: for sizes that do not fit, weights that are negative, not finite or
+            all 0, and a fill that is not finite; on the call, for windows that do not
+            fit.
         TypeError: if `element_weights` are no tuples.
 
     Example:
@@ -145,22 +152,11 @@ class RolloutLoss:
     takes_missing: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1; got {self.num_steps}.")
-        if self.num_states < 1:
-            raise ValueError(f"num_states must be at least 1; got {self.num_states}.")
-        weights = self.step_weights
-        if weights is not None:
-            if len(weights) != self.num_steps:
-                raise ValueError(
-                    f"a rollout of {self.num_steps} steps has as many step_weights; got"
-                    f" {len(weights)}."
-                )
-            if min(weights) < 0 or not sum(weights) > 0:
-                raise ValueError(
-                    f"step_weights are not negative, nor all 0; got {weights}."
-                )
+        check_count("num_steps", self.num_steps)
+        check_count("num_states", self.num_states)
+        check_step_weights(self.step_weights, self.num_steps)
         check_element_weights(self.element_weights)
+        check_fill(self.fill)
         has_members = isinstance(self.score, NoiseCrps) and self.score.num_members > 1
         if self.fair_hyper is not None and not has_members:
             raise ValueError(
@@ -291,8 +287,35 @@ class RolloutLoss:
         check_weights_fit(self.element_weights, tuple(state))
 
 
-def check_element_weights(weights: Any) -> None:
+def check_fill(fill: float) -> None:
+    """Raises `ValueError` unless what missing values are taken for is finite."""
+    if not math.isfinite(fill):
+        raise ValueError(f"fill must be finite; got {fill}.")
+
+
+def check_step_weights(weights: tuple[float, ...] | None, num_steps: int) -> None:
+    """Raises `ValueError` unless weights, or None, are those of the steps."""
+    if weights is None:
+        return
+    if len(weights) != num_steps:
+        raise ValueError(
+            f"step_weights must be one for each of {num_steps} steps; got"
+            f" {len(weights)}."
+        )
+    with np.errstate(over="ignore"):
+        values = np.asarray(weights, np.float32)
+    if not (values >= 0).all() or not 0 < values.sum() < np.inf:
+        raise ValueError(
+            f"step_weights must be finite, not negative, nor all 0; got {weights}."
+        )
+
+
+def check_element_weights(weights: Any, name: str = "element_weights") -> None:
     """Raises unless weights, or None, are nested tuples of numbers to weigh by.
+
+    Args:
+        weights: of elements, or of anything else.
+        name: what they are called.
 
     Raises:
         ValueError: if one is negative or not finite, as float32, or all are 0; names
@@ -305,7 +328,7 @@ def check_element_weights(weights: Any) -> None:
         hash(weights)
     except TypeError:
         raise TypeError(
-            "element_weights must be nested tuples, such as those of"
+            f"{name} must be nested tuples, such as those of"
             f" `area_channel_weights`; got {type(weights).__name__}, or one inside."
         ) from None
     with np.errstate(over="ignore"):
@@ -314,11 +337,11 @@ def check_element_weights(weights: Any) -> None:
     if len(wrong):
         place = tuple(wrong[0].tolist())
         raise ValueError(
-            f"element_weights must be finite and not negative; at {place} of"
+            f"{name} must be finite and not negative; at {place} of"
             f" {list(values.shape)} there is {values[place]}."
         )
     if not values.any():
-        raise ValueError(f"element_weights of {list(values.shape)} elements are all 0.")
+        raise ValueError(f"{name} of {list(values.shape)} elements are all 0.")
 
 
 def check_weights_fit(weights: Any, state: tuple[int, ...]) -> None:

@@ -645,6 +645,8 @@ def test_words_and_numbers_that_do_not_fit_are_refused():
         (dict(step_weights=(0.0,)), "nor all 0"),
         (dict(kl_weight=-1.0), "kl_weight must not be negative"),
         (dict(num_members=1), "at least two members; got 1"),
+        (dict(num_members=2.5), "num_members must be .* a whole number; got 2.5"),
+        (dict(num_scored=1.5), "num_scored must be .* a whole number; got 1.5"),
         (dict(axis="data"), 'axis must be None or "model"'),
     ):
         with pytest.raises(ValueError, match=message):

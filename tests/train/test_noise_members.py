@@ -282,6 +282,10 @@ def test_wrong_words_and_shapes_are_refused():
         NoiseCrps(2, estimator="unfair")
     with pytest.raises(ValueError, match="at least two members"):
         NoiseCrps(1)
+    for wrong in (2.5, 2.0):
+        with pytest.raises(ValueError, match=f"num_members .*number; got {wrong}"):
+            NoiseCrps(wrong)
+    assert NoiseCrps(np.int32(4)) == NoiseCrps(4)
     with pytest.raises(ValueError, match='axis must be None or "model"'):
         NoiseCrps(2, axis="data")
     with pytest.raises(ValueError, match="num_channels"):

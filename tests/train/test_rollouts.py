@@ -325,7 +325,7 @@ def test_each_step_is_computed_again_on_the_way_back():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         RolloutLoss(0, SCORE)
-    with pytest.raises(ValueError, match="as many step_weights; got 1"):
+    with pytest.raises(ValueError, match="one for each of 2 steps; got 1"):
         RolloutLoss(2, SCORE, step_weights=(1.0,))
     with pytest.raises(ValueError, match="not negative, nor all 0"):
         RolloutLoss(2, SCORE, step_weights=(0.0, 0.0))
@@ -344,6 +344,27 @@ def test_what_does_not_fit_is_refused():
     uneven = RolloutLoss(1, SCORE, element_weights=((1.0,), (1.0,)))
     with pytest.raises(ValueError, match="do not broadcast to a state"):
         trained(uneven, mesh())
+
+
+@pytest.mark.parametrize("make", [RolloutLoss, VariationalLoss])
+def test_steps_are_counted_weighed_and_filled_by_numbers(make):
+    options = {} if make is VariationalLoss else {"score": SCORE}
+
+    def loss(steps=2, **others):
+        return make(num_steps=steps, **others, **options)
+
+    for wrong in (1.5, 2.0, np.nan, True):
+        with pytest.raises(ValueError, match=f"and a whole number; got {wrong}"):
+            loss(wrong)
+    for weights in ((1, np.inf), (np.nan, 1), (1, np.nan), (1, -1), (1e39, 1), (0, 0)):
+        with pytest.raises(ValueError, match="step_weights must be finite, not neg"):
+            loss(step_weights=weights)
+    for fill in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="fill must be finite; got"):
+            loss(fill=fill)
+    assert loss(np.int64(2), fill=1, step_weights=(1, 0)) == loss(
+        2, fill=1.0, step_weights=(1.0, 0.0)
+    )
 
 
 @pytest.mark.parametrize("make", [RolloutLoss, VariationalLoss])
