@@ -29,6 +29,7 @@ from ensjax.train.kernel_crps import (
     modulus,
 )
 from ensjax.train.noise_members import NoiseCrps, all_rows, shared_model
+from ensjax.train.rollouts import check_element_weights
 
 # What of a wave is scored; see `wave_crps`.
 KINDS = ("modulus", "complex")
@@ -171,16 +172,17 @@ class SphericalCrps(NoiseCrps):
             `wave_crps`.
         channel_weights: u, one for each channel, such as those of the variables times
             their deviation over that of their change in a step (`change_weights`);
-            None: all 1.
+            they are kept as a tuple. None: all 1.
         latitude_axis: "model": the latitudes of a case are split over that axis of the
             mesh, and the model is one of its rows (`SphericalForecaster(axis="model")`,
             `condition` a state or a pytree of fields `[..., lat, lon, channel]`). Noise
             is drawn whole on every device. None: a device has all latitudes.
 
     Raises:
-        ValueError: as `NoiseCrps`, without a grid, for a negative weight, or if both
-            members and latitudes are to be split; on the call, if the target is not on
-            the grid.
+        ValueError: as `NoiseCrps`, without a grid, for a weight that is negative, for
+            weights of channels that are not finite or all 0, or if both members and
+            latitudes are to be split; on the call, if the target is not on the grid, or
+            has other channels than the weights.
     """
 
     grid: SphericalGrid | None = None
@@ -203,13 +205,23 @@ class SphericalCrps(NoiseCrps):
             )
         if not isinstance(self.grid, SphericalGrid):
             raise ValueError(f"grid must be a SphericalGrid; got {self.grid!r}.")
-        weights = self.channel_weights or ()
-        is_negative = _is_number(self.spectral_weight) and not self.spectral_weight >= 0
-        if is_negative or any(not w >= 0 for w in weights):
+        if _is_number(self.spectral_weight) and not self.spectral_weight >= 0:
             raise ValueError(
-                "weights must not be negative; got spectral_weight="
-                f"{self.spectral_weight} and channel_weights={self.channel_weights}."
+                f"spectral_weight must not be negative; got {self.spectral_weight}."
             )
+        weights = self.channel_weights
+        if weights is None:
+            return
+        if np.ndim(weights) != 1:
+            raise ValueError(
+                "channel_weights must be [channel], one number for each; got shape"
+                f" {np.shape(weights)}."
+            )
+        if not isinstance(weights, tuple):
+            # What `fit` is given can be hashed.
+            weights = tuple(np.asarray(weights).tolist())
+            object.__setattr__(self, "channel_weights", weights)
+        check_element_weights(weights, "channel_weights")
 
     def elements(
         self,
@@ -225,6 +237,12 @@ class SphericalCrps(NoiseCrps):
             raise ValueError(
                 f"targets must be [..., lat, lon, channel] on {self.grid.shape}; got"
                 f" {target.shape}."
+            )
+        weights = self.channel_weights
+        if weights is not None and len(weights) != target.shape[-1]:
+            raise ValueError(
+                f"channel_weights must be one for each of {target.shape[-1]} channels"
+                f" of the target; got {len(weights)}."
             )
         latitudes = self.latitude_axis
         is_there = ~jnp.isnan(target)
@@ -258,8 +276,8 @@ class SphericalCrps(NoiseCrps):
             is_whole = is_there.all(axis=(-3, -2))
             spectral = self.spectral_weight * jnp.where(is_whole, spectral, 0.0)
             values = values + spectral[..., None, None, :]
-        if self.channel_weights is not None:
-            weights = jnp.asarray(self.channel_weights, jnp.float32)
+        if weights is not None:
+            weights = jnp.asarray(weights, jnp.float32)
             values = values * weights.reshape((1,) * (values.ndim - 1) + (-1,))
         return jnp.where(is_there, values, 0.0)
 

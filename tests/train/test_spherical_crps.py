@@ -327,6 +327,33 @@ def test_mistakes_are_told():
     assert isinstance(SCORE, NoiseCrps) and hash(SCORE) == hash(SCORE)
 
 
+def test_channels_are_weighed_by_one_number_each():
+    def score(weights):
+        return SphericalCrps(4, NOISE, grid=GRID, channel_weights=weights)
+
+    for wrong in (-1.0, np.nan, np.inf):
+        words = r"channel_weights must be finite and not negative; at \(1,\) of \[2\]"
+        for weights in ((1.0, wrong), [1.0, wrong]):
+            with pytest.raises(ValueError, match=words):
+                score(weights)
+    for weights in ((0.0, 0.0), ()):
+        with pytest.raises(ValueError, match="channel_weights of .* are all 0"):
+            score(weights)
+    for weights in (2.0, ((1.0, 2.0),)):
+        with pytest.raises(ValueError, match=r"must be \[channel\], one number for"):
+            score(weights)
+    first = score((2.0, 0.0))
+    for weights in ([2.0, 0.0], np.array([2.0, 0.0]), jnp.array([2.0, 0.0])):
+        again = score(weights)
+        assert again == first and hash(again) == hash(first)
+        assert again.channel_weights == (2.0, 0.0)
+    state = np.zeros((*GRID.shape, 2), np.float32)
+    for weights in ((1.0,), (1.0, 1.0, 1.0)):
+        words = f"one for each of 2 channels of the target; got {len(weights)}"
+        with pytest.raises(ValueError, match=words):
+            score(weights).elements(shifted, jax.random.key(0), state, state)
+
+
 def test_where_rows_are_missing_places_count_by_the_area_that_is_left():
     """The mean of the elements' scores is the mean over the area with targets."""
     target = np.random.default_rng(4).normal(size=(*GRID.shape, 1)).astype(np.float32)
