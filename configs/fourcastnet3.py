@@ -26,7 +26,8 @@ real simulator has, and days of the climate.
 
 claims took two hours of two CPU cores (AMD EPYC) that other jobs shared, with networks
 trained for 450 steps: fair CRPS on day 1 and over all leads .243 and .438 (the
-simulator .121 and .331), .84 of the best sampler's on day 1 at 22 times its speed.
+imperfect simulator .127 and .344, that of the truth's equations .121 and .331), .84 of
+the best sampler's on day 1 at 22 times its speed.
 Spread over error is 1.02 to 1.33 from day 2 on, too much of it; power grows to day 30
 and stays there, of the largest waves 3 to 5 times the truth's. Without waves in the
 loss two of five networks run away within 100 days. experiments/RESULTS.md has the rest.
