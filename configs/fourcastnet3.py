@@ -21,7 +21,7 @@ Another one is an imperfect simulator, whose temperature relaxes to a contrast b
 equator and poles of 54 K instead of 60 and whose friction takes 1.25 days instead of 1.
 It is given what the network is given, and no more: the winds and the air above come
 from states of its climate, moved by regression on what is seen, as in the analysis of
-an ensemble Kalman filter. Beside it stand the same with the truth's equations, which no
+an ensemble Kalman filter. Beside it stand one with the truth's equations, which no
 real simulator has, and days of the climate.
 
 claims took two hours of two CPU cores (AMD EPYC) that other jobs shared, with networks
