@@ -12,8 +12,9 @@ waves, without the waves, and with white noise instead. All seeds share the free
 the simulator, which are kept in the user's cache; intervals hold the choice of the runs
 that are tested on, too. The trunk has blocks of 16 channels, global and local in turn:
 four in `claims`, and two in `small`, where all of it has to take minutes of two cores.
-It takes 2.5 minutes of two quiet cores, and has one seed, of which no verdict but
-"undecided" can come; of so short a training all members run away by day 100.
+It takes 3 minutes of two quiet cores, and has one seed, of which no verdict but
+"undecided" can come; of so short a training members of diffusion noise run away by day
+100.
 
 claims took 70 minutes of two CPU cores (AMD EPYC) that other jobs shared, with networks
 trained for 1,500 steps of one case: fair CRPS on day 1 is .199 of all three, spread
@@ -83,7 +84,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     elif claims:
         config.stages = ((300, 3e-3, "standard", 1), (1200, 3e-3, "fair", 1))
     else:
-        # Two steps at the end, or all members run away within 100 days.
+        # Without two steps at the end some members run away within ten days.
         config.stages = ((300, 4e-3, "almost_fair", 1), (60, 1e-3, "almost_fair", 2))
     config.num_members = 2 if smoke else 4 if claims else 2
     config.alpha = 0.95  # of the almost fair estimator
