@@ -84,7 +84,7 @@ def get_config(preset="small"):  # smoke | small | claims | paper
     elif claims:
         config.stages = ((300, 3e-3, "standard", 1), (1200, 3e-3, "fair", 1))
     else:
-        # Without two steps at the end some members run away within ten days.
+        # Without two steps at the end members with waves run away in ten days, too.
         config.stages = ((300, 4e-3, "almost_fair", 1), (60, 1e-3, "almost_fair", 2))
     config.num_members = 2 if smoke else 4 if claims else 2
     config.alpha = 0.95  # of the almost fair estimator
