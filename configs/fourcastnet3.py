@@ -31,7 +31,7 @@ the best sampler's on day 1 at 22 times its speed.
 Spread over error is 1.02 to 1.33 from day 2 on, too much of it; power grows to day 30
 and stays there, of the largest waves 3 to 5 times the truth's. Without waves in the
 loss two of five networks run away within 100 days. experiments/RESULTS.md has the rest.
-`small` takes 3.5 minutes of two quiet cores and has one seed, of which no verdict but
+`small` takes 4.5 minutes of two quiet cores and has one seed, of which no verdict but
 "undecided" can come.
 
 `paper` has the published sizes: FourCastNet 3, 72 channels at 0.25 degrees, 16 members
