@@ -88,6 +88,9 @@ class NoiseConditionedNorm(nnx.Module):
 
         norm = NoiseConditionedNorm(32, 4, rngs=nnx.Rngs(0))
         norm(x, z)  # [40, 32], [40, 4] or [4] -> [40, 32]
+
+        # In a module of flax linen, whose parameters then hold those of the norm:
+        flax.nnx.bridge.to_linen(NoiseConditionedNorm, 32, 4, name="norm")(x, z)
     """
 
     def __init__(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from ensjax import nn
 from ensjax.train import NoiseCrps, RolloutLoss, WhiteNoise
@@ -16,6 +16,36 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 def given(width=6, channels=2):
     x = 3 + 2 * jax.random.normal(KEYS[0], (SITES, width))
     return x, jax.random.normal(KEYS[1], (SITES, channels))
+
+
+def test_a_linen_module_can_hold_the_norm():
+    """By flax's own bridge: parameters by name, and the same numbers and gradients."""
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x, z):
+            h = linen.Dense(6)(x)
+            return nnx.bridge.to_linen(nn.NoiseConditionedNorm, 6, 2, name="norm")(h, z)
+
+    x, z = given()
+    net = Net()
+    params = net.init(jax.random.key(0), x, z)["params"]
+    assert set(params) == {"Dense_0", "norm"}
+    shapes = jax.tree.map(jnp.shape, dict(params["norm"]["scale"]))
+    assert shapes == {"kernel": (2, 6), "bias": (6,)}
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    norm = nn.NoiseConditionedNorm(6, 2, rngs=nnx.Rngs(0))
+    for name in ("scale", "shift"):
+        own = params["norm"][name]
+        linear = getattr(norm, name)
+        linear.kernel[...], linear.bias[...] = own["kernel"], own["bias"]
+    dense = params["Dense_0"]
+    expected = norm(x @ dense["kernel"] + dense["bias"][None], z)
+    found = net.apply({"params": params}, x, z)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    grads = jax.grad(lambda p: (net.apply({"params": p}, x, z) ** 2).sum())(params)
+    for leaf in jax.tree.leaves(grads):
+        assert np.abs(leaf).max() > 0
 
 
 def test_the_norm_is_its_formula():
