@@ -1,7 +1,8 @@
 """One network with noise inside, trained on the CRPS of its members (AIFS-CRPS).
 
 `_training.py` trains and forecasts, `_scores.py` measures ensembles, `_theory.py` what
-the losses ask for, `_drift.py` has simulators that drift, `_rain.py` is about real
+the losses ask for, `_efi.py` compares extreme forecast indices with the two-scale
+simulator's, `_drift.py` has simulators that drift, `_rain.py` is about real
 rain, `_claims.py` judges and `_figures.py` draws. `lorenz96_forecasts.py` has the
 weather and the imperfect simulator.
 
@@ -30,6 +31,7 @@ scores = load_beside(__file__, "crps_forecast_scores")
 theory = load_beside(__file__, "crps_forecast_theory")
 rain = load_beside(__file__, "crps_forecast_rain")
 drifting = load_beside(__file__, "crps_forecast_drift")
+efi = load_beside(__file__, "crps_forecast_efi")
 verdicts = load_beside(__file__, "crps_forecast_claims")
 figures = load_beside(__file__, "crps_forecast_figures")
 lorenz = training.lorenz
@@ -141,17 +143,19 @@ def run(config, run_dir):
         # The name changes with what the stage gives: "scores" is of older versions.
         MEASURED: lambda done: measure(config, run_dir, done["simulate"]),
         "first_step": lambda done: first_step(config, run_dir, done["simulate"]),
+        "efi": lambda done: efi.measure(config, run_dir, done["simulate"]),
     }
     done = run_stages(run_dir, config, stages)
     done["scores"] = done.pop(MEASURED)
     figures.add_tables(run_dir, config, done)
+    efi.add_table(run_dir, config, done)
     figures.add_figures(run_dir, config, done)
     run_dir.finish(
         title=config.title,
         summary=verdicts.describe(config, done),
-        scalars=verdicts.summarise(config, done),
+        scalars=verdicts.summarise(config, done) | efi.summarise(config, done),
         claims=verdicts.make_claims(config, done),
-        checks=verdicts.make_checks(config, done),
+        checks=verdicts.make_checks(config, done) + efi.make_checks(config, done),
     )
 
 

