@@ -477,7 +477,7 @@ def test_the_smoke_run_reports_and_splits_its_step(tmp_path, monkeypatch):
     options = RunOptions(f"{CONFIG}:smoke", str(tmp_path / "run"))
     assert run_and_report(options) == 0
     found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert len(found["claims"]) == 5 and len(found["checks"]) == 19
+    assert len(found["claims"]) == 5 and len(found["checks"]) == 21
     made = np.load(tmp_path / "run" / "stages" / "sample.npz")
     assert made["calls_levels_2"] == 3 and np.isfinite(made["fair_half"]).all()
     assert made["fair_by_run_half"].shape == (1, 1)

@@ -354,7 +354,7 @@ def test_the_smoke_run_reports_and_the_same_after_a_resume(tmp_path, monkeypatch
     assert run_and_report(options) == 0
     path = tmp_path / "run" / "results.json"
     first = json.loads(path.read_text())
-    assert len(first["claims"]) == 1 and len(first["checks"]) == 17
+    assert len(first["claims"]) == 1 and len(first["checks"]) == 18
     level_0 = [c["pass"] for c in first["checks"][:9]]
     assert all(level_0)
     path.unlink()
