@@ -149,7 +149,8 @@ def add_figures(run_dir, config, done):
         "by_lead",
         _by_lead(config, found),
         "Spread over error (1: calibrated; shaded 0.8 to 1.1; crosses at step 1:"
-        f" what each loss asks for), and fair CRPS, by lead. {seeds}. One forecast of"
+        f" what each loss asks for), and fair CRPS, by lead, from {config.num_test}"
+        f" starts (of step 1 from all of them: see the table). {seeds}. One forecast of"
         " the squared error has no spread, and its absolute error as score.",
     )
     run_dir.add_figure(

@@ -252,6 +252,8 @@ def add_table(run_dir, config, done) -> None:
         f" {flaws['friction_days']:g} days (1). Power is the least and the most"
         f" over degrees 1 to {config.last_degree}. Days a second are of one device,"
         " means over the seeds' networks, each timed alone; of a simulator one number."
+        " Stages of a run that was resumed may have been timed beside other work: both"
+        " simulators are one program."
         f" Training of a denoiser took {found['training_seconds']:,.0f} s. Skill of"
         f" network and sampler is {'' if both.is_equal else 'not '}equal: fair CRPS"
         f" within 3 % and both SSR in {SSR[0]} to {SSR[1]}.",

@@ -83,7 +83,7 @@ def _systems(config, scores, done):
     rate, fair = float(simulated["rate"]), simulated["crps"][0].mean()
     speed.plot([rate], [fair], color=grey, marker=MARKERS[2], ls="")
     speed.annotate(
-        "simulator", (rate, fair), xytext=(0, 6), textcoords="offset points",
+        "imperfect simulator", (rate, fair), xytext=(0, 6), textcoords="offset points",
         ha="center", fontsize=8,
     )  # fmt: skip
     speed.set_xscale("log")
@@ -94,7 +94,7 @@ def _systems(config, scores, done):
     lines = {
         "CRPS network": (found[f"power_{systems.NET}"].mean(axis=0), net, 0),
         "best sampler": (found[f"power_{best}"].mean(axis=0), other, 1),
-        "simulator": (systems.sampler.power_ratio(simulated)[0], grey, 2),
+        "imperfect sim.": (systems.sampler.power_ratio(simulated)[0], grey, 2),
     }
     for label, (ratio, color, mark) in lines.items():
         for variable, style in enumerate(("-", "--")):

@@ -34,7 +34,8 @@ def add_figures(run_dir, config, done) -> None:
         _spectra(config, found),
         f"Power of members over the truth's by degree, after {last} daily steps"
         f" (left) and {config.test.long_days[-1]} (right); mean over members, cases and"
-        f" seeds. Grey: 0.5 to 2; beyond {MOST_POWER:,.0f} the axis ends.",
+        f" seeds. Grey: 0.5 to 2. What is beyond {MOST_POWER:,.0f} is named, not"
+        " drawn.",
     )
     run_dir.add_figure(
         "leads",

@@ -55,12 +55,17 @@ class HeldSuarez:
             )
         for name in ("contrast_kelvin", "friction_days"):
             value = getattr(self, name)
-            if not 0 < value < np.inf:
-                raise ValueError(f"{name} must be a number above 0; got {value}.")
+            if not isinstance(value, (int, float)) or not 0 < value < np.inf:
+                raise ValueError(f"{name} must be a number above 0; got {value!r}.")
 
     @property
     def name(self) -> str:
-        return f"Held-Suarez T{self.truncation}, {self.num_levels} levels"
+        name = f"Held-Suarez T{self.truncation}, {self.num_levels} levels"
+        if self.contrast_kelvin != 60:
+            name += f", contrast {self.contrast_kelvin:g} K"
+        if self.friction_days != 1:
+            name += f", friction {self.friction_days:g} days"
+        return name
 
     @property
     def step_length(self) -> float:

@@ -37,8 +37,8 @@ from ensjax.train.noise_members import NoiseCrps, check_count
 from ensjax.train.rollouts import (
     check_element_weights,
     check_fill,
-    check_step_weights,
     check_weights_fit,
+    keep_step_weights,
 )
 
 RECONSTRUCTIONS = ("crps", "l1", "mse")
@@ -174,7 +174,7 @@ class VariationalLoss:
         if self.num_scored is not None:
             check_count("num_scored", self.num_scored)
         check_count("num_steps", self.num_steps)
-        check_step_weights(self.step_weights, self.num_steps)
+        keep_step_weights(self)
         check_element_weights(self.element_weights)
         check_fill(self.fill)
         if not self.kl_weight >= 0:

@@ -154,7 +154,7 @@ class RolloutLoss:
     def __post_init__(self):
         check_count("num_steps", self.num_steps)
         check_count("num_states", self.num_states)
-        check_step_weights(self.step_weights, self.num_steps)
+        keep_step_weights(self)
         check_element_weights(self.element_weights)
         check_fill(self.fill)
         has_members = isinstance(self.score, NoiseCrps) and self.score.num_members > 1
@@ -308,6 +308,14 @@ def check_step_weights(weights: tuple[float, ...] | None, num_steps: int) -> Non
         raise ValueError(
             f"step_weights must be finite, not negative, nor all 0; got {weights}."
         )
+
+
+def keep_step_weights(loss: Any) -> None:
+    """Checks a loss's `step_weights` and keeps them as a tuple, which can be hashed."""
+    check_step_weights(loss.step_weights, loss.num_steps)
+    if loss.step_weights is not None:
+        own = tuple(float(x) for x in loss.step_weights)
+        object.__setattr__(loss, "step_weights", own)
 
 
 def check_element_weights(weights: Any, name: str = "element_weights") -> None:

@@ -188,6 +188,8 @@ def test_an_imperfect_simulator_has_other_friction_and_another_profile(days_late
         system = dataclasses.replace(SYSTEM, **settings)
         return np.asarray(system.fields(jax.jit(system.step)(state)))
 
+    assert dataclasses.replace(SYSTEM, friction_days=0.25).name.endswith("0.25 days")
+    assert SYSTEM.name == "Held-Suarez T21, 2 levels"
     usual = after()
     rubbed, flat = after(friction_days=0.25), after(contrast_kelvin=30.0)
     kept = (rubbed * usual).sum(axis=(0, 1)) / (usual**2).sum(axis=(0, 1))
@@ -208,6 +210,8 @@ def test_what_does_not_work_is_refused_before_any_work():
         HeldSuarez(step_minutes=50)
     with pytest.raises(ValueError, match="friction_days must be a number above 0"):
         HeldSuarez(friction_days=0)
+    with pytest.raises(ValueError, match="friction_days must be a number above 0"):
+        HeldSuarez(friction_days="1")
     with pytest.raises(ValueError, match="contrast_kelvin must be a number above 0"):
         HeldSuarez(contrast_kelvin=float("nan"))
     with pytest.raises(ValueError, match="must rise"):
