@@ -52,9 +52,7 @@ def noise_statistics(config) -> dict[str, np.ndarray]:
     error = np.sqrt(2 / ((2 * degree + 1) * _DRAWS))
     is_there = expected > 1e-9  # below, the float32 of a field has its own power
     off = np.where(is_there, np.abs(power / np.where(is_there, expected, 1) - 1), 0)
-    share = expected / expected.sum(axis=-1, keepdims=True)
-    # Of the mean square, whose waves of a degree are 2 l + 1; of its root the half.
-    sd_error = np.sqrt((share**2 / (2 * degree + 1)).sum(axis=-1) / (2 * _DRAWS))
+    sd_error = deviation_error(expected) / np.sqrt(_DRAWS)
     row_error = row_errors(expected, grid) / np.sqrt(_DRAWS)  # [channel, lat]
     places, waves = _scramble(config)
     pair_sum, pair_sd = _pairs(config)
@@ -77,6 +75,20 @@ def noise_statistics(config) -> dict[str, np.ndarray]:
         "scramble_waves": np.float64(waves),
         "fields": np.moveaxis(np.stack([before[0], fields[0]]), -1, 1),
     }
+
+
+def deviation_error(power) -> np.ndarray:
+    """Standard error of a field's deviation by one draw, `[...]`, of its expected one.
+
+    The mean square over the sphere is the sum of all waves' powers, of which a degree
+    has 2 l + 1; its root has half of its relative error.
+
+    Args:
+        power: expected by degree, `[..., l]`.
+    """
+    degree = np.arange(power.shape[-1])
+    share = power / power.sum(axis=-1, keepdims=True)
+    return np.sqrt((share**2 / (2 * degree + 1)).sum(axis=-1) / 2)
 
 
 def published_power(lengths_km, last_degree) -> np.ndarray:

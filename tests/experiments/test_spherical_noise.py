@@ -127,6 +127,12 @@ def test_a_place_of_another_variance_is_seen():
     power = scores.published_power(config.noise.lengths_km, grid.degree)
     theory = scores.row_errors(power, grid)
     np.testing.assert_allclose(squares.std(axis=0).T, theory, rtol=0.35)
+    area_mean = np.einsum("dic,i->dc", squares, grid.quadrature() / 2)
+    half = scores.deviation_error(power)
+    np.testing.assert_allclose(area_mean.std(axis=0) / 2, half, rtol=0.1)
+    # Of one degree of three waves: a chi-square of three.
+    alone = scores.deviation_error(np.array([0.0, 1.0]))
+    assert alone == pytest.approx(np.sqrt(1 / 6))
     # At the poles a row is one place, of variance 2; a short field has many elsewhere.
     assert theory[-1, 0] == pytest.approx(np.sqrt(2), rel=0.02)
     assert theory[0, 16] < 0.25

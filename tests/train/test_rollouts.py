@@ -322,6 +322,12 @@ def test_each_step_is_computed_again_on_the_way_back():
     assert kept(False) > inside > 4 * kept(True)
 
 
+def test_step_weights_are_kept_as_what_can_be_hashed():
+    loss = RolloutLoss(2, SCORE, step_weights=[1, np.float32(0.5)])
+    assert loss == RolloutLoss(2, SCORE, step_weights=(1.0, 0.5))
+    assert hash(loss) == hash(RolloutLoss(2, SCORE, step_weights=(1.0, 0.5)))
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="num_steps must be at least 1"):
         RolloutLoss(0, SCORE)
