@@ -5,22 +5,19 @@ each system's index is taken in a climate of its own: of the networks by long fr
 of the simulator by the runs that the networks are trained on.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ensjax.experiment.claims import check_at_least, check_at_most, interval_text
 from ensjax.experiment.fields import load_beside
-from ensjax.verification import extreme_forecast_index
 
 training = load_beside(__file__, "crps_forecast_training")
+indices = load_beside(__file__, "lorenz96_efi")
 lorenz = training.lorenz
 
 KINDS = {"almost_fair": "almost fair CRPS", "error": "squared error"}
 UNITS = (0.5, 1.0, 2.0, 4.0)  # leads of the published comparison, time units
 NOISE = 0.05  # of a member at its start, in deviations of the climate
 LEAST = {1.0: 0.95, 2.0: 0.95, 4.0: 0.9}  # correlations that are asked for
-_LEVELS = np.linspace(0, 1, 101)  # of the climate
 _FREE, _GAP = (
     100,
     10,
@@ -66,12 +63,12 @@ def measure_seed(config, networks, archive, seed) -> dict[str, np.ndarray]:
         config, archive | own, seed, count, noise=NOISE
     )[:, :, places]  # fmt: skip
     climate = (archive["train"] - archive["mean"]) / archive["sd"]
-    index = index_of(simulated, climate)
-    halves = [index_of(simulated[i::2], climate) for i in range(2)]
+    index = indices.index_of(simulated, climate)
+    halves = [indices.index_of(simulated[i::2], climate) for i in range(2)]
     starts = archive["truth"][:, 0].astype(np.float32)
     verified, others = starts[: config.num_test], starts[config.num_test :]
     moved = lorenz.perturbed(verified, config, seed, count, noise=NOISE)
-    found = {"half": correlations(*halves)}
+    found = {"half": indices.correlations(*halves)}
     for name, network in networks.items():
         # Every member is a case of its own, since it has a start of its own.
         made = training.forecast(
@@ -82,38 +79,12 @@ def measure_seed(config, networks, archive, seed) -> dict[str, np.ndarray]:
             config, network, others, 1, first_case=moved.shape[0] * count,
             num_leads=2 * _FREE,
         )[0, 0, :, _FREE::_GAP]  # fmt: skip
-        emulated = index_of(np.moveaxis(members, 1, 0), free)
+        emulated = indices.index_of(np.moveaxis(members, 1, 0), free)
         found |= {
-            name: correlations(emulated, index),
+            name: indices.correlations(emulated, index),
             f"{name}_sd": emulated.std(axis=(0, 2)) / index.std(axis=(0, 2)),
         }
     return found
-
-
-def index_of(members, climate) -> np.ndarray:
-    """Of members `[member, case, lead, site]`; all sites of the ring have one climate,
-    states of any shape."""
-    quantiles = np.quantile(np.asarray(climate), _LEVELS).astype(np.float32)
-    return np.asarray(_index(jnp.asarray(members), jnp.asarray(quantiles)))
-
-
-@jax.jit
-def _index(members, quantiles):
-    shape = members.shape[1:]
-    wide = jnp.broadcast_to(
-        quantiles.reshape(-1, *(1,) * len(shape)), (len(_LEVELS), *shape)
-    )
-    return extreme_forecast_index(members, wide, _LEVELS)
-
-
-def correlations(first, second) -> np.ndarray:
-    """Over cases and sites, `[lead]`."""
-    return np.array(
-        [
-            np.corrcoef(first[:, i].ravel(), second[:, i].ravel())[0, 1]
-            for i in range(first.shape[1])
-        ]
-    )
 
 
 def units_of(config, found) -> list[float]:

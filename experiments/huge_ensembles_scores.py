@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ensjax import verification
+from ensjax.experiment.fields import load_beside
 from ensjax.scores import auroc
 
-LEVELS = np.linspace(0, 1, 101)  # of the climate, for the EFI
+efi = load_beside(__file__, "lorenz96_efi")
 
 
 def measure(name: str, draws, truth, event: float) -> dict[str, np.ndarray]:
@@ -97,22 +98,6 @@ def reliability_slope(diagram) -> jax.Array:
     return jnp.sum(weight * x * y, axis=-1) / jnp.sum(weight * x**2, axis=-1)
 
 
-def efi_of(members, climate) -> np.ndarray:
-    """The EFI of members `[member, start, lead, site]` in a climate of any shape.
-
-    All sites of the ring have one climate.
-    """
-    quantiles = jnp.quantile(jnp.asarray(climate).ravel(), jnp.asarray(LEVELS))
-    shape = members.shape[1:]
-    wide = jnp.broadcast_to(quantiles.reshape(-1, *(1,) * len(shape)), (101, *shape))
-    return np.asarray(_efi(jnp.asarray(members), wide))
-
-
-@jax.jit
-def _efi(members, quantiles):
-    return verification.extreme_forecast_index(members, quantiles, LEVELS)
-
-
 def measure_efi(found, archive, event: float, truth) -> dict[str, np.ndarray]:
     """The EFI of emulators beside that of the system, each in its own climate.
 
@@ -129,22 +114,24 @@ def measure_efi(found, archive, event: float, truth) -> dict[str, np.ndarray]:
         and `efi_<name>_auc`, how well it tells events from others.
     """
     climate = (archive["train"] - archive["mean"]) / archive["sd"]
-    system = efi_of(found["system"], climate)
-    halves = [efi_of(found["system"][i::2], climate) for i in range(2)]
-    result = {"efi_half": _correlations(*halves)}
+    system = efi.index_of(found["system"], climate)
+    halves = [efi.index_of(found["system"][i::2], climate) for i in range(2)]
+    result = {"efi_half": efi.correlations(*halves)}
     result["efi_system_auc"] = _areas(system, truth > event)
     for name in ("emulator", "emulator_random"):
-        own = efi_of(found[name], found["free"])
-        parts = [efi_of(half, found["free"]) for half in _halves_of_pairs(found[name])]
-        of_halves = [_correlations(a, b) for a in parts for b in halves]
+        own = efi.index_of(found[name], found["free"])
+        parts = [
+            efi.index_of(half, found["free"]) for half in _halves_of_pairs(found[name])
+        ]
+        of_halves = [efi.correlations(a, b) for a in parts for b in halves]
         result |= {
-            f"efi_{name}": _correlations(own, system),
+            f"efi_{name}": efi.correlations(own, system),
             f"efi_{name}_half": np.mean(of_halves, axis=0),
             f"efi_{name}_sd": own.std(axis=(0, 2)) / system.std(axis=(0, 2)),
             f"efi_{name}_auc": _areas(own, truth > event),
         }
     return result | {
-        "efi_pair": np.stack([efi_of(found["emulator"], found["free"]), system])
+        "efi_pair": np.stack([efi.index_of(found["emulator"], found["free"]), system])
     }
 
 
@@ -152,13 +139,6 @@ def _halves_of_pairs(members):
     """Every other pair of members that follow each other, and the rest."""
     pairs = members.reshape(-1, 2, *members.shape[1:])
     return [pairs[i::2].reshape(-1, *members.shape[1:]) for i in range(2)]
-
-
-def _correlations(first, second):
-    leads = range(first.shape[1])
-    return np.array(
-        [np.corrcoef(first[:, i].ravel(), second[:, i].ravel())[0, 1] for i in leads]
-    )
 
 
 def _areas(index, is_event):

@@ -486,16 +486,18 @@ def test_an_index_is_of_members_beside_their_own_climate():
     rng = np.random.default_rng(0)
     climate = rng.normal(size=(50, 4, 40))
     same = rng.normal(size=(2_000, 2, 3, 5)).astype(np.float32)
-    assert np.abs(efi.index_of(same, climate)).max() < 0.1
-    assert efi.index_of(same + 20, climate).min() == pytest.approx(1, abs=1e-3)
-    assert efi.index_of(same - 20, climate).max() == pytest.approx(-1, abs=1e-3)
+    assert np.abs(efi.indices.index_of(same, climate)).max() < 0.1
+    assert efi.indices.index_of(same + 20, climate).min() == pytest.approx(1, abs=1e-3)
+    assert efi.indices.index_of(same - 20, climate).max() == pytest.approx(-1, abs=1e-3)
     # A system that is warmer, in a climate that is as much warmer, is the same.
     np.testing.assert_allclose(
-        efi.index_of(same + 0.5, climate + 0.5), efi.index_of(same, climate), atol=2e-3
+        efi.indices.index_of(same + 0.5, climate + 0.5),
+        efi.indices.index_of(same, climate),
+        atol=2e-3,
     )
     first = rng.normal(size=(7, 2, 9))
     twice = np.stack([3 * first[:, 0] + 1, -first[:, 1]], axis=1)
-    np.testing.assert_allclose(efi.correlations(first, twice), [1, -1])
+    np.testing.assert_allclose(efi.indices.correlations(first, twice), [1, -1])
 
 
 def test_checks_of_the_index_follow_their_numbers():

@@ -188,9 +188,9 @@ def test_growth_is_of_the_centred_pair():
 def test_the_efi_of_a_climate_that_is_its_own_is_small():
     rng = np.random.default_rng(1)
     climate = rng.normal(size=20_000)
-    index = first.scores.efi_of(rng.normal(size=(200, 3, 2, SITES)), climate)
+    index = first.scores.efi.index_of(rng.normal(size=(200, 3, 2, SITES)), climate)
     assert np.abs(index).max() < 0.3
-    far = first.scores.efi_of(np.full((5, 3, 2, SITES), 9.0), climate)
+    far = first.scores.efi.index_of(np.full((5, 3, 2, SITES), 9.0), climate)
     np.testing.assert_allclose(far, 1, atol=1e-3)
 
 
